@@ -1,0 +1,84 @@
+"""The three kinds of field a module has: parameters, buffers and static values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+KIND = "frostleaf.kind"
+PERSISTENT = "frostleaf.persistent"
+
+
+def parameter(**options: Any) -> Any:
+    """Return a field that holds parameters: arrays, modules, and tuples or mappings of them.
+
+    A bare annotation means the same; call this to give the field a default, a factory, a converter or a validator.
+
+    Args:
+        **options: What :func:`attrs.field` accepts.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> class Scale(fl.Module):
+    ...     factor: mx.array = fl.parameter(factory=lambda: mx.ones(3))
+    >>> Scale()
+    Scale(factor=f32[3])
+    """
+    return _field("parameter", options)
+
+
+def buffer(*, persistent: bool = True, **options: Any) -> Any:
+    """Return a field that holds arrays which are part of the model but never trained, such as running statistics.
+
+    A buffer is a leaf of the tree like a parameter: it is cast, mapped and passed through ``jit``. It is not among the
+    trainable parameters, frozen or not.
+
+    Args:
+        persistent: Whether the arrays are among :meth:`Module.parameters` and are saved with them. ``False`` is for what is
+            computed again when a model is built, such as rotary tables. Default: ``True``.
+        **options: What :func:`attrs.field` accepts.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> class Count(fl.Module):
+    ...     seen: mx.array = fl.buffer(factory=lambda: mx.array(0))
+    >>> list(Count().parameters()), list(Count().trainable_parameters())
+    (['seen'], [])
+    """
+    options["metadata"] = {**(options.get("metadata") or {}), PERSISTENT: persistent}
+    return _field("buffer", options)
+
+
+def static(**options: Any) -> Any:
+    """Return a field that holds metadata: a hashable value that is part of the model's structure and never an array.
+
+    Two models are of one structure only if their static values are equal, so ``jit`` traces again when one differs.
+    Lists, dicts and sets are made immutable first and may then be used as well.
+
+    Args:
+        **options: What :func:`attrs.field` accepts.
+
+    Raises:
+        TypeError: When the module is built, if the value holds an array or can't be hashed.
+
+    >>> import frostleaf as fl
+    >>> class Power(fl.Module):
+    ...     exponent: int = fl.static(default=2)
+    >>> Power(3)
+    Power(exponent=3)
+    """
+    return _field("static", options)
+
+
+def kind(attribute: attrs.Attribute[Any]) -> str:
+    """Return ``"parameter"``, ``"buffer"`` or ``"static"``."""
+    return str(attribute.metadata.get(KIND, "parameter"))
+
+
+def persistent(attribute: attrs.Attribute[Any]) -> bool:
+    """Return whether the field's arrays are saved with the model's parameters."""
+    return bool(attribute.metadata.get(PERSISTENT, True)) and not attribute.name.startswith("_")
+
+
+def _field(kind: str, options: dict[str, Any]) -> Any:
+    options["metadata"] = {**(options.get("metadata") or {}), KIND: kind}
+    return attrs.field(**options)

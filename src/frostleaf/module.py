@@ -1,0 +1,3 @@
+from .node import Node
+class Module(Node):
+    pass

@@ -1,0 +1,322 @@
+"""What makes a class a frozen tree: the attrs definition, the optree registration, and the end of construction.
+
+This file is the one place where classes are changed as they are made. See the README's architecture section.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
+
+import attrs
+import mlx.core as mx
+import optree
+
+from . import fields
+from .containers import arrays_in, freeze_containers, static_key, thaw_containers
+from .namespace import NAMESPACE
+
+N = TypeVar("N", bound="Node")
+
+# Keys of an instance's __dict__ that no field can have, since a field's name is an identifier.
+OPEN = "<open>"
+METADATA = "<metadata>"
+
+FROZEN = (
+    "can't {verb} {cls}.{name}: a finished module never changes. {advice} returns a new module that shares the rest."
+)
+UNDECLARED = "{cls} has no field {name!r}{nearest}. Declare it in the class body, for example as `{name}: mx.array`."
+UNSET = (
+    "{cls}.__init__ returned without setting {names}. Set each declared field on self, or give it a default in the "
+    "class body."
+)
+ARRAY_IN_STATIC = (
+    "{cls}.{name} is a static field and was given an array ({array}). Static values are structure, compared and hashed; "
+    "an array belongs in a bare annotation (a parameter) or in fl.buffer()."
+)
+UNHASHABLE = (
+    "{cls}.{name} is a static field and was given {value!r}, a {kind} that can't be hashed ({error}). Give the class "
+    "__eq__ and __hash__, or keep what it says in numbers, strings and tuples."
+)
+FOREIGN_ARRAY = "{cls}.{name} was given a {kind}; the leaves of a module are mx.array. Pass mx.array(...) of it."
+HIDES = "{cls} declares a field {name!r}, which hides {owner}.{name} of every module. Choose another name."
+BUILDING = (
+    "this {cls} is still being built: until its __init__ has returned it is not a tree, and can't be cast, frozen or "
+    "flattened. Do that to the finished module (what may never be trained is declared with fl.buffer())."
+)
+TWICE = "__init__ was called on a finished {cls}, which can't change. Build a new one."
+
+
+class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
+    """The ``FrozenInstanceError`` of attrs, with a message that says which class and field, and what to call instead."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.args = (message,)
+        self.msg = message
+
+
+class Metadata:
+    """A module's own part of its structure: its static values, its mode, and the names of its frozen fields.
+
+    Equal when interchangeable (:func:`~frostleaf.containers.static_key`).
+    """
+
+    __slots__ = ("_hash", "_key", "frozen", "static", "training")
+
+    def __init__(self, static: Mapping[str, Any], training: bool, frozen: frozenset[str]) -> None:
+        self.static = static
+        self.training = training
+        self.frozen = frozen
+        self._key = (training, frozen, tuple(static_key(value) for value in static.values()))
+        self._hash = hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Metadata)
+            and self._hash == other._hash
+            and self._key == other._key
+            and self.static.keys() == other.static.keys()
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        shown = dict(self.static)
+        if not self.training:
+            shown["training"] = False
+        if self.frozen:
+            shown["frozen"] = sorted(self.frozen)
+        return f"Metadata({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def __reduce__(self) -> Any:
+        return _restore_metadata, (thaw_containers(dict(self.static)), self.training, self.frozen)
+
+
+class Node:
+    """The base of :class:`Module`: a class whose instances are frozen trees."""
+
+    __fields__: ClassVar[Mapping[str, attrs.Attribute[Any]]] = {}
+    # Names of the fields whose values are children in the tree, and of those that are structure.
+    __children__: ClassVar[tuple[str, ...]] = ()
+    __static__: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _define(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        cls = type(self)
+        if OPEN not in self.__dict__:
+            raise FrozenModuleError(_frozen("set", cls, name))
+        self.__dict__[name] = _checked(self, _field(cls, name), value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenModuleError(_frozen("delete", type(self), name))
+
+    def __reduce__(self) -> Any:
+        metadata = metadata_of(self)
+        values = {name: thaw_containers(value) for name, value in field_values(self).items()}
+        return _restore, (type(self), values, metadata.training, metadata.frozen)
+
+
+def metadata_of(node: Node) -> Metadata:
+    """Return the node's static values, mode and frozen names.
+
+    Raises:
+        TypeError: If the node's ``__init__`` is still running.
+    """
+    try:
+        return node.__dict__[METADATA]  # type: ignore[no-any-return]
+    except KeyError:
+        raise TypeError(BUILDING.format(cls=type(node).__name__)) from None
+
+
+def field_values(node: Node) -> dict[str, Any]:
+    """Return the node's fields by name, in the order of their declaration."""
+    values = node.__dict__
+    return {name: values[name] for name in type(node).__fields__}
+
+
+def edited(
+    node: N,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    training: bool | None = None,
+    frozen: frozenset[str] | None = None,
+) -> N:
+    """Return the node with some fields, its mode or its frozen names changed; the node itself if nothing is.
+
+    Raises:
+        TypeError: If a name isn't a field, or a value can't be held by its field.
+    """
+    cls = type(node)
+    checked = {name: _checked(node, _field(cls, name), value) for name, value in changes.items()}
+    metadata = metadata_of(node)
+    old = field_values(node)
+    changed = {name: value for name, value in checked.items() if value is not old[name]}
+    training = metadata.training if training is None else training
+    frozen = metadata.frozen if frozen is None else frozen
+    if not changed and training == metadata.training and frozen == metadata.frozen:
+        return node
+    new = _blank(cls, {**old, **changed})
+    _close(new, changed, training, frozen)
+    return new
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``"; the nearest is 'x'"`` for use in a message, or nothing if no name is near."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; the nearest is {close[0]!r}" if close else ""
+
+
+def _define(cls: type[Node]) -> None:
+    handwritten = _has_handwritten_init(cls)
+    # A hand-written constructor takes what it likes, so the order of the fields' defaults is free: kw_only says so to attrs.
+    attrs.define(
+        cls, frozen=True, slots=False, eq=False, repr=False, init=not handwritten, kw_only=handwritten, auto_attribs=True
+    )
+    # attrs has put its own messages here; Node has better ones.
+    del cls.__setattr__, cls.__delattr__
+    if not hasattr(cls.__init__, "handwritten"):
+        cls.__init__ = _closing(cls.__init__, handwritten)  # type: ignore[method-assign]
+
+    cls.__fields__ = attrs.fields_dict(cls)
+    root = next(base for base in reversed(cls.__mro__) if issubclass(base, Node) and base is not Node)
+    for name in cls.__fields__:
+        if hasattr(root, name):
+            raise TypeError(HIDES.format(cls=cls.__name__, name=name, owner=root.__name__))
+    cls.__static__ = tuple(name for name, field in cls.__fields__.items() if fields.kind(field) == "static")
+    cls.__children__ = children = tuple(name for name in cls.__fields__ if name not in cls.__static__)
+
+    def flatten(node: Any) -> tuple[list[Any], Metadata, tuple[str, ...]]:
+        metadata = metadata_of(node)
+        values = node.__dict__
+        return [values[name] for name in children], metadata, children
+
+    def unflatten(metadata: Metadata, values: Iterable[Any]) -> Any:
+        node = object.__new__(cls)
+        attributes = node.__dict__
+        attributes.update(zip(children, values))  # noqa: B905 - optree has counted them
+        attributes.update(metadata.static)
+        attributes[METADATA] = metadata
+        return node
+
+    optree.register_pytree_node(cls, flatten, unflatten, path_entry_type=optree.GetAttrEntry, namespace=NAMESPACE)
+
+
+def _has_handwritten_init(cls: type) -> bool:
+    """Whether constructing ``cls`` runs an ``__init__`` that somebody wrote, rather than one that attrs is to make."""
+    for base in cls.__mro__:
+        if "__init__" in base.__dict__ and base is not object and not getattr(base, "_is_protocol", False):
+            return getattr(base.__dict__["__init__"], "handwritten", True)
+    return False
+
+
+def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None]:
+    """Return ``init`` so that the node is open to assignment while it runs and finished when the outermost one returns."""
+
+    @functools.wraps(init)
+    def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if METADATA in self.__dict__:
+            raise TypeError(TWICE.format(cls=type(self).__name__))
+        if OPEN in self.__dict__:
+            init(self, *args, **kwargs)
+            return
+        self.__dict__[OPEN] = True
+        try:
+            init(self, *args, **kwargs)
+            _fill_defaults(self)
+        finally:
+            del self.__dict__[OPEN]
+        _close(self, type(self).__fields__, training=True, frozen=frozenset())
+
+    __init__.handwritten = handwritten  # type: ignore[attr-defined]
+    return __init__
+
+
+def _fill_defaults(node: Node) -> None:
+    unset = []
+    for name, attribute in type(node).__fields__.items():
+        if name in node.__dict__:
+            continue
+        default: Any = attribute.default
+        if default is attrs.NOTHING:
+            unset.append(name)
+            continue
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = default.factory(node) if default.takes_self else default.factory()
+        node.__dict__[name] = _checked(node, attribute, default)
+    if unset:
+        raise TypeError(UNSET.format(cls=type(node).__name__, names=", ".join(map(repr, unset))))
+
+
+def _close(node: Node, changed: Iterable[str], training: bool, frozen: frozenset[str]) -> None:
+    """Make what the changed fields hold immutable, check that they may hold it, and give the node its metadata."""
+    cls = type(node)
+    values = node.__dict__
+    for name in changed:
+        values[name] = freeze_containers(values[name])
+        if name in cls.__static__:
+            _check_static(cls, name, values[name])
+        else:
+            _check_child(cls, name, values[name])
+    values[METADATA] = Metadata({name: values[name] for name in cls.__static__}, training, frozen)
+
+
+def _check_static(cls: type[Node], name: str, value: Any) -> None:
+    for array in arrays_in(value):
+        shown = f"{array.dtype}{list(array.shape)}".removeprefix("mlx.core.")
+        raise TypeError(ARRAY_IN_STATIC.format(cls=cls.__name__, name=name, array=shown))
+    try:
+        hash(static_key(value))
+    except TypeError as error:
+        shown = UNHASHABLE.format(cls=cls.__name__, name=name, value=value, kind=type(value).__name__, error=error)
+        raise TypeError(shown) from None
+
+
+def _check_child(cls: type[Node], name: str, value: Any) -> None:
+    # A node has checked its own fields.
+    for leaf in optree.tree_leaves(value, lambda child: isinstance(child, Node), namespace=NAMESPACE):
+        if not isinstance(leaf, mx.array) and hasattr(leaf, "__array__") and type(leaf).__hash__ is None:
+            kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+            raise TypeError(FOREIGN_ARRAY.format(cls=cls.__name__, name=name, kind=kind))
+
+
+def _field(cls: type[Node], name: str) -> attrs.Attribute[Any]:
+    try:
+        return cls.__fields__[name]
+    except KeyError:
+        shown = UNDECLARED.format(cls=cls.__name__, name=name, nearest=nearest(name, cls.__fields__))
+        raise TypeError(shown) from None
+
+
+def _checked(node: Node, attribute: attrs.Attribute[Any], value: Any) -> Any:
+    """Return ``value`` as the field's converter makes it, if its validators accept it."""
+    value = attrs.setters.convert(node, attribute, value)
+    return attrs.setters.validate(node, attribute, value)
+
+
+def _blank(cls: type[N], values: Mapping[str, Any]) -> N:
+    node = object.__new__(cls)
+    node.__dict__.update(values)
+    return node
+
+
+def _frozen(verb: str, cls: type[Node], name: str) -> str:
+    advice = f".replace({name}=...)" if name in cls.__fields__ else ".replace(...)"
+    return FROZEN.format(verb=verb, cls=cls.__name__, name=name, advice=advice)
+
+
+def _restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str]) -> N:
+    node = _blank(cls, values)
+    _close(node, values, training, frozen)
+    return node
+
+
+def _restore_metadata(static: dict[str, Any], training: bool, frozen: frozenset[str]) -> Metadata:
+    return Metadata(freeze_containers(static), training, frozen)

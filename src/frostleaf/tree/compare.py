@@ -1,0 +1,163 @@
+"""Trees compared: whether they are the same, nearly the same, and where they differ."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import mlx.core as mx
+
+from ..containers import static_key
+from ..node import Node, metadata_of
+from .structure import dotted, flatten
+from .walk import Path, level
+
+_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
+
+
+class Change(NamedTuple):
+    """One difference between two trees: where, of what kind, and what stands there in each."""
+
+    path: str
+    kind: Literal["class", "mode", "frozen", "static", "dtype", "shape", "value", "removed", "added", "type"]
+    left: Any
+    right: Any
+
+    def __str__(self) -> str:
+        return f"{self.path or '(root)'}: {self.kind} {describe(self.left)} -> {describe(self.right)}"
+
+
+class Diff(tuple[Change, ...]):
+    """The differences between two trees, one :class:`Change` each, printed a line each. Empty, and false, if there are none."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) if self else "no difference"
+
+
+def equal(*trees: Any) -> bool:
+    """Return whether the trees have the same structure and leaves of the same dtypes, shapes and values.
+
+    ``nan`` equals ``nan``. Evaluates the arrays, unless they are the same objects.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.tree.equal((mx.array(1), "a"), (mx.array(1), "a")), fl.tree.equal(mx.array(1), mx.array(1.0))
+    (True, False)
+    """
+    flat = [flatten(tree) for tree in trees]
+    for leaves, structure in flat[1:]:
+        if structure != flat[0][1]:
+            return False
+        for left, right in zip(flat[0][0], leaves, strict=True):
+            if not _same(left, right):
+                return False
+    return True
+
+
+def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, equal_nan: bool = False) -> bool:
+    """Return whether the trees have the same structure and leaves of the same shapes and nearly the same values.
+
+    Two leaves are close where ``abs(left - right) <= atol + rtol * abs(right)``, as in :func:`mlx.core.allclose`. Dtypes may
+    differ, so a model can be compared with its cast.
+
+    Args:
+        left, right: The trees.
+        rtol: Relative tolerance. Default: ``1e-5``.
+        atol: Absolute tolerance. Default: ``1e-8``.
+        equal_nan: Whether ``nan`` is close to ``nan``. Default: ``False``.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.tree.allclose([mx.array(1.0)], [mx.array(1.0 + 1e-7)])
+    True
+    """
+    (first, structure), (second, other) = flatten(left), flatten(right)
+    return structure == other and all(
+        a.shape == b.shape and bool(mx.allclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def diff(left: Any, right: Any) -> Diff:
+    """Return where two trees differ: in classes, modes, frozen names, static values, dtypes, shapes or values.
+
+    Arrays that are the same object are not looked into; others are evaluated.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.tree.diff({"w": mx.zeros(3), "n": 1}, {"w": mx.zeros(3, mx.float16), "n": 2})
+    w: dtype f32[3] -> f16[3]
+    n: static 1 -> 2
+    """
+    changes: list[Change] = []
+    _compare((), left, right, changes)
+    return Diff(changes)
+
+
+def describe(value: Any) -> str:
+    """Return an array's dtype and shape, or a short text for anything else.
+
+    >>> import mlx.core as mx
+    >>> describe(mx.zeros((2, 3), mx.bfloat16))
+    'bf16[2,3]'
+    """
+    if isinstance(value, mx.array):
+        name = str(value.dtype).removeprefix("mlx.core.")
+        letters = name.rstrip("0123456789")
+        return f"{_SHORT.get(letters, letters)}{name[len(letters) :]}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, Node):
+        return f"{type(value).__name__}(...)"
+    if isinstance(value, frozenset):
+        return "{" + ", ".join(sorted(map(str, value))) + "}"
+    text = getattr(value, "__name__", None) or repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
+
+
+def _compare(path: Path, left: Any, right: Any, changes: list[Change]) -> None:
+    if left is right:
+        return
+    name = dotted(path)
+    if isinstance(left, mx.array) and isinstance(right, mx.array):
+        if left.dtype != right.dtype:
+            changes.append(Change(name, "dtype", left, right))
+        elif left.shape != right.shape:
+            changes.append(Change(name, "shape", left, right))
+        elif not _same(left, right):
+            changes.append(Change(name, "value", left, right))
+        return
+    first, second = level(left), level(right)
+    if first is None or second is None:
+        if first or second or isinstance(left, mx.array) or isinstance(right, mx.array):
+            changes.append(Change(name, "type", left, right))
+        elif static_key(left) != static_key(right):
+            changes.append(Change(name, "static", left, right))
+        return
+    if type(left) is not type(right):
+        changes.append(Change(name, "class", type(left), type(right)))
+        return
+    if isinstance(left, Node):
+        ours, theirs = metadata_of(left), metadata_of(right)
+        if ours.training != theirs.training:
+            changes.append(Change(name, "mode", *("train" if each.training else "eval" for each in (ours, theirs))))
+        if ours.frozen != theirs.frozen:
+            changes.append(Change(name, "frozen", ours.frozen, theirs.frozen))
+    here = dict(zip(first.entries, first.children, strict=True))
+    there = dict(zip(second.entries, second.children, strict=True))
+    for entry, child in here.items():
+        if entry in there:
+            _compare((*path, entry), child, there[entry], changes)
+        else:
+            changes.append(Change(dotted((*path, entry)), "removed", child, _MISSING))
+    for entry, child in there.items():
+        if entry not in here:
+            changes.append(Change(dotted((*path, entry)), "added", _MISSING, child))
+
+
+def _same(left: mx.array, right: mx.array) -> bool:
+    if left is right:
+        return True
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    inexact = mx.issubdtype(left.dtype, mx.inexact)
+    return bool(mx.array_equal(left, right, equal_nan=inexact))

@@ -1,0 +1,69 @@
+"""One level of a tree at a time: the ground on which edits share what they do not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import optree
+
+from ..namespace import NAMESPACE
+from ..node import Node, edited, field_values
+
+Path = tuple[Any, ...]
+
+
+class Level(NamedTuple):
+    """The children of one node, their names, and the function that makes the node again from other children."""
+
+    entries: Sequence[Any]
+    children: Sequence[Any]
+    make: Callable[[Sequence[Any]], Any]
+
+
+def level(value: Any) -> Level | None:
+    """Return one level of a tree, or ``None`` for an array, a static value or ``None``.
+
+    The children of a module are all its fields, static ones included.
+    """
+    if value is None or isinstance(value, mx.array):
+        return None
+    if isinstance(value, Node):
+        fields = field_values(value)
+        return Level(list(fields), list(fields.values()), lambda new: edited(value, dict(zip(fields, new, strict=True))))
+    if optree.tree_is_leaf(value, namespace=NAMESPACE):
+        return None
+    children, _, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
+    return Level(entries, children, lambda new: make(tuple(new)))
+
+
+class Descend:
+    """What :func:`rewrite`'s ``enter`` returns to leave a value as it is and go on with what is inside."""
+
+
+def rewrite(
+    value: Any,
+    enter: Callable[[Path, Any], Any] | None = None,
+    leave: Callable[[Path, Any], Any] | None = None,
+    path: Path = (),
+) -> Any:
+    """Return the tree with some of its parts replaced; every part in which nothing was replaced is the same object.
+
+    Args:
+        value: The tree.
+        enter: Called with the path and the value of each part, before its children. What it returns takes the place of
+            the part, unless that is ``Descend``.
+        leave: Called with the path and the value of each part whose children have been dealt with.
+        path: The path of ``value`` in a larger tree.
+    """
+    if enter is not None:
+        replacement = enter(path, value)
+        if replacement is not Descend:
+            return replacement
+    parts = level(value)
+    if parts is not None and len(parts.children):
+        new = [rewrite(child, enter, leave, (*path, entry)) for entry, child in zip(parts.entries, parts.children, strict=True)]
+        if any(after is not before for after, before in zip(new, parts.children, strict=True)):
+            value = parts.make(new)
+    return value if leave is None else leave(path, value)
