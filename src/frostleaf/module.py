@@ -1,3 +1,423 @@
-from .node import Node
+"""``Module``: what a model is made of, and a table of contents of what can be done with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from . import fields
+from .display.text import text
+from .edits import casting, freezing, modes, views
+from .edits.parameters import apply, map_modules, update, update_modules
+from .io import weights
+from .node import Node, edited, metadata_of
+from .selection import Selection
+from .tree.where import Where
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_: Any) -> Callable[[type], type]:
+        """Return the class unchanged: only type checkers read the real one."""
+        return lambda cls: cls
+
+
+@dataclass_transform(field_specifiers=(fields.parameter, fields.buffer, fields.static), eq_default=False)
 class Module(Node):
-    pass
+    """A model, or a part of one: a frozen tree of arrays that is edited by making copies.
+
+    A subclass declares its fields in its body and either writes an ``__init__`` that assigns them to ``self``, or gets one
+    from attrs. When the outermost ``__init__`` returns the module is finished: its lists have become tuples and its dicts
+    read-only, nothing can be assigned to it any more, and every method that changes something returns a new module which
+    shares all that stayed the same.
+
+    An array in a bare annotation or :func:`frostleaf.parameter` is a parameter, one in :func:`frostleaf.buffer` is not
+    trained, and :func:`frostleaf.static` is for everything else. Names that begin with ``_`` are not parameters.
+
+    Raises:
+        TypeError: If a name is assigned that the class does not declare, if a field is left unset, if a static field is given an
+            array or a value that can't be hashed, or if a field hides one of the methods below.
+        attrs.exceptions.FrozenInstanceError: If an attribute of a finished module is set or deleted.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> class Affine(fl.Module):
+    ...     weight: mx.array
+    ...     bias: mx.array
+    ...     def __init__(self, dims):
+    ...         self.weight = mx.ones((dims, dims))
+    ...         self.bias = mx.zeros(dims)
+    ...     def __call__(self, x):
+    ...         return x @ self.weight + self.bias
+    >>> model = Affine(2)
+    >>> model
+    Affine(weight=f32[2,2], bias=f32[2])
+    >>> half = model.astype(mx.float16)
+    >>> half.freeze(keys="bias")
+    Affine(weight=f16[2,2], bias=❄f16[2])
+    >>> model.bias = None
+    Traceback (most recent call last):
+    ...
+    frostleaf.node.FrozenModuleError: can't set Affine.bias: a finished module never changes. .replace(bias=...) returns a
+    new module that shares the rest.
+    """
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., Any]
+
+    def __repr__(self) -> str:
+        """Return an indented tree with dtypes and shapes in place of numbers; nothing is evaluated."""
+        return text(self)
+
+    # Looking into a module
+
+    @property
+    def training(self) -> bool:
+        """Whether the module is in training mode. See :meth:`train`."""
+        return metadata_of(self).training
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All arrays of the module, private ones and buffers included, as fresh nested dicts and lists."""
+        return self.filter_and_map(lambda module, key, value: True)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the arrays that are saved with the model, as fresh nested dicts and lists with MLX's keys.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> class Pair(fl.Module):
+        ...     both: list
+        >>> Pair([mx.array(1), mx.array(2)]).parameters()
+        {'both': [array(1, dtype=int32), array(2, dtype=int32)]}
+        """
+        return views.parameters(self)
+
+    def trainable_parameters(self) -> dict[str, Any]:
+        """Return the parameters that are neither frozen nor buffers, as :meth:`parameters` returns them.
+
+        >>> import frostleaf as fl
+        >>> list(fl.nn.Linear(2, 2).freeze(keys="bias").trainable_parameters())
+        ['weight']
+        """
+        return self.filter_and_map(self.trainable_parameter_filter)
+
+    def children(self) -> dict[str, Any]:
+        """Return the modules that this one holds, as a dict of modules and nested containers of modules.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Sequential(fl.nn.Identity()).children()
+        {'layers': [Identity()]}
+        """
+        return views.children(self)
+
+    def leaf_modules(self) -> dict[str, Any]:
+        """Return the modules below this one that hold no other, in nested dicts and lists.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Sequential(fl.nn.Sequential(fl.nn.Identity())).leaf_modules()
+        {'layers': [{'layers': [Identity()]}]}
+        """
+        return views.leaf_modules(self)
+
+    def modules(self) -> list[Any]:
+        """Return this module and every one below it, in MLX's order.
+
+        >>> import frostleaf as fl
+        >>> len(fl.nn.Sequential(fl.nn.Identity(), fl.nn.Identity()).modules())
+        3
+        """
+        return [module for _, module in self.named_modules()]
+
+    def named_modules(self) -> list[tuple[str, Any]]:
+        """Return the path and the module for this module (whose path is empty) and every one below it, in MLX's order.
+
+        >>> import frostleaf as fl
+        >>> [name for name, _ in fl.nn.Sequential(fl.nn.Identity(), fl.nn.Identity()).named_modules()]
+        ['', 'layers.1', 'layers.0']
+        """
+        return views.named_modules(self)
+
+    def filter_and_map(
+        self,
+        filter_fn: Callable[[Any, str, Any], bool],
+        map_fn: Callable[[Any], Any] | None = None,
+        is_leaf_fn: Callable[[Any, str, Any], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Return the contents of the module, filtered and mapped, as fresh nested dicts and lists.
+
+        Args:
+            filter_fn: Called with a module, a key in it (``"layers.0"`` for what is in a container) and the value there; says
+                whether to keep the value. :meth:`valid_parameter_filter` and its siblings are such functions.
+            map_fn: Called with each leaf that is kept. Default: the identity.
+            is_leaf_fn: Called as ``filter_fn`` is; says whether the value is a leaf. Default: whatever is not a module, dict or
+                list.
+
+        >>> import frostleaf as fl
+        >>> layer = fl.nn.Linear(2, 3)
+        >>> layer.filter_and_map(layer.valid_parameter_filter, lambda array: array.shape)
+        {'weight': (3, 2), 'bias': (3,)}
+        """
+        return views.filter_and_map(self, filter_fn, map_fn, is_leaf_fn)
+
+    @staticmethod
+    def is_module(value: Any) -> bool:
+        """Return whether ``value`` is a module."""
+        return isinstance(value, Module)
+
+    valid_child_filter = staticmethod(views.valid_child)
+    valid_parameter_filter = staticmethod(views.valid_parameter)
+    trainable_parameter_filter = staticmethod(views.trainable_parameter)
+
+    # Editing a copy
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values in some fields; everything else is shared.
+
+        The fields' converters and validators run, and containers become immutable. For something deeper in the tree see
+        :meth:`at`.
+
+        Raises:
+            TypeError: If a name is not a field, or a field can't hold the value.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> other = layer.replace(bias=mx.ones(2))
+        >>> other.bias, other.weight is layer.weight
+        (array([1, 1], dtype=float32), True)
+        """
+        return edited(self, changes)
+
+    def at(self, where: Where) -> Selection[Self]:
+        """Return a selection of parts of the module, with ``get``, ``set``, ``apply``, ``astype``, ``freeze``, ``unfreeze``, ``paths``.
+
+        Args:
+            where: A path (``"layers.0.weight"``), a glob (``"layers.*.bias"``, or ``"encoder.**"`` for all arrays in there), a
+                class (``fl.nn.Linear``), a predicate that is called with the dotted path of each array and the array, or a list
+                of these.
+
+        Raises:
+            TypeError: If ``where`` is none of these.
+            LookupError: From the selection's methods, if it is empty.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 1))
+        >>> model.at("layers.0.bias").set(mx.ones(2)).at(fl.nn.Linear).paths()
+        ['layers.0', 'layers.1']
+        >>> model.at("layers.0.wieght").get()
+        Traceback (most recent call last):
+        ...
+        LookupError: 'layers.0.wieght' selects nothing in this Sequential. The nearest paths are 'layers.0.weight', ...
+        """
+        return Selection(self, where)
+
+    def apply(
+        self, map_fn: Callable[[mx.array], mx.array], filter_fn: Callable[[Any, str, Any], bool] | None = None
+    ) -> Self:
+        """Return a copy whose parameters are ``map_fn`` of the parameters.
+
+        Args:
+            map_fn: Called with each array.
+            filter_fn: Says which arrays, as in :meth:`filter_and_map`. Default: :meth:`valid_parameter_filter`.
+
+        Raises:
+            ValueError: If ``map_fn`` returns something that is not an array.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> fl.nn.Linear(1, 2).apply(mx.zeros_like).bias
+        array([0, 0], dtype=float32)
+        """
+        return apply(self, map_fn, filter_fn)
+
+    def astype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.floating) -> Self:
+        """Return a copy with arrays cast; what already has the dtype, or is not selected, is shared.
+
+        Args:
+            dtype: The new dtype.
+            predicate: Called with the dtype of each array; says whether to cast it. ``None`` casts every array. Default: those of
+                a floating-point dtype, buffers included.
+
+        Raises:
+            TypeError: If ``dtype`` is not an ``mx.Dtype``.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> layer.astype(mx.bfloat16), layer
+        (Linear(weight=bf16[2,2], bias=bf16[2]), Linear(weight=f32[2,2], bias=f32[2]))
+        >>> layer.astype(mx.float32) is layer
+        True
+        """
+        return casting.astype(self, dtype, predicate)
+
+    def set_dtype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.floating) -> Self:
+        """Return a copy in another dtype; unlike ``mlx.nn``'s method of this name it does not change the module.
+
+        The same as :meth:`astype`.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> layer.set_dtype(mx.float16).weight.dtype, layer.weight.dtype
+        (mlx.core.float16, mlx.core.float32)
+        """
+        return casting.astype(self, dtype, predicate)
+
+    def with_frozen(self, where: Where, frozen: bool = True) -> Self:
+        """Return a copy with the selected parameters frozen, or with ``frozen=False`` trainable.
+
+        Args:
+            where: What to select, as in :meth:`at`.
+            frozen: Default: ``True``.
+
+        Raises:
+            LookupError: If nothing is selected.
+
+        >>> import frostleaf as fl
+        >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 1))
+        >>> list(model.with_frozen("layers.0").trainable_parameters()["layers"][0])
+        []
+        """
+        selection = self.at(where)
+        return selection.freeze() if frozen else selection.unfreeze()
+
+    def freeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
+        """Return a copy with parameters frozen: no gradient is computed for them.
+
+        Args:
+            recurse: Whether the modules below are frozen as well. Default: ``True``.
+            keys: The fields to freeze, such as ``"bias"``, in each module that has them. Default: all parameters.
+            strict: Whether a key that no module in the model has is an error. Default: ``False``.
+
+        Raises:
+            KeyError: If ``strict`` and a key is nowhere in the model (or, without ``recurse``, not in this module).
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).freeze()
+        Linear(weight=❄f32[2,2], bias=❄f32[2])
+        """
+        return freezing.freeze(self, recurse, keys, strict, frozen=True)
+
+    def unfreeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
+        """Return a copy with parameters trainable again. Buffers are not trained, frozen or not.
+
+        Args:
+            recurse, keys, strict: As in :meth:`freeze`.
+
+        Raises:
+            KeyError: As :meth:`freeze` does.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).freeze().unfreeze(keys="bias")
+        Linear(weight=❄f32[2,2], bias=f32[2])
+        """
+        return freezing.freeze(self, recurse, keys, strict, frozen=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Return a copy in training mode, in which dropout drops and batch norm uses the batch's statistics.
+
+        Args:
+            mode: ``False`` for evaluation mode. Default: ``True``.
+
+        >>> import frostleaf as fl
+        >>> model = fl.nn.Dropout()
+        >>> model.train() is model, model.train(False).training
+        (True, False)
+        """
+        return modes.train(self, mode)
+
+    def eval(self) -> Self:
+        """Return a copy in evaluation mode. See :meth:`train`.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Dropout().eval()
+        Dropout[eval](p=0.5)
+        """
+        return modes.train(self, False)
+
+    def update(self, parameters: Any, strict: bool = True) -> Self:
+        """Return a copy with some arrays replaced, given as nested dicts and lists such as :meth:`parameters` returns.
+
+        Args:
+            parameters: The new arrays under the names of the old; it need not name all of them. A module stands for its parameters.
+            strict: Whether a name that the module doesn't have, or a value that is not an array, is an error. Default: ``True``.
+
+        Raises:
+            ValueError: If ``strict`` and something does not fit; the message says where.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> fl.nn.Linear(1, 2).update({"bias": mx.ones(2)}).bias
+        array([1, 1], dtype=float32)
+        """
+        return update(self, parameters, strict)
+
+    def update_modules(self, modules: Any, strict: bool = True) -> Self:
+        """Return a copy with some submodules replaced, given as nested dicts and lists such as :meth:`children` returns.
+
+        Args:
+            modules: The new modules under the names of the old; it need not name all of them.
+            strict: Whether a name that the module doesn't have, or a value that is not a module, is an error. Default: ``True``.
+
+        Raises:
+            ValueError: If ``strict`` and something does not fit; the message says where.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Sequential(fl.nn.Linear(2, 2)).update_modules({"layers": [fl.nn.Identity()]})
+        Sequential(layers=(Identity(),))
+        """
+        return update_modules(self, modules, strict)
+
+    def map_modules(self, fn: Callable[[str, Any], Any]) -> Self:
+        """Return a copy in which modules are replaced by what ``fn`` returns for them.
+
+        Args:
+            fn: Called with the dotted path and the module, for this module (whose path is empty) and every one below it, the
+                inner ones first: a module is seen with its children already replaced. Returns the replacement, or ``None`` to
+                keep the module.
+
+        >>> import frostleaf as fl
+        >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Dropout())
+        >>> model.map_modules(lambda path, module: fl.nn.Identity() if isinstance(module, fl.nn.Dropout) else None)
+        Sequential(layers=(Linear(weight=f32[2,2], bias=f32[2]), Identity()))
+        """
+        return map_modules(self, fn)
+
+    # Files
+
+    def load_weights(self, file_or_weights: Any, strict: bool = True) -> Self:
+        """Return a copy with its parameters read from a file or a list.
+
+        Args:
+            file_or_weights: The path of a ``.npz`` or ``.safetensors`` file, or pairs of a dotted name and an array.
+            strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise what the model
+                doesn't have is passed over, and shapes are not compared. Default: ``True``.
+
+        Raises:
+            ValueError: If ``strict`` and a name is extra or missing, or a value is no array or of another shape.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> fl.nn.Linear(1, 2).load_weights([("bias", mx.ones(2))], strict=False).bias
+        array([1, 1], dtype=float32)
+        """
+        return weights.load_weights(self, file_or_weights, strict)
+
+    def save_weights(self, file: str | os.PathLike[str]) -> None:
+        """Return nothing, having written the parameters to a ``.npz`` or ``.safetensors`` file under MLX's names.
+
+        The file is written under another name and then renamed, so a crash leaves the old file or the new one, whole.
+
+        Args:
+            file: The path; its ending says the format.
+
+        Raises:
+            ValueError: If the ending is another.
+
+        >>> import frostleaf as fl, tempfile
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     layer.save_weights(f"{folder}/layer.safetensors")
+        ...     copy = fl.nn.Linear(2, 2).load_weights(f"{folder}/layer.safetensors")
+        >>> fl.tree.equal(layer, copy)
+        True
+        """
+        weights.save_weights(self, file)

@@ -32,8 +32,9 @@ def matcher(where: Where) -> Callable[[Path, Any], bool]:
     if isinstance(where, str):
         pattern = re.compile(_regex(where), re.DOTALL)
         arrays_only = where.split(".")[-1] == "**"
+        # The root has no name, so only "**" selects it, where it is an array.
         return lambda path, value: (
-            (isinstance(value, mx.array) or not arrays_only) and pattern.fullmatch(dotted(path)) is not None
+            (isinstance(value, mx.array) if arrays_only else bool(path)) and pattern.fullmatch(dotted(path)) is not None
         )
     if isinstance(where, type):
         return lambda path, value: isinstance(value, where)

@@ -1,0 +1,1 @@
+"""How trees look in text."""

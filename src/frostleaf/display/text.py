@@ -1,0 +1,55 @@
+"""``repr`` of a module: an indented tree with dtypes and shapes in place of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from ..edits.freezing import is_frozen
+from ..node import OPEN, Node, field_values, metadata_of
+from ..tree.compare import describe
+
+WIDTH = 100
+FROZEN_MARK = "❄"
+
+
+def text(node: Node) -> str:
+    """Return the node as text. Nothing is evaluated.
+
+    A frozen array is marked with a snowflake, and a module whose mode is not that of the module around it with ``eval`` or
+    ``train`` (a model as a whole is taken to be training). A node that fits on one line takes one.
+    """
+    return _text(node, None, "", True)
+
+
+def _text(value: Any, owner: Node | None, name: str, training: bool) -> str:
+    """Return the text of a value that stands in ``owner`` under ``name``, inside something in the given mode."""
+    if isinstance(value, mx.array):
+        mark = FROZEN_MARK if owner is not None and is_frozen(owner, name) else ""
+        return mark + describe(value)
+    if isinstance(value, Node):
+        if OPEN in value.__dict__:
+            return f"{type(value).__name__}(<being built>)"
+        mode = metadata_of(value).training
+        mark = "" if mode == training else "[train]" if mode else "[eval]"
+        parts = [f"{field}={_text(child, value, field, mode)}" for field, child in field_values(value).items()]
+        return _bracketed(f"{type(value).__name__}{mark}(", parts, ")")
+    if isinstance(value, tuple | list):
+        parts = [_text(child, owner, f"{name}.{index}", training) for index, child in enumerate(value)]
+        if isinstance(value, list):
+            return _bracketed("[", parts, "]")
+        return _bracketed("(", parts, ",)" if len(parts) == 1 else ")")
+    if isinstance(value, Mapping):
+        parts = [f"{key!r}: {_text(child, owner, f'{name}.{key}', training)}" for key, child in value.items()]
+        return _bracketed("{", parts, "}")
+    return describe(value)
+
+
+def _bracketed(left: str, parts: list[str], right: str) -> str:
+    line = f"{left}{', '.join(parts)}{right}"
+    if len(line) <= WIDTH and "\n" not in line:
+        return line
+    inner = ",\n".join(parts).replace("\n", "\n  ")
+    return f"{left}\n  {inner},\n{right.removeprefix(',')}"

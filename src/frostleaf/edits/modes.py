@@ -1,0 +1,19 @@
+"""Copies in training or evaluation mode."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ..node import Node, edited
+from ..tree.walk import Path, rewrite
+
+T = TypeVar("T")
+
+
+def train(tree: T, mode: bool) -> T:
+    """Return the tree with every module in it in training mode, or in evaluation mode."""
+
+    def leave(path: Path, value: Any) -> Any:
+        return edited(value, training=bool(mode)) if isinstance(value, Node) else value
+
+    return rewrite(tree, leave=leave)  # type: ignore[no-any-return]

@@ -1,0 +1,104 @@
+"""A module's contents as fresh dicts and lists, under the names that ``mlx.nn.Module`` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .. import fields
+from ..node import Node, field_values
+
+Filter = Callable[[Any, str, Any], bool]
+
+
+def items(module: Node) -> list[tuple[str, Any]]:
+    """Return the names and values of the fields that MLX would keep in the module's dict, with containers as MLX has them."""
+    return [
+        (name, _as_mlx(value))
+        for name, value in field_values(module).items()
+        if name in module.__children__ and isinstance(value, mx.array | Node | tuple | Mapping)
+    ]
+
+
+def valid_child(module: Any, key: str, value: Any) -> bool:
+    """Return whether the value may hold modules."""
+    return isinstance(value, Node | dict | list)
+
+
+def valid_parameter(module: Any, key: str, value: Any) -> bool:
+    """Return whether the value is, or may hold, an array that is saved with the model."""
+    field = module.__fields__[key.split(".")[0]]
+    return isinstance(value, Node | dict | list | mx.array) and fields.persistent(field)
+
+
+def trainable_parameter(module: Any, key: str, value: Any) -> bool:
+    """Return whether the value is, or may hold, a parameter that isn't frozen."""
+    from .freezing import is_frozen
+
+    field = module.__fields__[key.split(".")[0]]
+    return valid_parameter(module, key, value) and fields.kind(field) == "parameter" and not is_frozen(module, key)
+
+
+def filter_and_map(
+    module: Node,
+    filter_fn: Filter,
+    map_fn: Callable[[Any], Any] | None = None,
+    is_leaf_fn: Filter | None = None,
+) -> dict[str, Any]:
+    """Return the module's contents, filtered and mapped. See :meth:`Module.filter_and_map`."""
+    map_fn = map_fn or (lambda value: value)
+    is_leaf_fn = is_leaf_fn or (lambda _, __, value: not isinstance(value, Node | dict | list))
+
+    def shown(owner: Node, key: str, value: Any) -> Any:
+        if is_leaf_fn(owner, key, value):
+            return map_fn(value)
+        if isinstance(value, Node):
+            return {name: shown(value, name, child) for name, child in items(value) if filter_fn(value, name, child)}
+        if isinstance(value, dict):
+            children = ((name, f"{key}.{name}", _as_mlx(child)) for name, child in value.items())
+            return {name: shown(owner, path, child) if filter_fn(owner, path, child) else {} for name, path, child in children}
+        if isinstance(value, list):
+            elements = ((f"{key}.{index}", _as_mlx(child)) for index, child in enumerate(value))
+            return [shown(owner, path, child) if filter_fn(owner, path, child) else {} for path, child in elements]
+        raise RuntimeError(f"is_leaf_fn says that {key!r} is not a leaf, and {type(value).__name__} can't be looked into")
+
+    return {name: shown(module, name, value) for name, value in items(module) if filter_fn(module, name, value)}
+
+
+def parameters(module: Node) -> dict[str, Any]:
+    """Return the arrays that are saved with the model."""
+    return filter_and_map(module, valid_parameter)
+
+
+def children(module: Node) -> dict[str, Any]:
+    """Return the modules that this one holds itself or in its containers."""
+    return filter_and_map(module, valid_child, is_leaf_fn=lambda _, __, value: isinstance(value, Node))
+
+
+def leaf_modules(module: Node) -> dict[str, Any]:
+    """Return the modules that hold no other."""
+
+    def is_leaf(owner: Any, key: str, value: Any) -> bool:
+        return isinstance(value, Node) and not tree_flatten(children(value))
+
+    return filter_and_map(module, valid_child, is_leaf_fn=is_leaf)
+
+
+def named_modules(module: Node) -> list[tuple[str, Any]]:
+    """Return each module with its path, in MLX's order."""
+    found: list[tuple[str, Any]] = []
+    waiting: list[tuple[str, Any]] = [("", module)]
+    while waiting:
+        path, current = waiting.pop()
+        found.append((path, current))
+        waiting.extend(tree_flatten(children(current), f".{path}" if path else "", lambda value: isinstance(value, Node)))
+    return found
+
+
+def _as_mlx(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,76 @@
+"""Weights by name, in the files that MLX and others read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..edits.parameters import update
+from ..edits.views import parameters
+from ..node import Node, nearest
+
+N = TypeVar("N", bound=Node)
+
+EXTRA = "Received {count} parameters not in model: \n{names}."
+MISSING = "Missing {count} parameters: \n{names}."
+NOT_AN_ARRAY = "Expected mx.array but received {kind} for parameter {name}"
+WRONG_SHAPE = "Expected shape {expected} but received shape {given} for parameter {name}"
+UNKNOWN_FORMAT = "Unsupported file extension for {file}. Use '.npz' or '.safetensors'."
+
+
+def load_weights(module: N, file_or_weights: Any, strict: bool) -> N:
+    """Return the module with its parameters read from a file or a list of pairs. See :meth:`Module.load_weights`."""
+    if isinstance(file_or_weights, str | os.PathLike):
+        weights: dict[str, Any] = mx.load(_checked_name(file_or_weights))  # type: ignore[assignment]
+    else:
+        weights = dict(file_or_weights)
+    if strict:
+        _compare(weights, tree_flatten(parameters(module), destination={}))  # type: ignore[arg-type]
+    return update(module, tree_unflatten(list(weights.items())), strict=False) if weights else module
+
+
+def save_weights(module: Node, file: str | os.PathLike[str]) -> None:
+    """Write the module's parameters to a file. See :meth:`Module.save_weights`."""
+    name = _checked_name(file)
+    arrays: dict[str, mx.array] = tree_flatten(parameters(module), destination={})  # type: ignore[assignment]
+    # Written whole under another name first: a crash leaves the old file or the new one.
+    with tempfile.TemporaryDirectory(dir=Path(name).absolute().parent, prefix=".frostleaf-") as room:
+        written = os.path.join(room, os.path.basename(name))
+        if name.endswith(".npz"):
+            mx.savez(written, **arrays)
+        else:
+            mx.save_safetensors(written, arrays)
+        with open(written, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(written, name)
+
+
+def _checked_name(file: str | os.PathLike[str]) -> str:
+    name = os.fspath(file)
+    if not name.endswith((".npz", ".safetensors")):
+        raise ValueError(UNKNOWN_FORMAT.format(file=name))
+    return name
+
+
+def _compare(given: Mapping[str, Any], expected: Mapping[str, mx.array]) -> None:
+    extra, missing = given.keys() - expected.keys(), expected.keys() - given.keys()
+    if extra:
+        raise ValueError(EXTRA.format(count=len(extra), names=_listed(extra, missing or expected)))
+    if missing:
+        raise ValueError(MISSING.format(count=len(missing), names=_listed(missing, ())))
+    for name, array in expected.items():
+        new = given[name]
+        if not isinstance(new, mx.array):
+            raise ValueError(NOT_AN_ARRAY.format(kind=type(new), name=name))
+        if new.shape != array.shape:
+            raise ValueError(WRONG_SHAPE.format(expected=array.shape, given=new.shape, name=name))
+
+
+def _listed(names: Iterable[str], others: Iterable[str]) -> str:
+    return ",\n".join(f"{name}{nearest(name, others)}" for name in sorted(names))

@@ -1,0 +1,1 @@
+"""Functions of functions: jit, gradients, random numbers, state."""
