@@ -1,8 +1,12 @@
 """frostleaf: functional parameters for MLX."""
 
-from . import nn, tree
+from . import nn, optim, tree
 from .fields import buffer, parameter, static
 from .module import Module
+from .transforms.evaluation import async_eval, eval
+from .transforms.gradients import grad, value_and_grad
+from .transforms.jit import jit
+from .transforms.random import next_key, rng
 from .transforms.stateful import latest, record, stateful
 
 __version__ = "0.1.0"

@@ -14,6 +14,9 @@ from .walk import Path, level
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
 
 
+UNLIKE = "tree {number} is not of the same structure as the first:\n{difference}"
+
+
 class Change(NamedTuple):
     """One difference between two trees: where, of what kind, and what stands there in each."""
 

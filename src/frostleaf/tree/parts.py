@@ -8,8 +8,8 @@ import mlx.core as mx
 import optree
 
 from ..namespace import NAMESPACE
-from .compare import diff
-from .structure import MISMATCH, flatten, unflatten
+from .compare import UNLIKE, diff
+from .structure import flatten, unflatten
 from .walk import Descend, rewrite
 from .where import Where, matcher
 
@@ -55,7 +55,7 @@ def combine(*trees: T) -> T:
     flat = [optree.tree_flatten(tree, none_is_leaf=True, namespace=NAMESPACE) for tree in trees]
     for number, (_, spec) in enumerate(flat[1:], 2):
         if spec != flat[0][1]:
-            raise ValueError(MISMATCH.format(what=f"tree {number}", difference=diff(trees[0], trees[number - 1])))
+            raise ValueError(UNLIKE.format(number=number, difference=diff(trees[0], trees[number - 1])))
     merged = [
         next((value for value in values if value is not None), None)
         for values in zip(*(leaves for leaves, _ in flat), strict=True)

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from .compare import describe, diff
-from .structure import MISMATCH, dotted, flatten, unflatten
+from .compare import UNLIKE, describe, diff
+from .structure import dotted, flatten, unflatten
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def stack(trees: Sequence[T], axis: int = 0) -> T:
     structure = flat[0][1]
     for number, (_, other) in enumerate(flat[1:], 2):
         if other != structure:
-            raise ValueError(MISMATCH.format(what=f"tree {number}", difference=diff(trees[0], trees[number - 1])))
+            raise ValueError(UNLIKE.format(number=number, difference=diff(trees[0], trees[number - 1])))
     stacked = []
     for position, values in enumerate(zip(*(leaves for leaves, _ in flat), strict=True)):
         if len({value.shape for value in values}) > 1:

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import mlx.core as mx
-import optree
-
-from ..namespace import NAMESPACE
 from ..node import Node, edited, field_values
-
-Path = tuple[Any, ...]
+from .structure import Path, one_level
 
 
 class Level(NamedTuple):
@@ -27,15 +22,14 @@ def level(value: Any) -> Level | None:
 
     The children of a module are all its fields, static ones included.
     """
-    if value is None or isinstance(value, mx.array):
-        return None
     if isinstance(value, Node):
         fields = field_values(value)
         return Level(list(fields), list(fields.values()), lambda new: edited(value, dict(zip(fields, new, strict=True))))
-    if optree.tree_is_leaf(value, namespace=NAMESPACE):
+    node = one_level(value)
+    if node is None:
         return None
-    children, _, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
-    return Level(entries, children, lambda new: make(tuple(new)))
+    recipe, children = node
+    return Level(recipe.entries, children, lambda new: recipe.make(recipe.metadata, new))
 
 
 class Descend:

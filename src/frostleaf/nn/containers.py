@@ -1,0 +1,31 @@
+"""Layers made of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..module import Module
+
+
+class Sequential(Module):
+    r"""Call each layer with what the one before it returned: :math:`y = f_n(\dots f_2(f_1(x)))`.
+
+    Args:
+        *modules: Modules, or any other callables of one argument. They are the field ``layers``, a tuple.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> model = fl.nn.Sequential(fl.nn.Linear(3, 2), fl.nn.relu)
+    >>> model(mx.ones((5, 3))).shape, fl.tree.paths(model)
+    ((5, 2), ['layers.0.weight', 'layers.0.bias'])
+    """
+
+    layers: tuple[Callable[[Any], Any], ...]
+
+    def __init__(self, *modules: Callable[[Any], Any]) -> None:
+        self.layers = modules
+
+    def __call__(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x

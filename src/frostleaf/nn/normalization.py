@@ -1,0 +1,190 @@
+"""Layers that shift and scale their input to mean 0 and variance 1."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+from attrs import validators
+
+from ..fields import buffer, static
+from ..module import Module
+from ..transforms.stateful import latest, record
+from ..tree.compare import describe
+from .checks import floating, misfit
+
+ONE_VALUE = (
+    "{cls} was given {x}, one value per channel, which has no variance. In training mode it needs more than one: "
+    "give it a larger batch, or use model.eval(), which normalises with the running statistics."
+)
+
+
+class LayerNorm(Module):
+    r"""Normalise the last axis: :math:`y = \frac{x - E[x]}{\sqrt{Var[x] + \epsilon}} \gamma + \beta`.
+
+    :math:`\gamma`, the weight, starts at 1 and :math:`\beta`, the bias, at 0.
+    Ba et al., `Layer normalization <https://arxiv.org/abs/1607.06450>`_.
+
+    Args:
+        dims: The length of the last axis.
+        eps: Keeps the denominator away from 0. Default: ``1e-5``.
+        affine: Whether there are a weight and a bias. Default: ``True``.
+        bias: Whether there is a bias beside the weight. Default: ``True``.
+        dtype: The dtype of weight and bias. Default: ``mx.float32``.
+
+    Shapes:
+        ``weight`` and ``bias`` are ``[dims]``, or ``None``; input and output ``[..., dims]``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``eps`` is not positive; in a call, if the last axis of the input is not of length ``dims``.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.LayerNorm(2)
+    >>> layer, layer(mx.array([1.0, 5.0])).round(2)
+    (LayerNorm(weight=f32[2], bias=f32[2], dims=2, eps=1e-05), array([-1, 1], dtype=float32))
+    """
+
+    weight: mx.array | None
+    bias: mx.array | None
+    dims: int = static()
+    eps: float = static(validator=validators.gt(0))
+
+    def __init__(
+        self, dims: int, eps: float = 1e-5, affine: bool = True, bias: bool = True, *, dtype: mx.Dtype | None = None
+    ) -> None:
+        dtype = floating(dtype)
+        self.dims = dims
+        self.eps = eps
+        self.weight = mx.ones((dims,), dtype) if affine else None
+        self.bias = mx.zeros((dims,), dtype) if affine and bias else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.shape[-1:] != (self.dims,):
+            raise misfit(self, f"[..., {self.dims}]", x)
+        return mx.fast.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    r"""Divide by the root mean square of the last axis: :math:`y = \frac{x}{\sqrt{E[x^2] + \epsilon}} \gamma`.
+
+    :math:`\gamma`, the weight, starts at 1. The mean is computed in float32 whatever the dtype of the input.
+    Zhang and Sennrich, `Root mean square layer normalization <https://arxiv.org/abs/1910.07467>`_.
+
+    Args:
+        dims: The length of the last axis.
+        eps: Keeps the denominator away from 0. Default: ``1e-5``.
+        dtype: The dtype of the weight. Default: ``mx.float32``.
+
+    Shapes:
+        ``weight`` is ``[dims]``; input and output ``[..., dims]``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``eps`` is not positive; in a call, if the last axis of the input is not of length ``dims``.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.RMSNorm(2)
+    >>> layer, layer(mx.array([1.0, 7.0])).round(2)
+    (RMSNorm(weight=f32[2], eps=1e-05), array([0.2, 1.4], dtype=float32))
+    """
+
+    weight: mx.array
+    eps: float = static(validator=validators.gt(0))
+
+    def __init__(self, dims: int, eps: float = 1e-5, *, dtype: mx.Dtype | None = None) -> None:
+        self.weight = mx.ones((dims,), floating(dtype))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.shape[-1:] != self.weight.shape:
+            raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
+        return mx.fast.rms_norm(x, self.weight, self.eps)
+
+
+class BatchNorm(Module):
+    r"""Normalise each channel over the batch: :math:`y = \frac{x - E[x]}{\sqrt{Var[x] + \epsilon}} \gamma + \beta`.
+
+    In training mode mean and (biased) variance are those of the input, in evaluation mode the running statistics. A
+    call changes nothing: ``out, model = fl.stateful(model, x)`` returns the model with its running statistics moved
+    towards those of the batch, ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
+    :math:`\gamma`, the weight, and the running variance start at 1, :math:`\beta`, the bias, and the running mean at 0.
+    Ioffe and Szegedy, `Batch normalization <https://arxiv.org/abs/1502.03167>`_.
+
+    Args:
+        num_features: The number of channels, ``C``.
+        eps: Keeps the denominator away from 0. Default: ``1e-5``.
+        momentum: How far the running statistics move. Default: ``0.1``.
+        affine: Whether there are a weight and a bias. Default: ``True``.
+        track_running_stats: Whether there are running statistics; without them the input's are used in evaluation mode
+            as well. Default: ``True``.
+        dtype: The dtype of the arrays. Default: ``mx.float32``.
+
+    Shapes:
+        ``weight``, ``bias`` and the buffers ``running_mean`` and ``running_var`` are ``[C]``, or ``None``;
+        input and output ``[N, C]``, ``[N, L, C]`` or ``[N, H, W, C]``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``eps`` is not positive; in a call, if the input is not of a shape above, or in training mode has
+            only one value per channel.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> norm = fl.nn.BatchNorm(1)
+    >>> out, after = fl.stateful(norm, mx.array([[1.0], [3.0]]))
+    >>> out.round(2).tolist(), after.running_mean.item(), norm.running_mean.item()
+    ([[-1.0], [1.0]], 0.2..., 0.0)
+    """
+
+    weight: mx.array | None
+    bias: mx.array | None
+    running_mean: mx.array | None = buffer()
+    running_var: mx.array | None = buffer()
+    num_features: int = static()
+    eps: float = static(validator=validators.gt(0))
+    momentum: float = static()
+    track_running_stats: bool = static()
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: mx.Dtype | None = None,
+    ) -> None:
+        dtype = floating(dtype)
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.track_running_stats = track_running_stats
+        self.weight = mx.ones((num_features,), dtype) if affine else None
+        self.bias = mx.zeros((num_features,), dtype) if affine else None
+        self.running_mean = mx.zeros((num_features,), dtype) if track_running_stats else None
+        self.running_var = mx.ones((num_features,), dtype) if track_running_stats else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not 2 <= x.ndim <= 4 or x.shape[-1] != self.num_features:
+            channels = self.num_features
+            raise misfit(self, f"[N, {channels}], [N, L, {channels}] or [N, H, W, {channels}]", x)
+        if self.training and math.prod(x.shape[:-1]) == 1:
+            raise ValueError(ONE_VALUE.format(cls=type(self).__name__, x=describe(x)))
+        axes = tuple(range(x.ndim - 1))
+        mean, var = mx.mean(x, axes), mx.var(x, axes)
+        running = latest(self)
+        if self.track_running_stats and running.running_mean is not None and running.running_var is not None:
+            if self.training:
+                old, new = 1 - self.momentum, self.momentum
+                record(
+                    self,
+                    running_mean=old * running.running_mean + new * mean,
+                    running_var=old * running.running_var + new * mx.var(x, axes, ddof=1),
+                )
+            else:
+                mean, var = running.running_mean, running.running_var
+        x = (x - mean) * mx.rsqrt(var + self.eps)
+        if self.weight is not None:
+            x = self.weight * x
+        return x if self.bias is None else x + self.bias

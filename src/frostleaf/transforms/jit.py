@@ -1,0 +1,162 @@
+"""Compiled functions of trees."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import shutil
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+import mlx.core as mx
+
+from ..containers import static_key
+from ..module import Module
+from ..tree.structure import Structure, dotted, flatten, unflatten
+from .random import restore_state, saved_state
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NOT_CALLABLE = "fl.jit takes a function, a method or a module that can be called, and was given {kind}"
+UNHASHABLE = (
+    "{name} of {fn} is {given}, which can be neither a leaf (only mx.array is) nor part of the structure, since it can't be hashed. "
+    "{advice}"
+)
+NO_COMPILER = (
+    "fl.jit needs a C++ compiler: on Linux, MLX builds its fused CPU kernels with g++ when they first run, and no g++ was found. "
+    "Install one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or call the function without fl.jit."
+)
+
+
+@overload
+def jit(fn: Callable[P, R], *, shapeless: bool = False) -> Jitted[P, R]: ...
+
+
+@overload
+def jit(fn: None = None, *, shapeless: bool = False) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
+
+
+def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False) -> Any:
+    """Return a compiled version of ``fn`` that computes the same.
+
+    Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or static
+    values are new; otherwise MLX replays what was traced. It should be pure: what it does besides computing its result happens only
+    when it is traced, and arrays that it reads from outside its arguments are constants. Random numbers are an exception:
+    ``mx.random`` goes on from call to call as it does without ``jit``.
+
+    A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
+    as a decorator in a class body it makes a compiled method.
+
+    Args:
+        fn: A function, method or module, or a partial application of one.
+        shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on them.
+            Default: ``False``.
+
+    Raises:
+        TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable.
+        RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> @fl.jit
+    ... def scale(tree, by):
+    ...     return fl.tree.map(lambda leaf: leaf * by, tree)
+    >>> scale({"a": mx.ones(2)}, 3), scale({"a": mx.zeros(2)}, 3), scale.trace_count
+    ({'a': array([3, 3], dtype=float32)}, {'a': array([0, 0], dtype=float32)}, 1)
+    """
+    if fn is None:
+        return functools.partial(jit, shapeless=shapeless)
+    return Jitted(fn, shapeless)
+
+
+class Jitted(Generic[P, R]):
+    """A compiled function, as made by :func:`jit`."""
+
+    def __init__(self, fn: Callable[P, R], shapeless: bool = False) -> None:
+        if not callable(fn):
+            raise TypeError(NOT_CALLABLE.format(kind=type(fn).__name__))
+        functools.update_wrapper(self, fn)
+        self._fn, self._bound_args, self._bound_kwargs = _unbound(fn)
+        self._shapeless = shapeless
+        self._compiled: dict[Structure, Callable[[list[mx.array]], tuple[list[mx.array], Structure]]] = {}
+        self.trace_count = 0
+        """How often the function has been traced so far."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        leaves, structure = flatten(((*self._bound_args, *args), {**self._bound_kwargs, **kwargs}))
+        try:
+            compiled = self._compiled.get(structure)
+        except TypeError:
+            self._reject_unhashable(structure)
+            raise
+        if compiled is None:
+            _require_compiler()
+            compiled = self._compiled[structure] = self._compile(structure)
+        state = saved_state()
+        try:
+            out, out_structure = compiled(leaves)
+        except BaseException:
+            # A trace that did not finish leaves its placeholders behind, in MLX's cache and in the random state.
+            self._compiled.pop(structure, None)
+            restore_state(state)
+            raise
+        return unflatten(out_structure, out)  # type: ignore[no-any-return]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"jit({getattr(self, '__wrapped__', self._fn)!r})"
+
+    def _compile(self, structure: Structure) -> Callable[[list[mx.array]], tuple[list[mx.array], Structure]]:
+        def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], Structure]:
+            self.trace_count += 1
+            args, kwargs = unflatten(structure, leaves)
+            # MLX keeps whatever is not an array with the trace, and hands it out with each result of that trace.
+            return flatten(self._fn(*args, **kwargs))
+
+        return mx.compile(on_leaves, inputs=mx.random.state, outputs=mx.random.state, shapeless=self._shapeless)  # type: ignore[arg-type, return-value]
+
+    def _reject_unhashable(self, structure: Structure) -> None:
+        for path, value in structure.static_values():
+            try:
+                hash(static_key(value))
+            except TypeError:
+                is_array = hasattr(value, "__array__")
+                advice = "Pass mx.array(...) of it." if is_array else "Give its class __hash__ and __eq__, or register it as a tree."
+                given = f"a {type(value).__module__}.{type(value).__qualname__}"
+                name = self._argument(path)
+                fn = getattr(self._fn, "__name__", "the function")
+                raise TypeError(UNHASHABLE.format(name=name, fn=fn, given=given, advice=advice)) from None
+
+    def _argument(self, path: tuple[Any, ...]) -> str:
+        """Return the name of what stands at a path of ``(args, kwargs)``."""
+        kind, which, *inside = path
+        name = which
+        if kind == 0:
+            positional = [
+                each.name for each in inspect.signature(self._fn).parameters.values()
+                if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+            ]  # fmt: skip
+            name = positional[which] if which < len(positional) else f"argument {which}"
+        return dotted((name, *inside))
+
+
+def _unbound(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Return a function and the arguments already bound to it, the module that a method is bound to included."""
+    if isinstance(fn, functools.partial):
+        inner, args, kwargs = _unbound(fn.func)
+        return inner, (*args, *fn.args), {**kwargs, **fn.keywords}
+    if isinstance(fn, Module):
+        return type(fn).__call__, (fn,), {}
+    if isinstance(fn, types.MethodType) and isinstance(fn.__self__, Module):
+        return fn.__func__, (fn.__self__,), {}
+    return fn, (), {}
+
+
+def _require_compiler() -> None:
+    on_cpu = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu)
+    if on_cpu and shutil.which("g++") is None:
+        raise RuntimeError(NO_COMPILER)

@@ -1,0 +1,72 @@
+"""Random numbers from an explicit key. The only place that touches MLX's random state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+
+from ..tree.compare import describe
+
+NOT_A_KEY = "fl.rng takes one key of the kind that mx.random.key(seed) returns, u32[2], and was given {given}"
+
+
+@contextmanager
+def rng(key: mx.array) -> Iterator[None]:
+    """Return a context in which everything that draws from ``mx.random`` draws from ``key`` instead.
+
+    The same key gives the same numbers. When the context is left, also by an exception, the random state is what it was before.
+    Works under ``jit``, ``grad`` and ``vmap`` too, where ``key`` may be an argument of the function.
+
+    Args:
+        key: As returned by :func:`mlx.core.random.key` or :func:`mlx.core.random.split`, uint32 of shape (2,).
+
+    Raises:
+        TypeError: If ``key`` is not such a key.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> def draw():
+    ...     with fl.rng(mx.random.key(7)):
+    ...         return mx.random.normal((3,))
+    >>> fl.tree.equal(draw(), draw())
+    True
+    """
+    if not isinstance(key, mx.array) or key.shape != (2,) or key.dtype != mx.uint32:
+        raise TypeError(NOT_A_KEY.format(given=describe(key)))
+    before = saved_state()
+    restore_state(key)
+    try:
+        yield
+    finally:
+        restore_state(before)
+
+
+def next_key() -> mx.array:
+    """Return a fresh key, uint32 of shape (2,), and advance the random state: the key that the next draw would have used.
+
+    Inside :func:`rng` it comes from that context's key.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> mx.random.seed(0)
+    >>> drawn = mx.random.normal((2,), key=fl.next_key())
+    >>> mx.random.seed(0)
+    >>> fl.tree.equal(drawn, mx.random.normal((2,)))
+    True
+    """
+    carried, key = mx.random.split(mx.random.state[0])
+    restore_state(carried)
+    return key
+
+
+def saved_state() -> mx.array:
+    """Return this thread's random state, as an array of its own."""
+    return copy.copy(mx.random.state[0])
+
+
+def restore_state(state: mx.array) -> None:
+    """Make ``state`` this thread's random state."""
+    # Seeding puts a new array in place; the old one, which somebody may hold, must not be written to.
+    mx.random.seed(0)
+    mx.random.state[0][...] = state

@@ -1,0 +1,107 @@
+"""What all layers do alike: the dtype they are born in, the key they draw from, the shapes they refuse."""
+
+import mlx.core as mx
+import pytest
+
+import frostleaf as fl
+
+DRAWN = {
+    "linear": lambda **options: fl.nn.Linear(3, 4, **options),
+    "conv2d": lambda **options: fl.nn.Conv2d(2, 3, 2, **options),
+    "embedding": lambda **options: fl.nn.Embedding(5, 3, **options),
+}
+NORMED = {
+    "layer_norm": lambda **options: fl.nn.LayerNorm(4, **options),
+    "rms_norm": lambda **options: fl.nn.RMSNorm(4, **options),
+    "batch_norm": lambda **options: fl.nn.BatchNorm(4, **options),
+}
+OWNERS = {**DRAWN, **NORMED}
+each_drawn = pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+each_owner = pytest.mark.parametrize("make", OWNERS.values(), ids=OWNERS)
+
+
+def generator():
+    return mx.random.state[0].tolist()
+
+
+@each_owner
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_dtype_at_birth(make, dtype):
+    assert {leaf.dtype for leaf in fl.tree.leaves(make(dtype=dtype))} == {dtype}
+    assert {leaf.dtype for leaf in fl.tree.leaves(make())} == {mx.float32}
+
+
+@each_owner
+def test_dtype_is_not_cast_to(make, monkeypatch):
+    made = []
+
+    def kept(function):
+        return lambda *args, **kwargs: made.append(function(*args, **kwargs)) or made[-1]
+
+    for owner, name in (mx, "zeros"), (mx, "ones"), (mx.random, "uniform"), (mx.random, "normal"):
+        monkeypatch.setattr(owner, name, kept(getattr(owner, name)))
+    layer = make(dtype=mx.float16)
+    assert {array.dtype for array in made} == {mx.float16}
+    assert {id(leaf) for leaf in fl.tree.leaves(layer)} == set(map(id, made))
+
+
+@each_owner
+@pytest.mark.parametrize("dtype", [mx.int32, mx.bool_, mx.complex64, "float16", float])
+def test_dtype_that_does_not_suit(make, dtype):
+    before = generator()
+    with pytest.raises(
+        TypeError, match=r"can't be made in dtype .*Give a floating-point mx\.Dtype, such as mx\.bfloat16"
+    ):
+        make(dtype=dtype)
+    assert generator() == before
+
+
+@each_drawn
+def test_key_is_pure(make):
+    key = mx.random.key(5)
+    mx.random.seed(1)
+    before = generator()
+    first = make(key=key)
+    assert generator() == before
+    mx.random.seed(2)
+    assert fl.tree.equal(first, make(key=key))
+    assert not fl.tree.equal(first, make(key=mx.random.key(6)))
+    assert mx.array_equal(key, mx.random.key(5))
+
+
+@each_drawn
+def test_without_key_the_state_moves_on(make):
+    mx.random.seed(1)
+    first, second = make(), make()
+    assert not fl.tree.equal(first, second)
+    mx.random.seed(1)
+    assert fl.tree.equal(first, make())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "takes"),
+    [
+        (fl.nn.Linear(3, 4), (2, 4), "Linear takes an input of shape [..., 3]"),
+        (fl.nn.Linear(3, 4), (), "of shape [..., 3]"),
+        (fl.nn.Embedding(5, 3).as_linear, (2, 5), "Embedding takes an input of shape [..., 3]"),
+        (fl.nn.Conv2d(4, 6, 3, groups=2), (1, 8, 8, 2), "Conv2d takes an input of shape [N, H, W, 4]"),
+        (fl.nn.Conv2d(4, 6, 3), (8, 8, 4), "[N, H, W, 4]"),
+        (
+            fl.nn.MaxPool2d(2),
+            (8, 8, 4),
+            "MaxPool2d takes an input of shape [N, H, W, C]",
+        ),
+        (fl.nn.LayerNorm(4), (2, 1), "LayerNorm takes an input of shape [..., 4]"),
+        (fl.nn.LayerNorm(4, affine=False), (), "of shape [..., 4]"),
+        (fl.nn.RMSNorm(4), (4, 3), "RMSNorm takes an input of shape [..., 4]"),
+        (fl.nn.BatchNorm(4), (3, 1), "BatchNorm takes an input of shape [N, 4], [N, L, 4] or [N, H, W, 4]"),
+        (fl.nn.BatchNorm(4), (4,), "or [N, H, W, 4]"),
+        (fl.nn.BatchNorm(4), (2, 2, 2, 2, 4), "or [N, H, W, 4]"),
+    ],
+)
+def test_input_that_does_not_fit(layer, shape, takes):
+    with pytest.raises(ValueError, match="takes an input") as error:
+        layer(mx.zeros(shape))
+    owner = getattr(layer, "__self__", layer)
+    assert f"{takes}, and was given f32[{','.join(map(str, shape))}]" in str(error.value)
+    assert str(error.value).endswith(f"The layer is {owner!r}")

@@ -1,0 +1,82 @@
+import mlx.core as mx
+import pytest
+
+import frostleaf as fl
+
+X = mx.array([[0.0, 2.0], [2.0, 4.0]])
+
+
+@pytest.mark.parametrize("layer", [fl.nn.LayerNorm, fl.nn.RMSNorm, fl.nn.BatchNorm])
+@pytest.mark.parametrize("eps", [0.0, -1.0, float("nan")])
+def test_eps_that_is_not_positive(layer, eps):
+    with pytest.raises(ValueError, match=f"'eps' must be > 0: {eps}"):
+        layer(2, eps)
+    with pytest.raises(ValueError, match="'eps' must be > 0"):
+        layer(2).replace(eps=eps)
+
+
+def test_layer_norm_keeps_no_bias_without_weight():
+    assert fl.tree.leaves(fl.nn.LayerNorm(2, affine=False, bias=True)) == []
+    assert fl.tree.paths(fl.nn.LayerNorm(2, bias=False)) == ["weight"]
+
+
+def test_a_plain_call_changes_nothing():
+    norm = fl.nn.BatchNorm(2)
+    leaves = fl.tree.leaves(norm)
+    norm(X)
+    assert all(new is old for new, old in zip(fl.tree.leaves(norm), leaves, strict=True))
+    assert norm.running_mean.tolist() == [0, 0]
+
+
+def test_statistics_are_buffers():
+    norm = fl.nn.BatchNorm(2)
+    assert fl.tree.paths(norm) == ["weight", "bias", "running_mean", "running_var"]
+    assert list(norm.unfreeze().trainable_parameters()) == ["weight", "bias"]
+
+
+def test_evaluation_uses_and_keeps_the_running_statistics():
+    _, norm = fl.stateful(fl.nn.BatchNorm(2, momentum=1.0), X)
+    norm = norm.eval()
+    out, after = fl.stateful(norm, mx.array([[1.0, 3.0]]))
+    assert after is norm
+    assert out.tolist() == [[0, 0]]
+    assert norm.running_var.tolist() == [2, 2]
+
+
+def test_two_calls_in_one_pass_both_count():
+    class Twice(fl.Module):
+        norm: fl.nn.BatchNorm
+
+        def __call__(self, x):
+            return self.norm(self.norm(x) + 1)
+
+    model = Twice(fl.nn.BatchNorm(2, momentum=0.5))
+    _, after = fl.stateful(model, X)
+    # The first call sees means 1 and 3, the second 1 and 1.
+    assert mx.allclose(after.norm.running_mean, mx.array([0.75, 1.25]))
+
+
+def test_without_running_statistics_evaluation_is_like_training():
+    norm = fl.nn.BatchNorm(2, track_running_stats=False)
+    assert fl.tree.paths(norm) == ["weight", "bias"]
+    assert mx.array_equal(norm(X), norm.eval()(X))
+    assert fl.stateful(norm, X)[1] is norm
+
+
+def test_statistics_can_be_switched_off_later():
+    _, norm = fl.stateful(fl.nn.BatchNorm(2), X)
+    off = norm.replace(track_running_stats=False)
+    assert mx.array_equal(off.eval()(X), norm(X))
+    assert fl.stateful(off, X)[1] is off
+
+
+def test_one_value_per_channel():
+    norm = fl.nn.BatchNorm(2)
+    with pytest.raises(ValueError, match=r"BatchNorm was given f32\[1,1,2\], one value per channel.*model\.eval\(\)"):
+        norm(mx.ones((1, 1, 2)))
+    assert norm.eval()(mx.ones((1, 1, 2))).shape == (1, 1, 2)
+
+
+def test_weight_without_bias():
+    norm = fl.nn.BatchNorm(2)
+    assert mx.array_equal(norm.replace(bias=None, weight=mx.full(2, 3.0))(X), 3 * norm(X))
