@@ -17,6 +17,17 @@ import frostleaf as fl
 from frostleaf.node import metadata_of
 
 
+def can_be_pickled(tree: Any) -> bool:
+    """Return whether Python can pickle the values in the tree, which it can't MLX's own functions and dtypes."""
+    for _, part in parts(tree):
+        if isinstance(part, mx.Dtype) or (callable(part) and not isinstance(part, fl.Module)):
+            try:
+                pickle.dumps(part)
+            except TypeError:
+                return False
+    return True
+
+
 @law
 @given(trees())
 def test_unflatten_undoes_flatten(tree: Any) -> None:
@@ -91,6 +102,7 @@ def test_optree_sees_the_same_tree_in_our_namespace(tree: Any) -> None:
 @law
 @given(modules())
 def test_a_pickled_module_comes_back_equal(module: fl.Module) -> None:
+    assume(can_be_pickled(module))
     again = pickle.loads(pickle.dumps(module))
     assert [path for path, _ in parts(again)] == [path for path, _ in parts(module)]
     assert fl.tree.structure(again) == fl.tree.structure(module)
@@ -112,6 +124,7 @@ def test_a_copied_module_shares_the_arrays_and_a_deep_copy_is_equal(module: fl.M
 @law
 @given(trees())
 def test_a_structure_can_be_pickled(tree: Any) -> None:
+    assume(can_be_pickled(tree))
     structure = fl.tree.structure(tree)
     again = pickle.loads(pickle.dumps(structure))
     assert again == structure

@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..edits.freezing import trainable
 from ..tree.compare import describe
 from ..tree.structure import Structure, dotted, flatten, unflatten, without_static
+from .passing import Inputs, Origins, together
 
 NO_ARGUMENT = "can't differentiate {fn} with respect to argument {number}: it was called with {count} positional arguments"
 NOTHING_TRAINABLE = (
@@ -53,24 +54,29 @@ def value_and_grad(
     @functools.wraps(fn)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         parts = [_part(args, number, name) for number in numbers]
+        untouched = [leaf for part in parts for leaf in part.other_leaves()]
+        inputs = Inputs(untouched)
         aux_structure: Structure | None = None
+        origins: Origins | None = None
 
         def on_leaves(leaves: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
-            nonlocal aux_structure
+            nonlocal aux_structure, origins
             given, rest = list(args), iter(leaves)
             for number, part in zip(numbers, parts, strict=True):
                 given[number] = part.tree_with(rest)
             value, aux = _split(fn(*given, **kwargs), has_aux, name)
             aux_leaves, aux_structure = flatten(aux)
-            return value, aux_leaves
+            computed, origins = inputs.separate(aux_leaves)
+            return value, computed
 
         differentiated = mx.value_and_grad(on_leaves)
-        (value, aux_leaves), gradients = differentiated([leaf for part in parts for leaf in part.trainable_leaves()])
-        assert aux_structure is not None
+        (value, computed), gradients = differentiated([leaf for part in parts for leaf in part.trainable_leaves()])
         rest = iter(gradients)
         trees = tuple(part.gradient_with(rest) for part in parts)
         grads = trees[0] if isinstance(argnums, int) else trees
-        return ((value, unflatten(aux_structure, aux_leaves)) if has_aux else value), grads
+        if not has_aux:
+            return value, grads
+        return (value, unflatten(aux_structure, together(computed, origins, untouched))), grads  # type: ignore[arg-type]
 
     return value_and_grad_of
 
@@ -103,6 +109,9 @@ class _Part(NamedTuple):
 
     def trainable_leaves(self) -> list[mx.array]:
         return [leaf for leaf, trains in zip(self.leaves, self.mask, strict=True) if trains]
+
+    def other_leaves(self) -> list[mx.array]:
+        return [leaf for leaf, trains in zip(self.leaves, self.mask, strict=True) if not trains]
 
     def tree_with(self, trainable_leaves: Iterator[mx.array]) -> Any:
         merged = [next(trainable_leaves) if trains else leaf for leaf, trains in zip(self.leaves, self.mask, strict=True)]

@@ -10,11 +10,13 @@ import types
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+import attrs
 import mlx.core as mx
 
 from ..containers import static_key
 from ..module import Module
 from ..tree.structure import Structure, dotted, flatten, unflatten
+from .passing import Inputs, Origins, together
 from .random import restore_state, saved_state
 
 P = ParamSpec("P")
@@ -80,7 +82,7 @@ class Jitted(Generic[P, R]):
         functools.update_wrapper(self, fn)
         self._fn, self._bound_args, self._bound_kwargs = _unbound(fn)
         self._shapeless = shapeless
-        self._compiled: dict[Structure, Callable[[list[mx.array]], tuple[list[mx.array], Structure]]] = {}
+        self._compiled: dict[Structure, Callable[[list[mx.array]], tuple[list[mx.array], _Result]]] = {}
         self.trace_count = 0
         """How often the function has been traced so far."""
 
@@ -96,13 +98,13 @@ class Jitted(Generic[P, R]):
             compiled = self._compiled[structure] = self._compile(structure)
         state = saved_state()
         try:
-            out, out_structure = compiled(leaves)
+            computed, result = compiled(leaves)
         except BaseException:
             # A trace that did not finish leaves its placeholders behind, in MLX's cache and in the random state.
             self._compiled.pop(structure, None)
             restore_state(state)
             raise
-        return unflatten(out_structure, out)  # type: ignore[no-any-return]
+        return unflatten(result.structure, together(computed, result.origins, leaves))  # type: ignore[no-any-return]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -110,12 +112,15 @@ class Jitted(Generic[P, R]):
     def __repr__(self) -> str:
         return f"jit({getattr(self, '__wrapped__', self._fn)!r})"
 
-    def _compile(self, structure: Structure) -> Callable[[list[mx.array]], tuple[list[mx.array], Structure]]:
-        def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], Structure]:
+    def _compile(self, structure: Structure) -> Callable[[list[mx.array]], tuple[list[mx.array], _Result]]:
+        def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
             self.trace_count += 1
+            inputs = Inputs(leaves)
             args, kwargs = unflatten(structure, leaves)
+            outputs, out_structure = flatten(self._fn(*args, **kwargs))
+            computed, origins = inputs.separate(outputs)
             # MLX keeps whatever is not an array with the trace, and hands it out with each result of that trace.
-            return flatten(self._fn(*args, **kwargs))
+            return computed, _Result(out_structure, origins)
 
         return mx.compile(on_leaves, inputs=mx.random.state, outputs=mx.random.state, shapeless=self._shapeless)  # type: ignore[arg-type, return-value]
 
@@ -142,6 +147,14 @@ class Jitted(Generic[P, R]):
             ]  # fmt: skip
             name = positional[which] if which < len(positional) else f"argument {which}"
         return dotted((name, *inside))
+
+
+@attrs.frozen
+class _Result:
+    """What one trace found out about its result: the structure, and which of its leaves are arguments passed through."""
+
+    structure: Structure
+    origins: Origins | None
 
 
 def _unbound(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
