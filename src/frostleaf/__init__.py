@@ -10,3 +10,8 @@ from .transforms.random import next_key, rng
 from .transforms.stateful import latest, record, stateful
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Module", "async_eval", "buffer", "eval", "grad", "jit", "latest", "next_key", "nn", "optim", "parameter", "record", "rng",
+    "stateful", "static", "tree", "value_and_grad",
+]  # fmt: skip

@@ -104,7 +104,7 @@ def correct(model: DigitNet, data: Digits) -> mx.array:
 
 def accuracy(model: DigitNet, data: Digits) -> float:
     """Return the share of the digits that the model recognises in evaluation mode."""
-    return int(correct(model.eval(), data).item()) / data.labels.size
+    return float(correct(model.eval(), data).item()) / data.labels.size  # type: ignore[arg-type]
 
 
 def shared(model: Any, original: Any) -> str:

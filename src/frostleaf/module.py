@@ -39,8 +39,8 @@ class Module(Node):
     trained, and :func:`frostleaf.static` is for everything else. Names that begin with ``_`` are not parameters.
 
     Raises:
-        TypeError: If a name is assigned that the class does not declare, if a field is left unset, if a static field is given an
-            array or a value that can't be hashed, or if a field hides one of the methods below.
+        TypeError: If a name is assigned that the class does not declare, if a field is left unset, if a static field is given
+            an array or a value that can't be hashed, or if a field hides one of the methods below.
         attrs.exceptions.FrozenInstanceError: If an attribute of a finished module is set or deleted.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -191,7 +191,9 @@ class Module(Node):
         return edited(self, changes)
 
     def at(self, where: Where) -> Selection[Self]:
-        """Return a selection of parts of the module, with ``get``, ``set``, ``apply``, ``astype``, ``freeze``, ``unfreeze``, ``paths``.
+        """Return a :class:`Selection` of parts of the module, to be read or edited in a copy.
+
+        It has the methods ``get``, ``set``, ``apply``, ``astype``, ``freeze``, ``unfreeze`` and ``paths``.
 
         Args:
             where: A path (``"layers.0.weight"``), a glob (``"layers.*.bias"``, or ``"encoder.**"`` for all arrays in there), a
@@ -213,9 +215,7 @@ class Module(Node):
         """
         return Selection(self, where)
 
-    def apply(
-        self, map_fn: Callable[[mx.array], mx.array], filter_fn: Callable[[Any, str, Any], bool] | None = None
-    ) -> Self:
+    def apply(self, map_fn: Callable[[mx.array], mx.array], filter_fn: Callable[[Any, str, Any], bool] | None = None) -> Self:
         """Return a copy whose parameters are ``map_fn`` of the parameters.
 
         Args:
@@ -236,8 +236,8 @@ class Module(Node):
 
         Args:
             dtype: The new dtype.
-            predicate: Called with the dtype of each array; says whether to cast it. ``None`` casts every array. Default: those of
-                a floating-point dtype, buffers included.
+            predicate: Called with the dtype of each array; says whether to cast it. ``None`` casts every array. Default: those
+                of a floating-point dtype, buffers included.
 
         Raises:
             TypeError: If ``dtype`` is not an ``mx.Dtype``.
@@ -339,8 +339,9 @@ class Module(Node):
         """Return a copy with some arrays replaced, given as nested dicts and lists such as :meth:`parameters` returns.
 
         Args:
-            parameters: The new arrays under the names of the old; it need not name all of them. A module stands for its parameters.
-            strict: Whether a name that the module doesn't have, or a value that is not an array, is an error. Default: ``True``.
+            parameters: The new arrays under the names of the old; it need not name all of them. A module stands for its
+                parameters.
+            strict: Whether a name that the module doesn't have, or a value that is no array, is an error. Default: ``True``.
 
         Raises:
             ValueError: If ``strict`` and something does not fit; the message says where.
@@ -356,7 +357,7 @@ class Module(Node):
 
         Args:
             modules: The new modules under the names of the old; it need not name all of them.
-            strict: Whether a name that the module doesn't have, or a value that is not a module, is an error. Default: ``True``.
+            strict: Whether a name that the module doesn't have, or a value that is no module, is an error. Default: ``True``.
 
         Raises:
             ValueError: If ``strict`` and something does not fit; the message says where.

@@ -16,7 +16,7 @@ _insertion_ordered = optree.registry.dict_insertion_ordered(True, namespace=NAME
 _insertion_ordered.__enter__()
 
 
-def _flatten_mapping(mapping: MappingProxyType[Any, Any]) -> tuple[Iterable[Any], Any, Iterable[Any]]:
+def _flatten_mapping(mapping: Any) -> tuple[Iterable[Any], Any, Iterable[Any]]:
     keys = tuple(mapping)
     return tuple(mapping.values()), keys, keys
 

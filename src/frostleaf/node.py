@@ -11,7 +11,7 @@ import linecache
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import attrs
 import mlx.core as mx
@@ -27,13 +27,10 @@ N = TypeVar("N", bound="Node")
 OPEN = "<open>"
 METADATA = "<metadata>"
 
-FROZEN = (
-    "can't {verb} {cls}.{name}: a finished module never changes. {advice} returns a new module that shares the rest."
-)
+FROZEN = "can't {verb} {cls}.{name}: a finished module never changes. {advice} returns a new module that shares the rest."
 UNDECLARED = "{cls} has no field {name!r}{nearest}. Declare it in the class body, for example as `{name}: mx.array`."
 UNSET = (
-    "{cls}.__init__ returned without setting {names}. Set each declared field on self, or give it a default in the "
-    "class body."
+    "{cls}.__init__ returned without setting {names}. Set each declared field on self, or give it a default in the class body."
 )
 ARRAY_IN_STATIC = (
     "{cls}.{name} is a static field and was given an array ({array}). Static values are structure, compared and hashed; "
@@ -154,7 +151,7 @@ def opened(node: Node) -> tuple[Metadata, tuple[Any, ...]]:
     values = node.__dict__
     if METADATA not in values:
         raise TypeError(BUILDING.format(cls=type(node).__name__))
-    return values[METADATA], node.__children_from__(values)
+    return values[METADATA], type(node).__children_from__(values)
 
 
 def edited(
@@ -200,7 +197,7 @@ def _define(cls: type[Node]) -> None:
     if not hasattr(cls.__init__, "handwritten"):
         cls.__init__ = _closing(cls.__init__, handwritten)  # type: ignore[method-assign]
 
-    cls.__fields__ = attrs.fields_dict(cls)
+    cls.__fields__ = attrs.fields_dict(cls)  # type: ignore[arg-type]
     root = next(base for base in reversed(cls.__mro__) if issubclass(base, Node) and base is not Node)
     for name in cls.__fields__:
         if hasattr(root, name):
@@ -210,9 +207,9 @@ def _define(cls: type[Node]) -> None:
     cls.__children_from__ = _getter(cls.__children__)
     cls.__assemble__ = _assembler(cls)
     optree.register_pytree_node(
-        cls,
-        lambda node: (*opened(node)[::-1], cls.__children__),
-        cls.__assemble__,
+        cast(Any, cls),
+        lambda node: (*opened(cast(Any, node))[::-1], cls.__children__),
+        cast(Any, cls.__assemble__),
         path_entry_type=optree.GetAttrEntry,
         namespace=NAMESPACE,
     )

@@ -10,8 +10,8 @@ import mlx.core as mx
 
 from .edits.casting import Predicate, astype, floating
 from .edits.freezing import with_frozen
-from .tree.structure import dotted
-from .tree.walk import Descend, Path, rewrite
+from .tree.structure import Path, dotted
+from .tree.walk import Descend, rewrite
 from .tree.where import Where, matcher
 
 T = TypeVar("T")

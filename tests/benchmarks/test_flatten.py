@@ -90,9 +90,7 @@ def test_flatten_and_unflatten_beside_optree_attrs():
     their_leaves, spec = optree.tree_flatten(theirs, namespace="benchmark")
     assert len(leaves) == len(their_leaves) == 16 * BLOCKS
 
-    flat, their_flat = interleaved(
-        lambda: fl.tree.flatten(ours), lambda: optree.tree_flatten(theirs, namespace="benchmark")
-    )
+    flat, their_flat = interleaved(lambda: fl.tree.flatten(ours), lambda: optree.tree_flatten(theirs, namespace="benchmark"))
     back, their_back = interleaved(
         lambda: fl.tree.unflatten(structure, leaves), lambda: optree.tree_unflatten(spec, their_leaves)
     )

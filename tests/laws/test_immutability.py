@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws.strategies import Empty, Single, Snapshot, arrays_of, law, law_for_each, modules, parts, trees
+from laws.strategies import Empty, Single, Snapshot, law, law_for_each, modules, parts, trees
 
 import frostleaf as fl
 
@@ -291,16 +291,6 @@ def test_the_arguments_of_edits_stay_as_they_were(module: fl.Module) -> None:
     snapshot = Snapshot(after)
     _empty(parameters)
     snapshot.assert_unchanged()
-
-
-@law
-@given(modules())
-def test_changing_the_arrays_of_an_edit_in_place_leaves_the_original_alone(module: fl.Module) -> None:
-    # x += 1 binds a name to another array; a module's own array can't be rebound.
-    before = [part.tolist() for _, part in arrays_of(module)]
-    for leaf in fl.tree.leaves(module.apply(lambda part: part + 1)):
-        leaf += 1
-    assert [part.tolist() for _, part in arrays_of(module)] == before
 
 
 @law

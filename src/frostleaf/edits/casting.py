@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..tree.walk import Descend, Path, rewrite
+from ..tree.structure import Path
+from ..tree.walk import Descend, rewrite
 
 T = TypeVar("T")
 

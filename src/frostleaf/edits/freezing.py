@@ -15,8 +15,8 @@ import mlx.core as mx
 from .. import fields
 from ..node import Node, edited, metadata_of
 from ..tree.parts import selected
-from ..tree.structure import dotted, flatten
-from ..tree.walk import Descend, Path, level, rewrite
+from ..tree.structure import Path, dotted, flatten
+from ..tree.walk import Descend, level, rewrite
 from ..tree.where import Where
 from .views import items, named_modules
 
@@ -50,10 +50,7 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
 def with_frozen(tree: T, where: Where, frozen: bool) -> T:
     """Return the tree with the selected parameters frozen, or trainable, and the others as they were."""
     chosen = selected(tree, where)
-    wanted = [
-        frozen if pick and parameter else now
-        for pick, (parameter, now) in zip(chosen, _standing(tree), strict=True)
-    ]
+    wanted = [frozen if pick and parameter else now for pick, (parameter, now) in zip(chosen, _standing(tree), strict=True)]
     return _with_standing(tree, iter(wanted))  # type: ignore[no-any-return]
 
 
@@ -105,9 +102,7 @@ def _node_with_standing(node: Node, wanted: Iterator[bool]) -> Node:
     before = metadata_of(node).frozen
     wants = {path: list(islice(wanted, len(flatten(value)[0]))) for _, (path, value) in _own(node)}
     # A name may stay if all that it covers is to be frozen; where one goes, what it covered is named piece by piece.
-    stays = {
-        name for name in before if all(all(want) for path, want in wants.items() if _covering(dotted(path), [name]))
-    }
+    stays = {name for name in before if all(all(want) for path, want in wants.items() if _covering(dotted(path), [name]))}
     added: set[str] = set()
 
     def enter(path: Path, value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from ..node import Node, edited
-from ..tree.walk import Path, rewrite
+from ..tree.structure import Path
+from ..tree.walk import rewrite
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ..node import Node, edited, nearest
-from ..tree.structure import dotted
-from ..tree.walk import Path, rewrite
+from ..tree.structure import Path, dotted
+from ..tree.walk import rewrite
 from .views import Filter, filter_and_map, items, parameters, valid_parameter
 
 T = TypeVar("T")
@@ -80,8 +80,10 @@ def _merged(
     if isinstance(new, Node):
         new = parameters(new)
     if isinstance(new, Mapping):
-        current = dict(items(target)) if isinstance(target, Node) else target if isinstance(target, Mapping) else {}
-        pairs = list(new.items())
+        current: dict[Any, Any] = dict(
+            items(target) if isinstance(target, Node) else target if isinstance(target, Mapping) else {}
+        )
+        pairs: list[tuple[Any, Any]] = list(new.items())
         for name, _ in pairs:
             if strict and name not in current:
                 raise ValueError(missing.format(name=name, at=at, nearest=nearest(str(name), map(str, current))))
@@ -95,7 +97,7 @@ def _merged(
         raise ValueError(INVALID_TYPE.format(kind=type(new).__name__, at=at))
     else:
         return target
-    changes = {}
+    changes: dict[Any, Any] = {}
     for name, value in pairs:
         # A module's own field, and not the view of it, so that what stays is the same object.
         old = getattr(target, name) if isinstance(target, Node) else current[name]

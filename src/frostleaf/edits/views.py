@@ -94,7 +94,8 @@ def named_modules(module: Node) -> list[tuple[str, Any]]:
     while waiting:
         path, current = waiting.pop()
         found.append((path, current))
-        waiting.extend(tree_flatten(children(current), f".{path}" if path else "", lambda value: isinstance(value, Node)))
+        below = tree_flatten(children(current), f".{path}" if path else "", lambda value: isinstance(value, Node))
+        waiting.extend(below)  # type: ignore[arg-type]
     return found
 
 

@@ -10,8 +10,7 @@ from ..module import Module
 from ..tree.compare import describe
 
 NOT_FLOATING = (
-    "a layer can't be made in dtype {dtype!r}. Give a floating-point mx.Dtype, such as mx.bfloat16; "
-    "None stands for mx.float32."
+    "a layer can't be made in dtype {dtype!r}. Give a floating-point mx.Dtype, such as mx.bfloat16; None stands for mx.float32."
 )
 NOT_SIZES = "{name} is an int or {count} of them in a tuple, and was given as {value!r}"
 MISFIT = "{cls} takes an input of shape {shape}, and was given {x}. The layer is {layer!r}"

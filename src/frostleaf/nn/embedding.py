@@ -37,9 +37,7 @@ class Embedding(Module):
 
     weight: mx.array
 
-    def __init__(
-        self, num_embeddings: int, dims: int, *, dtype: mx.Dtype | None = None, key: mx.array | None = None
-    ) -> None:
+    def __init__(self, num_embeddings: int, dims: int, *, dtype: mx.Dtype | None = None, key: mx.array | None = None) -> None:
         scale = math.sqrt(1 / dims)
         self.weight = mx.random.normal((num_embeddings, dims), floating(dtype), scale=scale, key=key)
 

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import mlx.optimizers
 
+from ..display.text import text
 from ..edits.freezing import trainable
 from ..fields import buffer, static
 from ..module import Module
+from ..node import Node
 from ..tree.compare import describe
 from ..tree.structure import aligned, dotted, flatten, unflatten
 
@@ -22,8 +24,8 @@ NOTHING_TO_TRAIN = (
     "the {tree} given to {optimizer}.init has nothing to train: every parameter is frozen, or none is of a floating-point dtype"
 )
 OTHER_STATE = (
-    "the state given to {optimizer}.update is for other parameters than the model has trainable: {differences}. If the model was "
-    "frozen or changed since, make a new state with {optimizer}.init(model)"
+    "the state given to {optimizer}.update is for other parameters than the model has trainable: {differences}. If the model "
+    "was frozen or changed since, make a new state with {optimizer}.init(model)"
 )
 NO_GRADIENT = "there is no gradient for {path!r}, which is trainable ({array}); the gradients have {given} there"
 WRONG_SHAPE = "the gradient for {path!r} is {given}, and the parameter is {array}"
@@ -43,7 +45,7 @@ class OptimizerState(Module):
     slots: Mapping[str, Mapping[str, mx.array]] = buffer()
 
 
-class Optimizer(Module):
+class Optimizer(Node):
     """An optimizer with one of MLX's update rules.
 
     It holds no arrays: the same value serves any number of models. The numbers are those that MLX computes, since each array is
@@ -72,6 +74,9 @@ class Optimizer(Module):
         self.rule = rule
         self.options = dict(inspect.signature(rule).bind(*args, **kwargs).arguments)
         rule(**self.options)  # for what it raises, now rather than at the first update
+
+    def __repr__(self) -> str:
+        return text(self)
 
     def init(self, model: Any) -> OptimizerState:
         """Return the state with which to begin training a model.
@@ -122,7 +127,9 @@ class Optimizer(Module):
                 _check_gradient(name, leaf, gradient)
                 gradients[name], parameters[name] = gradient, leaf
         if gradients.keys() != state.slots.keys():
-            raise ValueError(OTHER_STATE.format(optimizer=type(self).__name__, differences=_differences(gradients, state.slots)))
+            raise ValueError(
+                OTHER_STATE.format(optimizer=type(self).__name__, differences=_differences(gradients, state.slots))
+            )
 
         rule = self._rule()
         # Under a name of their own the parameters can be called anything, "step" and "learning_rate" included.

@@ -24,4 +24,4 @@ def async_eval(*trees: Any) -> None:
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.async_eval([mx.ones(2) + 1, "text"])
     """
-    mx.async_eval(leaves(trees))
+    mx.async_eval(leaves(trees))  # type: ignore[no-untyped-call]

@@ -15,8 +15,8 @@ from .passing import Inputs, Origins, together
 
 NO_ARGUMENT = "can't differentiate {fn} with respect to argument {number}: it was called with {count} positional arguments"
 NOTHING_TRAINABLE = (
-    "argument {number} of {fn} has nothing to differentiate: it needs an array of a floating-point dtype that is neither frozen nor a "
-    "buffer, and has {found}"
+    "argument {number} of {fn} has nothing to differentiate: it needs an array of a floating-point dtype that is neither "
+    "frozen nor a buffer, and has {found}"
 )
 NOT_A_SCALAR = "{fn} must return a scalar array to be differentiated, and returned {given}{advice}"
 NO_AUX = "{fn} must return a pair (value, aux) when has_aux=True, and returned {given}"
@@ -36,8 +36,8 @@ def value_and_grad(
         has_aux: Whether ``fn`` returns something besides the scalar. Default: ``False``.
 
     Returns:
-        A function of the same arguments that returns ``(value, grad)``, or ``((value, aux), grad)`` with ``has_aux``, as in JAX. For
-        several ``argnums`` the gradient is a tuple.
+        A function of the same arguments that returns ``(value, grad)``, or ``((value, aux), grad)`` with ``has_aux``, as in
+        JAX. For several ``argnums`` the gradient is a tuple.
 
     Raises:
         ValueError: When called, if an argument is not there or has nothing trainable, or ``fn`` returns something else.

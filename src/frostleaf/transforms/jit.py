@@ -24,12 +24,12 @@ R = TypeVar("R")
 
 NOT_CALLABLE = "fl.jit takes a function, a method or a module that can be called, and was given {kind}"
 UNHASHABLE = (
-    "{name} of {fn} is {given}, which can be neither a leaf (only mx.array is) nor part of the structure, since it can't be hashed. "
-    "{advice}"
+    "{name} of {fn} is {given}, which can be neither a leaf (only mx.array is) nor part of the structure, since it can't be "
+    "hashed. {advice}"
 )
 NO_COMPILER = (
-    "fl.jit needs a C++ compiler: on Linux, MLX builds its fused CPU kernels with g++ when they first run, and no g++ was found. "
-    "Install one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or call the function without fl.jit."
+    "fl.jit needs a C++ compiler: on Linux, MLX builds its fused CPU kernels with g++ when they first run, and no g++ was "
+    "found. Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or call the function without fl.jit."
 )
 
 
@@ -44,18 +44,19 @@ def jit(fn: None = None, *, shapeless: bool = False) -> Callable[[Callable[P, R]
 def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False) -> Any:
     """Return a compiled version of ``fn`` that computes the same.
 
-    Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or static
-    values are new; otherwise MLX replays what was traced. It should be pure: what it does besides computing its result happens only
-    when it is traced, and arrays that it reads from outside its arguments are constants. Random numbers are an exception:
-    ``mx.random`` goes on from call to call as it does without ``jit``.
+    Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or
+    static values are new; otherwise MLX replays what was traced. It should be pure: what it does besides computing its result
+    happens only when it is traced, and arrays that it reads from outside its arguments are constants. Random numbers are an
+    exception: ``mx.random`` goes on from call to call as it does without ``jit``. An array that the function returns as it was
+    given is the caller's own object, as it is without ``jit``.
 
     A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
     as a decorator in a class body it makes a compiled method.
 
     Args:
         fn: A function, method or module, or a partial application of one.
-        shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on them.
-            Default: ``False``.
+        shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on
+            them. Default: ``False``.
 
     Raises:
         TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable.
@@ -122,7 +123,7 @@ class Jitted(Generic[P, R]):
             # MLX keeps whatever is not an array with the trace, and hands it out with each result of that trace.
             return computed, _Result(out_structure, origins)
 
-        return mx.compile(on_leaves, inputs=mx.random.state, outputs=mx.random.state, shapeless=self._shapeless)  # type: ignore[arg-type, return-value]
+        return mx.compile(on_leaves, inputs=mx.random.state, outputs=mx.random.state, shapeless=self._shapeless)
 
     def _reject_unhashable(self, structure: Structure) -> None:
         for path, value in structure.static_values():
@@ -130,7 +131,7 @@ class Jitted(Generic[P, R]):
                 hash(static_key(value))
             except TypeError:
                 is_array = hasattr(value, "__array__")
-                advice = "Pass mx.array(...) of it." if is_array else "Give its class __hash__ and __eq__, or register it as a tree."
+                advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
                 given = f"a {type(value).__module__}.{type(value).__qualname__}"
                 name = self._argument(path)
                 fn = getattr(self._fn, "__name__", "the function")

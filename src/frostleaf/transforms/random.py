@@ -55,18 +55,22 @@ def next_key() -> mx.array:
     >>> fl.tree.equal(drawn, mx.random.normal((2,)))
     True
     """
-    carried, key = mx.random.split(mx.random.state[0])
+    carried, key = mx.random.split(_state()[0])
     restore_state(carried)
     return key
 
 
 def saved_state() -> mx.array:
     """Return this thread's random state, as an array of its own."""
-    return copy.copy(mx.random.state[0])
+    return copy.copy(_state()[0])
 
 
 def restore_state(state: mx.array) -> None:
     """Make ``state`` this thread's random state."""
     # Seeding puts a new array in place; the old one, which somebody may hold, must not be written to.
     mx.random.seed(0)
-    mx.random.state[0][...] = state
+    _state()[0][...] = state
+
+
+def _state() -> list[mx.array]:
+    return mx.random.state  # type: ignore[return-value]

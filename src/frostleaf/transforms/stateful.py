@@ -11,16 +11,16 @@ import mlx.core as mx
 from .. import fields
 from ..module import Module
 from ..node import edited, nearest
-from ..tree.structure import flatten, unflatten
-from ..tree.walk import Path, rewrite
+from ..tree.structure import Path, flatten, unflatten
+from ..tree.walk import rewrite
 
 M = TypeVar("M", bound=Module)
 
 NOT_A_MODEL = "fl.stateful takes a module or a bound method of one, and was given {kind}"
 NOT_A_BUFFER = "{cls} has no buffer {name!r} to record{nearest}. Declare it with fl.buffer() in the class body."
 STRANGER = (
-    "a {cls} that is not part of the model recorded {names}, which would be lost. Inside fl.stateful call the submodules of the "
-    "model itself, not edited copies of them."
+    "a {cls} that is not part of the model recorded {names}, which would be lost. Inside fl.stateful call the submodules of "
+    "the model itself, not edited copies of them."
 )
 
 # For each module that has recorded something in the innermost fl.stateful: the module as it was, and as it is now.
@@ -125,7 +125,11 @@ def _with_records(owner: M, called: M, records: dict[int, tuple[Module, Module]]
     def leave(path: Path, value: Any) -> Any:
         if path not in recorded:
             return value
-        buffers = {name: getattr(recorded[path], name) for name in value.__children__ if fields.kind(value.__fields__[name]) == "buffer"}
+        buffers = {
+            name: getattr(recorded[path], name)
+            for name in value.__children__
+            if fields.kind(value.__fields__[name]) == "buffer"
+        }
         return edited(value, buffers)
 
     return rewrite(owner, leave=leave)  # type: ignore[no-any-return]

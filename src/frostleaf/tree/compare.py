@@ -8,8 +8,8 @@ import mlx.core as mx
 
 from ..containers import static_key
 from ..node import Node, metadata_of
-from .structure import dotted, flatten
-from .walk import Path, level
+from .structure import Path, dotted, flatten
+from .walk import level
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 import optree
@@ -52,7 +52,9 @@ def combine(*trees: T) -> T:
     >>> fl.tree.combine(*fl.tree.partition(tree, "b"))["b"] is tree["b"]
     True
     """
-    flat = [optree.tree_flatten(tree, none_is_leaf=True, namespace=NAMESPACE) for tree in trees]
+    flat: list[tuple[list[Any], Any]] = [
+        optree.tree_flatten(cast(Any, tree), none_is_leaf=True, namespace=NAMESPACE) for tree in trees
+    ]
     for number, (_, spec) in enumerate(flat[1:], 2):
         if spec != flat[0][1]:
             raise ValueError(UNLIKE.format(number=number, difference=diff(trees[0], trees[number - 1])))

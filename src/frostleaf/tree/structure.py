@@ -271,7 +271,7 @@ def one_level(value: Any) -> tuple[Any, Sequence[Any]] | None:
 
 def entries_of(kind: type, metadata: Any) -> Sequence[Any]:
     """Return the names, keys or indices of a node's children."""
-    return metadata.entries if isinstance(metadata, Recipe) else kind.__children__  # type: ignore[attr-defined, no-any-return]
+    return metadata.entries if isinstance(metadata, Recipe) else kind.__children__  # type: ignore[attr-defined]
 
 
 def _take(value: Any, leaves: list[mx.array]) -> Any:
@@ -298,7 +298,7 @@ def _put(shape: Any, leaves: Iterator[Any], static: bool = True) -> Any:
     if type(shape) is tuple:
         kind, metadata, shapes = shape
         if type(shapes) is int:
-            children = islice(leaves, shapes)
+            children: Iterable[Any] = islice(leaves, shapes)
         else:
             children = [next(leaves) if each is mx.array else _put(each, leaves, static) for each in shapes]
         if type(metadata) is Recipe:
@@ -319,7 +319,7 @@ def _parts(shape: Any, path: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def _each(shapes: Any) -> Sequence[Any]:
-    return (mx.array,) * shapes if isinstance(shapes, int) else shapes  # type: ignore[no-any-return]
+    return (mx.array,) * shapes if isinstance(shapes, int) else shapes
 
 
 def _align(shape: Any, value: Any, what: str, path: Path, found: list[Any]) -> None:

@@ -45,7 +45,7 @@ def stack(trees: Sequence[T], axis: int = 0) -> T:
         if len({value.shape for value in values}) > 1:
             shapes = " and ".join(dict.fromkeys(map(describe, values)))
             raise ValueError(STACK_SHAPES.format(path=dotted(structure.leaf_paths()[position]), shapes=shapes))
-        stacked.append(mx.stack(values, axis))
+        stacked.append(mx.stack(list(values), axis))
     return unflatten(structure, stacked)  # type: ignore[no-any-return]
 
 
@@ -86,8 +86,8 @@ def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array
         tree: Any tree.
 
     Returns:
-        A dict from the name of a dtype (``"float32"``) to a vector, and ``unravel``, which takes such a dict and returns a tree of
-        the first tree's structure, shapes and dtypes. Both ways are differentiable.
+        A dict from the name of a dtype (``"float32"``) to a vector, and ``unravel``, which takes such a dict and returns a tree
+        of the first tree's structure, shapes and dtypes. Both ways are differentiable.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> vectors, unravel = fl.tree.ravel({"w": mx.ones((2, 2)), "b": mx.zeros(1), "n": mx.array(3)})
@@ -116,7 +116,9 @@ def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array
                 start += length
         return unflatten(structure, values)  # type: ignore[no-any-return]
 
-    return {name: mx.concatenate([leaves[position].reshape(-1) for position in group]) for name, group in groups.items()}, unravel
+    return {
+        name: mx.concatenate([leaves[position].reshape(-1) for position in group]) for name, group in groups.items()
+    }, unravel
 
 
 def size(tree: Any) -> int:

@@ -8,8 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .structure import dotted
-from .walk import Path
+from .structure import Path, dotted
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 
@@ -54,8 +53,4 @@ def _regex(glob: str) -> str:
         for name in glob.split(".")
     ]
     pattern = r"\.".join(names)
-    return (
-        pattern.replace(any_names + r"\.", r"(?:.+\.)?")
-        .replace(r"\." + any_names, r"(?:\..+)?")
-        .replace(any_names, ".*")
-    )
+    return pattern.replace(any_names + r"\.", r"(?:.+\.)?").replace(r"\." + any_names, r"(?:\..+)?").replace(any_names, ".*")
