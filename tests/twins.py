@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,25 +17,18 @@ class Twin(nn.Module):
 
     def __init__(self, module: fl.Module) -> None:
         super().__init__()
-        self.buffers: tuple[str, ...] = ()
-        buffers = []
         for name, field in type(module).__fields__.items():
-            value = getattr(module, name)
-            if kind(field) == "static":
-                # MLX keeps every list in the dict of the module; what is static is kept out of it.
-                object.__setattr__(self, f"static {name}", value)
-                continue
-            setattr(self, name, twin(value))
-            if kind(field) == "buffer" and persistent(field):
-                buffers.append(name)
-        object.__setattr__(self, "buffers", tuple(buffers))
-        self.pop("buffers", None)
+            # MLX keeps every list in the dict of the module; what is static is kept out of it.
+            put = object.__setattr__ if kind(field) == "static" else setattr
+            put(self, name, twin(getattr(module, name)))
+        buffers = [name for name, field in type(module).__fields__.items() if kind(field) == "buffer" and persistent(field)]
+        object.__setattr__(self, "buffers", buffers)
         self.freeze(recurse=False, keys=buffers)
 
     def unfreeze(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the buffers frozen, as mlx.nn.BatchNorm does."""
         super().unfreeze(*args, **kwargs)
-        self.freeze(recurse=False, keys=list(self.buffers))
+        self.freeze(recurse=False, keys=self.buffers)
         return self
 
 
@@ -94,15 +86,7 @@ class Linear(fl.Module):
 
 
 class Norm(fl.Module):
-    """A leaf module with buffers of both kinds."""
-
-    weight: mx.array
-    running_mean: mx.array = fl.buffer(factory=lambda: mx.zeros(2))
-    table: mx.array = fl.buffer(persistent=False, factory=lambda: mx.ones(2))
-
-
-class NormTwin(fl.Module):
-    """As Norm; its recomputed array has a private name, as it has in MLX."""
+    """A leaf module with buffers: one that is saved, and one with a private name, which MLX does not save."""
 
     weight: mx.array
     running_mean: mx.array = fl.buffer(factory=lambda: mx.zeros(2))
@@ -159,9 +143,9 @@ MODELS: dict[str, Any] = {
     "a leaf": lambda: linear(),
     "without bias": lambda: Linear(mx.ones((2, 2))),
     "nothing": lambda: Nothing(),
-    "buffers": lambda: NormTwin(mx.ones(2)),
+    "buffers": lambda: Norm(mx.ones(2)),
     "nested": lambda: Block(linear(1), linear(2)),
-    "deep": lambda: Block(Block(Block(linear(1), linear(2)), NormTwin(mx.ones(2))), linear(3)),
+    "deep": lambda: Block(Block(Block(linear(1), linear(2)), Norm(mx.ones(2))), linear(3)),
     "private": lambda: Block(linear(1), mx.ones(2), linear(2), 2.0),
     "private array": lambda: Block(None, mx.ones(2), mx.zeros(3)),
     "a list of layers": lambda: Stack([linear(1), Nothing(), linear(2)], head=linear(3)),
@@ -171,7 +155,8 @@ MODELS: dict[str, Any] = {
     "arrays in a list": lambda: Bag([mx.ones(1), mx.ones(2), mx.ones(3)], bias=mx.zeros(1)),
     "arrays in a dict": lambda: Bag([], {"b": mx.ones(1), "a": [mx.ones(2)], "_c": mx.ones(3)}),
     "odd things in a list": lambda: Bag([None, mx.ones(1), 3, "text", [], {}], {"x": 0.5, "y": mx.ones(1)}),
-    "all things": lambda: Bag([linear(1), mx.ones(1)], {"a": NormTwin(mx.ones(2))}, None, Block(linear(2), mx.ones(3))),
+    "a namedtuple": lambda: Bag(Pair(mx.ones(1), linear(1)), Pair(None, [mx.ones(2)])),
+    "all things": lambda: Bag([linear(1), mx.ones(1)], {"a": Norm(mx.ones(2))}, None, Block(linear(2), mx.ones(3))),
 }
 
 
@@ -179,8 +164,3 @@ def subject(name: str) -> tuple[Any, Twin]:
     """Return the model of that name, and its twin."""
     model = MODELS[name]()
     return model, Twin(model)
-
-
-def as_dict(view: Mapping[str, Any] | list[Any]) -> Any:
-    """Return a view with the twin of each module in it, for use as an argument of MLX's methods."""
-    return twin(view)

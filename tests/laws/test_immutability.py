@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from types import MappingProxyType
@@ -196,10 +197,8 @@ EXPECTED_ERRORS = (TypeError, ValueError, LookupError, RuntimeError, OSError)
 
 
 def attempt(call: Call, argument: Any) -> None:
-    try:
+    with contextlib.suppress(*EXPECTED_ERRORS):
         call(argument)
-    except EXPECTED_ERRORS:
-        pass
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -85,7 +85,7 @@ def test_any_objects_can_take_the_place_of_the_leaves(tree: Any) -> None:
 def test_a_wrong_number_of_leaves_is_an_error(tree: Any, change: int) -> None:
     leaves, structure = fl.tree.flatten(tree)
     assume(change != 0 and len(leaves) + change >= 0)
-    given_leaves = (leaves + [mx.array(0), mx.array(0)])[: len(leaves) + change]
+    given_leaves = [*leaves, mx.array(0), mx.array(0)][: len(leaves) + change]
     with pytest.raises(ValueError, match=f"has {len(leaves)} leaves and {len(given_leaves)} were given"):
         fl.tree.unflatten(structure, given_leaves)
 

@@ -183,14 +183,14 @@ ARRAY = mx.zeros((2, 3), mx.bfloat16)
     ],
     ids=str,
 )
-@pytest.mark.parametrize("edit", [False, True], ids=["at construction", "in an edit"])
-def test_an_array_in_a_static_field_is_an_error_that_says_so(value: Any, edit: bool) -> None:
-    message = r"OnlyStatic\.first is a static field and was given an array \(bfloat16\[2, 3\]\)"
-    with pytest.raises(TypeError, match=message):
-        if edit:
-            OnlyStatic(None).replace(first=value)
-        else:
-            OnlyStatic(value)
+@pytest.mark.parametrize(
+    "make",
+    [OnlyStatic, lambda value: OnlyStatic(None).replace(first=value), lambda value: OnlyStatic(None).at("first").set(value)],
+    ids=["at construction", "in replace", "in a selection"],
+)
+def test_an_array_in_a_static_field_is_an_error_that_says_so(value: Any, make: Any) -> None:
+    with pytest.raises(TypeError, match=r"OnlyStatic\.first is a static field and was given an array \(bfloat16\[2, 3\]\)"):
+        make(value)
 
 
 @pytest.mark.parametrize("cls", [bytearray, type("Mutable", (), {"__hash__": None})])

@@ -100,7 +100,7 @@ def _merged(
     changes: dict[Any, Any] = {}
     for name, value in pairs:
         # A module's own field, and not the view of it, so that what stays is the same object.
-        old = getattr(target, name) if isinstance(target, Node) else current[name]
+        old = getattr(target, str(name)) if isinstance(target, Node) else current[name]
         below = (*path, name)
         replacement = new_leaf(old, value, f" for {dotted(below)}")
         if replacement is _RECURSE:

@@ -29,7 +29,7 @@ UNHASHABLE = (
 )
 NO_COMPILER = (
     "fl.jit needs a C++ compiler: on Linux, MLX builds its fused CPU kernels with g++ when they first run, and no g++ was "
-    "found. Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or call the function without fl.jit."
+    "found. Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or do without fl.jit."
 )
 
 

@@ -1,0 +1,198 @@
+"""Freezing by name as mlx.nn.Module freezes, and by selection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+from twins import MODELS, Bag, Block, Norm, Stack, linear, outcome, same, subject
+
+import frostleaf as fl
+
+KEYS = [
+    None, "weight", "bias", "ws", "ws.0", "ws.1", "table", "table.a", "layers", "layers.0", "second", "running_mean",
+    "_private", "no such key", ["weight", "bias"], ["weight", "no such key"], [],
+]  # fmt: skip
+RECURSE = [True, False]
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return subject(request.param)
+
+
+def compare(ours: Any, theirs: Any) -> None:
+    assert same(ours.trainable_parameters(), theirs.trainable_parameters())
+    assert same(ours.parameters(), theirs.parameters())
+    for (_, one), (_, other) in zip(ours.named_modules(), theirs.named_modules(), strict=True):
+        assert same(one.trainable_parameters(), other.trainable_parameters())
+
+
+@pytest.mark.parametrize("recurse", RECURSE)
+@pytest.mark.parametrize("keys", KEYS, ids=str)
+def test_freeze_leaves_trainable_what_mlx_leaves_trainable(model: tuple[Any, Any], keys: Any, recurse: bool) -> None:
+    ours, theirs = model
+    compare(ours.freeze(recurse=recurse, keys=keys), theirs.freeze(recurse=recurse, keys=keys))
+
+
+@pytest.mark.parametrize("recurse", RECURSE)
+@pytest.mark.parametrize("keys", KEYS, ids=str)
+@pytest.mark.parametrize("frozen", [None, "weight", ["ws", "table", "layers"]], ids=str)
+def test_unfreeze_makes_trainable_what_mlx_makes_trainable(
+    model: tuple[Any, Any], frozen: Any, keys: Any, recurse: bool
+) -> None:
+    ours, theirs = model
+    ours, theirs = ours.freeze(keys=frozen), theirs.freeze(keys=frozen)
+    compare(ours.unfreeze(recurse=recurse, keys=keys), theirs.unfreeze(recurse=recurse, keys=keys))
+
+
+@pytest.mark.parametrize("method", ["freeze", "unfreeze"])
+@pytest.mark.parametrize("recurse", RECURSE)
+@pytest.mark.parametrize("keys", [keys for keys in KEYS if keys is not None], ids=str)
+def test_a_strict_key_is_an_error_where_it_is_one_in_mlx(
+    model: tuple[Any, Any], method: str, keys: Any, recurse: bool
+) -> None:
+    ours, theirs = model
+    one = outcome(lambda: getattr(ours, method)(recurse=recurse, keys=keys, strict=True))
+    other = outcome(lambda: getattr(theirs, method)(recurse=recurse, keys=keys, strict=True))
+    assert one[0] == other[0]
+    if one[0] == "raised":
+        assert one[1] is other[1] is KeyError
+    else:
+        compare(one[1], theirs)
+
+
+def test_the_error_for_a_strict_key_names_the_class_and_the_key() -> None:
+    with pytest.raises(KeyError, match=r"no module in this Stack has a field 'wieght'"):
+        Stack([linear()]).freeze(keys="wieght", strict=True)
+
+
+def test_strict_without_keys_is_no_error() -> None:
+    model = Stack([linear()])
+    assert fl.tree.structure(model.freeze(strict=True)) == fl.tree.structure(model.freeze())
+    assert fl.tree.structure(model.unfreeze(strict=True)) == fl.tree.structure(model)
+
+
+steps = st.tuples(st.sampled_from(["freeze", "unfreeze"]), st.booleans(), st.sampled_from(KEYS))
+
+
+@pytest.mark.parametrize("name", ["deep", "arrays in a list", "arrays in a dict", "all things", "a dict of layers", "buffers"])
+def test_any_sequence_of_freezing_and_unfreezing_ends_as_in_mlx(name: str) -> None:
+    @settings(deadline=None, max_examples=60)
+    @given(st.lists(steps, max_size=5))
+    def check(sequence: list[Any]) -> None:
+        ours, theirs = subject(name)
+        for method, recurse, keys in sequence:
+            ours = getattr(ours, method)(recurse=recurse, keys=keys)
+            getattr(theirs, method)(recurse=recurse, keys=keys)
+        compare(ours, theirs)
+
+    check()
+
+
+def test_freezing_returns_a_new_model_and_leaves_the_old_one_trainable() -> None:
+    model = Stack([linear()])
+    frozen = model.freeze()
+    assert frozen is not model
+    assert tree_flatten(frozen.trainable_parameters()) == []
+    assert len(tree_flatten(model.trainable_parameters())) == 2
+
+
+@pytest.mark.parametrize("keys", [("weight",), {"weight"}, iter(["weight"])], ids=["tuple", "set", "iterator"])
+def test_keys_may_be_any_iterable(keys: Any) -> None:
+    assert list(linear().freeze(keys=keys).trainable_parameters()) == ["bias"]
+
+
+def trainable(model: Any) -> list[str]:
+    return [name for name, _ in tree_flatten(model.trainable_parameters())]
+
+
+NESTED = Stack([linear(1), linear(2)], {"a": [linear(3), mx.ones(2)], "b": mx.ones(1)}, head=linear(4))
+ALL = trainable(NESTED)
+SELECTIONS = {
+    "head": {"head.weight", "head.bias"},
+    "head.bias": {"head.bias"},
+    "layers.*.bias": {"layers.0.bias", "layers.1.bias"},
+    "**.weight": {name for name in ALL if name.endswith("weight")},
+    "**": set(ALL),
+    "layers": {name for name in ALL if name.startswith("layers")},
+    "experts": {name for name in ALL if name.startswith("experts")},
+    "experts.a": {name for name in ALL if name.startswith("experts.a")},
+    "experts.a.1": {"experts.a.1"},
+    "experts.b": {"experts.b"},
+}
+
+
+@pytest.mark.parametrize("where", SELECTIONS)
+def test_with_frozen_freezes_the_selection_and_nothing_else(where: str) -> None:
+    frozen = NESTED.with_frozen(where)
+    assert set(trainable(frozen)) == set(ALL) - SELECTIONS[where]
+    assert trainable(frozen.with_frozen(where, frozen=False)) == ALL
+    assert fl.tree.structure(frozen.with_frozen(where, frozen=False)) == fl.tree.structure(NESTED)
+    assert fl.tree.structure(NESTED.at(where).freeze()) == fl.tree.structure(frozen)
+
+
+@pytest.mark.parametrize("where", SELECTIONS)
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        NESTED.freeze(),
+        NESTED.freeze(keys=["layers", "experts", "head"]),
+        NESTED.freeze(keys=["experts.a", "head", "layers.0", "experts.b", "weight", "bias", "experts.a.1", "layers.1"]),
+        NESTED.with_frozen("**"),
+    ],
+    ids=["all", "by the names of containers", "by all names", "by selection"],
+)
+def test_a_selection_of_a_frozen_model_can_be_made_trainable_alone(frozen: Any, where: str) -> None:
+    before = set(trainable(frozen))
+    assert set(trainable(frozen.with_frozen(where, frozen=False))) == before | SELECTIONS[where]
+    assert set(trainable(frozen.at(where).unfreeze())) == before | SELECTIONS[where]
+
+
+@pytest.mark.parametrize("first", SELECTIONS)
+@pytest.mark.parametrize("second", SELECTIONS)
+def test_selections_frozen_one_after_the_other_add_up(first: str, second: str) -> None:
+    both = NESTED.with_frozen(first).with_frozen(second)
+    assert set(trainable(both)) == set(ALL) - SELECTIONS[first] - SELECTIONS[second]
+    less = both.with_frozen(first, frozen=False)
+    assert set(trainable(less)) == set(ALL) - (SELECTIONS[second] - SELECTIONS[first])
+
+
+def test_freezing_each_array_by_selection_is_freezing_all() -> None:
+    assert trainable(NESTED.with_frozen(mx.array)) == trainable(NESTED.freeze()) == []
+
+
+def test_a_buffer_that_is_selected_stays_what_it_is() -> None:
+    norm = Norm(mx.ones(2))
+    assert norm.with_frozen("running_mean") is norm
+    assert list(norm.with_frozen("running_mean", frozen=False).trainable_parameters()) == ["weight"]
+
+
+def test_a_frozen_field_stays_frozen_when_it_is_replaced() -> None:
+    layer = linear().freeze(keys="weight").replace(weight=mx.zeros(1))
+    assert list(layer.trainable_parameters()) == ["bias"]
+
+
+def test_a_module_below_a_frozen_name_is_not_trained_by_the_model_but_by_itself() -> None:
+    block = Block(linear(1), linear(2)).freeze(keys="second", recurse=False)
+    assert trainable(block) == ["first.weight", "first.bias"]
+    assert list(block.second.trainable_parameters()) == ["weight", "bias"]
+
+
+def test_a_private_field_is_not_trained() -> None:
+    assert trainable(Block(None, mx.ones(1), mx.ones(1))) == ["first"]
+
+
+@pytest.mark.parametrize("method", ["freeze", "unfreeze"])
+def test_a_model_without_arrays_can_be_frozen(method: str) -> None:
+    model = Bag([], {}, None, None)
+    assert getattr(model, method)() is model
+
+
+def test_the_arguments_of_freeze_are_given_by_name() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        linear().freeze(True)

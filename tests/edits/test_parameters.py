@@ -1,0 +1,316 @@
+"""update, update_modules, apply and map_modules, against mlx.nn.Module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from twins import MODELS, Bag, Block, Linear, Norm, Nothing, Stack, Twin, linear, outcome, same, subject, twin
+
+import frostleaf as fl
+
+NEW = mx.array([7.0, 8.0])
+
+
+def agree(ours: Any, theirs: Any, call: Callable[[Any], Any]) -> Any:
+    """Do the same to both models, and compare what comes of it; return our new model, or the error."""
+    before = fl.tree.flatten(ours)
+    one, other = outcome(call, ours), outcome(call, theirs)
+    assert one[0] == other[0], (one, other)
+    if one[0] == "raised":
+        assert one[1] is other[1], (one, other)
+    else:
+        assert same(one[1], theirs)
+    after = fl.tree.flatten(ours)
+    assert after[1] == before[1]
+    assert all(new is old for new, old in zip(after[0], before[0], strict=True))
+    return one[1]
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return subject(request.param)
+
+
+STRICT = [True, False]
+WHOLE: dict[str, Callable[[Any], Any]] = {
+    "all parameters": lambda m: m.filter_and_map(m.valid_parameter_filter, lambda a: a + 1),
+    "trainable parameters": lambda m: m.filter_and_map(m.trainable_parameter_filter, lambda a: a + 1),
+    "the same": lambda m: m.parameters(),
+    "nothing": lambda m: {},
+    "no dict": lambda m: 3,
+    "None": lambda m: None,
+    "an array": lambda m: NEW,
+    "a list": lambda m: [NEW],
+    "an unknown name": lambda m: {"unheard_of": NEW},
+    "an unknown name and a known one": lambda m: {**m.parameters(), "unheard_of": NEW},
+    "numbers for arrays": lambda m: m.filter_and_map(m.valid_parameter_filter, lambda a: 3),
+    "text for arrays": lambda m: m.filter_and_map(m.valid_parameter_filter, lambda a: "text"),
+    "other shapes": lambda m: m.filter_and_map(m.valid_parameter_filter, lambda a: NEW[None]),
+}
+
+
+@pytest.mark.parametrize("strict", STRICT)
+@pytest.mark.parametrize("update", WHOLE)
+def test_update_does_what_mlx_does(model: tuple[Any, Any], update: str, strict: bool) -> None:
+    agree(*model, lambda m: m.update(WHOLE[update](m), strict=strict))
+
+
+PARTIAL: list[tuple[str, Any]] = [
+    ("a leaf", {"weight": NEW}),
+    ("a leaf", {"weight": NEW, "bias": NEW}),
+    ("a leaf", {"weight": None}),
+    ("a leaf", {"weight": {"x": NEW}}),
+    ("a leaf", {"weight": [NEW]}),
+    ("a leaf", {"size": 4}),
+    ("a leaf", {"wieght": NEW}),
+    ("without bias", {"bias": NEW}),
+    ("buffers", {"running_mean": NEW}),
+    ("buffers", {"_table": NEW}),
+    ("nested", {"second": {"weight": NEW}}),
+    ("nested", {"second": NEW}),
+    ("nested", {"second": {}}),
+    ("nested", {"second": []}),
+    ("nested", {"second": None}),
+    ("nested", {"second": {"nope": NEW}}),
+    ("nested", {"scale": 0.1}),
+    ("nested", {"scale": NEW}),
+    ("deep", {"second": {"second": {"first": {"bias": NEW}}}}),
+    ("private", {"_private": {"weight": NEW}}),
+    ("private array", {"_private": NEW}),
+    ("a list of layers", {"layers": [{"weight": NEW}]}),
+    ("a list of layers", {"layers": [{}, {}, {"weight": NEW}]}),
+    ("a list of layers", {"layers": [{}, {"weight": NEW}]}),
+    ("a list of layers", {"layers": [{}, {}, {}, {"weight": NEW}]}),
+    ("a list of layers", {"layers": [{}, {}, {}, {}]}),
+    ("a list of layers", {"layers": 3}),
+    ("a list of layers", {"layers": []}),
+    ("a list of layers", {"layers": {}}),
+    ("a list of layers", {"layers": [NEW]}),
+    ("a list of layers", {"layers": [None]}),
+    ("a dict of layers", {"experts": {"a": [{"bias": NEW}]}}),
+    ("a dict of layers", {"experts": {"a": [{}, {"bias": NEW}]}}),
+    ("a dict of layers", {"experts": {"a": [{}, NEW]}}),
+    ("a dict of layers", {"experts": {"_c": {"bias": NEW}}}),
+    ("a dict of layers", {"experts": {"unheard_of": {}}}),
+    ("a dict of layers", {"layers": [NEW]}),
+    ("lists in lists", {"layers": [[{"bias": NEW}], [], [[{"weight": NEW}]]]}),
+    ("lists in lists", {"layers": [[{}, {}]]}),
+    ("arrays in a list", {"ws": [NEW]}),
+    ("arrays in a list", {"ws": [NEW, NEW, NEW]}),
+    ("arrays in a list", {"ws": [NEW, NEW, NEW, NEW]}),
+    ("arrays in a list", {"ws": [NEW, 3]}),
+    ("arrays in a list", {"ws": NEW}),
+    ("arrays in a dict", {"table": {"b": NEW, "a": [NEW], "_c": NEW}}),
+    ("arrays in a dict", {"table": {"b": "text"}}),
+    ("arrays in a dict", {"table": {"d": NEW}}),
+    ("odd things in a list", {"ws": [None, NEW]}),
+    ("odd things in a list", {"ws": [{}, NEW, {}, {}, [], {}]}),
+    ("odd things in a list", {"ws": [{}, NEW, 3]}),
+    ("odd things in a list", {"table": {"x": 1.0}}),
+    ("odd things in a list", {"table": {"y": NEW}}),
+    ("all things", {"ws": [{"bias": NEW}, NEW], "table": {"a": {"weight": NEW}}, "bias": {"first": NEW}}),
+]
+
+
+@pytest.mark.parametrize("strict", STRICT)
+@pytest.mark.parametrize(("name", "parameters"), PARTIAL, ids=str)
+def test_a_partial_update_does_what_mlx_does(name: str, parameters: Any, strict: bool) -> None:
+    agree(*subject(name), lambda m: m.update(parameters, strict=strict))
+
+
+def test_update_takes_tuples_for_lists() -> None:
+    model = Bag([mx.ones(1), mx.ones(2)]).update({"ws": (NEW, NEW)})
+    assert model.ws[0] is model.ws[1] is NEW
+    assert type(model.ws) is tuple
+
+
+def test_a_module_stands_for_its_parameters() -> None:
+    model = Stack([linear(1)], head=linear(2))
+    other = Stack([linear(3)], head=linear(4))
+    after = model.update(other)
+    assert after.layers[0].weight is other.layers[0].weight
+    assert model.update({"layers": [linear(5)]}).layers[0].weight[0, 1].item() == 6.0
+
+
+def test_update_keeps_modes_and_frozen_fields() -> None:
+    model = Stack([linear(1)]).freeze().eval()
+    after = model.update(Stack([linear(2)]).parameters())
+    assert fl.tree.structure(after) == fl.tree.structure(model)
+
+
+def test_a_namedtuple_stays_one() -> None:
+    model, _ = subject("a namedtuple")
+    after = model.update({"ws": [NEW]})
+    assert type(after.ws) is type(model.ws)
+    assert after.ws.left is NEW
+    assert after.ws.right is model.ws.right
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"hed": NEW}, r'Module does not have parameter named "hed"; the nearest is \'head\'\.'),
+        ({"head": {"wieght": NEW}}, r'parameter named "wieght" in head; the nearest is \'weight\'\.'),
+        ({"head": {"weight": 3}}, r"Received invalid type: int for head\.weight\."),
+        ({"head": 3}, r"Received invalid type: int in head\."),
+        ({"layers": [{}, {}]}, r"List index 1 is out of bounds for destination of length 1 in layers\."),
+        (3, r"Received invalid type: int\."),
+    ],
+    ids=str,
+)
+def test_the_errors_of_update_say_where(parameters: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Stack([linear()], head=linear()).update(parameters)
+
+
+# Submodules
+
+MODULES: list[tuple[str, Any]] = [
+    ("nested", {}),
+    ("nested", {"second": linear(9)}),
+    ("nested", {"second": Norm(NEW), "first": Nothing()}),
+    ("nested", {"second": NEW}),
+    ("nested", {"second": None}),
+    ("nested", {"second": {}}),
+    ("nested", {"second": {"weight": linear(9)}}),
+    ("nested", {"second": {"weight": {}}}),
+    ("nested", {"second": {"nope": linear(9)}}),
+    ("nested", {"_private": linear(9)}),
+    ("nested", {"scale": linear(9)}),
+    ("nested", {"nope": linear(9)}),
+    ("nested", [linear(9)]),
+    ("nested", 3),
+    ("private", {"_private": linear(9)}),
+    ("private", {"second": {"weight": {}}, "first": {}}),
+    ("private", {"first": linear(9)}),
+    ("deep", {"second": {"second": {"first": linear(9)}}}),
+    ("deep", {"second": {"first": linear(9)}, "first": linear(8)}),
+    ("a list of layers", {"layers": [linear(9)]}),
+    ("a list of layers", {"layers": [{}, linear(8), linear(9)]}),
+    ("a list of layers", {"layers": [{}, {}, {}, linear(9)]}),
+    ("a list of layers", {"layers": [{}, {}, {}, {}]}),
+    ("a list of layers", {"layers": [None]}),
+    ("a list of layers", {"layers": [NEW]}),
+    ("a list of layers", {"layers": {}}),
+    ("a list of layers", {"layers": 3}),
+    ("a dict of layers", {"experts": {"b": linear(9), "_c": linear(8)}}),
+    ("a dict of layers", {"experts": {"a": [linear(9)]}}),
+    ("a dict of layers", {"experts": {"a": [linear(9), linear(8)]}}),
+    ("a dict of layers", {"experts": {"d": linear(9)}}),
+    ("a dict of layers", {"layers": [linear(9)]}),
+    ("lists in lists", {"layers": [[linear(9)], [], [[linear(8)], linear(7)]]}),
+    ("lists in lists", {"layers": [[linear(9), linear(9)]]}),
+    ("arrays in a list", {"ws": [linear(9)]}),
+    ("arrays in a list", {"ws": [{}, {}]}),
+    ("arrays in a list", {"ws": linear(9)}),
+    ("all things", {"ws": [linear(9), {}], "table": {"a": linear(8)}, "bias": {"second": linear(7)}}),
+]
+
+
+@pytest.mark.parametrize("strict", STRICT)
+@pytest.mark.parametrize(("name", "modules"), MODULES, ids=str)
+def test_update_modules_does_what_mlx_does(name: str, modules: Any, strict: bool) -> None:
+    def call(model: Any) -> Any:
+        return model.update_modules(twin(modules) if isinstance(model, Twin) else modules, strict=strict)
+
+    agree(*subject(name), call)
+
+
+def test_update_modules_with_its_children_returns_self(model: tuple[Any, Any]) -> None:
+    assert model[0].update_modules(model[0].children()) is model[0]
+
+
+def test_update_modules_holds_the_very_modules_it_was_given() -> None:
+    new = linear(9)
+    model = Stack([linear(1), linear(2)], {"a": linear(3)})
+    after = model.update_modules({"layers": [{}, new], "experts": {"a": new}})
+    assert after.layers[1] is after.experts["a"] is new
+    assert after.layers[0] is model.layers[0]
+
+
+def test_the_errors_of_update_modules_say_where() -> None:
+    with pytest.raises(ValueError, match=r'Module does not have sub-module named "hed"; the nearest is \'head\'\.'):
+        Stack([]).update_modules({"hed": linear()})
+
+
+# apply
+
+APPLY: dict[str, Callable[[Any], Any]] = {
+    "to all": lambda m: m.apply(lambda a: a + 1),
+    "to trainable parameters": lambda m: m.apply(lambda a: a * 2, m.trainable_parameter_filter),
+    "to arrays and containers": lambda m: m.apply(
+        lambda a: a[None], lambda module, key, value: isinstance(value, mx.array | list | dict | fl.Module)
+    ),
+    "to nothing": lambda m: m.apply(lambda a: a * 2, lambda *_: False),
+    "to weights": lambda m: m.apply(
+        lambda a: a * 2, lambda module, key, value: not isinstance(value, mx.array) or key.endswith("weight")
+    ),
+    "to the first in each list": lambda m: m.apply(
+        lambda a: a * 2,
+        lambda module, key, value: m.valid_parameter_filter(module, key, value) and not key.endswith((".1", ".2")),
+    ),
+    "a function that returns no array": lambda m: m.apply(lambda a: 3),
+    "a function that returns None": lambda m: m.apply(lambda a: None),
+    "a function that returns a dict": lambda m: m.apply(lambda a: {}),
+    "a function that raises": lambda m: m.apply(lambda a: a.nope),
+}
+
+
+@pytest.mark.parametrize("call", APPLY)
+def test_apply_does_what_mlx_does(model: tuple[Any, Any], call: str) -> None:
+    agree(*model, APPLY[call])
+
+
+def test_apply_is_called_with_each_array_in_the_order_of_mlx(model: tuple[Any, Any]) -> None:
+    orders = []
+    for each in model:
+        orders.append([])
+        each.apply(lambda a, seen=orders[-1]: seen.append(id(a)) or a)
+    assert orders[0] == orders[1]
+
+
+# map_modules
+
+
+def test_map_modules_visits_the_modules_that_mlx_visits(model: tuple[Any, Any]) -> None:
+    ours, theirs = model
+    paths: list[str] = []
+    assert ours.map_modules(lambda path, module: paths.append(path)) is ours
+    visited: list[str] = []
+    theirs.apply_to_modules(lambda path, module: visited.append(path))
+    assert sorted(paths) == sorted(visited)
+
+
+def test_map_modules_sees_a_module_after_its_children() -> None:
+    seen: list[Any] = []
+
+    def swap(path: str, module: Any) -> Any:
+        seen.append((path, module))
+        return Nothing() if isinstance(module, Linear) else None
+
+    after = Stack([linear(), linear()]).map_modules(swap)
+    assert [path for path, _ in seen] == ["layers.0", "layers.1", ""]
+    assert isinstance(seen[-1][1].layers[0], Nothing)
+    assert seen[-1][1] is after
+
+
+def test_map_modules_can_replace_the_model_itself() -> None:
+    new = Nothing()
+    assert linear().map_modules(lambda path, module: new) is new
+
+
+def test_map_modules_keeps_the_kind_of_container() -> None:
+    after = Stack([linear()], {"a": linear()}).map_modules(lambda path, module: module.eval() if path else None)
+    assert type(after.layers) is tuple
+    assert type(after.experts).__name__ == "mappingproxy"
+    assert [module.training for module in after.modules()] == [True, False, False]
+
+
+def test_map_modules_meets_a_shared_module_at_each_of_its_places() -> None:
+    paths: list[str] = []
+    layer = linear()
+    Block(layer, layer).map_modules(lambda path, module: paths.append(path))
+    assert paths == ["second", "first", ""]
