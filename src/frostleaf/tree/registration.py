@@ -1,0 +1,43 @@
+"""Classes of your own as trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import optree
+
+from ..namespace import NAMESPACE
+
+C = TypeVar("C", bound=type)
+
+
+def register_pytree_node(
+    cls: C,
+    flatten_func: Callable[[Any], tuple[Iterable[Any], Any] | tuple[Iterable[Any], Any, Iterable[Any]]],
+    unflatten_func: Callable[[Any, Iterable[Any]], Any],
+) -> C:
+    """Return ``cls``, having made its instances nodes of a tree for every function here, ``fl.jit`` and ``fl.grad`` included.
+
+    For classes that are not modules, such as a cache. Subclasses are not registered with it.
+
+    Args:
+        cls: The class.
+        flatten_func: Returns the children of an instance, the metadata to make it again with (compared and hashed as
+            structure), and if you like the children's names for use in paths.
+        unflatten_func: Returns an instance made of metadata and children. It must not check the children, which need not be
+            arrays.
+
+    Raises:
+        ValueError: If the class is registered already, as each module class is.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> class Cache:
+    ...     def __init__(self, keys, size):
+    ...         self.keys, self.size = keys, size
+    >>> _ = fl.register_pytree_node(Cache, lambda c: ([c.keys], c.size, ["keys"]), lambda size, keys: Cache(*keys, size))
+    >>> fl.tree.paths({"cache": Cache(mx.zeros(2), 2)})
+    ['cache.keys']
+    """
+    optree.register_pytree_node(cls, flatten_func, unflatten_func, namespace=NAMESPACE)
+    return cls
