@@ -26,9 +26,10 @@ class Twin(nn.Module):
         self.freeze(recurse=False, keys=buffers)
 
     def unfreeze(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep the buffers frozen, as mlx.nn.BatchNorm does."""
+        """Keep the buffers frozen, as mlx.nn.BatchNorm does, and also where an outer module is unfrozen, as it does not."""
         super().unfreeze(*args, **kwargs)
-        self.freeze(recurse=False, keys=self.buffers)
+        for module in self.modules():
+            module.freeze(recurse=False, keys=module.buffers)
         return self
 
 
@@ -63,8 +64,7 @@ def same(ours: Any, theirs: Any) -> bool:
         )
     if isinstance(theirs, mx.array):
         return isinstance(ours, mx.array) and (
-            ours is theirs
-            or (ours.dtype == theirs.dtype and ours.shape == theirs.shape and bool(mx.array_equal(ours, theirs)))
+            ours is theirs or (ours.dtype == theirs.dtype and ours.shape == theirs.shape and bool(mx.array_equal(ours, theirs)))
         )
     return type(ours) is type(theirs) and ours == theirs
 

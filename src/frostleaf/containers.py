@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import optree
@@ -37,13 +38,40 @@ def freeze_containers(value: Any) -> Any:
     return value
 
 
-def thaw_containers(value: Any) -> Any:
-    """Return ``value`` with every read-only mapping made a dict, since a mapping proxy can be neither pickled nor copied."""
+class Named(NamedTuple):
+    """A value that is pickled as the name of an attribute of a module."""
+
+    module: str
+    name: str
+
+
+def packed(value: Any) -> Any:
+    """Return ``value`` so that it can be pickled: a mapping proxy, a dtype of MLX and a function of MLX can't as they are.
+
+    >>> packed((mx.float16, mx.tanh))
+    (Named(module='mlx.core', name='float16'), Named(module='mlx.core', name='tanh'))
+    """
     if isinstance(value, tuple):
-        items = [thaw_containers(item) for item in value]
+        items = [packed(item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, Mapping):
-        return {key: thaw_containers(item) for key, item in value.items()}
+    if isinstance(value, MappingProxyType):
+        return {key: packed(item) for key, item in value.items()}
+    if isinstance(value, mx.Dtype):
+        return Named("mlx.core", str(value).removeprefix("mlx.core."))
+    if type(value) is type(mx.tanh):
+        return Named(value.__module__, value.__name__)
+    return value
+
+
+def unpacked(value: Any) -> Any:
+    """Return what :func:`packed` was given, but for dicts in place of mapping proxies."""
+    if isinstance(value, Named):
+        return getattr(importlib.import_module(value.module), value.name)
+    if isinstance(value, tuple):
+        items = [unpacked(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, dict):
+        return {key: unpacked(item) for key, item in value.items()}
     return value
 
 
@@ -56,8 +84,10 @@ def static_key(value: Any) -> Any:
     >>> static_key(1) == static_key(True), static_key((1, "a")) == static_key((1, "a"))
     (False, True)
     """
-    if isinstance(value, bool | int | float | complex):
-        return type(value), repr(value)
+    if isinstance(value, float):
+        return type(value), float.__repr__(value)  # which tells 0.0 from -0.0, and not nan from nan
+    if isinstance(value, complex):
+        return type(value), complex.__repr__(value)
     if isinstance(value, tuple | list | deque):
         return type(value), tuple(static_key(item) for item in value)
     if isinstance(value, dict | MappingProxyType):

@@ -5,6 +5,7 @@ This file is the one place where classes are changed as they are made. See the R
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import linecache
@@ -18,7 +19,7 @@ import mlx.core as mx
 import optree
 
 from . import fields
-from .containers import arrays_in, freeze_containers, static_key, thaw_containers
+from .containers import arrays_in, freeze_containers, packed, static_key, unpacked
 from .namespace import NAMESPACE
 
 N = TypeVar("N", bound="Node")
@@ -92,9 +93,6 @@ class Metadata:
             shown["frozen"] = sorted(self.frozen)
         return f"Metadata({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
-    def __reduce__(self) -> Any:
-        return _restore_metadata, (thaw_containers(dict(self.static)), self.training, self.frozen)
-
 
 class Node:
     """The base of :class:`Module`: a class whose instances are frozen trees."""
@@ -121,9 +119,19 @@ class Node:
     def __delattr__(self, name: str) -> None:
         raise FrozenModuleError(_frozen("delete", type(self), name))
 
+    def __copy__(self: N) -> N:
+        metadata_of(self)  # a node that is being built is still open to change
+        return self
+
+    def __deepcopy__(self: N, memo: dict[int, Any]) -> N:
+        def copied(leaf: Any) -> Any:
+            return copy.deepcopy(leaf, memo) if isinstance(leaf, mx.array) else leaf
+
+        return optree.tree_map(copied, cast(Any, self), namespace=NAMESPACE)  # type: ignore[return-value]
+
     def __reduce__(self) -> Any:
         metadata = metadata_of(self)
-        values = {name: thaw_containers(value) for name, value in field_values(self).items()}
+        values = {name: packed(value) for name, value in field_values(self).items()}
         return _restore, (type(self), values, metadata.training, metadata.frozen)
 
 
@@ -137,8 +145,14 @@ def metadata_of(node: Node) -> Metadata:
 
 
 def field_values(node: Node) -> dict[str, Any]:
-    """Return the node's fields by name, in the order of their declaration."""
+    """Return the node's fields by name, in the order of their declaration.
+
+    Raises:
+        TypeError: If the node's ``__init__`` is still running.
+    """
     values = node.__dict__
+    if METADATA not in values:
+        raise TypeError(BUILDING.format(cls=type(node).__name__))
     return {name: values[name] for name in type(node).__fields__}
 
 
@@ -160,17 +174,25 @@ def edited(
     *,
     training: bool | None = None,
     frozen: frozenset[str] | None = None,
+    convert: bool = True,
 ) -> N:
     """Return the node with some fields, its mode or its frozen names changed; the node itself if nothing is.
+
+    The converters and validators of the fields that change are run, unless ``convert`` is false.
 
     Raises:
         TypeError: If a name isn't a field, or a value can't be held by its field.
     """
     cls = type(node)
-    checked = {name: _checked(node, _field(cls, name), value) for name, value in changes.items()}
     metadata = metadata_of(node)
     old = field_values(node)
-    changed = {name: value for name, value in checked.items() if value is not old[name]}
+    changed: dict[str, Any] = {}
+    for name, value in changes.items():
+        field = _field(cls, name)
+        if not _same(cls, name, value, old[name]):
+            value = _checked(node, field, value) if convert else value
+            if not _same(cls, name, value, old[name]):
+                changed[name] = value
     training = metadata.training if training is None else training
     frozen = metadata.frozen if frozen is None else frozen
     if not changed and training == metadata.training and frozen == metadata.frozen:
@@ -335,6 +357,11 @@ def _checked(node: Node, attribute: attrs.Attribute[Any], value: Any) -> Any:
     return attrs.setters.validate(node, attribute, value)
 
 
+def _same(cls: type[Node], name: str, value: Any, old: Any) -> bool:
+    """Return whether a field would be the same with ``value`` in it: the same object, or an equal static value."""
+    return value is old or (name in cls.__static__ and static_key(value) == static_key(old))
+
+
 def _blank(cls: type[N], values: Mapping[str, Any]) -> N:
     node = object.__new__(cls)
     node.__dict__.update(values)
@@ -347,10 +374,6 @@ def _frozen(verb: str, cls: type[Node], name: str) -> str:
 
 
 def _restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str]) -> N:
-    node = _blank(cls, values)
+    node = _blank(cls, {name: unpacked(value) for name, value in values.items()})
     _close(node, values, training, frozen)
     return node
-
-
-def _restore_metadata(static: dict[str, Any], training: bool, frozen: frozenset[str]) -> Metadata:
-    return Metadata(freeze_containers(static), training, frozen)

@@ -74,12 +74,7 @@ class Selection(Generic[T]):
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
         """
-        self._parts()
-
-        def enter(path: Path, value: Any) -> Any:
-            return function(value) if self._matches(path, value) else Descend
-
-        return rewrite(self._tree, enter)  # type: ignore[no-any-return]
+        return self._rewritten(function, convert=True)
 
     def astype(self, dtype: mx.Dtype, predicate: Predicate | None = floating) -> T:
         """Return the tree with the arrays of the selected parts cast, as :meth:`Module.astype` casts them.
@@ -87,7 +82,7 @@ class Selection(Generic[T]):
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
         """
-        return self.apply(lambda part: astype(part, dtype, predicate))
+        return self._rewritten(lambda part: astype(part, dtype, predicate), convert=False)
 
     def freeze(self) -> T:
         """Return the tree with the parameters of the selected parts frozen.
@@ -106,6 +101,14 @@ class Selection(Generic[T]):
         """
         self._parts()
         return with_frozen(self._tree, self._where, False)
+
+    def _rewritten(self, function: Callable[[Any], Any], convert: bool) -> T:
+        self._parts()
+
+        def enter(path: Path, value: Any) -> Any:
+            return function(value) if self._matches(path, value) else Descend
+
+        return rewrite(self._tree, enter, convert=convert)  # type: ignore[no-any-return]
 
     def _parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import mlx.core as mx
@@ -53,9 +54,7 @@ def test_unfreeze_makes_trainable_what_mlx_makes_trainable(
 @pytest.mark.parametrize("method", ["freeze", "unfreeze"])
 @pytest.mark.parametrize("recurse", RECURSE)
 @pytest.mark.parametrize("keys", [keys for keys in KEYS if keys is not None], ids=str)
-def test_a_strict_key_is_an_error_where_it_is_one_in_mlx(
-    model: tuple[Any, Any], method: str, keys: Any, recurse: bool
-) -> None:
+def test_a_strict_key_is_an_error_where_it_is_one_in_mlx(model: tuple[Any, Any], method: str, keys: Any, recurse: bool) -> None:
     ours, theirs = model
     one = outcome(lambda: getattr(ours, method)(recurse=recurse, keys=keys, strict=True))
     other = outcome(lambda: getattr(theirs, method)(recurse=recurse, keys=keys, strict=True))
@@ -92,6 +91,19 @@ def test_any_sequence_of_freezing_and_unfreezing_ends_as_in_mlx(name: str) -> No
         compare(ours, theirs)
 
     check()
+
+
+FEW_STEPS = list(itertools.product(["freeze", "unfreeze"], [None, "ws", "ws.0", ["ws.1", "bias"]]))
+
+
+@pytest.mark.parametrize("first", FEW_STEPS, ids=str)
+def test_each_short_sequence_over_arrays_in_a_list_ends_as_in_mlx(first: Any) -> None:
+    for rest in itertools.product(FEW_STEPS, repeat=2):
+        ours, theirs = subject("arrays in a list")
+        for method, keys in (first, *rest):
+            ours = getattr(ours, method)(keys=keys)
+            getattr(theirs, method)(keys=keys)
+        assert same(ours.trainable_parameters(), theirs.trainable_parameters()), (first, *rest)
 
 
 def test_freezing_returns_a_new_model_and_leaves_the_old_one_trainable() -> None:

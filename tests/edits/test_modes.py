@@ -10,7 +10,9 @@ from twins import MODELS, Block, Stack, linear, same, subject
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    "calls", [["eval"], ["train"], ["eval", "train"], [("train", False)], [("train", True)], [("train", 0)], []], ids=str
+    "calls",
+    [["eval"], ["train"], ["eval", "train"], [("train", False)], [("train", True)], [("train", 0)], []],
+    ids=str,
 )
 def test_each_module_is_in_the_mode_that_mlx_puts_it_in(name: str, calls: list[Any]) -> None:
     ours, theirs = subject(name)
@@ -58,5 +60,5 @@ def test_the_mode_and_what_is_frozen_do_not_depend_on_one_another() -> None:
 
 
 def test_training_can_not_be_assigned() -> None:
-    with pytest.raises(AttributeError, match="can't set Linear.training"):
+    with pytest.raises(AttributeError, match=r"can't set Linear\.training"):
         linear().training = False

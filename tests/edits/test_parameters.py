@@ -43,11 +43,8 @@ WHOLE: dict[str, Callable[[Any], Any]] = {
     "no dict": lambda m: 3,
     "None": lambda m: None,
     "an array": lambda m: NEW,
-    "a list": lambda m: [NEW],
     "an unknown name": lambda m: {"unheard_of": NEW},
     "an unknown name and a known one": lambda m: {**m.parameters(), "unheard_of": NEW},
-    "numbers for arrays": lambda m: m.filter_and_map(m.valid_parameter_filter, lambda a: 3),
-    "text for arrays": lambda m: m.filter_and_map(m.valid_parameter_filter, lambda a: "text"),
     "other shapes": lambda m: m.filter_and_map(m.valid_parameter_filter, lambda a: NEW[None]),
 }
 
@@ -58,12 +55,37 @@ def test_update_does_what_mlx_does(model: tuple[Any, Any], update: str, strict: 
     agree(*model, lambda m: m.update(WHOLE[update](m), strict=strict))
 
 
+@pytest.mark.parametrize("value", [3, "text", None, {"a": NEW}, [NEW]], ids=repr)
+def test_what_is_no_array_is_an_error_where_it_is_one_in_mlx(model: tuple[Any, Any], value: Any) -> None:
+    agree(*model, lambda m: m.update(m.filter_and_map(m.valid_parameter_filter, lambda a: value)))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("a leaf", [NEW]),
+        ("nested", {"second": [NEW]}),
+        ("a list of layers", {"layers": {"0": {"weight": NEW}}}),
+        ("a list of layers", {"layers": {0: {"weight": NEW}}}),
+        ("arrays in a dict", {"table": [NEW]}),
+        ("arrays in a list", {"ws": {0: NEW}}),
+        ("a dict of layers", {"experts": {"a": [{}, {"bias": NEW}]}}),
+        ("a namedtuple", {"ws": {"left": NEW}}),
+    ],
+    ids=str,
+)
+def test_a_list_for_a_dict_or_a_dict_for_a_list_is_a_value_error(name: str, parameters: Any) -> None:
+    # MLX looks the index up in the dict, or the name in the list, and raises what that raises.
+    ours, theirs = subject(name)
+    assert outcome(theirs.update, parameters)[0] == "raised"
+    with pytest.raises(ValueError, match=r"Received invalid type|does not have parameter"):
+        ours.update(parameters)
+    assert ours.update(parameters, strict=False) is ours
+
+
 PARTIAL: list[tuple[str, Any]] = [
     ("a leaf", {"weight": NEW}),
     ("a leaf", {"weight": NEW, "bias": NEW}),
-    ("a leaf", {"weight": None}),
-    ("a leaf", {"weight": {"x": NEW}}),
-    ("a leaf", {"weight": [NEW]}),
     ("a leaf", {"size": 4}),
     ("a leaf", {"wieght": NEW}),
     ("without bias", {"bias": NEW}),
@@ -72,7 +94,6 @@ PARTIAL: list[tuple[str, Any]] = [
     ("nested", {"second": {"weight": NEW}}),
     ("nested", {"second": NEW}),
     ("nested", {"second": {}}),
-    ("nested", {"second": []}),
     ("nested", {"second": None}),
     ("nested", {"second": {"nope": NEW}}),
     ("nested", {"scale": 0.1}),
@@ -91,7 +112,6 @@ PARTIAL: list[tuple[str, Any]] = [
     ("a list of layers", {"layers": [NEW]}),
     ("a list of layers", {"layers": [None]}),
     ("a dict of layers", {"experts": {"a": [{"bias": NEW}]}}),
-    ("a dict of layers", {"experts": {"a": [{}, {"bias": NEW}]}}),
     ("a dict of layers", {"experts": {"a": [{}, NEW]}}),
     ("a dict of layers", {"experts": {"_c": {"bias": NEW}}}),
     ("a dict of layers", {"experts": {"unheard_of": {}}}),
@@ -101,10 +121,8 @@ PARTIAL: list[tuple[str, Any]] = [
     ("arrays in a list", {"ws": [NEW]}),
     ("arrays in a list", {"ws": [NEW, NEW, NEW]}),
     ("arrays in a list", {"ws": [NEW, NEW, NEW, NEW]}),
-    ("arrays in a list", {"ws": [NEW, 3]}),
     ("arrays in a list", {"ws": NEW}),
     ("arrays in a dict", {"table": {"b": NEW, "a": [NEW], "_c": NEW}}),
-    ("arrays in a dict", {"table": {"b": "text"}}),
     ("arrays in a dict", {"table": {"d": NEW}}),
     ("odd things in a list", {"ws": [None, NEW]}),
     ("odd things in a list", {"ws": [{}, NEW, {}, {}, [], {}]}),
@@ -181,7 +199,6 @@ MODULES: list[tuple[str, Any]] = [
     ("nested", {"_private": linear(9)}),
     ("nested", {"scale": linear(9)}),
     ("nested", {"nope": linear(9)}),
-    ("nested", [linear(9)]),
     ("nested", 3),
     ("private", {"_private": linear(9)}),
     ("private", {"second": {"weight": {}}, "first": {}}),
@@ -233,7 +250,7 @@ def test_update_modules_holds_the_very_modules_it_was_given() -> None:
 
 def test_the_errors_of_update_modules_say_where() -> None:
     with pytest.raises(ValueError, match=r'Module does not have sub-module named "hed"; the nearest is \'head\'\.'):
-        Stack([]).update_modules({"hed": linear()})
+        Stack([], head=linear()).update_modules({"hed": linear()})
 
 
 # apply

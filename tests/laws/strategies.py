@@ -19,9 +19,9 @@ import frostleaf as fl
 from frostleaf.node import metadata_of
 
 #: What every law is checked with. Whoever looks for a counterexample in earnest raises max_examples.
-law = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+law = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 #: The same for a law that is checked of many methods, one after the other.
-law_for_each = settings(law, max_examples=15)
+law_for_each = settings(law, max_examples=10)
 
 DTYPES = [
     mx.bool_, mx.uint8, mx.uint16, mx.uint32, mx.uint64, mx.int8, mx.int16, mx.int32, mx.int64,
@@ -74,9 +74,7 @@ def _assign(self: Any, weight: Any, bias: Any = None, *, note: Any = "") -> None
     self.weight = weight
 
 
-Handwritten = _module(
-    "Handwritten", {"weight": ..., "note": fl.static(default="unset"), "bias": ...}, __init__=_assign
-)
+Handwritten = _module("Handwritten", {"weight": ..., "note": fl.static(default="unset"), "bias": ...}, __init__=_assign)
 # Inherits the constructor, which knows nothing of the field that is added here.
 HandwrittenChild = _module("HandwrittenChild", {"added": fl.parameter(default=None)}, base=Handwritten)
 
@@ -208,7 +206,9 @@ def trees(leaves: st.SearchStrategy[Any] | None = None, *, max_leaves: int = 8) 
     """Trees of any kind: modules, containers, arrays and static values, nested."""
     leaves = leaves if leaves is not None else st.one_of(arrays(), arrays(), scalars)
     return st.recursive(
-        leaves, lambda inner: st.one_of(_modules_of(inner), _modules_of(inner), _containers_of(inner)), max_leaves=max_leaves
+        leaves,
+        lambda inner: st.one_of(_modules_of(inner), _modules_of(inner), _containers_of(inner)),
+        max_leaves=max_leaves,
     )
 
 
@@ -282,8 +282,7 @@ class Snapshot:
     def _look(self) -> list[Any]:
         # The objects themselves are kept as well, so that no other object can take over an id.
         return [
-            (path, id(part), part, dict(vars(part)) if isinstance(part, fl.Module) else None)
-            for path, part in parts(self.tree)
+            (path, id(part), part, dict(vars(part)) if isinstance(part, fl.Module) else None) for path, part in parts(self.tree)
         ]
 
     def assert_unchanged(self) -> None:

@@ -17,12 +17,14 @@ import frostleaf as fl
 from frostleaf import fields
 from frostleaf.node import metadata_of
 
+Path = tuple[Any, ...]
+
 # Mostly arrays that can be trained, so that most of the drawn trees have something to differentiate.
 leaves = st.one_of(arrays(st.sampled_from([mx.float32, mx.float32, mx.float16, mx.bfloat16])), arrays(), scalars)
 models = st.one_of(modules(leaves), trees(leaves))
 
 
-def trainable_paths(value: Any, path: tuple[Any, ...] = (), trains: bool = True) -> list[tuple[Any, ...]]:
+def trainable_paths(value: Any, path: Path = (), trains: bool = True) -> list[Path]:
     """Return the paths that are trained, found by reading the fields rather than by frostleaf's own traversal."""
     if isinstance(value, mx.array):
         return [path] if trains and mx.issubdtype(value.dtype, mx.floating) else []
@@ -45,8 +47,8 @@ def trainable_paths(value: Any, path: tuple[Any, ...] = (), trains: bool = True)
     return []
 
 
-def assert_mirrors(model: Any, gradient: Any, expected: dict[tuple[Any, ...], mx.array], path: tuple[Any, ...] = ()) -> None:
-    """Fail unless ``gradient`` is ``model`` with the expected arrays in it, and None for everything else that is no structure."""
+def assert_mirrors(model: Any, gradient: Any, expected: dict[Path, mx.array], path: Path = ()) -> None:
+    """Fail unless ``gradient`` is ``model`` with the expected arrays in it, and None in place of all other leaves."""
     if isinstance(model, fl.Module):
         assert type(gradient) is type(model), path
         assert metadata_of(gradient) == metadata_of(model), path
@@ -86,7 +88,7 @@ def loss(tree: Any) -> mx.array:
     return loss_of([array for _, array in arrays_of(tree)])
 
 
-def flat_gradients(tree: Any, chosen: list[tuple[Any, ...]]) -> tuple[mx.array, dict[tuple[Any, ...], mx.array]]:
+def flat_gradients(tree: Any, chosen: list[Path]) -> tuple[mx.array, dict[Path, mx.array]]:
     """Return the loss and its gradients by path, by MLX alone."""
     everything = dict(arrays_of(tree))
     function: Callable[[list[mx.array]], mx.array] = lambda values: loss_of(  # noqa: E731
@@ -118,7 +120,7 @@ def test_each_of_several_arguments_has_its_own_gradient(first: Any, second: Any,
     if not (trainable_paths(first) and trainable_paths(second)):
         return
     both = (first, second)
-    chosen = [path for path in trainable_paths(both)]
+    chosen = trainable_paths(both)
     _, expected = flat_gradients(both, chosen)
     gradients = fl.grad(lambda *args: loss(args), argnums)(first, second)
     assert type(gradients) is tuple

@@ -72,7 +72,13 @@ Call = Callable[[Any], Any]
 
 def _drain(module: fl.Module) -> None:
     """Empty what the views return, to show that they are not the module's own."""
-    for view in (module.parameters(), module.trainable_parameters(), module.children(), module.leaf_modules(), module.state):
+    for view in (
+        module.parameters(),
+        module.trainable_parameters(),
+        module.children(),
+        module.leaf_modules(),
+        module.state,
+    ):
         _empty(view)
     module.modules().clear()
     module.named_modules().clear()
@@ -235,7 +241,11 @@ TREE: dict[str, list[Call]] = {
     "filter": [lambda t: fl.tree.filter(t, "**"), lambda t: fl.tree.filter(t, _fail)],
     "flatten": [lambda t: fl.tree.flatten(t)[0].clear()],
     "leaves": [lambda t: fl.tree.leaves(t).clear()],
-    "map": [lambda t: fl.tree.map(lambda a: a + 1, t), lambda t: fl.tree.map(_fail, t), lambda t: fl.tree.map(_fail, [t], 1)],
+    "map": [
+        lambda t: fl.tree.map(lambda a: a + 1, t),
+        lambda t: fl.tree.map(_fail, t),
+        lambda t: fl.tree.map(_fail, [t], 1),
+    ],
     "map_with_path": [lambda t: fl.tree.map_with_path(lambda p, a: p, t), lambda t: fl.tree.map_with_path(_fail, t)],
     "nbytes": [lambda t: fl.tree.nbytes(t)],
     "partition": [lambda t: fl.tree.partition(t, "**"), lambda t: fl.tree.partition(t, 3)],

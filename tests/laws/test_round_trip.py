@@ -18,8 +18,10 @@ from frostleaf.node import metadata_of
 
 
 def can_be_pickled(tree: Any) -> bool:
-    """Return whether Python can pickle the values in the tree, which it can't MLX's own functions and dtypes."""
+    """Return whether what is in the tree can be pickled: MLX's functions and dtypes can't, and float64 comes back as float32."""
     for _, part in parts(tree):
+        if isinstance(part, mx.array) and part.dtype == mx.float64:
+            return False
         if isinstance(part, mx.Dtype) or (callable(part) and not isinstance(part, fl.Module)):
             try:
                 pickle.dumps(part)
@@ -124,8 +126,8 @@ def test_a_copied_module_shares_the_arrays_and_a_deep_copy_is_equal(module: fl.M
 @law
 @given(trees())
 def test_a_structure_can_be_pickled(tree: Any) -> None:
-    assume(can_be_pickled(tree))
     structure = fl.tree.structure(tree)
+    assume(can_be_pickled(fl.tree.unflatten(structure, [None] * structure.num_leaves)))
     again = pickle.loads(pickle.dumps(structure))
     assert again == structure
     assert hash(again) == hash(structure)

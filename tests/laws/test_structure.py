@@ -185,7 +185,11 @@ ARRAY = mx.zeros((2, 3), mx.bfloat16)
 )
 @pytest.mark.parametrize(
     "make",
-    [OnlyStatic, lambda value: OnlyStatic(None).replace(first=value), lambda value: OnlyStatic(None).at("first").set(value)],
+    [
+        OnlyStatic,
+        lambda value: OnlyStatic(None).replace(first=value),
+        lambda value: OnlyStatic(None).at("first").set(value),
+    ],
     ids=["at construction", "in replace", "in a selection"],
 )
 def test_an_array_in_a_static_field_is_an_error_that_says_so(value: Any, make: Any) -> None:

@@ -36,7 +36,7 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
         if not frozen:
             return edited(node, frozen=frozenset() if names is None else before.difference(names))
         wanted = _own_parameters(node) if names is None else [name for name in names if name.split(".")[0] in node.__children__]
-        return edited(node, frozen=before.union(name for name in wanted if _covering(name, before) is None))
+        return edited(node, frozen=before.union(wanted))
 
     if not recurse:
         return marked(module)  # type: ignore[arg-type, return-value]

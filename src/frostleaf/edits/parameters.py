@@ -32,6 +32,8 @@ def update(module: N, parameters: Any, strict: bool) -> N:
     def new_leaf(current: Any, new: Any, at: str) -> Any:
         if not isinstance(current, mx.array):
             return _RECURSE
+        if not strict and isinstance(new, dict) and not new:
+            return current  # the place of what is not named, in a list
         if strict and not isinstance(new, mx.array):
             raise ValueError(INVALID_TYPE.format(kind=type(new).__name__, at=at))
         return new
@@ -63,7 +65,7 @@ def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:
         replacement = fn(dotted(path), value)
         return value if replacement is None else replacement
 
-    return rewrite(tree, leave=leave)  # type: ignore[no-any-return]
+    return rewrite(tree, leave=leave, convert=True)  # type: ignore[no-any-return]
 
 
 _RECURSE: Any = object()

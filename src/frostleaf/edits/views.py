@@ -58,10 +58,10 @@ def filter_and_map(
         if isinstance(value, Node):
             return {name: shown(value, name, child) for name, child in items(value) if filter_fn(value, name, child)}
         if isinstance(value, dict):
-            children = ((name, f"{key}.{name}", _as_mlx(child)) for name, child in value.items())
+            children = ((name, f"{key}.{name}", child) for name, child in value.items())
             return {name: shown(owner, path, child) if filter_fn(owner, path, child) else {} for name, path, child in children}
         if isinstance(value, list):
-            elements = ((f"{key}.{index}", _as_mlx(child)) for index, child in enumerate(value))
+            elements = ((f"{key}.{index}", child) for index, child in enumerate(value))
             return [shown(owner, path, child) if filter_fn(owner, path, child) else {} for path, child in elements]
         raise RuntimeError(f"is_leaf_fn says that {key!r} is not a leaf, and {type(value).__name__} can't be looked into")
 
@@ -100,6 +100,7 @@ def named_modules(module: Node) -> list[tuple[str, Any]]:
 
 
 def _as_mlx(value: Any) -> Any:
+    """Return a field's value with fresh lists and dicts in place of tuples and mappings, however deep."""
     if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
+        return [_as_mlx(item) for item in value]
+    return {key: _as_mlx(item) for key, item in value.items()} if isinstance(value, Mapping) else value

@@ -10,10 +10,11 @@ import mlx.core as mx
 
 from ..edits.freezing import trainable
 from ..tree.compare import describe
-from ..tree.structure import Structure, dotted, flatten, unflatten, without_static
+from ..tree.structure import Structure, dotted, flatten, unflatten
 from .passing import Inputs, Origins, together
 
 NO_ARGUMENT = "can't differentiate {fn} with respect to argument {number}: it was called with {count} positional arguments"
+NAMED_TWICE = "can't differentiate {fn} with respect to arguments {argnums}: one of them is named twice"
 NOTHING_TRAINABLE = (
     "argument {number} of {fn} has nothing to differentiate: it needs an array of a floating-point dtype that is neither "
     "frozen nor a buffer, and has {found}"
@@ -53,7 +54,8 @@ def value_and_grad(
 
     @functools.wraps(fn)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        parts = [_part(args, number, name) for number in numbers]
+        positions = _positions(numbers, len(args), name)
+        parts = [_part(args[position], position, name) for position in positions]
         untouched = [leaf for part in parts for leaf in part.other_leaves()]
         inputs = Inputs(untouched)
         aux_structure: Structure | None = None
@@ -62,8 +64,8 @@ def value_and_grad(
         def on_leaves(leaves: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
             nonlocal aux_structure, origins
             given, rest = list(args), iter(leaves)
-            for number, part in zip(numbers, parts, strict=True):
-                given[number] = part.tree_with(rest)
+            for position, part in zip(positions, parts, strict=True):
+                given[position] = part.tree_with(rest)
             value, aux = _split(fn(*given, **kwargs), has_aux, name)
             aux_leaves, aux_structure = flatten(aux)
             computed, origins = inputs.separate(aux_leaves)
@@ -118,14 +120,24 @@ class _Part(NamedTuple):
         return unflatten(self.structure, merged)
 
     def gradient_with(self, gradients: Iterator[mx.array]) -> Any:
-        return without_static(self.structure, [next(gradients) if trains else None for trains in self.mask])
+        values = [next(gradients) if trains else None for trains in self.mask]
+        return unflatten(self.structure, values, static=lambda _: None)
 
 
-def _part(args: tuple[Any, ...], number: int, name: str) -> _Part:
-    if not -len(args) <= number < len(args):
-        raise ValueError(NO_ARGUMENT.format(fn=name, number=number, count=len(args)))
-    leaves, structure = flatten(args[number])
-    mask = trainable(args[number])
+def _positions(argnums: Sequence[int], count: int, name: str) -> list[int]:
+    """Return which of ``count`` positional arguments are meant, counted from the front."""
+    for number in argnums:
+        if not -count <= number < count:
+            raise ValueError(NO_ARGUMENT.format(fn=name, number=number, count=count))
+    positions = [number % count for number in argnums]
+    if len(set(positions)) < len(positions):
+        raise ValueError(NAMED_TWICE.format(fn=name, argnums=tuple(argnums)))
+    return positions
+
+
+def _part(tree: Any, number: int, name: str) -> _Part:
+    leaves, structure = flatten(tree)
+    mask = trainable(tree)
     if not any(mask):
         paths = [dotted(path) or "(the argument)" for path in structure.leaf_paths()]
         found = ", ".join(f"{path} {describe(leaf)}" for path, leaf in zip(paths[:8], leaves, strict=False)) or "no array"

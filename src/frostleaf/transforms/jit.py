@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import shutil
@@ -16,8 +17,9 @@ import mlx.core as mx
 from ..containers import static_key
 from ..module import Module
 from ..tree.structure import Structure, dotted, flatten, unflatten
+from .compiled import Compiled
 from .passing import Inputs, Origins, together
-from .random import restore_state, saved_state
+from .stateful import recording
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,11 +85,14 @@ class Jitted(Generic[P, R]):
         functools.update_wrapper(self, fn)
         self._fn, self._bound_args, self._bound_kwargs = _unbound(fn)
         self._shapeless = shapeless
-        self._compiled: dict[Structure, Callable[[list[mx.array]], tuple[list[mx.array], _Result]]] = {}
+        self._compiled: dict[Structure, Compiled] = {}
         self.trace_count = 0
         """How often the function has been traced so far."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if recording():
+            # What layers record for fl.stateful is a side effect, which a replayed trace would not have.
+            return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
         leaves, structure = flatten(((*self._bound_args, *args), {**self._bound_kwargs, **kwargs}))
         try:
             compiled = self._compiled.get(structure)
@@ -97,15 +102,8 @@ class Jitted(Generic[P, R]):
         if compiled is None:
             _require_compiler()
             compiled = self._compiled[structure] = self._compile(structure)
-        state = saved_state()
-        try:
-            computed, result = compiled(leaves)
-        except BaseException:
-            # A trace that did not finish leaves its placeholders behind, in MLX's cache and in the random state.
-            self._compiled.pop(structure, None)
-            restore_state(state)
-            raise
-        return unflatten(result.structure, together(computed, result.origins, leaves))  # type: ignore[no-any-return]
+        computed, result = compiled(leaves)
+        return unflatten(result.structure, together(computed, result.origins, leaves), result.static)  # type: ignore[no-any-return]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -113,29 +111,26 @@ class Jitted(Generic[P, R]):
     def __repr__(self) -> str:
         return f"jit({getattr(self, '__wrapped__', self._fn)!r})"
 
-    def _compile(self, structure: Structure) -> Callable[[list[mx.array]], tuple[list[mx.array], _Result]]:
+    def _compile(self, structure: Structure) -> Compiled:
         def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
             self.trace_count += 1
             inputs = Inputs(leaves)
             args, kwargs = unflatten(structure, leaves)
             outputs, out_structure = flatten(self._fn(*args, **kwargs))
             computed, origins = inputs.separate(outputs)
-            # MLX keeps whatever is not an array with the trace, and hands it out with each result of that trace.
-            return computed, _Result(out_structure, origins)
+            mutable = any(not _is_hashable(value) for _, value in out_structure.static_values())
+            return computed, _Result(out_structure, origins, copy.deepcopy if mutable else None)
 
-        return mx.compile(on_leaves, inputs=mx.random.state, outputs=mx.random.state, shapeless=self._shapeless)
+        return Compiled(on_leaves, self._shapeless)
 
     def _reject_unhashable(self, structure: Structure) -> None:
         for path, value in structure.static_values():
-            try:
-                hash(static_key(value))
-            except TypeError:
+            if not _is_hashable(value):
                 is_array = hasattr(value, "__array__")
                 advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
                 given = f"a {type(value).__module__}.{type(value).__qualname__}"
-                name = self._argument(path)
                 fn = getattr(self._fn, "__name__", "the function")
-                raise TypeError(UNHASHABLE.format(name=name, fn=fn, given=given, advice=advice)) from None
+                raise TypeError(UNHASHABLE.format(name=self._argument(path), fn=fn, given=given, advice=advice)) from None
 
     def _argument(self, path: tuple[Any, ...]) -> str:
         """Return the name of what stands at a path of ``(args, kwargs)``."""
@@ -152,10 +147,25 @@ class Jitted(Generic[P, R]):
 
 @attrs.frozen
 class _Result:
-    """What one trace found out about its result: the structure, and which of its leaves are arguments passed through."""
+    """What one trace found out about its result.
+
+    Attributes:
+        structure: The result's.
+        origins: Which of its leaves are arguments passed through.
+        static: What makes the static values of each call: copies, if one of them could be changed by a caller.
+    """
 
     structure: Structure
     origins: Origins | None
+    static: Callable[[Any], Any] | None
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(static_key(value))
+    except TypeError:
+        return False
+    return True
 
 
 def _unbound(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:

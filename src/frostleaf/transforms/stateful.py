@@ -108,6 +108,11 @@ def latest(module: M) -> M:
     return records[id(module)][1] if records and id(module) in records else module  # type: ignore[return-value]
 
 
+def recording() -> bool:
+    """Return whether a :func:`stateful` is running, so that what layers record will be used."""
+    return _records.get() is not None
+
+
 def _with_records(owner: M, called: M, records: dict[int, tuple[Module, Module]]) -> M:
     """Return ``owner`` with the buffers recorded by the modules that stand at the same places in ``called``."""
     recorded: dict[Path, Module] = {}

@@ -60,9 +60,6 @@ class Structure:
     def __repr__(self) -> str:
         return f"Structure({unflatten(self, [_Star()] * self.num_leaves)!r})"
 
-    def __reduce__(self) -> Any:
-        return Structure, (self.shape, self.num_leaves)
-
 
 class Static:
     """The shape of a number, a string, a function: of whatever is neither array nor container. Equal if interchangeable."""
@@ -129,7 +126,7 @@ def flatten(tree: Any) -> tuple[list[mx.array], Structure]:
     return leaves, Structure(shape, len(leaves))
 
 
-def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
+def unflatten(structure: Structure, leaves: Iterable[Any], static: Callable[[Any], Any] | None = None) -> Any:
     """Return the tree of the given structure with the given leaves.
 
     The inverse of :func:`flatten`: classes and static values are those of the first tree, and the leaves are the very
@@ -138,6 +135,8 @@ def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
     Args:
         structure: As returned by :func:`flatten` or :func:`structure`.
         leaves: As many values as the structure has leaves.
+        static: Called with each value that is neither leaf nor container nor in a static field; returns what is to stand in its
+            place. Default: the identity.
 
     Raises:
         ValueError: If there are more or fewer leaves.
@@ -149,7 +148,7 @@ def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
     values = list(leaves)
     if len(values) != structure.num_leaves:
         raise ValueError(LEAF_COUNT.format(expected=structure.num_leaves, given=len(values)))
-    return _put(structure.shape, iter(values))
+    return _put(structure.shape, iter(values), static)
 
 
 def leaves(tree: Any) -> list[mx.array]:
@@ -254,11 +253,6 @@ def aligned(first: Any, tree: Any, what: str) -> list[Any]:
     return found
 
 
-def without_static(structure: Structure, leaves: Iterable[Any]) -> Any:
-    """Return the tree of the given structure with the given leaves, and ``None`` in place of static values outside fields."""
-    return _put(structure.shape, iter(leaves), static=False)
-
-
 def one_level(value: Any) -> tuple[Any, Sequence[Any]] | None:
     """Return a node's metadata and children: ``None`` for an array, ``None``, or a static value, which have no inside."""
     if isinstance(value, Node):
@@ -293,8 +287,8 @@ def _take(value: Any, leaves: list[mx.array]) -> Any:
     return type(value), metadata, tuple([_take(child, leaves) for child in children])
 
 
-def _put(shape: Any, leaves: Iterator[Any], static: bool = True) -> Any:
-    """Return the tree of a shape with leaves taken from an iterator, and with ``None`` for static values if so asked."""
+def _put(shape: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None = None) -> Any:
+    """Return the tree of a shape with leaves taken from an iterator, and with ``static(value)`` for each static value."""
     if type(shape) is tuple:
         kind, metadata, shapes = shape
         if type(shapes) is int:
@@ -306,7 +300,9 @@ def _put(shape: Any, leaves: Iterator[Any], static: bool = True) -> Any:
         return kind.__assemble__(metadata, children)
     if shape is mx.array:
         return next(leaves)
-    return shape.value if static and shape is not None else None
+    if shape is None:
+        return None
+    return shape.value if static is None else static(shape.value)
 
 
 def _parts(shape: Any, path: Path) -> Iterator[tuple[Path, Any]]:

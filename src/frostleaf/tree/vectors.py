@@ -76,7 +76,8 @@ def unstack(tree: T, axis: int = 0) -> list[T]:
             )
             raise ValueError(shown)
     length = leaves[0].shape[axis]
-    return [unflatten(structure, [mx.take(leaf, index, axis) for leaf in leaves]) for index in range(length)]
+    moved = [mx.moveaxis(leaf, axis, 0) for leaf in leaves]
+    return [unflatten(structure, [leaf[index] for leaf in moved]) for index in range(length)]
 
 
 def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array]], T]]:

@@ -17,14 +17,17 @@ class Level(NamedTuple):
     make: Callable[[Sequence[Any]], Any]
 
 
-def level(value: Any) -> Level | None:
+def level(value: Any, convert: bool = False) -> Level | None:
     """Return one level of a tree, or ``None`` for an array, a static value or ``None``.
 
-    The children of a module are all its fields, static ones included.
+    The children of a module are all its fields, static ones included. With ``convert`` a module that is made again runs the
+    converters and validators of the fields that differ.
     """
     if isinstance(value, Node):
         fields = field_values(value)
-        return Level(list(fields), list(fields.values()), lambda new: edited(value, dict(zip(fields, new, strict=True))))
+        return Level(
+            list(fields), list(fields.values()), lambda new: edited(value, dict(zip(fields, new, strict=True)), convert=convert)
+        )
     node = one_level(value)
     if node is None:
         return None
@@ -41,6 +44,7 @@ def rewrite(
     enter: Callable[[Path, Any], Any] | None = None,
     leave: Callable[[Path, Any], Any] | None = None,
     path: Path = (),
+    convert: bool = False,
 ) -> Any:
     """Return the tree with some of its parts replaced; every part in which nothing was replaced is the same object.
 
@@ -50,14 +54,18 @@ def rewrite(
             the part, unless that is ``Descend``.
         leave: Called with the path and the value of each part whose children have been dealt with.
         path: The path of ``value`` in a larger tree.
+        convert: Whether the converters and validators of the fields run on what is put into them.
     """
     if enter is not None:
         replacement = enter(path, value)
         if replacement is not Descend:
             return replacement
-    parts = level(value)
+    parts = level(value, convert)
     if parts is not None and len(parts.children):
-        new = [rewrite(child, enter, leave, (*path, entry)) for entry, child in zip(parts.entries, parts.children, strict=True)]
+        new = [
+            rewrite(child, enter, leave, (*path, entry), convert)
+            for entry, child in zip(parts.entries, parts.children, strict=True)
+        ]
         if any(after is not before for after, before in zip(new, parts.children, strict=True)):
             value = parts.make(new)
     return value if leave is None else leave(path, value)

@@ -1,0 +1,134 @@
+"""How a module looks in text."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import pytest
+
+import frostleaf as fl
+from frostleaf.display.text import WIDTH, text
+
+
+class Linear(fl.Module):
+    weight: Any
+    bias: Any = None
+    size: Any = fl.static(default=2)
+
+
+class Net(fl.Module):
+    layers: Any
+    table: Any = None
+    rate: Any = fl.static(default=0.5)
+
+
+class Nothing(fl.Module):
+    pass
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+def linear() -> Linear:
+    return Linear(mx.zeros((2, 3)), mx.zeros(2, mx.bfloat16))
+
+
+SHOWN: list[tuple[Any, str]] = [
+    (Nothing(), "Nothing()"),
+    (linear(), "Linear(weight=f32[2,3], bias=bf16[2], size=2)"),
+    (Linear(None), "Linear(weight=None, bias=None, size=2)"),
+    (Linear(3, "text", len), "Linear(weight=3, bias='text', size=len)"),
+    (Linear([mx.array(1)]), "Linear(weight=(i32[],), bias=None, size=2)"),
+    (Linear([mx.array(1), 2], ()), "Linear(weight=(i32[], 2), bias=(), size=2)"),
+    (Linear({"b": mx.array(1), 1: {}}), "Linear(weight={'b': i32[], 1: {}}, bias=None, size=2)"),
+    (Linear(None, None, (1, {"a": [2.5]})), "Linear(weight=None, bias=None, size=(1, {'a': (2.5,)}))"),
+    (Linear(None, None, mx.float16), "Linear(weight=None, bias=None, size=mlx.core.float16)"),
+    (linear().freeze(), "Linear(weight=❄f32[2,3], bias=❄bf16[2], size=2)"),
+    (linear().freeze(keys="bias"), "Linear(weight=f32[2,3], bias=❄bf16[2], size=2)"),
+    (Linear([mx.array(1), mx.array(2)]).freeze(keys="weight.1"), "Linear(weight=(i32[], ❄i32[]), bias=None, size=2)"),
+    (
+        Linear({"a": mx.array(1), "b": mx.array(2)}).freeze(keys="weight.a"),
+        "Linear(weight={'a': ❄i32[], 'b': i32[]}, bias=None, size=2)",
+    ),
+    (Linear([mx.array(1), 3]).freeze(keys="weight"), "Linear(weight=(❄i32[], 3), bias=None, size=2)"),
+    (linear().eval(), "Linear[eval](weight=f32[2,3], bias=bf16[2], size=2)"),
+    (Linear(Nothing()).eval(), "Linear[eval](weight=Nothing(), bias=None, size=2)"),
+    (Linear(Nothing().eval()), "Linear(weight=Nothing[eval](), bias=None, size=2)"),
+    (
+        Linear(Nothing()).eval().at("weight").apply(lambda each: each.train()),
+        "Linear[eval](weight=Nothing[train](), bias=None, size=2)",
+    ),
+    (Linear(mx.zeros((0, 2), mx.complex64)), "Linear(weight=c64[0,2], bias=None, size=2)"),
+]
+
+
+@pytest.mark.parametrize(("module", "shown"), SHOWN, ids=[shown for _, shown in SHOWN])
+def test_a_small_module_takes_one_line(module: Any, shown: str) -> None:
+    assert repr(module) == shown
+    assert str(module) == text(module) == shown
+    assert f"{module}" == shown
+
+
+def test_a_large_module_is_an_indented_tree() -> None:
+    model = Net([linear(), linear().freeze(), None], {"a": [linear().eval()]})
+    assert repr(model) == "\n".join(
+        [
+            "Net(",
+            "  layers=(",
+            "    Linear(weight=f32[2,3], bias=bf16[2], size=2),",
+            "    Linear(weight=❄f32[2,3], bias=❄bf16[2], size=2),",
+            "    None,",
+            "  ),",
+            "  table={'a': (Linear[eval](weight=f32[2,3], bias=bf16[2], size=2),)},",
+            "  rate=0.5,",
+            ")",
+        ]
+    )
+
+
+@pytest.mark.parametrize(("extra", "lines"), [(0, 1), (1, 5)])
+def test_a_module_takes_one_line_as_long_as_that_is_not_too_wide(extra: int, lines: int) -> None:
+    shortest = len(repr(Linear("")))
+    shown = repr(Linear("x" * (WIDTH - shortest + extra))) if WIDTH - shortest + extra <= 78 else None
+    if shown is None:  # A long text is cut, so it is spread over two fields.
+        rest = WIDTH - len(repr(Linear("", ""))) + extra
+        shown = repr(Linear("x" * (rest // 2), "y" * (rest - rest // 2)))
+    assert len(shown.splitlines()) == lines
+    if lines == 1:
+        assert len(shown) == WIDTH
+
+
+def test_one_element_in_an_indented_tuple() -> None:
+    shown = repr(Net([Net([linear()], {"key": "x" * 70})]))
+    assert "layers=(\n    Net(" in shown
+    assert ",," not in shown
+    assert shown.count("(") == shown.count(")")
+
+
+def test_a_frozen_name_above_marks_what_is_below_in_containers() -> None:
+    shown = repr(Linear([[mx.array(1)], {"a": mx.array(2)}]).freeze(keys="weight"))
+    assert shown == "Linear(weight=((❄i32[],), {'a': ❄i32[]}), bias=None, size=2)"
+
+
+def test_nothing_is_evaluated() -> None:
+    # Inside compile an array has no value, and looking at one is an error.
+    shown = []
+    mx.compile(lambda x: (shown.append(repr(Linear(x + 1))), x)[1])(mx.zeros(3))
+    assert shown == ["Linear(weight=f32[3], bias=None, size=2)"]
+
+
+def test_a_module_with_something_else_in_place_of_its_arrays_has_a_repr() -> None:
+    assert repr(fl.tree.map(lambda leaf: leaf.shape, linear())) == "Linear(weight=(2, 3), bias=(2,), size=2)"
+    assert repr(fl.tree.map(lambda leaf: [leaf.ndim], linear())) == "Linear(weight=[2], bias=[1], size=2)"
+
+
+def test_a_long_text_is_cut() -> None:
+    assert "..." in repr(Linear("x" * 1000))
+    assert len(repr(Linear("x" * 1000))) < 200
+
+
+def test_a_namedtuple_is_shown_as_a_tuple_of_its_parts() -> None:
+    assert "f32[1]" in repr(Linear(Pair(mx.zeros(1), [mx.zeros(2)])))

@@ -1,0 +1,301 @@
+"""Weights by name in files and lists, against mlx.nn.Module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from twins import MODELS, Bag, Norm, Stack, Twin, linear, outcome, same, subject
+
+import frostleaf as fl
+
+FORMATS = ["npz", "safetensors"]
+STRICT = [True, False]
+DTYPES = [
+    mx.bool_, mx.uint8, mx.uint16, mx.uint32, mx.uint64, mx.int8, mx.int16, mx.int32, mx.int64, mx.float16, mx.bfloat16,
+    mx.float32, mx.float64, mx.complex64,
+]  # fmt: skip
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return subject(request.param)
+
+
+def pairs(model: Any) -> list[tuple[str, Any]]:
+    return list(tree_flatten(model.parameters()))
+
+
+def agree(ours: Any, theirs: Any, call: Callable[[Any], Any]) -> Any:
+    before = fl.tree.flatten(ours)
+    one, other = outcome(call, ours), outcome(call, theirs)
+    assert one[0] == other[0], (one, other)
+    if one[0] == "raised":
+        assert one[1] is other[1], (one, other)
+    else:
+        assert same(one[1], theirs)
+    after = fl.tree.flatten(ours)
+    assert after[1] == before[1]
+    assert all(new is old for new, old in zip(after[0], before[0], strict=True))
+    return one[1]
+
+
+CHANGES: dict[str, Callable[[list[tuple[str, Any]]], Any]] = {
+    "the same": lambda weights: weights,
+    "other numbers": lambda weights: [(name, array + 1) for name, array in weights],
+    "in another order": lambda weights: [(name, array + 1) for name, array in reversed(weights)],
+    "other dtypes": lambda weights: [(name, array.astype(mx.float16)) for name, array in weights],
+    "one extra": lambda weights: [*weights, ("extra.weight", mx.zeros(1))],
+    "one of a field that is there": lambda weights: [*weights, ("weight.more", mx.zeros(1))][-1:],
+    "one missing": lambda weights: weights[1:],
+    "one missing and one extra": lambda weights: [*weights[1:], ("extra", mx.zeros(1))],
+    "wrong shapes": lambda weights: [(name, array[None]) for name, array in weights],
+    "numbers": lambda weights: [(name, 1.0) for name, array in weights],
+    "none at all": lambda weights: [],
+    "past the end of a list": lambda weights: [*weights, ("layers.7.weight", mx.zeros(1)), ("ws.9", mx.zeros(1))],
+    "as a tuple": lambda weights: tuple(weights),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_strict_loading_does_what_mlx_does(model: tuple[Any, Any], change: str) -> None:
+    weights = CHANGES[change](pairs(model[1]))
+    agree(*model, lambda m: m.load_weights(weights))
+
+
+@pytest.mark.parametrize("change", [change for change in CHANGES if change not in ("numbers", "one of a field that is there")])
+def test_loading_that_is_not_strict_does_what_mlx_does(model: tuple[Any, Any], change: str) -> None:
+    weights = CHANGES[change](pairs(model[1]))
+    # MLX puts {} in place of the arrays that come before one that is named in a list: nothing to imitate.
+    if all(name in dict(weights) for name, _ in pairs(model[1]) if name.split(".")[0] in ("ws", "table")):
+        agree(*model, lambda m: m.load_weights(weights, strict=False))
+
+
+@pytest.mark.parametrize("name", ["ws.0", "ws.1", "ws.2", "table.a.1", "table.b"])
+def test_loading_one_array_of_a_container_leaves_the_others_as_they_are(name: str) -> None:
+    bag = Bag([mx.ones(1), mx.ones(2), mx.ones(3)], {"a": [mx.ones(1), mx.ones(2)], "b": mx.ones(3)})
+    new = mx.zeros(5)
+    after = bag.load_weights([(name, new)], strict=False)
+    assert after.at(name).get() is new
+    for path, leaf in zip(fl.tree.paths(bag), fl.tree.leaves(bag), strict=True):
+        assert path == name or after.at(path).get() is leaf
+
+
+@pytest.mark.parametrize("strict", STRICT)
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_file_that_mlx_wrote_can_be_loaded(model: tuple[Any, Any], ending: str, strict: bool, tmp_path: Path) -> None:
+    ours, theirs = model
+    theirs.update(theirs.filter_and_map(theirs.valid_parameter_filter, lambda array: array + 3))
+    theirs.save_weights(str(tmp_path / f"weights.{ending}"))
+    after = ours.load_weights(str(tmp_path / f"weights.{ending}"), strict=strict)
+    assert same(after.parameters(), theirs.parameters())
+    assert fl.tree.structure(after) == fl.tree.structure(ours)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_mlx_can_load_a_file_that_was_written(model: tuple[Any, Any], ending: str, tmp_path: Path) -> None:
+    ours, theirs = model
+    saved = ours.apply(lambda array: array + 3)
+    saved.save_weights(tmp_path / f"weights.{ending}")
+    theirs.load_weights(str(tmp_path / f"weights.{ending}"))
+    assert same(saved.parameters(), theirs.parameters())
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_what_was_saved_is_loaded(model: tuple[Any, Any], ending: str, tmp_path: Path) -> None:
+    ours, _ = model
+    saved = ours.apply(lambda array: array + 3)
+    assert saved.save_weights(tmp_path / f"weights.{ending}") is None
+    after = ours.load_weights(tmp_path / f"weights.{ending}")
+    assert fl.tree.equal(after.parameters(), saved.parameters())
+    assert fl.tree.structure(after) == fl.tree.structure(ours)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_may_be_a_string_or_a_path(kind: Any, tmp_path: Path) -> None:
+    linear(1).save_weights(kind(tmp_path / "weights.npz"))
+    assert fl.tree.equal(linear(2).load_weights(kind(tmp_path / "weights.npz")), linear(1))
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 0), (2, 3)], ids=str)
+def test_each_dtype_is_loaded_as_it_was_saved_or_saving_raises(
+    dtype: mx.Dtype, shape: tuple[int, ...], ending: str, tmp_path: Path
+) -> None:
+    size = 1
+    for length in shape:
+        size *= length
+    array = mx.arange(size).reshape(shape).astype(dtype)
+    file = tmp_path / f"weights.{ending}"
+    kind, result = outcome(Bag([array]).save_weights, file)
+    if kind == "raised":
+        assert result in (ValueError, RuntimeError, TypeError)
+        assert not file.exists()
+        return
+    (loaded,) = fl.tree.leaves(Bag([mx.zeros(shape)]).load_weights(file))
+    assert loaded.dtype == dtype
+    assert loaded.shape == shape
+    assert mx.array_equal(loaded, array)
+
+
+@pytest.mark.parametrize("values", [[float("nan"), float("inf"), -0.0], [1e-45, 3.4e38, -1e-30]], ids=["special", "extreme"])
+@pytest.mark.parametrize("ending", FORMATS)
+def test_numbers_are_kept_bit_for_bit(values: list[float], ending: str, tmp_path: Path) -> None:
+    bag = Bag([mx.array(values)])
+    bag.save_weights(tmp_path / f"weights.{ending}")
+    loaded = Bag([mx.zeros(3)]).load_weights(tmp_path / f"weights.{ending}")
+    assert loaded.ws[0].view(mx.uint32).tolist() == bag.ws[0].view(mx.uint32).tolist()
+
+
+@pytest.mark.parametrize("key", ["0", "1", "01", "a.b", "weight", "", "a b", "ä", 0, 1, 7], ids=repr)
+@pytest.mark.parametrize("ending", FORMATS)
+def test_whatever_the_keys_of_a_dict_are_what_was_saved_is_loaded(key: Any, ending: str, tmp_path: Path) -> None:
+    saved = Bag([], {key: mx.ones(2), "other": mx.ones(3)})
+    saved.save_weights(tmp_path / f"weights.{ending}")
+    blank = fl.tree.map(mx.zeros_like, saved)
+    assert fl.tree.equal(blank.load_weights(tmp_path / f"weights.{ending}"), saved)
+
+
+@pytest.mark.parametrize("keys", [["0", "1"], ["1", "0"], [0, 1], [1, 0], [3], ["a.b", "a.c"]], ids=str)
+def test_a_dict_of_numbered_layers_is_loaded_from_pairs(keys: list[Any]) -> None:
+    model = Stack({key: linear(number) for number, key in enumerate(keys)})
+    new = Stack({key: linear(number + 10) for number, key in enumerate(keys)})
+    after = model.load_weights(list(zip(fl.tree.paths(new), fl.tree.leaves(new), strict=True)))
+    assert fl.tree.equal(after, new)
+
+
+def test_what_is_loaded_is_the_array_itself() -> None:
+    new = mx.ones((2, 2))
+    model = linear()
+    after = model.load_weights([("weight", new)], strict=False)
+    assert after.weight is new
+    assert after.bias is model.bias
+
+
+def test_a_dict_can_be_loaded() -> None:
+    new = linear(4)
+    assert fl.tree.equal(linear().load_weights(dict(pairs(new))), new)
+    assert linear().load_weights({}, strict=False).weight.shape == (2, 2)
+
+
+def test_of_two_arrays_under_one_name_the_later_is_loaded() -> None:
+    # MLX recurses without end.
+    weights = [("weight", mx.zeros((2, 2))), ("bias", mx.zeros(2)), ("weight", mx.ones((2, 2)))]
+    assert linear().load_weights(weights).weight.tolist() == [[1, 1], [1, 1]]
+
+
+def test_modes_and_frozen_fields_are_not_loaded() -> None:
+    model = Stack([linear()]).eval().freeze()
+    assert fl.tree.structure(model.load_weights(pairs(Stack([linear(2)])))) == fl.tree.structure(model)
+
+
+def test_buffers_are_saved_and_recomputed_arrays_are_not(tmp_path: Path) -> None:
+    norm = Norm(mx.ones(2))
+    norm.save_weights(tmp_path / "weights.npz")
+    assert set(mx.load(str(tmp_path / "weights.npz"))) == {"weight", "running_mean"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([("wieght", mx.zeros(1))], "Received 1 parameters not in model: \nwieght; the nearest is 'weight'."),
+        ([("weight", mx.zeros((2, 2)))], "Missing 1 parameters: \nbias."),
+        ([("x", 1), ("a", 1)], "Received 2 parameters not in model: \na,\nx."),
+        ([], "Missing 2 parameters: \nbias,\nweight."),
+        (
+            [("weight", mx.zeros((2, 2))), ("bias", mx.zeros(3))],
+            "Expected shape (2,) but received shape (3,) for parameter bias",
+        ),
+        (
+            [("weight", 3), ("bias", mx.zeros(2))],
+            "Expected mx.array but received <class 'int'> for parameter weight",
+        ),
+    ],
+    ids=str,
+)
+def test_the_errors_say_what_does_not_fit(weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match="parameter") as caught:
+        linear().load_weights(weights)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("file", ["weights.txt", "weights", "weights.npz.bak", ".safetensor"])
+def test_an_unknown_ending_is_an_error_that_names_the_known_ones(file: str, tmp_path: Path) -> None:
+    for call in (linear().save_weights, linear().load_weights):
+        with pytest.raises(ValueError, match="Unsupported file extension for"):
+            call(tmp_path / file)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_file_that_is_not_there_is_an_error_as_in_mlx(ending: str, tmp_path: Path) -> None:
+    one = outcome(linear().load_weights, str(tmp_path / f"nope.{ending}"))
+    other = outcome(Twin(linear()).load_weights, str(tmp_path / f"nope.{ending}"))
+    assert one == other
+    assert one[0] == "raised"
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_saving_replaces_the_file_and_leaves_nothing_beside_it(ending: str, tmp_path: Path) -> None:
+    for start in (1, 2):
+        linear(start).save_weights(tmp_path / f"weights.{ending}")
+    assert os.listdir(tmp_path) == [f"weights.{ending}"]
+    assert fl.tree.equal(linear(0).load_weights(tmp_path / f"weights.{ending}"), linear(2))
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_when_saving_fails_the_old_file_is_whole_and_nothing_is_left_beside_it(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / f"weights.{ending}"
+    linear(1).save_weights(file)
+    before = file.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        linear(2).save_weights(file)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == [file.name]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_model_can_be_saved_over_the_file_it_was_loaded_from(ending: str, tmp_path: Path) -> None:
+    # Arrays are loaded lazily, so the file is still to be read when it is written.
+    file = tmp_path / f"weights.{ending}"
+    linear(1).save_weights(file)
+    loaded = linear(0).load_weights(file)
+    loaded.save_weights(file)
+    assert fl.tree.equal(linear(0).load_weights(file), linear(1))
+    assert fl.tree.equal(loaded, linear(1))
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        linear().save_weights(tmp_path / "nope" / "weights.npz")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_file_can_be_saved_in_the_current_folder(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    linear(1).save_weights(f"weights.{ending}")
+    assert fl.tree.equal(linear(2).load_weights(f"weights.{ending}"), linear(1))
+    assert os.listdir(tmp_path) == [f"weights.{ending}"]
+
+
+def test_a_model_without_parameters_can_be_saved_as_mlx_saves_it(tmp_path: Path) -> None:
+    empty = Bag([])
+    for ending in FORMATS:
+        one = outcome(empty.save_weights, tmp_path / f"ours.{ending}")
+        other = outcome(Twin(empty).save_weights, str(tmp_path / f"theirs.{ending}"))
+        assert one == other
+        if one[0] == "returned":
+            assert empty.load_weights(tmp_path / f"ours.{ending}") is empty

@@ -1,0 +1,237 @@
+"""stack, unstack, ravel, size and nbytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import frostleaf as fl
+
+
+class Net(fl.Module):
+    weight: Any
+    size: Any = fl.static(default=2)
+    bias: Any = None
+
+
+def net(value: float) -> Net:
+    return Net(mx.full((2, 3), value), bias={"a": mx.array([value])})
+
+
+# stack and unstack
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_stacking_puts_the_leaves_along_a_new_axis(axis: int) -> None:
+    trees = [net(1), net(2), net(3), net(4)]
+    stacked = fl.tree.stack(trees, axis)
+    assert stacked.weight.shape == {0: (4, 2, 3), 1: (2, 4, 3), -1: (2, 3, 4)}[axis]
+    assert stacked.bias["a"].shape == {0: (4, 1), 1: (1, 4), -1: (1, 4)}[axis]
+    again = fl.tree.unstack(stacked, axis)
+    assert len(again) == 4
+    assert all(fl.tree.equal(one, other) for one, other in zip(again, trees, strict=True))
+
+
+@pytest.mark.parametrize("tree", [mx.array(1), [mx.array(1), None, 3], {"a": (mx.zeros((2, 2)), "text")}], ids=str)
+def test_any_tree_can_be_stacked(tree: Any) -> None:
+    stacked = fl.tree.stack((tree, tree))
+    assert fl.tree.structure(stacked) == fl.tree.structure(tree)
+    assert all(fl.tree.equal(each, tree) for each in fl.tree.unstack(stacked))
+
+
+def test_one_tree_can_be_stacked() -> None:
+    assert fl.tree.stack([net(1)]).weight.shape == (1, 2, 3)
+    assert len(fl.tree.unstack(fl.tree.stack([net(1)]))) == 1
+
+
+def test_trees_without_leaves_can_be_stacked() -> None:
+    assert fl.tree.stack([[None, 1], [None, 1]]) == [None, 1]
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
+def test_leaves_without_elements_can_be_stacked_and_unstacked(shape: tuple[int, ...]) -> None:
+    trees = [[mx.zeros(shape), mx.array(float(number))] for number in range(3)]
+    again = fl.tree.unstack(fl.tree.stack(trees))
+    assert [tree[0].shape for tree in again] == [shape] * 3
+    assert [tree[1].item() for tree in again] == [0.0, 1.0, 2.0]
+
+
+def test_a_stack_along_an_axis_of_length_zero_is_no_trees() -> None:
+    assert fl.tree.unstack([mx.zeros((0, 2))]) == []
+
+
+def test_no_tree_can_not_be_stacked() -> None:
+    with pytest.raises(ValueError, match="there is no tree to stack: give at least one"):
+        fl.tree.stack([])
+
+
+@pytest.mark.parametrize(
+    ("trees", "message"),
+    [
+        ([[mx.array(1)], [mx.array(1), None]], "tree 2 is not of the same structure as the first:\n1: added"),
+        (
+            [[mx.array(1)], [mx.array(1)], (mx.array(1),)],
+            "tree 3 is not of the same structure as the first:\n(root): class",
+        ),
+        ([Net(mx.array(1)), Net(mx.array(1), size=3)], "size: static 2 -> 3"),
+        ([net(1), net(1).eval()], "(root): mode 'train' -> 'eval'"),
+        (
+            [{"a": [mx.zeros(2)]}, {"a": [mx.zeros(2)]}, {"a": [mx.zeros(3)]}],
+            "can't stack 'a.0': it is f32[2] and f32[3] in the trees given, and must be of one shape",
+        ),
+    ],
+    ids=str,
+)
+def test_trees_that_do_not_fit_can_not_be_stacked(trees: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"can't stack|not of the same structure") as caught:
+        fl.tree.stack(trees)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "axis", "message"),
+    [
+        ([mx.array(1)], 0, "can't unstack '0' along axis 0: it is i32[]"),
+        ({"a": mx.zeros((2, 2)), "b": mx.zeros(2)}, 1, "can't unstack 'b' along axis 1: it is f32[2]"),
+        ({"a": mx.zeros(2)}, -2, "can't unstack 'a' along axis -2: it is f32[2]"),
+        (
+            {"a": mx.zeros(2), "b": [mx.zeros(3)]},
+            0,
+            "can't unstack along axis 0: 'a' has length 2 there and 'b.0' is f32[3]",
+        ),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_taken_apart_is_an_error_that_names_the_path(tree: Any, axis: int, message: str) -> None:
+    with pytest.raises(ValueError, match="can't unstack") as caught:
+        fl.tree.unstack(tree, axis)
+    assert str(caught.value) == message
+
+
+def test_a_tree_without_leaves_can_not_be_taken_apart() -> None:
+    with pytest.raises(ValueError, match=r"tree|leaf|leaves"):
+        fl.tree.unstack([None, 1])
+
+
+def test_stacked_models_can_be_mapped_over() -> None:
+    stacked = fl.tree.stack([net(1), net(2)])
+    out = mx.vmap(lambda weight: weight.sum())(stacked.weight)
+    assert out.tolist() == [6.0, 12.0]
+
+
+# ravel
+
+
+def mixed() -> dict[str, Any]:
+    return {
+        "w": mx.arange(6.0).reshape(2, 3), "n": mx.array([1, 2]), "h": mx.ones(2, mx.bfloat16), "s": mx.array(9.0),
+        "e": mx.zeros((0, 4)), "b": mx.array([True]), "c": mx.array([1 + 2j]), "static": 3,
+    }  # fmt: skip
+
+
+def test_ravel_lays_the_leaves_of_each_dtype_end_to_end() -> None:
+    vectors, unravel = fl.tree.ravel(mixed())
+    assert {name: vector.tolist() for name, vector in vectors.items()} == {
+        "float32": [0, 1, 2, 3, 4, 5, 9],
+        "int32": [1, 2],
+        "bfloat16": [1, 1],
+        "bool": [True],
+        "complex64": [1 + 2j],
+    }
+    assert all(str(vector.dtype).endswith(name) and vector.ndim == 1 for name, vector in vectors.items())
+    assert fl.tree.equal(unravel(vectors), mixed())
+
+
+def test_unravel_takes_other_numbers() -> None:
+    vectors, unravel = fl.tree.ravel(mixed())
+    doubled = unravel({name: vector + vector for name, vector in vectors.items()})
+    assert doubled["w"].tolist() == [[0, 2, 4], [6, 8, 10]]
+    assert doubled["s"].item() == 18.0
+    assert doubled["static"] == 3
+
+
+@pytest.mark.parametrize("tree", [[], None, 3, [None, "text"]], ids=repr)
+def test_a_tree_without_leaves_has_no_vectors(tree: Any) -> None:
+    vectors, unravel = fl.tree.ravel(tree)
+    assert vectors == {}
+    assert unravel({}) == tree
+
+
+def test_a_single_array_can_be_ravelled() -> None:
+    vectors, unravel = fl.tree.ravel(mx.zeros((2, 2)))
+    assert vectors["float32"].shape == (4,)
+    assert unravel(vectors).shape == (2, 2)
+
+
+def test_a_module_comes_back_as_a_module() -> None:
+    model = net(3).eval().freeze()
+    vectors, unravel = fl.tree.ravel(model)
+    assert fl.tree.equal(unravel(vectors), model)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"float32": mx.zeros(2)},
+        {"float32": mx.zeros(4), "int32": mx.zeros(1)},
+        {"float16": mx.zeros(3)},
+        {"float32": mx.zeros((3, 1))},
+        {"float32": mx.zeros(())},
+    ],
+    ids=str,
+)
+def test_vectors_that_do_not_fit_are_an_error(given: dict[str, mx.array]) -> None:
+    _, unravel = fl.tree.ravel([mx.zeros(3)])
+    with pytest.raises(ValueError, match=r"unravel expects \{'float32': \(3,\)\} and was given"):
+        unravel(given)
+
+
+def test_ravel_is_differentiable_both_ways() -> None:
+    _, unravel = fl.tree.ravel([mx.zeros((2, 2)), mx.zeros(1)])
+    gradient = mx.grad(lambda vector: (unravel({"float32": vector})[0] ** 2).sum())(mx.arange(5.0))
+    assert gradient.tolist() == [0, 2, 4, 6, 0]
+    gradient = mx.grad(lambda array: (fl.tree.ravel([array, mx.zeros(1)])[0]["float32"] ** 2).sum())(mx.arange(2.0))
+    assert gradient.tolist() == [0, 2]
+
+
+# size and nbytes
+
+
+@pytest.mark.parametrize(
+    ("tree", "size", "nbytes"),
+    [
+        (None, 0, 0),
+        (3, 0, 0),
+        ([], 0, 0),
+        (mx.array(1), 1, 4),
+        (mx.zeros((2, 3)), 6, 24),
+        (mx.zeros((0, 3)), 0, 0),
+        ([mx.zeros(2, mx.float16), mx.zeros(2, mx.int8), 5, "text"], 4, 6),
+        (net(1), 7, 28),
+        (mx.zeros(3, mx.bfloat16), 3, 6),
+        (mx.zeros(3, mx.complex64), 3, 24),
+        (mx.zeros(3, mx.bool_), 3, 3),
+        (mx.zeros(3, mx.uint64), 3, 24),
+    ],
+    ids=str,
+)
+def test_size_and_nbytes(tree: Any, size: int, nbytes: int) -> None:
+    assert fl.tree.size(tree) == size
+    assert fl.tree.nbytes(tree) == nbytes
+
+
+def test_an_array_at_two_places_takes_its_bytes_once_and_counts_its_numbers_twice() -> None:
+    shared = mx.zeros(4)
+    assert fl.tree.nbytes([shared, shared]) == 16
+    assert fl.tree.size([shared, shared]) == 8
+    assert fl.tree.nbytes([mx.zeros(4), mx.zeros(4)]) == 32
+
+
+def test_nothing_is_evaluated_to_know_the_size() -> None:
+    # The shape of an array this large is known; its numbers would not fit.
+    large = mx.zeros((1 << 20, 1 << 20))
+    assert fl.tree.size([large]) == 1 << 40
+    assert fl.tree.nbytes([large]) == 1 << 42
