@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from collections import OrderedDict, defaultdict, deque
 from enum import Enum, IntEnum
 from types import MappingProxyType
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
+from shown import shown
 
-from frostleaf.containers import arrays_in, freeze_containers, static_key, thaw_containers
+from frostleaf.containers import arrays_in, freeze_containers, packed, static_key, unpacked
 
 ONE = mx.array(1)
 
@@ -37,7 +39,7 @@ class Pair(NamedTuple):
         (Pair([1], {"a": 2}), Pair((1,), MappingProxyType({"a": 2}))),
         ([None, 1, "text", 1.5, len], (None, 1, "text", 1.5, len)),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_containers_become_immutable(value: Any, frozen: Any) -> None:
     def same(one: Any, other: Any) -> bool:
@@ -69,17 +71,25 @@ def test_the_dict_behind_a_mapping_can_change_without_changing_the_copy() -> Non
 
 def test_the_order_of_the_keys_is_kept() -> None:
     assert list(freeze_containers({"b": 1, "a": 2})) == ["b", "a"]
-    assert list(thaw_containers(freeze_containers({"b": 1, "a": 2}))) == ["b", "a"]
+    assert list(unpacked(packed(freeze_containers({"b": 1, "a": 2})))) == ["b", "a"]
+
+
+PACKED = [(1, {"a": (2, {"b": 3})}), Pair({"a": 1}, ({"b": 2},)), {}, (), 3, {"a": frozenset({1})}, (mx.tanh, {"d": mx.int8})]
 
 
 @pytest.mark.parametrize(
-    "value", [(1, {"a": (2, {"b": 3})}), Pair({"a": 1}, ({"b": 2},)), {}, (), 3, {"a": frozenset({1})}], ids=repr
-)
-def test_thawing_undoes_freezing_as_far_as_mappings_go(value: Any) -> None:
-    thawed = thaw_containers(freeze_containers(value))
-    assert thawed == value
-    assert type(thawed) is type(value)
-    assert "mappingproxy" not in repr(thawed)
+    "value",
+    [
+        (1, {"a": (2, {"b": 3})}), Pair({"a": 1}, ({"b": 2},)), {}, (), 3, None, {"a": frozenset({1})}, mx.float16,
+        (mx.bool_, {"a": mx.bfloat16}), mx.tanh, {"a": (mx.random.normal, mx.fast.rms_norm)}, len,
+    ],
+    ids=shown,
+)  # fmt: skip
+def test_what_is_packed_can_be_pickled_and_unpacked(value: Any) -> None:
+    again = unpacked(pickle.loads(pickle.dumps(packed(freeze_containers(value)))))
+    assert again == value
+    assert type(again) is type(value)
+    assert "mappingproxy" not in repr(again)
 
 
 class Colour(Enum):
@@ -100,11 +110,10 @@ def add(left: Any, right: Any = 0) -> Any:
 
 DISTINCT = [
     1, True, 1.0, 1 + 0j, "1", b"1", 0, False, 0.0, -0.0, -0j, None, float("nan"), float("inf"), MyInt(1), Colour.RED,
-    Level.ONE, (), [], {}, frozenset(), set(), (1,), [1], (True,), {1: 2}, {True: 2}, {1: 2.0}, {"a": 1, "b": 2}, {"b": 2, "a": 1},
-    MappingProxyType({1: 2}), OrderedDict({1: 2}), deque([1]), Pair(1, 2), (1, 2), frozenset({1}), frozenset({1.0}), {1},
-    add, len, int, float, mx.float16, mx.float32,
-    functools.partial(add), functools.partial(add, 1), functools.partial(add, 1.0), functools.partial(add, right=1),
-    functools.partial(len),
+    Level.ONE, (), [], {}, frozenset(), set(), (1,), [1], (True,), {1: 2}, {True: 2}, {1: 2.0}, {"a": 1, "b": 2},
+    {"b": 2, "a": 1}, MappingProxyType({1: 2}), OrderedDict({1: 2}), deque([1]), Pair(1, 2), (1, 2), frozenset({1}),
+    frozenset({1.0}), {1}, add, len, int, float, mx.float16, mx.float32, functools.partial(add), functools.partial(add, 1),
+    functools.partial(add, 1.0), functools.partial(add, right=1), functools.partial(len),
 ]  # fmt: skip
 
 
@@ -132,7 +141,7 @@ def test_values_made_alike_share_a_key_and_its_hash(make: Any) -> None:
     assert hash(static_key(make())) == hash(static_key(make()))
 
 
-@pytest.mark.parametrize("value", [bytearray(), [bytearray()], {"a": slice(1).__class__ and bytearray()}], ids=repr)
+@pytest.mark.parametrize("value", [bytearray(), [bytearray()], {"a": slice(1).__class__ and bytearray()}], ids=shown)
 def test_a_key_can_be_hashed_only_if_the_value_can(value: Any) -> None:
     key = static_key(value)
     with pytest.raises(TypeError, match="unhashable"):
@@ -152,7 +161,7 @@ def test_a_key_can_be_hashed_only_if_the_value_can(value: Any) -> None:
         (deque([ONE]), 1),
         ((1, None, "text", add, functools.partial(add, 1), frozenset({1})), 0),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_arrays_are_found_wherever_they_are(value: Any, count: int) -> None:
     found = list(arrays_in(value))

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import attrs
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import optree
 import pytest
@@ -266,6 +267,21 @@ def test_a_private_field_is_given_without_its_underscore() -> None:
 
     assert Private(table=ONE)._table is ONE
     assert Private(ONE).parameters() == {}
+
+
+def test_a_name_with_two_underscores_is_mangled_as_in_any_class() -> None:
+    class Mangled(fl.Module):
+        __weight: mx.array
+        größe: int = fl.static(default=1)
+
+        def weight(self) -> mx.array:
+            return self.__weight
+
+    module = Mangled(ONE)
+    assert module.weight() is ONE
+    assert fl.tree.paths(module) == ["_Mangled__weight"]
+    assert module.parameters() == {}
+    assert identical(fl.tree.map(lambda leaf: leaf, module), module)
 
 
 def test_a_field_can_be_left_out_of_the_constructor_and_set_after_it() -> None:
@@ -593,14 +609,15 @@ def test_a_deep_copy_keeps_one_object_at_two_places_one_object() -> None:
     assert deep.weight[0] is deep.weight[1]
 
 
-@pytest.mark.parametrize("value", [mx.float16, mx.tanh, len, functools.partial(len), Affine], ids=str)
-def test_a_module_can_be_deep_copied_whatever_is_static_in_it(value: Any) -> None:
-    class Held(fl.Module):
-        weight: mx.array
-        value: Any = fl.static()
-
-    held = Held(ONE, value)
+@pytest.mark.parametrize(
+    "value",
+    [mx.float16, mx.bool_, mx.tanh, mx.random.normal, nn.relu, nn.tanh, len, functools.partial(len), Affine],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_a_module_can_be_copied_and_pickled_whatever_is_static_in_it(value: Any) -> None:
+    held = Affine({"a": value}, [value], size=(value, {"a": value}))
     assert fl.tree.equal(copy.deepcopy(held), held)
+    assert fl.tree.equal(pickle.loads(pickle.dumps(held)), held)
 
 
 def test_a_module_can_be_held_weakly() -> None:

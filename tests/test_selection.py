@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
+from shown import shown
 
 import frostleaf as fl
 from frostleaf.selection import Selection
@@ -97,12 +98,12 @@ SELECTIONS: list[tuple[Any, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[str(where) for where, _ in SELECTIONS])
+@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[shown(where) for where, _ in SELECTIONS])
 def test_a_selection_selects(where: Any, expected: list[str]) -> None:
     assert sorted(NET.at(where).paths()) == sorted(expected)
 
 
-@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[str(where) for where, _ in SELECTIONS])
+@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[shown(where) for where, _ in SELECTIONS])
 def test_the_selected_values_are_those_at_the_paths(where: Any, expected: list[str]) -> None:
     found = NET.at(where).get()
     if isinstance(where, str) and not set("*?") & set(where):
@@ -123,7 +124,7 @@ def reached(tree: Any, path: str) -> Any:
     return tree
 
 
-@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[str(where) for where, _ in SELECTIONS])
+@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[shown(where) for where, _ in SELECTIONS])
 def test_what_is_set_stands_at_each_selected_path_and_nowhere_else(where: Any, expected: list[str]) -> None:
     new = "something new"
     after = NET.at(where).set(new)
@@ -135,7 +136,7 @@ def test_what_is_set_stands_at_each_selected_path_and_nowhere_else(where: Any, e
         assert type(after.head) is Pair or "head" in expected
 
 
-@pytest.mark.parametrize("where", ["layers.0.weight", "layers.*.weight", Linear, mx.array], ids=str)
+@pytest.mark.parametrize("where", ["layers.0.weight", "layers.*.weight", Linear, mx.array], ids=shown)
 def test_apply_is_called_with_each_part_and_its_result_takes_the_place(where: Any) -> None:
     seen: list[Any] = []
     after = NET.at(where).apply(lambda part: seen.append(part) or (part, "applied"))
@@ -248,7 +249,7 @@ EMPTY = [
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("where", EMPTY, ids=str)
+@pytest.mark.parametrize("where", EMPTY, ids=shown)
 def test_selecting_nothing_is_an_error_of_every_method(where: Any, method: str) -> None:
     with pytest.raises(LookupError, match="selects nothing in this Net"):
         METHODS[method](NET.at(where))
@@ -278,7 +279,7 @@ def test_without_a_near_path_none_is_suggested() -> None:
         NET.at("zzzzzzzz").get()
 
 
-@pytest.mark.parametrize("where", [3, None, 1.5, mx.array(1), {"a": 1}], ids=repr)
+@pytest.mark.parametrize("where", [3, None, 1.5, mx.array(1), {"a": 1}], ids=shown)
 @pytest.mark.parametrize(
     "use",
     [NET.at, NET.with_frozen, lambda where: fl.tree.partition(NET, where)],
@@ -297,7 +298,7 @@ def test_what_a_predicate_raises_comes_through() -> None:
 @pytest.mark.parametrize(
     ("key", "where"),
     [("a.b", "table.a.b"), ("x+y", "table.x+y"), ("(", "table.("), ("a\nb", "table.a\nb"), (0, "table.0")],
-    ids=repr,
+    ids=shown,
 )
 def test_a_key_of_any_kind_is_selected_by_its_dotted_name(key: Any, where: str) -> None:
     model = Net([], {key: mx.ones(1), "other": mx.ones(2)}, None)

@@ -38,6 +38,9 @@ def freeze_containers(value: Any) -> Any:
     return value
 
 
+_MLX_FUNCTIONS = {type(mx.tanh), type(mx.compile(mx.tanh))}
+
+
 class Named(NamedTuple):
     """A value that is pickled as the name of an attribute of a module."""
 
@@ -57,8 +60,9 @@ def packed(value: Any) -> Any:
     if isinstance(value, MappingProxyType):
         return {key: packed(item) for key, item in value.items()}
     if isinstance(value, mx.Dtype):
-        return Named("mlx.core", str(value).removeprefix("mlx.core."))
-    if type(value) is type(mx.tanh):
+        name = str(value).removeprefix("mlx.core.")
+        return Named("mlx.core", name if hasattr(mx, name) else f"{name}_")
+    if type(value) in _MLX_FUNCTIONS:
         return Named(value.__module__, value.__name__)
     return value
 

@@ -124,10 +124,12 @@ class Node:
         return self
 
     def __deepcopy__(self: N, memo: dict[int, Any]) -> N:
-        def copied(leaf: Any) -> Any:
-            return copy.deepcopy(leaf, memo) if isinstance(leaf, mx.array) else leaf
+        def copied(part: Any) -> Any:
+            return copy.deepcopy(part, memo) if isinstance(part, mx.array | Node) else part
 
-        return optree.tree_map(copied, cast(Any, self), namespace=NAMESPACE)  # type: ignore[return-value]
+        metadata, children = opened(self)
+        new = [optree.tree_map(copied, child, is_leaf=_is_node, namespace=NAMESPACE) for child in children]
+        return type(self).__assemble__(metadata, new)  # type: ignore[no-any-return]
 
     def __reduce__(self) -> Any:
         metadata = metadata_of(self)
@@ -337,7 +339,7 @@ def _check_static(cls: type[Node], name: str, value: Any) -> None:
 
 def _check_child(cls: type[Node], name: str, value: Any) -> None:
     # A node has checked its own fields.
-    for leaf in optree.tree_leaves(value, lambda child: isinstance(child, Node), namespace=NAMESPACE):
+    for leaf in optree.tree_leaves(value, _is_node, namespace=NAMESPACE):
         if not isinstance(leaf, mx.array) and hasattr(leaf, "__array__") and type(leaf).__hash__ is None:
             kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
             raise TypeError(FOREIGN_ARRAY.format(cls=cls.__name__, name=name, kind=kind))
@@ -360,6 +362,10 @@ def _checked(node: Node, attribute: attrs.Attribute[Any], value: Any) -> Any:
 def _same(cls: type[Node], name: str, value: Any, old: Any) -> bool:
     """Return whether a field would be the same with ``value`` in it: the same object, or an equal static value."""
     return value is old or (name in cls.__static__ and static_key(value) == static_key(old))
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Node)
 
 
 def _blank(cls: type[N], values: Mapping[str, Any]) -> N:

@@ -62,3 +62,13 @@ def test_a_cast_is_differentiable() -> None:
         return layer.replace(weight=weight).astype(mx.float16).weight.sum()
 
     assert mx.grad(loss)(layer.weight).tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    "cast", [lambda m: m.astype(mx.float16), lambda m: m.at("weight").astype(mx.float16)], ids=["all", "at"]
+)
+def test_a_cast_is_not_undone_by_the_converter_of_the_field(cast: Any) -> None:
+    class Converted(fl.Module):
+        weight: mx.array = fl.parameter(converter=lambda value: mx.array(value, mx.float32))
+
+    assert cast(Converted([1.0])).weight.dtype == mx.float16

@@ -454,6 +454,11 @@ def test_a_function_may_call_its_own_jitted_self() -> None:
 
     jitted = fl.jit(total)
     x = mx.arange(4)
+    jitted(x, [])
+    assert jitted.trace_count == 4
+    last = fl.jit(lambda x: x if x.size == 1 else last(x[1:]))
+    assert last(x).tolist() == [3]
+    assert last.trace_count == 4
     assert draws(jitted, 3, x, []) == draws(plain, 3, x, [])
     assert draws(jitted, 3, x[2:], []) == draws(plain, 3, x[2:], [])
 

@@ -17,17 +17,9 @@ import frostleaf as fl
 from frostleaf.node import metadata_of
 
 
-def can_be_pickled(tree: Any) -> bool:
-    """Return whether what is in the tree can be pickled: MLX's functions and dtypes can't, and float64 comes back as float32."""
-    for _, part in parts(tree):
-        if isinstance(part, mx.array) and part.dtype == mx.float64:
-            return False
-        if isinstance(part, mx.Dtype) or (callable(part) and not isinstance(part, fl.Module)):
-            try:
-                pickle.dumps(part)
-            except TypeError:
-                return False
-    return True
+def has_doubles(tree: Any) -> bool:
+    """Return whether an array in the tree is of dtype float64, which MLX pickles as float32."""
+    return any(array.dtype == mx.float64 for _, array in arrays_of(tree))
 
 
 @law
@@ -104,7 +96,7 @@ def test_optree_sees_the_same_tree_in_our_namespace(tree: Any) -> None:
 @law
 @given(modules())
 def test_a_pickled_module_comes_back_equal(module: fl.Module) -> None:
-    assume(can_be_pickled(module))
+    assume(not has_doubles(module))
     again = pickle.loads(pickle.dumps(module))
     assert [path for path, _ in parts(again)] == [path for path, _ in parts(module)]
     assert fl.tree.structure(again) == fl.tree.structure(module)
@@ -121,16 +113,6 @@ def test_a_copied_module_shares_the_arrays_and_a_deep_copy_is_equal(module: fl.M
     deep = copy.deepcopy(module)
     assert fl.tree.equal(deep, module)
     assert metadata_of(deep) == metadata_of(module)
-
-
-@law
-@given(trees())
-def test_a_structure_can_be_pickled(tree: Any) -> None:
-    structure = fl.tree.structure(tree)
-    assume(can_be_pickled(fl.tree.unflatten(structure, [None] * structure.num_leaves)))
-    again = pickle.loads(pickle.dumps(structure))
-    assert again == structure
-    assert hash(again) == hash(structure)
 
 
 @pytest.mark.parametrize("cls", POOL, ids=lambda cls: cls.__name__)

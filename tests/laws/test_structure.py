@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from laws.strategies import OnlyStatic, Point, arrays_of, law, modules, parts, plus, scalars, statics, trees
+from shown import shown
 
 import frostleaf as fl
 
@@ -149,7 +150,7 @@ def test_values_of_a_static_field_that_python_takes_for_equal_can_be_different_s
             assert (one == other) is (index == position), (kept[index], kept[position])
 
 
-@pytest.mark.parametrize("value", [float("nan"), -0.0, (float("nan"), 1), {"a": float("nan")}], ids=repr)
+@pytest.mark.parametrize("value", [float("nan"), -0.0, (float("nan"), 1), {"a": float("nan")}], ids=shown)
 def test_a_static_value_equals_itself_made_again(value: Any) -> None:
     def again(one: Any) -> Any:
         if isinstance(one, tuple):
@@ -181,7 +182,7 @@ ARRAY = mx.zeros((2, 3), mx.bfloat16)
         deque([ARRAY]),
         defaultdict(list, a=ARRAY),
     ],
-    ids=str,
+    ids=shown,
 )
 @pytest.mark.parametrize(
     "make",

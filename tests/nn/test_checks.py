@@ -49,9 +49,7 @@ def test_dtype_is_not_cast_to(make, monkeypatch):
 @pytest.mark.parametrize("dtype", [mx.int32, mx.bool_, mx.complex64, "float16", float])
 def test_dtype_that_does_not_suit(make, dtype):
     before = generator()
-    with pytest.raises(
-        TypeError, match=r"can't be made in dtype .*Give a floating-point mx\.Dtype, such as mx\.bfloat16"
-    ):
+    with pytest.raises(TypeError, match=r"can't be made in dtype .*Give a floating-point mx\.Dtype, such as mx\.bfloat16"):
         make(dtype=dtype)
     assert generator() == before
 

@@ -5,9 +5,7 @@ import frostleaf as fl
 
 
 def test_channels_that_do_not_divide():
-    with pytest.raises(
-        ValueError, match="5 input channels can't be divided into 2 groups: in_channels must be a multiple"
-    ):
+    with pytest.raises(ValueError, match="5 input channels can't be divided into 2 groups: in_channels must be a multiple"):
         fl.nn.Conv2d(5, 4, 3, groups=2)
 
 

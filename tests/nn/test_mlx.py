@@ -66,10 +66,7 @@ def draw(x, dtype):
 
 def bits(tree):
     """Return the names, dtypes, shapes and bytes of the arrays of a tree of dicts and lists."""
-    return [
-        (name, array.dtype, array.shape, array.reshape(-1).view(mx.uint8).tolist())
-        for name, array in tree_flatten(tree)
-    ]
+    return [(name, array.dtype, array.shape, array.reshape(-1).view(mx.uint8).tolist()) for name, array in tree_flatten(tree)]
 
 
 @each_layer

@@ -178,7 +178,7 @@ def test_schedules_are_those_of_mlx_bit_for_bit(ours_of, theirs_of, name):
     assert bit_for_bit(state.hyperparameters["learning_rate"], rule.learning_rate)
 
 
-@pytest.mark.parametrize("name", ["SGD of Nesterov", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD with momentum", "AdamW"])
 def test_jitted_steps_are_those_of_mlx_within_rounding_and_traced_once(name):
     make, args, kwargs = RULES[name]
     opt = make(*args, **kwargs)

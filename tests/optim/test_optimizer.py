@@ -175,7 +175,7 @@ STATE = ADAM.init(LAYER)
 
 
 def other_state(*differences):
-    return OTHER_STATE.format(optimizer="Adam", differences=", ".join(differences))
+    return OTHER_STATE.format(optimizer="Adam", differences="; ".join(differences))
 
 
 ERRORS = {
@@ -253,9 +253,6 @@ def test_gradients_of_another_structure_are_refused(gradient, path):
 OTHER_STATES = {
     "a state for other shapes": lambda: ADAM.init(fl.nn.Linear(2, 1).replace(weight=mx.ones((1, 2)), bias=mx.ones(1))),
     "a state of another rule with fewer slots": lambda: optim.SGD(0.1, momentum=0.9).init(LAYER),
-    "a state of another rule with more slots": lambda: ADAM.init(LAYER).replace(
-        slots={name: {**slot, "extra": mx.ones(1)} for name, slot in STATE.slots.items()}
-    ),
     "no state": lambda: None,
     "slots alone": lambda: dict(STATE.slots),
 }
@@ -380,9 +377,9 @@ def test_an_optimizer_and_its_state_are_frozen_values():
         STATE.slots["weight"]["m"] = mx.ones(1)
     assert fl.tree.structure(opt) == fl.tree.structure(optim.AdamW(0.1, betas=(0.8, 0.9)))
     assert fl.tree.structure(opt) != fl.tree.structure(optim.AdamW(0.2, betas=(0.8, 0.9)))
-    again, state = pickle.loads(pickle.dumps((opt, STATE)))
-    assert fl.tree.equal((again, state), (opt, STATE))
-    assert fl.tree.equal(again.update(LAYER, GRADIENT, state), opt.update(LAYER, GRADIENT, STATE))
+    again, state = pickle.loads(pickle.dumps((opt, opt.init(LAYER))))
+    assert fl.tree.equal((again, state), (opt, opt.init(LAYER)))
+    assert fl.tree.equal(again.update(LAYER, GRADIENT, state), opt.update(LAYER, GRADIENT, opt.init(LAYER)))
 
 
 def test_a_state_can_be_edited_like_any_module():

@@ -50,7 +50,7 @@ def totals(model):
     return [(each.total.tolist(), each.calls.item()) for each in reversed(model.modules()) if isinstance(each, Counter)]
 
 
-def eager_and_jitted(model, *args, **kwargs):
+def eager_and_jitted(model, /, *args, **kwargs):
     """Return what ``stateful`` returns, eagerly and twice jitted, having checked that it is the same."""
     before = fl.tree.leaves(model)
     out, after = fl.stateful(model, *args, **kwargs)
@@ -373,22 +373,21 @@ INPUTS = [mx.random.normal((6, 3), key=key) for key in mx.random.split(mx.random
 class Net(fl.Module):
     first: fl.nn.Linear
     norm: fl.nn.BatchNorm
-    last: fl.nn.Linear
 
     def __init__(self, nn):
-        self.first, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm(4), nn.Linear(4, 1)
+        self.first, self.norm = nn.Linear(3, 4), nn.BatchNorm(4)
 
     def __call__(self, x):
-        return self.last(self.norm(self.first(x)))
+        return self.norm(self.first(x))
 
 
 class Twin(mlx.nn.Module):
     def __init__(self, nn):
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm(4), nn.Linear(4, 1)
+        self.first, self.norm = nn.Linear(3, 4), nn.BatchNorm(4)
 
     def __call__(self, x):
-        return self.last(self.norm(self.first(x)))
+        return self.norm(self.first(x))
 
 
 def twins():
@@ -405,18 +404,16 @@ def test_batch_norm_trained_by_a_jitted_step_has_the_statistics_of_mlx(jitted):
 
     def loss(model, x):
         out, after = fl.stateful(model, x)
-        return (out**2).mean(), after
+        return mx.abs(out).sum(), after
 
-    def step(model, state, x):
-        (value, model), gradient = fl.value_and_grad(loss, has_aux=True)(model, x)
-        model, state = opt.update(model, gradient, state)
-        return value, model, state
-
-    train = fl.jit(step) if jitted else step
+    # The optimizer stays outside: every kernel that jit has to compile takes a second.
+    differentiated_ours = fl.value_and_grad(loss, has_aux=True)
+    train = fl.jit(differentiated_ours) if jitted else differentiated_ours
     state = opt.init(ours)
-    differentiated = mlx.nn.value_and_grad(theirs, lambda x: (theirs(x) ** 2).mean())
+    differentiated = mlx.nn.value_and_grad(theirs, lambda x: mx.abs(theirs(x)).sum())
     for x in INPUTS:
-        value, ours, state = train(ours, state, x)
+        (value, ours), gradient = train(ours, x)
+        ours, state = opt.update(ours, gradient, state)
         expected, gradient = differentiated(x)
         rule.update(theirs, gradient)
         assert mx.allclose(value, expected, rtol=1e-5, atol=1e-6)
@@ -430,8 +427,7 @@ def test_batch_norm_trained_by_a_jitted_step_has_the_statistics_of_mlx(jitted):
     assert mx.allclose(ours(INPUTS[0]), theirs(INPUTS[0]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("jitted", [False, True])
-def test_batch_norm_called_twice_in_one_pass_moves_twice_as_in_mlx(jitted):
+def test_batch_norm_called_twice_in_one_pass_moves_twice_as_in_mlx():
     class Twice(fl.Module):
         norm: fl.nn.BatchNorm
 
@@ -439,9 +435,8 @@ def test_batch_norm_called_twice_in_one_pass_moves_twice_as_in_mlx(jitted):
             return self.norm(self.norm(x) + x)
 
     ours, theirs = Twice(fl.nn.BatchNorm(3)), mlx.nn.BatchNorm(3)
-    call = fl.jit(fl.stateful) if jitted else fl.stateful
     for x in INPUTS[:2]:
-        out, ours = call(ours, x)
+        out, ours = fl.stateful(ours, x)
         assert mx.allclose(out, theirs(theirs(x) + x), rtol=1e-5, atol=1e-5)
     for name in ("running_mean", "running_var"):
         assert mx.allclose(getattr(ours.norm, name), getattr(theirs, name), rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import pytest
 from laws.strategies import identical
+from shown import shown
 
 import frostleaf as fl
 
@@ -51,7 +52,7 @@ WHERE: list[tuple[Any, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("where", "expected"), WHERE, ids=[str(where) for where, _ in WHERE])
+@pytest.mark.parametrize(("where", "expected"), WHERE, ids=[shown(where) for where, _ in WHERE])
 def test_partition_divides_the_arrays(where: Any, expected: set[str]) -> None:
     first, second = fl.tree.partition(TREE, where)
     assert set(fl.tree.paths(first)) == expected
@@ -72,7 +73,7 @@ def test_partition_divides_the_arrays(where: Any, expected: set[str]) -> None:
         A, None, 3, [], (A, B), {"b": A, "a": B}, OrderedDict(b=A, a=B), defaultdict(list, b=A, a=B), Pair(A, None),
         deque([A, B]), MappingProxyType({"b": A, "a": B}), Net([A, {"x": B}]).eval().freeze(),
     ],
-    ids=str,
+    ids=shown,
 )  # fmt: skip
 def test_trees_of_every_kind_can_be_divided_and_combined(tree: Any) -> None:
     where = lambda path, array: array is A  # noqa: E731
@@ -102,7 +103,7 @@ def test_an_array_object_at_two_places_is_divided_by_place() -> None:
         ((Net(A), Net(A, size=5)), 2, "size: static 2 -> 5"),
         (([[A]], [A]), 2, "0: type"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_combining_trees_of_different_shapes_is_an_error_that_shows_where(
     trees: tuple[Any, ...], number: int, difference: str

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import pytest
 from laws.strategies import identical
+from shown import shown
 
 import frostleaf as fl
 from frostleaf.tree.walk import Descend, level, rewrite
@@ -42,7 +43,7 @@ class Net(fl.Module):
         ([], [], []),
         ({}, [], []),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_level_has_the_children_and_their_names(value: Any, entries: list[Any], children: list[Any]) -> None:
     found = level(value)
@@ -52,7 +53,7 @@ def test_a_level_has_the_children_and_their_names(value: Any, entries: list[Any]
     assert identical(found.make(found.children), value)
 
 
-@pytest.mark.parametrize("value", [A, None, 3, "text", len, {1, 2}, object()], ids=str)
+@pytest.mark.parametrize("value", [A, None, 3, "text", len, {1, 2}, object()], ids=shown)
 def test_what_holds_nothing_has_no_level(value: Any) -> None:
     assert level(value) is None
 

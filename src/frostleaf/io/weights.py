@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
-from ..edits.parameters import update
 from ..edits.views import parameters
 from ..node import Node, nearest
+from ..tree.structure import dotted
+from ..tree.walk import Descend, rewrite
 
 N = TypeVar("N", bound=Node)
 
@@ -21,6 +22,9 @@ EXTRA = "Received {count} parameters not in model: \n{names}."
 MISSING = "Missing {count} parameters: \n{names}."
 NOT_AN_ARRAY = "Expected mx.array but received {kind} for parameter {name}"
 WRONG_SHAPE = "Expected shape {expected} but received shape {given} for parameter {name}"
+SAME_NAME = (
+    "two parameters have the name {name!r}, so that a file can't tell them apart: rename a key of the dict that holds them"
+)
 UNKNOWN_FORMAT = "Unsupported file extension for {file}. Use '.npz' or '.safetensors'."
 
 
@@ -30,15 +34,21 @@ def load_weights(module: N, file_or_weights: Any, strict: bool) -> N:
         weights: dict[str, Any] = mx.load(_checked_name(file_or_weights))  # type: ignore[assignment]
     else:
         weights = dict(file_or_weights)
+    current = _named_parameters(module)
     if strict:
-        _compare(weights, tree_flatten(parameters(module), destination={}))  # type: ignore[arg-type]
-    return update(module, tree_unflatten(list(weights.items())), strict=False) if weights else module
+        _compare(weights, current)
+    new = {name: weights[name] for name in current if name in weights}
+
+    def enter(path: tuple[Any, ...], value: Any) -> Any:
+        return new.get(dotted(path), value) if isinstance(value, mx.array) else Descend
+
+    return rewrite(module, enter, convert=True)  # type: ignore[no-any-return]
 
 
 def save_weights(module: Node, file: str | os.PathLike[str]) -> None:
     """Write the module's parameters to a file. See :meth:`Module.save_weights`."""
     name = _checked_name(file)
-    arrays: dict[str, mx.array] = tree_flatten(parameters(module), destination={})  # type: ignore[assignment]
+    arrays = _named_parameters(module)
     # Written whole under another name first: a crash leaves the old file or the new one.
     with tempfile.TemporaryDirectory(dir=Path(name).absolute().parent, prefix=".frostleaf-") as room:
         written = os.path.join(room, os.path.basename(name))
@@ -49,6 +59,17 @@ def save_weights(module: Node, file: str | os.PathLike[str]) -> None:
         with open(written, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(written, name)
+
+
+def _named_parameters(module: Node) -> dict[str, mx.array]:
+    pairs: list[tuple[str, Any]] = tree_flatten(parameters(module))  # type: ignore[assignment]
+    named: dict[str, mx.array] = {}
+    for name, value in pairs:
+        if isinstance(value, mx.array):
+            if name in named:
+                raise ValueError(SAME_NAME.format(name=name))
+            named[name] = value
+    return named
 
 
 def _checked_name(file: str | os.PathLike[str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -23,10 +24,12 @@ NOT_A_RULE = "an optimizer is made from a subclass of mlx.optimizers.Optimizer, 
 NOTHING_TO_TRAIN = (
     "the {tree} given to {optimizer}.init has nothing to train: every parameter is frozen, or none is of a floating-point dtype"
 )
+NOT_A_STATE = "{optimizer}.update takes the state that {optimizer}.init(model) returns, and was given {given}"
 OTHER_STATE = (
-    "the state given to {optimizer}.update is for other parameters than the model has trainable: {differences}. If the model "
-    "was frozen or changed since, make a new state with {optimizer}.init(model)"
+    "the state given to {optimizer}.update is not the state of this optimizer and model: {differences}. If the model was frozen "
+    "or changed since, make a new state with {optimizer}.init(model)"
 )
+SAME_NAME = "two parameters have the name {name!r}, so that an optimizer can't tell them apart: rename a key of a dict"
 NO_GRADIENT = "there is no gradient for {path!r}, which is trainable ({array}); the gradients have {given} there"
 WRONG_SHAPE = "the gradient for {path!r} is {given}, and the parameter is {array}"
 
@@ -66,14 +69,16 @@ class Optimizer(Node):
     """
 
     rule: type[mlx.optimizers.Optimizer] = static()
-    options: Mapping[str, Any] = static()
+    args: tuple[Any, ...] = static()
+    kwargs: Mapping[str, Any] = static()
 
-    def __init__(self, rule: type[mlx.optimizers.Optimizer], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, rule: type[mlx.optimizers.Optimizer], /, *args: Any, **kwargs: Any) -> None:
         if not (isinstance(rule, type) and issubclass(rule, mlx.optimizers.Optimizer)):
             raise TypeError(NOT_A_RULE.format(given=describe(rule)))
         self.rule = rule
-        self.options = dict(inspect.signature(rule).bind(*args, **kwargs).arguments)
-        rule(**self.options)  # for what it raises, now rather than at the first update
+        bound = inspect.signature(rule).bind(*args, **kwargs)
+        self.args, self.kwargs = bound.args, bound.kwargs
+        self._new_rule()  # for what it raises, now rather than at the first update
 
     def __repr__(self) -> str:
         return text(self)
@@ -91,14 +96,11 @@ class Optimizer(Node):
         >>> sorted(fl.optim.AdamW(1e-3).init(fl.nn.Linear(2, 2)).slots["weight"])
         ['m', 'v']
         """
-        rule = self._rule()
-        slots: dict[str, dict[str, mx.array]] = {}
-        for path, parameter in _trainable_leaves(model):
-            rule.init_single(parameter, slots.setdefault(path, {}))
+        rule = self._new_rule()
+        slots = _slots(rule, _trainable_leaves(model))
         if not slots:
             raise ValueError(NOTHING_TO_TRAIN.format(tree=type(model).__name__, optimizer=type(self).__name__))
-        scalars = {name: value for name, value in rule.state.items() if name != "step"}
-        return OptimizerState(step=rule.step, hyperparameters=scalars, slots=slots)
+        return OptimizerState(step=rule.step, hyperparameters=_scalars(rule), slots=slots)
 
     def update(self, model: T, grads: Any, state: OptimizerState) -> tuple[T, OptimizerState]:
         """Return the model after one step, and the state after it.
@@ -109,7 +111,9 @@ class Optimizer(Node):
             state: As returned by :meth:`init`, or by the update before.
 
         Raises:
-            ValueError: If the gradients or the state don't belong to the model; the message names paths.
+            TypeError: If ``state`` is not the state of an optimizer.
+            ValueError: If the gradients or the state don't belong to the model, or the state is for another rule; the message
+                names paths.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> opt, params = fl.optim.SGD(0.5), {"w": mx.array(3.0)}
@@ -117,21 +121,21 @@ class Optimizer(Node):
         >>> params, state.step
         ({'w': array(2, dtype=float32)}, array(1, dtype=uint64))
         """
+        if not isinstance(state, OptimizerState):
+            raise TypeError(NOT_A_STATE.format(optimizer=type(self).__name__, given=describe(state)))
+        rule = self._new_rule()
+        parameters = dict(_trainable_leaves(model))
+        expected = {"": _scalars(rule), **_slots(rule, parameters.items())}
+        differences = _differences(expected, {"": state.hyperparameters, **state.slots})
+        if differences:
+            raise ValueError(OTHER_STATE.format(optimizer=type(self).__name__, differences=differences))
         leaves, structure = flatten(model)
         names = [dotted(path) for path in structure.leaf_paths()]
-        mask = trainable(model)
-        gradients: dict[str, mx.array] = {}
-        parameters: dict[str, mx.array] = {}
-        for name, leaf, gradient, trains in zip(names, leaves, aligned(model, grads, "the gradient"), mask, strict=True):
-            if trains:
-                _check_gradient(name, leaf, gradient)
-                gradients[name], parameters[name] = gradient, leaf
-        if gradients.keys() != state.slots.keys():
-            raise ValueError(
-                OTHER_STATE.format(optimizer=type(self).__name__, differences=_differences(gradients, state.slots))
-            )
+        named = zip(names, aligned(model, grads, "the gradient"), strict=True)
+        gradients = {name: gradient for name, gradient in named if name in parameters}
+        for name, parameter in parameters.items():
+            _check_gradient(name, parameter, gradients[name])
 
-        rule = self._rule()
         # Under a name of their own the parameters can be called anything, "step" and "learning_rate" included.
         slots = {name: dict(slot) for name, slot in state.slots.items()}
         rule.state = {"step": state.step, **state.hyperparameters, "slots": slots}
@@ -140,8 +144,8 @@ class Optimizer(Node):
         after = OptimizerState(step=rule.step, hyperparameters=scalars, slots=rule.state["slots"])
         return unflatten(structure, [updated.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]), after
 
-    def _rule(self) -> mlx.optimizers.Optimizer:
-        return self.rule(**self.options)
+    def _new_rule(self) -> mlx.optimizers.Optimizer:
+        return self.rule(*self.args, **self.kwargs)
 
 
 def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Optimizer]:
@@ -156,7 +160,7 @@ def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Optimizer]:
     >>> import frostleaf as fl, mlx.optimizers
     >>> Lion = fl.optim.wrap(mlx.optimizers.Lion)
     >>> Lion(1e-4)
-    Optimizer(rule=Lion, options={'learning_rate': 0.0001})
+    Optimizer(rule=Lion, args=(0.0001,), kwargs={})
     """
     if not (isinstance(rule, type) and issubclass(rule, mlx.optimizers.Optimizer)):
         raise TypeError(NOT_A_RULE.format(given=describe(rule)))
@@ -165,8 +169,22 @@ def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Optimizer]:
 
 def _trainable_leaves(tree: Any) -> list[tuple[str, mx.array]]:
     leaves, structure = flatten(tree)
-    named = zip(structure.leaf_paths(), leaves, trainable(tree), strict=True)
-    return [(dotted(path), leaf) for path, leaf, trains in named if trains]
+    names = [dotted(path) for path in structure.leaf_paths()]
+    if len(set(names)) < len(names):
+        raise ValueError(SAME_NAME.format(name=Counter(names).most_common(1)[0][0]))
+    return [(name, leaf) for name, leaf, trains in zip(names, leaves, trainable(tree), strict=True) if trains]
+
+
+def _slots(rule: mlx.optimizers.Optimizer, parameters: Iterable[tuple[str, mx.array]]) -> dict[str, dict[str, mx.array]]:
+    """Return what the rule remembers of each parameter to begin with. Nothing is computed until it is used."""
+    slots: dict[str, dict[str, mx.array]] = {}
+    for name, parameter in parameters:
+        rule.init_single(parameter, slots.setdefault(name, {}))
+    return slots
+
+
+def _scalars(rule: mlx.optimizers.Optimizer) -> dict[str, mx.array]:
+    return {name: value for name, value in rule.state.items() if name != "step"}
 
 
 def _check_gradient(name: str, leaf: mx.array, gradient: Any) -> None:
@@ -176,8 +194,24 @@ def _check_gradient(name: str, leaf: mx.array, gradient: Any) -> None:
         raise ValueError(WRONG_SHAPE.format(path=name, given=describe(gradient), array=describe(leaf)))
 
 
-def _differences(trainable: Mapping[str, Any], remembered: Mapping[str, Any]) -> str:
-    without = [f"{name!r} has no state" for name in trainable.keys() - remembered.keys()]
-    stale = [f"{name!r} is not trainable" for name in remembered.keys() - trainable.keys()]
-    found = sorted(without + stale)
-    return ", ".join(found[:6]) + ", ..." * (len(found) > 6)
+def _differences(expected: Mapping[str, Mapping[str, mx.array]], given: Mapping[str, Mapping[str, mx.array]]) -> str:
+    """Return in words how a state differs from the one that the model and the rule ask for; nothing if it doesn't."""
+    found = [f"{name!r} is not trainable" for name in given.keys() - expected.keys()]
+    for name, slots in expected.items():
+        what = repr(name) if name else "the optimizer"
+        if name not in given:
+            found.append(f"{what} has no state")
+        elif slots.keys() != given[name].keys():
+            found.append(f"{what} remembers {_listed(slots)} and the state has {_listed(given[name])}")
+        else:
+            found += [
+                f"{slot} of {what} is {describe(array)} and the state has {describe(given[name][slot])}"
+                for slot, array in slots.items()
+                if array.shape != given[name][slot].shape
+            ]
+    found.sort()
+    return "; ".join(found[:6]) + "; ..." * (len(found) > 6)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

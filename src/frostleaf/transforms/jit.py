@@ -82,14 +82,12 @@ class Jitted(Generic[P, R]):
     def __init__(self, fn: Callable[P, R], shapeless: bool = False) -> None:
         if not callable(fn):
             raise TypeError(NOT_CALLABLE.format(kind=type(fn).__name__))
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(self, fn, updated=())
         self._fn, self._bound_args, self._bound_kwargs = _unbound(fn)
         self._shapeless = shapeless
         self._compiled: dict[Structure, Compiled] = {}
-        self.trace_count = 0
-        """How often the function has been traced so far."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if recording():
             # What layers record for fl.stateful is a side effect, which a replayed trace would not have.
             return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
@@ -105,6 +103,11 @@ class Jitted(Generic[P, R]):
         computed, result = compiled(leaves)
         return unflatten(result.structure, together(computed, result.origins, leaves), result.static)  # type: ignore[no-any-return]
 
+    @property
+    def trace_count(self) -> int:
+        """How often the function has been traced so far."""
+        return sum(compiled.trace_count for compiled in self._compiled.values())
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
@@ -112,20 +115,21 @@ class Jitted(Generic[P, R]):
         return f"jit({getattr(self, '__wrapped__', self._fn)!r})"
 
     def _compile(self, structure: Structure) -> Compiled:
+        fn = self._fn  # and not self, which must not be kept alive by what it compiled
+
         def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
-            self.trace_count += 1
             inputs = Inputs(leaves)
             args, kwargs = unflatten(structure, leaves)
-            outputs, out_structure = flatten(self._fn(*args, **kwargs))
+            outputs, out_structure = flatten(fn(*args, **kwargs))
             computed, origins = inputs.separate(outputs)
-            mutable = any(not _is_hashable(value) for _, value in out_structure.static_values())
+            mutable = not all(_is_hashable(value) for _, value in out_structure.static_values())
             return computed, _Result(out_structure, origins, copy.deepcopy if mutable else None)
 
         return Compiled(on_leaves, self._shapeless)
 
     def _reject_unhashable(self, structure: Structure) -> None:
         for path, value in structure.static_values():
-            if not _is_hashable(value):
+            if not _is_hashable(static_key(value)):
                 is_array = hasattr(value, "__array__")
                 advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
                 given = f"a {type(value).__module__}.{type(value).__qualname__}"
@@ -135,14 +139,14 @@ class Jitted(Generic[P, R]):
     def _argument(self, path: tuple[Any, ...]) -> str:
         """Return the name of what stands at a path of ``(args, kwargs)``."""
         kind, which, *inside = path
-        name = which
-        if kind == 0:
-            positional = [
-                each.name for each in inspect.signature(self._fn).parameters.values()
-                if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-            ]  # fmt: skip
-            name = positional[which] if which < len(positional) else f"argument {which}"
-        return dotted((name, *inside))
+        if kind == 1:
+            return dotted((which, *inside))
+        try:
+            parameters = list(inspect.signature(self._fn).parameters.values())
+        except ValueError:  # functions of MLX have no signature
+            parameters = []
+        names = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        return dotted((names[which] if which < len(names) else f"argument {which}", *inside))
 
 
 @attrs.frozen
@@ -162,7 +166,7 @@ class _Result:
 
 def _is_hashable(value: Any) -> bool:
     try:
-        hash(static_key(value))
+        hash(value)
     except TypeError:
         return False
     return True
@@ -182,5 +186,14 @@ def _unbound(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...
 
 def _require_compiler() -> None:
     on_cpu = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu)
-    if on_cpu and shutil.which("g++") is None:
+    if on_cpu and shutil.which("g++") is None and _mlx_compiles():
         raise RuntimeError(NO_COMPILER)
+
+
+def _mlx_compiles() -> bool:
+    """Return whether MLX compiles at all, which :func:`mlx.core.disable_compile` and an environment variable turn off."""
+    calls: list[mx.array] = []
+    probe = mx.compile(lambda x: calls.append(x) or x)  # type: ignore[func-returns-value]
+    probe(mx.array(0))
+    probe(mx.array(0))
+    return len(calls) == 1

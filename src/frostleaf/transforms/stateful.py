@@ -27,7 +27,7 @@ STRANGER = (
 _records: ContextVar[dict[int, tuple[Module, Module]] | None] = ContextVar("records", default=None)
 
 
-def stateful(model: M | Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, M]:
+def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, M]:
     """Return ``model(*args, **kwargs)`` and the model with the buffers that the call recorded.
 
     The model itself is unchanged. The result shares every array that was not recorded. Inside ``jit`` and
@@ -63,7 +63,7 @@ def stateful(model: M | Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[
     return out, _with_records(owner, called, records)
 
 
-def record(module: Module, **buffers: mx.array) -> None:
+def record(module: Module, /, **buffers: mx.array) -> None:
     """Return nothing; inside :func:`stateful`, have it return the model with these buffers in place of the module's.
 
     For use in a layer's ``__call__``. Outside :func:`stateful` nothing is recorded.

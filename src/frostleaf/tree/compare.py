@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ class Change(NamedTuple):
     """One difference between two trees: where, of what kind, and what stands there in each."""
 
     path: str
-    kind: Literal["class", "mode", "frozen", "static", "dtype", "shape", "value", "removed", "added", "type"]
+    kind: Literal["class", "mode", "frozen", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
     left: Any
     right: Any
 
@@ -145,6 +146,8 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change]) -> None:
             changes.append(Change(name, "mode", *("train" if each.training else "eval" for each in (ours, theirs))))
         if ours.frozen != theirs.frozen:
             changes.append(Change(name, "frozen", ours.frozen, theirs.frozen))
+    if isinstance(left, Mapping) and left.keys() == right.keys() and list(left) != list(right):
+        changes.append(Change(name, "order", ", ".join(map(str, left)), ", ".join(map(str, right))))
     here = dict(zip(first.entries, first.children, strict=True))
     there = dict(zip(second.entries, second.children, strict=True))
     for entry, child in here.items():

@@ -50,7 +50,7 @@ class Structure:
         return ((path, shape.value) for path, shape in _parts(self.shape, ()) if isinstance(shape, Static))
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Structure) and hash(self) == hash(other) and self.shape == other.shape)
+        return self is other or (isinstance(other, Structure) and self.shape == other.shape)
 
     def __hash__(self) -> int:
         if self._hash is None:
@@ -323,8 +323,11 @@ def _align(shape: Any, value: Any, what: str, path: Path, found: list[Any]) -> N
     if shape is mx.array:
         found.append(value)
         return
-    if not isinstance(shape, tuple):
+    if isinstance(shape, Static) or (shape is None and value is None):
         return
+    if shape is None:
+        place = dotted(path) or "the root"
+        raise ValueError(MISMATCH.format(what=what, path=place, given=type(value).__name__, expected="None"))
     kind, metadata, shapes = shape[0], shape[1], _each(shape[2])
     node = one_level(value)
     entries = entries_of(kind, metadata)
