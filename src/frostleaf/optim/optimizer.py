@@ -26,8 +26,8 @@ NOTHING_TO_TRAIN = (
 )
 NOT_A_STATE = "{optimizer}.update takes the state that {optimizer}.init(model) returns, and was given {given}"
 OTHER_STATE = (
-    "the state given to {optimizer}.update is not the state of this optimizer and model: {differences}. If the model was frozen "
-    "or changed since, make a new state with {optimizer}.init(model)"
+    "the state given to {optimizer}.update is not the state of this optimizer and model: {differences}. If the model was "
+    "frozen or changed since, make a new state with {optimizer}.init(model)"
 )
 SAME_NAME = "two parameters have the name {name!r}, so that an optimizer can't tell them apart: rename a key of a dict"
 NO_GRADIENT = "there is no gradient for {path!r}, which is trainable ({array}); the gradients have {given} there"
