@@ -10,6 +10,7 @@ import difflib
 import functools
 import linecache
 import operator
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, cast
@@ -24,9 +25,13 @@ from .namespace import NAMESPACE
 
 N = TypeVar("N", bound="Node")
 
-# Keys of an instance's __dict__ that no field can have, since a field's name is an identifier.
+# Keys of an instance's __dict__ that no field can have, since a field's name is an identifier: open to assignment; metadata,
+# which a finished node has; and its leaves and structure (a tree.structure.Flat), from which it is built if it has no more.
 OPEN = "<open>"
 METADATA = "<metadata>"
+FLAT = "<flat>"
+
+_building = threading.RLock()
 
 FROZEN = "can't {verb} {cls}.{name}: a finished module never changes. {advice} returns a new module that shares the rest."
 UNDECLARED = "{cls} has no field {name!r}{nearest}. Declare it in the class body, for example as `{name}: mx.array`."
@@ -105,6 +110,8 @@ class Node:
     __children_from__: ClassVar[Callable[[dict[str, Any]], tuple[Any, ...]]]
     # Makes a finished instance of metadata and children as they are: nothing is converted or checked.
     __assemble__: ClassVar[Callable[[Metadata, Iterable[Any]], Any]]
+    # Whether an instance may be built when it is first looked into, which is when __getattr__ is called.
+    __can_wait__: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -115,6 +122,11 @@ class Node:
         if OPEN not in self.__dict__:
             raise FrozenModuleError(_frozen("set", cls, name))
         self.__dict__[name] = _checked(self, _field(cls, name), value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only by a name that is not there: the node may not have been built yet.
+        _values(self)
+        return object.__getattribute__(self, name)
 
     def __delattr__(self, name: str) -> None:
         raise FrozenModuleError(_frozen("delete", type(self), name))
@@ -152,9 +164,7 @@ def field_values(node: Node) -> dict[str, Any]:
     Raises:
         TypeError: If the node's ``__init__`` is still running.
     """
-    values = node.__dict__
-    if METADATA not in values:
-        raise TypeError(BUILDING.format(cls=type(node).__name__))
+    values = _values(node)
     return {name: values[name] for name in type(node).__fields__}
 
 
@@ -164,10 +174,24 @@ def opened(node: Node) -> tuple[Metadata, tuple[Any, ...]]:
     Raises:
         TypeError: If the node's ``__init__`` is still running.
     """
+    values = _values(node)
+    return values[METADATA], type(node).__children_from__(values)
+
+
+def _values(node: Node) -> dict[str, Any]:
+    """Return the ``__dict__`` of a finished node, which is built now if it has not been looked into before.
+
+    Raises:
+        TypeError: If the node's ``__init__`` is still running.
+    """
     values = node.__dict__
     if METADATA not in values:
-        raise TypeError(BUILDING.format(cls=type(node).__name__))
-    return values[METADATA], type(node).__children_from__(values)
+        if FLAT not in values:
+            raise TypeError(BUILDING.format(cls=type(node).__name__))
+        with _building:
+            if METADATA not in values:
+                values.update(type(node).__assemble__(*values[FLAT].opened()).__dict__)
+    return values
 
 
 def edited(
@@ -230,6 +254,7 @@ def _define(cls: type[Node]) -> None:
     cls.__children__ = tuple(name for name in cls.__fields__ if name not in cls.__static__)
     cls.__children_from__ = _getter(cls.__children__)
     cls.__assemble__ = _assembler(cls)
+    cls.__can_wait__ = cls.__getattr__ is Node.__getattr__ and cls.__getattribute__ is object.__getattribute__
     optree.register_pytree_node(
         cast(Any, cls),
         lambda node: (*opened(cast(Any, node))[::-1], cls.__children__),
@@ -280,7 +305,7 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
 
     @functools.wraps(init)
     def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        if METADATA in self.__dict__:
+        if METADATA in self.__dict__ or FLAT in self.__dict__:
             raise TypeError(TWICE.format(cls=type(self).__name__))
         if OPEN in self.__dict__:
             init(self, *args, **kwargs)

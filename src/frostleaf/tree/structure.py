@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import optree
 
 from ..containers import static_key
 from ..namespace import NAMESPACE
-from ..node import Node, opened
+from ..node import FLAT, METADATA, Node, opened
 
 T = TypeVar("T")
 Path = tuple[Any, ...]
@@ -59,6 +60,70 @@ class Structure:
 
     def __repr__(self) -> str:
         return f"Structure({unflatten(self, [_Star()] * self.num_leaves)!r})"
+
+
+class Signature:
+    """A structure with the shape and dtype of each leaf: what a trace is made for.
+
+    Args:
+        structure: The structure.
+        leaves: The shape and the dtype of each leaf, in order.
+    """
+
+    __slots__ = ("__weakref__", "_hash", "leaves", "structure")
+
+    def __init__(self, structure: Structure, leaves: tuple[tuple[tuple[int, ...], mx.Dtype], ...]) -> None:
+        self.structure = structure
+        self.leaves = leaves
+        self._hash = hash((structure, leaves))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Signature) and self.structure == other.structure and self.leaves == other.leaves
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class Flat:
+    """A tree taken apart: its leaves and its structure. A module keeps its own, since neither can change."""
+
+    __slots__ = ("_signature", "leaves", "structure")
+
+    def __init__(self, leaves: Sequence[mx.array], structure: Structure, signature: Signature | None = None) -> None:
+        self.leaves = leaves
+        self.structure = structure
+        self._signature = signature
+
+    @property
+    def signature(self) -> Signature:
+        """The structure with shapes and dtypes."""
+        if self._signature is None:
+            self._signature = interned(Signature(self.structure, tuple([(leaf.shape, leaf.dtype) for leaf in self.leaves])))
+        return self._signature
+
+    def opened(self) -> tuple[Any, list[Any]]:
+        """Return the metadata and the children of the module that this is."""
+        _, metadata, shapes = self.structure.shape
+        leaves = iter(self.leaves)
+        return metadata, [_put(shape, leaves) for shape in _each(shapes)]
+
+
+I = TypeVar("I", Structure, Signature)
+
+_interned: dict[Any, Any] = {}
+
+
+def interned(value: I) -> I:
+    """Return one object for all equal values that are alive, so that comparing two of them is comparing two addresses."""
+    reference = weakref.ref(value, _forget)
+    known = _interned.setdefault(reference, reference)()
+    return value if known is None else known
+
+
+def _forget(reference: Any) -> None:
+    _interned.pop(reference, None)
 
 
 class Static:
@@ -121,9 +186,28 @@ def flatten(tree: Any) -> tuple[list[mx.array], Structure]:
     >>> fl.tree.flatten(None)[0]
     []
     """
-    leaves: list[mx.array] = []
-    shape = _take(tree, leaves)
-    return leaves, Structure(shape, len(leaves))
+    flat = flat_of(tree)
+    return list(flat.leaves), flat.structure
+
+
+def flat_of(tree: Any) -> Flat:
+    """Return the tree taken apart, as it is kept with a module."""
+    if isinstance(tree, Node):
+        flat = tree.__dict__.get(FLAT)
+        if flat is None:
+            leaves: list[mx.array] = []
+            structure = Structure(_take(tree, leaves), len(leaves))
+            flat = tree.__dict__[FLAT] = Flat(leaves, _interned_if_hashable(structure))
+        return flat  # type: ignore[no-any-return]
+    leaves = []
+    return Flat(leaves, Structure(_take_outside(tree, leaves), len(leaves)))
+
+
+def _interned_if_hashable(structure: Structure) -> Structure:
+    try:
+        return interned(structure)
+    except TypeError:
+        return structure
 
 
 def unflatten(structure: Structure, leaves: Iterable[Any], static: Callable[[Any], Any] | None = None) -> Any:
@@ -249,7 +333,7 @@ def dotted(path: Iterable[Any]) -> str:
 def aligned(first: Any, tree: Any, what: str) -> list[Any]:
     """Return what stands in ``tree`` at the place of each leaf of ``first``; ``what`` names ``tree`` in the error."""
     found: list[Any] = []
-    _align(structure(first).shape, tree, what, (), found)
+    _align(structure(first), tree, what, (), found)
     return found
 
 
@@ -266,6 +350,22 @@ def one_level(value: Any) -> tuple[Any, Sequence[Any]] | None:
 def entries_of(kind: type, metadata: Any) -> Sequence[Any]:
     """Return the names, keys or indices of a node's children."""
     return metadata.entries if isinstance(metadata, Recipe) else kind.__children__  # type: ignore[attr-defined]
+
+
+def _take_outside(value: Any, leaves: list[mx.array]) -> Any:
+    """As :func:`_take`, for what is not in a module: a module found here is kept with its leaves, as a structure of its own."""
+    if isinstance(value, Node):
+        flat = flat_of(value)
+        leaves += flat.leaves
+        return flat.structure
+    node = None if isinstance(value, mx.array) else one_level(value)
+    if node is None:
+        return _take(value, leaves)
+    metadata, children = node
+    if _ARRAYS_ONLY.issuperset(builtins.map(type, children)):
+        leaves += children
+        return type(value), metadata, len(children)
+    return type(value), metadata, tuple([_take_outside(child, leaves) for child in children])
 
 
 def _take(value: Any, leaves: list[mx.array]) -> Any:
@@ -302,11 +402,25 @@ def _put(shape: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None 
         return next(leaves)
     if shape is None:
         return None
+    if isinstance(shape, Structure):
+        return _put(shape.shape, leaves, static)
+    if isinstance(shape, Signature):
+        return _waiting(shape, leaves)
     return shape.value if static is None else static(shape.value)
+
+
+def _waiting(signature: Signature, leaves: Iterator[Any]) -> Any:
+    """Return a module that is built when it is first looked into."""
+    node = object.__new__(signature.structure.shape[0])
+    own = list(islice(leaves, signature.structure.num_leaves))
+    node.__dict__[FLAT] = Flat(own, signature.structure, signature)
+    return node
 
 
 def _parts(shape: Any, path: Path) -> Iterator[tuple[Path, Any]]:
     """Yield the path and the shape of each part, outer parts first."""
+    if isinstance(shape, Structure):
+        shape = shape.shape
     yield path, shape
     if isinstance(shape, tuple):
         kind, metadata, shapes = shape
@@ -320,6 +434,8 @@ def _each(shapes: Any) -> Sequence[Any]:
 
 def _align(shape: Any, value: Any, what: str, path: Path, found: list[Any]) -> None:
     """Append to ``found`` what stands in ``value`` at the place of each leaf of the shape."""
+    if isinstance(shape, Structure):
+        shape = shape.shape
     if shape is mx.array:
         found.append(value)
         return
