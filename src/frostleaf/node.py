@@ -158,6 +158,11 @@ def metadata_of(node: Node) -> Metadata:
     return opened(node)[0]
 
 
+def is_finished(node: Node) -> bool:
+    """Return whether the node's ``__init__`` has returned, so that it can't change any more."""
+    return METADATA in node.__dict__ or FLAT in node.__dict__
+
+
 def field_values(node: Node) -> dict[str, Any]:
     """Return the node's fields by name, in the order of their declaration.
 
@@ -305,7 +310,7 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
 
     @functools.wraps(init)
     def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        if METADATA in self.__dict__ or FLAT in self.__dict__:
+        if is_finished(self):
             raise TypeError(TWICE.format(cls=type(self).__name__))
         if OPEN in self.__dict__:
             init(self, *args, **kwargs)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import frostleaf as fl
-from frostleaf.node import metadata_of
+from frostleaf.node import FLAT, metadata_of
 
 #: What every law is checked with. Whoever looks for a counterexample in earnest raises max_examples.
 law = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -282,8 +282,14 @@ class Snapshot:
     def _look(self) -> list[Any]:
         # The objects themselves are kept as well, so that no other object can take over an id.
         return [
-            (path, id(part), part, dict(vars(part)) if isinstance(part, fl.Module) else None) for path, part in parts(self.tree)
+            (path, id(part), part, self._attributes(part) if isinstance(part, fl.Module) else None)
+            for path, part in parts(self.tree)
         ]
+
+    @staticmethod
+    def _attributes(module: fl.Module) -> dict[str, Any]:
+        """Return the module's fields and metadata; a module may also keep what was found out about it."""
+        return {name: value for name, value in vars(module).items() if name != FLAT}
 
     def assert_unchanged(self) -> None:
         """Fail unless every part of the tree is the same object with the same attributes."""

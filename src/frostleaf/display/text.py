@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..edits.freezing import is_frozen
-from ..node import METADATA, Node, field_values, metadata_of
+from ..node import Node, field_values, is_finished, metadata_of
 from ..tree.compare import describe
 
 WIDTH = 100
@@ -30,7 +30,7 @@ def _text(value: Any, owner: Node | None, name: str, training: bool) -> str:
         mark = FROZEN_MARK if owner is not None and is_frozen(owner, name) else ""
         return mark + describe(value)
     if isinstance(value, Node):
-        if METADATA not in value.__dict__:
+        if not is_finished(value):
             return f"{type(value).__name__}(<being built>)"
         mode = metadata_of(value).training
         mark = "" if mode == training else "[train]" if mode else "[eval]"

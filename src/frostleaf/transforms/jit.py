@@ -8,7 +8,7 @@ import inspect
 import shutil
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import attrs
@@ -16,7 +16,8 @@ import mlx.core as mx
 
 from ..containers import static_key
 from ..module import Module
-from ..tree.structure import Structure, dotted, flatten, unflatten
+from ..node import Node
+from ..tree.structure import Structure, dotted, flat_of, put, waiting
 from .compiled import Compiled
 from .passing import Inputs, Origins, together
 from .stateful import recording
@@ -85,28 +86,40 @@ class Jitted(Generic[P, R]):
         functools.update_wrapper(self, fn, updated=())
         self._fn, self._bound_args, self._bound_kwargs = _unbound(fn)
         self._shapeless = shapeless
-        self._compiled: dict[Structure, Compiled] = {}
+        self._programs: dict[Any, _Program] = {}
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if recording():
             # What layers record for fl.stateful is a side effect, which a replayed trace would not have.
             return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
-        leaves, structure = flatten(((*self._bound_args, *args), {**self._bound_kwargs, **kwargs}))
+        leaves: list[mx.array] = []
+        names: Any = (*self._bound_kwargs, *kwargs)
+        values = (*self._bound_args, *args, *self._bound_kwargs.values(), *kwargs.values())
         try:
-            compiled = self._compiled.get(structure)
+            key = names, *[self._entry(value, leaves) for value in values]
+            program = self._programs.get(key)
         except TypeError:
-            self._reject_unhashable(structure)
+            self._reject_unhashable(values, names)
             raise
-        if compiled is None:
+        if program is None:
             _require_compiler()
-            compiled = self._compiled[structure] = self._compile(structure)
-        computed, result = compiled(leaves)
-        return unflatten(result.structure, together(computed, result.origins, leaves), result.static)  # type: ignore[no-any-return]
+            structures = [flat_of(value).structure for value in values]
+            program = self._programs[key] = _Program(self._fn, structures, names, self._shapeless)
+        return program(leaves)  # type: ignore[no-any-return]
+
+    def _entry(self, value: Any, leaves: list[mx.array]) -> Any:
+        """Append the arrays in an argument to ``leaves``, and return what a trace depends on: its structure, shapes, dtypes."""
+        if type(value) is mx.array:
+            leaves.append(value)
+            return mx.array if self._shapeless else (value.shape, value.dtype)
+        flat = flat_of(value)
+        leaves += flat.leaves
+        return flat.structure if self._shapeless else flat.signature or flat.signed()
 
     @property
     def trace_count(self) -> int:
         """How often the function has been traced so far."""
-        return sum(compiled.trace_count for compiled in self._compiled.values())
+        return sum(program.trace_count for program in self._programs.values())
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -114,39 +127,54 @@ class Jitted(Generic[P, R]):
     def __repr__(self) -> str:
         return f"jit({getattr(self, '__wrapped__', self._fn)!r})"
 
-    def _compile(self, structure: Structure) -> Compiled:
-        fn = self._fn  # and not self, which must not be kept alive by what it compiled
+    def _reject_unhashable(self, values: Sequence[Any], names: Sequence[str]) -> None:
+        for position, argument in enumerate(values):
+            for path, value in flat_of(argument).structure.static_values():
+                if not _is_hashable(static_key(value)):
+                    is_array = hasattr(value, "__array__")
+                    advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
+                    given = f"a {type(value).__module__}.{type(value).__qualname__}"
+                    name = dotted((self._argument(position, len(values), names), *path))
+                    fn = getattr(self._fn, "__name__", "the function")
+                    raise TypeError(UNHASHABLE.format(name=name, fn=fn, given=given, advice=advice)) from None
 
-        def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
-            inputs = Inputs(leaves)
-            args, kwargs = unflatten(structure, leaves)
-            outputs, out_structure = flatten(fn(*args, **kwargs))
-            computed, origins = inputs.separate(outputs)
-            mutable = not all(_is_hashable(value) for _, value in out_structure.static_values())
-            return computed, _Result(out_structure, origins, copy.deepcopy if mutable else None)
-
-        return Compiled(on_leaves, self._shapeless)
-
-    def _reject_unhashable(self, structure: Structure) -> None:
-        for path, value in structure.static_values():
-            if not _is_hashable(static_key(value)):
-                is_array = hasattr(value, "__array__")
-                advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
-                given = f"a {type(value).__module__}.{type(value).__qualname__}"
-                fn = getattr(self._fn, "__name__", "the function")
-                raise TypeError(UNHASHABLE.format(name=self._argument(path), fn=fn, given=given, advice=advice)) from None
-
-    def _argument(self, path: tuple[Any, ...]) -> str:
-        """Return the name of what stands at a path of ``(args, kwargs)``."""
-        kind, which, *inside = path
-        if kind == 1:
-            return dotted((which, *inside))
+    def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
+        """Return the name of an argument, of which there are ``count``, the last of them under ``names``."""
+        if position >= count - len(names):
+            return names[position - count]
         try:
             parameters = list(inspect.signature(self._fn).parameters.values())
         except ValueError:  # functions of MLX have no signature
             parameters = []
-        names = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-        return dotted((names[which] if which < len(names) else f"argument {which}", *inside))
+        known = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        return known[position] if position < len(known) else f"argument {position}"
+
+
+class _Program:
+    """A function compiled for arguments of certain structures; of certain shapes and dtypes as well, unless shapeless."""
+
+    def __init__(self, fn: Callable[..., Any], structures: Sequence[Structure], names: Sequence[str], shapeless: bool) -> None:
+        def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
+            inputs, rest = Inputs(leaves), iter(leaves)
+            values = [put(structure, rest) for structure in structures]
+            positional = len(values) - len(names)
+            result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+            out = flat_of(result)
+            computed, origins = inputs.separate(out.leaves)
+            if not all(_is_hashable(value) for _, value in out.structure.static_values()):
+                return computed, _Result(out.structure, origins, copy.deepcopy)
+            shape = out.structure if isinstance(result, Node) else out.structure.shape
+            return computed, _Result(waiting(shape, iter(out.leaves), shapeless), origins, None)
+
+        self._compiled = Compiled(on_leaves, shapeless)
+
+    @property
+    def trace_count(self) -> int:
+        return self._compiled.trace_count
+
+    def __call__(self, leaves: list[mx.array]) -> Any:
+        computed, result = self._compiled(leaves)
+        return put(result.shape, iter(together(computed, result.origins, leaves)), result.static)
 
 
 @attrs.frozen
@@ -154,12 +182,12 @@ class _Result:
     """What one trace found out about its result.
 
     Attributes:
-        structure: The result's.
+        shape: The result's, in the terms of :class:`~frostleaf.tree.structure.Structure`.
         origins: Which of its leaves are arguments passed through.
         static: What makes the static values of each call: copies, if one of them could be changed by a caller.
     """
 
-    structure: Structure
+    shape: Any
     origins: Origins | None
     static: Callable[[Any], Any] | None
 

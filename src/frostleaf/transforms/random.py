@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlx.core as mx
 
 from ..tree.compare import describe
+
+_STATE: list[mx.array] = mx.random.state  # type: ignore[assignment]
 
 NOT_A_KEY = "fl.rng takes one key of the kind that mx.random.key(seed) returns, u32[2], and was given {given}"
 
@@ -55,22 +56,18 @@ def next_key() -> mx.array:
     >>> fl.tree.equal(drawn, mx.random.normal((2,)))
     True
     """
-    carried, key = mx.random.split(_state()[0])
+    carried, key = mx.random.split(_STATE[0])
     restore_state(carried)
     return key
 
 
 def saved_state() -> mx.array:
-    """Return this thread's random state, as an array of its own."""
-    return copy.copy(_state()[0])
+    """Return this thread's random state. MLX puts another array in its place when a number is drawn."""
+    return _STATE[0]
 
 
 def restore_state(state: mx.array) -> None:
     """Make ``state`` this thread's random state."""
     # Seeding puts a new array in place; the old one, which somebody may hold, must not be written to.
     mx.random.seed(0)
-    _state()[0][...] = state
-
-
-def _state() -> list[mx.array]:
-    return mx.random.state  # type: ignore[return-value]
+    _STATE[0][...] = state

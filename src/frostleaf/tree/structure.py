@@ -14,7 +14,7 @@ import optree
 
 from ..containers import static_key
 from ..namespace import NAMESPACE
-from ..node import FLAT, METADATA, Node, opened
+from ..node import FLAT, Node, opened
 
 T = TypeVar("T")
 Path = tuple[Any, ...]
@@ -86,40 +86,49 @@ class Signature:
         return self._hash
 
 
+class Waiting:
+    """The shape of a module that is put together when it is first looked into; with its signature, if that is known."""
+
+    __slots__ = ("kind", "num_leaves", "signature", "structure")
+
+    def __init__(self, structure: Structure, signature: Signature | None) -> None:
+        self.kind = structure.shape[0]
+        self.num_leaves = structure.num_leaves
+        self.structure = structure
+        self.signature = signature
+
+
 class Flat:
     """A tree taken apart: its leaves and its structure. A module keeps its own, since neither can change."""
 
-    __slots__ = ("_signature", "leaves", "structure")
+    __slots__ = ("leaves", "signature", "structure")
 
-    def __init__(self, leaves: Sequence[mx.array], structure: Structure, signature: Signature | None = None) -> None:
+    def __init__(self, leaves: list[mx.array], structure: Structure, signature: Signature | None = None) -> None:
         self.leaves = leaves
         self.structure = structure
-        self._signature = signature
+        self.signature = signature
 
-    @property
-    def signature(self) -> Signature:
-        """The structure with shapes and dtypes."""
-        if self._signature is None:
-            self._signature = interned(Signature(self.structure, tuple([(leaf.shape, leaf.dtype) for leaf in self.leaves])))
-        return self._signature
+    def signed(self) -> Signature:
+        """Return the structure with shapes and dtypes."""
+        if self.signature is None:
+            self.signature = _only(Signature(self.structure, tuple([(leaf.shape, leaf.dtype) for leaf in self.leaves])))
+        return self.signature
 
     def opened(self) -> tuple[Any, list[Any]]:
         """Return the metadata and the children of the module that this is."""
         _, metadata, shapes = self.structure.shape
         leaves = iter(self.leaves)
-        return metadata, [_put(shape, leaves) for shape in _each(shapes)]
+        return metadata, [put(shape, leaves) for shape in _each(shapes)]
 
-
-I = TypeVar("I", Structure, Signature)
 
 _interned: dict[Any, Any] = {}
 
 
-def interned(value: I) -> I:
-    """Return one object for all equal values that are alive, so that comparing two of them is comparing two addresses."""
-    reference = weakref.ref(value, _forget)
+def _only(signature: Signature) -> Signature:
+    """Return one object for all equal signatures that are alive, so that comparing two of them is comparing two addresses."""
+    reference = weakref.ref(signature, _forget)
     known = _interned.setdefault(reference, reference)()
-    return value if known is None else known
+    return signature if known is None else known
 
 
 def _forget(reference: Any) -> None:
@@ -197,17 +206,10 @@ def flat_of(tree: Any) -> Flat:
         if flat is None:
             leaves: list[mx.array] = []
             structure = Structure(_take(tree, leaves), len(leaves))
-            flat = tree.__dict__[FLAT] = Flat(leaves, _interned_if_hashable(structure))
-        return flat  # type: ignore[no-any-return]
+            flat = tree.__dict__[FLAT] = Flat(leaves, structure)
+        return flat
     leaves = []
     return Flat(leaves, Structure(_take_outside(tree, leaves), len(leaves)))
-
-
-def _interned_if_hashable(structure: Structure) -> Structure:
-    try:
-        return interned(structure)
-    except TypeError:
-        return structure
 
 
 def unflatten(structure: Structure, leaves: Iterable[Any], static: Callable[[Any], Any] | None = None) -> Any:
@@ -232,7 +234,7 @@ def unflatten(structure: Structure, leaves: Iterable[Any], static: Callable[[Any
     values = list(leaves)
     if len(values) != structure.num_leaves:
         raise ValueError(LEAF_COUNT.format(expected=structure.num_leaves, given=len(values)))
-    return _put(structure.shape, iter(values), static)
+    return put(structure.shape, iter(values), static)
 
 
 def leaves(tree: Any) -> list[mx.array]:
@@ -387,34 +389,54 @@ def _take(value: Any, leaves: list[mx.array]) -> Any:
     return type(value), metadata, tuple([_take(child, leaves) for child in children])
 
 
-def _put(shape: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None = None) -> Any:
+def put(shape: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None = None) -> Any:
     """Return the tree of a shape with leaves taken from an iterator, and with ``static(value)`` for each static value."""
     if type(shape) is tuple:
         kind, metadata, shapes = shape
         if type(shapes) is int:
             children: Iterable[Any] = islice(leaves, shapes)
         else:
-            children = [next(leaves) if each is mx.array else _put(each, leaves, static) for each in shapes]
+            children = [next(leaves) if each is mx.array else put(each, leaves, static) for each in shapes]
+        if kind is tuple:
+            return tuple(children)
         if type(metadata) is Recipe:
             return metadata.make(metadata.metadata, list(children))
         return kind.__assemble__(metadata, children)
+    if type(shape) is Waiting:
+        node = object.__new__(shape.kind)
+        node.__dict__[FLAT] = Flat(list(islice(leaves, shape.num_leaves)), shape.structure, shape.signature)
+        return node
     if shape is mx.array:
         return next(leaves)
     if shape is None:
         return None
     if isinstance(shape, Structure):
-        return _put(shape.shape, leaves, static)
-    if isinstance(shape, Signature):
-        return _waiting(shape, leaves)
+        return put(shape.shape, leaves, static)
     return shape.value if static is None else static(shape.value)
 
 
-def _waiting(signature: Signature, leaves: Iterator[Any]) -> Any:
-    """Return a module that is built when it is first looked into."""
-    node = object.__new__(signature.structure.shape[0])
-    own = list(islice(leaves, signature.structure.num_leaves))
-    node.__dict__[FLAT] = Flat(own, signature.structure, signature)
-    return node
+def waiting(shape: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:
+    """Return the shape of a tree so that its modules are put together when they are first looked into.
+
+    Args:
+        shape: The shape of a structure, as :func:`flatten` makes it.
+        leaves: Arrays of the shapes and dtypes that the leaves will have, unless ``shapeless``.
+        shapeless: Whether leaves of other shapes may come.
+    """
+    if isinstance(shape, Structure):
+        own = list(islice(leaves, shape.num_leaves))
+        if not shape.shape[0].__can_wait__:
+            return shape
+        return Waiting(shape, None if shapeless else Flat(own, shape).signed())
+    if shape is mx.array:
+        next(leaves)
+        return shape
+    if not isinstance(shape, tuple):
+        return shape
+    kind, metadata, shapes = shape
+    if isinstance(shapes, int):
+        return kind, metadata, len(list(islice(leaves, shapes)))
+    return kind, metadata, tuple([waiting(each, leaves, shapeless) for each in shapes])
 
 
 def _parts(shape: Any, path: Path) -> Iterator[tuple[Path, Any]]:
