@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import frostleaf as fl
-from frostleaf.node import FLAT, metadata_of
+from frostleaf.node import FLAT, METADATA, metadata_of
 
 #: What every law is checked with. Whoever looks for a counterexample in earnest raises max_examples.
 law = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -213,20 +213,31 @@ def trees(leaves: st.SearchStrategy[Any] | None = None, *, max_leaves: int = 8) 
 
 
 def modules(leaves: st.SearchStrategy[Any] | None = None, *, max_leaves: int = 6) -> st.SearchStrategy[fl.Module]:
-    """Modules, some of their fields frozen and some of their parts in evaluation mode."""
+    """Modules in every state, some of their fields frozen and some of their parts in evaluation mode."""
     return st.builds(
         _with_metadata,
         _modules_of(trees(leaves, max_leaves=max_leaves)),
         st.sampled_from([None, "weight", ["part0", "content"]]),
         st.booleans(),
         st.booleans(),
+        st.sampled_from(STATES),
     )
 
 
-def _with_metadata(module: fl.Module, keys: Any, recurse: bool, evaluating: bool) -> fl.Module:
+STATES = ["fresh", "taken apart before", "returned by jit and not yet looked into"]
+
+
+def _with_metadata(module: fl.Module, keys: Any, recurse: bool, evaluating: bool, state: str) -> fl.Module:
     if keys is not None:
         module = module.freeze(keys=keys, recurse=recurse)
-    return module.eval() if evaluating else module
+    if evaluating:
+        module = module.eval()
+    if state == STATES[1]:
+        fl.tree.flatten(module)
+    if state == STATES[2]:
+        module = fl.jit(lambda given: given)(module)
+        assert METADATA not in vars(module)
+    return module
 
 
 # Trees looked at without frostleaf's own traversal, so that it can't hide its mistakes
@@ -289,6 +300,7 @@ class Snapshot:
     @staticmethod
     def _attributes(module: fl.Module) -> dict[str, Any]:
         """Return the module's fields and metadata; a module may also keep what was found out about it."""
+        metadata_of(module)  # a module without fields is not looked into by looking for what is in it
         return {name: value for name, value in vars(module).items() if name != FLAT}
 
     def assert_unchanged(self) -> None:
