@@ -9,7 +9,6 @@ import copy
 import difflib
 import functools
 import linecache
-import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -25,10 +24,11 @@ from .namespace import NAMESPACE
 
 N = TypeVar("N", bound="Node")
 
-# Keys of an instance's __dict__ that no field can have, since a field's name is an identifier: open to assignment; metadata,
-# which a finished node has; and its leaves and structure (a tree.structure.Flat), from which it is built if it has no more.
+# Keys of an instance's __dict__ that no field can have, since a field's name is an identifier: open to assignment; the metadata
+# and the children of a finished node; and its leaves and structure (a tree.structure.Flat), of which it is built if it has no
+# more.
 OPEN = "<open>"
-METADATA = "<metadata>"
+PARTS = "<parts>"
 FLAT = "<flat>"
 
 _building = threading.RLock()
@@ -106,8 +106,6 @@ class Node:
     # Names of the fields whose values are children in the tree, and of those that are structure.
     __children__: ClassVar[tuple[str, ...]] = ()
     __static__: ClassVar[tuple[str, ...]] = ()
-    # Takes the children out of an instance's __dict__.
-    __children_from__: ClassVar[Callable[[dict[str, Any]], tuple[Any, ...]]]
     # Makes a finished instance of metadata and children as they are: nothing is converted or checked.
     __assemble__: ClassVar[Callable[[Metadata, Iterable[Any]], Any]]
     # Whether an instance may be built when it is first looked into, which is when __getattr__ is called.
@@ -160,7 +158,7 @@ def metadata_of(node: Node) -> Metadata:
 
 def is_finished(node: Node) -> bool:
     """Return whether the node's ``__init__`` has returned, so that it can't change any more."""
-    return METADATA in node.__dict__ or FLAT in node.__dict__
+    return PARTS in node.__dict__ or FLAT in node.__dict__
 
 
 def field_values(node: Node) -> dict[str, Any]:
@@ -179,8 +177,7 @@ def opened(node: Node) -> tuple[Metadata, tuple[Any, ...]]:
     Raises:
         TypeError: If the node's ``__init__`` is still running.
     """
-    values = _values(node)
-    return values[METADATA], type(node).__children_from__(values)
+    return _values(node)[PARTS]  # type: ignore[no-any-return]
 
 
 def _values(node: Node) -> dict[str, Any]:
@@ -190,11 +187,11 @@ def _values(node: Node) -> dict[str, Any]:
         TypeError: If the node's ``__init__`` is still running.
     """
     values = node.__dict__
-    if METADATA not in values:
+    if PARTS not in values:
         if FLAT not in values:
             raise TypeError(BUILDING.format(cls=type(node).__name__))
         with _building:
-            if METADATA not in values:
+            if PARTS not in values:
                 values.update(type(node).__assemble__(*values[FLAT].opened()).__dict__)
     return values
 
@@ -257,7 +254,6 @@ def _define(cls: type[Node]) -> None:
             raise TypeError(HIDES.format(cls=cls.__name__, name=name, owner=root.__name__))
     cls.__static__ = tuple(name for name, field in cls.__fields__.items() if fields.kind(field) == "static")
     cls.__children__ = tuple(name for name in cls.__fields__ if name not in cls.__static__)
-    cls.__children_from__ = _getter(cls.__children__)
     cls.__assemble__ = _assembler(cls)
     cls.__can_wait__ = cls.__getattr__ is Node.__getattr__ and cls.__getattribute__ is object.__getattribute__
     optree.register_pytree_node(
@@ -277,13 +273,6 @@ def _has_handwritten_init(cls: type) -> bool:
     return False
 
 
-def _getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    """Return ``operator.itemgetter(*names)``, which for one name or none would not return a tuple."""
-    if len(names) > 1:
-        return operator.itemgetter(*names)
-    return staticmethod(lambda values: tuple(values[name] for name in names))
-
-
 def _assembler(cls: type[Node]) -> Callable[[Metadata, Iterable[Any]], Any]:
     # Written out for each class, which halves the time it takes to put a tree together; a loop over the names does the same.
     targets = ", ".join(f"values[{name!r}]" for name in cls.__children__)
@@ -292,14 +281,15 @@ def _assembler(cls: type[Node]) -> Callable[[Metadata, Iterable[Any]], Any]:
         "def assemble(metadata, children):",
         "    node = new(cls)",
         "    values = node.__dict__",
+        "    children = tuple(children)",
         f"    ({targets},) = children" if targets else "    () = children",
         *(["    static = metadata.static", *sources] if sources else []),
-        "    values[METADATA] = metadata",
+        "    values[PARTS] = metadata, children",
         "    return node",
     ]
     source = "\n".join(lines)
     file = f"<assemble {cls.__module__}.{cls.__qualname__}>"
-    scope: dict[str, Any] = {"new": object.__new__, "cls": cls, "METADATA": METADATA}
+    scope: dict[str, Any] = {"new": object.__new__, "cls": cls, "PARTS": PARTS}
     exec(compile(source, file, "exec"), scope)
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # so that a debugger can step through it
     return staticmethod(scope["assemble"])
@@ -353,7 +343,8 @@ def _close(node: Node, changed: Iterable[str], training: bool, frozen: frozenset
             _check_static(cls, name, values[name])
         else:
             _check_child(cls, name, values[name])
-    values[METADATA] = Metadata({name: values[name] for name in cls.__static__}, training, frozen)
+    metadata = Metadata({name: values[name] for name in cls.__static__}, training, frozen)
+    values[PARTS] = metadata, tuple([values[name] for name in cls.__children__])
 
 
 def _check_static(cls: type[Node], name: str, value: Any) -> None:

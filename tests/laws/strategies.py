@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import frostleaf as fl
-from frostleaf.node import FLAT, METADATA, metadata_of
+from frostleaf.node import FLAT, PARTS, metadata_of
 
 #: What every law is checked with. Whoever looks for a counterexample in earnest raises max_examples.
 law = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -236,7 +236,7 @@ def _with_metadata(module: fl.Module, keys: Any, recurse: bool, evaluating: bool
         fl.tree.flatten(module)
     if state == STATES[2]:
         module = fl.jit(lambda given: given)(module)
-        assert METADATA not in vars(module)
+        assert PARTS not in vars(module)
     return module
 
 

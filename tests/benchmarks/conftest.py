@@ -1,0 +1,67 @@
+"""One table for all benchmarks: ``pytest tests/benchmarks`` prints it at the end. Nothing is asserted about time."""
+
+import gc
+import platform
+import statistics
+import time
+from importlib.metadata import version
+
+import pytest
+
+ROWS = []
+
+
+class Table:
+    """Collects rows of the table."""
+
+    def add(self, what, ours, theirs, unit="us"):
+        """Add the ratio of two lists of measurements that were taken in turn: its median, and its middle half."""
+        ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+        quarter = len(ratios) // 4
+        spread = f"{ratios[quarter]:.2f}-{ratios[-1 - quarter]:.2f}" if len(ratios) > 3 else ""
+        factor = {"us": 1e6, "ms": 1e3, "MB": 1e-6, "": 1}[unit]
+        ours, theirs = (statistics.median(each) for each in (ours, theirs))
+        ROWS.append((what, f"{ours / theirs:.2f}", spread, f"{ours * factor:.1f} {unit}", f"{theirs * factor:.1f} {unit}"))
+
+    def note(self, what, text):
+        """Add a row that is not a ratio."""
+        ROWS.append((what, "", "", text, ""))
+
+
+@pytest.fixture(scope="session")
+def table():
+    return Table()
+
+
+@pytest.fixture
+def interleaved():
+    """Return a function that times functions in turn: a list of seconds for each."""
+
+    def measure(*functions, rounds, between=lambda result: None):
+        taken = [[] for _ in functions]
+        gc.collect()
+        for number in range(rounds + 3):
+            for function, times in zip(functions, taken, strict=True):
+                start = time.perf_counter()
+                result = function()
+                end = time.perf_counter()
+                between(result)
+                if number >= 3:
+                    times.append(end - start)
+        return taken
+
+    return measure
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not ROWS:
+        return
+    header = ("", "ratio", "middle half", "frostleaf", "the other")
+    widths = [max(len(row[column]) for row in [header, *ROWS]) for column in range(len(header))]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("frostleaf", "mlx", "optree", "attrs"))
+    terminalreporter.section(f"{versions}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for row in [header, *ROWS]:
+        cells = [
+            cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))
+        ]
+        terminalreporter.write_line("  ".join(cells).rstrip())
