@@ -62,6 +62,7 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section(f"{versions}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     for row in [header, *ROWS]:
         cells = [
-            cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         terminalreporter.write_line("  ".join(cells).rstrip())
