@@ -94,7 +94,6 @@ SELECTIONS: list[tuple[Any, list[str]]] = [
     (["layers", "layers.0", "layers.0.weight"], ["layers"]),
     (["layers.0.weight", "layers.0"], ["layers.0"]),
     ([Linear, "**"], ["layers.0", "layers.1", "table.b", "table.a.0", "head.0", "head.1", "seen"]),
-    (["nope", "seen"], ["seen"]),
 ]
 
 
@@ -244,6 +243,7 @@ EMPTY = [
     dict,
     [],
     ["nope"],
+    ["seen", "nope"],
     lambda p, a: False,
 ]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections import deque
+import types
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -28,9 +29,9 @@ def freeze_containers(value: Any) -> Any:
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list | deque):
+    if type(value) in (list, deque):
         return tuple(freeze_containers(item) for item in value)
-    if isinstance(value, dict | MappingProxyType):
+    if type(value) in (dict, OrderedDict, defaultdict, MappingProxyType):
         # A mapping proxy shows a dict that somebody else may hold and change, so it is copied as well.
         return MappingProxyType({key: freeze_containers(item) for key, item in value.items()})
     if isinstance(value, set):
@@ -92,11 +93,11 @@ def static_key(value: Any) -> Any:
         return type(value), float.__repr__(value)  # which tells 0.0 from -0.0, and not nan from nan
     if isinstance(value, complex):
         return type(value), complex.__repr__(value)
-    if isinstance(value, tuple | list | deque):
+    if isinstance(value, tuple) or type(value) in (list, deque):
         return type(value), tuple(static_key(item) for item in value)
-    if isinstance(value, dict | MappingProxyType):
+    if type(value) in (dict, OrderedDict, defaultdict, MappingProxyType):
         return type(value), tuple((static_key(key), static_key(item)) for key, item in value.items())
-    if isinstance(value, frozenset | set):
+    if type(value) in (frozenset, set):
         return type(value), frozenset(static_key(item) for item in value)
     if isinstance(value, functools.partial):
         return type(value), static_key(value.func), static_key(value.args), static_key(value.keywords)
@@ -109,6 +110,8 @@ def arrays_in(value: Any) -> Iterator[mx.array]:
         if isinstance(leaf, mx.array):
             yield leaf
         elif isinstance(leaf, functools.partial):
-            yield from arrays_in((leaf.args, leaf.keywords))
+            yield from arrays_in((leaf.func, leaf.args, leaf.keywords))
+        elif isinstance(leaf, types.MethodType):
+            yield from arrays_in(leaf.__self__)
         elif isinstance(leaf, frozenset):
             yield from arrays_in(tuple(leaf))

@@ -8,14 +8,16 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import inspect
 import linecache
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import attrs
 import mlx.core as mx
+import mlx.nn
 import optree
 
 from . import fields
@@ -48,6 +50,12 @@ UNHASHABLE = (
 )
 FOREIGN_ARRAY = "{cls}.{name} was given a {kind}; the leaves of a module are mx.array. Pass mx.array(...) of it."
 HIDES = "{cls} declares a field {name!r}, which hides {owner}.{name} of every module. Choose another name."
+HIDDEN = (
+    "{cls} declares a field {name!r}, and a base class has a property or slot of that name, which would be read in its place. "
+    "Choose another name, or leave the declaration to the base class."
+)
+BUILTIN_BASE = "{cls} can't be a module: its base {base} is made by C code, and could not be put together again from its parts."
+UNKNOWN_CONTAINER = "{cls}.{name} was given a {kind}, which frostleaf can't look into. {advice}"
 BUILDING = (
     "this {cls} is still being built: until its __init__ has returned it is not a tree, and can't be cast, frozen or "
     "flattened. Do that to the finished module (what may never be trained is declared with fl.buffer())."
@@ -115,19 +123,32 @@ class Node:
         super().__init_subclass__(**options)
         _define(cls)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        cls = type(self)
-        if OPEN not in self.__dict__:
-            raise FrozenModuleError(_frozen("set", cls, name))
-        self.__dict__[name] = _checked(self, _field(cls, name), value)
+    if not TYPE_CHECKING:  # a checker that saw these would take every name for an attribute
 
-    def __getattr__(self, name: str) -> Any:
-        # Reached only by a name that is not there: the node may not have been built yet.
-        _values(self)
-        return object.__getattribute__(self, name)
+        def __setattr__(self, name: str, value: Any) -> None:
+            cls = type(self)
+            if OPEN not in self.__dict__:
+                raise FrozenModuleError(_frozen("set", cls, name))
+            self.__dict__[name] = _checked(self, _field(cls, name), value)
 
-    def __delattr__(self, name: str) -> None:
-        raise FrozenModuleError(_frozen("delete", type(self), name))
+        def __delattr__(self, name: str) -> None:
+            raise FrozenModuleError(_frozen("delete", type(self), name))
+
+        def __getattr__(self, name: str) -> Any:
+            # Reached only by a name that is not there. The node may not have been built yet, or its __init__ is still running
+            # and the field has a default.
+            if FLAT in self.__dict__:
+                _values(self)
+            field = type(self).__fields__.get(name)
+            if OPEN in self.__dict__ and field and not isinstance(field.default, attrs.Factory | type(attrs.NOTHING)):
+                return field.default
+            try:
+                return object.__getattribute__(self, name)
+            except AttributeError:
+                inherited = getattr(super(), "__getattr__", None)
+                if inherited is None:
+                    raise
+                return inherited(name)
 
     def __copy__(self: N) -> N:
         metadata_of(self)  # a node that is being built is still open to change
@@ -237,6 +258,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _define(cls: type[Node]) -> None:
+    for base in cls.__mro__[1:-1]:
+        # A class written in Python has __new__ as a staticmethod.
+        if not isinstance(base.__dict__.get("__new__", staticmethod(object)), staticmethod):
+            raise TypeError(BUILTIN_BASE.format(cls=cls.__name__, base=base.__name__))
     handwritten = _has_handwritten_init(cls)
     # A hand-written constructor takes what it likes, so the order of the fields' defaults is free: kw_only says so to attrs.
     attrs.define(
@@ -252,10 +277,16 @@ def _define(cls: type[Node]) -> None:
     for name in cls.__fields__:
         if hasattr(root, name):
             raise TypeError(HIDES.format(cls=cls.__name__, name=name, owner=root.__name__))
+        if inspect.isdatadescriptor(inspect.getattr_static(cls, name, None)):
+            raise TypeError(HIDDEN.format(cls=cls.__name__, name=name))
     cls.__static__ = tuple(name for name, field in cls.__fields__.items() if fields.kind(field) == "static")
     cls.__children__ = tuple(name for name in cls.__fields__ if name not in cls.__static__)
     cls.__assemble__ = _assembler(cls)
-    cls.__can_wait__ = cls.__getattr__ is Node.__getattr__ and cls.__getattribute__ is object.__getattribute__
+    cls.__can_wait__ = (
+        cls.__getattr__ is Node.__getattr__  # type: ignore[attr-defined]
+        and cls.__getattribute__ is object.__getattribute__
+        and not any(hasattr(cls, name) for name in cls.__fields__)
+    )
     optree.register_pytree_node(
         cast(Any, cls),
         lambda node: (*opened(cast(Any, node))[::-1], cls.__children__),
@@ -364,6 +395,13 @@ def _check_child(cls: type[Node], name: str, value: Any) -> None:
         if not isinstance(leaf, mx.array) and hasattr(leaf, "__array__") and type(leaf).__hash__ is None:
             kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
             raise TypeError(FOREIGN_ARRAY.format(cls=cls.__name__, name=name, kind=kind))
+        if isinstance(leaf, Mapping | list):
+            kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+            if isinstance(leaf, mlx.nn.Module):  # type: ignore[attr-defined]
+                advice = "Use the layer of that name in fl.nn."
+            else:
+                advice = "Give a plain dict or list of it, or register its class with fl.register_pytree_node."
+            raise TypeError(UNKNOWN_CONTAINER.format(cls=cls.__name__, name=name, kind=kind, advice=advice))
 
 
 def _field(cls: type[Node], name: str) -> attrs.Attribute[Any]:
@@ -396,7 +434,7 @@ def _blank(cls: type[N], values: Mapping[str, Any]) -> N:
 
 
 def _frozen(verb: str, cls: type[Node], name: str) -> str:
-    advice = f".replace({name}=...)" if name in cls.__fields__ else ".replace(...)"
+    advice = f".replace({name}=...)" if name in cls.__fields__ else ".train(mode)" if name == "training" else ".replace(...)"
     return FROZEN.format(verb=verb, cls=cls.__name__, name=name, advice=advice)
 
 

@@ -111,6 +111,9 @@ class Selection(Generic[T]):
         return rewrite(self._tree, enter, convert=convert)  # type: ignore[no-any-return]
 
     def _parts(self) -> dict[str, Any]:
+        if isinstance(self._where, list | tuple | set | frozenset):
+            for one in self._where:  # each must select something: a misspelt path must not pass among others
+                Selection(self._tree, one)._parts()
         parts: dict[str, Any] = {}
         seen: list[str] = []
 

@@ -27,7 +27,7 @@ def test_no_attribute_can_be_set_or_deleted(module: fl.Module, data: st.DataObje
     snapshot = Snapshot(module)
     for part in inside:
         field = data.draw(st.sampled_from([*type(part).__fields__, "unheard_of", "training", "parameters"]))
-        advice = f"replace({field}=" if field in type(part).__fields__ else "replace("
+        advice = f"replace({field}=" if field in type(part).__fields__ else "train(" if field == "training" else "replace("
         with pytest.raises(FrozenInstanceError) as caught:
             setattr(part, field, mx.array(0))
         assert f"{type(part).__name__}.{field}" in str(caught.value)

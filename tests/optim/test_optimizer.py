@@ -298,7 +298,7 @@ def test_what_is_no_rule_of_mlx_is_refused(make, given, shown):
         (lambda: optim.wrap(mlx.optimizers.Lion)(), TypeError),
         (lambda: optim.wrap(mlx.optimizers.Lion)(0.1, nothing=1), TypeError),
         (lambda: optim.Adam("fast"), (TypeError, ValueError)),
-        (lambda: optim.Adam(mx.array(0.1)), TypeError),
+        (lambda: optim.Adam(mx.array([0.1, 0.2])), TypeError),
     ],
 )
 def test_hyperparameters_are_refused_when_the_optimizer_is_made(make, error):
@@ -413,3 +413,14 @@ def test_an_update_of_many_models_at_once():
 
     rows = mx.vmap(one)(mx.ones((3, 2)), mx.arange(3.0)[:, None] + mx.zeros((3, 2)))
     assert rows.tolist() == [[1.0, 1.0], [0.5, 0.5], [0.0, 0.0]]
+
+
+def test_a_learning_rate_may_be_a_scalar_array():
+    assert fl.tree.structure(optim.Adam(mx.array(0.5))) == fl.tree.structure(optim.Adam(0.5))
+
+
+def test_a_state_of_another_dtype_is_refused():
+    half = LAYER.astype(mx.float16)
+    with pytest.raises(ValueError, match=r"is f16.* and the state has f32"):
+        ADAM.update(half, half, STATE)
+    assert ADAM.update(half, half, STATE.astype(mx.float16))[0].weight.dtype == mx.float16

@@ -102,7 +102,8 @@ def _node_with_standing(node: Node, wanted: Iterator[bool]) -> Node:
     before = metadata_of(node).frozen
     wants = {path: list(islice(wanted, len(flatten(value)[0]))) for _, (path, value) in _own(node)}
     # A name may stay if all that it covers is to be frozen; where one goes, what it covered is named piece by piece.
-    stays = {name for name in before if all(all(want) for path, want in wants.items() if _covering(dotted(path), [name]))}
+    goes = {name for path, want in wants.items() if not all(want) for name in _names_above(dotted(path)) if name in before}
+    stays = before - goes
     added: set[str] = set()
 
     def enter(path: Path, value: Any) -> Any:
@@ -142,9 +143,16 @@ def _own_parameters(node: Node) -> list[str]:
     ]
 
 
-def _covering(name: str, frozen: Iterable[str]) -> str | None:
-    """Return the frozen name that is ``name`` or stands above it, if there is one."""
-    return next((each for each in frozen if name == each or name.startswith(each + ".")), None)
+def _covering(name: str, frozen: frozenset[str]) -> str | None:
+    """Return a frozen name that is ``name`` or stands above it, if there is one."""
+    return next((each for each in _names_above(name) if each in frozen), None) if frozen else None
+
+
+def _names_above(name: str) -> Iterator[str]:
+    """Yield the dotted name, and each shorter one that stands above it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def _require(module: Any, names: list[str], recurse: bool) -> None:

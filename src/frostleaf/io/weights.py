@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +26,10 @@ WRONG_SHAPE = "Expected shape {expected} but received shape {given} for paramete
 SAME_NAME = (
     "two parameters have the name {name!r}, so that a file can't tell them apart: rename a key of the dict that holds them"
 )
+NOT_WEIGHTS = (
+    "load_weights takes the path of a file, or pairs of a dotted name and an array, and was given a {kind}. For nested dicts "
+    "of arrays, such as parameters() returns, there is update"
+)
 UNKNOWN_FORMAT = "Unsupported file extension for {file}. Use '.npz' or '.safetensors'."
 
 
@@ -32,8 +37,10 @@ def load_weights(module: N, file_or_weights: Any, strict: bool) -> N:
     """Return the module with its parameters read from a file or a list of pairs. See :meth:`Module.load_weights`."""
     if isinstance(file_or_weights, str | os.PathLike):
         weights: dict[str, Any] = mx.load(_checked_name(file_or_weights))  # type: ignore[assignment]
-    else:
+    elif isinstance(file_or_weights, list | tuple | Mapping):
         weights = dict(file_or_weights)
+    else:
+        raise TypeError(NOT_WEIGHTS.format(kind=type(file_or_weights).__name__))
     current = _named_parameters(module)
     if strict:
         _compare(weights, current)
@@ -47,7 +54,7 @@ def load_weights(module: N, file_or_weights: Any, strict: bool) -> N:
 
 def save_weights(module: Node, file: str | os.PathLike[str]) -> None:
     """Write the module's parameters to a file. See :meth:`Module.save_weights`."""
-    name = _checked_name(file)
+    name = os.path.realpath(_checked_name(file))  # what a link points to is written, and the link stays
     arrays = _named_parameters(module)
     # Written whole under another name first: a crash leaves the old file or the new one.
     with tempfile.TemporaryDirectory(dir=Path(name).absolute().parent, prefix=".frostleaf-") as room:
@@ -58,6 +65,8 @@ def save_weights(module: Node, file: str | os.PathLike[str]) -> None:
             mx.save_safetensors(written, arrays)
         with open(written, "rb") as handle:
             os.fsync(handle.fileno())
+        if os.path.exists(name):
+            shutil.copymode(name, written)
         os.replace(written, name)
 
 

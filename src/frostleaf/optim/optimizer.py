@@ -77,7 +77,8 @@ class Optimizer(Node):
             raise TypeError(NOT_A_RULE.format(given=describe(rule)))
         self.rule = rule
         bound = inspect.signature(rule).bind(*args, **kwargs)
-        self.args, self.kwargs = bound.args, bound.kwargs
+        self.args = tuple(_number(value) for value in bound.args)
+        self.kwargs = {name: _number(value) for name, value in bound.kwargs.items()}
         self._new_rule()  # for what it raises, now rather than at the first update
 
     def __repr__(self) -> str:
@@ -167,6 +168,11 @@ def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Optimizer]:
     return lambda *args, **kwargs: Optimizer(rule, *args, **kwargs)
 
 
+def _number(value: Any) -> Any:
+    """Return a scalar array as the number that it is, since what an optimizer is made of is static."""
+    return value.item() if isinstance(value, mx.array) and value.ndim == 0 else value
+
+
 def _trainable_leaves(tree: Any) -> list[tuple[str, mx.array]]:
     leaves, structure = flatten(tree)
     names = [dotted(path) for path in structure.leaf_paths()]
@@ -207,7 +213,7 @@ def _differences(expected: Mapping[str, Mapping[str, mx.array]], given: Mapping[
             found += [
                 f"{slot} of {what} is {describe(array)} and the state has {describe(given[name][slot])}"
                 for slot, array in slots.items()
-                if array.shape != given[name][slot].shape
+                if describe(array) != describe(given[name][slot]) and (name or array.shape != given[name][slot].shape)
             ]
     found.sort()
     return "; ".join(found[:6]) + "; ..." * (len(found) > 6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import mlx.core as mx
 
@@ -15,6 +15,7 @@ from ..tree.structure import Path, flatten, unflatten
 from ..tree.walk import rewrite
 
 M = TypeVar("M", bound=Module)
+R = TypeVar("R")
 
 NOT_A_MODEL = "fl.stateful takes a module or a bound method of one, and was given {kind}"
 NOT_A_BUFFER = "{cls} has no buffer {name!r} to record{nearest}. Declare it with fl.buffer() in the class body."
@@ -25,6 +26,14 @@ STRANGER = (
 
 # For each module that has recorded something in the innermost fl.stateful: the module as it was, and as it is now.
 _records: ContextVar[dict[int, tuple[Module, Module]] | None] = ContextVar("records", default=None)
+
+
+@overload
+def stateful(model: M, /, *args: Any, **kwargs: Any) -> tuple[Any, M]: ...
+
+
+@overload
+def stateful(model: Callable[..., R], /, *args: Any, **kwargs: Any) -> tuple[R, Any]: ...
 
 
 def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, M]:

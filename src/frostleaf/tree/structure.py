@@ -161,10 +161,20 @@ class Recipe:
         self.make = make
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Recipe) and static_key(self.metadata) == static_key(other.metadata)
+        return isinstance(other, Recipe) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash(static_key(self.metadata))
+        return hash(self._key())
+
+    def _key(self) -> Any:
+        return static_key(_plain(self.metadata))
+
+
+def _plain(metadata: Any) -> Any:
+    """Return the metadata of a dict without optree's own class of list."""
+    if isinstance(metadata, list):
+        return tuple(metadata)
+    return tuple([_plain(part) for part in metadata]) if type(metadata) is tuple else metadata
 
 
 class _Star:
@@ -481,8 +491,11 @@ def _align(shape: Any, value: Any, what: str, path: Path, found: list[Any]) -> N
         children = node[1]
     else:
         place = dotted(path) or "the root"
-        shown = "no node" if node is None else _described(type(value), *node)
-        raise ValueError(MISMATCH.format(what=what, path=place, given=shown, expected=_described(kind, metadata, shapes)))
+        given = "no node" if node is None else _described(type(value), *node)
+        expected = _described(kind, metadata, shapes)
+        if given == expected:
+            given += " of another definition"
+        raise ValueError(MISMATCH.format(what=what, path=place, given=given, expected=expected))
     for part, child, entry in zip(shapes, children, entries, strict=True):
         _align(part, child, what, (*path, entry), found)
 
@@ -491,4 +504,7 @@ def _described(kind: type, metadata: Any, children: Sequence[Any]) -> str:
     """Return a node's class, and what tells it from others of the class, in a few words."""
     if isinstance(metadata, Recipe):
         return f"{kind.__name__} of {len(children)} ({', '.join(builtins.map(str, metadata.entries))})"
-    return f"{kind.__name__} with {metadata!r}"
+    said = [f"{name}={value!r}" for name, value in metadata.static.items()]
+    said += ["in evaluation mode"] * (not metadata.training)
+    said += [f"with {', '.join(sorted(metadata.frozen))} frozen"] * bool(metadata.frozen)
+    return f"{kind.__name__} ({', '.join(said)})" if said else kind.__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,12 +38,22 @@ def matcher(where: Where) -> Callable[[Path, Any], bool]:
         )
     if isinstance(where, type):
         return lambda path, value: isinstance(value, where)
-    if callable(where):
+    if callable(where) and _takes_two(where):
         return lambda path, value: isinstance(value, mx.array) and bool(where(dotted(path), value))
     if isinstance(where, list | tuple | set | frozenset):
         matchers = [matcher(one) for one in where]
         return lambda path, value: any(matches(path, value) for matches in matchers)
     raise TypeError(NOT_A_WHERE.format(where=where))
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind("path", None)
+    except TypeError:
+        return False
+    except ValueError:  # a function of MLX has no signature
+        return True
+    return True
 
 
 def _regex(glob: str) -> str:
