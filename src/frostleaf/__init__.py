@@ -3,16 +3,22 @@
 from . import nn, optim, tree
 from .fields import buffer, parameter, static
 from .module import Module
+from .transforms.captured import CapturedArrayWarning
+from .transforms.checkpoint import checkpoint
+from .transforms.differentials import jvp, vjp
 from .transforms.evaluation import async_eval, eval
 from .transforms.gradients import grad, value_and_grad
-from .transforms.jit import jit
+from .transforms.jit import disable_jit, jit
 from .transforms.random import next_key, rng
+from .transforms.shapes import ShapeDtypeStruct, eval_shape
 from .transforms.stateful import latest, record, stateful
+from .transforms.vmap import vmap
 from .tree.registration import register_pytree_node
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Module", "async_eval", "buffer", "eval", "grad", "jit", "latest", "next_key", "nn", "optim", "parameter", "record",
-    "register_pytree_node", "rng", "stateful", "static", "tree", "value_and_grad",
+    "CapturedArrayWarning", "Module", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "disable_jit", "eval",
+    "eval_shape", "grad", "jit", "jvp", "latest", "next_key", "nn", "optim", "parameter", "record", "register_pytree_node",
+    "rng", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip

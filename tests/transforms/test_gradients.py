@@ -8,7 +8,7 @@ import mlx.nn
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.gradients import NO_ARGUMENT, NO_AUX, NOT_A_SCALAR, NOTHING_TRAINABLE
+from frostleaf.transforms.gradients import NAMED_TWICE, NO_ARGUMENT, NO_AUX, NO_NAME, NOT_A_SCALAR, NOTHING_TRAINABLE
 
 X = mx.array([[1.0, 2.0], [3.0, 4.0]])
 
@@ -54,6 +54,36 @@ def test_argnums_say_for_which_arguments_and_whether_there_is_a_tuple(argnums, e
     assert fl.tree.equal(same, expected)
 
 
+@pytest.mark.parametrize(
+    ("argnums", "argnames"),
+    [*((argnums, argnames) for argnums in (None, 0, (0,), []) for argnames in ("b", ["b"])),
+     *((argnums, argnames) for argnums in (None, []) for argnames in (("b", "a"), ["a"]))],
+)  # fmt: skip
+def test_argnames_are_those_of_mlx(argnums, argnames):
+    args, kwargs = ((), {"a": A, "b": B}) if "a" in argnames else ((A,), {"b": B})
+    expected = mx.grad(product, argnums=argnums, argnames=argnames)(*args, **kwargs)
+    positional = expected[0]
+    if isinstance(argnums, tuple) and not isinstance(positional, tuple):
+        positional = (positional,)  # MLX leaves out a tuple of one, which JAX and frostleaf do not
+    ours = fl.grad(product, argnums=argnums, argnames=argnames)(*args, **kwargs)
+    # MLX sorts the names.
+    assert fl.tree.equal(ours, (positional, {name: expected[1][name] for name in ours[1]}))
+    assert list(ours[1]) == ([argnames] if isinstance(argnames, str) else list(argnames))
+    value, same = fl.value_and_grad(product, argnums=argnums, argnames=argnames)(*args, **kwargs)
+    assert (value.item(), fl.tree.equal(same, ours)) == (13.0, True)
+
+
+def test_argnames_with_aux_and_trees():
+    def function(x, *, model, other):
+        return loss(model, x), (other, model)
+
+    model = tied()
+    gradient, (other, same) = fl.grad(function, argnames="model", has_aux=True)(X, model=model, other="text")
+    assert fl.tree.equal(gradient, (None, {"model": fl.grad(loss)(model)}))
+    assert other == "text"
+    assert fl.tree.equal(same, model)
+
+
 @pytest.mark.parametrize("argnums", [(0, 0), (0, -2), (1, 0, -1)])
 def test_an_argument_that_is_named_twice_is_refused_or_has_its_gradient_twice(argnums):
     try:
@@ -69,6 +99,13 @@ def test_an_argument_that_is_named_twice_is_refused_or_has_its_gradient_twice(ar
         (lambda: fl.grad(product, 2)(A, B), NO_ARGUMENT.format(fn="product", number=2, count=2)),
         (lambda: fl.grad(product, -3)(A, B), NO_ARGUMENT.format(fn="product", number=-3, count=2)),
         (lambda: fl.grad(product, (0, 5))(A, b=B), NO_ARGUMENT.format(fn="product", number=5, count=1)),
+        (lambda: fl.grad(product, argnames="c")(A, b=B), NO_NAME.format(fn="product", name="c", given="'b'")),
+        (lambda: fl.grad(product, 0, argnames="b")(A, B), NO_NAME.format(fn="product", name="b", given="no keyword arguments")),
+        (lambda: fl.grad(product, argnames=("b", "b"))(A, b=B), NAMED_TWICE.format(fn="product", argnums=("b", "b"))),
+        (
+            lambda: fl.grad(product, argnames="b")(A, b={"n": mx.array(1)}),
+            NOTHING_TRAINABLE.format(number="'b'", fn="product", found="n i32[]"),
+        ),
         (lambda: fl.grad(product)(a=A, b=B), NO_ARGUMENT.format(fn="product", number=0, count=0)),
         (
             lambda: fl.value_and_grad(product, (0, 1))(A, 3.0),
@@ -207,6 +244,7 @@ def test_a_gradient_of_a_gradient_is_that_of_mlx():
     assert fl.tree.structure(third) == fl.tree.structure(gradient)
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.CapturedArrayWarning")
 def test_a_gradient_can_be_jitted_and_the_jitted_differentiated():
     model = tied()
     plain = fl.value_and_grad(loss)(model)
@@ -231,3 +269,14 @@ def test_the_result_is_called_as_the_function_is():
         assert (transformed.__name__, transformed.__doc__) == ("documented", "What it does.")
     assert fl.grad(functools.partial(product, b=B))(A).tolist() == B.tolist()
     assert fl.grad(fl.jit(documented))(A).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [mx.int32, mx.bool_, mx.complex64], ids=str)
+def test_a_loss_that_is_no_real_number_is_refused(dtype):
+    with pytest.raises(ValueError, match="scalar floating-point array"):
+        fl.value_and_grad(lambda w: w.sum().astype(dtype))(A)
+
+
+def test_mlxs_order_of_arguments_is_explained():
+    with pytest.raises(TypeError, match=r"fl\.value_and_grad\(fn\)\(model, x\)"):
+        fl.value_and_grad(fl.nn.Linear(1, 1), lambda x: x)

@@ -1,8 +1,13 @@
 """jit: what can be jitted, how it is called, and what it says when it can't. That it computes the same is law 8."""
 
+import asyncio
 import functools
+import gc
+import queue
 import shutil
 import sys
+import threading
+import weakref
 from typing import Any
 
 import mlx.core as mx
@@ -10,9 +15,10 @@ import numpy as np
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.jit import NO_COMPILER, NOT_CALLABLE, UNHASHABLE
+from frostleaf.transforms.jit import BAD_MAX_TRACES, NO_COMPILER, NOT_CALLABLE, UNHASHABLE
 
 ONE, TWO, THREE = mx.ones(2), mx.full(2, 2.0), mx.full(2, 3.0)
+reads_from_outside = pytest.mark.filterwarnings("ignore::frostleaf.CapturedArrayWarning")
 
 
 class Model(fl.Module):
@@ -89,6 +95,7 @@ CALLS = {
 }
 
 
+@reads_from_outside
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_arguments_are_passed_as_to_the_function(call):
     jitted = fl.jit(plus)
@@ -97,6 +104,7 @@ def test_arguments_are_passed_as_to_the_function(call):
     assert jitted.trace_count == 1
 
 
+@reads_from_outside
 @pytest.mark.parametrize("call", [lambda f: f(), lambda f: f(ONE, x=ONE), lambda f: f(1, 2)])
 def test_a_wrong_call_is_the_error_that_the_function_itself_raises(call):
     function = functools.partial(lambda x: x + ONE if isinstance(x, mx.array) else x.missing)
@@ -134,6 +142,7 @@ CALLABLES = {
 }
 
 
+@reads_from_outside
 @pytest.mark.parametrize(("function", "traces"), CALLABLES.values(), ids=CALLABLES)
 def test_whatever_can_be_called_can_be_jitted(function, traces):
     jitted = fl.jit(function)
@@ -362,3 +371,254 @@ def test_a_jitted_function_can_be_a_part_of_a_module():
     model = Activated(ONE)
     for call in (model, fl.jit(model), fl.jit(Activated.__call__).__get__(model)):
         assert call(TWO).tolist() == [6.0, 6.0]
+
+
+# How many traces are kept
+
+
+def first_row(x):
+    """Without arithmetic: MLX compiles no kernel for it."""
+    return x[:1]
+
+
+def with_constant(x):
+    """The same, with 400,000 bytes that each trace keeps."""
+    constant = mx.zeros(100_000) + 0
+    mx.eval(constant)
+    return mx.concatenate([x, constant])[:1]
+
+
+def memory():
+    """Return how much is in use, all that is dropped having been freed: MLX does some of that at its next trace."""
+    gc.collect()
+    lengths(fl.jit(first_row), 1)
+    return mx.get_active_memory()
+
+
+def lengths(jitted, *sizes):
+    """Return how many traces the calls made, each with a vector of another length."""
+    before = jitted.trace_count
+    for size in sizes:
+        assert jitted(mx.arange(size)).tolist() == [0]
+    return jitted.trace_count - before
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.0, 2.5, "8", True, [1]], ids=repr)
+@pytest.mark.parametrize("as_decorator", [True, False])
+def test_max_traces_is_a_positive_number(given, as_decorator):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        fl.jit(max_traces=given) if as_decorator else fl.jit(first_row, max_traces=given)
+    assert str(raised.value) == BAD_MAX_TRACES.format(given=given)
+
+
+def test_the_trace_used_least_recently_makes_room_for_a_new_one():
+    jitted = fl.jit(first_row, max_traces=2)
+    assert lengths(jitted, 1, 2) == 2
+    assert lengths(jitted, 1, 2, 1, 1) == 0
+    assert lengths(jitted, 3) == 1  # in place of 2
+    assert lengths(jitted, 1, 3) == 0
+    assert lengths(jitted, 2) == 1  # in place of 1
+    assert lengths(jitted, 3, 2) == 0
+    assert lengths(jitted, 1) == 1
+    assert jitted.trace_count == 5
+
+
+@pytest.mark.parametrize("options", [{"max_traces": 1}, {"max_traces": 200}, {"max_traces": None}, {}], ids=str)
+def test_a_function_keeps_as_many_traces_as_it_is_told_to(options):
+    jitted = fl.jit(first_row, **options)
+    assert lengths(jitted, *range(1, 151)) == 150
+    kept = min(options.get("max_traces", 128) or 150, 150)
+    assert lengths(jitted, *range(150, 150 - kept, -1)) == 0
+    assert lengths(jitted, 150 - kept or 151) == 1
+
+
+def test_the_decorator_takes_max_traces():
+    @fl.jit(max_traces=1)
+    def decorated(x):
+        return x[:1]
+
+    assert lengths(decorated, 1, 2, 2, 1) == 3
+
+
+def test_a_thousand_lengths_take_no_more_memory_than_a_few():
+    jitted = fl.jit(with_constant, max_traces=8)
+    none = memory()
+    lengths(jitted, *range(1, 21))
+    few = memory()
+    assert few >= none + 8 * 400_000
+    assert lengths(jitted, *range(21, 1021)) == 1000
+    assert memory() <= few + 100_000
+    assert jitted.trace_count == 1020
+
+
+def test_shapeless_needs_one_trace_for_a_thousand_lengths():
+    jitted = fl.jit(lambda x: x + x, shapeless=True, max_traces=1)
+    for size in range(1, 1001):
+        assert jitted(mx.zeros(size)).size == size
+    assert jitted.trace_count == 1
+
+
+def test_a_function_that_calls_itself_may_have_fewer_traces_than_calls():
+    jitted = fl.jit(lambda x: x if x.size == 1 else jitted(x[1:]), max_traces=1)
+    for traces in (4, 8):
+        assert jitted(mx.arange(4)).tolist() == [3]
+        assert jitted.trace_count == traces
+
+
+def test_a_call_that_fails_takes_no_room():
+    def picky(x):
+        if x.size > 2:
+            raise KeyError(x.size)
+        return x[:1]
+
+    jitted = fl.jit(picky, max_traces=2)
+    lengths(jitted, 1, 2)
+    for size in (3, 4, 5, 6):
+        with pytest.raises(KeyError):
+            jitted(mx.arange(size))
+    assert lengths(jitted, 2) == 0
+    assert jitted.trace_count == 2
+
+
+def test_threads_may_drop_the_traces_of_each_other():
+    jitted = fl.jit(first_row, max_traces=2)
+
+    def work(start):
+        for number in range(60):
+            size = (start + number) % 5 + 1
+            assert jitted(mx.arange(size)).tolist() == [0]
+            if number % 20 == 0:
+                jitted.clear()
+
+    failures = []
+    threads = [threading.Thread(target=lambda start=start: failures.append(work(start))) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [None] * 4
+
+
+def test_what_another_thread_drops_is_freed_where_it_was_traced():
+    """MLX has a cache in each thread, and forgets a function in one of them when it is dropped."""
+    asked, answered = queue.Queue(), queue.Queue()
+
+    def answer():
+        while (call := asked.get()) is not None:
+            out = call()
+            del call
+            answered.put(out)
+
+    def elsewhere(call):
+        asked.put(call)
+        del call
+        return answered.get(timeout=60)
+
+    jitted = fl.jit(with_constant, max_traces=1)
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        before = memory()
+        for size in range(2, 12):
+            for _ in range(2):
+                lengths(jitted, size)
+                elsewhere(functools.partial(lengths, jitted, size))
+        # One in each thread, and one that the other thread forgets with its next trace.
+        assert memory() <= before + 3 * 400_000 + 4096
+    finally:
+        asked.put(None)
+        thread.join()
+
+
+def test_clear_drops_the_traces_and_what_they_hold():
+    def static_value():
+        pass
+
+    jitted = fl.jit(lambda x, value: with_constant(x))
+    before = memory()
+    held = weakref.ref(static_value)
+    for _ in range(2):
+        mx.eval(jitted(mx.arange(2), static_value))
+    del static_value
+    assert memory() >= before + 400_000
+    assert held() is not None
+    jitted.clear()
+    assert memory() <= before + 4096
+    assert held() is None
+    assert jitted.trace_count == 1
+    jitted(mx.arange(2), None)
+    assert jitted.trace_count == 2
+
+
+# Without jit
+
+
+@pytest.fixture
+def counted():
+    """A jitted function, traced once, and a list that gets longer whenever Python runs it."""
+    runs = []
+
+    def function(x):
+        runs.append(None)
+        return x[:1]
+
+    jitted = fl.jit(function)
+    jitted(ONE)
+    jitted(ONE)
+    return jitted, runs
+
+
+def test_inside_disable_jit_a_jitted_function_is_plain_python(counted):
+    jitted, runs = counted
+    with fl.disable_jit():
+        assert [jitted(x).tolist() for x in (ONE, TWO, mx.ones(3))] == [[1.0], [2.0], [1.0]]
+    assert len(runs) == 4
+    jitted(TWO)
+    assert (len(runs), jitted.trace_count) == (4, 1)
+
+
+def test_inside_disable_jit_a_function_may_do_what_a_trace_can_not():
+    branching = fl.jit(lambda x, rest: x if x.sum().item() > 0 and rest.all() else -x)
+    with fl.disable_jit():
+        assert branching(ONE, NUMPY) is ONE
+    assert branching.trace_count == 0
+
+
+def test_disable_jit_nests_and_ends_with_an_exception(counted):
+    jitted, runs = counted
+    with fl.disable_jit():
+        with pytest.raises(KeyError), fl.disable_jit():
+            raise KeyError
+        jitted(ONE)
+    jitted(ONE)
+    assert len(runs) == 2
+
+
+def test_disable_jit_is_a_decorator_as_well(counted):
+    jitted, runs = counted
+    fl.disable_jit()(jitted)(ONE)
+    assert len(runs) == 2
+
+
+def test_disable_jit_holds_for_one_thread_and_one_task(counted):
+    jitted, runs = counted
+
+    async def disabled(done):
+        with fl.disable_jit():
+            await done.wait()
+
+    async def both():
+        done = asyncio.Event()
+        task = asyncio.create_task(disabled(done))
+        await asyncio.sleep(0)
+        jitted(ONE)
+        done.set()
+        await task
+
+    asyncio.run(both())
+    assert (len(runs), jitted.trace_count) == (1, 1)
+    with fl.disable_jit():
+        thread = threading.Thread(target=jitted, args=(mx.ones(3),))
+        thread.start()
+        thread.join()
+    assert (len(runs), jitted.trace_count) == (2, 2)

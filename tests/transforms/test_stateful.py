@@ -131,6 +131,7 @@ def test_a_bound_method_is_called_on_the_model():
     assert fl.tree.equal(fl.stateful(model.through_first, x=X)[1], after)
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.CapturedArrayWarning")
 def test_arguments_and_buffers_may_have_any_name():
     class Named(fl.Module):
         module: mx.array = fl.buffer(factory=lambda: mx.zeros(2))

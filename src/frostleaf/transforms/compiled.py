@@ -23,6 +23,7 @@ class Compiled:
     """
 
     def __init__(self, fn: Flat, shapeless: bool) -> None:
+        _Shell.forget_retired()
         self._shell = _Shell(fn)
         state: Any = mx.random.state
         self._call: Flat = mx.compile(self._shell, inputs=state, outputs=state, shapeless=shapeless)
@@ -38,14 +39,8 @@ class Compiled:
         except BaseException:
             restore_state(before)
             raise
-        self._shell.count -= 1
         # The function reads from outside an array that it was given as well, and MLX can't tell constant and argument apart.
         return self._call([mx.contiguous(array) for array in arrays])
-
-    @property
-    def trace_count(self) -> int:
-        """How often the function has been traced so far."""
-        return self._shell.count
 
     def __del__(self) -> None:
         self._shell.retire()
@@ -54,27 +49,38 @@ class Compiled:
 class _Shell:
     """What MLX is given to compile.
 
-    MLX knows a compiled function by its address, has a cache in each thread, and forgets a function in the thread in which it
-    is dropped only. So that no other function is ever taken for it, one that was traced elsewhere stays, empty, where it was.
+    MLX knows a compiled function by its address, has a cache in each thread, and forgets a function that is dropped in one of
+    them: that of the drop or of the last call. One that was traced in other threads stays, empty, until each of them has
+    forgotten it, so that no other function is ever taken for it, and its traces do not pile up there.
     """
 
-    __slots__ = ("count", "fn", "threads")
+    __slots__ = ("fn", "threads")
 
-    _kept: list[_Shell] = []  # noqa: RUF012
+    _retired: dict[int, list[_Shell]] = {}  # noqa: RUF012
+    _lock = threading.RLock()  # reentrant, since shells are retired whenever garbage is collected
 
     def __init__(self, fn: Flat) -> None:
         self.fn: Flat | None = fn
         self.threads: set[int] = set()
-        self.count = 0
 
     def __call__(self, arrays: list[mx.array]) -> tuple[list[mx.array], Any]:
-        assert self.fn is not None
+        if self.fn is None:
+            return [], None
         self.threads.add(threading.get_ident())
-        result = self.fn(arrays)
-        self.count += 1
-        return result
+        return self.fn(arrays)
 
     def retire(self) -> None:
         self.fn = None
         if not self.threads <= {threading.get_ident()}:
-            self._kept.append(self)
+            with self._lock:
+                for thread in self.threads:
+                    self._retired.setdefault(thread, []).append(self)
+
+    @classmethod
+    def forget_retired(cls) -> None:
+        """Have MLX forget, in this thread, what was traced here and has been dropped."""
+        with cls._lock:
+            retired = cls._retired.pop(threading.get_ident(), ())
+        for shell in retired:
+            # Here the thread of the last call and that of the drop are the same.
+            mx.compile(shell)([])

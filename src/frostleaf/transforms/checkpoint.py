@@ -1,0 +1,148 @@
+"""Gradients in less memory: what a function computes on the way is computed again instead of kept."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import mlx.core as mx
+
+from ..tree.structure import Structure, flatten, unflatten
+from .jit import _unbound
+from .passing import Inputs, Origins, together
+from .random import restore_state, saved_state
+from .stateful import recording
+from .vmap import mapping
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NOT_CALLABLE = "fl.checkpoint takes a function, a method or a module that can be called, and was given {kind}"
+
+
+def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that computes the same as ``fn``, and keeps only its arguments for the backward pass.
+
+    When gradients are computed, ``fn`` runs a second time to find what it computed on the way. Values, gradients and random
+    numbers are those of ``fn``, dropout masks included. Gradients go to every array in the arguments, in the module that ``fn``
+    is or is a bound method of, and in the variables and defaults that ``fn`` takes from the scope where it is defined; not to
+    arrays that it reaches in another way, such as global variables, which are constants.
+
+    Inside :func:`vmap`, for which MLX has no such function, and inside :func:`stateful` nothing is computed again.
+
+    Args:
+        fn: A function of trees that returns a tree: a function, a method or a module, or a partial application of one.
+
+    Returns:
+        A function of the same arguments.
+
+    Raises:
+        TypeError: If ``fn`` can't be called.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.Linear(2, 1)
+    >>> def loss(layer, x):
+    ...     return fl.checkpoint(layer)(x).sum()
+    >>> fl.grad(loss)(layer, mx.ones((3, 2)))
+    Linear(weight=f32[1,2], bias=f32[1])
+    """
+    if not callable(fn):
+        raise TypeError(NOT_CALLABLE.format(kind=type(fn).__name__))
+    inner, bound_args, bound_kwargs = _unbound(fn)
+
+    @functools.wraps(fn, updated=())
+    def checkpointed(*args: P.args, **kwargs: P.kwargs) -> R:
+        if recording() or mapping():
+            return fn(*args, **kwargs)
+        captured, with_captured = _scope(inner)
+        leaves, structure = flatten((captured, (*bound_args, *args), {**bound_kwargs, **kwargs}))
+        differs = [_differentiable(leaf) for leaf in leaves]
+        floats = [leaf for leaf, differentiable in zip(leaves, differs, strict=True) if differentiable]
+        begin = saved_state()
+        first: _Run | None = None
+
+        def on_leaves(inputs: list[mx.array]) -> list[mx.array]:
+            nonlocal first
+            outside = saved_state()
+            try:
+                restore_state(begin)
+                started = saved_state()
+                rest = iter(inputs)
+                given = [next(rest) if differentiable else leaf for leaf, differentiable in zip(leaves, differs, strict=True)]
+                passing = Inputs(given)
+                trees, positional, named = unflatten(structure, given)
+                out, out_structure = flatten(with_captured(iter(trees))(*positional, **named))
+                drawn = saved_state()
+            finally:
+                restore_state(outside)
+            computed, origins = passing.separate(out)
+            if first is None:
+                others = [None if _differentiable(leaf) else leaf for leaf in computed]
+                first = _Run(out_structure, others, origins, None if drawn is started else drawn)
+            return [leaf for leaf in computed if _differentiable(leaf)]
+
+        differentiable = iter(mx.checkpoint(on_leaves)(floats))
+        assert first is not None
+        if first.state is not None:
+            restore_state(first.state)
+        computed = [next(differentiable) if leaf is None else leaf for leaf in first.others]
+        return unflatten(first.structure, together(computed, first.origins, leaves))  # type: ignore[no-any-return]
+
+    return checkpointed
+
+
+class _Run(NamedTuple):
+    """What is known of the result once the function has run for the first time.
+
+    Attributes:
+        structure: The result's.
+        others: The arrays that were computed and have no gradient, and ``None`` for each that has one.
+        origins: Which arrays of the result are arguments passed through.
+        state: The random state, if numbers were drawn.
+    """
+
+    structure: Structure
+    others: list[mx.array | None]
+    origins: Origins | None
+    state: mx.array | None
+
+
+def _differentiable(leaf: mx.array) -> bool:
+    return mx.issubdtype(leaf.dtype, mx.inexact)
+
+
+def _scope(fn: Any, around: tuple[Any, ...] = ()) -> tuple[list[Any], Callable[[Iterator[Any]], Any]]:
+    """Return the trees with differentiable arrays that a function has in its closure and defaults, and how to put others there.
+
+    MLX would take these arrays for constants. Functions in the closure are looked into as well.
+    """
+    if isinstance(fn, types.FunctionType) and fn not in around:
+        cells = fn.__closure__ or ()
+        values = [*map(_contents, cells), *(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
+        inside = [_scope(value, (*around, fn)) for value in values]
+        trees = [tree for found, _ in inside for tree in found]
+        if trees:
+            return trees, lambda rest: _with_scope(fn, [make(rest) if found else None for found, make in inside])
+    elif any(_differentiable(leaf) for leaf in flatten(fn)[0]):
+        return [fn], next
+    return [], lambda rest: fn
+
+
+def _with_scope(fn: types.FunctionType, new: list[Any]) -> types.FunctionType:
+    """Return the function with other values in its closure and defaults, where those given are not ``None``."""
+    cells, defaults, named = fn.__closure__ or (), fn.__defaults__ or (), fn.__kwdefaults__ or {}
+    values = iter(new)
+    closure = tuple([cell if (value := next(values)) is None else types.CellType(value) for cell in cells])
+    positional = tuple([old if (value := next(values)) is None else value for old in defaults])
+    changed = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, positional, closure)
+    changed.__kwdefaults__ = {name: old if (value := next(values)) is None else value for name, old in named.items()}
+    return changed
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that has no value yet
+        return None

@@ -1,0 +1,158 @@
+"""Products of a function's Jacobian with vectors, where both are trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..tree.compare import describe
+from ..tree.structure import dotted, flatten, unflatten
+from .gradients import NOTHING_TRAINABLE, Part, found_in, part_of
+from .prefixes import argument, paired
+
+NOT_A_TUPLE = "fl.{of} takes {what} as a tuple with a tree for each argument, and was given {given}"
+WRONG_COUNT = "fl.{of} was given {primals} primals and {tangents} tangents"
+UNLIKE = "the {what} of {path} is {given}, and must be {expected} or None"
+NO_DERIVATIVE = "{path} is given a tangent, and is not differentiated: it is {reason}. Give None there"
+STRAY = "there is a cotangent that goes with no array of the result of {fn}: {given} were given and {used} have a place"
+
+
+def vjp(fn: Callable[..., Any], primals: Sequence[Any], cotangents: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return ``fn(*primals)`` and the product of ``cotangents`` with its Jacobian: how they change with each primal.
+
+    As in :func:`grad`, the trainable floating-point leaves are differentiated with respect to, and each gradient has the class
+    and shape of its primal, with ``None`` everywhere else.
+
+    Args:
+        fn: A function of trees that returns a tree.
+        primals: The arguments, in a tuple.
+        cotangents: A tree like the result. ``None`` in the place of an array, or of a part of the tree, means zero. As in MLX,
+            a result that is not a tuple may have its cotangent in a tuple.
+
+    Returns:
+        The result, and a tuple with a gradient for each primal.
+
+    Raises:
+        ValueError: If ``primals`` is not a tuple or has nothing trainable, or ``cotangents`` is not like the result; the
+            message names the path.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> def outer(tree, x):
+    ...     return {"product": tree["w"] * x, "name": "outer"}
+    >>> out, (tree, x) = fl.vjp(outer, ({"w": mx.array(2.0), "n": 1}, mx.array(3.0)), {"product": mx.array(10.0), "name": None})
+    >>> out["product"].item(), tree, x.item()
+    (6.0, {'w': array(30, dtype=float32), 'n': None}, 20.0)
+    """
+    name = getattr(fn, "__name__", type(fn).__name__)
+    parts = _parts("vjp", fn, primals, name)
+    given = flatten(cotangents)[0]
+    result: list[Any] = []
+
+    def on_leaves(*leaves: mx.array) -> list[mx.array]:
+        rest = iter(leaves)
+        out = fn(*[part.tree_with(rest) for part in parts])
+        result.append(out)
+        # Outputs in the order of the cotangents, which MLX must be given before the result is known. MLX passes over an output
+        # whose gradient is stopped, and would give its cotangent to the next; contiguous hides that.
+        places: dict[int, list[mx.array]] = {}
+        for leaf, cotangent in _matched(out, cotangents):
+            flowing = leaf if mx.issubdtype(leaf.dtype, mx.inexact) else mx.stop_gradient(leaf)
+            places.setdefault(id(cotangent), []).append(mx.contiguous(flowing))
+        used = sum(map(len, places.values()))
+        if used != len(given):
+            raise ValueError(STRAY.format(fn=name, given=len(given), used=used))
+        return [places[id(cotangent)].pop() for cotangent in given]
+
+    trained = [leaf for part in parts for leaf in part.trainable_leaves()]
+    if given:
+        gradients = iter(mx.vjp(on_leaves, trained, given)[1])
+    else:
+        on_leaves(*trained)
+        gradients = map(mx.zeros_like, trained)
+    return result[0], tuple(part.gradient_with(gradients) for part in parts)
+
+
+def jvp(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """Return ``fn(*primals)`` and the product of its Jacobian with ``tangents``: how the result changes along them.
+
+    Args:
+        fn: A function of trees that returns a tree.
+        primals: The arguments, in a tuple.
+        tangents: A tuple with a tree like each primal. ``None`` in the place of an array, or of a part of the tree, means zero;
+            what is not trainable has nothing else. So a gradient is a tangent.
+
+    Returns:
+        The result, and a tree like it with an array for each floating-point leaf and ``None`` everywhere else.
+
+    Raises:
+        ValueError: If ``primals`` and ``tangents`` are not tuples of one length, nothing in the primals is trainable, or a
+            tangent is not like its primal; the message names the path.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.jvp(lambda tree: {"y": tree["x"] ** 2, "n": 7}, ({"x": mx.array(3.0)},), ({"x": mx.array(10.0)},))
+    ({'y': array(9, dtype=float32), 'n': 7}, {'y': array(60, dtype=float32), 'n': None})
+    """
+    name = getattr(fn, "__name__", type(fn).__name__)
+    parts = _parts("jvp", fn, primals, name)
+    if not isinstance(tangents, tuple | list):
+        raise ValueError(NOT_A_TUPLE.format(of="jvp", what="tangents", given=describe(tangents)))
+    if len(tangents) != len(parts):
+        raise ValueError(WRONG_COUNT.format(of="jvp", primals=len(parts), tangents=len(tangents)))
+    moving = [list(_tangents(part, primals[number], tangents[number], number)) for number, part in enumerate(parts)]
+    moved = [
+        Part(part.leaves, [each is not None for each in tangent], part.structure)
+        for part, tangent in zip(parts, moving, strict=True)
+    ]
+    result: list[Any] = []
+
+    def on_leaves(*leaves: mx.array) -> list[mx.array]:
+        rest = iter(leaves)
+        result.append(fn(*[part.tree_with(rest) for part in moved]))
+        return [leaf for leaf in flatten(result[0])[0] if mx.issubdtype(leaf.dtype, mx.inexact)]
+
+    vectors = [each for tangent in moving for each in tangent if each is not None]
+    begun = [leaf for part in moved for leaf in part.trainable_leaves()]
+    changes = iter(mx.jvp(on_leaves, begun, vectors)[1] if begun else [mx.zeros_like(leaf) for leaf in on_leaves()])
+    leaves, structure = flatten(result[0])
+    values = [next(changes) if mx.issubdtype(leaf.dtype, mx.inexact) else None for leaf in leaves]
+    return result[0], unflatten(structure, values, static=lambda _: None)
+
+
+def _parts(of: str, fn: Callable[..., Any], primals: Any, name: str) -> list[Part]:
+    if not isinstance(primals, tuple | list):
+        raise ValueError(NOT_A_TUPLE.format(of=of, what="primals", given=describe(primals)))
+    parts = [part_of(tree) for tree in primals]
+    if not any(any(part.mask) for part in parts):
+        one = len(parts) == 1
+        found = found_in(parts[0] if one else part_of(tuple(primals)))
+        raise ValueError(NOTHING_TRAINABLE.format(number=0 if one else "0 and every other", fn=name, found=found))
+    return parts
+
+
+def _matched(out: Any, cotangents: Any) -> Iterator[tuple[mx.array, mx.array]]:
+    """Yield each array of the result that has a cotangent, and the cotangent."""
+    alone = isinstance(cotangents, tuple | list) and len(cotangents) == 1 and not isinstance(out, tuple | list)
+    for path, leaf, cotangent in paired(out, cotangents[0] if alone else cotangents, "the tree of cotangents"):
+        if cotangent is not None:
+            _require_like("cotangent", cotangent, leaf, dotted(path) or "the result")
+            yield leaf, cotangent
+
+
+def _tangents(part: Part, primal: Any, tangent: Any, number: int) -> Iterator[mx.array | None]:
+    """Yield the tangent of each array of a primal, or ``None``."""
+    found = paired(primal, tangent, f"the tangent of argument {number}")
+    for (path, leaf, value), trains in zip(found, part.mask, strict=True):
+        place = argument((number, *path))
+        if value is not None and not trains:
+            floating = mx.issubdtype(leaf.dtype, mx.floating)
+            raise ValueError(NO_DERIVATIVE.format(path=place, reason="frozen or a buffer" if floating else describe(leaf)))
+        if value is not None:
+            _require_like("tangent", value, leaf, place)
+        yield value
+
+
+def _require_like(what: str, value: Any, leaf: mx.array, path: str) -> None:
+    if not isinstance(value, mx.array) or value.shape != leaf.shape or value.dtype != leaf.dtype:
+        raise ValueError(UNLIKE.format(what=what, path=path, given=describe(value), expected=describe(leaf)))

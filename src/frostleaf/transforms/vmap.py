@@ -1,0 +1,191 @@
+"""Functions of one example made functions of many."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import mlx.core as mx
+
+from ..tree.compare import describe
+from ..tree.structure import Structure, dotted, flatten, unflatten
+from .prefixes import argument, paired
+from .random import restore_state, saved_state
+from .stateful import _records
+
+NOT_AXES = "{name} must be an integer, None or {tree} of them, and {path} is {given}"
+ONE_TREE = "in_axes must be an integer, None or a tuple with an entry for each positional argument, and is {given}"
+WRONG_COUNT = "in_axes has {entries} entries and {fn} was called with {count} positional arguments"
+NO_AXIS = "can't map {fn} over axis {axis} of {path}, which is {array}"
+NO_OUT_AXIS = "can't put the mapped axis at {axis} in the result of {fn}: {path} is {array} for each example"
+UNEQUAL_SIZES = (
+    "can't map {fn} over axes of different lengths: {first} has {expected} ({array}) and {path} has {given} ({other})"
+)
+NOTHING_MAPPED = "{fn} has nothing to map over: no array in its positional arguments has an axis in in_axes={in_axes!r}"
+RECORDED = (
+    "a {cls} recorded buffers while {fn} was mapped, where each index has its own. Call fl.stateful inside {fn} and "
+    "return the model from it, or put the model in eval mode."
+)
+DIFFERS = "out_axes has None for {path} of the result of {fn}, which depends on the mapped arguments. Give it an axis."
+
+_mapping: ContextVar[bool] = ContextVar("mapping", default=False)
+_PROBE = "frostleaf_mapped"
+
+
+def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+    """Return a function that computes ``fn`` for each index along an axis of its arguments, all at once.
+
+    A model is an argument like any other: with axis ``0`` a stack of models is an ensemble (see :func:`frostleaf.tree.stack`),
+    with ``None`` one model is shared. Static values are never mapped, nor are keyword arguments. Random numbers that ``fn``
+    draws are the same for every index; give each a key of its own and draw under :func:`rng`, or build layers with ``key=``.
+
+    Args:
+        fn: A function of trees that returns a tree.
+        in_axes: An integer for all positional arguments, or a tuple with an entry for each: an integer, ``None`` for an
+            argument that every index shares, or a tree of these that has the form of the argument, or of its outer part.
+            Default: ``0``.
+        out_axes: Where the mapped axis goes in the result: an integer, ``None`` for what does not depend on the mapped
+            arguments, or a tree of these that has the form of the result, or of its outer part. Default: ``0``.
+
+    Returns:
+        A function of the same arguments.
+
+    Raises:
+        TypeError: If ``in_axes`` is of another form.
+        RuntimeError: When called inside :func:`stateful`, if a layer records a buffer.
+        ValueError: When called, if an axis is not there, lengths differ, nothing is mapped, or the form of ``in_axes`` or
+            ``out_axes`` is not that of the arguments or the result. The message names the path.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> ensemble = fl.vmap(lambda key: fl.nn.Linear(2, 3, key=key))(mx.random.split(mx.random.key(0), 4))
+    >>> ensemble
+    Linear(weight=f32[4,3,2], bias=f32[4,3])
+    >>> fl.vmap(lambda layer, x: layer(x), in_axes=(0, None))(ensemble, mx.ones((5, 2))).shape
+    (4, 5, 3)
+    """
+    if not isinstance(in_axes, int | tuple | list | None):
+        raise TypeError(ONE_TREE.format(given=describe(in_axes)))
+    name = getattr(fn, "__name__", type(fn).__name__)
+
+    @functools.wraps(fn, updated=())
+    def vmapped(*args: Any, **kwargs: Any) -> Any:
+        leaves, structure = flatten(args)
+        axes = _in_axes(in_axes, args, name)
+        mapped = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis is not None]
+        out_leaves: list[mx.array] = []
+        positions: list[int | None] = []
+        out_structure: Structure | None = None
+        before = saved_state()
+
+        def on_leaves(*examples: mx.array) -> list[mx.array]:
+            nonlocal out_structure, out_leaves, positions
+            rest = iter(examples)
+            given = [leaf if axis is None else next(rest) for leaf, axis in zip(leaves, axes, strict=True)]
+            out = _without_records(fn, name, unflatten(structure, given), kwargs)
+            out_leaves, out_structure = flatten(out)
+            positions = _out_axes(out_axes, out, examples, name)
+            batched = [leaf for leaf, axis in zip(out_leaves, positions, strict=True) if axis is not None]
+            # The state that a compiled function leaves looks as if it depended on the index, and is the same for each.
+            drawn = saved_state()
+            return [*batched, drawn] if drawn is not before and _depends(drawn, examples) else batched
+
+        token = _mapping.set(True)
+        try:
+            results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
+        except BaseException:
+            restore_state(before)
+            raise
+        finally:
+            _mapping.reset(token)
+        stacked = iter(results)
+        placed = [
+            leaf if axis is None else mx.moveaxis(next(stacked), 0, axis)
+            for leaf, axis in zip(out_leaves, positions, strict=True)
+        ]
+        for state in stacked:
+            restore_state(state[0])
+        assert out_structure is not None
+        return unflatten(out_structure, placed)
+
+    return vmapped
+
+
+def mapping() -> bool:
+    """Return whether a function is being mapped by :func:`vmap`."""
+    return _mapping.get()
+
+
+def _without_records(fn: Callable[..., Any], name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Return ``fn(*args, **kwargs)``, in which layers find what ``stateful`` has recorded, and can't add to it."""
+    records = _records.get()
+    if records is None:
+        return fn(*args, **kwargs)
+    here = dict(records)
+    token = _records.set(here)
+    try:
+        out = fn(*args, **kwargs)
+    finally:
+        _records.reset(token)
+    for key, (module, _) in here.items():
+        if here[key] is not records.get(key):
+            raise RuntimeError(RECORDED.format(cls=type(module).__name__, fn=name))
+    return out
+
+
+def _in_axes(in_axes: Any, args: tuple[Any, ...], name: str) -> list[int | None]:
+    """Return for each array in the arguments the axis it is mapped over, counted from the front, or ``None``."""
+    if isinstance(in_axes, tuple | list) and len(in_axes) != len(args):
+        raise ValueError(WRONG_COUNT.format(entries=len(in_axes), fn=name, count=len(args)))
+    axes: list[int | None] = []
+    first: tuple[str, mx.array, int] | None = None
+    for path, leaf, axis in paired(args, in_axes, "in_axes"):
+        where = argument(path)
+        _check_axis("in_axes", axis, where, "a tuple of them, or trees")
+        if axis is None:
+            axes.append(None)
+            continue
+        if not -leaf.ndim <= axis < leaf.ndim:
+            raise ValueError(NO_AXIS.format(fn=name, axis=axis, path=where, array=describe(leaf)))
+        if first is None:
+            first = where, leaf, leaf.shape[axis]
+        elif leaf.shape[axis] != first[2]:
+            shown = UNEQUAL_SIZES.format(
+                fn=name, first=first[0], expected=first[2], array=describe(first[1]),
+                path=where, given=leaf.shape[axis], other=describe(leaf),
+            )  # fmt: skip
+            raise ValueError(shown)
+        axes.append(axis % leaf.ndim)
+    if first is None:
+        raise ValueError(NOTHING_MAPPED.format(fn=name, in_axes=in_axes))
+    return axes
+
+
+def _out_axes(out_axes: Any, out: Any, examples: tuple[mx.array, ...], name: str) -> list[int | None]:
+    """Return for each array in the result where its mapped axis goes, or ``None`` if it has none."""
+    axes: list[int | None] = []
+    for path, leaf, axis in paired(out, out_axes, "out_axes"):
+        where = dotted(path) or "the result"
+        _check_axis("out_axes", axis, where, "a tree")
+        if axis is None:
+            if _depends(leaf, examples):
+                raise ValueError(DIFFERS.format(path=where, fn=name))
+        elif not -leaf.ndim - 1 <= axis <= leaf.ndim:
+            raise ValueError(NO_OUT_AXIS.format(axis=axis, fn=name, path=where, array=describe(leaf)))
+        axes.append(axis)
+    return axes
+
+
+def _check_axis(name: str, axis: Any, path: str, tree: str) -> None:
+    if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool)):
+        raise ValueError(NOT_AXES.format(name=name, tree=tree, path=path, given=describe(axis)))
+
+
+def _depends(leaf: mx.array, examples: tuple[mx.array, ...]) -> bool:
+    """Return whether an array is computed from one of the examples: whether something in its graph has one for its input."""
+    names = {f"{_PROBE}_{position}": example for position, example in enumerate(examples)}
+    text = io.StringIO()
+    mx.export_to_dot(text, mx.contiguous(leaf), **names)  # of which the array itself is an input
+    return f'"{_PROBE}_' in "".join(line for line in text.getvalue().splitlines() if " -> " in line)
