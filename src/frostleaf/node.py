@@ -26,12 +26,8 @@ from .namespace import NAMESPACE
 
 N = TypeVar("N", bound="Node")
 
-# Keys of an instance's __dict__ that no field can have, since a field's name is an identifier: open to assignment; the metadata
-# and the children of a finished node; and its leaves and structure (a tree.structure.Flat), of which it is built if it has no
-# more.
+# In the __dict__ of an instance that is open to assignment. No field has this name, which is not an identifier.
 OPEN = "<open>"
-PARTS = "<parts>"
-FLAT = "<flat>"
 
 _building = threading.RLock()
 
@@ -51,10 +47,9 @@ UNHASHABLE = (
 FOREIGN_ARRAY = "{cls}.{name} was given a {kind}; the leaves of a module are mx.array. Pass mx.array(...) of it."
 HIDES = "{cls} declares a field {name!r}, which hides {owner}.{name} of every module. Choose another name."
 HIDDEN = (
-    "{cls} declares a field {name!r}, and a base class has a property or slot of that name, which would be read in its place. "
+    "{cls} declares a field {name!r}, and a base class has a property of that name, which would be read in its place. "
     "Choose another name, or leave the declaration to the base class."
 )
-BUILTIN_BASE = "{cls} can't be a module: its base {base} is made by C code, and could not be put together again from its parts."
 UNKNOWN_CONTAINER = "{cls}.{name} was given a {kind}, which frostleaf can't look into. {advice}"
 BUILDING = (
     "this {cls} is still being built: until its __init__ has returned it is not a tree, and can't be cast, frozen or "
@@ -110,6 +105,11 @@ class Metadata:
 class Node:
     """The base of :class:`Module`: a class whose instances are frozen trees."""
 
+    # Beside its fields, which are in its __dict__, an instance that is finished and built has its metadata, or a tuple of its
+    # metadata and its children. If it was taken apart, or was not built yet, it has its leaves and its structure (a
+    # tree.structure.Flat).
+    __slots__ = ("_frostleaf_flat", "_frostleaf_parts")
+
     __fields__: ClassVar[Mapping[str, attrs.Attribute[Any]]] = {}
     # Names of the fields whose values are children in the tree, and of those that are structure.
     __children__: ClassVar[tuple[str, ...]] = ()
@@ -137,8 +137,8 @@ class Node:
         def __getattr__(self, name: str) -> Any:
             # Reached only by a name that is not there. The node may not have been built yet, or its __init__ is still running
             # and the field has a default.
-            if FLAT in self.__dict__:
-                _values(self)
+            if name == "_frostleaf_parts" or flat_kept(self) is not None:
+                opened(self)
             field = type(self).__fields__.get(name)
             if OPEN in self.__dict__ and field and not isinstance(field.default, attrs.Factory | type(attrs.NOTHING)):
                 return field.default
@@ -177,9 +177,54 @@ def metadata_of(node: Node) -> Metadata:
     return opened(node)[0]
 
 
+_get_parts: Any = Node.__dict__["_frostleaf_parts"].__get__
+_set_parts: Any = Node.__dict__["_frostleaf_parts"].__set__
+_get_flat: Any = Node.__dict__["_frostleaf_flat"].__get__
+keep_flat: Any = Node.__dict__["_frostleaf_flat"].__set__
+
+
+def flat_kept(node: Node) -> Any:
+    """Return the leaves and the structure that are kept with the node, or ``None``."""
+    try:
+        return _get_flat(node)
+    except AttributeError:
+        return None
+
+
+def is_built(node: Node) -> bool:
+    """Return whether the node has its fields: it is finished, and not waiting to be looked into."""
+    try:
+        _get_parts(node)
+    except AttributeError:
+        return False
+    return True
+
+
 def is_finished(node: Node) -> bool:
     """Return whether the node's ``__init__`` has returned, so that it can't change any more."""
-    return PARTS in node.__dict__ or FLAT in node.__dict__
+    return is_built(node) or flat_kept(node) is not None
+
+
+def opened(node: Node) -> tuple[Metadata, tuple[Any, ...]]:
+    """Return the node's metadata, and what stands in its parameter and buffer fields, in order. It is built if it was not.
+
+    Raises:
+        TypeError: If the node's ``__init__`` is still running.
+    """
+    if not is_built(node):
+        flat = flat_kept(node)
+        if flat is None:
+            raise TypeError(BUILDING.format(cls=type(node).__name__))
+        with _building:
+            if not is_built(node):
+                built = type(node).__assemble__(*flat.opened())
+                node.__dict__.update(built.__dict__)
+                _set_parts(node, opened(built))
+    parts = _get_parts(node)
+    if type(parts) is not tuple:
+        parts = parts, tuple([node.__dict__[name] for name in type(node).__children__])
+        _set_parts(node, parts)
+    return parts  # type: ignore[no-any-return]
 
 
 def field_values(node: Node) -> dict[str, Any]:
@@ -188,33 +233,9 @@ def field_values(node: Node) -> dict[str, Any]:
     Raises:
         TypeError: If the node's ``__init__`` is still running.
     """
-    values = _values(node)
-    return {name: values[name] for name in type(node).__fields__}
-
-
-def opened(node: Node) -> tuple[Metadata, tuple[Any, ...]]:
-    """Return the node's metadata, and what stands in its parameter and buffer fields, in order.
-
-    Raises:
-        TypeError: If the node's ``__init__`` is still running.
-    """
-    return _values(node)[PARTS]  # type: ignore[no-any-return]
-
-
-def _values(node: Node) -> dict[str, Any]:
-    """Return the ``__dict__`` of a finished node, which is built now if it has not been looked into before.
-
-    Raises:
-        TypeError: If the node's ``__init__`` is still running.
-    """
+    opened(node)
     values = node.__dict__
-    if PARTS not in values:
-        if FLAT not in values:
-            raise TypeError(BUILDING.format(cls=type(node).__name__))
-        with _building:
-            if PARTS not in values:
-                values.update(type(node).__assemble__(*values[FLAT].opened()).__dict__)
-    return values
+    return {name: values[name] for name in type(node).__fields__}
 
 
 def edited(
@@ -258,10 +279,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _define(cls: type[Node]) -> None:
-    for base in cls.__mro__[1:-1]:
-        # A class written in Python has __new__ as a staticmethod.
-        if not isinstance(base.__dict__.get("__new__", staticmethod(object)), staticmethod):
-            raise TypeError(BUILTIN_BASE.format(cls=cls.__name__, base=base.__name__))
     handwritten = _has_handwritten_init(cls)
     # A hand-written constructor takes what it likes, so the order of the fields' defaults is free: kw_only says so to attrs.
     attrs.define(
@@ -312,15 +329,14 @@ def _assembler(cls: type[Node]) -> Callable[[Metadata, Iterable[Any]], Any]:
         "def assemble(metadata, children):",
         "    node = new(cls)",
         "    values = node.__dict__",
-        "    children = tuple(children)",
         f"    ({targets},) = children" if targets else "    () = children",
         *(["    static = metadata.static", *sources] if sources else []),
-        "    values[PARTS] = metadata, children",
+        "    set_parts(node, metadata)",
         "    return node",
     ]
     source = "\n".join(lines)
     file = f"<assemble {cls.__module__}.{cls.__qualname__}>"
-    scope: dict[str, Any] = {"new": object.__new__, "cls": cls, "PARTS": PARTS}
+    scope: dict[str, Any] = {"new": object.__new__, "cls": cls, "set_parts": _set_parts}
     exec(compile(source, file, "exec"), scope)
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # so that a debugger can step through it
     return staticmethod(scope["assemble"])
@@ -375,7 +391,7 @@ def _close(node: Node, changed: Iterable[str], training: bool, frozen: frozenset
         else:
             _check_child(cls, name, values[name])
     metadata = Metadata({name: values[name] for name in cls.__static__}, training, frozen)
-    values[PARTS] = metadata, tuple([values[name] for name in cls.__children__])
+    _set_parts(node, (metadata, tuple([values[name] for name in cls.__children__])))
 
 
 def _check_static(cls: type[Node], name: str, value: Any) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import frostleaf as fl
-from frostleaf.node import FLAT, PARTS, metadata_of
+from frostleaf.node import is_built, metadata_of
 
 #: What every law is checked with. Whoever looks for a counterexample in earnest raises max_examples.
 law = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -236,7 +236,7 @@ def _with_metadata(module: fl.Module, keys: Any, recurse: bool, evaluating: bool
         fl.tree.flatten(module)
     if state == STATES[2]:
         module = fl.jit(lambda given: given)(module)
-        assert PARTS not in vars(module)
+        assert not is_built(module)
     return module
 
 
@@ -299,9 +299,9 @@ class Snapshot:
 
     @staticmethod
     def _attributes(module: fl.Module) -> dict[str, Any]:
-        """Return the module's fields and metadata; a module may also keep what was found out about it."""
-        metadata_of(module)  # a module without fields is not looked into by looking for what is in it
-        return {name: value for name, value in vars(module).items() if name != FLAT}
+        """Return the module's fields and metadata."""
+        metadata = metadata_of(module)  # a module without fields is not looked into by looking for what is in it
+        return {**vars(module), "metadata": metadata}
 
     def assert_unchanged(self) -> None:
         """Fail unless every part of the tree is the same object with the same attributes."""

@@ -14,7 +14,7 @@ import optree
 
 from ..containers import static_key
 from ..namespace import NAMESPACE
-from ..node import FLAT, PARTS, Node, opened
+from ..node import Node, flat_kept, keep_flat, opened
 
 T = TypeVar("T")
 Path = tuple[Any, ...]
@@ -212,12 +212,13 @@ def flatten(tree: Any) -> tuple[list[mx.array], Structure]:
 def flat_of(tree: Any) -> Flat:
     """Return the tree taken apart, as it is kept with a module."""
     if isinstance(tree, Node):
-        flat = tree.__dict__.get(FLAT)
+        flat = flat_kept(tree)
         if flat is None:
             leaves: list[mx.array] = []
             structure = Structure(_take(tree, leaves), len(leaves))
-            flat = tree.__dict__[FLAT] = Flat(leaves, structure)
-        return flat
+            flat = Flat(leaves, structure)
+            keep_flat(tree, flat)
+        return flat  # type: ignore[no-any-return]
     leaves = []
     return Flat(leaves, Structure(_take_outside(tree, leaves), len(leaves)))
 
@@ -388,7 +389,8 @@ def _take(value: Any, leaves: list[mx.array]) -> Any:
     looked up in the registry one by one.
     """
     if isinstance(value, Node):
-        metadata, children = value.__dict__.get(PARTS) or opened(value)
+        parts = value._frostleaf_parts  # type: ignore[attr-defined]
+        metadata, children = parts if type(parts) is tuple else opened(value)
     else:
         node = one_level(value)
         if node is None:
@@ -419,7 +421,7 @@ def put(shape: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None =
         return kind.__assemble__(metadata, children)
     if type(shape) is Waiting:
         node = object.__new__(shape.kind)
-        node.__dict__[FLAT] = Flat(list(islice(leaves, shape.num_leaves)), shape.structure, shape.signature)
+        keep_flat(node, Flat(list(islice(leaves, shape.num_leaves)), shape.structure, shape.signature))
         return node
     if shape is mx.array:
         return next(leaves)
