@@ -76,12 +76,22 @@ class Module(Node):
 
     @property
     def training(self) -> bool:
-        """Whether the module is in training mode. See :meth:`train`."""
+        """Whether the module is in training mode. See :meth:`train`.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Dropout().training
+        True
+        """
         return metadata_of(self).training
 
     @property
     def state(self) -> dict[str, Any]:
-        """All arrays of the module, private ones and buffers included, as fresh nested dicts and lists."""
+        """All arrays of the module, private ones and buffers included, as fresh nested dicts and lists.
+
+        >>> import frostleaf as fl
+        >>> list(fl.nn.BatchNorm(2).state)
+        ['weight', 'bias', 'running_mean', 'running_var']
+        """
         return self.filter_and_map(lambda module, key, value: True)
 
     def parameters(self) -> dict[str, Any]:
@@ -164,7 +174,12 @@ class Module(Node):
 
     @staticmethod
     def is_module(value: Any) -> bool:
-        """Return whether ``value`` is a module."""
+        """Return whether ``value`` is a module.
+
+        >>> import frostleaf as fl
+        >>> fl.Module.is_module(fl.nn.Identity()), fl.Module.is_module(3)
+        (True, False)
+        """
         return isinstance(value, Module)
 
     valid_child_filter = staticmethod(views.valid_child)

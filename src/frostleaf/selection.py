@@ -46,6 +46,10 @@ class Selection(Generic[T]):
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.relu).at("layers.*.weight").paths()
+        ['layers.0.weight']
         """
         return list(self._parts())
 
@@ -54,6 +58,11 @@ class Selection(Generic[T]):
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> layer.at("bias").get() is layer.bias, list(layer.at("b*").get())
+        (True, ['bias'])
         """
         parts = self._parts()
         if isinstance(self._where, str) and not set("*?") & set(self._where):
@@ -65,6 +74,10 @@ class Selection(Generic[T]):
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).at("bias").set(None)
+        Linear(weight=f32[2,2], bias=None)
         """
         return self.apply(lambda _: value)
 
@@ -73,6 +86,10 @@ class Selection(Generic[T]):
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).at("weight").apply(lambda weight: weight[:1])
+        Linear(weight=f32[1,2], bias=f32[2])
         """
         return self._rewritten(function, convert=True)
 
@@ -81,6 +98,10 @@ class Selection(Generic[T]):
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> fl.nn.Linear(2, 2).at("weight").astype(mx.float16)
+        Linear(weight=f16[2,2], bias=f32[2])
         """
         return self._rewritten(lambda part: astype(part, dtype, predicate), convert=False)
 
@@ -89,6 +110,10 @@ class Selection(Generic[T]):
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).at("weight").freeze()
+        Linear(weight=❄f32[2,2], bias=f32[2])
         """
         self._parts()
         return with_frozen(self._tree, self._where, True)
@@ -98,6 +123,10 @@ class Selection(Generic[T]):
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).freeze().at("bias").unfreeze()
+        Linear(weight=❄f32[2,2], bias=f32[2])
         """
         self._parts()
         return with_frozen(self._tree, self._where, False)
