@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from .edits.casting import Predicate, astype, floating
 from .edits.freezing import with_frozen
-from .tree.structure import Path, dotted
+from .tree.functions import dotted
+from .tree.structure import Path
 from .tree.walk import Descend, rewrite
 from .tree.where import Where, matcher
 

@@ -6,7 +6,7 @@ import pytest
 import frostleaf as fl
 from frostleaf.transforms.differentials import NO_DERIVATIVE, NOT_A_TUPLE, STRAY, UNLIKE, WRONG_COUNT
 from frostleaf.transforms.gradients import NOTHING_TRAINABLE
-from frostleaf.tree.structure import MISMATCH
+from frostleaf.tree.functions import MISMATCH
 
 A, B = mx.array([1.0, 2.0]), mx.array([3.0, 5.0])
 

@@ -7,7 +7,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.transforms.prefixes import paired
-from frostleaf.tree.structure import MISMATCH
+from frostleaf.tree.functions import MISMATCH
 
 A, B = mx.zeros(1), mx.zeros(2)
 TREE = {"a": (A, "text", None), "b": [B, {"c": A}], "m": fl.nn.Linear(1, 1)}

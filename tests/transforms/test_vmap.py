@@ -15,7 +15,7 @@ from frostleaf.transforms.vmap import (
     UNEQUAL_SIZES,
     WRONG_COUNT,
 )
-from frostleaf.tree.structure import MISMATCH
+from frostleaf.tree.functions import MISMATCH
 
 X = mx.arange(24, dtype=mx.float32).reshape(2, 3, 4)
 KEYS = mx.random.split(mx.random.key(0), 3)

@@ -14,8 +14,9 @@ import mlx.core as mx
 
 from .. import fields
 from ..node import Node, edited, metadata_of
+from ..tree.functions import dotted, flatten
 from ..tree.parts import selected
-from ..tree.structure import Path, dotted, flatten
+from ..tree.structure import Path
 from ..tree.walk import Descend, level, rewrite
 from ..tree.where import Where
 from .views import items, named_modules

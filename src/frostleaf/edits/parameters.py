@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ..node import Node, edited, nearest
-from ..tree.structure import Path, dotted
+from ..tree.functions import dotted
+from ..tree.structure import Path
 from ..tree.walk import rewrite
 from .views import Filter, filter_and_map, items, parameters, valid_parameter
 

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from ..edits.views import parameters
 from ..node import Node, nearest
-from ..tree.structure import dotted
+from ..tree.functions import dotted
 from ..tree.walk import Descend, rewrite
 
 N = TypeVar("N", bound=Node)

@@ -16,7 +16,7 @@ from ..fields import buffer, static
 from ..module import Module
 from ..node import Node
 from ..tree.compare import describe
-from ..tree.structure import aligned, dotted, flatten, unflatten
+from ..tree.functions import aligned, dotted, flatten, unflatten
 
 T = TypeVar("T")
 

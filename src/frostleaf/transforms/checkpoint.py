@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import mlx.core as mx
 
-from ..tree.structure import Structure, flatten, unflatten
+from ..tree.functions import flatten, unflatten
+from ..tree.structure import Structure
 from .jit import _unbound
 from .passing import Inputs, Origins, together
 from .random import restore_state, saved_state

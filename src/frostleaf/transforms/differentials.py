@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..tree.compare import describe
-from ..tree.structure import dotted, flatten, unflatten
+from ..tree.functions import dotted, flatten, unflatten
 from .gradients import NOTHING_TRAINABLE, Part, found_in, part_of
 from .prefixes import argument, paired
 

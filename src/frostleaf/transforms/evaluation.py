@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..tree.structure import leaves
+from ..tree.functions import leaves
 
 
 def eval(*trees: Any) -> None:

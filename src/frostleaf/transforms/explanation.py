@@ -10,7 +10,8 @@ import attrs
 import mlx.core as mx
 
 from ..tree.compare import Change, describe, diff
-from ..tree.structure import Structure, unflatten
+from ..tree.functions import unflatten
+from ..tree.structure import Structure
 from ..tree.walk import level
 
 NEVER = "{fn} has not been traced yet."

@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from ..edits.freezing import trainable
 from ..tree.compare import describe
-from ..tree.structure import Structure, dotted, flatten, unflatten
+from ..tree.functions import dotted, flatten, unflatten
+from ..tree.structure import Structure
 
 NO_ARGUMENT = "can't differentiate {fn} with respect to argument {number}: it was called with {count} positional arguments"
 NO_NAME = "can't differentiate {fn} with respect to argument {name!r}: it was called with {given}"

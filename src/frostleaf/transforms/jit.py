@@ -21,7 +21,8 @@ import mlx.core as mx
 from ..containers import static_key
 from ..module import Module
 from ..node import Node
-from ..tree.structure import Structure, dotted, flat_of, put, waiting
+from ..tree.functions import dotted
+from ..tree.structure import Structure, flat_of, put, waiting
 from .captured import warn_of_captured
 from .compiled import Compiled
 from .explanation import History, Traced

@@ -8,7 +8,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..tree.compare import describe
-from ..tree.structure import MISMATCH, Path, dotted, entries_of, one_level
+from ..tree.functions import MISMATCH, dotted
+from ..tree.structure import Path, entries_of, one_level
 
 
 def paired(tree: Any, other: Any, what: str, path: Path = ()) -> Iterator[tuple[Path, mx.array, Any]]:

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ..containers import packed, unpacked
 from ..tree.compare import describe
-from ..tree.structure import flatten, unflatten
+from ..tree.functions import flatten, unflatten
 from .jit import _unbound
 from .random import restore_state, saved_state
 from .stateful import _records

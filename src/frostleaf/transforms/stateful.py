@@ -11,7 +11,8 @@ import mlx.core as mx
 from .. import fields
 from ..module import Module
 from ..node import edited, nearest
-from ..tree.structure import Path, flatten, unflatten
+from ..tree.functions import flatten, unflatten
+from ..tree.structure import Path
 from ..tree.walk import rewrite
 
 M = TypeVar("M", bound=Module)

@@ -11,7 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..tree.compare import describe
-from ..tree.structure import Structure, dotted, flatten, unflatten
+from ..tree.functions import dotted, flatten, unflatten
+from ..tree.structure import Structure
 from .prefixes import argument, paired
 from .random import restore_state, saved_state
 from .stateful import _records

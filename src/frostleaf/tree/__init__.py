@@ -4,8 +4,8 @@ The names are those of ``jax.tree``. Arrays are the leaves; every other value is
 """
 
 from .compare import allclose, diff, equal
+from .functions import flatten, leaves, map, map_with_path, paths, reduce, structure, unflatten
 from .parts import combine, filter, partition
-from .structure import flatten, leaves, map, map_with_path, paths, reduce, structure, unflatten
 from .vectors import nbytes, ravel, size, stack, unstack
 
 __all__ = [

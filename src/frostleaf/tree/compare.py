@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from ..containers import static_key
 from ..node import Node, metadata_of
-from .structure import Path, dotted, flatten
+from .functions import dotted, flatten
+from .structure import Path
 from .walk import level
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}

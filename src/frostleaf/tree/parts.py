@@ -9,7 +9,7 @@ import optree
 
 from ..namespace import NAMESPACE
 from .compare import UNLIKE, diff
-from .structure import flatten, unflatten
+from .functions import flatten, unflatten
 from .walk import Descend, rewrite
 from .where import Where, matcher
 

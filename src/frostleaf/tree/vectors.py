@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from .compare import UNLIKE, describe, diff
-from .structure import dotted, flatten, unflatten
+from .functions import dotted, flatten, unflatten
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .structure import Path, dotted
+from .functions import dotted
+from .structure import Path
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 
