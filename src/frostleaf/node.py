@@ -105,8 +105,8 @@ class Metadata:
 class Node:
     """The base of :class:`Module`: a class whose instances are frozen trees."""
 
-    # Beside its fields, which are in its __dict__, an instance that is finished and built has its metadata, or a tuple of its
-    # metadata and its children. If it was taken apart, or was not built yet, it has its leaves and its structure (a
+    # Beside its fields, which are in its __dict__, an instance that is finished and built has its metadata, or what
+    # opened() returns. If it was taken apart, or was not built yet, it has its leaves and its structure (a
     # tree.structure.Flat).
     __slots__ = ("_frostleaf_flat", "_frostleaf_parts")
 
@@ -158,7 +158,7 @@ class Node:
         def copied(part: Any) -> Any:
             return copy.deepcopy(part, memo) if isinstance(part, mx.array | Node) else part
 
-        metadata, children = opened(self)
+        metadata, children, _ = opened(self)
         new = [optree.tree_map(copied, child, is_leaf=_is_node, namespace=NAMESPACE) for child in children]
         return type(self).__assemble__(metadata, new)  # type: ignore[no-any-return]
 
@@ -205,8 +205,10 @@ def is_finished(node: Node) -> bool:
     return is_built(node) or flat_kept(node) is not None
 
 
-def opened(node: Node) -> tuple[Metadata, tuple[Any, ...]]:
-    """Return the node's metadata, and what stands in its parameter and buffer fields, in order. It is built if it was not.
+def opened(node: Node) -> tuple[Metadata, tuple[Any, ...], bool]:
+    """Return the node's metadata, what stands in its parameter and buffer fields, in order, and whether that is arrays only.
+
+    The node is built if it was not.
 
     Raises:
         TypeError: If the node's ``__init__`` is still running.
@@ -222,9 +224,15 @@ def opened(node: Node) -> tuple[Metadata, tuple[Any, ...]]:
                 _set_parts(node, opened(built))
     parts = _get_parts(node)
     if type(parts) is not tuple:
-        parts = parts, tuple([node.__dict__[name] for name in type(node).__children__])
-        _set_parts(node, parts)
+        _keep_parts(node, parts)
+        parts = _get_parts(node)
     return parts  # type: ignore[no-any-return]
+
+
+def _keep_parts(node: Node, metadata: Metadata) -> None:
+    children = tuple([node.__dict__[name] for name in type(node).__children__])
+    arrays_only = all(type(child) is mx.array for child in children)
+    _set_parts(node, (metadata, children, arrays_only))
 
 
 def field_values(node: Node) -> dict[str, Any]:
@@ -306,7 +314,7 @@ def _define(cls: type[Node]) -> None:
     )
     optree.register_pytree_node(
         cast(Any, cls),
-        lambda node: (*opened(cast(Any, node))[::-1], cls.__children__),
+        lambda node: (opened(cast(Any, node))[1], metadata_of(cast(Any, node)), cls.__children__),
         cast(Any, cls.__assemble__),
         path_entry_type=optree.GetAttrEntry,
         namespace=NAMESPACE,
@@ -391,7 +399,7 @@ def _close(node: Node, changed: Iterable[str], training: bool, frozen: frozenset
         else:
             _check_child(cls, name, values[name])
     metadata = Metadata({name: values[name] for name in cls.__static__}, training, frozen)
-    _set_parts(node, (metadata, tuple([values[name] for name in cls.__children__])))
+    _keep_parts(node, metadata)
 
 
 def _check_static(cls: type[Node], name: str, value: Any) -> None:

@@ -11,22 +11,20 @@ BLOCKS = 12
 ROUNDS = 200
 
 
-def test_flatten_of_a_new_model(table):
+def test_flatten_of_a_new_model(table, without_collector):
+    flatten = {
+        (Model, Block, Layer): fl.tree.flatten,
+        (OptreeModel, OptreeBlock, OptreeLayer): lambda tree: optree.tree_flatten(tree, namespace="benchmark"),
+    }
     taken = [], []
     for _ in range(ROUNDS):
-        for times, classes, flatten in (
-            (taken[0], (Model, Block, Layer), fl.tree.flatten),
-            (
-                taken[1],
-                (OptreeModel, OptreeBlock, OptreeLayer),
-                lambda tree: optree.tree_flatten(tree, namespace="benchmark"),
-            ),
-        ):
+        for times, (classes, function) in zip(taken, flatten.items(), strict=True):
             tree = build(BLOCKS, *classes, size=1)
             start = time.perf_counter()
-            leaves, _ = flatten(tree)
+            result = function(tree)
             times.append(time.perf_counter() - start)
-            assert len(leaves) == 16 * BLOCKS
+            assert len(result[0]) == 16 * BLOCKS
+            del tree, result
     table.add("flatten, 192 arrays, never flattened before / optree's attrs", *taken)
 
 

@@ -198,7 +198,7 @@ def flat_of(tree: Any) -> Flat:
 def one_level(value: Any) -> tuple[Any, Sequence[Any]] | None:
     """Return a node's metadata and children: ``None`` for an array, ``None``, or a static value, which have no inside."""
     if isinstance(value, Node):
-        return opened(value)
+        return opened(value)[:2]
     if value is None or isinstance(value, mx.array) or optree.tree_is_leaf(value, namespace=NAMESPACE):
         return None
     children, metadata, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
@@ -235,7 +235,10 @@ def _take(value: Any, leaves: list[mx.array]) -> Any:
     """
     if isinstance(value, Node):
         parts = value._frostleaf_parts  # type: ignore[attr-defined]
-        metadata, children = parts if type(parts) is tuple else opened(value)
+        metadata, children, arrays_only = parts if type(parts) is tuple else opened(value)
+        if arrays_only:
+            leaves += children
+            return type(value), metadata, len(children)
     else:
         node = one_level(value)
         if node is None:
