@@ -113,5 +113,7 @@ def arrays_in(value: Any) -> Iterator[mx.array]:
             yield from arrays_in((leaf.func, leaf.args, leaf.keywords))
         elif isinstance(leaf, types.MethodType):
             yield from arrays_in(leaf.__self__)
+        elif isinstance(leaf, dict):  # of a class of its own, such as a module of MLX
+            yield from arrays_in(dict(leaf))
         elif isinstance(leaf, frozenset):
             yield from arrays_in(tuple(leaf))

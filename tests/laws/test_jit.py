@@ -983,3 +983,21 @@ def test_inside_there_are_the_same_classes_and_static_values(tree: Any) -> None:
     fl.jit(function)(tree)
     assert seen == [[(path, type(part)) for path, part in parts(tree)]]
     assert len(arrays_of(tree)) == len(fl.tree.leaves(tree))
+
+
+def test_the_random_state_is_whole_when_the_second_try_at_a_trace_fails() -> None:
+    outside, calls = mx.ones(2), []
+
+    def function(x: mx.array) -> mx.array:
+        calls.append(mx.random.normal((2,)))
+        if len(calls) == 2:
+            raise OopsError
+        return x + outside
+
+    jitted = fl.jit(function)
+    mx.random.seed(0)
+    with pytest.warns(fl.CapturedArrayWarning), pytest.raises(OopsError):
+        jitted(outside)
+    drawn = mx.random.normal((2,)).tolist()
+    mx.random.seed(0)
+    assert drawn == mx.random.normal((2,)).tolist()

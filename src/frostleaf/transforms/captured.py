@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dis
-import functools
 import os
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
-import optree
 
-from ..namespace import NAMESPACE
+from ..containers import arrays_in
 from ..tree.compare import describe
 from .explanation import with_article
 
@@ -82,18 +80,8 @@ def _names_read(code: types.CodeType) -> Iterator[tuple[str, str]]:
             yield from _names_read(constant)
 
 
-def _arrays(value: Any) -> Iterator[mx.array]:
-    if value is mx.random.state:  # which jit threads through
-        return
-    for leaf in optree.tree_leaves(value, namespace=NAMESPACE):
-        if isinstance(leaf, mx.array):
-            yield leaf
-        elif isinstance(leaf, functools.partial):
-            yield from _arrays((leaf.func, leaf.args, leaf.keywords))
-        elif isinstance(leaf, types.MethodType):
-            yield from _arrays(leaf.__self__)
-        elif isinstance(leaf, dict):  # such as a module of MLX
-            yield from _arrays(dict(leaf))
+def _arrays(value: Any) -> Iterable[mx.array]:
+    return () if value is mx.random.state else arrays_in(value)  # the random state is what jit threads through
 
 
 def _described(value: Any, count: int) -> str:

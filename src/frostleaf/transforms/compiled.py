@@ -32,15 +32,16 @@ class Compiled:
         before = saved_state()
         try:
             return self._call(arrays)
-        except ValueError as error:
+        except BaseException as error:
             restore_state(before)
-            if UNCAPTURED not in str(error):
+            if not isinstance(error, ValueError) or UNCAPTURED not in str(error):
                 raise
+        # The function reads from outside an array that it was given as well, and MLX can't tell constant and argument apart.
+        try:
+            return self._call([mx.contiguous(array) for array in arrays])
         except BaseException:
             restore_state(before)
             raise
-        # The function reads from outside an array that it was given as well, and MLX can't tell constant and argument apart.
-        return self._call([mx.contiguous(array) for array in arrays])
 
     def __del__(self) -> None:
         self._shell.retire()
@@ -69,9 +70,10 @@ class _Shell:
         self.threads.add(threading.get_ident())
         return self.fn(arrays)
 
-    def retire(self) -> None:
+    def retire(self, get_ident: Callable[[], int] = threading.get_ident) -> None:
+        # get_ident is kept here because, when the interpreter ends, this may run after the module's own names are gone.
         self.fn = None
-        if not self.threads <= {threading.get_ident()}:
+        if not self.threads <= {get_ident()}:
             with self._lock:
                 for thread in self.threads:
                     self._retired.setdefault(thread, []).append(self)

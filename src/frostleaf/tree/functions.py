@@ -13,10 +13,7 @@ from .structure import Path, Recipe, Static, Structure, each_of, entries_of, fla
 
 T = TypeVar("T")
 
-
 LEAF_COUNT = "the structure has {expected} leaves and {given} were given"
-
-
 MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."
 
 

@@ -236,17 +236,17 @@ def _take(value: Any, leaves: list[mx.array]) -> Any:
     if isinstance(value, Node):
         parts = value._frostleaf_parts  # type: ignore[attr-defined]
         metadata, children, arrays_only = parts if type(parts) is tuple else opened(value)
-        if arrays_only:
-            leaves += children
-            return type(value), metadata, len(children)
-    else:
-        node = one_level(value)
-        if node is None:
-            if isinstance(value, mx.array):
-                leaves.append(value)
-                return mx.array
-            return None if value is None else Static(value)
-        metadata, children = node
+        if not arrays_only:
+            return type(value), metadata, tuple([_take(child, leaves) for child in children])
+        leaves += children
+        return type(value), metadata, len(children)
+    node = one_level(value)
+    if node is None:
+        if isinstance(value, mx.array):
+            leaves.append(value)
+            return mx.array
+        return None if value is None else Static(value)
+    metadata, children = node
     for child in children:
         if type(child) is not _ARRAY:
             return type(value), metadata, tuple([_take(child, leaves) for child in children])
