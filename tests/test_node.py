@@ -611,13 +611,45 @@ def test_a_deep_copy_keeps_one_object_at_two_places_one_object() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [mx.float16, mx.bool_, mx.tanh, mx.random.normal, nn.relu, nn.tanh, len, functools.partial(len), Affine],
+    [
+        mx.float16, mx.bool_, mx.tanh, mx.random.normal, nn.relu, nn.tanh, len, functools.partial(len), Affine,
+        functools.partial(mx.softmax, axis=-1), functools.partial(functools.partial(nn.gelu), mx.float16, x=MappingProxyType),
+        frozenset({mx.float16, mx.bool_, 1}),
+    ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
-)
+)  # fmt: skip
 def test_a_module_can_be_copied_and_pickled_whatever_is_static_in_it(value: Any) -> None:
     held = Affine({"a": value}, [value], size=(value, {"a": value}))
     assert fl.tree.equal(copy.deepcopy(held), held)
     assert fl.tree.equal(pickle.loads(pickle.dumps(held)), held)
+
+
+def scaled(x: Any) -> Any:
+    return x * 2
+
+
+@pytest.mark.parametrize("value", [mx.vmap(scaled), mx.grad(scaled), mx.compile(scaled), mx.compile(lambda x: x)])
+def test_what_mlx_made_of_a_function_is_not_pickled_as_that_function(value: Any) -> None:
+    with pytest.raises(TypeError, match="cannot pickle 'function' object"):
+        pickle.dumps(Affine(ONE, size=value))
+
+
+class Rows(dict):  # type: ignore[type-arg]
+    """A dict of somebody's own."""
+
+
+class Shape(tuple):  # type: ignore[type-arg]
+    """A tuple of somebody's own."""
+
+
+fl.register_pytree_node(Rows, lambda rows: (rows.values(), tuple(rows)), lambda keys, rows: Rows(zip(keys, rows, strict=True)))
+
+
+def test_classes_of_dict_and_tuple_are_those_that_they_were_when_pickled() -> None:
+    held = Affine(Rows(a=ONE), size=Shape([1, 2]))
+    again = pickle.loads(pickle.dumps(held))
+    assert (type(again.weight), type(again.size)) == (Rows, Shape)
+    assert fl.tree.equal(again, held)
 
 
 def test_a_module_can_be_held_weakly() -> None:
@@ -933,3 +965,6 @@ def test_metadata_is_equal_when_it_is_interchangeable_and_survives_pickling() ->
     assert one != "something else"
     assert pickle.loads(pickle.dumps(one)) == one
     assert hash(pickle.loads(pickle.dumps(one))) == hash(one)
+    held = metadata_of(Affine(ONE, size={"a": [mx.float16, nn.relu]}).freeze().eval())
+    assert repr(pickle.loads(pickle.dumps(held))) == repr(held)
+    assert copy.deepcopy(held) == pickle.loads(pickle.dumps(held)) == held

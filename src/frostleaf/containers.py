@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
@@ -25,10 +26,7 @@ def freeze_containers(value: Any) -> Any:
     (1, mappingproxy({'a': (2,)}))
     """
     if isinstance(value, tuple):
-        items = [freeze_containers(item) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return _with_items(value, [freeze_containers(item) for item in value])
     if type(value) in (list, deque):
         return tuple(freeze_containers(item) for item in value)
     if type(value) in (dict, OrderedDict, defaultdict, MappingProxyType):
@@ -49,6 +47,14 @@ class Named(NamedTuple):
     name: str
 
 
+class Bound(NamedTuple):
+    """A partial function that is pickled in parts."""
+
+    func: Any
+    args: Any
+    keywords: Any
+
+
 def packed(value: Any) -> Any:
     """Return ``value`` so that it can be pickled: a mapping proxy, a dtype of MLX and a function of MLX can't as they are.
 
@@ -56,14 +62,19 @@ def packed(value: Any) -> Any:
     (Named(module='mlx.core', name='float16'), Named(module='mlx.core', name='tanh'))
     """
     if isinstance(value, tuple):
-        items = [packed(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return _with_items(value, [packed(item) for item in value])
     if isinstance(value, MappingProxyType):
         return {key: packed(item) for key, item in value.items()}
+    if type(value) is frozenset:
+        return frozenset(packed(item) for item in value)
+    if type(value) is functools.partial:
+        return Bound(packed(value.func), packed(value.args), packed(MappingProxyType(value.keywords)))
+    if value is MappingProxyType:
+        return Named("types", "MappingProxyType")
     if isinstance(value, mx.Dtype):
         name = str(value).removeprefix("mlx.core.")
         return Named("mlx.core", name if hasattr(mx, name) else f"{name}_")
-    if type(value) in _MLX_FUNCTIONS:
+    if type(value) in _MLX_FUNCTIONS and has_name(value):
         return Named(value.__module__, value.__name__)
     return value
 
@@ -72,12 +83,34 @@ def unpacked(value: Any) -> Any:
     """Return what :func:`packed` was given, but for dicts in place of mapping proxies."""
     if isinstance(value, Named):
         return getattr(importlib.import_module(value.module), value.name)
+    if isinstance(value, Bound):
+        return functools.partial(unpacked(value.func), *unpacked(value.args), **unpacked(value.keywords))
     if isinstance(value, tuple):
-        items = [unpacked(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, dict):
+        return _with_items(value, [unpacked(item) for item in value])
+    if type(value) is dict:
         return {key: unpacked(item) for key, item in value.items()}
+    if type(value) is frozenset:
+        return frozenset(unpacked(item) for item in value)
     return value
+
+
+def has_name(function: Any) -> bool:
+    """Return whether a function is what stands under its name in its module, so that it can be pickled as that name.
+
+    >>> has_name(mx.tanh), has_name(mx.vmap(mx.tanh)), has_name(lambda: None)
+    (True, False, False)
+    """
+    found: Any = sys.modules.get(function.__module__)
+    for name in getattr(function, "__qualname__", "").split("."):
+        found = getattr(found, name, None)
+    return found is function
+
+
+def _with_items(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """Return the tuple with other items; the tuple itself if they are those that it has."""
+    if all(new is old for new, old in zip(items, value, strict=True)):
+        return value
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def static_key(value: Any) -> Any:

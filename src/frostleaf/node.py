@@ -101,6 +101,10 @@ class Metadata:
             shown["frozen"] = sorted(self.frozen)
         return f"Metadata({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
+    def __reduce__(self) -> Any:
+        # The hash is made anew: that of a string is another in each process.
+        return _metadata, ({name: packed(value) for name, value in self.static.items()}, self.training, self.frozen)
+
 
 class Node:
     """The base of :class:`Module`: a class whose instances are frozen trees."""
@@ -460,6 +464,10 @@ def _blank(cls: type[N], values: Mapping[str, Any]) -> N:
 def _frozen(verb: str, cls: type[Node], name: str) -> str:
     advice = f".replace({name}=...)" if name in cls.__fields__ else ".train(mode)" if name == "training" else ".replace(...)"
     return FROZEN.format(verb=verb, cls=cls.__name__, name=name, advice=advice)
+
+
+def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str]) -> Metadata:
+    return Metadata({name: freeze_containers(unpacked(value)) for name, value in static.items()}, training, frozen)
 
 
 def _restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str]) -> N:

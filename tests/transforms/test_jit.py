@@ -622,3 +622,110 @@ def test_disable_jit_holds_for_one_thread_and_one_task(counted):
         thread.start()
         thread.join()
     assert (len(runs), jitted.trace_count) == (2, 2)
+
+
+# What a call costs
+
+
+class Layers(fl.Module):
+    weights: tuple
+    frozen_weights: tuple = fl.buffer()
+
+
+def python_calls(function):
+    """Return how many calls of Python functions and of functions in C a call makes."""
+    calls = []
+    sys.setprofile(lambda frame, event, arg: calls.append(event) if event in ("call", "c_call") else None)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return len(calls)
+
+
+@pytest.mark.parametrize("passed", [0, 3])
+def test_a_call_does_the_same_in_python_for_few_arrays_and_for_many(passed):
+    def calls(count):
+        model = Layers([ONE + number for number in range(count)], [ONE] * passed)
+        double = fl.jit(lambda model, x: (fl.tree.map(lambda leaf: leaf + leaf, model), x + x))
+        step = fl.jit(lambda model, x: (model.replace(weights=[weight + x for weight in model.weights]), x + x))
+        for each in double, step:
+            each(model, ONE)
+            each(model, ONE)
+        return [python_calls(lambda each=each: each(model, ONE)) for each in (double, step)]
+
+    assert calls(2) == calls(200)
+
+
+def test_a_function_whose_latest_trace_made_room_for_another_traces_again():
+    seen = []
+    double = fl.jit(lambda x: seen.append(x.shape) or x + x, max_traces=1)
+    for x in ONE, mx.ones(3), ONE, ONE, mx.ones(3):
+        assert double(x).tolist() == (x + x).tolist()
+    assert seen == [(2,), (3,), (2,), (3,)]
+
+
+@pytest.mark.parametrize("drop", ["clear", "another shape"])
+def test_the_latest_trace_is_dropped_like_the_others(drop):
+    class Held:
+        """Static, and found in the trace as long as there is one."""
+
+    held = Held()
+    alive = weakref.ref(held)
+    passing = fl.jit(lambda x, static: (x + x, static), max_traces=1)
+    passing(ONE, held)
+    passing(ONE, held)
+    if drop == "clear":
+        passing.clear()
+    else:
+        passing(mx.ones(3), None)
+        passing.explain()
+        passing.clear()
+    del held
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_call_that_fails_after_another_took_its_place_leaves_both_right():
+    def fails(x, fail):
+        if fail:
+            raise RuntimeError(fail)
+        return x + x
+
+    jitted = fl.jit(fails, max_traces=1)
+    assert jitted(ONE, "").tolist() == [2, 2]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        jitted(ONE, "on purpose")
+    assert jitted(ONE, "").tolist() == [2, 2]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        jitted(ONE, "on purpose")
+
+
+# Random numbers
+
+
+def test_only_a_function_that_draws_moves_the_random_state():
+    mx.random.seed(0)
+    before = mx.random.state[0]
+    double = fl.jit(lambda x: x + x)
+    double(ONE)
+    assert mx.random.state[0].tolist() == before.tolist()
+    since = mx.random.state[0]
+    double(ONE)
+    assert mx.random.state[0] is since
+    draws = fl.jit(lambda x: x + mx.random.uniform(shape=(2,)))
+    first, second = draws(ONE), draws(ONE)
+    mx.random.seed(0)
+    assert [first.tolist(), second.tolist()] == [(ONE + mx.random.uniform(shape=(2,))).tolist() for _ in range(2)]
+
+
+def test_a_function_draws_for_some_shapes_only():
+    @fl.jit
+    def noisy(x):
+        return x + mx.random.uniform(shape=x.shape) if x.size > 2 else x + 1
+
+    mx.random.seed(0)
+    results = [noisy(mx.zeros(size)).tolist() for size in (2, 3, 2, 3)]
+    mx.random.seed(0)
+    drawn = [mx.random.uniform(shape=(3,)).tolist() for _ in range(2)]
+    assert results == [[1, 1], drawn[0], [1, 1], drawn[1]]

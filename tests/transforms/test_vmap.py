@@ -1,9 +1,14 @@
 """vmap: axes for parts of trees, ensembles, random numbers, and what is an error."""
 
+import functools
+from typing import Any
+
+import attrs
 import mlx.core as mx
 import pytest
 
 import frostleaf as fl
+from frostleaf.transforms.captured import HIDDEN, RUNS_LATER
 from frostleaf.transforms.vmap import (
     DIFFERS,
     NO_AXIS,
@@ -223,3 +228,98 @@ def test_what_layers_record_belongs_to_each_index():
     out, same = fl.stateful(Normed(norm).eval(), X)
     assert fl.tree.allclose(out, Normed(norm).eval()(X))
     assert same.norm.running_mean is norm.running_mean
+
+
+# Jitted functions inside
+
+
+def test_a_function_that_is_jitted_and_checkpointed_is_traced_with_its_checkpoint_wherever_it_ran_before():
+    runs = []
+
+    def block(x):
+        runs.append("ran")
+        return mx.sin(mx.sin(x)).sum()
+
+    def make():
+        runs.clear()
+        return fl.jit(lambda x: fl.grad(fl.checkpoint(block))(x))
+
+    x = X[0, 0]
+    expected = make()(x)
+    assert len(runs) == 2  # forward, and once more for the gradient
+    for mapped in (lambda jitted: fl.vmap(lambda row: row * 0 + jitted(x)), fl.vmap):
+        jitted = make()
+        assert mx.allclose(mapped(jitted)(mx.stack([x, x]))[0], expected)
+        assert len(runs) == 1
+        assert fl.tree.allclose(jitted(x), expected)
+        assert (len(runs), jitted.trace_count) == (3, 1)
+        mapped(jitted)(mx.stack([x, x]))
+        assert fl.tree.allclose(jitted(x), expected)
+        assert (len(runs), jitted.trace_count) == (4, 1)
+
+
+def test_a_jitted_function_of_what_is_not_mapped_draws_on():
+    @fl.jit
+    def noisy(x):
+        return x + mx.random.uniform(shape=(2,))
+
+    mx.random.seed(0)
+    expected = [noisy(mx.zeros(2)) for _ in range(3)]
+    mx.random.seed(0)
+    first = noisy(mx.zeros(2))
+    second = fl.vmap(lambda x: x + noisy(mx.zeros(2)))(mx.zeros((3, 2)))[0]
+    assert fl.tree.allclose([first, second, noisy(mx.zeros(2))], expected)
+
+
+# Results in which arrays can not be found
+
+
+@attrs.frozen
+class Record:
+    array: Any
+    other: Any = None
+
+
+class Plain:
+    def __init__(self, array):
+        self.array = array
+
+
+async def coroutine(x):
+    return x
+
+
+def generator(x):
+    yield x
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (Plain, HIDDEN.format(fn="Plain", kind="a Plain", where="", transformation="fl.vmap")),
+        (lambda x: {"a": (1, Record(3, [x + 1]))},
+         HIDDEN.format(fn="<lambda>", kind="a Record", where=" (a.1 of the result)", transformation="fl.vmap")),
+        (lambda x: [lambda y: x + y],
+         HIDDEN.format(fn="<lambda>", kind="a function", where=" (0 of the result)", transformation="fl.vmap")),
+        (lambda x: functools.partial(mx.add, x),
+         HIDDEN.format(fn="<lambda>", kind="a partial", where="", transformation="fl.vmap")),
+        (coroutine, RUNS_LATER.format(fn="coroutine", kind="a coroutine", where="", transformation="fl.vmap")),
+        (generator, RUNS_LATER.format(fn="generator", kind="a generator", where="", transformation="fl.vmap")),
+        (lambda x: (x, (x for _ in range(2))),
+         RUNS_LATER.format(fn="<lambda>", kind="a generator", where=" (1 of the result)", transformation="fl.vmap")),
+    ],
+)  # fmt: skip
+def test_a_result_that_hides_an_array_is_an_error_that_says_where(function, message):
+    before = mx.random.state[0]
+    with pytest.raises(TypeError) as raised:
+        fl.vmap(function)(X)
+    assert str(raised.value) == message
+    assert fl.tree.equal(mx.random.state[0], before)
+
+
+def test_an_object_that_holds_no_computed_array_is_returned_as_it_is():
+    record = Record(mx.ones(2), mx.ones(2) + 1)
+    values = [record, Plain(X), Plain, len, mx, lambda: record, functools.partial(len, X), {1, 2}, mx.float16, ...]
+    out, given = fl.vmap(lambda x: (x, values))(X)
+    assert out.shape == X.shape
+    assert all(one is other for one, other in zip(given, values, strict=True))

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
+import pickle
+import subprocess
+import sys
+import time
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable
@@ -196,6 +203,73 @@ def test_a_structure_shows_the_classes_and_the_static_values() -> None:
     shown = repr(fl.tree.structure(Net([A, 0.25], size="large")))
     assert shown.startswith("Structure(")
     assert all(each in shown for each in ("Net", "0.25", "large"))
+
+
+# Copies
+
+
+@every_tree
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_structure_can_be_pickled(tree: Any, leaves: list[mx.array], paths: list[str], protocol: int) -> None:
+    structure = fl.tree.structure(tree)
+    again = pickle.loads(pickle.dumps(structure, protocol))
+    assert again == structure
+    assert again is not structure
+    assert (again.num_leaves, again.leaf_paths()) == (structure.num_leaves, structure.leaf_paths())
+    assert list(again.static_values()) == list(structure.static_values())
+    if not isinstance(tree, set):
+        assert hash(again) == hash(structure)
+    made = fl.tree.unflatten(again, leaves)
+    assert type(made) is type(tree)
+    assert same_objects(fl.tree.leaves(made), leaves)
+    assert fl.tree.structure(made) == structure
+
+
+@pytest.mark.parametrize(
+    "value",
+    [mx.float16, mx.tanh, frozenset({mx.float16}), functools.partial(mx.softmax, axis=-1), Net, len, 1.5, float("nan"), "text"],
+    ids=shown,
+)
+def test_a_structure_with_static_values_of_any_kind_can_be_pickled(value: Any) -> None:
+    structure = fl.tree.structure([value, {"a": (value, A)}, Net([A, value], size=value), MappingProxyType({"b": value})])
+    again = pickle.loads(pickle.dumps(structure))
+    assert again == structure
+    assert hash(again) == hash(structure)
+
+
+@pytest.mark.parametrize(
+    "tree", [Net(A).eval(), Net([A], bias=Net(B)).freeze(keys="weight"), {"model": Net(A), "time": time.gmtime(0)}], ids=shown
+)
+def test_a_structure_keeps_modes_frozen_names_and_named_tuples_when_pickled(tree: Any) -> None:
+    structure = fl.tree.structure(tree)
+    again = pickle.loads(pickle.dumps(structure))
+    assert again == structure
+    assert repr(fl.tree.unflatten(again, fl.tree.leaves(tree))) == repr(tree)
+
+
+def test_a_structure_is_its_own_deep_copy_and_equal_to_its_copy() -> None:
+    structure = fl.tree.structure([Net(A), object(), Cache(A, B, 1)])
+    assert copy.deepcopy(structure) is structure
+    assert copy.deepcopy({"a": structure})["a"] is structure
+    assert copy.copy(structure) == structure
+    assert copy.deepcopy(fl.tree.structure(bytearray(b"x"))) == fl.tree.structure(bytearray(b"x"))
+
+
+IN_ANOTHER_PROCESS = """
+import pickle, sys
+import frostleaf as fl
+structure, model = pickle.load(sys.stdin.buffer)
+assert structure == fl.tree.structure(model) and hash(structure) == hash(fl.tree.structure(model))
+assert {structure: 1}[fl.tree.structure(model)] == 1
+"""
+
+
+def test_a_pickled_structure_is_a_key_in_a_process_where_strings_have_other_hashes() -> None:
+    model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Conv2d(1, 1, 1), "text", fl.nn.relu)
+    given = pickle.dumps((fl.tree.structure(model), model))
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS], input=given, env=environment, check=True)
 
 
 def test_any_object_can_stand_in_for_a_leaf() -> None:

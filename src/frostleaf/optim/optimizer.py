@@ -17,6 +17,8 @@ from ..module import Module
 from ..node import Node
 from ..tree.compare import describe
 from ..tree.functions import aligned, dotted, flatten, unflatten
+from ..tree.structure import parts_of
+from .packing import Packed
 
 T = TypeVar("T")
 
@@ -30,6 +32,9 @@ OTHER_STATE = (
     "frozen or changed since, make a new state with {optimizer}.init(model)"
 )
 SAME_NAME = "two parameters have the name {name!r}, so that an optimizer can't tell them apart: rename a key of a dict"
+PACKED = (
+    "a packed model is trained by fl.optim.flatten(opt), which knows what may be done to packed arrays, and not by opt itself"
+)
 NO_GRADIENT = "there is no gradient for {path!r}, which is trainable ({array}); the gradients have {given} there"
 WRONG_SHAPE = "the gradient for {path!r} is {given}, and the parameter is {array}"
 
@@ -135,7 +140,7 @@ class Optimizer(Node):
         named = zip(names, aligned(model, grads, "the gradient"), strict=True)
         gradients = {name: gradient for name, gradient in named if name in parameters}
         for name, parameter in parameters.items():
-            _check_gradient(name, parameter, gradients[name])
+            check_gradient(name, parameter, gradients[name])
 
         # Under a name of their own the parameters can be called anything, "step" and "learning_rate" included.
         slots = {name: dict(slot) for name, slot in state.slots.items()}
@@ -175,6 +180,8 @@ def _number(value: Any) -> Any:
 
 def _trainable_leaves(tree: Any) -> list[tuple[str, mx.array]]:
     leaves, structure = flatten(tree)
+    if any(type(shape) is tuple and shape[0] is Packed for _, shape in parts_of(structure.shape, ())):
+        raise ValueError(PACKED)
     names = [dotted(path) for path in structure.leaf_paths()]
     if len(set(names)) < len(names):
         raise ValueError(SAME_NAME.format(name=Counter(names).most_common(1)[0][0]))
@@ -193,7 +200,8 @@ def _scalars(rule: mlx.optimizers.Optimizer) -> dict[str, mx.array]:
     return {name: value for name, value in rule.state.items() if name != "step"}
 
 
-def _check_gradient(name: str, leaf: mx.array, gradient: Any) -> None:
+def check_gradient(name: str, leaf: mx.array, gradient: Any) -> None:
+    """Raise a ``ValueError`` if this is no gradient for the leaf of that name."""
     if not isinstance(gradient, mx.array):
         raise ValueError(NO_GRADIENT.format(path=name, array=describe(leaf), given=describe(gradient)))
     if gradient.shape != leaf.shape:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from ..tree.functions import flatten, unflatten
 from ..tree.structure import Structure
 from .jit import _unbound
-from .passing import Inputs, Origins, together
+from .passing import Inputs, Origins, put_back
 from .random import restore_state, saved_state
 from .stateful import recording
 from .vmap import mapping
@@ -72,24 +72,26 @@ def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
                 started = saved_state()
                 rest = iter(inputs)
                 given = [next(rest) if differentiable else leaf for leaf, differentiable in zip(leaves, differs, strict=True)]
-                passing = Inputs(given)
+                passing = Inputs([given])
                 trees, positional, named = unflatten(structure, given)
                 out, out_structure = flatten(with_captured(iter(trees))(*positional, **named))
                 drawn = saved_state()
             finally:
                 restore_state(outside)
-            computed, origins = passing.separate(out)
+            (computed,), origins = passing.separate([out])
             if first is None:
                 others = [None if _differentiable(leaf) else leaf for leaf in computed]
                 first = _Run(out_structure, others, origins, None if drawn is started else drawn)
-            return [leaf for leaf in computed if _differentiable(leaf)]
+            # MLX crashes if nothing is returned.
+            return [leaf for leaf in computed if _differentiable(leaf)] or [mx.array(0.0)]
 
         differentiable = iter(mx.checkpoint(on_leaves)(floats))
         assert first is not None
         if first.state is not None:
             restore_state(first.state)
         computed = [next(differentiable) if leaf is None else leaf for leaf in first.others]
-        return unflatten(first.structure, together(computed, first.origins, leaves))  # type: ignore[no-any-return]
+        put_back([computed], first.origins, [leaves])
+        return unflatten(first.structure, computed)  # type: ignore[no-any-return]
 
     return checkpointed
 
@@ -106,7 +108,7 @@ class _Run(NamedTuple):
 
     structure: Structure
     others: list[mx.array | None]
-    origins: Origins | None
+    origins: Origins
     state: mx.array | None
 
 

@@ -1,4 +1,4 @@
-"""``mx.compile`` for a function of a list of arrays, without its traps."""
+"""What ``mx.compile`` is given, so that it forgets what has been dropped and leaves the random state as it was."""
 
 from __future__ import annotations
 
@@ -8,47 +8,17 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..tree.structure import Group
 from .random import restore_state, saved_state
 
-UNCAPTURED = "uncaptured inputs"  # as MLX words it
-
-Flat = Callable[[list[mx.array]], tuple[list[mx.array], Any]]
+OnGroups = Callable[[list[Group]], tuple[list[Group], Any]]
 
 
-class Compiled:
-    """A compiled function of a list of arrays that returns a list of arrays, and whatever else it made of its trace.
+class Shell:
+    """A function of arrays, in groups, and of the random state, as MLX is to compile it.
 
-    MLX keeps what is not an array with the trace, and hands it out with each result of that trace. The random state is
-    threaded through, and is what it was before if the call raises: MLX would leave a placeholder in it.
-    """
-
-    def __init__(self, fn: Flat, shapeless: bool) -> None:
-        _Shell.forget_retired()
-        self._shell = _Shell(fn)
-        state: Any = mx.random.state
-        self._call: Flat = mx.compile(self._shell, inputs=state, outputs=state, shapeless=shapeless)
-
-    def __call__(self, arrays: list[mx.array]) -> tuple[list[mx.array], Any]:
-        before = saved_state()
-        try:
-            return self._call(arrays)
-        except BaseException as error:
-            restore_state(before)
-            if not isinstance(error, ValueError) or UNCAPTURED not in str(error):
-                raise
-        # The function reads from outside an array that it was given as well, and MLX can't tell constant and argument apart.
-        try:
-            return self._call([mx.contiguous(array) for array in arrays])
-        except BaseException:
-            restore_state(before)
-            raise
-
-    def __del__(self) -> None:
-        self._shell.retire()
-
-
-class _Shell:
-    """What MLX is given to compile.
+    It returns what the function returns, arrays in groups and anything else, and the new random state in a list, which is empty
+    if no numbers were drawn. MLX keeps what is not an array with the trace, and hands it out with each result of that trace.
 
     MLX knows a compiled function by its address, has a cache in each thread, and forgets a function that is dropped in one of
     them: that of the drop or of the last call. One that was traced in other threads stays, empty, until each of them has
@@ -57,18 +27,26 @@ class _Shell:
 
     __slots__ = ("fn", "threads")
 
-    _retired: dict[int, list[_Shell]] = {}  # noqa: RUF012
+    _retired: dict[int, list[Shell]] = {}  # noqa: RUF012
     _lock = threading.RLock()  # reentrant, since shells are retired whenever garbage is collected
 
-    def __init__(self, fn: Flat) -> None:
-        self.fn: Flat | None = fn
+    def __init__(self, fn: OnGroups) -> None:
+        self.fn: OnGroups | None = fn
         self.threads: set[int] = set()
 
-    def __call__(self, arrays: list[mx.array]) -> tuple[list[mx.array], Any]:
+    def __call__(self, given: list[Group], state: mx.array) -> tuple[list[Group], Any, list[mx.array]]:
         if self.fn is None:
-            return [], None
+            return [], None, []
         self.threads.add(threading.get_ident())
-        return self.fn(arrays)
+        outside = saved_state()
+        try:
+            restore_state(state)
+            begun = saved_state()
+            outputs, made = self.fn(given)
+            drawn = saved_state()
+        finally:
+            restore_state(outside)
+        return outputs, made, [] if drawn is begun else [drawn]
 
     def retire(self, get_ident: Callable[[], int] = threading.get_ident) -> None:
         # get_ident is kept here because, when the interpreter ends, this may run after the module's own names are gone.
@@ -85,4 +63,4 @@ class _Shell:
             retired = cls._retired.pop(threading.get_ident(), ())
         for shell in retired:
             # Here the thread of the last call and that of the drop are the same.
-            mx.compile(shell)([])
+            mx.compile(shell)([], saved_state())

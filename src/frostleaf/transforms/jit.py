@@ -12,28 +12,28 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-import attrs
 import mlx.core as mx
 
-from ..containers import static_key
+from ..containers import has_name, packed, static_key, unpacked
 from ..module import Module
-from ..node import Node
 from ..tree.functions import dotted
-from ..tree.structure import Structure, flat_of, put, waiting
+from ..tree.structure import Group, flat_of
 from .captured import warn_of_captured
-from .compiled import Compiled
-from .explanation import History, Traced
-from .passing import Inputs, Origins, together
-from .stateful import recording
+from .explanation import History
+from .plain import plain
+from .program import Program, is_hashable
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 BAD_MAX_TRACES = "max_traces is the number of traces to keep, 1 or more, or None to keep all, and was {given!r}"
 NOT_CALLABLE = "fl.jit takes a function, a method or a module that can be called, and was given {kind}"
+RUNS_LATER = (
+    "fl.jit can't compile {fn}, which is {kind}: a call of it returns before its body has run, so there is nothing to trace. "
+    "Compile a plain function that it calls."
+)
 UNHASHABLE = (
     "{name} of {fn} is {given}, which can be neither a leaf (only mx.array is) nor part of the structure, since it can't be "
     "hashed. {advice}"
@@ -44,7 +44,8 @@ NO_COMPILER = (
 )
 
 
-_disabled: ContextVar[bool] = ContextVar("disabled", default=False)
+_NONE_YET: tuple[list[Any] | None, Program | None] = None, None
+
 _tick = itertools.count().__next__
 _lock = threading.RLock()  # reentrant, since what is dropped inside may call a jitted function
 
@@ -116,74 +117,89 @@ def disable_jit() -> Iterator[None]:
     called with array(2, dtype=int32)
     (array(2, dtype=int32), array(4, dtype=int32))
     """
-    token = _disabled.set(True)
+    token = plain.set(True)
     try:
         yield
     finally:
-        _disabled.reset(token)
+        plain.reset(token)
 
 
 class Jitted(Generic[P, R]):
     """A compiled function, as made by :func:`jit`."""
+
+    __wrapped__: Callable[P, R]
 
     def __init__(self, fn: Callable[P, R], shapeless: bool, max_traces: int | None) -> None:
         if not callable(fn):
             raise TypeError(NOT_CALLABLE.format(kind=type(fn).__name__))
         functools.update_wrapper(self, fn, updated=())
         self._fn, self._bound_args, self._bound_kwargs = _unbound(fn)
+        _require_runs_when_called(self._fn)
+        self._is_bound = bool(self._bound_args or self._bound_kwargs)
         self._shapeless = shapeless
         self._max_traces = max_traces
-        self._programs: dict[Any, _Program] = {}
+        self._programs: dict[Any, Program] = {}
         self._history = History(max_traces)
         self._looked_outside = False
+        self._latest = _NONE_YET
+        self._is_bound = bool(self._bound_args or self._bound_kwargs)
+        self._last = None, None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if _disabled.get() or recording():
-            # What layers record for fl.stateful is a side effect, which a replayed trace would not have.
+        if plain.get():
             return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
-        leaves: list[mx.array] = []
-        names: Any = (*self._bound_kwargs, *kwargs)
-        values = (*self._bound_args, *args, *self._bound_kwargs.values(), *kwargs.values())
+        names: Any = ()
+        values: tuple[Any, ...] = args
+        if kwargs or self._is_bound:
+            names = (*self._bound_kwargs, *kwargs)
+            values = (*self._bound_args, *args, *self._bound_kwargs.values(), *kwargs.values())
+        given: list[Group] = []
+        key: list[Any] = [names]
         try:
-            key = names, *[self._entry(value, leaves) for value in values]
-            program = self._programs.get(key)
+            for value in values:
+                if type(value) is mx.array:
+                    given.append(value)
+                    key.append(mx.array if self._shapeless else (value.shape, value.dtype))
+                else:
+                    flat = flat_of(value)
+                    given.append(flat.leaves)
+                    key.append(flat.structure if self._shapeless else flat.signature or flat.signed())
+            # Most calls are like the one before, and comparing is faster than hashing.
+            latest, program = self._latest
+            if program is None or key != latest:
+                program = self._programs.get(tuple(key))
         except TypeError:
             self._reject_unhashable(values, names)
             raise
         if program is None:
-            return self._first_call(key, values, names, leaves)  # type: ignore[no-any-return]
-        program.used = _tick()
-        return program(leaves)  # type: ignore[no-any-return]
+            return self._first_call(tuple(key), values, names, given)  # type: ignore[no-any-return]
+        if program is not self._latest[1]:
+            program.used = _tick()
+            self._latest = key, program
+        return program(given)  # type: ignore[no-any-return]
 
-    def _first_call(self, key: Any, values: Sequence[Any], names: tuple[str, ...], leaves: list[mx.array]) -> Any:
+    def _first_call(self, key: Any, values: Sequence[Any], names: tuple[str, ...], given: list[Group]) -> Any:
         """Return the result for arguments that there is no program for, which there is afterwards, unless the call raises."""
         _require_compiler()
         if not self._looked_outside:
             self._looked_outside = True
             warn_of_captured(self._fn)
         structures = tuple([flat_of(value).structure for value in values])
-        program = _Program(self._fn, structures, names, self._shapeless, self._history)
+        program = Program(self._fn, structures, names, self._shapeless, self._history)
+        program.used = _tick()
         dropped = None  # what it holds is let go of outside the lock
         with _lock:
             program = self._programs.setdefault(key, program)  # another thread may have been faster
             if self._max_traces is not None and len(self._programs) > self._max_traces:
-                dropped = self._programs.pop(min(self._programs, key=lambda key: self._programs[key].used))
+                dropped = self._programs.pop(min(self._programs, key=lambda key: self._programs[key].used)), self._latest
+                self._latest = _NONE_YET
         del dropped
         try:
-            return program(leaves)
+            return program(given)
         finally:
             if not program.traced:
                 with _lock:
                     self._programs.pop(key, None)
-
-    def _entry(self, value: Any, leaves: list[mx.array]) -> Any:
-        """Append the arrays in an argument to ``leaves``, and return what a trace depends on: its structure, shapes, dtypes."""
-        if type(value) is mx.array:
-            leaves.append(value)
-            return mx.array if self._shapeless else (value.shape, value.dtype)
-        flat = flat_of(value)
-        leaves += flat.leaves
-        return flat.structure if self._shapeless else flat.signature or flat.signed()
 
     @property
     def trace_count(self) -> int:
@@ -216,7 +232,8 @@ class Jitted(Generic[P, R]):
         2
         """
         with _lock:
-            dropped, self._programs = self._programs, {}
+            dropped = self._programs, self._latest
+            self._programs, self._latest = {}, _NONE_YET
         self._history.clear()
         del dropped
 
@@ -227,13 +244,27 @@ class Jitted(Generic[P, R]):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
+    def __copy__(self) -> Jitted[P, R]:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Jitted[P, R]:
+        # As a function, it is its own copy. But the object that a method is bound to is copied with what holds the method.
+        fn = unpacked(copy.deepcopy(packed(self.__wrapped__), memo))
+        return self if fn is self.__wrapped__ else Jitted(fn, self._shapeless, self._max_traces)
+
+    def __reduce__(self) -> Any:
+        # By name, as functions are, if there is a name: that of what a decorator made. Traces are not pickled.
+        if has_name(self):
+            return self.__qualname__  # type: ignore[attr-defined]
+        return _restore, (packed(self.__wrapped__), self._shapeless, self._max_traces)
+
     def __repr__(self) -> str:
         return f"jit({getattr(self, '__wrapped__', self._fn)!r})"
 
     def _reject_unhashable(self, values: Sequence[Any], names: Sequence[str]) -> None:
         for position, argument in enumerate(values):
             for path, value in flat_of(argument).structure.static_values():
-                if not _is_hashable(static_key(value)):
+                if not is_hashable(static_key(value)):
                     is_array = hasattr(value, "__array__")
                     advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
                     given = f"a {type(value).__module__}.{type(value).__qualname__}"
@@ -252,76 +283,6 @@ class Jitted(Generic[P, R]):
         return known[position] if position < len(known) else f"argument {position}"
 
 
-class _Program:
-    """A function compiled for arguments of certain structures; of certain shapes and dtypes as well, unless shapeless.
-
-    Attributes:
-        used: When it was last called; later is more.
-        traced: Whether it has been traced.
-    """
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        structures: tuple[Structure, ...],
-        names: tuple[str, ...],
-        shapeless: bool,
-        history: History,
-    ) -> None:
-        def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
-            arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
-            inputs, rest = Inputs(leaves), iter(leaves)
-            values = [put(structure, rest) for structure in structures]
-            positional = len(values) - len(names)
-            result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
-            out = flat_of(result)
-            computed, origins = inputs.separate(out.leaves)
-            static = None
-            if all(_is_hashable(value) for _, value in out.structure.static_values()):
-                shape = out.structure if isinstance(result, Node) else out.structure.shape
-                shape = waiting(shape, iter(out.leaves), shapeless)
-            else:
-                shape, static = out.structure, copy.deepcopy
-            return computed, _Result(shape, origins, static, Traced(names, structures, arrays))
-
-        self._compiled = Compiled(on_leaves, shapeless)
-        self._history = history
-        self.used = _tick()
-        self.traced = False
-
-    def __call__(self, leaves: list[mx.array]) -> Any:
-        computed, result = self._compiled(leaves)
-        if result.traced is not None:
-            self._history.add(result.traced, in_new_program=not self.traced)
-            self.traced, result.traced = True, None
-        return put(result.shape, iter(together(computed, result.origins, leaves)), result.static)
-
-
-@attrs.define
-class _Result:
-    """What one trace found out about its result.
-
-    Attributes:
-        shape: The result's, in the terms of :class:`~frostleaf.tree.structure.Structure`.
-        origins: Which of its leaves are arguments passed through.
-        static: What makes the static values of each call: copies, if one of them could be changed by a caller.
-        traced: What the function was traced for, until that has been noted.
-    """
-
-    shape: Any
-    origins: Origins | None
-    static: Callable[[Any], Any] | None
-    traced: Traced | None
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
 def _unbound(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Return a function and the arguments already bound to it, the module that a method is bound to included."""
     if isinstance(fn, functools.partial):
@@ -332,6 +293,21 @@ def _unbound(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...
     if isinstance(fn, types.MethodType) and isinstance(fn.__self__, Module):
         return fn.__func__, (fn.__self__,), {}
     return fn, (), {}
+
+
+def _require_runs_when_called(fn: Callable[..., Any]) -> None:
+    kinds = {
+        "a coroutine function": inspect.iscoroutinefunction,
+        "a generator function": inspect.isgeneratorfunction,
+        "an asynchronous generator function": inspect.isasyncgenfunction,
+    }
+    for kind, is_kind in kinds.items():
+        if is_kind(fn) or is_kind(type(fn).__call__):
+            raise TypeError(RUNS_LATER.format(fn=getattr(fn, "__name__", type(fn).__name__), kind=kind))
+
+
+def _restore(fn: Any, shapeless: bool, max_traces: int | None) -> Jitted[..., Any]:
+    return Jitted(unpacked(fn), shapeless, max_traces)
 
 
 def _require_compiler() -> None:

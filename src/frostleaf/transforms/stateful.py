@@ -14,6 +14,7 @@ from ..node import edited, nearest
 from ..tree.functions import flatten, unflatten
 from ..tree.structure import Path
 from ..tree.walk import rewrite
+from .plain import plain
 
 M = TypeVar("M", bound=Module)
 R = TypeVar("R")
@@ -65,10 +66,11 @@ def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tup
     leaves, structure = flatten(owner)
     called = unflatten(structure, leaves)
     records: dict[int, tuple[Module, Module]] = {}
-    token = _records.set(records)
+    token, plain_token = _records.set(records), plain.set(True)
     try:
         out = called(*args, **kwargs) if owner is model else model.__func__(called, *args, **kwargs)  # type: ignore[union-attr]
     finally:
+        plain.reset(plain_token)
         _records.reset(token)
     return out, _with_records(owner, called, records)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -13,6 +12,8 @@ import mlx.core as mx
 from ..tree.compare import describe
 from ..tree.functions import dotted, flatten, unflatten
 from ..tree.structure import Structure
+from .captured import depends, require_visible
+from .jit import disable_jit
 from .prefixes import argument, paired
 from .random import restore_state, saved_state
 from .stateful import _records
@@ -33,7 +34,6 @@ RECORDED = (
 DIFFERS = "out_axes has None for {path} of the result of {fn}, which depends on the mapped arguments. Give it an axis."
 
 _mapping: ContextVar[bool] = ContextVar("mapping", default=False)
-_PROBE = "frostleaf_mapped"
 
 
 def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
         A function of the same arguments.
 
     Raises:
-        TypeError: If ``in_axes`` is of another form.
+        TypeError: If ``in_axes`` is of another form; when called, if the result holds arrays in an object that is no tree.
         RuntimeError: When called inside :func:`stateful`, if a layer records a buffer.
         ValueError: When called, if an axis is not there, lengths differ, nothing is mapped, or the form of ``in_axes`` or
             ``out_axes`` is not that of the arguments or the result. The message names the path.
@@ -87,15 +87,18 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
             given = [leaf if axis is None else next(rest) for leaf, axis in zip(leaves, axes, strict=True)]
             out = _without_records(fn, name, unflatten(structure, given), kwargs)
             out_leaves, out_structure = flatten(out)
+            require_visible("fl.vmap", name, out_structure, examples)
             positions = _out_axes(out_axes, out, examples, name)
             batched = [leaf for leaf, axis in zip(out_leaves, positions, strict=True) if axis is not None]
             # The state that a compiled function leaves looks as if it depended on the index, and is the same for each.
             drawn = saved_state()
-            return [*batched, drawn] if drawn is not before and _depends(drawn, examples) else batched
+            return [*batched, drawn] if drawn is not before and depends(drawn, examples) else batched
 
         token = _mapping.set(True)
         try:
-            results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
+            # MLX compiles nothing that is mapped. What is not would be traced, and used elsewhere, without its checkpoints.
+            with disable_jit():
+                results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
         except BaseException:
             restore_state(before)
             raise
@@ -171,7 +174,7 @@ def _out_axes(out_axes: Any, out: Any, examples: tuple[mx.array, ...], name: str
         where = dotted(path) or "the result"
         _check_axis("out_axes", axis, where, "a tree")
         if axis is None:
-            if _depends(leaf, examples):
+            if depends(leaf, examples):
                 raise ValueError(DIFFERS.format(path=where, fn=name))
         elif not -leaf.ndim - 1 <= axis <= leaf.ndim:
             raise ValueError(NO_OUT_AXIS.format(axis=axis, fn=name, path=where, array=describe(leaf)))
@@ -182,11 +185,3 @@ def _out_axes(out_axes: Any, out: Any, examples: tuple[mx.array, ...], name: str
 def _check_axis(name: str, axis: Any, path: str, tree: str) -> None:
     if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool)):
         raise ValueError(NOT_AXES.format(name=name, tree=tree, path=path, given=describe(axis)))
-
-
-def _depends(leaf: mx.array, examples: tuple[mx.array, ...]) -> bool:
-    """Return whether an array is computed from one of the examples: whether something in its graph has one for its input."""
-    names = {f"{_PROBE}_{position}": example for position, example in enumerate(examples)}
-    text = io.StringIO()
-    mx.export_to_dot(text, mx.contiguous(leaf), **names)  # of which the array itself is an input
-    return f'"{_PROBE}_' in "".join(line for line in text.getvalue().splitlines() if " -> " in line)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import mlx.core as mx
 import optree
 
-from ..containers import static_key
+from ..containers import packed, static_key, unpacked
 from ..namespace import NAMESPACE
 from ..node import Node, flat_kept, keep_flat, opened
 
 Path = tuple[Any, ...]
+# An array, or all arrays of one module.
+Group = mx.array | list[mx.array]
 
 
 class Structure:
@@ -55,6 +58,12 @@ class Structure:
     def __repr__(self) -> str:
         return f"Structure({put(self.shape, iter([_Star()] * self.num_leaves))!r})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
+        return self  # it never changes
+
+    def __reduce__(self) -> Any:
+        return _structure, (packed(self.shape), self.num_leaves)
+
 
 class Signature:
     """A structure with the shape and dtype of each leaf: what a trace is made for.
@@ -73,7 +82,10 @@ class Signature:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, Signature) and self.structure == other.structure and self.leaves == other.leaves
+            isinstance(other, Signature)
+            and self._hash == other._hash
+            and self.structure == other.structure
+            and self.leaves == other.leaves
         )
 
     def __hash__(self) -> int:
@@ -143,6 +155,9 @@ class Static:
     def __hash__(self) -> int:
         return hash(static_key(self.value))
 
+    def __reduce__(self) -> Any:
+        return _static, (packed(self.value),)
+
 
 class Recipe:
     """How a node that is not a module is made again, as optree tells it: from its metadata and its children."""
@@ -162,6 +177,29 @@ class Recipe:
 
     def _key(self) -> Any:
         return static_key(_plain(self.metadata))
+
+    def __reduce__(self) -> Any:
+        # How a node is made is known by its class, and told by any node of it.
+        node = self.make(self.metadata, [_EXAMPLE] * len(self.entries))
+        is_proxy = isinstance(node, MappingProxyType)  # which can't be pickled
+        return _recipe_of, (dict(node) if is_proxy else node, is_proxy)
+
+
+# Stands for the children of a node that is pickled for its recipe.
+_EXAMPLE = mx.array(0)
+
+
+def _recipe_of(node: Any, is_proxy: bool) -> Recipe:
+    recipe, _ = cast(Any, one_level(MappingProxyType(node) if is_proxy else node))
+    return recipe  # type: ignore[no-any-return]
+
+
+def _static(value: Any) -> Static:
+    return Static(unpacked(value))
+
+
+def _structure(shape: Any, num_leaves: int) -> Structure:
+    return Structure(unpacked(shape), num_leaves)
 
 
 def _plain(metadata: Any) -> Any:
@@ -255,7 +293,10 @@ def _take(value: Any, leaves: list[mx.array]) -> Any:
 
 
 def put(shape: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None = None) -> Any:
-    """Return the tree of a shape with leaves taken from an iterator, and with ``static(value)`` for each static value."""
+    """Return the tree of a shape with leaves taken from an iterator, and with ``static(value)`` for each static value.
+
+    For a :class:`Waiting` the iterator has the list of its leaves.
+    """
     if type(shape) is tuple:
         kind, metadata, shapes = shape
         if type(shapes) is int:
@@ -269,7 +310,7 @@ def put(shape: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None =
         return kind.__assemble__(metadata, children)
     if type(shape) is Waiting:
         node = object.__new__(shape.kind)
-        keep_flat(node, Flat(list(islice(leaves, shape.num_leaves)), shape.structure, shape.signature))
+        keep_flat(node, Flat(next(leaves), shape.structure, shape.signature))
         return node
     if shape is mx.array:
         return next(leaves)
@@ -302,6 +343,28 @@ def waiting(shape: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:
     if isinstance(shapes, int):
         return kind, metadata, len(list(islice(leaves, shapes)))
     return kind, metadata, tuple([waiting(each, leaves, shapeless) for each in shapes])
+
+
+def group_sizes(shape: Any) -> list[int | None]:
+    """Return how the leaves of a shape are grouped for :func:`put`: ``None`` for one by itself, or how many are in a list."""
+    if isinstance(shape, Waiting):
+        return [shape.num_leaves]
+    if shape is mx.array:
+        return [None]
+    if isinstance(shape, Structure):
+        return group_sizes(shape.shape)
+    return [size for each in each_of(shape[2]) for size in group_sizes(each)] if isinstance(shape, tuple) else []
+
+
+def grouped(leaves: Iterable[mx.array], sizes: Sequence[int | None]) -> list[Group]:
+    """Return leaves in groups of the sizes given."""
+    rest = iter(leaves)
+    return [next(rest) if size is None else list(islice(rest, size)) for size in sizes]
+
+
+def ungrouped(groups: Iterable[Group]) -> list[mx.array]:
+    """Return the leaves of all groups, in order."""
+    return [leaf for each in groups for leaf in (each if isinstance(each, list) else [each])]
 
 
 def parts_of(shape: Any, path: Path) -> Iterator[tuple[Path, Any]]:

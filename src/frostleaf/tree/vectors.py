@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -98,28 +100,46 @@ def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array
     {'w': (2, 2), 'b': (1,), 'n': ()}
     """
     leaves, structure = flatten(tree)
-    shapes = [leaf.shape for leaf in leaves]
     groups: dict[str, list[int]] = {}
     for position, leaf in enumerate(leaves):
-        groups.setdefault(str(leaf.dtype).removeprefix("mlx.core."), []).append(position)
-    lengths = {name: [leaves[position].size for position in group] for name, group in groups.items()}
-    totals = {name: (sum(sizes),) for name, sizes in lengths.items()}
+        groups.setdefault(dtype_name(leaf), []).append(position)
+    shapes = {name: [leaves[position].shape for position in group] for name, group in groups.items()}
+    totals = {name: (sum(leaves[position].size for position in group),) for name, group in groups.items()}
 
     def unravel(vectors: Mapping[str, mx.array]) -> T:
         given = {name: vector.shape for name, vector in vectors.items()}
         if given != totals:
             raise ValueError(WRONG_VECTORS.format(expected=totals, given=given))
-        values: list[Any] = [None] * len(shapes)
+        values: list[Any] = [None] * structure.num_leaves
         for name, group in groups.items():
-            start = 0
-            for position, length in zip(group, lengths[name], strict=True):
-                values[position] = vectors[name][start : start + length].reshape(shapes[position])
-                start += length
+            for position, array in zip(group, _taken_apart_for_gradients(vectors[name], shapes[name]), strict=True):
+                values[position] = array
         return unflatten(structure, values)  # type: ignore[no-any-return]
 
-    return {
-        name: mx.concatenate([leaves[position].reshape(-1) for position in group]) for name, group in groups.items()
-    }, unravel
+    return {name: laid_end_to_end([leaves[position] for position in group]) for name, group in groups.items()}, unravel
+
+
+def dtype_name(array: mx.array) -> str:
+    """Return the name of an array's dtype, such as ``"float32"``."""
+    return str(array.dtype).removeprefix("mlx.core.")
+
+
+def laid_end_to_end(arrays: Sequence[mx.array]) -> mx.array:
+    """Return the numbers of the arrays, of which there is at least one, as one vector."""
+    return arrays[0].reshape(-1) if len(arrays) == 1 else mx.concatenate([array.reshape(-1) for array in arrays])
+
+
+def taken_apart(vector: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
+    """Return arrays of the shapes that were laid end to end, as views of the vector."""
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    return [part.reshape(shape) for part, shape in zip(mx.split(vector, ends[:-1]), shapes, strict=True)]
+
+
+def _taken_apart_for_gradients(vector: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
+    # MLX's gradient of taking a vector apart adds one vector of that length for each part.
+    parts: Any = mx.custom_function(lambda vector: taken_apart(vector, shapes))
+    parts.vjp(lambda vector, cotangents, outputs: laid_end_to_end(cotangents))
+    return parts(vector)  # type: ignore[no-any-return]
 
 
 def size(tree: Any) -> int:

@@ -1,0 +1,112 @@
+"""One trace of a jitted function, and the trees that go in and come out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+from ..node import Node
+from ..tree.structure import Group, Structure, flat_of, group_sizes, grouped, put, ungrouped, waiting
+from .compiled import Shell
+from .explanation import History, Traced
+from .passing import Inputs, Origins, put_back
+from .random import restore_state, saved_state
+
+UNCAPTURED = "uncaptured inputs"  # as MLX words it
+
+
+class Program:
+    """A function compiled for arguments of certain structures; of certain shapes and dtypes as well, unless shapeless.
+
+    Attributes:
+        used: When it was last called; later is more.
+        traced: Whether it has been traced.
+    """
+
+    __slots__ = ("_compiled", "_history", "_shell", "traced", "used")
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        structures: tuple[Structure, ...],
+        names: tuple[str, ...],
+        shapeless: bool,
+        history: History,
+    ) -> None:
+        def on_groups(given: list[Group]) -> tuple[list[Group], _Result]:
+            leaves = ungrouped(given)
+            arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
+            inputs, rest = Inputs(given), iter(leaves)
+            values = [put(structure, rest) for structure in structures]
+            positional = len(values) - len(names)
+            result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+            out = flat_of(result)
+            static = None
+            if all(is_hashable(value) for _, value in out.structure.static_values()):
+                shape = out.structure if isinstance(result, Node) else out.structure.shape
+                shape = waiting(shape, iter(out.leaves), shapeless)
+            else:
+                shape, static = out.structure, copy.deepcopy
+            computed, origins = inputs.separate(grouped(out.leaves, group_sizes(shape)))
+            return computed, _Result(shape, origins, static, Traced(names, structures, arrays))
+
+        Shell.forget_retired()
+        self._shell = Shell(on_groups)
+        self._compiled = mx.compile(self._shell, shapeless=shapeless)
+        self._history = history
+        self.used = 0
+        self.traced = False
+
+    def __call__(self, given: list[Group]) -> Any:
+        state = saved_state()
+        try:
+            outputs, result, drawn = self._compiled(given, state)
+        except ValueError as error:
+            if UNCAPTURED not in str(error):
+                raise
+            # The function reads from outside an array that it was given as well: MLX can't tell constant and argument apart.
+            outputs, result, drawn = self._compiled([_copied(group) for group in given], mx.contiguous(state))
+        if drawn:
+            restore_state(drawn[0])
+        if result.traced is not None:
+            self._history.add(result.traced, in_new_program=not self.traced)
+            self.traced, result.traced = True, None
+        put_back(outputs, result.origins, given)
+        return put(result.shape, iter(outputs), result.static)
+
+    def __del__(self) -> None:
+        self._shell.retire()
+
+
+@attrs.define
+class _Result:
+    """What one trace found out about its result.
+
+    Attributes:
+        shape: The result's, in the terms of :class:`~frostleaf.tree.structure.Structure`.
+        origins: Which of its leaves are arguments passed through.
+        static: What makes the static values of each call: copies, if one of them could be changed by a caller.
+        traced: What the function was traced for, until that has been noted.
+    """
+
+    shape: Any
+    origins: Origins
+    static: Callable[[Any], Any] | None
+    traced: Traced | None
+
+
+def is_hashable(value: Any) -> bool:
+    """Return whether the value can be hashed."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _copied(group: Group) -> Group:
+    return [mx.contiguous(array) for array in group] if isinstance(group, list) else mx.contiguous(group)
