@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import subprocess
+import sys
 import threading
 import warnings
 from typing import Any, NamedTuple
@@ -304,3 +306,46 @@ class Evasive:
 def test_an_object_that_can_not_be_looked_into_is_not_warned_of():
     evasive, slotted = Evasive(), type("Slotted", (), {"__slots__": ("model",)})()
     assert messages(lambda: fl.jit(lambda x: (x, evasive.model if x.size > 5 else slotted.model if x.size > 4 else 0))(X)) == []
+
+
+def test_a_trace_that_holds_the_last_reference_to_another_can_be_dropped():
+    # MLX itself ends the process here, so it is another process that may end.
+    program = """
+import gc, mlx.core as mx, frostleaf as fl
+for make in (
+    lambda: fl.jit(fl.checkpoint(fl.jit(lambda y: y * 2))),
+    lambda: fl.jit(fl.checkpoint(fl.jit(fl.checkpoint(fl.jit(lambda y: y * 2))))),
+):
+    outer = make()
+    mx.eval(outer(mx.ones(2)))
+    del outer
+    gc.collect()
+held = fl.jit(fl.checkpoint(fl.jit(lambda y: y * 3)))
+print(held(mx.ones(2)).tolist())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, "[3.0, 3.0]\n"), run.stderr
+
+
+class Pair:
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+
+def test_a_result_that_hides_arrays_is_an_error():
+    with pytest.raises(TypeError, match=r"returned a Pair .*holds a computed array, which fl\.jit can't find there"):
+        fl.jit(lambda x: {"a": [Pair(x + 1, 2)]})(mx.ones(2))
+    assert fl.jit(lambda x: (x + 1, Pair))(mx.ones(2))[1] is Pair
+
+
+def test_arrays_of_a_static_argument_give_a_warning():
+    class Scaled:
+        def __init__(self):
+            self.weight = mx.ones(2)
+
+        @fl.jit
+        def __call__(self, x):
+            return x * self.weight
+
+    with pytest.warns(fl.CapturedArrayWarning, match=r"self\.weight"):
+        Scaled()(mx.ones(2))

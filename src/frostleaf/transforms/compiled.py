@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -64,3 +65,28 @@ class Shell:
         for shell in retired:
             # Here the thread of the last call and that of the drop are the same.
             mx.compile(shell)([], saved_state())
+
+
+class Dropped(threading.local):
+    """Compiled functions that this thread drops one after another.
+
+    A trace may hold the last reference to another compiled function, inside a checkpoint. MLX ends the process if that goes
+    while MLX forgets the trace, so it goes afterwards.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+        self.busy = False
+
+    def clear(self) -> None:
+        """Drop all that are waiting, unless that is being done further out."""
+        if not self.busy:
+            self.busy = True
+            while self.waiting:
+                self.waiting.pop()
+            self.busy = False
+
+
+dropped = Dropped()
+# When the interpreter ends, MLX forgets all traces at once: what they held is dropped after that.
+atexit.register(setattr, dropped, "busy", True)

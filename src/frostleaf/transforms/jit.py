@@ -12,6 +12,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import mlx.core as mx
@@ -22,7 +23,6 @@ from ..tree.functions import dotted
 from ..tree.structure import Group, flat_of
 from .captured import warn_of_captured
 from .explanation import History
-from .plain import plain
 from .program import Program, is_hashable
 
 P = ParamSpec("P")
@@ -44,6 +44,8 @@ NO_COMPILER = (
 )
 
 
+# Looked at in each call of a jitted function.
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
 _NONE_YET: tuple[list[Any] | None, Program | None] = None, None
 
 _tick = itertools.count().__next__
@@ -117,11 +119,11 @@ def disable_jit() -> Iterator[None]:
     called with array(2, dtype=int32)
     (array(2, dtype=int32), array(4, dtype=int32))
     """
-    token = plain.set(True)
+    token = _plain.set(True)
     try:
         yield
     finally:
-        plain.reset(token)
+        _plain.reset(token)
 
 
 class Jitted(Generic[P, R]):
@@ -146,7 +148,7 @@ class Jitted(Generic[P, R]):
         self._last = None, None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if plain.get():
+        if _plain.get():
             return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
         names: Any = ()
         values: tuple[Any, ...] = args
@@ -183,7 +185,7 @@ class Jitted(Generic[P, R]):
         _require_compiler()
         if not self._looked_outside:
             self._looked_outside = True
-            warn_of_captured(self._fn)
+            warn_of_captured(self._fn, self._static(values, names))
         structures = tuple([flat_of(value).structure for value in values])
         program = Program(self._fn, structures, names, self._shapeless, self._history)
         program.used = _tick()
@@ -262,14 +264,18 @@ class Jitted(Generic[P, R]):
         return f"jit({getattr(self, '__wrapped__', self._fn)!r})"
 
     def _reject_unhashable(self, values: Sequence[Any], names: Sequence[str]) -> None:
+        for name, value in self._static(values, names):
+            if not is_hashable(static_key(value)):
+                is_array = hasattr(value, "__array__")
+                advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
+                given = f"a {type(value).__module__}.{type(value).__qualname__}"
+                raise TypeError(UNHASHABLE.format(name=name, fn=self._name, given=given, advice=advice)) from None
+
+    def _static(self, values: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the value of whatever is static in the arguments."""
         for position, argument in enumerate(values):
             for path, value in flat_of(argument).structure.static_values():
-                if not is_hashable(static_key(value)):
-                    is_array = hasattr(value, "__array__")
-                    advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
-                    given = f"a {type(value).__module__}.{type(value).__qualname__}"
-                    name = dotted((self._argument(position, len(values), names), *path))
-                    raise TypeError(UNHASHABLE.format(name=name, fn=self._name, given=given, advice=advice)) from None
+                yield dotted((self._argument(position, len(values), names), *path)), value
 
     def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
         """Return the name of an argument, of which there are ``count``, the last of them under ``names``."""

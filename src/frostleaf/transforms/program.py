@@ -11,7 +11,8 @@ import mlx.core as mx
 
 from ..node import Node
 from ..tree.structure import Group, Structure, flat_of, group_sizes, grouped, put, ungrouped, waiting
-from .compiled import Shell
+from .captured import require_visible
+from .compiled import Dropped, Shell, dropped
 from .explanation import History, Traced
 from .passing import Inputs, Origins, put_back
 from .random import restore_state, saved_state
@@ -38,13 +39,14 @@ class Program:
         history: History,
     ) -> None:
         def on_groups(given: list[Group]) -> tuple[list[Group], _Result]:
-            leaves = ungrouped(given)
+            leaves, begun = ungrouped(given), saved_state()
             arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
             inputs, rest = Inputs(given), iter(leaves)
             values = [put(structure, rest) for structure in structures]
             positional = len(values) - len(names)
             result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
             out = flat_of(result)
+            require_visible("fl.jit", getattr(fn, "__name__", type(fn).__name__), out.structure, [*leaves, begun])
             static = None
             if all(is_hashable(value) for _, value in out.structure.static_values()):
                 shape = out.structure if isinstance(result, Node) else out.structure.shape
@@ -78,8 +80,11 @@ class Program:
         put_back(outputs, result.origins, given)
         return put(result.shape, iter(outputs), result.static)
 
-    def __del__(self) -> None:
+    def __del__(self, dropped: Dropped = dropped) -> None:
         self._shell.retire()
+        dropped.waiting.append(self._compiled)
+        del self._compiled
+        dropped.clear()
 
 
 @attrs.define

@@ -14,7 +14,7 @@ from ..node import edited, nearest
 from ..tree.functions import flatten, unflatten
 from ..tree.structure import Path
 from ..tree.walk import rewrite
-from .plain import plain
+from .jit import disable_jit
 
 M = TypeVar("M", bound=Module)
 R = TypeVar("R")
@@ -66,11 +66,11 @@ def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tup
     leaves, structure = flatten(owner)
     called = unflatten(structure, leaves)
     records: dict[int, tuple[Module, Module]] = {}
-    token, plain_token = _records.set(records), plain.set(True)
+    token = _records.set(records)
     try:
-        out = called(*args, **kwargs) if owner is model else model.__func__(called, *args, **kwargs)  # type: ignore[union-attr]
+        with disable_jit():  # what layers record is a side effect, which a replayed trace would not have
+            out = called(*args, **kwargs) if owner is model else model.__func__(called, *args, **kwargs)  # type: ignore[union-attr]
     finally:
-        plain.reset(plain_token)
         _records.reset(token)
     return out, _with_records(owner, called, records)
 
