@@ -5,6 +5,7 @@ import time
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers
+from mlx.utils import tree_flatten
 
 import frostleaf as fl
 
@@ -65,6 +66,33 @@ def test_peak_memory_of_a_step(table):
     name = "peak memory of a step, 6 x 2048 x 2048, Adam"
     table.add(f"{name} / MLX's captured state", [ours], [theirs], "MB")
     table.add(f"{name}, fl.eval(..., at_once=0) / MLX's captured state", [in_pieces], [theirs], "MB")
+
+
+def test_peak_memory_of_building(table):
+    def peak(make, arrays_of, evaluate):
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        built = make()
+        evaluate(built)
+        size = sum(array.nbytes for array in arrays_of(built))
+        return (mx.get_peak_memory() - before) / size
+
+    def theirs():
+        model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(24)))
+        model.set_dtype(mx.bfloat16)
+        return model
+
+    def ours():
+        return [fl.nn.Linear(1024, 1024, dtype=mx.bfloat16) for _ in range(24)]
+
+    by_mlx = peak(
+        theirs, lambda model: dict(tree_flatten(model.parameters())).values(), lambda model: mx.eval(model.parameters())
+    )
+    name = "peak memory of building 24 x Linear(1024, 1024) in bfloat16 / the size of that"
+    table.note(f"{name}, fl.eval(..., at_once=0)", f"{peak(ours, fl.tree.leaves, lambda model: fl.eval(model, at_once=0)):.2f}")
+    table.note(f"{name}, fl.eval(...)", f"{peak(ours, fl.tree.leaves, fl.eval):.2f}")
+    table.note(f"{name}, mlx.nn and set_dtype", f"{by_mlx:.2f}")
 
 
 def test_time_of_a_step_in_pieces(table, without_collector):

@@ -57,7 +57,7 @@ RULES = {
 }  # fmt: skip
 each_rule = pytest.mark.parametrize("name", RULES)
 each_elementwise = pytest.mark.parametrize("name", [name for name, (rule, _) in RULES.items() if rule in ELEMENTWISE])
-FEW = ["SGD with momentum", "AdamW with everything", "Lion"]
+FEW = ["SGD with momentum", "AdamW with everything"]
 
 
 def optimizer(name):
@@ -76,7 +76,7 @@ def outcome(name, parameters, gradients):
     made = rule(*args, **kwargs)
     for gradient in gradients:
         parameters = made.apply_gradients(dict(zip(parameters, gradient, strict=True)), parameters)
-    states = made.state["states"] if "states" in made.state else [made.state]
+    states = made.state.get("states", [made.state])
     remembered = [
         {slot: array.reshape(-1) for slot, array in state.items()}
         for path in parameters
@@ -226,13 +226,13 @@ def bit_for_bit(left, right):
 
 
 def close(left, right):
-    return mx.allclose(left, right, rtol=1e-3, atol=1e-4)
+    return mx.allclose(left, right, rtol=1e-4, atol=1e-6)
 
 
 def slots_of(state):
     """Return what a flattened optimizer remembers of each array, in the shape of the array."""
     slots, positions, large = {}, {}, 0
-    for name, place, shape in state.arrays:
+    for name, place, shape in state.trained.arrays:
         if place == "large":
             slots[name] = dict(state.slots[f"large.{large}"])
             large += 1
@@ -281,7 +281,7 @@ def assert_flattening_changes_nothing(opt, model, max_size):
     return plain
 
 
-@pytest.mark.parametrize("max_size", [4096, 6, 0])
+@pytest.mark.parametrize("max_size", [4096, 6])
 @each_elementwise
 def test_ten_steps_are_the_same_bit_for_bit(name, max_size):
     after, _ = assert_flattening_changes_nothing(optimizer(name), everything(), max_size)
@@ -319,7 +319,7 @@ def test_large_arrays_are_updated_by_themselves(name):
     assert {path: next(iter(slots.values())).shape for path, slots in state.slots.items()} == {
         "vectors.float32": (5,), "large.0": (4,), "large.1": (5,),
     }  # fmt: skip
-    assert state.arrays == (("a", "float32", (3,)), ("b", "large", (4,)), ("c", "float32", (2,)), ("d", "large", (5,)))
+    assert state.trained.arrays == (("a", "float32", (3,)), ("b", "large", (4,)), ("c", "float32", (2,)), ("d", "large", (5,)))
 
 
 def test_what_is_not_trained_is_the_same_object_afterwards():
@@ -391,6 +391,7 @@ class Net(fl.Module):
     layer: fl.nn.Linear
     scale: mx.array
     large: mx.array = fl.parameter(factory=lambda: mx.ones((2, 3)))
+    seen: mx.array = fl.buffer(factory=lambda: mx.ones(2))
 
 
 def step_of(opt):
@@ -405,18 +406,18 @@ def step_of(opt):
 @pytest.mark.parametrize("max_size", [4096, 4])
 @pytest.mark.parametrize("name", ["SGD with a schedule", "AdamW"])
 def test_jitted_steps_are_the_same_within_rounding_and_traced_once(name, max_size):
-    opt, model = optimizer(name), Net(fl.nn.Linear(2, 3), mx.array(2.0))
-    flat, xs = optim.flatten(opt, max_size=max_size), [normal(4, 2) * (number + 1) for number in range(STEPS)]
+    opt, model = optimizer(name), Net(fl.nn.Linear(2, 3, key=mx.random.key(0)), mx.array(0.5))
+    flat, xs = optim.flatten(opt, max_size=max_size), list(mx.random.normal((STEPS, 4, 2), key=mx.random.key(1)))
     plain, step = (model, opt.init(model)), step_of(opt)
     for x in xs:
         plain = step(*plain, x)
-    for given in (model, optim.pack(model, max_size)):
-        jitted, now = fl.jit(step_of(flat)), (given, flat.init(given))
+    for start in (model, optim.pack(model, max_size)):
+        jitted, now = fl.jit(step_of(flat)), (start, flat.init(start))
         for x in xs:
             now = jitted(*now, x)
         assert jitted.trace_count == 1
-        unpacked = now[0].unpack() if given is not model else now[0]
-        assert_same((unpacked, now[1]), plain, close)
+        assert fl.tree.leaves(now[0])[-1] is model.seen
+        assert_same((now[0].unpack() if start is not model else now[0], now[1]), plain, close)
 
 
 def test_an_update_can_be_jitted_with_the_optimizer_as_an_argument():
@@ -653,7 +654,8 @@ def test_what_does_not_belong_together_is_an_error_that_names_paths(call, messag
 @pytest.mark.parametrize(
     ("state", "shown"),
     [
-        (None, "None"), (dict(STATE.slots), None), (optim.pack(LAYER), "Packed(...)"), (PLAIN.init(LAYER), "OptimizerState(...)"),
+        (None, "None"), (dict(STATE.slots), None), (optim.pack(LAYER), "Packed(...)"),
+        (PLAIN.init(LAYER), "OptimizerState(...)"),
     ],
 )  # fmt: skip
 def test_what_is_no_state_of_a_flattened_optimizer_is_refused(state, shown):

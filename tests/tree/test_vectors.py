@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from hypothesis import given
+from laws.strategies import Snapshot, identical, law, trees
 
 import frostleaf as fl
 
@@ -195,6 +199,163 @@ def test_ravel_is_differentiable_both_ways() -> None:
     assert gradient.tolist() == [0, 2, 4, 6, 0]
     gradient = mx.grad(lambda array: (fl.tree.ravel([array, mx.zeros(1)])[0]["float32"] ** 2).sum())(mx.arange(2.0))
     assert gradient.tolist() == [0, 2]
+
+
+@law
+@given(trees())
+def test_any_tree_is_laid_end_to_end_and_comes_back(tree: Any) -> None:
+    snapshot = Snapshot(tree)
+    vectors, unravel = fl.tree.ravel(tree)
+    again = unravel(vectors)
+    assert fl.tree.equal(again, tree)
+    assert fl.tree.structure(again) == fl.tree.structure(tree)
+    assert sum(vector.size for vector in vectors.values()) == fl.tree.size(tree)
+    assert all(vector.ndim == 1 for vector in vectors.values())
+    snapshot.assert_unchanged()
+    assert identical(fl.tree.map(lambda leaf: 0, again), fl.tree.map(lambda leaf: 0, tree))
+
+
+# The gradient of unravel is laid end to end as the vectors are. All of this is compared with what MLX makes of slices.
+
+SHAPES = [(2, 3), (), (0, 2), (1,), (2, 1, 2)]
+LENGTH = 12
+
+
+def by_slices(vector: mx.array) -> list[mx.array]:
+    starts = [0, 6, 7, 7, 8]
+    return [
+        vector[start : start + size].reshape(shape) for start, size, shape in zip(starts, [6, 1, 0, 1, 4], SHAPES, strict=True)
+    ]
+
+
+def unravelled(dtype: mx.Dtype = mx.float32) -> Callable[[mx.array], list[mx.array]]:
+    _, unravel = fl.tree.ravel([mx.zeros(shape, dtype) for shape in SHAPES])
+    name = str(dtype).removeprefix("mlx.core.")
+    return lambda vector: unravel({name: vector})
+
+
+def mixing(parts: list[mx.array]) -> mx.array:
+    """A function in which the parts meet, one stands twice, and one is left out."""
+    matrix, scalar, _, one, cube = parts
+    return (matrix**3).sum() * scalar**2 + (matrix[:, :2] * cube).sum() + (cube**2).sum() * matrix[:1].sum() + 0 * one.sum()
+
+
+def first_only(parts: list[mx.array]) -> mx.array:
+    return (parts[0] ** 3).sum()
+
+
+def without_using_any(parts: list[mx.array]) -> mx.array:
+    return mx.array(1.0)
+
+
+V = mx.arange(1.0, LENGTH + 1) / 4
+W = mx.cos(V)
+MANY = mx.stack([V, W, V - W])
+
+
+def of(function: Callable[[list[mx.array]], mx.array], take: Callable[[mx.array], list[mx.array]]) -> Callable[..., Any]:
+    return lambda vector: function(take(vector))
+
+
+TRANSFORMED: dict[str, Callable[[Callable[..., Any]], Any]] = {
+    "value": lambda f: f(V),
+    "gradient": lambda f: mx.grad(f)(V),
+    "value and gradient": lambda f: mx.value_and_grad(f)(V),
+    "jvp": lambda f: mx.jvp(f, [V], [W]),
+    "vjp": lambda f: mx.vjp(f, [V], [mx.array(2.0)]),
+    "gradient of the gradient": lambda f: mx.grad(lambda v: (mx.grad(f)(v) * W).sum())(V),
+    "third derivative": lambda f: mx.grad(lambda v: mx.grad(lambda u: (mx.grad(f)(u) * W).sum())(v).sum())(V),
+    "jvp of the gradient": lambda f: mx.jvp(mx.grad(f), [V], [W]),
+    "gradient of the jvp": lambda f: mx.grad(lambda v: mx.jvp(f, [v], [W])[1][0])(V),
+    "vmap": lambda f: mx.vmap(f)(MANY),
+    "vmap along another axis": lambda f: mx.vmap(f, in_axes=1)(MANY.T),
+    "vmap of the gradient": lambda f: mx.vmap(mx.grad(f))(MANY),
+    "vmap of the gradient along another axis": lambda f: mx.vmap(mx.grad(f), in_axes=1, out_axes=1)(MANY.T),
+    "gradient of the vmap": lambda f: mx.grad(lambda many: (mx.vmap(f)(many) * mx.arange(3.0)).sum())(MANY),
+    "vmap of the gradient of the gradient": lambda f: mx.vmap(mx.grad(lambda v: (mx.grad(f)(v) * W).sum()))(MANY),
+    "vmap of vmap": lambda f: mx.vmap(mx.vmap(f))(mx.stack([MANY, MANY + 1])),
+    "checkpoint": lambda f: mx.grad(mx.checkpoint(f))(V),
+}
+each_transformation = pytest.mark.parametrize("transformed", TRANSFORMED.values(), ids=TRANSFORMED)
+
+
+@each_transformation
+@pytest.mark.parametrize("function", [mixing, first_only, without_using_any])
+def test_unravel_is_transformed_as_slices_are(transformed: Any, function: Any) -> None:
+    assert fl.tree.allclose(transformed(of(function, unravelled())), transformed(of(function, by_slices)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gradient", "vmap of the gradient"])
+def test_unravel_is_transformed_in_a_compiled_function(name: str) -> None:
+    jitted = fl.jit(lambda: TRANSFORMED[name](of(first_only, unravelled())))
+    assert fl.tree.allclose(jitted(), TRANSFORMED[name](of(first_only, by_slices)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiled_function_that_unravels_is_traced_once() -> None:
+    gradient = fl.jit(lambda tree: fl.grad(lambda vectors: first_only(fl.tree.ravel(tree)[1](vectors)))(fl.tree.ravel(tree)[0]))
+    for _ in range(2):
+        assert mx.allclose(gradient(by_slices(V))["float32"], mx.grad(of(first_only, by_slices))(V))
+    assert gradient.trace_count == 1
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_the_gradient_has_the_dtype_of_the_vector(dtype: mx.Dtype) -> None:
+    gradient = mx.grad(of(mixing, unravelled(dtype)))(V.astype(dtype))
+    assert gradient.dtype == dtype
+    assert mx.allclose(gradient, mx.grad(of(mixing, by_slices))(V.astype(dtype)), rtol=1e-2)
+
+
+def test_vectors_of_several_dtypes_are_transformed_together() -> None:
+    tree = {"w": mx.array([1.0, 2.0]), "n": mx.array([3, 4]), "h": mx.array([0.5], mx.float16), "b": mx.array(2.0)}
+    vectors, unravel = fl.tree.ravel(tree)
+
+    def loss(tree: Any) -> mx.array:
+        return (tree["w"] ** 2 * tree["n"]).sum() * tree["b"] + tree["h"].astype(mx.float32).sum() * 3
+
+    value, gradients = fl.value_and_grad(lambda vectors: loss(unravel(vectors)))(vectors)
+    assert value.item() == loss(tree).item()
+    assert gradients["int32"] is None
+    assert gradients["float32"].tolist() == [12.0, 32.0, 19.0]
+    assert gradients["float16"].tolist() == [3.0]
+    stacked = fl.vmap(unravel)(fl.tree.stack([vectors, vectors]))
+    assert fl.tree.equal(stacked, fl.tree.stack([tree, tree]))
+
+
+def operations_of_the_gradient(count: int) -> tuple[int, int]:
+    """Return how many operations there are in the gradient of ``count`` arrays, and how many of them write into a vector."""
+    vectors, unravel = fl.tree.ravel([mx.zeros(3)] * count)
+    gradient = mx.grad(lambda vector: sum((part * part).sum() for part in unravel({"float32": vector})))(vectors["float32"])
+    graph = io.StringIO()
+    mx.export_to_dot(graph, gradient)
+    return graph.getvalue().count("shape=rectangle"), graph.getvalue().count('"SliceUpdate"')
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 12, 50])
+def test_no_vector_is_made_for_each_array_in_the_gradient(count: int) -> None:
+    operations, writing = operations_of_the_gradient(count)
+    assert writing == 0
+    assert operations <= 13 * count
+
+
+def test_the_gradient_grows_with_the_number_of_arrays() -> None:
+    few, more, most = (operations_of_the_gradient(count)[0] for count in (20, 40, 80))
+    assert most - more == 2 * (more - few)
+
+
+def peak_of_the_gradient(count: int) -> float:
+    """Return the most memory that the gradient of ``count`` arrays takes, in bytes for each of their numbers."""
+    vectors, unravel = fl.tree.ravel([mx.zeros(256)] * count)
+    vector = vectors["float32"]
+    mx.eval(vector)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.grad(lambda vector: sum((part * part).sum() for part in unravel({"float32": vector})))(vector))
+    return (mx.get_peak_memory() - before) / vector.size
+
+
+def test_the_memory_of_the_gradient_grows_with_the_number_of_arrays() -> None:
+    assert peak_of_the_gradient(80) < 1.2 * peak_of_the_gradient(20)
 
 
 # size and nbytes

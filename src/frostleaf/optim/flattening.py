@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast
 
+import attrs
 import mlx.core as mx
 import mlx.optimizers
 
@@ -37,18 +38,25 @@ NOT_ELEMENTWISE = (
 )
 MIXED = "the gradients for the packed {dtype} parameters must be of one dtype, and {first!r} is {one} while {path!r} is {other}"
 
-# A trained array: its dotted path, where it is packed, and its shape.
-_Array = tuple[str, str, tuple[int, ...]]
+
+@attrs.frozen
+class _Trained:
+    """Which arrays are trained: of each its dotted path, where it is packed, and its shape."""
+
+    arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+    def __repr__(self) -> str:
+        return f"({len(self.arrays)} arrays)"
 
 
 class FlattenedState(OptimizerState):
     """What a flattened optimizer remembers, and of which arrays: vectors of one length can be made of very different ones.
 
     Attributes:
-        arrays: For each trained array, in order, its dotted path, where it is packed, and its shape.
+        trained: The arrays that the vectors and the large arrays of the packed model are.
     """
 
-    arrays: tuple[_Array, ...] = static()
+    trained: _Trained = static()
 
 
 class Flattened(Node):
@@ -71,11 +79,11 @@ class Flattened(Node):
         (9,)
         """
         packed = pack(model, self.max_size)
-        trained = _trained(packed)
-        if not trained:
+        arrays = _parameters(packed)
+        if not arrays:
             raise ValueError(NOTHING_TO_TRAIN.format(tree=type(model).__name__, optimizer=type(self).__name__))
-        state = self.optimizer.init(trained)
-        return FlattenedState(state.step, state.hyperparameters, state.slots, _arrays(packed))
+        state = self.optimizer.init(arrays)
+        return FlattenedState(state.step, state.hyperparameters, state.slots, _which(packed))
 
     def update(self, model: T, grads: Any, state: FlattenedState) -> tuple[T, FlattenedState]:
         """Return the model after one step, packed if it was, and the state after it.
@@ -97,11 +105,11 @@ class Flattened(Node):
         if not isinstance(state, FlattenedState):
             raise TypeError(NOT_A_STATE.format(optimizer=type(self).__name__, given=describe(state)))
         packed: Packed[Any] = pack(model, self.max_size)
-        differences = _differences(_arrays(packed), state.arrays)
+        differences = _differences(_which(packed), state.trained)
         if differences:
             raise ValueError(OTHER_STATE.format(optimizer=type(self).__name__, differences=differences))
-        trained, gradients = _trained(packed), _gradients(packed, grads)
-        after, now = self.optimizer.update(trained, {name: gradients[name] for name in trained}, state)
+        arrays, gradients = _parameters(packed), _gradients(packed, grads)
+        after, now = self.optimizer.update(arrays, {name: gradients[name] for name in arrays}, state)
         new = map_with_path(lambda name, leaf: after.get(name, leaf), packed)
         new_state = state.replace(step=now.step, hyperparameters=now.hyperparameters, slots=now.slots)
         return cast(T, new if packed is model else new.unpack()), new_state
@@ -138,7 +146,7 @@ def flatten(opt: Optimizer, *, max_size: int = 4096, elementwise: bool | None = 
     return Flattened(opt, max_size)
 
 
-def _trained(packed: Packed[Any]) -> dict[str, mx.array]:
+def _parameters(packed: Packed[Any]) -> dict[str, mx.array]:
     """Return the vectors and the large arrays by path, but for those that are frozen."""
     named = zip(paths(packed), leaves(packed), trainable(packed), strict=True)
     return {name: leaf for name, leaf, trains in named if trains}
@@ -162,17 +170,17 @@ def _gradients(packed: Packed[Any], grads: Any) -> dict[str, mx.array]:
     return {**vectors, **{f"{LARGE}.{number}": array for number, array in enumerate(divided[LARGE])}}
 
 
-def _arrays(packed: Packed[Any]) -> tuple[_Array, ...]:
+def _which(packed: Packed[Any]) -> _Trained:
     layout = packed.layout
     arrays = zip(map(dotted, layout.structure.leaf_paths()), layout.places, layout.shapes, strict=True)
-    return tuple([array for array in arrays if array[1] != REST])
+    return _Trained(tuple([array for array in arrays if array[1] != REST]))
 
 
-def _differences(expected: tuple[_Array, ...], given: tuple[_Array, ...]) -> str:
+def _differences(expected: _Trained, given: _Trained) -> str:
     """Return in words how the arrays of a model differ from those that a state is for; nothing if they don't."""
     if expected == given:
         return ""
-    here, there = ({name: f"{place} {shape}" for name, place, shape in arrays} for arrays in (expected, given))
+    here, there = ({name: f"{place} {shape}" for name, place, shape in each.arrays} for each in (expected, given))
     found = [f"{name!r} is not trainable" for name in there.keys() - here.keys()]
     found += [f"{name!r} has no state" for name in here.keys() - there.keys()]
     both = here.keys() & there.keys()

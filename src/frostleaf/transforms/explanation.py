@@ -42,6 +42,7 @@ ANOTHER = "{path} is another {right} than"
 BY_NAME = "{path} is given by name where it was given by position"
 BY_POSITION = "{path} is given by position where it was given by name"
 OTHERWISE = "{path} is built otherwise than"
+BY_DEFAULT = "the default dtype is {right} where it was {left}"
 
 _lock = threading.RLock()
 
@@ -54,17 +55,19 @@ class Traced:
         names: Those of the arguments given by name, which come last.
         structures: Those of all arguments.
         arrays: The shape and the dtype of each array; instead of its shape the number of its dimensions if shapes don't count.
+        dtype: That in which layers are built by default.
     """
 
     names: tuple[str, ...]
     structures: tuple[Structure, ...]
     arrays: tuple[tuple[tuple[int, ...] | int, mx.Dtype], ...]
+    dtype: mx.Dtype
 
-    def likeness(self, other: Traced) -> tuple[bool, int, int]:
+    def likeness(self, other: Traced) -> tuple[bool, bool, int, int]:
         """Return a key by which what is more like ``other`` comes later."""
         structures = sum(one == two for one, two in zip(self.structures, other.structures, strict=False))
         arrays = sum(one == two for one, two in zip(self.arrays, other.arrays, strict=False))
-        return self.names == other.names, structures, arrays
+        return self.dtype == other.dtype, self.names == other.names, structures, arrays
 
     def tree(self, labels: Sequence[str], stand_ins: dict[Any, mx.array]) -> dict[str, Any]:
         """Return the arguments under their names, with an array that is never evaluated for each kind of array."""
@@ -154,6 +157,8 @@ def _differences(old: Traced, new: Traced, argument: Callable[[int, int, Sequenc
     if not found:
         pairs = zip(labels[1], old.structures, new.structures, strict=True)
         found += [OTHERWISE.format(path=label) for label, one, other in pairs if one != other]
+    if old.dtype != new.dtype:
+        found.append(BY_DEFAULT.format(left=_dtype(old.dtype), right=_dtype(new.dtype)))
     return found
 
 
@@ -188,16 +193,16 @@ def _of_arrays(path: str, left: mx.array, right: mx.array, shapes: dict[int, Any
     old, new = shapes[id(left)], shapes[id(right)]
     here, there = [], []
     if left.dtype != right.dtype:
-        here.append(f"dtype {_dtype(right)}")
-        there.append(_dtype(left))
+        here.append(f"dtype {_dtype(right.dtype)}")
+        there.append(_dtype(left.dtype))
     if old != new:
         here.append(f"{'ndim' if isinstance(new, int) else 'shape'} {new}")
         there.append(str(old))
     return f"{path} has {' and '.join(here)} where it had {' and '.join(there)}"
 
 
-def _dtype(array: mx.array) -> str:
-    return str(array.dtype).removeprefix("mlx.core.")
+def _dtype(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def _named(value: Any) -> str:

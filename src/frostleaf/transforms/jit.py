@@ -12,7 +12,6 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import mlx.core as mx
@@ -22,6 +21,7 @@ from ..module import Module
 from ..tree.functions import dotted
 from ..tree.structure import Group, flat_of
 from .captured import warn_of_captured
+from .context import context, within
 from .explanation import History
 from .program import Program, is_hashable
 
@@ -44,8 +44,6 @@ NO_COMPILER = (
 )
 
 
-# Looked at in each call of a jitted function.
-_plain: ContextVar[bool] = ContextVar("plain", default=False)
 _NONE_YET: tuple[list[Any] | None, Program | None] = None, None
 
 _tick = itertools.count().__next__
@@ -119,11 +117,8 @@ def disable_jit() -> Iterator[None]:
     called with array(2, dtype=int32)
     (array(2, dtype=int32), array(4, dtype=int32))
     """
-    token = _plain.set(True)
-    try:
+    with within(plain=True):
         yield
-    finally:
-        _plain.reset(token)
 
 
 class Jitted(Generic[P, R]):
@@ -148,7 +143,8 @@ class Jitted(Generic[P, R]):
         self._last = None, None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if _plain.get():
+        here = context.get()
+        if here.plain:
             return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
         names: Any = ()
         values: tuple[Any, ...] = args
@@ -156,7 +152,7 @@ class Jitted(Generic[P, R]):
             names = (*self._bound_kwargs, *kwargs)
             values = (*self._bound_args, *args, *self._bound_kwargs.values(), *kwargs.values())
         given: list[Group] = []
-        key: list[Any] = [names]
+        key: list[Any] = [here, names]
         try:
             for value in values:
                 if type(value) is mx.array:

@@ -13,6 +13,7 @@ from ..node import Node
 from ..tree.structure import Group, Structure, flat_of, group_sizes, grouped, put, ungrouped, waiting
 from .captured import require_visible
 from .compiled import Dropped, Shell, dropped
+from .context import context
 from .explanation import History, Traced
 from .passing import Inputs, Origins, put_back
 from .random import restore_state, saved_state
@@ -54,7 +55,7 @@ class Program:
             else:
                 shape, static = out.structure, copy.deepcopy
             computed, origins = inputs.separate(grouped(out.leaves, group_sizes(shape)))
-            return computed, _Result(shape, origins, static, Traced(names, structures, arrays))
+            return computed, _Result(shape, origins, static, Traced(names, structures, arrays, context.get().dtype))
 
         Shell.forget_retired()
         self._shell = Shell(on_groups)

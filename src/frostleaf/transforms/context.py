@@ -1,0 +1,38 @@
+"""What the result of a function may depend on besides its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+
+@attrs.frozen
+class Context:
+    """What holds where a jitted function is called.
+
+    Attributes:
+        plain: Whether it runs as plain Python.
+        dtype: That in which layers are built.
+    """
+
+    plain: bool = False
+    dtype: mx.Dtype = mx.float32
+
+
+# One variable for all of it, since every call of a jitted function looks it up.
+context: ContextVar[Context] = ContextVar("context", default=Context())  # noqa: B039
+
+
+@contextmanager
+def within(**changes: Any) -> Iterator[None]:
+    """Return a context manager inside of which the context is changed, for this thread or ``asyncio`` task."""
+    token = context.set(attrs.evolve(context.get(), **changes))
+    try:
+        yield
+    finally:
+        context.reset(token)
