@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.fields import kind, persistent
+from frostleaf.fields import cast, frozen, kind, persistent
 
 
 class Kinds(fl.Module):
@@ -132,3 +132,39 @@ def test_a_module_in_a_buffer_is_not_trained_and_one_in_a_private_field_is_no_pa
     assert list(holder.parameters()) == ["inner"]
     assert holder.trainable_parameters() == {}
     assert [name for name, _ in holder.named_modules()] == ["", "_hidden", "inner"]
+
+
+class Marked(fl.Module):
+    held: Any = fl.parameter(frozen=True)
+    free: Any = fl.parameter(frozen=False)
+    scales: Any = fl.buffer(cast=False, default=None)
+
+
+def test_the_marks_are_off_unless_they_are_asked_for() -> None:
+    marks = {name: (frozen(field), cast(field)) for name, field in attrs.fields_dict(Marked).items()}
+    assert marks == {"held": (True, True), "free": (False, True), "scales": (False, False)}
+    assert not any(frozen(field) or not cast(field) for field in attrs.fields(Kinds))
+
+
+@pytest.mark.parametrize("value", [mx.ones(1), [mx.ones(1), {"a": mx.ones(1)}], Kinds(*[mx.ones(1)] * 4, 3)], ids=type)
+def test_a_field_that_starts_frozen_is_as_if_it_had_been_frozen(value: Any) -> None:
+    module = Marked(value, mx.ones(1))
+    assert fl.tree.structure(module.unfreeze().freeze(keys="held")) == fl.tree.structure(module)
+    gradient = fl.grad(lambda module: sum(leaf.sum() for leaf in fl.tree.leaves(module)))(module)
+    assert fl.tree.paths(gradient) == ["free"]
+    assert len(fl.tree.leaves(module.unfreeze().trainable_parameters())) > 1
+
+
+def test_what_is_not_there_is_not_frozen() -> None:
+    assert fl.tree.structure(Marked(None, mx.ones(1))) == fl.tree.structure(Marked(None, mx.ones(1)).unfreeze())
+
+
+def test_a_subclass_and_a_hand_written_constructor_start_frozen_too() -> None:
+    class Own(Marked):
+        def __init__(self) -> None:
+            self.held = mx.ones(1)
+            self.free = mx.ones(1)
+
+    assert list(Own().trainable_parameters()) == ["free"]
+    assert list(Own().replace(held=mx.zeros(1)).trainable_parameters()) == ["free"]
+    assert list(Own().unfreeze().replace(held=mx.zeros(1)).trainable_parameters()) == ["held", "free"]

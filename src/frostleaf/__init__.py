@@ -1,8 +1,10 @@
 """frostleaf: functional parameters for MLX."""
 
 from . import nn, optim, tree
+from .edits.quantization import quantize
 from .fields import buffer, parameter, static
 from .module import Module
+from .nn.dtypes import default_dtype
 from .transforms.captured import CapturedArrayWarning
 from .transforms.checkpoint import checkpoint
 from .transforms.differentials import jvp, vjp
@@ -18,7 +20,7 @@ from .tree.registration import register_pytree_node
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "Module", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "disable_jit", "eval",
-    "eval_shape", "grad", "jit", "jvp", "latest", "next_key", "nn", "optim", "parameter", "record", "register_pytree_node",
-    "rng", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "CapturedArrayWarning", "Module", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "default_dtype",
+    "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "latest", "next_key", "nn", "optim", "parameter",
+    "quantize", "record", "register_pytree_node", "rng", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip

@@ -8,14 +8,18 @@ import attrs
 
 KIND = "frostleaf.kind"
 PERSISTENT = "frostleaf.persistent"
+FROZEN = "frostleaf.frozen"
+CAST = "frostleaf.cast"
 
 
-def parameter(**options: Any) -> Any:
+def parameter(*, frozen: bool = False, **options: Any) -> Any:
     """Return a field that holds parameters: arrays, modules, and tuples or mappings of them.
 
     A bare annotation means the same; call this to give the field a default, a factory, a converter or a validator.
 
     Args:
+        frozen: Whether the field is frozen in a new module, as if :meth:`Module.freeze` had been called with its name;
+            ``unfreeze`` makes it trainable. Default: ``False``.
         **options: What :func:`attrs.field` accepts.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -24,10 +28,10 @@ def parameter(**options: Any) -> Any:
     >>> Scale()
     Scale(factor=f32[3])
     """
-    return _field("parameter", options)
+    return _field("parameter", options, {FROZEN: frozen})
 
 
-def buffer(*, persistent: bool = True, **options: Any) -> Any:
+def buffer(*, persistent: bool = True, cast: bool = True, **options: Any) -> Any:
     """Return a field that holds arrays which are part of the model but never trained, such as running statistics.
 
     A buffer is a leaf of the tree like a parameter: it is cast, mapped and passed through ``jit``. It is not among the
@@ -36,6 +40,9 @@ def buffer(*, persistent: bool = True, **options: Any) -> Any:
     Args:
         persistent: Whether the arrays are among :meth:`Module.parameters` and are saved with them. ``False`` is for what is
             computed again when a model is built, such as rotary tables. Default: ``True``.
+        cast: Whether :meth:`Module.astype` casts the arrays by default. ``False`` is for numbers that say how others are
+            stored, such as the scales of quantized weights: they are cast only if the caller gives a predicate of their own
+            that says so, or selects them. Default: ``True``.
         **options: What :func:`attrs.field` accepts.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -44,8 +51,7 @@ def buffer(*, persistent: bool = True, **options: Any) -> Any:
     >>> list(Count().parameters()), list(Count().trainable_parameters())
     (['seen'], [])
     """
-    options["metadata"] = {**(options.get("metadata") or {}), PERSISTENT: persistent}
-    return _field("buffer", options)
+    return _field("buffer", options, {PERSISTENT: persistent, CAST: cast})
 
 
 def static(**options: Any) -> Any:
@@ -66,7 +72,7 @@ def static(**options: Any) -> Any:
     >>> Power(3)
     Power(exponent=3)
     """
-    return _field("static", options)
+    return _field("static", options, {})
 
 
 def kind(attribute: attrs.Attribute[Any]) -> str:
@@ -79,6 +85,16 @@ def persistent(attribute: attrs.Attribute[Any]) -> bool:
     return bool(attribute.metadata.get(PERSISTENT, True)) and not attribute.name.startswith("_")
 
 
-def _field(kind: str, options: dict[str, Any]) -> Any:
-    options["metadata"] = {**(options.get("metadata") or {}), KIND: kind}
+def frozen(attribute: attrs.Attribute[Any]) -> bool:
+    """Return whether the field is frozen in a new module."""
+    return bool(attribute.metadata.get(FROZEN, False))
+
+
+def cast(attribute: attrs.Attribute[Any]) -> bool:
+    """Return whether the field's arrays are cast by default."""
+    return bool(attribute.metadata.get(CAST, True))
+
+
+def _field(kind: str, options: dict[str, Any], marks: dict[str, Any]) -> Any:
+    options["metadata"] = {**(options.get("metadata") or {}), KIND: kind, **marks}
     return attrs.field(**options)

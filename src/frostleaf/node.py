@@ -118,6 +118,8 @@ class Node:
     # Names of the fields whose values are children in the tree, and of those that are structure.
     __children__: ClassVar[tuple[str, ...]] = ()
     __static__: ClassVar[tuple[str, ...]] = ()
+    # Names of the fields that are frozen in a new instance.
+    __frozen__: ClassVar[tuple[str, ...]] = ()
     # Makes a finished instance of metadata and children as they are: nothing is converted or checked.
     __assemble__: ClassVar[Callable[[Metadata, Iterable[Any]], Any]]
     # Whether an instance may be built when it is first looked into, which is when __getattr__ is called.
@@ -153,6 +155,12 @@ class Node:
                 if inherited is None:
                     raise
                 return inherited(name)
+
+    def _set_training_mode(self: N, mode: bool) -> N:
+        """Return the node in a mode; what it holds is in it already. A layer that keeps its arrays otherwise in each mode
+        overrides this, as in MLX, and returns what it makes of ``super()._set_training_mode(mode)``.
+        """
+        return edited(self, training=mode)
 
     def __copy__(self: N) -> N:
         metadata_of(self)  # a node that is being built is still open to change
@@ -310,6 +318,7 @@ def _define(cls: type[Node]) -> None:
             raise TypeError(HIDDEN.format(cls=cls.__name__, name=name))
     cls.__static__ = tuple(name for name, field in cls.__fields__.items() if fields.kind(field) == "static")
     cls.__children__ = tuple(name for name in cls.__fields__ if name not in cls.__static__)
+    cls.__frozen__ = tuple(name for name, field in cls.__fields__.items() if fields.frozen(field))
     cls.__assemble__ = _assembler(cls)
     cls.__can_wait__ = (
         cls.__getattr__ is Node.__getattr__  # type: ignore[attr-defined]
@@ -370,7 +379,8 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
             _fill_defaults(self)
         finally:
             del self.__dict__[OPEN]
-        _close(self, type(self).__fields__, training=True, frozen=frozenset())
+        frozen = frozenset(name for name in type(self).__frozen__ if self.__dict__[name] is not None)
+        _close(self, type(self).__fields__, training=True, frozen=frozen)
 
     __init__.handwritten = handwritten  # type: ignore[attr-defined]
     return __init__

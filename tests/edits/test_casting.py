@@ -72,3 +72,49 @@ def test_a_cast_is_not_undone_by_the_converter_of_the_field(cast: Any) -> None:
         weight: mx.array = fl.parameter(converter=lambda value: mx.array(value, mx.float32))
 
     assert cast(Converted([1.0])).weight.dtype == mx.float16
+
+
+class Scaled(fl.Module):
+    weight: mx.array
+    scales: Any = fl.buffer(cast=False)
+    mean: mx.array = fl.buffer(factory=lambda: mx.zeros(1))
+
+
+def scaled() -> Stack:
+    return Stack([Scaled(mx.ones(1), {"a": mx.ones(1), "b": linear()}), linear()], {"scales": Scaled(mx.ones(1), mx.ones(1))})
+
+
+def cast_paths(model: Any) -> list[str]:
+    return [path for path, leaf in zip(fl.tree.paths(model), fl.tree.leaves(model), strict=True) if leaf.dtype == mx.float16]
+
+
+OTHERS = [
+    "layers.0.weight",
+    "layers.0.mean",
+    "layers.1.weight",
+    "layers.1.bias",
+    "experts.scales.weight",
+    "experts.scales.mean",
+]
+
+
+def test_what_is_not_cast_by_default_is_shared() -> None:
+    model = scaled()
+    after = model.astype(mx.float16)
+    assert cast_paths(after) == OTHERS
+    assert after.layers[0].scales is model.layers[0].scales
+    assert after.astype(mx.float16) is after
+    assert cast_paths(model.set_dtype(mx.float16)) == OTHERS
+    assert cast_paths(model.at("layers").astype(mx.float16)) == OTHERS[:4]
+    assert cast_paths(model.at(Scaled).astype(mx.float16)) == [*OTHERS[:2], *OTHERS[4:]]
+
+
+@pytest.mark.parametrize("predicate", [PREDICATES["none"], PREDICATES["floating"]], ids=["none", "floating"])
+def test_a_predicate_is_asked_about_all_arrays(predicate: Any) -> None:
+    assert cast_paths(scaled().astype(mx.float16, *predicate)) == fl.tree.paths(scaled())
+
+
+@pytest.mark.parametrize("where", ["layers.0.scales", "layers.0.scales.**", lambda path, leaf: "0.scales" in path], ids=str)
+def test_what_is_selected_itself_is_cast(where: Any) -> None:
+    paths = [path for path in fl.tree.paths(scaled()) if "0.scales" in path]
+    assert cast_paths(scaled().at(where).astype(mx.float16)) == paths

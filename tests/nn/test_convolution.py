@@ -1,23 +1,83 @@
+import inspect
+import re
+
 import mlx.core as mx
 import pytest
 
 import frostleaf as fl
 
-
-def test_channels_that_do_not_divide():
-    with pytest.raises(ValueError, match="5 input channels can't be divided into 2 groups: in_channels must be a multiple"):
-        fl.nn.Conv2d(5, 4, 3, groups=2)
+LAYERS = [fl.nn.Conv1d, fl.nn.Conv2d, fl.nn.Conv3d, fl.nn.ConvTranspose1d, fl.nn.ConvTranspose2d, fl.nn.ConvTranspose3d]
+each_layer = pytest.mark.parametrize("layer", LAYERS)
 
 
-@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding"])
-@pytest.mark.parametrize("value", [(1, 2, 3), "3", 1.5, (1, 2.5), None])
-def test_sizes_that_are_not_sizes(name, value):
-    with pytest.raises(ValueError, match=f"{name} is an int or 2 of them in a tuple, and was given as") as error:
-        fl.nn.Conv2d(**{"in_channels": 1, "out_channels": 1, "kernel_size": 3, name: value})
+def each_layer_and(*names):
+    """Parametrise a test with those of the named arguments that each layer has."""
+    pairs = [(layer, name) for layer in LAYERS for name in names if name in inspect.signature(layer).parameters]
+    return pytest.mark.parametrize(("layer", "name"), pairs)
+
+
+def built(layer, **arguments):
+    return layer(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **arguments})
+
+
+def generator():
+    return mx.random.state[0].tolist()
+
+
+@pytest.mark.parametrize("layer", [fl.nn.Conv1d, fl.nn.Conv2d])
+@pytest.mark.parametrize(("side", "arguments"), [("in", {"in_channels": 5}), ("out", {"out_channels": 5})])
+def test_channels_that_do_not_divide(layer, side, arguments):
+    message = f"5 {side}put channels can't be divided into 2 groups: {side}_channels must be a multiple of groups"
+    with pytest.raises(ValueError, match=message):
+        built(layer, groups=2, **arguments)
+
+
+@each_layer_and("kernel_size", "stride", "padding", "dilation", "output_padding")
+@pytest.mark.parametrize("value", [(1, 2, 3, 4), "3", 1.5, (1, 2.5), None])
+def test_sizes_that_are_not_sizes(layer, name, value):
+    before, rank = generator(), int(layer.__name__[-2])
+    with pytest.raises(ValueError, match=f"{name} is an int or {rank} of them in a tuple, and was given as") as error:
+        built(layer, **{name: value})
     assert str(error.value).endswith(repr(value))
+    assert generator() == before
 
 
-def test_lists_become_tuples():
-    layer = fl.nn.Conv2d(1, 1, [3, 2], [1, 2], [0, 1], [2, 1])
-    assert (layer.stride, layer.padding, layer.dilation) == ((1, 2), (0, 1), (2, 1))
-    assert layer(mx.ones((1, 8, 8, 1))).shape == (1, 4, 5, 1)
+@each_layer_and("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_that_are_not_positive(layer, name, value):
+    with pytest.raises(ValueError, match=f"'{name}' must be > 0: {value}"):
+        built(layer, **{name: value})
+
+
+def test_one_of_two_sizes_that_is_not_positive():
+    with pytest.raises(ValueError, match="'dilation' must be > 0: -3"):
+        fl.nn.Conv2d(4, 4, 3, dilation=(1, -3))
+    with pytest.raises(ValueError, match="'stride' must be > 0: 0"):
+        fl.nn.ConvTranspose3d(4, 4, 3).replace(stride=(1, 0, 1))
+
+
+@each_layer
+def test_lists_become_tuples(layer):
+    rank = int(layer.__name__[-2])
+    options = built(layer, kernel_size=[2] * rank, stride=[2] * rank, padding=[1] * rank, dilation=[3] * rank)
+    expected = (2, 1, 3) if rank == 1 else ((2,) * rank, (1,) * rank, (3,) * rank)
+    assert (options.stride, options.padding, options.dilation) == expected
+
+
+@each_layer
+@pytest.mark.parametrize("change", ["another number of channels", "no batch", "one axis more"])
+def test_input_that_does_not_fit(layer, change):
+    layer = built(layer)
+    axes = {1: "L", 2: "H, W", 3: "D, H, W"}[layer.weight.ndim - 2]
+    good = (2, *[5] * (layer.weight.ndim - 2), 4)
+    bad = {"another number of channels": (*good[:-1], 3), "no batch": good[1:], "one axis more": (1, *good)}[change]
+    given = f"f32[{','.join(map(str, bad))}]"
+    message = f"{type(layer).__name__} takes an input of shape [N, {axes}, 4], and was given {given}. The layer is {layer!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layer(mx.zeros(bad))
+    assert layer(mx.zeros(good)).shape[-1] == 4
+
+
+def test_groups_count_all_channels():
+    with pytest.raises(ValueError, match=re.escape("Conv1d takes an input of shape [N, L, 4], and was given f32[1,8,2]")):
+        fl.nn.Conv1d(4, 6, 3, groups=2)(mx.zeros((1, 8, 2)))

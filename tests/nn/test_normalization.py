@@ -1,3 +1,5 @@
+from functools import partial
+
 import mlx.core as mx
 import pytest
 
@@ -6,13 +8,48 @@ import frostleaf as fl
 X = mx.array([[0.0, 2.0], [2.0, 4.0]])
 
 
-@pytest.mark.parametrize("layer", [fl.nn.LayerNorm, fl.nn.RMSNorm, fl.nn.BatchNorm])
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "BatchNorm", "InstanceNorm", "GroupNorm"])
 @pytest.mark.parametrize("eps", [0.0, -1.0, float("nan")])
-def test_eps_that_is_not_positive(layer, eps):
+def test_eps_that_is_not_positive(name, eps):
+    layer = partial(getattr(fl.nn, name), *([1] if name == "GroupNorm" else []))
     with pytest.raises(ValueError, match=f"'eps' must be > 0: {eps}"):
         layer(2, eps)
     with pytest.raises(ValueError, match="'eps' must be > 0"):
         layer(2).replace(eps=eps)
+
+
+@pytest.mark.parametrize(("groups", "dims"), [(3, 4), (0, 4), (-2, 4), (2, 0), (2, -2)])
+def test_groups_that_do_not_divide(groups, dims):
+    with pytest.raises(
+        ValueError, match=f"can't divide {dims} channels into {groups} groups: both must be positive, and dims a"
+    ):
+        fl.nn.GroupNorm(groups, dims)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "takes"),
+    [
+        (fl.nn.GroupNorm(2, 4), (3, 2), "GroupNorm takes an input of shape [N, ..., 4]"),
+        (fl.nn.GroupNorm(2, 4), (4,), "[N, ..., 4]"),
+        (fl.nn.GroupNorm(2, 4, affine=False, pytorch_compatible=True), (3, 5, 2), "[N, ..., 4]"),
+        (fl.nn.InstanceNorm(4), (3, 2, 2), "InstanceNorm takes an input of shape [N, L, 4], [N, H, W, 4] or with more axes"),
+        (fl.nn.InstanceNorm(4, affine=True), (3, 4), "[N, L, 4], [N, H, W, 4] or with more axes"),
+    ],
+)
+def test_input_that_does_not_fit(layer, shape, takes):
+    with pytest.raises(ValueError, match="takes an input") as error:
+        layer(mx.zeros(shape))
+    assert takes in str(error.value)
+    assert f"and was given f32[{','.join(map(str, shape))}]" in str(error.value)
+
+
+def test_groups_as_in_layer_and_instance_norm():
+    x = mx.random.normal((2, 3, 3, 4), key=mx.random.key(0))
+    instance = fl.nn.InstanceNorm(4)(x)
+    whole = fl.nn.LayerNorm(36, affine=False)(x.reshape(2, 36)).reshape(x.shape)
+    for compatible in False, True:
+        assert mx.allclose(fl.nn.GroupNorm(4, 4, pytorch_compatible=compatible)(x), instance, atol=1e-5)
+        assert mx.allclose(fl.nn.GroupNorm(1, 4, pytorch_compatible=compatible)(x), whole, atol=1e-5)
 
 
 def test_layer_norm_keeps_no_bias_without_weight():

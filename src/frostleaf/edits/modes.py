@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ..node import Node, edited
+from ..node import Node
 from ..tree.structure import Path
 from ..tree.walk import rewrite
 
@@ -15,6 +15,6 @@ def train(tree: T, mode: bool) -> T:
     """Return the tree with every module in it in training mode, or in evaluation mode."""
 
     def leave(path: Path, value: Any) -> Any:
-        return edited(value, training=bool(mode)) if isinstance(value, Node) else value
+        return value._set_training_mode(bool(mode)) if isinstance(value, Node) else value
 
     return rewrite(tree, leave=leave)  # type: ignore[no-any-return]

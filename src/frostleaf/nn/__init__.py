@@ -31,18 +31,65 @@ from mlx.nn.layers.activations import (
     tanh,
 )
 
+from .activations import (
+    CELU,
+    ELU,
+    GELU,
+    GLU,
+    SELU,
+    HardShrink,
+    Hardswish,
+    HardTanh,
+    LeakyReLU,
+    LogSigmoid,
+    LogSoftmax,
+    Mish,
+    PReLU,
+    ReLU,
+    ReLU2,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softmin,
+    Softplus,
+    Softshrink,
+    Softsign,
+    Step,
+    Tanh,
+)
 from .containers import Sequential
-from .convolution import Conv2d
-from .dropout import Dropout
+from .convolution import Conv1d, Conv2d, Conv3d
+from .convolution_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from .dropout import Dropout, Dropout2d, Dropout3d
 from .embedding import Embedding
-from .linear import Identity, Linear
-from .normalization import BatchNorm, LayerNorm, RMSNorm
-from .pooling import MaxPool2d
+from .linear import Bilinear, Identity, Linear
+from .normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from .pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
+from .positional_encoding import ALiBi, RoPE, SinusoidalPositionalEncoding
+from .quantized import QQLinear, QuantizedEmbedding, QuantizedLinear
+from .recurrent import GRU, LSTM, RNN
+from .transformer import (
+    MultiHeadAttention,
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
+from .upsample import Upsample
 
 __all__ = [
-    "BatchNorm", "Conv2d", "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "MaxPool2d", "RMSNorm",
-    "Sequential", "celu", "elu", "gelu", "gelu_approx", "gelu_fast_approx", "glu", "hard_shrink", "hard_tanh",
-    "hardswish", "init", "leaky_relu", "log_sigmoid", "log_softmax", "losses", "mish", "prelu", "relu", "relu2",
-    "relu6", "selu", "sigmoid", "silu", "softmax", "softmin", "softplus", "softshrink", "softsign", "step",
-    "tanh",
+    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "AvgPool1d", "AvgPool2d",
+    "AvgPool3d", "BatchNorm", "Bilinear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
+    "ConvTranspose3d", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink",
+    "HardTanh", "Hardswish", "Identity", "InstanceNorm", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid",
+    "LogSoftmax", "MaxPool1d", "MaxPool2d", "MaxPool3d", "Mish", "MultiHeadAttention", "PReLU", "QQLinear",
+    "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "Sequential",
+    "SiLU", "Sigmoid", "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink",
+    "Softsign", "Step", "Tanh", "Transformer", "TransformerDecoder", "TransformerDecoderLayer",
+    "TransformerEncoder", "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu", "gelu_approx",
+    "gelu_fast_approx", "glu", "hard_shrink", "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid",
+    "log_softmax", "losses", "mish", "prelu", "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax",
+    "softmin", "softplus", "softshrink", "softsign", "step", "tanh",
 ]  # fmt: skip

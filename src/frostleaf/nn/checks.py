@@ -1,35 +1,14 @@
-"""What the layers check in common: the dtype and the sizes they are built with, and the shape they are called with."""
+"""What the layers check in common: the sizes they are built with, and the shape they are called with."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import mlx.core as mx
-
 from ..module import Module
 from ..tree.compare import describe
 
-NOT_FLOATING = (
-    "a layer can't be made in dtype {dtype!r}. Give a floating-point mx.Dtype, such as mx.bfloat16; None stands for mx.float32."
-)
 NOT_SIZES = "{name} is an int or {count} of them in a tuple, and was given as {value!r}"
 MISFIT = "{cls} takes an input of shape {shape}, and was given {x}. The layer is {layer!r}"
-
-
-def floating(dtype: mx.Dtype | None) -> mx.Dtype:
-    """Return the dtype in which a layer makes its arrays.
-
-    Raises:
-        TypeError: If it is not a floating-point ``mx.Dtype``.
-
-    >>> floating(None), floating(mx.float16)
-    (mlx.core.float32, mlx.core.float16)
-    """
-    if dtype is None:
-        return mx.float32
-    if not isinstance(dtype, mx.Dtype) or not mx.issubdtype(dtype, mx.floating):
-        raise TypeError(NOT_FLOATING.format(dtype=dtype))
-    return dtype
 
 
 def sizes(name: str, value: Any, count: int) -> Any:
@@ -50,7 +29,7 @@ def sizes(name: str, value: Any, count: int) -> Any:
 def misfit(layer: Module, shape: str, x: Any) -> ValueError:
     """Return the error for an input ``x`` that is not of the shape that the layer takes.
 
-    >>> import frostleaf as fl
+    >>> import frostleaf as fl, mlx.core as mx
     >>> print(misfit(fl.nn.Linear(2, 3), "[..., 2]", mx.ones((4, 5))))
     Linear takes an input of shape [..., 2], and was given f32[4,5]. The layer is Linear(weight=f32[3,2], bias=f32[3])
     """

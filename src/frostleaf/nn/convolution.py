@@ -3,17 +3,144 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import attrs
 import mlx.core as mx
 
 from ..fields import static
 from ..module import Module
-from .checks import floating, misfit, sizes
+from .checks import misfit, sizes
+from .dtypes import floating
+from .initial import uniform
 
-UNGROUPED = "{channels} input channels can't be divided into {groups} groups: in_channels must be a multiple of groups"
+NOT_POSITIVE = "'{name}' must be > 0: {value}"
+UNGROUPED = "{channels} {side}put channels can't be divided into {groups} groups: {side}_channels must be a multiple of groups"
+
+# What the axes between batch and channels are called, by their number.
+AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
-class Conv2d(Module):
+def positive(_: Module, field: attrs.Attribute[Any], value: int | tuple[int, ...]) -> None:
+    """Raise the error for a field of sizes that are not all positive. It is a validator, as attrs has them."""
+    _require_positive(field.name, value)
+
+
+def _require_positive(name: str, value: int | tuple[int, ...]) -> None:
+    for each in value if isinstance(value, tuple | list) else (value,):
+        if each <= 0:
+            raise ValueError(NOT_POSITIVE.format(name=name, value=each))
+
+
+class Convolution(Module):
+    """What all convolutions have: the filters, a number to add for each of them, and the check of their input."""
+
+    weight: mx.array
+    bias: mx.array | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        groups: int,
+        bias: bool,
+        dtype: mx.Dtype | None,
+        key: mx.array | None,
+    ) -> None:
+        dtype = floating(dtype)
+        _require_positive("in_channels", in_channels)
+        _require_positive("out_channels", out_channels)
+        _require_positive("kernel_size", kernel_size)
+        _require_positive("groups", groups)
+        for side, channels in ("in", in_channels), ("out", out_channels):
+            if channels % groups != 0:
+                raise ValueError(UNGROUPED.format(side=side, channels=channels, groups=groups))
+        scale = math.sqrt(1 / (in_channels // groups * math.prod(kernel_size)))
+        self.weight = uniform(scale, (out_channels, *kernel_size, in_channels // groups), dtype, key)
+        self.bias = mx.zeros((out_channels,), dtype) if bias else None
+
+    def _fitting(self, x: mx.array, groups: int = 1) -> mx.array:
+        """Return ``x``, if it has the axes and the channels that the layer takes."""
+        channels = self.weight.shape[-1] * groups
+        if x.ndim != self.weight.ndim or x.shape[-1] != channels:
+            raise misfit(self, f"[N, {AXES[self.weight.ndim - 2]}, {channels}]", x)
+        return x
+
+    def _shifted(self, y: mx.array) -> mx.array:
+        return y if self.bias is None else y + self.bias
+
+
+class Conv1d(Convolution):
+    r"""Compute, at each position of a sequence, the products of the filters with what they cover.
+
+    .. math:: y_{nlo} = b_o + \sum_{ic} W_{oic}\, x_{n,\,s l + d i - p,\,c}
+
+    Here :math:`s` is the stride, :math:`d` the dilation and :math:`p` the padding; outside of the sequence :math:`x` is 0.
+    The weight starts uniform in :math:`[-k, k)`, where :math:`k` is one over the square root of the number of inputs
+    that an output sums over, and the bias starts at 0.
+
+    Args:
+        in_channels: The number of input channels.
+        out_channels: The number of output channels, which is the number of filters.
+        kernel_size: The length of a filter.
+        stride: The step between one position of the filter and the next. Default: ``1``.
+        padding: The number of zeros put before and after the sequence. Default: ``0``.
+        dilation: The distance in the sequence of neighbours in the filter. Default: ``1``.
+        groups: Into how many groups the channels are divided; a filter sees one group of them. Default: ``1``.
+        bias: Whether to add :math:`b`. Default: ``True``.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
+        key: Draws the initial values. Default: ``mx.random``'s own state.
+
+    Shapes:
+        ``weight`` is ``[out_channels, kernel_size, in_channels // groups]``, ``bias`` ``[out_channels]`` or ``None``;
+        input ``[N, L, in_channels]``, output ``[N, L', out_channels]``, where
+        ``L' = (L + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``in_channels`` or ``out_channels`` is not a multiple of ``groups``, or a number other than
+            ``padding`` is not positive, or one is not an int; in a call, if the input is not of the shape above.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.Conv1d(4, 8, 3, dilation=2, groups=2)
+    >>> layer
+    Conv1d(weight=f32[8,3,2], bias=f32[8], stride=1, padding=0, dilation=2, groups=2)
+    >>> layer(mx.ones((1, 10, 4))).shape
+    (1, 6, 8)
+    """
+
+    stride: int = static(validator=positive)
+    padding: int = static()
+    dilation: int = static(validator=positive)
+    groups: int = static()
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dtype: mx.Dtype | None = None,
+        key: mx.array | None = None,
+    ) -> None:
+        (self.stride,) = sizes("stride", stride, 1)
+        (self.padding,) = sizes("padding", padding, 1)
+        (self.dilation,) = sizes("dilation", dilation, 1)
+        self.groups = groups
+        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 1), groups, bias, dtype, key)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self._fitting(x, self.groups)
+        return self._shifted(mx.conv1d(x, self.weight, self.stride, self.padding, self.dilation, self.groups))
+
+
+class Conv2d(Convolution):
     r"""Compute, at each position of an image, the products of the filters with what they cover.
 
     .. math:: y_{nhwo} = b_o + \sum_{ijc} W_{oijc}\, x_{n,\,s h + d i - p,\,s w + d j - p,\,c}
@@ -31,7 +158,7 @@ class Conv2d(Module):
         dilation: The distance in the image of neighbours in the filter. Default: ``1``.
         groups: Into how many groups the channels are divided; a filter sees one group of them. Default: ``1``.
         bias: Whether to add :math:`b`. Default: ``True``.
-        dtype: The dtype of weight and bias. Default: ``mx.float32``.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
         One int for ``kernel_size``, ``stride``, ``padding`` or ``dilation`` is for the height and for the width.
@@ -43,8 +170,9 @@ class Conv2d(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``in_channels`` is not a multiple of ``groups``, or ``kernel_size``, ``stride`` or ``padding`` is
-            neither an int nor two; in a call, if the input is not of the shape above.
+        ValueError: If ``in_channels`` or ``out_channels`` is not a multiple of ``groups``, or a number other than
+            ``padding`` is not positive, or ``kernel_size``, ``stride``, ``padding`` or ``dilation`` is neither an int nor
+            two; in a call, if the input is not of the shape above.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Conv2d(3, 8, 5, stride=2, padding=(2, 0), bias=False)
@@ -54,11 +182,9 @@ class Conv2d(Module):
     (1, 14, 12, 8)
     """
 
-    weight: mx.array
-    bias: mx.array | None
-    stride: tuple[int, int] = static()
+    stride: tuple[int, int] = static(validator=positive)
     padding: tuple[int, int] = static()
-    dilation: int | tuple[int, int] = static()
+    dilation: int | tuple[int, int] = static(validator=positive)
     groups: int = static()
 
     def __init__(
@@ -75,21 +201,79 @@ class Conv2d(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        if in_channels % groups != 0:
-            raise ValueError(UNGROUPED.format(channels=in_channels, groups=groups))
-        dtype = floating(dtype)
-        height, width = sizes("kernel_size", kernel_size, 2)
         self.stride = sizes("stride", stride, 2)
         self.padding = sizes("padding", padding, 2)
-        self.dilation = dilation
+        self.dilation = dilation if isinstance(dilation, int) else sizes("dilation", dilation, 2)
         self.groups = groups
-        scale = math.sqrt(1 / (in_channels // groups * height * width))
-        shape = out_channels, height, width, in_channels // groups
-        self.weight = mx.random.uniform(-scale, scale, shape, dtype, key)
-        self.bias = mx.zeros((out_channels,), dtype) if bias else None
+        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 2), groups, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if x.ndim != 4 or x.shape[3] != self.weight.shape[-1] * self.groups:
-            raise misfit(self, f"[N, H, W, {self.weight.shape[-1] * self.groups}]", x)
-        y = mx.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
-        return y if self.bias is None else y + self.bias
+        x = self._fitting(x, self.groups)
+        return self._shifted(mx.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups))
+
+
+class Conv3d(Convolution):
+    r"""Compute, at each position of a volume, the products of the filters with what they cover.
+
+    .. math:: y_{nvhwo} = b_o + \sum_{mijc} W_{omijc}\, x_{n,\,s v + d m - p,\,s h + d i - p,\,s w + d j - p,\,c}
+
+    Here :math:`s` is the stride, :math:`d` the dilation and :math:`p` the padding; outside of the volume :math:`x` is 0.
+    The weight starts uniform in :math:`[-k, k)`, where :math:`k` is one over the square root of the number of inputs
+    that an output sums over, and the bias starts at 0. There are no groups: MLX's convolution has none in three dimensions.
+
+    Args:
+        in_channels: The number of input channels.
+        out_channels: The number of output channels, which is the number of filters.
+        kernel_size: Depth, height and width of a filter.
+        stride: The step between one position of the filter and the next. Default: ``1``.
+        padding: The number of zeros put before and after the volume. Default: ``0``.
+        dilation: The distance in the volume of neighbours in the filter. Default: ``1``.
+        bias: Whether to add :math:`b`. Default: ``True``.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
+        key: Draws the initial values. Default: ``mx.random``'s own state.
+
+        One int for ``kernel_size``, ``stride``, ``padding`` or ``dilation`` is for all three.
+
+    Shapes:
+        ``weight`` is ``[out_channels, *kernel_size, in_channels]``, ``bias`` ``[out_channels]`` or ``None``;
+        input ``[N, D, H, W, in_channels]``, output ``[N, D', H', W', out_channels]``, where
+        ``D' = (D + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If a number other than ``padding`` is not positive, or ``kernel_size``, ``stride``, ``padding`` or
+            ``dilation`` is neither an int nor three; in a call, if the input is not of the shape above.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.Conv3d(1, 4, 3, padding=(1, 0, 0))
+    >>> layer
+    Conv3d(weight=f32[4,3,3,3,1], bias=f32[4], stride=(1, 1, 1), padding=(1, 0, 0), dilation=1)
+    >>> layer(mx.ones((1, 5, 5, 5, 1))).shape
+    (1, 5, 3, 3, 4)
+    """
+
+    stride: tuple[int, int, int] = static(validator=positive)
+    padding: tuple[int, int, int] = static()
+    dilation: int | tuple[int, int, int] = static(validator=positive)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        bias: bool = True,
+        *,
+        dtype: mx.Dtype | None = None,
+        key: mx.array | None = None,
+    ) -> None:
+        self.stride = sizes("stride", stride, 3)
+        self.padding = sizes("padding", padding, 3)
+        self.dilation = dilation if isinstance(dilation, int) else sizes("dilation", dilation, 3)
+        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 3), 1, bias, dtype, key)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self._fitting(x)
+        return self._shifted(mx.conv3d(x, self.weight, self.stride, self.padding, self.dilation))

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-import attrs
+from collections.abc import Sequence
+
 import mlx.core as mx
+from attrs import validators
 
 from ..fields import static
 from ..module import Module
+from .checks import misfit
 
 
-class Dropout(Module):
+class _Dropout(Module):
+    p: float = static(validator=[validators.ge(0), validators.lt(1)])
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = p
+
+    def _drop(self, x: mx.array, shape: Sequence[int], key: mx.array | None) -> mx.array:
+        """Return ``x`` with elements dropped, as decided by one draw for each element of an array of that shape."""
+        keep = 1 - self.p
+        if keep == 1 or not self.training:
+            return x
+        return (mx.random.bernoulli(keep, shape, key) * x) * (1 / keep)
+
+
+class Dropout(_Dropout):
     r"""Set each element to zero with probability :math:`p`, and divide the others by :math:`1 - p`.
 
     So the expected value of each element stays what it is. In evaluation mode the input is returned as it is.
@@ -33,11 +50,6 @@ class Dropout(Module):
     array([1, 1, 1, 1, 1, 1], dtype=float32)
     """
 
-    p: float = static(validator=[attrs.validators.ge(0), attrs.validators.lt(1)])
-
-    def __init__(self, p: float = 0.5) -> None:
-        self.p = p
-
     def __call__(self, x: mx.array, *, key: mx.array | None = None) -> mx.array:
         """Return ``x`` with elements dropped.
 
@@ -45,7 +57,70 @@ class Dropout(Module):
             x: Any array of numbers.
             key: Draws what is dropped. Default: ``mx.random``'s own state.
         """
-        keep = 1 - self.p
-        if keep == 1 or not self.training:
-            return x
-        return (mx.random.bernoulli(keep, x.shape, key) * x) * (1 / keep)
+        return self._drop(x, x.shape, key)
+
+
+class Dropout2d(_Dropout):
+    r"""Set each channel of an image to zero with probability :math:`p`, and divide the others by :math:`1 - p`.
+
+    A channel is dropped or kept as a whole, in each image by itself: neighbouring pixels are so alike that one stands in
+    for another that was dropped. In evaluation mode the input is returned as it is.
+    Tompson et al., `Efficient object localization using convolutional networks <https://arxiv.org/abs/1411.4280>`_.
+
+    Args:
+        p: The probability, in ``[0, 1)``. Default: ``0.5``.
+
+    Shapes:
+        Input and output ``[N, H, W, C]`` or ``[H, W, C]``.
+
+    Raises:
+        ValueError: If ``p`` is outside of ``[0, 1)``; in a call, if the input is not of a shape above.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.nn.Dropout2d()(mx.ones((1, 2, 6)), key=mx.random.key(0))
+    array([[[0, 2, 0, 0, 0, 2],
+            [0, 2, 0, 0, 0, 2]]], dtype=float32)
+    """
+
+    def __call__(self, x: mx.array, *, key: mx.array | None = None) -> mx.array:
+        """Return ``x`` with channels dropped.
+
+        Args:
+            x: One image or several.
+            key: Draws what is dropped. Default: ``mx.random``'s own state.
+        """
+        if x.ndim not in (3, 4):
+            raise misfit(self, "[N, H, W, C] or [H, W, C]", x)
+        return self._drop(x, (*x.shape[:-3], 1, 1, x.shape[-1]), key)
+
+
+class Dropout3d(_Dropout):
+    r"""Set each channel of a volume to zero with probability :math:`p`, and divide the others by :math:`1 - p`.
+
+    :class:`Dropout2d` for inputs with a depth, such as videos and scans.
+
+    Args:
+        p: The probability, in ``[0, 1)``. Default: ``0.5``.
+
+    Shapes:
+        Input and output ``[N, D, H, W, C]`` or ``[D, H, W, C]``.
+
+    Raises:
+        ValueError: If ``p`` is outside of ``[0, 1)``; in a call, if the input is not of a shape above.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.nn.Dropout3d()(mx.ones((1, 1, 2, 6)), key=mx.random.key(0))
+    array([[[[0, 2, 0, 0, 0, 2],
+             [0, 2, 0, 0, 0, 2]]]], dtype=float32)
+    """
+
+    def __call__(self, x: mx.array, *, key: mx.array | None = None) -> mx.array:
+        """Return ``x`` with channels dropped.
+
+        Args:
+            x: One volume or several.
+            key: Draws what is dropped. Default: ``mx.random``'s own state.
+        """
+        if x.ndim not in (4, 5):
+            raise misfit(self, "[N, D, H, W, C] or [D, H, W, C]", x)
+        return self._drop(x, (*x.shape[:-4], 1, 1, 1, x.shape[-1]), key)

@@ -7,7 +7,12 @@ import math
 import mlx.core as mx
 
 from ..module import Module
-from .checks import floating, misfit
+from .checks import misfit
+from .dtypes import floating
+from .initial import normal
+from .quantized import QuantizedEmbedding
+
+NO_INPUT = "Quantized input is not supported. The input of an Embedding is integers: leave quantize_input at False for it."
 
 
 class Embedding(Module):
@@ -18,7 +23,7 @@ class Embedding(Module):
     Args:
         num_embeddings: The number of rows: the size of the vocabulary.
         dims: The length of a row.
-        dtype: The dtype of the weight. Default: ``mx.float32``.
+        dtype: The dtype of the weight. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
     Shapes:
@@ -39,7 +44,7 @@ class Embedding(Module):
 
     def __init__(self, num_embeddings: int, dims: int, *, dtype: mx.Dtype | None = None, key: mx.array | None = None) -> None:
         scale = math.sqrt(1 / dims)
-        self.weight = mx.random.normal((num_embeddings, dims), floating(dtype), scale=scale, key=key)
+        self.weight = normal(scale, (num_embeddings, dims), floating(dtype), key)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.weight[x]
@@ -65,3 +70,27 @@ class Embedding(Module):
         if x.shape[-1:] != self.weight.shape[1:]:
             raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
         return x @ self.weight.T
+
+    def to_quantized(
+        self,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        quantize_input: bool = False,
+    ) -> QuantizedEmbedding:
+        """Return a layer with the weight quantized; for all layers of a model, see :func:`frostleaf.quantize`.
+
+        Args:
+            group_size, bits, mode: As for :class:`QuantizedEmbedding`.
+            quantize_input: ``False``, since there is nothing to quantize in indices. Default: ``False``.
+
+        Raises:
+            ValueError: If ``quantize_input``, or as that class does.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Embedding(9, 64).to_quantized(bits=8).weight.shape
+        (9, 16)
+        """
+        if quantize_input:
+            raise ValueError(NO_INPUT)
+        return QuantizedEmbedding.from_embedding(self, group_size, bits, mode)

@@ -8,7 +8,10 @@ from typing import Any
 import mlx.core as mx
 
 from ..module import Module
-from .checks import floating, misfit
+from .checks import misfit
+from .dtypes import floating
+from .initial import split, uniform
+from .quantized import QQLinear, QuantizedLinear
 
 
 class Identity(Module):
@@ -38,7 +41,7 @@ class Linear(Module):
         input_dims: The length of the input's last axis.
         output_dims: The length of the output's last axis.
         bias: Whether to add :math:`b`. Default: ``True``.
-        dtype: The dtype of weight and bias. Default: ``mx.float32``.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
     Shapes:
@@ -68,10 +71,10 @@ class Linear(Module):
         key: mx.array | None = None,
     ) -> None:
         dtype = floating(dtype)
-        weight_key, bias_key = (None, None) if key is None else mx.random.split(key)
+        weight_key, bias_key = split(key, 2)
         scale = math.sqrt(1.0 / input_dims)
-        self.weight = mx.random.uniform(-scale, scale, (output_dims, input_dims), dtype, weight_key)
-        self.bias = mx.random.uniform(-scale, scale, (output_dims,), dtype, bias_key) if bias else None
+        self.weight = uniform(scale, (output_dims, input_dims), dtype, weight_key)
+        self.bias = uniform(scale, (output_dims,), dtype, bias_key) if bias else None
 
     def __call__(self, x: mx.array) -> mx.array:
         if x.shape[-1:] != self.weight.shape[1:]:
@@ -79,3 +82,88 @@ class Linear(Module):
         if self.bias is None:
             return x @ self.weight.T
         return mx.addmm(self.bias, x, self.weight.T)
+
+    def to_quantized(
+        self,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        quantize_input: bool = False,
+    ) -> QuantizedLinear | QQLinear:
+        """Return a layer with the weight quantized; for all layers of a model, see :func:`frostleaf.quantize`.
+
+        Args:
+            group_size, bits, mode: As for :class:`QuantizedLinear`.
+            quantize_input: Whether the input is to be quantized too, by a :class:`QQLinear`. Default: ``False``.
+
+        Raises:
+            ValueError: As these classes do.
+            NotImplementedError: If ``quantize_input`` and this layer has a bias.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(64, 2, bias=False).to_quantized(bits=8).weight.shape
+        (2, 16)
+        """
+        if quantize_input:
+            return QQLinear.from_linear(self, group_size, bits, mode)
+        return QuantizedLinear.from_linear(self, group_size, bits, mode)
+
+
+class Bilinear(Module):
+    r"""Compute a bilinear function of the last axes of two inputs: :math:`y_o = x_2^\top W_o\, x_1 + b_o`.
+
+    Weight and bias start uniform in :math:`[-k, k)`, where :math:`k = 1 / \sqrt{\mathtt{input1\_dims}}`.
+
+    Args:
+        input1_dims: The length of the first input's last axis.
+        input2_dims: The length of the second input's last axis.
+        output_dims: The length of the output's last axis.
+        bias: Whether to add :math:`b`. Default: ``True``.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
+        key: Draws the initial values. Default: ``mx.random``'s own state.
+
+    Shapes:
+        ``weight`` is ``[output_dims, input2_dims, input1_dims]`` and ``bias`` ``[output_dims]``, or ``None``;
+        inputs ``[..., input1_dims]`` and ``[..., input2_dims]``, output ``[..., output_dims]``. The second input may be one
+        vector, ``[input2_dims]``, for all of the first.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: In a call, if the inputs are not of the shapes above.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.Bilinear(3, 4, 2)
+    >>> layer, layer(mx.ones((5, 3)), mx.ones((5, 4))).shape
+    (Bilinear(weight=f32[2,4,3], bias=f32[2]), (5, 2))
+    """
+
+    weight: mx.array
+    bias: mx.array | None
+
+    def __init__(
+        self,
+        input1_dims: int,
+        input2_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        *,
+        dtype: mx.Dtype | None = None,
+        key: mx.array | None = None,
+    ) -> None:
+        dtype = floating(dtype)
+        weight_key, bias_key = split(key, 2)
+        scale = math.sqrt(1.0 / input1_dims)
+        self.weight = uniform(scale, (output_dims, input2_dims, input1_dims), dtype, weight_key)
+        self.bias = uniform(scale, (output_dims,), dtype, bias_key) if bias else None
+
+    def __call__(self, x1: mx.array, x2: mx.array) -> mx.array:
+        outputs, second, first = self.weight.shape
+        if x1.shape[-1:] != (first,):
+            raise misfit(self, f"[..., {first}] as its first", x1)
+        many = x1.shape[:-1]
+        if x2.shape[-1:] != (second,) or math.prod(x2.shape[:-1]) not in (1, math.prod(many)):
+            raise misfit(self, f"{[*many, second]} as its second", x2)
+        y = x1.reshape(-1, first) @ self.weight.reshape(outputs * second, first).T
+        y = x2.reshape(-1, 1, second) @ y.reshape(-1, outputs, second).swapaxes(-2, -1)
+        y = y.squeeze(1).reshape(*many, outputs)
+        return y if self.bias is None else y + self.bias

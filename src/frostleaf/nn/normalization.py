@@ -11,11 +11,15 @@ from ..fields import buffer, static
 from ..module import Module
 from ..transforms.stateful import latest, record
 from ..tree.compare import describe
-from .checks import floating, misfit
+from .checks import misfit
+from .dtypes import floating
 
 ONE_VALUE = (
     "{cls} was given {x}, one value per channel, which has no variance. In training mode it needs more than one: "
     "give it a larger batch, or use model.eval(), which normalises with the running statistics."
+)
+UNGROUPED = (
+    "GroupNorm can't divide {dims} channels into {groups} groups: both must be positive, and dims a multiple of num_groups"
 )
 
 
@@ -30,7 +34,7 @@ class LayerNorm(Module):
         eps: Keeps the denominator away from 0. Default: ``1e-5``.
         affine: Whether there are a weight and a bias. Default: ``True``.
         bias: Whether there is a bias beside the weight. Default: ``True``.
-        dtype: The dtype of weight and bias. Default: ``mx.float32``.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`, ``mx.float32`` at first.
 
     Shapes:
         ``weight`` and ``bias`` are ``[dims]``, or ``None``; input and output ``[..., dims]``.
@@ -74,7 +78,7 @@ class RMSNorm(Module):
     Args:
         dims: The length of the last axis.
         eps: Keeps the denominator away from 0. Default: ``1e-5``.
-        dtype: The dtype of the weight. Default: ``mx.float32``.
+        dtype: The dtype of the weight. Default: that of :func:`frostleaf.default_dtype`.
 
     Shapes:
         ``weight`` is ``[dims]``; input and output ``[..., dims]``.
@@ -102,6 +106,129 @@ class RMSNorm(Module):
         return mx.fast.rms_norm(x, self.weight, self.eps)
 
 
+class GroupNorm(Module):
+    r"""Normalise groups of channels: :math:`y = \frac{x - E[x]}{\sqrt{Var[x] + \epsilon}} \gamma + \beta`.
+
+    Mean and (biased) variance are those of one group of channels of one element of the batch, at all of its positions.
+    Channel :math:`c` of :math:`C` is in group :math:`c \bmod G`, or in the order of PyTorch in group
+    :math:`\lfloor c G / C \rfloor`, so that a group is of neighbours; for weights that were trained there use that order.
+    :math:`\gamma`, the weight, starts at 1 and :math:`\beta`, the bias, at 0.
+    Wu and He, `Group normalization <https://arxiv.org/abs/1803.08494>`_.
+
+    Args:
+        num_groups: The number of groups, :math:`G`.
+        dims: The number of channels.
+        eps: Keeps the denominator away from 0. Default: ``1e-5``.
+        affine: Whether there are a weight and a bias. Default: ``True``.
+        pytorch_compatible: Whether the channels are grouped as PyTorch does. Default: ``False``.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
+
+    Shapes:
+        ``weight`` and ``bias`` are ``[dims]``, or ``None``; input and output ``[N, ..., dims]``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``eps``, ``num_groups`` or ``dims`` is not positive, or ``dims`` is not a multiple of
+            ``num_groups``; in a call, if the input is not of the shape above.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> x = mx.array([[[0.0, 10.0, 2.0, 14.0]]])
+    >>> fl.nn.GroupNorm(2, 4)(x).round(2)
+    array([[[-1, -1, 1, 1]]], dtype=float32)
+    >>> fl.nn.GroupNorm(2, 4, pytorch_compatible=True)(x).round(2)
+    array([[[-1, 1, -1, 1]]], dtype=float32)
+    """
+
+    bias: mx.array | None
+    weight: mx.array | None
+    num_groups: int = static()
+    dims: int = static()
+    eps: float = static(validator=validators.gt(0))
+    pytorch_compatible: bool = static()
+
+    def __init__(
+        self,
+        num_groups: int,
+        dims: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        pytorch_compatible: bool = False,
+        *,
+        dtype: mx.Dtype | None = None,
+    ) -> None:
+        if num_groups <= 0 or dims <= 0 or dims % num_groups != 0:
+            raise ValueError(UNGROUPED.format(dims=dims, groups=num_groups))
+        dtype = floating(dtype)
+        self.num_groups = num_groups
+        self.dims = dims
+        self.eps = eps
+        self.pytorch_compatible = pytorch_compatible
+        self.bias = mx.zeros((dims,), dtype) if affine else None
+        self.weight = mx.ones((dims,), dtype) if affine else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.ndim < 2 or x.shape[-1] != self.dims:
+            raise misfit(self, f"[N, ..., {self.dims}]", x)
+        batch = x.shape[0]
+        if self.pytorch_compatible:
+            y = x.reshape(batch, -1, self.num_groups, self.dims // self.num_groups).transpose(0, 2, 1, 3)
+            normed = mx.fast.layer_norm(y.reshape(batch, self.num_groups, -1), None, None, self.eps)
+            y = normed.reshape(y.shape).transpose(0, 2, 1, 3)
+        else:
+            y = x.reshape(batch, -1, self.num_groups)
+            y = (y - mx.mean(y, 1, keepdims=True)) * mx.rsqrt(mx.var(y, 1, keepdims=True) + self.eps)
+        return _affine(y.reshape(x.shape), self.weight, self.bias)
+
+
+class InstanceNorm(Module):
+    r"""Normalise each channel of each input: :math:`y = \frac{x - E[x]}{\sqrt{Var[x] + \epsilon}} \gamma + \beta`.
+
+    Mean and (biased) variance are those of one channel of one element of the batch, at all of its positions.
+    :math:`\gamma`, the weight, starts at 1 and :math:`\beta`, the bias, at 0.
+    Ulyanov et al., `Instance normalization: the missing ingredient for fast stylization
+    <https://arxiv.org/abs/1607.08022>`_.
+
+    Args:
+        dims: The number of channels.
+        eps: Keeps the denominator away from 0. Default: ``1e-5``.
+        affine: Whether there are a weight and a bias. Default: ``False``.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
+
+    Shapes:
+        ``weight`` and ``bias`` are ``[dims]``, or ``None``; input and output ``[N, ..., dims]``, with at least one axis
+        between the two.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``eps`` is not positive; in a call, if the input is not of the shape above.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.InstanceNorm(2)
+    >>> layer, layer(mx.array([[[0.0, 10.0], [2.0, 14.0]]])).round(2)
+    (InstanceNorm(weight=None, bias=None, dims=2, eps=1e-05), array([[[-1, -1],
+            [1, 1]]], dtype=float32))
+    """
+
+    weight: mx.array | None
+    bias: mx.array | None
+    dims: int = static()
+    eps: float = static(validator=validators.gt(0))
+
+    def __init__(self, dims: int, eps: float = 1e-5, affine: bool = False, *, dtype: mx.Dtype | None = None) -> None:
+        dtype = floating(dtype)
+        self.dims = dims
+        self.eps = eps
+        self.weight = mx.ones((dims,), dtype) if affine else None
+        self.bias = mx.zeros((dims,), dtype) if affine else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.ndim < 3 or x.shape[-1] != self.dims:
+            raise misfit(self, f"[N, L, {self.dims}], [N, H, W, {self.dims}] or with more axes between", x)
+        y = mx.moveaxis(x, -1, 1)
+        normed = mx.fast.layer_norm(y.reshape(*y.shape[:2], -1), None, None, self.eps)
+        return _affine(mx.moveaxis(normed.reshape(y.shape), 1, -1), self.weight, self.bias)
+
+
 class BatchNorm(Module):
     r"""Normalise each channel over the batch: :math:`y = \frac{x - E[x]}{\sqrt{Var[x] + \epsilon}} \gamma + \beta`.
 
@@ -118,7 +245,7 @@ class BatchNorm(Module):
         affine: Whether there are a weight and a bias. Default: ``True``.
         track_running_stats: Whether there are running statistics; without them the input's are used in evaluation mode
             as well. Default: ``True``.
-        dtype: The dtype of the arrays. Default: ``mx.float32``.
+        dtype: The dtype of the arrays. Default: that of :func:`frostleaf.default_dtype`.
 
     Shapes:
         ``weight``, ``bias`` and the buffers ``running_mean`` and ``running_var`` are ``[C]``, or ``None``;
@@ -184,7 +311,10 @@ class BatchNorm(Module):
                 )
             else:
                 mean, var = running.running_mean, running.running_var
-        x = (x - mean) * mx.rsqrt(var + self.eps)
-        if self.weight is not None:
-            x = self.weight * x
-        return x if self.bias is None else x + self.bias
+        return _affine((x - mean) * mx.rsqrt(var + self.eps), self.weight, self.bias)
+
+
+def _affine(x: mx.array, weight: mx.array | None, bias: mx.array | None) -> mx.array:
+    if weight is not None:
+        x = weight * x
+    return x if bias is None else x + bias

@@ -2,15 +2,100 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 from attrs import validators
 
 from ..fields import static
 from ..module import Module
 from .checks import misfit, sizes
+from .convolution import AXES
 
 
-class MaxPool2d(Module):
+class _Pool(Module):
+    """What all of them do: cut the input into windows and make one value of each."""
+
+    kernel_size: tuple[int, ...] = static(validator=validators.deep_iterable(validators.gt(0)))
+    stride: tuple[int, ...] = static(validator=validators.deep_iterable(validators.gt(0)))
+    padding: tuple[int, ...] = static(validator=validators.deep_iterable(validators.ge(0)))
+
+    def __init__(
+        self,
+        rank: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None,
+        padding: int | tuple[int, ...],
+    ) -> None:
+        self.kernel_size = sizes("kernel_size", kernel_size, rank)
+        self.stride = self.kernel_size if stride is None else sizes("stride", stride, rank)
+        self.padding = sizes("padding", padding, rank)
+
+    def _windows(self, x: mx.array, outside: float) -> mx.array:
+        """Return the windows of ``x`` ``[N, *size, C]`` as an array of shape ``[N, *number, *kernel_size, C]``."""
+        windows = self.kernel_size
+        rank = len(windows)
+        if x.ndim != rank + 2:
+            raise misfit(self, f"[N, {AXES[rank]}, C]", x)
+        padded = x
+        if any(self.padding):
+            padded = mx.pad(x, [(0, 0), *((each, each) for each in self.padding), (0, 0)], constant_values=outside)
+        batch, *size, channels = padded.shape
+        if windows == self.stride and all(length % window == 0 for length, window in zip(size, windows, strict=True)):
+            # Windows that tile the input are a reshape of it, whose gradient is cheaper than that of as_strided.
+            split = [part for length, window in zip(size, windows, strict=True) for part in (length // window, window)]
+            outer, inner = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
+            return padded.reshape(batch, *split, channels).transpose(0, *outer, *inner, 2 * rank + 1)
+        number = [(length - window) // step + 1 for length, window, step in zip(size, windows, self.stride, strict=True)]
+        if min(number) < 0:
+            axes = zip(AXES[rank].split(", "), windows, self.padding, strict=True)
+            least = ", ".join(f"{axis} >= {max(0, window - 2 * each)}" for axis, window, each in axes)
+            raise misfit(self, f"[N, {least}, C]", x)
+        strides = [channels]
+        for length in reversed(size):
+            strides.insert(0, strides[0] * length)
+        steps = [each * step for each, step in zip(strides[1:], self.stride, strict=True)]
+        return mx.as_strided(padded, (batch, *number, *windows, channels), (strides[0], *steps, *strides[1:], 1))
+
+
+class MaxPool1d(_Pool):
+    r"""Return the largest value in each window of a sequence, channel by channel.
+
+    .. math:: y_{nlc} = \max_{i}\, x_{n,\,s l + i - p,\,c}
+
+    Here :math:`s` is the stride and :math:`p` the padding; outside of the sequence :math:`x` is :math:`-\infty`.
+
+    Args:
+        kernel_size: The length of the window.
+        stride: The step between one window and the next. Default: ``kernel_size``.
+        padding: How far the windows reach beyond the sequence, on each side. Default: ``0``.
+
+        Each may be given as a tuple of one.
+
+    Shapes:
+        Input ``[N, L, C]``, output ``[N, L', C]``, where
+        ``L' = (L + 2 * padding - kernel_size) // stride + 1``.
+
+    Raises:
+        ValueError: If ``kernel_size`` or ``stride`` is not positive, or ``padding`` is negative, or one of them is
+            neither an int nor a tuple of one; in a call, if the input is not of three dimensions, or smaller than the window by
+            more than a stride.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.nn.MaxPool1d(3, stride=2)(mx.array([1, 5, 2, 0, 3]).reshape(1, 5, 1)).flatten()
+    array([5, 3], dtype=int32)
+    """
+
+    def __init__(
+        self, kernel_size: int | tuple[int], stride: int | tuple[int] | None = None, padding: int | tuple[int] = 0
+    ) -> None:
+        super().__init__(1, kernel_size, stride, padding)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.max(self._windows(x, outside=-math.inf), -2)
+
+
+class MaxPool2d(_Pool):
     r"""Return the largest value in each window of an image, channel by channel.
 
     .. math:: y_{nhwc} = \max_{ij}\, x_{n,\,s h + i - p,\,s w + j - p,\,c}
@@ -25,11 +110,13 @@ class MaxPool2d(Module):
         One int is for the height and for the width.
 
     Shapes:
-        Input ``[N, H, W, C]``, output ``[N, H', W', C]``, where ``H' = (H + 2 * padding - kernel_size) // stride + 1``.
+        Input ``[N, H, W, C]``, output ``[N, H', W', C]``, where
+        ``H' = (H + 2 * padding - kernel_size) // stride + 1``.
 
     Raises:
         ValueError: If ``kernel_size`` or ``stride`` is not positive, or ``padding`` is negative, or one of them is
-            neither an int nor two; in a call, if the input is not of four dimensions.
+            neither an int nor two; in a call, if the input is not of four dimensions, or smaller than the window by
+            more than a stride.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.MaxPool2d(2)
@@ -40,9 +127,125 @@ class MaxPool2d(Module):
            [13, 15]], dtype=int32)
     """
 
-    kernel_size: tuple[int, int] = static(validator=validators.deep_iterable(validators.gt(0)))
-    stride: tuple[int, int] = static(validator=validators.deep_iterable(validators.gt(0)))
-    padding: tuple[int, int] = static(validator=validators.deep_iterable(validators.ge(0)))
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
+        super().__init__(2, kernel_size, stride, padding)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.max(self._windows(x, outside=-math.inf), (-3, -2))
+
+
+class MaxPool3d(_Pool):
+    r"""Return the largest value in each window of a volume, channel by channel.
+
+    .. math:: y_{nvhwc} = \max_{mij}\, x_{n,\,s v + m - p,\,s h + i - p,\,s w + j - p,\,c}
+
+    Here :math:`s` is the stride and :math:`p` the padding; outside of the volume :math:`x` is :math:`-\infty`.
+
+    Args:
+        kernel_size: Depth, height and width of the window.
+        stride: The step between one window and the next. Default: ``kernel_size``.
+        padding: How far the windows reach beyond the volume, on each side. Default: ``0``.
+
+        One int is for all three.
+
+    Shapes:
+        Input ``[N, D, H, W, C]``, output ``[N, D', H', W', C]``, where
+        ``D' = (D + 2 * padding - kernel_size) // stride + 1``.
+
+    Raises:
+        ValueError: If ``kernel_size`` or ``stride`` is not positive, or ``padding`` is negative, or one of them is
+            neither an int nor three; in a call, if the input is not of five dimensions, or smaller than the window by
+            more than a stride.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.nn.MaxPool3d((1, 2, 2))(mx.arange(8).reshape(1, 2, 2, 2, 1)).flatten()
+    array([3, 7], dtype=int32)
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] | None = None,
+        padding: int | tuple[int, int, int] = 0,
+    ) -> None:
+        super().__init__(3, kernel_size, stride, padding)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.max(self._windows(x, outside=-math.inf), (-4, -3, -2))
+
+
+class AvgPool1d(_Pool):
+    r"""Return the mean in each window of a sequence, channel by channel.
+
+    .. math:: y_{nlc} = \frac{1}{k} \sum_{i}\, x_{n,\,s l + i - p,\,c}
+
+    Here :math:`s` is the stride, :math:`p` the padding and :math:`k` the kernel size; outside of the sequence :math:`x` is 0.
+    These zeros count towards the mean.
+
+    Args:
+        kernel_size: The length of the window.
+        stride: The step between one window and the next. Default: ``kernel_size``.
+        padding: How far the windows reach beyond the sequence, on each side. Default: ``0``.
+
+        Each may be given as a tuple of one.
+
+    Shapes:
+        Input ``[N, L, C]``, output ``[N, L', C]``, where
+        ``L' = (L + 2 * padding - kernel_size) // stride + 1``.
+
+    Raises:
+        ValueError: If ``kernel_size`` or ``stride`` is not positive, or ``padding`` is negative, or one of them is
+            neither an int nor a tuple of one; in a call, if the input is not of three dimensions, or smaller than the window by
+            more than a stride.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.nn.AvgPool1d(2, padding=1)(mx.array([2.0, 4.0, 6.0, 8.0]).reshape(1, 4, 1)).flatten()
+    array([1, 5, 4], dtype=float32)
+    """
+
+    def __init__(
+        self, kernel_size: int | tuple[int], stride: int | tuple[int] | None = None, padding: int | tuple[int] = 0
+    ) -> None:
+        super().__init__(1, kernel_size, stride, padding)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.mean(self._windows(x, outside=0), -2)
+
+
+class AvgPool2d(_Pool):
+    r"""Return the mean in each window of an image, channel by channel.
+
+    .. math:: y_{nhwc} = \frac{1}{k_h k_w} \sum_{ij}\, x_{n,\,s h + i - p,\,s w + j - p,\,c}
+
+    Here :math:`s` is the stride, :math:`p` the padding and :math:`k` the kernel size; outside of the image :math:`x` is 0.
+    These zeros count towards the mean.
+
+    Args:
+        kernel_size: Height and width of the window.
+        stride: The step between one window and the next. Default: ``kernel_size``.
+        padding: How far the windows reach beyond the image, on each side. Default: ``0``.
+
+        One int is for the height and for the width.
+
+    Shapes:
+        Input ``[N, H, W, C]``, output ``[N, H', W', C]``, where
+        ``H' = (H + 2 * padding - kernel_size) // stride + 1``.
+
+    Raises:
+        ValueError: If ``kernel_size`` or ``stride`` is not positive, or ``padding`` is negative, or one of them is
+            neither an int nor two; in a call, if the input is not of four dimensions, or smaller than the window by
+            more than a stride.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.nn.AvgPool2d(2)(mx.arange(16).reshape(1, 4, 4, 1)).reshape(2, 2)
+    array([[2.5, 4.5],
+           [10.5, 12.5]], dtype=float32)
+    """
 
     def __init__(
         self,
@@ -50,32 +253,48 @@ class MaxPool2d(Module):
         stride: int | tuple[int, int] | None = None,
         padding: int | tuple[int, int] = 0,
     ) -> None:
-        self.kernel_size = sizes("kernel_size", kernel_size, 2)
-        self.stride = self.kernel_size if stride is None else sizes("stride", stride, 2)
-        self.padding = sizes("padding", padding, 2)
+        super().__init__(2, kernel_size, stride, padding)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if x.ndim != 4:
-            raise misfit(self, "[N, H, W, C]", x)
-        return mx.max(_windows(x, self.kernel_size, self.stride, self.padding, -float("inf")), (-3, -2))
+        return mx.mean(self._windows(x, outside=0), (-3, -2))
 
 
-def _windows(
-    x: mx.array, kernel_size: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], outside: float
-) -> mx.array:
-    """Return the windows of ``x`` ``[N, *size, C]`` as an array of shape ``[N, *number, *kernel_size, C]``."""
-    if any(padding):
-        x = mx.pad(x, [(0, 0), *((each, each) for each in padding), (0, 0)], constant_values=outside)
-    batch, *size, channels = x.shape
-    rank = len(size)
-    if kernel_size == stride and all(length % window == 0 for length, window in zip(size, kernel_size, strict=True)):
-        # Windows that tile the image are a reshape of it, whose gradient is cheaper than that of as_strided.
-        split = [part for length, window in zip(size, kernel_size, strict=True) for part in (length // window, window)]
-        outer, inner = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
-        return x.reshape(batch, *split, channels).transpose(0, *outer, *inner, 2 * rank + 1)
-    number = [(length - window) // step + 1 for length, window, step in zip(size, kernel_size, stride, strict=True)]
-    strides = [channels]
-    for length in reversed(size):
-        strides.insert(0, strides[0] * length)
-    steps = [each * step for each, step in zip(strides[1:], stride, strict=True)]
-    return mx.as_strided(x, (batch, *number, *kernel_size, channels), (strides[0], *steps, *strides[1:], 1))
+class AvgPool3d(_Pool):
+    r"""Return the mean in each window of a volume, channel by channel.
+
+    .. math:: y_{nvhwc} = \frac{1}{k_d k_h k_w} \sum_{mij}\, x_{n,\,s v + m - p,\,s h + i - p,\,s w + j - p,\,c}
+
+    Here :math:`s` is the stride, :math:`p` the padding and :math:`k` the kernel size; outside of the volume :math:`x` is 0.
+    These zeros count towards the mean.
+
+    Args:
+        kernel_size: Depth, height and width of the window.
+        stride: The step between one window and the next. Default: ``kernel_size``.
+        padding: How far the windows reach beyond the volume, on each side. Default: ``0``.
+
+        One int is for all three.
+
+    Shapes:
+        Input ``[N, D, H, W, C]``, output ``[N, D', H', W', C]``, where
+        ``D' = (D + 2 * padding - kernel_size) // stride + 1``.
+
+    Raises:
+        ValueError: If ``kernel_size`` or ``stride`` is not positive, or ``padding`` is negative, or one of them is
+            neither an int nor three; in a call, if the input is not of five dimensions, or smaller than the window by
+            more than a stride.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.nn.AvgPool3d(2)(mx.arange(8).reshape(1, 2, 2, 2, 1)).flatten()
+    array([3.5], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] | None = None,
+        padding: int | tuple[int, int, int] = 0,
+    ) -> None:
+        super().__init__(3, kernel_size, stride, padding)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.mean(self._windows(x, outside=0), (-4, -3, -2))

@@ -1,0 +1,265 @@
+"""Layers that tell a model where in its sequence each element stands."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+from attrs import validators
+
+from ..fields import static
+from ..module import Module
+from .checks import misfit
+from .dtypes import floating
+
+NOT_PAIRS = "{cls} works on pairs of features, so dims must be positive and even, and it was given as {dims}"
+NO_HEADS = "ALiBi has a slope for each head, and num_heads was given as {heads}: it must be positive"
+
+
+class RoPE(Module):
+    r"""Rotate each pair of features by an angle that grows with the position.
+
+    .. math::
+        \begin{pmatrix} y_a \\ y_b \end{pmatrix} =
+        \begin{pmatrix} \cos \theta & -\sin \theta \\ \sin \theta & \cos \theta \end{pmatrix}
+        \begin{pmatrix} x_a \\ x_b \end{pmatrix},
+        \qquad \theta = \mathtt{scale} \cdot (\mathtt{offset} + t) \cdot \mathtt{base}^{-2 i / \mathtt{dims}}
+
+    Here :math:`t` is the position and :math:`i` the number of the pair, which is of the features :math:`a = i` and
+    :math:`b = i + \mathtt{dims} / 2`, or in the traditional order :math:`a = 2 i` and :math:`b = 2 i + 1`.
+    The product of two rotated vectors depends on their distance, and not on where they stand.
+    Su et al., `RoFormer: enhanced Transformer with rotary position embedding <https://arxiv.org/abs/2104.09864>`_.
+
+    Args:
+        dims: How many features are rotated, from the first on; the others stay as they are.
+        traditional: Whether neighbours make a pair, which is slower. Default: ``False``.
+        base: The larger it is, the slower the last pairs turn. Default: ``10000``.
+        scale: Positions are multiplied with it. Default: ``1.0``.
+
+    Shapes:
+        Input and output ``[B, ..., L, D]``, with at least three axes and ``D >= dims``.
+
+    Raises:
+        ValueError: If ``dims`` is not positive and even, or ``base`` not positive; in a call, if the input is not of the
+            shape above, or not of a floating-point dtype.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> rope = fl.nn.RoPE(2)
+    >>> rope
+    RoPE(dims=2, traditional=False, base=10000, scale=1.0)
+    >>> rope(mx.array([[[1.0, 0.0], [1.0, 0.0]]])).round(2)
+    array([[[1, 0],
+            [0.54, 0.84]]], dtype=float32)
+    """
+
+    dims: int = static()
+    traditional: bool = static()
+    base: float = static(validator=validators.gt(0))
+    scale: float = static()
+
+    def __init__(self, dims: int, traditional: bool = False, base: float = 10000, scale: float = 1.0) -> None:
+        _check_pairs(self, dims)
+        self.dims = dims
+        self.traditional = traditional
+        self.base = base
+        self.scale = scale
+
+    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
+        """Return ``x`` with its features rotated.
+
+        Args:
+            x: Queries or keys.
+            offset: The position of the first element: an int, or an array that is scalar or has one for each element of
+                the batch. For an int that is new ``fl.jit`` traces anew, for an array it doesn't. Default: ``0``.
+        """
+        if x.ndim < 3 or x.shape[-1] < self.dims:
+            raise misfit(self, f"[B, ..., L, D] with at least three axes and D >= {self.dims}", x)
+        return mx.fast.rope(x, self.dims, traditional=self.traditional, base=self.base, scale=self.scale, offset=offset)
+
+
+class SinusoidalPositionalEncoding(Module):
+    r"""Compute the sines and the cosines of each position, at frequencies from ``max_freq`` down to ``min_freq``.
+
+    .. math:: y = s \cdot [\sin(\omega_0 x), \dots, \sin(\omega_{n-1} x), \cos(\omega_0 x), \dots, \cos(\omega_{n-1} x)]
+
+    .. math::
+        \omega_i = \mathtt{max\_freq}^{1 - i / (n - 1)} \cdot \mathtt{min\_freq}^{i / (n - 1)},
+        \qquad n = \mathtt{dims} / 2
+
+    The layer holds no arrays: the frequencies follow from its numbers, and are computed in float32 as the sines are,
+    since a position such as 257 is not a bfloat16.
+    Vaswani et al., `Attention is all you need <https://arxiv.org/abs/1706.03762>`_.
+
+    Args:
+        dims: The number of sines and cosines.
+        min_freq: The lowest frequency. Default: ``0.0001``.
+        max_freq: The highest frequency, and the only one where ``dims`` is 2. Default: ``1``.
+        scale: The factor :math:`s`. Default: ``sqrt(2 / dims)``, with which the vectors are of length 1.
+        cos_first: Whether the cosines come before the sines. Default: ``False``.
+        full_turns: Whether frequencies are in turns, :math:`2 \pi \omega_i` in place of :math:`\omega_i`. Default:
+            ``False``.
+        dtype: The dtype of the output for positions that are integers; a wider one of the positions' own prevails, as it
+            does where a layer has arrays. Default: that of :func:`frostleaf.default_dtype`.
+
+    Shapes:
+        Input ``[...]``, output ``[..., dims]``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``dims`` is not positive and even, or ``min_freq`` or ``max_freq`` is not positive.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> encoding = fl.nn.SinusoidalPositionalEncoding(4, min_freq=0.1, scale=1)
+    >>> encoding(mx.arange(2)).round(2)
+    array([[0, 0, 1, 1],
+           [0.84, 0.1, 0.54, 1]], dtype=float32)
+    """
+
+    dims: int = static()
+    min_freq: float = static(validator=validators.gt(0))
+    max_freq: float = static(validator=validators.gt(0))
+    scale: float = static()
+    cos_first: bool = static()
+    full_turns: bool = static()
+    dtype: mx.Dtype = static()
+
+    def __init__(
+        self,
+        dims: int,
+        min_freq: float = 0.0001,
+        max_freq: float = 1,
+        scale: float | None = None,
+        cos_first: bool = False,
+        full_turns: bool = False,
+        *,
+        dtype: mx.Dtype | None = None,
+    ) -> None:
+        _check_pairs(self, dims)
+        self.dims = dims
+        self.min_freq = min_freq
+        self.max_freq = max_freq
+        self.scale = (2 / dims) ** 0.5 if scale is None else scale
+        self.cos_first = cos_first
+        self.full_turns = full_turns
+        self.dtype = floating(dtype)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        angles = x[..., None] * self._frequencies()
+        parts = [mx.sin(angles), mx.cos(angles)]
+        y = mx.concatenate(parts[::-1] if self.cos_first else parts, -1)
+        if self.scale != 1:
+            y = y * self.scale
+        return y.astype(mx.result_type(x, self.dtype))
+
+    def _frequencies(self) -> mx.array:
+        # Not a buffer: astype would cast it, and mlx.nn's set_dtype does not cast its own.
+        count = self.dims // 2
+        falling = 1 - mx.arange(0, count) / (count - 1) if count > 1 else mx.array([1.0])
+        low, high = math.log(self.min_freq), math.log(self.max_freq)
+        frequencies = mx.exp(falling * (high - low) + low)
+        return frequencies * (2 * math.pi) if self.full_turns else frequencies
+
+
+class ALiBi(Module):
+    r"""Add to the scores of attention a penalty that grows with the distance of query and key.
+
+    .. math:: y_{bhij} = x_{bhij} - m_h \, |\mathtt{offset} + i - j| + \mathtt{mask}_{bhij}
+
+    The slopes :math:`m_h` are fixed: for :math:`n` heads, a power of two, they are :math:`2^{-8 h / n}`, where :math:`h`
+    is counted from 1; for other numbers those of the power of two below come first, and then every other one of the power
+    of two above.
+    Press et al., `Train short, test long: attention with linear biases enables input length extrapolation
+    <https://arxiv.org/abs/2108.12409>`_.
+
+    Shapes:
+        Input and output ``[B, H, L, S]``: a score for each of ``H`` heads, ``L`` queries and ``S`` keys.
+
+    Raises:
+        ValueError: In a call, if the input is not of the shape above.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.nn.ALiBi()(mx.zeros((1, 4, 2, 3)))[0, 0]
+    array([[0, -0.25, -0.5],
+           [-0.25, 0, -0.25]], dtype=float32)
+    """
+
+    def __call__(self, attention_scores: mx.array, offset: int = 0, mask: mx.array | None = None) -> mx.array:
+        """Return the scores with the bias, in their own dtype.
+
+        Args:
+            attention_scores: The products of queries and keys.
+            offset: The position of the first query; the first key is at 0. Default: ``0``.
+            mask: Is added too, with shapes that broadcast: 0 where a key is seen and ``-inf`` where it isn't. A boolean
+                mask would be added as 0 and 1. Default: none.
+        """
+        if attention_scores.ndim != 4:
+            raise misfit(self, "[B, H, L, S]", attention_scores)
+        _, heads, queries, keys = attention_scores.shape
+        bias = self.create_alibi_matrix(queries + offset, keys, heads, offset, attention_scores.dtype)
+        return attention_scores + (bias if mask is None else bias + mask)
+
+    @staticmethod
+    def create_alibi_matrix(
+        q_sequence_length: int,
+        k_sequence_length: int,
+        num_heads: int,
+        offset: int = 0,
+        dtype: mx.Dtype = mx.float32,
+    ) -> mx.array:
+        """Return the bias for queries at the positions from ``offset`` to ``q_sequence_length``.
+
+        Args:
+            q_sequence_length: The position after that of the last query.
+            k_sequence_length: The number of keys.
+            num_heads: The number of heads.
+            offset: The position of the first query. Default: ``0``.
+            dtype: The dtype of the result. Default: ``mx.float32``.
+
+        Returns:
+            An array of shape ``[1, num_heads, q_sequence_length - offset, k_sequence_length]``.
+
+        Raises:
+            ValueError: If ``num_heads`` is not positive.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.ALiBi.create_alibi_matrix(4, 3, 8, offset=2)[0, 0]
+        array([[-1, -0.5, 0],
+               [-1.5, -1, -0.5]], dtype=float32)
+        """
+        distances = -mx.abs(mx.arange(offset, q_sequence_length)[:, None] - mx.arange(0, k_sequence_length))
+        return (distances * ALiBi.create_alibi_slope(num_heads, dtype)).astype(dtype)[None]
+
+    @staticmethod
+    def create_alibi_slope(num_heads: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+        """Return the slopes of the heads.
+
+        Args:
+            num_heads: The number of heads.
+            dtype: The dtype of the result. Default: ``mx.float32``.
+
+        Returns:
+            An array of shape ``[num_heads, 1, 1]``.
+
+        Raises:
+            ValueError: If ``num_heads`` is not positive.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.ALiBi.create_alibi_slope(6).reshape(-1)
+        array([0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125], dtype=float32)
+        """
+        if num_heads <= 0:
+            raise ValueError(NO_HEADS.format(heads=num_heads))
+        below = 2 ** (num_heads.bit_length() - 1)
+        slopes = _slopes(below) + _slopes(2 * below)[0::2][: num_heads - below]
+        return mx.array(slopes, dtype)[:, None, None]
+
+
+def _slopes(heads: int) -> list[float]:
+    """Return ``heads`` slopes in geometric sequence, which ends at 2 ** -8."""
+    first: float = 2 ** -(8 / heads)
+    return [first * first**power for power in range(heads)]
+
+
+def _check_pairs(layer: Module, dims: int) -> None:
+    if dims <= 0 or dims % 2 != 0:
+        raise ValueError(NOT_PAIRS.format(cls=type(layer).__name__, dims=dims))

@@ -1,0 +1,401 @@
+"""Layers whose weight is kept in a few bits for each number."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from ..edits.freezing import is_frozen
+from ..fields import buffer, parameter, static
+from ..module import Module
+from ..node import edited
+from .checks import misfit
+from .dtypes import floating
+from .initial import normal, uniform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# The group size and the bits of each mode, unless others are given.
+MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
+INPUT_MODES = "nvfp4", "mxfp8"
+
+NO_SUCH_MODE = "Invalid quantization mode {mode!r}. Valid modes are: {modes}."
+NOT_AN_INPUT_MODE = "Quantized activations are only supported for 'nvfp4' and 'mxfp8' modes, got {mode!r}."
+TOO_WIDE = (
+    "MLX does not quantize numbers in mx.float64. Make the layer in mx.float32, mx.float16 or mx.bfloat16, or cast it first."
+)
+NO_BIAS = "QQLinear does not support bias yet. Give it a Linear without: Linear(..., bias=False), or linear.replace(bias=None)."
+
+
+class _Quantized(Module):
+    """A layer with a weight that was quantized once and for all."""
+
+    weight: mx.array = buffer()
+    scales: mx.array = buffer(cast=False)
+    biases: mx.array | None = buffer(cast=False)
+    group_size: int = static()
+    bits: int = static()
+    mode: str = static()
+
+    def _of(self, layer: Any, frozen: frozenset[str] = frozenset(), **others: Any) -> Self:
+        """Return this layer with the weight of another, quantized, and in the mode (training or evaluation) of the other."""
+        weight, scales, biases = _quantized(layer.weight, self.group_size, self.bits, self.mode)
+        arrays = {"weight": weight, "scales": scales, "biases": biases, **others}
+        return edited(self, arrays, training=layer.training, frozen=frozen)
+
+    def _product(self, x: mx.array) -> mx.array:
+        dims = self.scales.shape[-1] * self.group_size
+        if x.shape[-1:] != (dims,):
+            raise misfit(self, f"[..., {dims}]", x)
+        return mx.quantized_matmul(
+            x, self.weight, self.scales, self.biases, True, group_size=self.group_size, bits=self.bits, mode=self.mode
+        )
+
+
+class QuantizedLinear(_Quantized):
+    r"""Compute an affine function of the last axis with a quantized weight: :math:`y = x \hat W^\top + b`.
+
+    Each row of the weight is cut into groups of neighbours. In mode ``"affine"`` a number is
+
+    .. math:: \hat w = s\, q + \beta
+
+    where :math:`q` is an integer of some bits, and a group shares :math:`s`, in ``scales``, and :math:`\beta`, in ``biases``.
+    In the other modes :math:`\hat w = s\, q`, where :math:`q` is a small floating-point number and :math:`s` one of 8 bits:
+    Rouhani et al., `Microscaling data formats for deep learning <https://arxiv.org/abs/2310.10537>`_ (``"mxfp4"`` and
+    ``"mxfp8"``); NVIDIA, `Pretraining large language models with NVFP4 <https://arxiv.org/abs/2509.25149>`_ (``"nvfp4"``).
+
+    Such a layer usually comes from a :class:`Linear`, by :func:`frostleaf.quantize` or :meth:`from_linear`, or gets its arrays
+    from a file. By itself it draws a weight as ``Linear`` does and quantizes it, when its arrays are first needed;
+    ``fl.eval(model, at_once=0)`` does so layer by layer, with one weight in full at a time. Its bias starts at 0.
+
+    Weight, scales and biases are buffers: not trained, whatever is unfrozen. The bias starts frozen, and ``unfreeze`` makes it
+    trainable. ``astype`` casts the bias alone, since scales and biases belong to the quantized weight, unless a predicate asks
+    for them: ``layer.astype(mx.float16, lambda dtype: dtype == mx.float32)``. The output has the widest dtype of input,
+    scales and bias.
+
+    Args:
+        input_dims: The length of the input's last axis, a multiple of ``group_size``.
+        output_dims: The length of the output's last axis.
+        bias: Whether to add :math:`b`. Default: ``True``.
+        group_size: How many neighbours share a scale. Default: that of the mode; 64, 32, 16, 32.
+        bits: How many bits a number takes. Default: that of the mode; 4, 4, 4, 8.
+        mode: ``"affine"``, ``"mxfp4"``, ``"nvfp4"`` or ``"mxfp8"``. Default: ``"affine"``.
+        dtype: The dtype of the weight before it is quantized, of scales and biases in mode ``"affine"``, and of the bias.
+            Default: that of :func:`frostleaf.default_dtype`.
+        key: Draws the initial values. Default: ``mx.random``'s own state.
+
+    Shapes:
+        ``weight`` is ``[output_dims, input_dims * bits / 32]``, packed in ``mx.uint32``; ``scales`` is
+        ``[output_dims, input_dims / group_size]`` and so is ``biases``, or ``None`` in modes other than ``"affine"``; ``bias``
+        is ``[output_dims]`` or ``None``; input ``[..., input_dims]``, output ``[..., output_dims]``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``dtype`` is ``mx.float64``, if there is no such mode, if it does not have the group size or the bits, or
+            if ``input_dims`` can't be divided into groups; in a call, if the last axis of the input is of another length.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> linear = fl.nn.Linear(64, 2)
+    >>> layer = fl.nn.QuantizedLinear.from_linear(linear, bits=8)
+    >>> layer.weight.shape, layer.scales.shape
+    ((2, 16), (2, 1))
+    >>> x = mx.random.normal((5, 64))
+    >>> mx.allclose(layer(x), linear(x), atol=0.1).item()
+    True
+    """
+
+    bias: mx.array | None = parameter(frozen=True)
+
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        *,
+        dtype: mx.Dtype | None = None,
+        key: mx.array | None = None,
+    ) -> None:
+        dtype = floating(dtype)
+        self.group_size, self.bits = _settings(group_size, bits, mode)
+        self.mode = mode
+        weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
+        self.weight, self.scales, self.biases = _quantized(weight, self.group_size, self.bits, mode)
+        self.bias = mx.zeros((output_dims,), dtype) if bias else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self._product(x)
+        return y if self.bias is None else y + self.bias
+
+    @classmethod
+    def from_linear(
+        cls, linear_layer: Module, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
+    ) -> Self:
+        """Return a layer with the weight of a :class:`Linear`, quantized, and its bias, which is trainable if it was.
+
+        Args:
+            linear_layer: The layer.
+            group_size, bits, mode: As above.
+
+        Raises:
+            ValueError: As above.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.QuantizedLinear.from_linear(fl.nn.Linear(32, 2, bias=False), mode="mxfp8").scales.shape
+        (2, 1)
+        """
+        linear: Any = linear_layer
+        output_dims, input_dims = linear.weight.shape
+        layer = cls(input_dims, output_dims, False, group_size, bits, mode, **_undrawn())
+        bias = getattr(linear, "bias", None)
+        frozen = bias is not None and is_frozen(linear, "bias")
+        return layer._of(linear, frozenset({"bias"} if frozen else ()), bias=bias)
+
+
+class QuantizedEmbedding(_Quantized):
+    r"""Look up one row of a quantized weight for each integer of the input: :math:`y_{i} = \hat W_{x_i}`.
+
+    The weight is kept as in :class:`QuantizedLinear` and is not trained. By itself the layer draws it as :class:`Embedding`
+    does and quantizes it.
+
+    Args:
+        num_embeddings: The number of rows: the size of the vocabulary.
+        dims: The length of a row, a multiple of ``group_size``.
+        group_size: How many neighbours share a scale. Default: that of the mode; 64, 32, 16, 32.
+        bits: How many bits a number takes. Default: that of the mode; 4, 4, 4, 8.
+        mode: ``"affine"``, ``"mxfp4"``, ``"nvfp4"`` or ``"mxfp8"``. Default: ``"affine"``.
+        dtype: The dtype of the weight before it is quantized, and of scales and biases in mode ``"affine"``. Default: that of
+            :func:`frostleaf.default_dtype`.
+        key: Draws the initial values. Default: ``mx.random``'s own state.
+
+    Shapes:
+        ``weight``, ``scales`` and ``biases`` are as in :class:`QuantizedLinear`, with ``num_embeddings`` rows; input ``[...]``,
+        of an integer dtype, output ``[..., dims]``, in the dtype of the scales, or in modes other than ``"affine"`` in
+        ``mx.bfloat16``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``dtype`` is ``mx.float64``, if there is no such mode, if it does not have the group size or the bits, or
+            if ``dims`` can't be divided into groups.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.QuantizedEmbedding(9, 32, group_size=32, dtype=mx.float16)
+    >>> layer(mx.array([[2, 0]])).shape, layer.scales.dtype
+    ((1, 2, 32), mlx.core.float16)
+    """
+
+    num_embeddings: int = static()
+    dims: int = static()
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        dims: int,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        *,
+        dtype: mx.Dtype | None = None,
+        key: mx.array | None = None,
+    ) -> None:
+        dtype = floating(dtype)
+        self.group_size, self.bits = _settings(group_size, bits, mode)
+        self.mode = mode
+        self.num_embeddings = num_embeddings
+        self.dims = dims
+        weight = normal(math.sqrt(1 / dims), (num_embeddings, dims), dtype, key)
+        self.weight, self.scales, self.biases = _quantized(weight, self.group_size, self.bits, mode)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        biases = None if self.biases is None else self.biases[x]
+        return mx.dequantize(self.weight[x], self.scales[x], biases, group_size=self.group_size, bits=self.bits, mode=self.mode)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        r"""Return :math:`x \hat W^\top`: one score per row of the weight, as :meth:`Embedding.as_linear` does.
+
+        Args:
+            x: Of shape ``[..., dims]``.
+
+        Returns:
+            An array of shape ``[..., num_embeddings]``.
+
+        Raises:
+            ValueError: If the last axis of ``x`` is of another length.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> fl.nn.QuantizedEmbedding(9, 64).as_linear(mx.ones((5, 64))).shape
+        (5, 9)
+        """
+        return self._product(x)
+
+    @classmethod
+    def from_embedding(
+        cls, embedding_layer: Module, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
+    ) -> Self:
+        """Return a layer with the weight of an :class:`Embedding`, quantized.
+
+        Args:
+            embedding_layer: The layer.
+            group_size, bits, mode: As above.
+
+        Raises:
+            ValueError: As above.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.QuantizedEmbedding.from_embedding(fl.nn.Embedding(9, 64)).dims
+        64
+        """
+        embedding: Any = embedding_layer
+        num_embeddings, dims = embedding.weight.shape
+        return cls(num_embeddings, dims, group_size, bits, mode, **_undrawn())._of(embedding)
+
+
+class QQLinear(Module):
+    r"""Quantize the input, and multiply it by a quantized weight: :math:`y = \hat x \hat W^\top`.
+
+    In training mode the layer has its weight in full, and quantizes it in each call, so that the weight can be trained. In
+    evaluation mode it has the quantized weight and its scales: ``eval()`` returns a layer whose weight is quantized, and
+    ``train()`` one whose weight is what can be made of that, in ``mx.bfloat16``. What ``eval()`` was called on still has the
+    weight in full.
+
+    How numbers are quantized is told at :class:`QuantizedLinear`. What MLX can compute of this depends on the device: on a
+    CPU, for instance, one row of input in evaluation mode.
+
+    Args:
+        input_dims: The length of the input's last axis, a multiple of ``group_size``.
+        output_dims: The length of the output's last axis.
+        group_size: How many neighbours share a scale. Default: that of the mode.
+        bits: How many bits a number takes. Default: that of the mode.
+        mode: ``"nvfp4"`` or ``"mxfp8"``. Default: ``"nvfp4"``.
+        dtype: The dtype of the weight in full. Default: that of :func:`frostleaf.default_dtype`.
+        key: Draws the initial values, as for :class:`Linear`. Default: ``mx.random``'s own state.
+
+    Shapes:
+        ``weight`` is ``[output_dims, input_dims]`` and ``scales`` is ``None``; in evaluation mode ``weight`` is
+        ``[output_dims, input_dims * bits / 32]``, packed in ``mx.uint32``, and ``scales``
+        ``[output_dims, input_dims / group_size]``; input ``[N, input_dims]``, output ``[N, output_dims]``.
+
+    Raises:
+        TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If ``dtype`` is ``mx.float64``, if the mode is another, if it does not have the group size or the bits, or
+            if ``input_dims`` can't be divided into groups; in a call, if the last axis of the input is of another length.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> layer = fl.nn.QQLinear(32, 2)
+    >>> layer
+    QQLinear(weight=f32[2,32], scales=None, group_size=16, bits=4, mode='nvfp4')
+    >>> layer.eval()
+    QQLinear[eval](weight=u32[2,4], scales=u8[2,2], group_size=16, bits=4, mode='nvfp4')
+    >>> layer.eval()(mx.ones((1, 32))).shape
+    (1, 2)
+    """
+
+    weight: mx.array
+    scales: mx.array | None
+    group_size: int = static()
+    bits: int = static()
+    mode: str = static()
+
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "nvfp4",
+        *,
+        dtype: mx.Dtype | None = None,
+        key: mx.array | None = None,
+    ) -> None:
+        dtype = floating(dtype)
+        self.group_size, self.bits = _settings(group_size, bits, mode)
+        if mode not in INPUT_MODES:
+            raise ValueError(NOT_AN_INPUT_MODE.format(mode=mode))
+        self.mode = mode
+        self.weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
+        self.scales = None
+        _quantized(self.weight, self.group_size, self.bits, mode)  # whether it can be; nothing is computed
+
+    def __call__(self, x: mx.array) -> mx.array:
+        dims = self.weight.shape[-1] if self.scales is None else self.scales.shape[-1] * self.group_size
+        if x.shape[-1:] != (dims,):
+            raise misfit(self, f"[N, {dims}]", x)
+        return mx.qqmm(x, self.weight, self.scales, group_size=self.group_size, bits=self.bits, mode=self.mode)
+
+    def quantize(self) -> Self:
+        """Return the layer with its weight quantized, in the same mode of training. :meth:`eval` does this too.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.QQLinear(32, 2).quantize().weight.dtype
+        mlx.core.uint32
+        """
+        if self.scales is not None:
+            return self
+        weight, scales, _ = _quantized(self.weight, self.group_size, self.bits, self.mode)
+        return edited(self, {"weight": weight, "scales": scales})
+
+    def dequantize(self) -> Self:
+        """Return the layer with its weight in full, as far as it is known: in ``mx.bfloat16``. :meth:`train` does this too.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.QQLinear(32, 2).eval().dequantize()
+        QQLinear[eval](weight=bf16[2,32], scales=None, group_size=16, bits=4, mode='nvfp4')
+        """
+        if self.scales is None:
+            return self
+        weight = mx.dequantize(self.weight, self.scales, group_size=self.group_size, bits=self.bits, mode=self.mode)
+        return edited(self, {"weight": weight, "scales": None})
+
+    def _set_training_mode(self, mode: bool) -> Self:
+        layer = super()._set_training_mode(mode)
+        return layer.dequantize() if mode else layer.quantize()
+
+    @classmethod
+    def from_linear(
+        cls, linear_layer: Module, group_size: int | None = None, bits: int | None = None, mode: str = "nvfp4"
+    ) -> Self:
+        """Return a layer with the weight of a :class:`Linear`, frozen if it was, in the mode of training that it is in.
+
+        Args:
+            linear_layer: The layer.
+            group_size, bits, mode: As above.
+
+        Raises:
+            ValueError: As above.
+            NotImplementedError: If the layer has a bias.
+
+        >>> import frostleaf as fl
+        >>> linear = fl.nn.Linear(32, 2, bias=False)
+        >>> fl.nn.QQLinear.from_linear(linear).weight is linear.weight
+        True
+        """
+        linear: Any = linear_layer
+        output_dims, input_dims = linear.weight.shape
+        layer = cls(input_dims, output_dims, group_size, bits, mode, **_undrawn())
+        if getattr(linear, "bias", None) is not None:
+            raise NotImplementedError(NO_BIAS)
+        frozen = frozenset({"weight"} if is_frozen(linear, "weight") else ())
+        return edited(layer, {"weight": linear.weight}, frozen=frozen).train(linear.training)
+
+
+def _settings(group_size: int | None, bits: int | None, mode: str) -> tuple[int, int]:
+    if mode not in MODES:
+        raise ValueError(NO_SUCH_MODE.format(mode=mode, modes=", ".join(MODES)))
+    return group_size or MODES[mode][0], bits or MODES[mode][1]
+
+
+def _quantized(weight: mx.array, group_size: int, bits: int, mode: str) -> tuple[mx.array, mx.array, mx.array | None]:
+    if weight.dtype == mx.float64:  # which MLX would refuse when the numbers are needed
+        raise ValueError(TOO_WIDE)
+    packed, scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
+    return packed, scales, biases[0] if biases else None
+
+
+def _undrawn() -> dict[str, Any]:
+    """Return options for a layer whose numbers will be replaced: they are never computed, and ``mx.random`` goes unused."""
+    return {"dtype": mx.float32, "key": mx.random.key(0)}

@@ -1,0 +1,43 @@
+from .case import case
+
+# Small enough that exp overflows in none of the dtypes, and large enough for every threshold.
+X = (6, 8)
+
+CASES = {
+    "celu": case(lambda nn: nn.CELU(), X),
+    "celu, alpha": case(lambda nn: nn.CELU(0.5), X),
+    "elu": case(lambda nn: nn.ELU(), X),
+    "elu, alpha": case(lambda nn: nn.ELU(0.5), X),
+    "gelu": case(lambda nn: nn.GELU(), X),
+    "gelu, precise": case(lambda nn: nn.GELU("precise"), X),
+    "gelu, tanh": case(lambda nn: nn.GELU("tanh"), X),
+    "gelu, fast": case(lambda nn: nn.GELU("fast"), X),
+    "glu": case(lambda nn: nn.GLU(), X),
+    "glu, first axis": case(lambda nn: nn.GLU(0), (4, 2, 3)),
+    "hard_shrink": case(lambda nn: nn.HardShrink(), X),
+    "hard_shrink, threshold": case(lambda nn: nn.HardShrink(1.0), X),
+    "hard_tanh": case(lambda nn: nn.HardTanh(), X),
+    "hardswish": case(lambda nn: nn.Hardswish(), X),
+    "leaky_relu": case(lambda nn: nn.LeakyReLU(), X),
+    "leaky_relu, slope": case(lambda nn: nn.LeakyReLU(0.2), X),
+    "log_sigmoid": case(lambda nn: nn.LogSigmoid(), X),
+    "log_softmax": case(lambda nn: nn.LogSoftmax(), X),
+    "mish": case(lambda nn: nn.Mish(), X),
+    "prelu": case(lambda nn: nn.PReLU(), X),
+    "prelu, channels": case(lambda nn: nn.PReLU(8, 0.1), X),
+    "relu": case(lambda nn: nn.ReLU(), X),
+    "relu2": case(lambda nn: nn.ReLU2(), X),
+    "relu6": case(lambda nn: nn.ReLU6(), X),
+    "selu": case(lambda nn: nn.SELU(), X),
+    "silu": case(lambda nn: nn.SiLU(), X),
+    "sigmoid": case(lambda nn: nn.Sigmoid(), X),
+    "softmax": case(lambda nn: nn.Softmax(), X),
+    "softmin": case(lambda nn: nn.Softmin(), X),
+    "softplus": case(lambda nn: nn.Softplus(), X),
+    "softshrink": case(lambda nn: nn.Softshrink(), X),
+    "softshrink, threshold": case(lambda nn: nn.Softshrink(1.0), X),
+    "softsign": case(lambda nn: nn.Softsign(), X),
+    "step": case(lambda nn: nn.Step(), X),
+    "step, threshold": case(lambda nn: nn.Step(0.5), X),
+    "tanh": case(lambda nn: nn.Tanh(), X),
+}

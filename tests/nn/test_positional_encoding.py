@@ -1,0 +1,116 @@
+import re
+
+import mlx.core as mx
+import mlx.nn
+import pytest
+
+import frostleaf as fl
+
+POSITIONS = mx.arange(1000, 1003)
+
+
+@pytest.mark.parametrize("layer", [fl.nn.RoPE, fl.nn.SinusoidalPositionalEncoding])
+@pytest.mark.parametrize("dims", [0, -2, 3])
+def test_dims_that_are_not_pairs(layer, dims):
+    message = f"{layer.__name__} works on pairs of features, so dims must be positive and even, and it was given as {dims}"
+    with pytest.raises(ValueError, match=message):
+        layer(dims)
+
+
+@pytest.mark.parametrize("option", ["min_freq", "max_freq", "base"])
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_numbers_that_are_not_positive(option, value):
+    layer = fl.nn.RoPE if option == "base" else fl.nn.SinusoidalPositionalEncoding
+    with pytest.raises(ValueError, match=f"'{option}' must be > 0: {value}"):
+        layer(4, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "takes"),
+    [
+        (fl.nn.RoPE(4), (5, 4), "RoPE takes an input of shape [B, ..., L, D] with at least three axes and D >= 4"),
+        (fl.nn.RoPE(4), (2, 5, 2), "and D >= 4"),
+        (fl.nn.ALiBi(), (4, 3, 3), "ALiBi takes an input of shape [B, H, L, S]"),
+        (fl.nn.ALiBi(), (2, 2, 4, 3, 3), "[B, H, L, S]"),
+    ],
+)
+def test_input_that_does_not_fit(layer, shape, takes):
+    with pytest.raises(ValueError, match="takes an input") as error:
+        layer(mx.zeros(shape))
+    assert f"{takes}, and was given f32[{','.join(map(str, shape))}]" in str(error.value)
+
+
+def test_rope_turns_by_distance_and_leaves_the_rest():
+    rope = fl.nn.RoPE(4)
+    x = mx.random.normal((1, 1, 1, 6), key=mx.random.key(0))
+
+    def product(first, second):
+        return (rope(x, first) * rope(x, second)).sum().item()
+
+    assert product(3, 5) == pytest.approx(product(10, 12), abs=1e-5)
+    assert product(3, 5) != pytest.approx(product(3, 6), abs=1e-2)
+    assert mx.array_equal(rope(x, 3)[..., 4:], x[..., 4:])
+
+
+def test_an_array_of_offsets_is_not_traced_again():
+    rope, x = fl.jit(fl.nn.RoPE(4)), mx.ones((1, 2, 4))
+    first, second = rope(x, mx.array(1)), rope(x, mx.array(2))
+    assert rope.trace_count == 1
+    assert mx.allclose(first[:, 1], second[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_dtype_of_sinusoids(dtype):
+    encoding = fl.nn.SinusoidalPositionalEncoding(8, dtype=dtype)
+    assert encoding(POSITIONS).dtype == dtype
+    assert encoding(POSITIONS.astype(dtype)).dtype == dtype
+    assert encoding(POSITIONS.astype(mx.float32)).dtype == mx.float32
+    with fl.default_dtype(dtype):
+        assert fl.tree.structure(fl.nn.SinusoidalPositionalEncoding(8)) == fl.tree.structure(encoding)
+
+
+def test_sinusoids_are_computed_in_float32():
+    exact = fl.nn.SinusoidalPositionalEncoding(8)(POSITIONS)
+    half = fl.nn.SinusoidalPositionalEncoding(8, dtype=mx.bfloat16)
+    assert mx.array_equal(half(POSITIONS), exact.astype(mx.bfloat16))
+    assert not mx.array_equal(half(POSITIONS[:1]), half(POSITIONS[1:2]))
+
+
+def test_a_cast_model_has_the_sinusoids_that_it_had():
+    encoding = fl.nn.SinusoidalPositionalEncoding(8)
+    assert fl.tree.leaves(encoding) == []
+    assert encoding.astype(mx.bfloat16) is encoding
+
+
+def test_dtype_that_does_not_suit():
+    with pytest.raises(TypeError, match="can't be made in dtype"):
+        fl.nn.SinusoidalPositionalEncoding(8, dtype=mx.int32)
+
+
+def test_sinusoids_have_length_one():
+    lengths = mx.linalg.norm(fl.nn.SinusoidalPositionalEncoding(6)(mx.arange(4)), axis=-1)
+    assert mx.allclose(lengths, mx.ones(4))
+
+
+@pytest.mark.parametrize("heads", [0, -1])
+def test_no_heads(heads):
+    with pytest.raises(ValueError, match=re.escape(f"num_heads was given as {heads}: it must be positive")):
+        fl.nn.ALiBi.create_alibi_slope(heads)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 5, 8, 12])
+def test_the_matrix_of_alibi(heads):
+    for dtype in mx.float32, mx.bfloat16:
+        ours = fl.nn.ALiBi.create_alibi_matrix(7, 9, heads, 2, dtype)
+        assert ours.shape == (1, heads, 5, 9)
+        assert mx.array_equal(ours, mlx.nn.ALiBi.create_alibi_matrix(7, 9, heads, 2, dtype))
+        slopes = fl.nn.ALiBi.create_alibi_slope(heads, dtype)
+        assert mx.array_equal(slopes, mlx.nn.ALiBi.create_alibi_slope(heads, dtype))
+
+
+def test_nothing_is_left_of_a_call_of_alibi():
+    alibi, scores = fl.nn.ALiBi(), mx.zeros((1, 2, 3, 3))
+    before = dict(vars(fl.nn.ALiBi))
+    traced = fl.jit(alibi)(scores)
+    assert dict(vars(fl.nn.ALiBi)) == before
+    assert mx.array_equal(alibi(scores), traced)
