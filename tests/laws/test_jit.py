@@ -192,6 +192,14 @@ def test_a_result_that_the_caller_changes_is_not_returned_again(
     assert alike(jitted(ONE), function(ONE))
 
 
+def test_what_the_caller_can_not_change_is_returned_itself_beside_what_it_can() -> None:
+    fixed = (object(), threading.Lock(), len)
+    jitted = fl.jit(lambda x: (x, fixed, {1}))
+    for out in jitted(ONE), jitted(ONE):
+        assert all(value is given for value, given in zip(out[1], fixed, strict=True))
+        assert out[2] == {1}
+
+
 def test_an_argument_that_the_caller_changes_later_does_not_change_what_was_traced() -> None:
     chosen, items = {1}, [ONE]
     jitted = fl.jit(lambda items, chosen: (items, sorted(chosen)))

@@ -1,10 +1,14 @@
 """What all layers do alike: the dtype they are born in, the key they draw from, the shapes they refuse."""
 
+import re
+
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import frostleaf as fl
 
+LAYERS = [value for name in fl.nn.__all__ if isinstance(value := getattr(fl.nn, name), type)]
 DRAWN = {
     "linear": lambda **options: fl.nn.Linear(3, 4, **options),
     "conv2d": lambda **options: fl.nn.Conv2d(2, 3, 2, **options),
@@ -84,6 +88,9 @@ def test_without_key_the_state_moves_on(make):
         (fl.nn.Embedding(5, 3).as_linear, (2, 5), "Embedding takes an input of shape [..., 3]"),
         (fl.nn.Conv2d(4, 6, 3, groups=2), (1, 8, 8, 2), "Conv2d takes an input of shape [N, H, W, 4]"),
         (fl.nn.Conv2d(4, 6, 3), (8, 8, 4), "[N, H, W, 4]"),
+        (fl.nn.Conv1d(4, 6, 3, dilation=2), (1, 4, 4), "Conv1d takes an input of shape [N, 5 or more, 4]"),
+        (fl.nn.Conv2d(4, 6, 3, padding=(1, 0)), (1, 1, 2, 4), "Conv2d takes an input of shape [N, 1 or more, 3 or more, 4]"),
+        (fl.nn.Conv3d(4, 6, 2), (1, 2, 1, 2, 4), "of shape [N, 2 or more, 2 or more, 2 or more, 4]"),
         (
             fl.nn.MaxPool2d(2),
             (8, 8, 4),
@@ -103,3 +110,54 @@ def test_input_that_does_not_fit(layer, shape, takes):
     owner = getattr(layer, "__self__", layer)
     assert f"{takes}, and was given f32[{','.join(map(str, shape))}]" in str(error.value)
     assert str(error.value).endswith(f"The layer is {owner!r}")
+
+
+SIZED = [
+    (fl.nn.Linear, {"input_dims": 3, "output_dims": 4}),
+    (fl.nn.Bilinear, {"input1_dims": 3, "input2_dims": 4, "output_dims": 2}),
+    (fl.nn.Embedding, {"num_embeddings": 3, "dims": 4}),
+    (fl.nn.LayerNorm, {"dims": 4}),
+    (fl.nn.RMSNorm, {"dims": 4}),
+    (fl.nn.InstanceNorm, {"dims": 4}),
+    (fl.nn.BatchNorm, {"num_features": 4}),
+    (fl.nn.RNN, {"input_size": 3, "hidden_size": 4}),
+    (fl.nn.GRU, {"input_size": 3, "hidden_size": 4}),
+    (fl.nn.LSTM, {"input_size": 3, "hidden_size": 4}),
+    (fl.nn.PReLU, {"num_parameters": 2}),
+    (fl.nn.QuantizedLinear, {"input_dims": 64, "output_dims": 4}),
+    (fl.nn.QuantizedEmbedding, {"num_embeddings": 5, "dims": 64}),
+    (fl.nn.QQLinear, {"input_dims": 64, "output_dims": 4}),
+]
+each_size = pytest.mark.parametrize(
+    ("layer", "arguments", "name"), [(layer, arguments, name) for layer, arguments in SIZED for name in arguments]
+)
+
+
+@each_size
+@pytest.mark.parametrize("value", [0, -64, 64.0, "64", None])
+def test_a_size_that_is_not_a_positive_int(layer, arguments, name, value):
+    before = generator()
+    message = f"{layer.__name__} takes a positive int as {name}, and was given {value!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layer(**{**arguments, name: value})
+    assert generator() == before
+
+
+@pytest.mark.parametrize("size", [np.int64(2), mx.array(2)], ids=["numpy", "mlx"])
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda size: fl.nn.Conv2d(1, 1, (size, size), stride=(size, size)), "stride"),
+        (lambda size: fl.nn.Conv1d(1, 1, 2, padding=size), "padding"),
+        (lambda size: fl.nn.MaxPool2d((size, 3)), "kernel_size"),
+    ],
+)
+def test_sizes_that_are_ints_of_another_kind(make, field, size):
+    assert fl.tree.structure(make(size)) == fl.tree.structure(make(2))
+    assert {type(each) for each in np.atleast_1d(getattr(make(size), field)).tolist()} == {int}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_has_a_constructor_of_its_own(layer):
+    # Type checkers make one up, out of the fields, for a class that inherits one that was written by hand.
+    assert "__init__" in vars(layer)

@@ -12,8 +12,11 @@ each_layer = pytest.mark.parametrize(("layer", "shape"), LAYERS.items(), ids=[la
 @each_layer
 @pytest.mark.parametrize("p", [-0.1, 1, 1.5, float("nan")])
 def test_p_that_is_not_a_probability(layer, shape, p):
-    with pytest.raises(ValueError, match=f"'p' must be .*: {p}"):
+    message = f"'p' must be >= 0 and < 1, and {layer.__name__} was given: {p}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         layer(p)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layer().replace(p=p)
 
 
 def test_statistics():

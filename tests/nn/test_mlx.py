@@ -142,12 +142,47 @@ def test_statistics(case, dtype):
 
 
 @each_case
-def test_weights_go_both_ways(case):
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_weights_go_both_ways(case, suffix, tmp_path):
+    file = f"{tmp_path}/weights.{suffix}"
     ours, theirs = case.make(fl.nn), case.make(mlx.nn)
-    assert bits(ours.load_weights(tree_flatten(theirs.parameters())).parameters()) == bits(theirs.parameters())
+    theirs.save_weights(file)
+    assert bits(ours.load_weights(file).parameters()) == bits(theirs.parameters())
     theirs = case.make(mlx.nn)
-    theirs.load_weights(tree_flatten(ours.parameters()))
+    ours.save_weights(file)
+    theirs.load_weights(file)
     assert bits(theirs.parameters()) == bits(ours.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["linear: bilinear", "convolution: conv2d", "normalization: batch_norm", "transformer: encoder layer, dropout"]
+)
+def test_jitted_gradients_and_statistics(name):
+    ours, theirs = twins(CASES[name])
+    inputs = CASES[name].drawn(mx.float32)
+    parameters = theirs.trainable_parameters()
+
+    def our_loss(model, *inputs):
+        out, model = fl.stateful(model, *inputs)
+        return out.square().sum(), model.parameters()
+
+    def their_loss(trained, *inputs):
+        theirs.update(trained)
+        return theirs(*inputs).square().sum()
+
+    mx.random.seed(9)
+    (value, after), gradients = fl.jit(fl.value_and_grad(our_loss, has_aux=True))(ours, *inputs)
+    mx.random.seed(9)
+    state = [theirs.state, mx.random.state]
+    compiled = mx.compile(mx.value_and_grad(their_loss), inputs=state, outputs=state)
+    their_value, their_gradients = compiled(parameters, *inputs)
+    assert fl.tree.allclose(value, their_value, rtol=1e-6)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    for name, expected in tree_flatten(their_gradients):
+        assert fl.tree.allclose(gradients.at(name).get(), expected, **tolerance)
+    for name, statistic in tree_flatten(theirs.parameters()):
+        if name.startswith("running"):
+            assert fl.tree.allclose(after[name], statistic, **tolerance)
 
 
 @each_case
@@ -160,12 +195,16 @@ def test_public_attributes(case):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_arguments(name):
-    def positional(cls):
-        parameters = inspect.signature(cls).parameters.values()
+    def positional(function):
+        parameters = inspect.signature(function).parameters.values()
         return [(each.name, each.kind, each.default) for each in parameters if each.kind is not each.KEYWORD_ONLY]
 
-    ours = getattr(fl.nn, name)
-    assert positional(ours) == positional(getattr(mlx.nn, name))
+    ours, theirs = getattr(fl.nn, name), getattr(mlx.nn, name)
+    assert positional(ours) == positional(theirs)
+    for method in {"__call__", *dir(theirs)} - {*dir(mlx.nn.Module)} | {"__call__"}:
+        if not method.startswith("_") or method == "__call__":
+            # The layers without parameters of their own call their first argument "_".
+            assert positional(getattr(ours, method))[1:] == positional(getattr(theirs, method))[1:]
 
 
 def test_functions_are_those_of_mlx():

@@ -43,6 +43,17 @@ def test_stride_is_the_kernel_by_default():
 
 
 @each_layer
+def test_sizes_that_are_replaced(layer):
+    rank = rank_of(layer)
+    replaced = layer(2).replace(kernel_size=3, stride=[1] * rank, padding=1)
+    assert fl.tree.structure(replaced) == fl.tree.structure(layer(3, 1, 1))
+    for name in "kernel_size", "stride", "padding":
+        message = f"{name} is an int or {rank} of them in a tuple, and was given as (2, 2, 2, 2)"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            layer(2).replace(**{name: (2, 2, 2, 2)})
+
+
+@each_layer
 def test_input_with_other_axes(layer):
     axes = {1: "L", 2: "H, W", 3: "D, H, W"}[rank_of(layer)]
     for shape in (4,) * (rank_of(layer) + 1), (4,) * (rank_of(layer) + 3):

@@ -10,11 +10,13 @@ POSITIONS = mx.arange(1000, 1003)
 
 
 @pytest.mark.parametrize("layer", [fl.nn.RoPE, fl.nn.SinusoidalPositionalEncoding])
-@pytest.mark.parametrize("dims", [0, -2, 3])
+@pytest.mark.parametrize("dims", [0, -2, 3, 4.0, None, "4"])
 def test_dims_that_are_not_pairs(layer, dims):
-    message = f"{layer.__name__} works on pairs of features, so dims must be positive and even, and it was given as {dims}"
-    with pytest.raises(ValueError, match=message):
+    message = f"{layer.__name__} works on pairs of features, so dims must be a positive even int, and was given as {dims!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         layer(dims)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layer(4).replace(dims=dims)
 
 
 @pytest.mark.parametrize("option", ["min_freq", "max_freq", "base"])
@@ -50,6 +52,23 @@ def test_rope_turns_by_distance_and_leaves_the_rest():
     assert product(3, 5) == pytest.approx(product(10, 12), abs=1e-5)
     assert product(3, 5) != pytest.approx(product(3, 6), abs=1e-2)
     assert mx.array_equal(rope(x, 3)[..., 4:], x[..., 4:])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (1, 1)])
+def test_offsets_that_do_not_fit(shape):
+    message = (
+        "RoPE takes as offset an int, or an array that is scalar or has one for each element of the batch, "
+        f"and was given i32[{','.join(map(str, shape))}] with an input f32[2,5,4]. The layer is RoPE(dims=4"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fl.nn.RoPE(4)(mx.zeros((2, 5, 4)), mx.zeros(shape, mx.int32))
+
+
+@pytest.mark.parametrize("offset", [mx.array(3), mx.array([3]), mx.array([3, 3])], ids=lambda offset: str(offset.shape))
+def test_offsets_in_an_array(offset):
+    x = mx.random.normal((2, 5, 4))
+    assert mx.array_equal(fl.nn.RoPE(4)(x, offset), mlx.nn.RoPE(4)(x, offset))
+    assert mx.allclose(fl.nn.RoPE(4)(x, offset), fl.nn.RoPE(4)(x, 3), atol=1e-6)
 
 
 def test_an_array_of_offsets_is_not_traced_again():
@@ -114,3 +133,11 @@ def test_nothing_is_left_of_a_call_of_alibi():
     traced = fl.jit(alibi)(scores)
     assert dict(vars(fl.nn.ALiBi)) == before
     assert mx.array_equal(alibi(scores), traced)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (3, 1, 4, 5)])
+def test_a_mask_that_does_not_broadcast(shape):
+    shown = ",".join(map(str, shape))
+    message = f"ALiBi takes a mask of a shape that broadcasts with the scores, f32[2,3,4,5], and was given f32[{shown}]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fl.nn.ALiBi()(mx.zeros((2, 3, 4, 5)), 0, mx.zeros(shape))

@@ -318,6 +318,62 @@ def test_input_that_does_not_fit(call, shape, takes):
     assert str(error.value).endswith(f"The layer is {getattr(call, '__self__', call)!r}")
 
 
+@pytest.mark.parametrize("make", [fl.nn.QuantizedLinear.from_linear, fl.nn.QQLinear.from_linear])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fl.nn.ReLU(),
+        fl.nn.Bilinear(2, 3, 4),
+        fl.nn.QuantizedLinear(64, 4, False),
+        fl.tree.stack([fl.nn.Linear(64, 4)] * 2),
+        fl.nn.Linear(64, 4).replace(weight=mx.zeros((4, 64), mx.int32)),
+        mlx.nn.Linear(64, 4),
+        None,
+    ],
+    ids=repr,
+)
+def test_what_a_layer_is_not_made_of(make, layer):
+    cls = make.__self__.__name__
+    message = f"{cls} is made of a frostleaf module that has a floating-point weight of two axes, and was given {layer!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(layer)
+    with pytest.raises(ValueError, match="QuantizedEmbedding is made of"):
+        fl.nn.QuantizedEmbedding.from_embedding(layer)
+
+
+# Inputs that MLX refuses, or that end its process
+
+
+@each_mode
+def test_a_single_index(mode):
+    layer = fl.nn.QuantizedEmbedding(5, 64, mode=mode)
+    rows = layer(mx.array([3, 4]))
+    assert mx.array_equal(layer(mx.array(3)), rows[0])
+    assert mx.array_equal(fl.jit(layer)(mx.array(4)), rows[1])
+
+
+@each_mode
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
+def test_no_index(mode, shape):
+    layer = fl.nn.QuantizedEmbedding(5, 64, mode=mode)
+    out = layer(mx.zeros(shape, mx.int32))
+    assert out.shape == (*shape, 64)
+    assert out.dtype == layer(mx.array([0])).dtype
+
+
+@each_mode
+@pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64)])
+def test_no_rows(mode, shape):
+    linear, embedding = fl.nn.QuantizedLinear(64, 4, mode=mode), fl.nn.QuantizedEmbedding(4, 64, mode=mode)
+    for dtype in mx.float32, mx.float16:
+        x, one = mx.zeros(shape, dtype), mx.zeros((1, 64), dtype)
+        for call in linear, embedding.as_linear, fl.jit(linear):
+            out = call(x)
+            fl.eval(out)
+            assert out.shape == (*shape[:-1], 4)
+            assert out.dtype == call(one).dtype
+
+
 # Memory
 
 

@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.evaluation import NEGATIVE
+from frostleaf.transforms.evaluation import BAD_SIZE
 
 IN_PIECES = {"piece by piece": functools.partial(fl.eval, at_once=0), "a few at once": functools.partial(fl.eval, at_once=8)}
 every_way = pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_a_generator_is_a_static_value():
     assert waits(next(generator))
 
 
-@pytest.mark.parametrize("given", [-1, -0.5, -(10**12)])
-def test_a_negative_number_of_bytes_is_refused(given):
+@pytest.mark.parametrize("given", [-1, -0.5, -(10**12), float("nan"), "1 MB", [0]], ids=repr)
+def test_what_is_no_number_of_bytes_is_refused(given):
     array = mx.ones(2) + 1
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         fl.eval(array, at_once=given)
-    assert str(raised.value) == NEGATIVE.format(given=given)
+    assert str(raised.value) == BAD_SIZE.format(given=given)
     assert waits(array)
 
 

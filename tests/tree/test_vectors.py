@@ -12,6 +12,8 @@ from hypothesis import given
 from laws.strategies import Snapshot, identical, law, trees
 
 import frostleaf as fl
+from frostleaf.tree.compare import describe
+from frostleaf.tree.vectors import WRONG_VECTORS
 
 
 class Net(fl.Module):
@@ -184,13 +186,24 @@ def test_a_module_comes_back_as_a_module() -> None:
         {"float16": mx.zeros(3)},
         {"float32": mx.zeros((3, 1))},
         {"float32": mx.zeros(())},
+        {"float32": mx.zeros(3, mx.float16)},
+        {"float32": [0.0, 0.0, 0.0]},
+        mx.zeros(3),
+        None,
     ],
     ids=str,
 )
-def test_vectors_that_do_not_fit_are_an_error(given: dict[str, mx.array]) -> None:
+def test_vectors_that_do_not_fit_are_an_error(given: Any) -> None:
     _, unravel = fl.tree.ravel([mx.zeros(3)])
-    with pytest.raises(ValueError, match=r"unravel expects \{'float32': \(3,\)\} and was given"):
+    shown = {name: describe(each) for name, each in given.items()} if isinstance(given, dict) else describe(given)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
         unravel(given)
+    assert str(raised.value) == WRONG_VECTORS.format(expected={"float32": "f32[3]"}, given=shown)
+
+
+def test_the_vectors_may_come_in_any_order() -> None:
+    vectors, unravel = fl.tree.ravel(mixed())
+    assert fl.tree.equal(unravel(dict(reversed(vectors.items()))), mixed())
 
 
 def test_ravel_is_differentiable_both_ways() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+import attrs
 import mlx.core as mx
 from mlx.nn.layers.activations import (
     celu,
@@ -38,7 +39,7 @@ from mlx.nn.layers.activations import (
 
 from ..fields import static
 from ..module import Module
-from .checks import misfit
+from .checks import misfit, size
 from .dtypes import floating
 
 NOT_AN_APPROXIMATION = "approx is 'none', 'precise', 'tanh' (the same as 'precise') or 'fast', and was given as {approx!r}"
@@ -52,6 +53,15 @@ class _Function(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return self._function(x)
+
+
+class _LastAxisFunction(_Function):
+    """A function of the last axis, which there must be."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.ndim == 0:
+            raise misfit(self, "[..., D]", x)
+        return super().__call__(x)
 
 
 class CELU(Module):
@@ -105,6 +115,19 @@ class ELU(Module):
         return elu(x, self.alpha)  # type: ignore[no-any-return]
 
 
+_GELUS: dict[str, Callable[[mx.array], mx.array]] = {
+    "none": gelu,
+    "precise": gelu_approx,
+    "tanh": gelu_approx,
+    "fast": gelu_fast_approx,
+}
+
+
+def _known(_: Module, __: attrs.Attribute[str], approx: str) -> None:
+    if approx not in _GELUS:
+        raise ValueError(NOT_AN_APPROXIMATION.format(approx=approx))
+
+
 class GELU(Module):
     r"""Compute :math:`y = x\, \Phi(x)`, where :math:`\Phi` is the cumulative distribution of the normal distribution.
 
@@ -129,23 +152,13 @@ class GELU(Module):
     array([-0.158655, 0, 1.9545], dtype=float32)
     """
 
-    approx: str = static()
+    approx: str = static(validator=_known)
 
     def __init__(self, approx: str = "none") -> None:
-        if approx not in _GELUS:
-            raise ValueError(NOT_AN_APPROXIMATION.format(approx=approx))
         self.approx = approx
 
     def __call__(self, x: mx.array) -> mx.array:
         return _GELUS[self.approx](x)
-
-
-_GELUS: dict[str, Callable[[mx.array], mx.array]] = {
-    "none": gelu,
-    "precise": gelu_approx,
-    "tanh": gelu_approx,
-    "fast": gelu_fast_approx,
-}
 
 
 class GLU(Module):
@@ -271,11 +284,14 @@ class LogSigmoid(_Function):
     _function = staticmethod(log_sigmoid)
 
 
-class LogSoftmax(_Function):
+class LogSoftmax(_LastAxisFunction):
     r"""Compute the logarithm of the softmax of the last axis: :math:`y_i = x_i - \log \sum_j e^{x_j}`.
 
     Shapes:
         Input and output ``[..., D]``.
+
+    Raises:
+        ValueError: In a call, if the input has no axis.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.LogSoftmax()(mx.array([0.0, 0.0, 1000.0]))
@@ -283,6 +299,11 @@ class LogSoftmax(_Function):
     """
 
     _function = staticmethod(log_softmax)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.shape[-1:] == (1,) or 0 in x.shape:  # MLX's compiled function ends the process, or raises an error
+            return mx.log(mx.softmax(x, -1))
+        return super().__call__(x)
 
 
 class Mish(_Function):
@@ -317,7 +338,8 @@ class PReLU(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: In a call, if there are several slopes and the last axis of the input is of another length.
+        ValueError: If ``num_parameters`` is not a positive int; in a call, if there are several slopes and the last axis of
+            the input is of another length.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.PReLU(2, init=0.5)
@@ -328,7 +350,7 @@ class PReLU(Module):
     weight: mx.array
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: mx.Dtype | None = None) -> None:
-        self.weight = mx.full((num_parameters,), init, floating(dtype))
+        self.weight = mx.full((size(self, "num_parameters", num_parameters),), init, floating(dtype))
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.weight.size != 1 and x.shape[-1:] != self.weight.shape[-1:]:
@@ -429,11 +451,14 @@ class Sigmoid(_Function):
     _function = staticmethod(sigmoid)
 
 
-class Softmax(_Function):
+class Softmax(_LastAxisFunction):
     r"""Make positive numbers of the last axis, whose sum is 1: :math:`y_i = e^{x_i} / \sum_j e^{x_j}`.
 
     Shapes:
         Input and output ``[..., D]``.
+
+    Raises:
+        ValueError: In a call, if the input has no axis.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.Softmax()(mx.array([0.0, 0.0, 1.0]))
@@ -443,11 +468,14 @@ class Softmax(_Function):
     _function = staticmethod(softmax)
 
 
-class Softmin(_Function):
+class Softmin(_LastAxisFunction):
     r"""Compute the softmax of the negative of the last axis: :math:`y_i = e^{-x_i} / \sum_j e^{-x_j}`.
 
     Shapes:
         Input and output ``[..., D]``.
+
+    Raises:
+        ValueError: In a call, if the input has no axis.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.Softmin()(mx.array([0.0, 0.0, 1.0]))

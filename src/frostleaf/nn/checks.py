@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from ..module import Module
 from ..tree.compare import describe
 
+NOT_A_SIZE = "{cls} takes a positive int as {name}, and was given {value!r}"
 NOT_SIZES = "{name} is an int or {count} of them in a tuple, and was given as {value!r}"
 MISFIT = "{cls} takes an input of shape {shape}, and was given {x}. The layer is {layer!r}"
+
+
+def size(layer: Module, name: str, value: Any) -> int:
+    """Return ``value`` as an int, for the argument ``name`` of a layer.
+
+    Raises:
+        ValueError: If it is not a positive int.
+
+    >>> import frostleaf as fl
+    >>> size(fl.nn.Linear(2, 3), "input_dims", 2)
+    2
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number <= 0:
+        raise ValueError(NOT_A_SIZE.format(cls=type(layer).__name__, name=name, value=value))
+    return number
 
 
 def sizes(name: str, value: Any, count: int) -> Any:
@@ -20,8 +41,12 @@ def sizes(name: str, value: Any, count: int) -> Any:
     >>> sizes("stride", 2, 3), sizes("stride", [1, 2], 2)
     ((2, 2, 2), (1, 2))
     """
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * count
-    if len(values) != count or not all(isinstance(each, int) for each in values):
+    values = value if isinstance(value, tuple | list) else (value,) * count
+    try:
+        values = tuple(map(operator.index, values))
+    except TypeError:
+        values = ()
+    if len(values) != count:
         raise ValueError(NOT_SIZES.format(name=name, count=count, value=value))
     return values
 

@@ -67,6 +67,20 @@ class Convolution(Module):
             raise misfit(self, f"[N, {AXES[self.weight.ndim - 2]}, {channels}]", x)
         return x
 
+    def _covering(self, x: mx.array, groups: int, padding: Any, dilation: Any) -> mx.array:
+        """Return ``x``, if it fits and is no smaller than the filters are with their gaps."""
+        x = self._fitting(x, groups)
+        _, *kernel_size, channels = self.weight.shape
+        rank = len(kernel_size)
+        paddings, dilations = sizes("padding", padding, rank), sizes("dilation", dilation, rank)
+        least = [
+            gap * (window - 1) + 1 - 2 * zeros for window, zeros, gap in zip(kernel_size, paddings, dilations, strict=True)
+        ]
+        if any(length < needed for length, needed in zip(x.shape[1:-1], least, strict=True)):
+            shown = ", ".join(f"{max(needed, 1)} or more" for needed in least)
+            raise misfit(self, f"[N, {shown}, {channels * groups}]", x)
+        return x
+
     def _shifted(self, y: mx.array) -> mx.array:
         return y if self.bias is None else y + self.bias
 
@@ -136,7 +150,7 @@ class Conv1d(Convolution):
         super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 1), groups, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self._fitting(x, self.groups)
+        x = self._covering(x, self.groups, self.padding, self.dilation)
         return self._shifted(mx.conv1d(x, self.weight, self.stride, self.padding, self.dilation, self.groups))
 
 
@@ -208,7 +222,7 @@ class Conv2d(Convolution):
         super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 2), groups, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self._fitting(x, self.groups)
+        x = self._covering(x, self.groups, self.padding, self.dilation)
         return self._shifted(mx.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups))
 
 
@@ -275,5 +289,5 @@ class Conv3d(Convolution):
         super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 3), 1, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self._fitting(x)
+        x = self._covering(x, 1, self.padding, self.dilation)
         return self._shifted(mx.conv3d(x, self.weight, self.stride, self.padding, self.dilation))

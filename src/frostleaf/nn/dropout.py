@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import attrs
 import mlx.core as mx
-from attrs import validators
 
 from ..fields import static
 from ..module import Module
 from .checks import misfit
 
+NOT_A_PROBABILITY = "'p' must be >= 0 and < 1, and {cls} was given: {p}"
+
+
+def _probability(layer: Module, _: attrs.Attribute[float], p: float) -> None:
+    if not 0 <= p < 1:
+        raise ValueError(NOT_A_PROBABILITY.format(cls=type(layer).__name__, p=p))
+
 
 class _Dropout(Module):
-    p: float = static(validator=[validators.ge(0), validators.lt(1)])
-
-    def __init__(self, p: float = 0.5) -> None:
-        self.p = p
+    # The default stands here, and not in an __init__, so that type checkers see it in the classes below.
+    p: float = static(default=0.5, validator=_probability)
 
     def _drop(self, x: mx.array, shape: Sequence[int], key: mx.array | None) -> mx.array:
         """Return ``x`` with elements dropped, as decided by one draw for each element of an array of that shape."""
@@ -55,7 +60,7 @@ class Dropout(_Dropout):
 
         Args:
             x: Any array of numbers.
-            key: Draws what is dropped. Default: ``mx.random``'s own state.
+            key: Draws what is dropped. Default: the key of :func:`frostleaf.rng`, or else ``mx.random``'s own state.
         """
         return self._drop(x, x.shape, key)
 
@@ -87,7 +92,7 @@ class Dropout2d(_Dropout):
 
         Args:
             x: One image or several.
-            key: Draws what is dropped. Default: ``mx.random``'s own state.
+            key: Draws what is dropped. Default: the key of :func:`frostleaf.rng`, or else ``mx.random``'s own state.
         """
         if x.ndim not in (3, 4):
             raise misfit(self, "[N, H, W, C] or [H, W, C]", x)
@@ -119,7 +124,7 @@ class Dropout3d(_Dropout):
 
         Args:
             x: One volume or several.
-            key: Draws what is dropped. Default: ``mx.random``'s own state.
+            key: Draws what is dropped. Default: the key of :func:`frostleaf.rng`, or else ``mx.random``'s own state.
         """
         if x.ndim not in (4, 5):
             raise misfit(self, "[N, D, H, W, C] or [D, H, W, C]", x)

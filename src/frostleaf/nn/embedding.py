@@ -7,7 +7,7 @@ import math
 import mlx.core as mx
 
 from ..module import Module
-from .checks import misfit
+from .checks import misfit, size
 from .dtypes import floating
 from .initial import normal
 from .quantized import QuantizedEmbedding
@@ -32,6 +32,7 @@ class Embedding(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
+        ValueError: If a size is not a positive int.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Embedding(3, 2).replace(weight=mx.array([[0, 1], [2, 3], [4, 5]]))
@@ -43,6 +44,7 @@ class Embedding(Module):
     weight: mx.array
 
     def __init__(self, num_embeddings: int, dims: int, *, dtype: mx.Dtype | None = None, key: mx.array | None = None) -> None:
+        num_embeddings, dims = size(self, "num_embeddings", num_embeddings), size(self, "dims", dims)
         scale = math.sqrt(1 / dims)
         self.weight = normal(scale, (num_embeddings, dims), floating(dtype), key)
 

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..module import Module
-from .checks import misfit
+from .checks import misfit, size
 from .dtypes import floating
 from .initial import split, uniform
 from .quantized import QQLinear, QuantizedLinear
@@ -50,7 +50,7 @@ class Linear(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: In a call, if the last axis of the input is of another length.
+        ValueError: If a size is not a positive int; in a call, if the last axis of the input is of another length.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Linear(3, 2, dtype=mx.bfloat16)
@@ -71,6 +71,7 @@ class Linear(Module):
         key: mx.array | None = None,
     ) -> None:
         dtype = floating(dtype)
+        input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
         weight_key, bias_key = split(key, 2)
         scale = math.sqrt(1.0 / input_dims)
         self.weight = uniform(scale, (output_dims, input_dims), dtype, weight_key)
@@ -129,7 +130,7 @@ class Bilinear(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: In a call, if the inputs are not of the shapes above.
+        ValueError: If a size is not a positive int; in a call, if the inputs are not of the shapes above.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Bilinear(3, 4, 2)
@@ -151,6 +152,8 @@ class Bilinear(Module):
         key: mx.array | None = None,
     ) -> None:
         dtype = floating(dtype)
+        input1_dims, input2_dims = size(self, "input1_dims", input1_dims), size(self, "input2_dims", input2_dims)
+        output_dims = size(self, "output_dims", output_dims)
         weight_key, bias_key = split(key, 2)
         scale = math.sqrt(1.0 / input1_dims)
         self.weight = uniform(scale, (output_dims, input2_dims, input1_dims), dtype, weight_key)

@@ -11,7 +11,7 @@ from ..fields import buffer, static
 from ..module import Module
 from ..transforms.stateful import latest, record
 from ..tree.compare import describe
-from .checks import misfit
+from .checks import misfit, size
 from .dtypes import floating
 
 ONE_VALUE = (
@@ -41,7 +41,8 @@ class LayerNorm(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``eps`` is not positive; in a call, if the last axis of the input is not of length ``dims``.
+        ValueError: If ``eps`` is not positive, or ``dims`` is not a positive int; in a call, if the last
+            axis of the input is not of length ``dims``.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.LayerNorm(2)
@@ -57,6 +58,7 @@ class LayerNorm(Module):
     def __init__(
         self, dims: int, eps: float = 1e-5, affine: bool = True, bias: bool = True, *, dtype: mx.Dtype | None = None
     ) -> None:
+        dims = size(self, "dims", dims)
         dtype = floating(dtype)
         self.dims = dims
         self.eps = eps
@@ -85,7 +87,8 @@ class RMSNorm(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``eps`` is not positive; in a call, if the last axis of the input is not of length ``dims``.
+        ValueError: If ``eps`` is not positive, or ``dims`` is not a positive int; in a call, if the last
+            axis of the input is not of length ``dims``.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.RMSNorm(2)
@@ -97,6 +100,7 @@ class RMSNorm(Module):
     eps: float = static(validator=validators.gt(0))
 
     def __init__(self, dims: int, eps: float = 1e-5, *, dtype: mx.Dtype | None = None) -> None:
+        dims = size(self, "dims", dims)
         self.weight = mx.ones((dims,), floating(dtype))
         self.eps = eps
 
@@ -200,7 +204,8 @@ class InstanceNorm(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``eps`` is not positive; in a call, if the input is not of the shape above.
+        ValueError: If ``eps`` is not positive, or ``dims`` is not a positive int; in a call, if the input is not of
+            the shape above.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.InstanceNorm(2)
@@ -215,6 +220,7 @@ class InstanceNorm(Module):
     eps: float = static(validator=validators.gt(0))
 
     def __init__(self, dims: int, eps: float = 1e-5, affine: bool = False, *, dtype: mx.Dtype | None = None) -> None:
+        dims = size(self, "dims", dims)
         dtype = floating(dtype)
         self.dims = dims
         self.eps = eps
@@ -253,8 +259,8 @@ class BatchNorm(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``eps`` is not positive; in a call, if the input is not of a shape above, or in training mode has
-            only one value per channel.
+        ValueError: If ``eps`` is not positive, or ``num_features`` is not a positive int; in a call, if the input is not
+            of a shape above, or in training mode has only one value per channel.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> norm = fl.nn.BatchNorm(1)
@@ -282,6 +288,7 @@ class BatchNorm(Module):
         *,
         dtype: mx.Dtype | None = None,
     ) -> None:
+        num_features = size(self, "num_features", num_features)
         dtype = floating(dtype)
         self.num_features = num_features
         self.eps = eps

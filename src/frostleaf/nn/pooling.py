@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
+import attrs
 import mlx.core as mx
 from attrs import validators
 
@@ -13,23 +15,26 @@ from .checks import misfit, sizes
 from .convolution import AXES
 
 
+def _for_each_axis(value: Any, pool: Any, field: attrs.Attribute[Any]) -> Any:
+    return sizes(field.name, value, pool._rank)
+
+
+_sizes = attrs.Converter(_for_each_axis, takes_self=True, takes_field=True)
+
+
 class _Pool(Module):
     """What all of them do: cut the input into windows and make one value of each."""
 
-    kernel_size: tuple[int, ...] = static(validator=validators.deep_iterable(validators.gt(0)))
-    stride: tuple[int, ...] = static(validator=validators.deep_iterable(validators.gt(0)))
-    padding: tuple[int, ...] = static(validator=validators.deep_iterable(validators.ge(0)))
+    _rank: ClassVar[int]
 
-    def __init__(
-        self,
-        rank: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] | None,
-        padding: int | tuple[int, ...],
-    ) -> None:
-        self.kernel_size = sizes("kernel_size", kernel_size, rank)
-        self.stride = self.kernel_size if stride is None else sizes("stride", stride, rank)
-        self.padding = sizes("padding", padding, rank)
+    kernel_size: tuple[int, ...] = static(converter=_sizes, validator=validators.deep_iterable(validators.gt(0)))
+    stride: tuple[int, ...] = static(converter=_sizes, validator=validators.deep_iterable(validators.gt(0)))
+    padding: tuple[int, ...] = static(converter=_sizes, validator=validators.deep_iterable(validators.ge(0)))
+
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any) -> None:
+        self.kernel_size = kernel_size
+        self.stride = self.kernel_size if stride is None else stride
+        self.padding = padding
 
     def _windows(self, x: mx.array, outside: float) -> mx.array:
         """Return the windows of ``x`` ``[N, *size, C]`` as an array of shape ``[N, *number, *kernel_size, C]``."""
@@ -86,10 +91,12 @@ class MaxPool1d(_Pool):
     array([5, 3], dtype=int32)
     """
 
+    _rank = 1
+
     def __init__(
         self, kernel_size: int | tuple[int], stride: int | tuple[int] | None = None, padding: int | tuple[int] = 0
     ) -> None:
-        super().__init__(1, kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding)
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.max(self._windows(x, outside=-math.inf), -2)
@@ -127,13 +134,15 @@ class MaxPool2d(_Pool):
            [13, 15]], dtype=int32)
     """
 
+    _rank = 2
+
     def __init__(
         self,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] | None = None,
         padding: int | tuple[int, int] = 0,
     ) -> None:
-        super().__init__(2, kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding)
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.max(self._windows(x, outside=-math.inf), (-3, -2))
@@ -167,13 +176,15 @@ class MaxPool3d(_Pool):
     array([3, 7], dtype=int32)
     """
 
+    _rank = 3
+
     def __init__(
         self,
         kernel_size: int | tuple[int, int, int],
         stride: int | tuple[int, int, int] | None = None,
         padding: int | tuple[int, int, int] = 0,
     ) -> None:
-        super().__init__(3, kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding)
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.max(self._windows(x, outside=-math.inf), (-4, -3, -2))
@@ -208,10 +219,12 @@ class AvgPool1d(_Pool):
     array([1, 5, 4], dtype=float32)
     """
 
+    _rank = 1
+
     def __init__(
         self, kernel_size: int | tuple[int], stride: int | tuple[int] | None = None, padding: int | tuple[int] = 0
     ) -> None:
-        super().__init__(1, kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding)
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.mean(self._windows(x, outside=0), -2)
@@ -247,13 +260,15 @@ class AvgPool2d(_Pool):
            [10.5, 12.5]], dtype=float32)
     """
 
+    _rank = 2
+
     def __init__(
         self,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] | None = None,
         padding: int | tuple[int, int] = 0,
     ) -> None:
-        super().__init__(2, kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding)
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.mean(self._windows(x, outside=0), (-3, -2))
@@ -288,13 +303,15 @@ class AvgPool3d(_Pool):
     array([3.5], dtype=float32)
     """
 
+    _rank = 3
+
     def __init__(
         self,
         kernel_size: int | tuple[int, int, int],
         stride: int | tuple[int, int, int] | None = None,
         padding: int | tuple[int, int, int] = 0,
     ) -> None:
-        super().__init__(3, kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding)
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.mean(self._windows(x, outside=0), (-4, -3, -2))

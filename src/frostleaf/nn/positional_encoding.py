@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import math
 
+import attrs
 import mlx.core as mx
 from attrs import validators
 
 from ..fields import static
 from ..module import Module
+from ..tree.compare import describe
 from .checks import misfit
 from .dtypes import floating
 
-NOT_PAIRS = "{cls} works on pairs of features, so dims must be positive and even, and it was given as {dims}"
+NOT_PAIRS = "{cls} works on pairs of features, so dims must be a positive even int, and was given as {dims!r}"
+OFFSETS = (
+    "RoPE takes as offset an int, or an array that is scalar or has one for each element of the batch, and was given {offset} "
+    "with an input {x}. The layer is {layer!r}"
+)
+MASK = "ALiBi takes a mask of a shape that broadcasts with the scores, {scores}, and was given {mask}"
 NO_HEADS = "ALiBi has a slope for each head, and num_heads was given as {heads}: it must be positive"
+
+
+def _pairs(layer: Module, _: attrs.Attribute[int], dims: int) -> None:
+    if not hasattr(dims, "__index__") or dims <= 0 or dims % 2 != 0:
+        raise ValueError(NOT_PAIRS.format(cls=type(layer).__name__, dims=dims))
 
 
 class RoPE(Module):
@@ -41,7 +53,7 @@ class RoPE(Module):
 
     Raises:
         ValueError: If ``dims`` is not positive and even, or ``base`` not positive; in a call, if the input is not of the
-            shape above, or not of a floating-point dtype.
+            shape above, or not of a floating-point dtype, or the offset is an array of another shape than it may have.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> rope = fl.nn.RoPE(2)
@@ -52,13 +64,12 @@ class RoPE(Module):
             [0.54, 0.84]]], dtype=float32)
     """
 
-    dims: int = static()
+    dims: int = static(validator=_pairs)
     traditional: bool = static()
     base: float = static(validator=validators.gt(0))
     scale: float = static()
 
     def __init__(self, dims: int, traditional: bool = False, base: float = 10000, scale: float = 1.0) -> None:
-        _check_pairs(self, dims)
         self.dims = dims
         self.traditional = traditional
         self.base = base
@@ -74,6 +85,8 @@ class RoPE(Module):
         """
         if x.ndim < 3 or x.shape[-1] < self.dims:
             raise misfit(self, f"[B, ..., L, D] with at least three axes and D >= {self.dims}", x)
+        if isinstance(offset, mx.array) and offset.shape not in ((), (1,), x.shape[:1]):
+            raise ValueError(OFFSETS.format(offset=describe(offset), x=describe(x), layer=self))
         return mx.fast.rope(x, self.dims, traditional=self.traditional, base=self.base, scale=self.scale, offset=offset)
 
 
@@ -115,7 +128,7 @@ class SinusoidalPositionalEncoding(Module):
            [0.84, 0.1, 0.54, 1]], dtype=float32)
     """
 
-    dims: int = static()
+    dims: int = static(validator=_pairs)
     min_freq: float = static(validator=validators.gt(0))
     max_freq: float = static(validator=validators.gt(0))
     scale: float = static()
@@ -134,7 +147,6 @@ class SinusoidalPositionalEncoding(Module):
         *,
         dtype: mx.Dtype | None = None,
     ) -> None:
-        _check_pairs(self, dims)
         self.dims = dims
         self.min_freq = min_freq
         self.max_freq = max_freq
@@ -175,7 +187,7 @@ class ALiBi(Module):
         Input and output ``[B, H, L, S]``: a score for each of ``H`` heads, ``L`` queries and ``S`` keys.
 
     Raises:
-        ValueError: In a call, if the input is not of the shape above.
+        ValueError: In a call, if the input is not of the shape above, or the mask does not broadcast.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.ALiBi()(mx.zeros((1, 4, 2, 3)))[0, 0]
@@ -184,7 +196,7 @@ class ALiBi(Module):
     """
 
     def __call__(self, attention_scores: mx.array, offset: int = 0, mask: mx.array | None = None) -> mx.array:
-        """Return the scores with the bias, in their own dtype.
+        """Return the scores with the bias, in their own dtype unless that of the mask is wider.
 
         Args:
             attention_scores: The products of queries and keys.
@@ -196,7 +208,10 @@ class ALiBi(Module):
             raise misfit(self, "[B, H, L, S]", attention_scores)
         _, heads, queries, keys = attention_scores.shape
         bias = self.create_alibi_matrix(queries + offset, keys, heads, offset, attention_scores.dtype)
-        return attention_scores + (bias if mask is None else bias + mask)
+        try:
+            return attention_scores + (bias if mask is None else bias + mask)
+        except ValueError:
+            raise ValueError(MASK.format(scores=describe(attention_scores), mask=describe(mask))) from None
 
     @staticmethod
     def create_alibi_matrix(
@@ -258,8 +273,3 @@ def _slopes(heads: int) -> list[float]:
     """Return ``heads`` slopes in geometric sequence, which ends at 2 ** -8."""
     first: float = 2 ** -(8 / heads)
     return [first * first**power for power in range(heads)]
-
-
-def _check_pairs(layer: Module, dims: int) -> None:
-    if dims <= 0 or dims % 2 != 0:
-        raise ValueError(NOT_PAIRS.format(cls=type(layer).__name__, dims=dims))

@@ -11,7 +11,7 @@ from ..edits.freezing import is_frozen
 from ..fields import buffer, parameter, static
 from ..module import Module
 from ..node import edited
-from .checks import misfit
+from .checks import misfit, size
 from .dtypes import floating
 from .initial import normal, uniform
 
@@ -27,6 +27,7 @@ NOT_AN_INPUT_MODE = "Quantized activations are only supported for 'nvfp4' and 'm
 TOO_WIDE = (
     "MLX does not quantize numbers in mx.float64. Make the layer in mx.float32, mx.float16 or mx.bfloat16, or cast it first."
 )
+NO_MATRIX = "{cls} is made of a frostleaf module that has a floating-point weight of two axes, and was given {given}"
 NO_BIAS = "QQLinear does not support bias yet. Give it a Linear without: Linear(..., bias=False), or linear.replace(bias=None)."
 
 
@@ -50,6 +51,8 @@ class _Quantized(Module):
         dims = self.scales.shape[-1] * self.group_size
         if x.shape[-1:] != (dims,):
             raise misfit(self, f"[..., {dims}]", x)
+        if x.size == 0:  # with which MLX ends the process
+            return self._product(mx.zeros((1, dims), x.dtype))[:0].reshape(*x.shape[:-1], len(self.weight))
         return mx.quantized_matmul(
             x, self.weight, self.scales, self.biases, True, group_size=self.group_size, bits=self.bits, mode=self.mode
         )
@@ -74,7 +77,7 @@ class QuantizedLinear(_Quantized):
     Weight, scales and biases are buffers: not trained, whatever is unfrozen. The bias starts frozen, and ``unfreeze`` makes it
     trainable. ``astype`` casts the bias alone, since scales and biases belong to the quantized weight, unless a predicate asks
     for them: ``layer.astype(mx.float16, lambda dtype: dtype == mx.float32)``. The output has the widest dtype of input,
-    scales and bias.
+    scales and bias. MLX does not map products with a quantized weight: ``vmap`` raises its error.
 
     Args:
         input_dims: The length of the input's last axis, a multiple of ``group_size``.
@@ -95,7 +98,8 @@ class QuantizedLinear(_Quantized):
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
         ValueError: If ``dtype`` is ``mx.float64``, if there is no such mode, if it does not have the group size or the bits, or
-            if ``input_dims`` can't be divided into groups; in a call, if the last axis of the input is of another length.
+            if ``input_dims`` can't be divided into groups, or a size is not a positive int; in a call, if the last axis of the
+            input is of another length.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> linear = fl.nn.Linear(64, 2)
@@ -121,6 +125,7 @@ class QuantizedLinear(_Quantized):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
+        input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
         dtype = floating(dtype)
         self.group_size, self.bits = _settings(group_size, bits, mode)
         self.mode = mode
@@ -143,14 +148,14 @@ class QuantizedLinear(_Quantized):
             group_size, bits, mode: As above.
 
         Raises:
-            ValueError: As above.
+            ValueError: As above, or if the layer's weight is not of two axes and a floating-point dtype.
 
         >>> import frostleaf as fl
         >>> fl.nn.QuantizedLinear.from_linear(fl.nn.Linear(32, 2, bias=False), mode="mxfp8").scales.shape
         (2, 1)
         """
         linear: Any = linear_layer
-        output_dims, input_dims = linear.weight.shape
+        output_dims, input_dims = _matrix(cls, linear).shape
         layer = cls(input_dims, output_dims, False, group_size, bits, mode, **_undrawn())
         bias = getattr(linear, "bias", None)
         frozen = bias is not None and is_frozen(linear, "bias")
@@ -181,7 +186,7 @@ class QuantizedEmbedding(_Quantized):
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
         ValueError: If ``dtype`` is ``mx.float64``, if there is no such mode, if it does not have the group size or the bits, or
-            if ``dims`` can't be divided into groups.
+            if ``dims`` can't be divided into groups, or a size is not a positive int.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.QuantizedEmbedding(9, 32, group_size=32, dtype=mx.float16)
@@ -206,12 +211,20 @@ class QuantizedEmbedding(_Quantized):
         dtype = floating(dtype)
         self.group_size, self.bits = _settings(group_size, bits, mode)
         self.mode = mode
-        self.num_embeddings = num_embeddings
-        self.dims = dims
-        weight = normal(math.sqrt(1 / dims), (num_embeddings, dims), dtype, key)
+        self.num_embeddings = size(self, "num_embeddings", num_embeddings)
+        self.dims = size(self, "dims", dims)
+        weight = normal(math.sqrt(1 / self.dims), (self.num_embeddings, self.dims), dtype, key)
         self.weight, self.scales, self.biases = _quantized(weight, self.group_size, self.bits, mode)
 
     def __call__(self, x: mx.array) -> mx.array:
+        lead = self.weight[x].shape[:-1]
+        if not lead:  # MLX dequantizes matrices alone,
+            return self._rows((None, x))[0]
+        if 0 in lead:  # and not empty ones.
+            return self._rows(slice(1))[:0].reshape(*lead, self.dims)
+        return self._rows(x)
+
+    def _rows(self, x: Any) -> mx.array:
         biases = None if self.biases is None else self.biases[x]
         return mx.dequantize(self.weight[x], self.scales[x], biases, group_size=self.group_size, bits=self.bits, mode=self.mode)
 
@@ -244,14 +257,14 @@ class QuantizedEmbedding(_Quantized):
             group_size, bits, mode: As above.
 
         Raises:
-            ValueError: As above.
+            ValueError: As above, or if the layer's weight is not of two axes and a floating-point dtype.
 
         >>> import frostleaf as fl
         >>> fl.nn.QuantizedEmbedding.from_embedding(fl.nn.Embedding(9, 64)).dims
         64
         """
         embedding: Any = embedding_layer
-        num_embeddings, dims = embedding.weight.shape
+        num_embeddings, dims = _matrix(cls, embedding).shape
         return cls(num_embeddings, dims, group_size, bits, mode, **_undrawn())._of(embedding)
 
 
@@ -283,7 +296,8 @@ class QQLinear(Module):
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
         ValueError: If ``dtype`` is ``mx.float64``, if the mode is another, if it does not have the group size or the bits, or
-            if ``input_dims`` can't be divided into groups; in a call, if the last axis of the input is of another length.
+            if ``input_dims`` can't be divided into groups, or a size is not a positive int; in a call, if the last axis of the
+            input is of another length.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.QQLinear(32, 2)
@@ -312,6 +326,7 @@ class QQLinear(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
+        input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
         dtype = floating(dtype)
         self.group_size, self.bits = _settings(group_size, bits, mode)
         if mode not in INPUT_MODES:
@@ -366,7 +381,7 @@ class QQLinear(Module):
             group_size, bits, mode: As above.
 
         Raises:
-            ValueError: As above.
+            ValueError: As above, or if the layer's weight is not of two axes and a floating-point dtype.
             NotImplementedError: If the layer has a bias.
 
         >>> import frostleaf as fl
@@ -375,7 +390,7 @@ class QQLinear(Module):
         True
         """
         linear: Any = linear_layer
-        output_dims, input_dims = linear.weight.shape
+        output_dims, input_dims = _matrix(cls, linear).shape
         layer = cls(input_dims, output_dims, group_size, bits, mode, **_undrawn())
         if getattr(linear, "bias", None) is not None:
             raise NotImplementedError(NO_BIAS)
@@ -387,6 +402,14 @@ def _settings(group_size: int | None, bits: int | None, mode: str) -> tuple[int,
     if mode not in MODES:
         raise ValueError(NO_SUCH_MODE.format(mode=mode, modes=", ".join(MODES)))
     return group_size or MODES[mode][0], bits or MODES[mode][1]
+
+
+def _matrix(cls: type[Module], layer: Any) -> mx.array:
+    """Return the weight of a layer of which one of class ``cls`` is to be made."""
+    weight = getattr(layer, "weight", None) if isinstance(layer, Module) else None
+    if not isinstance(weight, mx.array) or weight.ndim != 2 or not mx.issubdtype(weight.dtype, mx.floating):
+        raise ValueError(NO_MATRIX.format(cls=cls.__name__, given=layer))
+    return weight
 
 
 def _quantized(weight: mx.array, group_size: int, bits: int, mode: str) -> tuple[mx.array, mx.array, mx.array | None]:

@@ -11,7 +11,7 @@ from mlx.nn.layers.activations import tanh
 from ..fields import static
 from ..module import Module
 from ..tree.compare import describe
-from .checks import misfit
+from .checks import misfit, size
 from .dtypes import floating
 from .initial import split, uniform
 
@@ -41,8 +41,8 @@ class RNN(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``nonlinearity`` can't be called; in a call, if the input or the state is not of a shape above, or
-            the sequence is empty.
+        ValueError: If a size is not a positive int or ``nonlinearity`` can't be called; in a call, if the input or the
+            state is not of a shape above, or the sequence is empty.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.RNN(3, 4)
@@ -72,6 +72,7 @@ class RNN(Module):
         if nonlinearity is not None and not callable(nonlinearity):
             raise ValueError(NOT_CALLABLE.format(value=nonlinearity))
         dtype = floating(dtype)
+        input_size, hidden_size = size(self, "input_size", input_size), size(self, "hidden_size", hidden_size)
         input_key, hidden_key, bias_key = split(key, 3)
         scale = 1 / math.sqrt(hidden_size)
         self.nonlinearity = tanh if nonlinearity is None else nonlinearity
@@ -126,7 +127,8 @@ class GRU(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: In a call, if the input or the state is not of a shape above, or the sequence is empty.
+        ValueError: If a size is not a positive int; in a call, if the input or the state is not of a shape above, or the
+            sequence is empty.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.GRU(3, 4)
@@ -153,6 +155,7 @@ class GRU(Module):
         key: mx.array | None = None,
     ) -> None:
         dtype = floating(dtype)
+        input_size, hidden_size = size(self, "input_size", input_size), size(self, "hidden_size", hidden_size)
         input_key, hidden_key, bias_key, inner_key = split(key, 4)
         scale = 1 / math.sqrt(hidden_size)
         self.hidden_size = hidden_size
@@ -217,7 +220,8 @@ class LSTM(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: In a call, if the input, the state or the cell is not of a shape above, or the sequence is empty.
+        ValueError: If a size is not a positive int; in a call, if the input, the state or the cell is not of a shape above,
+            or the sequence is empty.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.LSTM(3, 4)
@@ -244,6 +248,7 @@ class LSTM(Module):
         key: mx.array | None = None,
     ) -> None:
         dtype = floating(dtype)
+        input_size, hidden_size = size(self, "input_size", input_size), size(self, "hidden_size", hidden_size)
         input_key, hidden_key, bias_key = split(key, 3)
         scale = 1 / math.sqrt(hidden_size)
         self.hidden_size = hidden_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 from mlx.nn.layers.activations import relu
@@ -17,6 +17,8 @@ from .dropout import Dropout
 from .initial import split
 from .linear import Linear
 from .normalization import LayerNorm
+
+L = TypeVar("L", bound=Module)
 
 INDIVISIBLE = (
     "{size} dimensions can't be divided among {heads} heads: {name} must be a multiple of num_heads, which is 1 or more"
@@ -366,10 +368,10 @@ def _residual(x: mx.array, part: Callable[[mx.array], mx.array], norm: LayerNorm
     return x + part(norm(x)) if norm_first else norm(x + part(x))
 
 
-class _Stack(Module):
+class _Stack(Module, Generic[L]):
     """Layers, each of which is called with what the one before it returned, and a norm after them."""
 
-    layers: tuple[Module, ...]
+    layers: tuple[L, ...]
     ln: LayerNorm
     checkpoint: bool = static()
 
@@ -379,7 +381,7 @@ class _Stack(Module):
         return self.ln(x)
 
 
-class TransformerEncoder(_Stack):
+class TransformerEncoder(_Stack[TransformerEncoderLayer]):
     r"""Pass a sequence through layers of the class :class:`TransformerEncoderLayer`, and normalise what the last returns.
 
     .. math:: y = n(l_k(\dots l_2(l_1(x))))
@@ -441,7 +443,7 @@ class TransformerEncoder(_Stack):
         return self._through(x, mask, key=key)
 
 
-class TransformerDecoder(_Stack):
+class TransformerDecoder(_Stack[TransformerDecoderLayer]):
     r"""Pass a sequence through layers of the class :class:`TransformerDecoderLayer`, and normalise what the last returns.
 
     .. math:: y = n(l_k(\dots l_2(l_1(x, m), m), m))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import attrs
 import mlx.core as mx
-from attrs import validators
 from mlx.nn.layers.upsample import upsample_cubic, upsample_linear, upsample_nearest
 
 from ..fields import static
@@ -14,6 +14,7 @@ from ..module import Module
 from .checks import misfit
 
 SCALE = "scale_factor is a positive number, or a tuple of one for each axis but the first and last, and was given as {value!r}"
+NOT_A_MODE = "mode is 'nearest', 'linear' or 'cubic', and was given as {mode!r}"
 ANTIALIAS = "antialias=True was given with {other}. It is for mode='linear' or mode='cubic', with align_corners=False"
 
 
@@ -25,6 +26,11 @@ def _factors(value: Any) -> float | tuple[float, ...]:
     if not factors or not all(0 < each < math.inf for each in factors):
         raise ValueError(SCALE.format(value=value))
     return factors if isinstance(value, tuple | list) else factors[0]
+
+
+def _known(_: Module, __: attrs.Attribute[str], mode: str) -> None:
+    if mode not in ("nearest", "linear", "cubic"):
+        raise ValueError(NOT_A_MODE.format(mode=mode))
 
 
 class Upsample(Module):
@@ -70,7 +76,7 @@ class Upsample(Module):
     """
 
     scale_factor: float | tuple[float, ...] = static(converter=_factors)
-    mode: Literal["nearest", "linear", "cubic"] = static(validator=validators.in_(("nearest", "linear", "cubic")))
+    mode: Literal["nearest", "linear", "cubic"] = static(validator=_known)
     align_corners: bool = static()
     antialias: bool = static()
 

@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ..tree.functions import flatten, unflatten
 from ..tree.structure import Structure
+from .compiled import kept
 from .jit import _unbound
 from .passing import Inputs, Origins, put_back
 from .random import restore_state, saved_state
@@ -85,6 +86,7 @@ def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
             # MLX crashes if nothing is returned.
             return [leaf for leaf in computed if _differentiable(leaf)] or [mx.array(0.0)]
 
+        kept.add(on_leaves)
         differentiable = iter(mx.checkpoint(on_leaves)(floats))
         assert first is not None
         if first.state is not None:

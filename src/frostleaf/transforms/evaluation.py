@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..tree.functions import leaves
 
-NEGATIVE = "at_once is a number of bytes, 0 or more, and was {given!r}"
+BAD_SIZE = "at_once is a number of bytes, 0 or more, and was {given!r}"
 
 
 def eval(*trees: Any, at_once: int | None = None) -> None:
@@ -26,7 +26,7 @@ def eval(*trees: Any, at_once: int | None = None) -> None:
             is one array at a time. Default: all in one go.
 
     Raises:
-        ValueError: If ``at_once`` is negative.
+        ValueError: If ``at_once`` is not a number of bytes.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.eval({"a": mx.ones(2) + 1, "n": 3}, None)
@@ -36,8 +36,8 @@ def eval(*trees: Any, at_once: int | None = None) -> None:
     if at_once is None:
         mx.eval(arrays)
         return
-    if at_once < 0:
-        raise ValueError(NEGATIVE.format(given=at_once))
+    if not isinstance(at_once, int | float) or not at_once >= 0:
+        raise ValueError(BAD_SIZE.format(given=at_once))
     for piece in _pieces(arrays, at_once):
         mx.eval(piece)
 

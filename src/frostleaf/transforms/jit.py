@@ -139,8 +139,6 @@ class Jitted(Generic[P, R]):
         self._history = History(max_traces)
         self._looked_outside = False
         self._latest = _NONE_YET
-        self._is_bound = bool(self._bound_args or self._bound_kwargs)
-        self._last = None, None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         here = context.get()
@@ -165,15 +163,16 @@ class Jitted(Generic[P, R]):
             # Most calls are like the one before, and comparing is faster than hashing.
             latest, program = self._latest
             if program is None or key != latest:
-                program = self._programs.get(tuple(key))
+                with _lock:  # or what is dropped meanwhile would be the latest again
+                    program = self._programs.get(tuple(key))
+                    if program is not None:
+                        program.used = _tick()
+                        self._latest = key, program
         except TypeError:
             self._reject_unhashable(values, names)
             raise
         if program is None:
             return self._first_call(tuple(key), values, names, given)  # type: ignore[no-any-return]
-        if program is not self._latest[1]:
-            program.used = _tick()
-            self._latest = key, program
         return program(given)  # type: ignore[no-any-return]
 
     def _first_call(self, key: Any, values: Sequence[Any], names: tuple[str, ...], given: list[Group]) -> Any:
@@ -185,19 +184,23 @@ class Jitted(Generic[P, R]):
         structures = tuple([flat_of(value).structure for value in values])
         program = Program(self._fn, structures, names, self._shapeless, self._history)
         program.used = _tick()
-        dropped = None  # what it holds is let go of outside the lock
         with _lock:
             program = self._programs.setdefault(key, program)  # another thread may have been faster
-            if self._max_traces is not None and len(self._programs) > self._max_traces:
-                dropped = self._programs.pop(min(self._programs, key=lambda key: self._programs[key].used)), self._latest
-                self._latest = _NONE_YET
-        del dropped
         try:
             return program(given)
         finally:
+            self._settle(key, program)
+
+    def _settle(self, key: Any, program: Program) -> None:
+        """Keep a new program in the place of the one used least recently, or not at all if it could not be traced."""
+        dropped: list[Any] = []  # what it holds is let go of outside the lock
+        with _lock:
+            dropped.append(self._latest)
+            self._latest = _NONE_YET  # so that its next use counts as one
             if not program.traced:
-                with _lock:
-                    self._programs.pop(key, None)
+                dropped.append(self._programs.pop(key, None))
+            elif self._max_traces is not None and len(self._programs) > self._max_traces:
+                dropped.append(self._programs.pop(min(self._programs, key=lambda key: self._programs[key].used)))
 
     @property
     def trace_count(self) -> int:

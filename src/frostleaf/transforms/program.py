@@ -53,7 +53,7 @@ class Program:
                 shape = out.structure if isinstance(result, Node) else out.structure.shape
                 shape = waiting(shape, iter(out.leaves), shapeless)
             else:
-                shape, static = out.structure, copy.deepcopy
+                shape, static = out.structure, _own
             computed, origins = inputs.separate(grouped(out.leaves, group_sizes(shape)))
             return computed, _Result(shape, origins, static, Traced(names, structures, arrays, context.get().dtype))
 
@@ -75,15 +75,20 @@ class Program:
             outputs, result, drawn = self._compiled([_copied(group) for group in given], mx.contiguous(state))
         if drawn:
             restore_state(drawn[0])
-        if result.traced is not None:
-            self._history.add(result.traced, in_new_program=not self.traced)
-            self.traced, result.traced = True, None
+        traced, result.traced = result.traced, None
+        if traced is not None:
+            self._history.add(traced, in_new_program=not self.traced)
+            self.traced = True
         put_back(outputs, result.origins, given)
-        return put(result.shape, iter(outputs), result.static)
+        out = put(result.shape, iter(outputs), result.static)
+        if traced is not None:
+            del result
+            self._shell.prune()  # inside other transformations MLX has forgotten the trace already
+        return out
 
     def __del__(self, dropped: Dropped = dropped) -> None:
         self._shell.retire()
-        dropped.waiting.append(self._compiled)
+        dropped.add(self._compiled, self._shell)
         del self._compiled
         dropped.clear()
 
@@ -112,6 +117,10 @@ def is_hashable(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _own(value: Any) -> Any:
+    return value if is_hashable(value) else copy.deepcopy(value)
 
 
 def _copied(group: Group) -> Group:

@@ -104,19 +104,20 @@ def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array
     for position, leaf in enumerate(leaves):
         groups.setdefault(dtype_name(leaf), []).append(position)
     shapes = {name: [leaves[position].shape for position in group] for name, group in groups.items()}
-    totals = {name: (sum(leaves[position].size for position in group),) for name, group in groups.items()}
+    laid = {name: laid_end_to_end([leaves[position] for position in group]) for name, group in groups.items()}
+    expected = _described(laid)
 
     def unravel(vectors: Mapping[str, mx.array]) -> T:
-        given = {name: vector.shape for name, vector in vectors.items()}
-        if given != totals:
-            raise ValueError(WRONG_VECTORS.format(expected=totals, given=given))
+        given = _described(vectors)
+        if given != expected:
+            raise ValueError(WRONG_VECTORS.format(expected=expected, given=given))
         values: list[Any] = [None] * structure.num_leaves
         for name, group in groups.items():
             for position, array in zip(group, _taken_apart_for_gradients(vectors[name], shapes[name]), strict=True):
                 values[position] = array
         return unflatten(structure, values)  # type: ignore[no-any-return]
 
-    return {name: laid_end_to_end([leaves[position] for position in group]) for name, group in groups.items()}, unravel
+    return laid, unravel
 
 
 def dtype_name(array: mx.array) -> str:
@@ -133,6 +134,10 @@ def taken_apart(vector: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.
     """Return arrays of the shapes that were laid end to end, as views of the vector."""
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     return [part.reshape(shape) for part, shape in zip(mx.split(vector, ends[:-1]), shapes, strict=True)]
+
+
+def _described(vectors: Any) -> Any:
+    return {name: describe(each) for name, each in vectors.items()} if isinstance(vectors, Mapping) else describe(vectors)
 
 
 def _taken_apart_for_gradients(vector: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
