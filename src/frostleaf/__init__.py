@@ -11,6 +11,7 @@ from .transforms.differentials import jvp, vjp
 from .transforms.evaluation import async_eval, eval
 from .transforms.gradients import grad, value_and_grad
 from .transforms.jit import disable_jit, jit
+from .transforms.precision import Policy
 from .transforms.random import next_key, rng
 from .transforms.shapes import ShapeDtypeStruct, eval_shape
 from .transforms.stateful import latest, record, stateful
@@ -20,7 +21,7 @@ from .tree.registration import register_pytree_node
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "Module", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "default_dtype",
-    "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "latest", "next_key", "nn", "optim", "parameter",
-    "quantize", "record", "register_pytree_node", "rng", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "CapturedArrayWarning", "Module", "Policy", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "default_dtype",
+    "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "latest", "next_key", "nn", "optim", "parameter", "quantize",
+    "record", "register_pytree_node", "rng", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip

@@ -162,6 +162,11 @@ class Node:
         """
         return edited(self, training=mode)
 
+    def __dir__(self) -> Any:
+        if flat_kept(self) is not None:
+            opened(self)  # a node that waits to be built has no fields yet, and completion is to show them
+        return super().__dir__()
+
     def __copy__(self: N) -> N:
         metadata_of(self)  # a node that is being built is still open to change
         return self

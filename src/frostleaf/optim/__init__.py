@@ -2,12 +2,23 @@
 
 from mlx.optimizers import cosine_decay, exponential_decay, join_schedules, linear_schedule, step_decay
 
+from .accumulating import Accumulate, AccumulateState, accumulate
+from .averaging import EMA, EMAState, ema
+from .chaining import Chain, chain
+from .clipping import clip_by_global_norm, clip_by_value
 from .flattening import Flattened, FlattenedState, flatten
-from .optimizer import Optimizer, OptimizerState, wrap
+from .optimizer import Optimizer
 from .packing import Packed, pack
-from .rules import SGD, Adam, AdamW
+from .rule import OptimizerState, Rule, wrap
+from .rules import SGD, AdaDelta, Adafactor, Adagrad, Adam, Adamax, AdamW, Lion, Muon, RMSprop
+from .scaling import DynamicLossScale, StaticLossScale
+from .selections import Masked, MultiOptimizer, MultiState, masked, multi
+from .skipping import SkipNonfinite, SkipState, all_finite, skip_nonfinite
 
 __all__ = [
-    "SGD", "Adam", "AdamW", "Flattened", "FlattenedState", "Optimizer", "OptimizerState", "Packed", "cosine_decay",
-    "exponential_decay", "flatten", "join_schedules", "linear_schedule", "pack", "step_decay", "wrap",
+    "EMA", "SGD", "Accumulate", "AccumulateState", "AdaDelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Chain",
+    "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion", "Masked", "MultiOptimizer", "MultiState", "Muon",
+    "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "SkipNonfinite", "SkipState", "StaticLossScale",
+    "accumulate", "all_finite", "chain", "clip_by_global_norm", "clip_by_value", "cosine_decay", "ema", "exponential_decay",
+    "flatten", "join_schedules", "linear_schedule", "masked", "multi", "pack", "skip_nonfinite", "step_decay", "wrap",
 ]  # fmt: skip

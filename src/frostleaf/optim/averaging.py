@@ -1,0 +1,112 @@
+"""An optimizer that keeps an average of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from ..fields import buffer, static
+from ..module import Module
+from .carrying import kept
+from .optimizer import Optimizer, Wrapper, require_optimizer, unlike
+from .parameters import Parameters, parameters_of, with_parameters
+
+T = TypeVar("T")
+
+NOT_A_DECAY = "ema takes a decay from 0 to 1, and was given {given!r}"
+
+
+class EMAState(Module):
+    """What :func:`ema` remembers.
+
+    Attributes:
+        inner: The state of the optimizer.
+        average: The average of each parameter, by dotted path; for half-precision parameters in float32.
+    """
+
+    inner: Any = buffer()
+    average: Mapping[str, mx.array] = buffer(cast=False)
+
+
+class EMA(Wrapper):
+    """An optimizer that keeps an average of the model, as made by :func:`ema`."""
+
+    decay: float = static()
+
+    __state__ = EMAState
+
+    def __init__(self, optimizer: Optimizer, decay: float) -> None:
+        self.optimizer, self.decay = optimizer, decay
+
+    def averaged(self, model: T, state: EMAState) -> T:
+        """Return the model with the averages of its trained parameters. The rest is the model's own.
+
+        Args:
+            model: The model that ``state`` is for.
+            state: The state that came with it.
+
+        Raises:
+            TypeError: If ``state`` is not the state of such an optimizer.
+            ValueError: If it is not for this model; the message names paths.
+        """
+        self._require_state(state, "averaged")
+        parameters = parameters_of(model)
+        self._require_match(parameters, state, "averaged")
+        averages = {name: state.average[name].astype(array.dtype) for name, array in parameters.arrays.items()}
+        return with_parameters(model, averages)
+
+    def _init(self, parameters: Parameters) -> EMAState:
+        return EMAState(self.optimizer._init(parameters), _precise(parameters.arrays))
+
+    def _update(
+        self, parameters: Parameters, gradients: Mapping[str, mx.array], state: EMAState
+    ) -> tuple[dict[str, mx.array], EMAState]:
+        new, inner = self.optimizer._update(parameters, gradients, state.inner)
+        now = _precise(new)
+        average = {name: self.decay * old + (1 - self.decay) * now[name] for name, old in state.average.items()}
+        return new, EMAState(inner, average)
+
+    def _differences(self, parameters: Parameters, state: EMAState) -> Iterator[str]:
+        yield from self.optimizer._differences(parameters, state.inner)
+        yield from unlike(_precise(parameters.arrays), state.average, "average")
+
+    def _adapt(self, state: EMAState, parameters: Parameters) -> EMAState:
+        average = kept(_precise(parameters.arrays), state.average, parameters, state)
+        return EMAState(self.optimizer._adapt(state.inner, parameters), average)
+
+
+def ema(opt: Optimizer, decay: float) -> EMA:
+    r"""Return an optimizer that keeps an exponential moving average of what it trains.
+
+    .. math:: \bar w_0 = w_0, \qquad \bar w_{t+1} = \beta \bar w_t + (1 - \beta) w_{t+1}
+
+    ``opt.averaged(model, state)`` is the averaged model, which often does better than the model itself. The average moves with
+    every update; for one that moves with every step of :func:`accumulate` write ``accumulate(ema(opt, decay), n)``. Polyak and
+    Juditsky, `Acceleration of stochastic approximation by averaging <https://doi.org/10.1137/0330046>`_, 1992, for the idea.
+
+    Args:
+        opt: Any optimizer.
+        decay: :math:`\beta`, from 0 to 1, such as ``0.999``.
+
+    Raises:
+        TypeError: If ``opt`` is something else.
+        ValueError: If ``decay`` is not a number from 0 to 1.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> opt, w = fl.optim.ema(fl.optim.SGD(1.0), 0.75), mx.array(0.0)
+    >>> w, state = opt.update(w, mx.array(-4.0), opt.init(w))
+    >>> w, opt.averaged(w, state)
+    (array(4, dtype=float32), array(1, dtype=float32))
+    """
+    require_optimizer(opt, "ema")
+    if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 <= decay <= 1:
+        raise ValueError(NOT_A_DECAY.format(given=decay))
+    return EMA(opt, float(decay))
+
+
+def _precise(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Return the arrays with those of half precision, in which an average would soon stand still, in float32."""
+    half = mx.float16, mx.bfloat16
+    return {name: array.astype(mx.float32) if array.dtype in half else array for name, array in arrays.items()}

@@ -1,0 +1,85 @@
+"""Gradients made smaller before they are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers
+
+from ..display.text import text
+from ..fields import static
+from ..node import Node
+
+NOT_A_LIMIT = "{name} of {function} is a number, 0 or more, and was given as {given!r}"
+
+
+class _Clip(Node):
+    limit: float = static()
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def __repr__(self) -> str:
+        return text(self)
+
+
+class _ClipByGlobalNorm(_Clip):
+    def __call__(self, gradients: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        clipped: dict[str, mx.array] = mlx.optimizers.clip_grad_norm(dict(gradients), self.limit)[0]  # type: ignore[no-untyped-call]
+        return clipped
+
+
+class _ClipByValue(_Clip):
+    def __call__(self, gradients: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        return {name: mx.clip(array, -self.limit, self.limit) for name, array in gradients.items()}
+
+
+def clip_by_global_norm(max_norm: float) -> _ClipByGlobalNorm:
+    r"""Return what scales gradients down to a norm, for :func:`chain`.
+
+    .. math:: g \leftarrow g \min\left(1, \frac{c}{\lVert g \rVert + 10^{-6}}\right), \qquad
+        \lVert g \rVert = \sqrt{\textstyle\sum_i \lVert g_i \rVert^2}
+
+    over all gradients :math:`g_i` together, as ``mlx.optimizers.clip_grad_norm`` computes it. Pascanu et al., `On the
+    difficulty of training recurrent neural networks <https://arxiv.org/abs/1211.5063>`_.
+
+    Args:
+        max_norm: :math:`c`.
+
+    Raises:
+        ValueError: If ``max_norm`` is not a number, or negative.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> opt = fl.optim.chain(fl.optim.clip_by_global_norm(1.0), fl.optim.SGD(1.0))
+    >>> w = mx.array([0.0, 0.0])
+    >>> opt.update(w, mx.array([3.0, 4.0]), opt.init(w))[0].round(4)
+    array([-0.6, -0.8], dtype=float32)
+    """
+    return _ClipByGlobalNorm(_limit(max_norm, "max_norm", "clip_by_global_norm"))
+
+
+def clip_by_value(max_value: float) -> _ClipByValue:
+    r"""Return what cuts each number of the gradients off, for :func:`chain`: :math:`g \leftarrow \max(-c, \min(c, g))`.
+
+    Args:
+        max_value: :math:`c`.
+
+    Raises:
+        ValueError: If ``max_value`` is not a number, or negative.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> opt = fl.optim.chain(fl.optim.clip_by_value(1.0), fl.optim.SGD(1.0))
+    >>> w = mx.array([0.0, 0.0])
+    >>> opt.update(w, mx.array([3.0, -0.5]), opt.init(w))[0]
+    array([-1, 0.5], dtype=float32)
+    """
+    return _ClipByValue(_limit(max_value, "max_value", "clip_by_value"))
+
+
+def _limit(given: Any, name: str, function: str) -> float:
+    if not isinstance(given, int | float) or isinstance(given, bool) or not given >= 0 or math.isnan(given):
+        raise ValueError(NOT_A_LIMIT.format(name=name, function=function, given=given))
+    return float(given)

@@ -1,0 +1,85 @@
+"""An optimizer that passes over gradients that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from ..fields import buffer
+from ..module import Module
+from ..tree.functions import leaves
+from .optimizer import Optimizer, Wrapper, require_optimizer
+from .parameters import Parameters
+from .selecting import either
+
+
+class SkipState(Module):
+    """What :func:`skip_nonfinite` remembers.
+
+    Attributes:
+        inner: The state of the optimizer.
+        skipped: How many steps were passed over, uint32, shape ().
+    """
+
+    inner: Any = buffer()
+    skipped: mx.array = buffer()
+
+
+class SkipNonfinite(Wrapper):
+    """An optimizer that passes over gradients that are not finite, as made by :func:`skip_nonfinite`."""
+
+    __state__ = SkipState
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def _init(self, parameters: Parameters) -> SkipState:
+        return SkipState(self.optimizer._init(parameters), mx.array(0, mx.uint32))
+
+    def _update(
+        self, parameters: Parameters, gradients: Mapping[str, mx.array], state: SkipState
+    ) -> tuple[dict[str, mx.array], SkipState]:
+        finite = all_finite(gradients)
+        new, inner = self.optimizer._update(parameters, gradients, state.inner)
+        after = SkipState(either(finite, inner, state.inner), state.skipped + mx.where(finite, 0, 1).astype(mx.uint32))
+        return either(finite, new, dict(parameters.arrays)), after
+
+    def _differences(self, parameters: Parameters, state: SkipState) -> Iterator[str]:
+        return self.optimizer._differences(parameters, state.inner)
+
+    def _adapt(self, state: SkipState, parameters: Parameters) -> SkipState:
+        return SkipState(self.optimizer._adapt(state.inner, parameters), state.skipped)
+
+
+def skip_nonfinite(opt: Optimizer) -> SkipNonfinite:
+    """Return an optimizer that changes nothing when a gradient holds an infinity or a NaN, and counts how often that was.
+
+    The count is ``state.skipped``. This is for half precision, where gradients may overflow; see :class:`DynamicLossScale`.
+
+    Args:
+        opt: Any optimizer.
+
+    Raises:
+        TypeError: If ``opt`` is something else.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> opt, w = fl.optim.skip_nonfinite(fl.optim.SGD(1.0)), mx.array(2.0)
+    >>> w, state = opt.update(w, mx.array(float("nan")), opt.init(w))
+    >>> w, state.skipped, state.inner.step
+    (array(2, dtype=float32), array(1, dtype=uint32), array(0, dtype=uint64))
+    """
+    require_optimizer(opt, "skip_nonfinite")
+    return SkipNonfinite(opt)
+
+
+def all_finite(tree: Any) -> mx.array:
+    """Return whether there is neither an infinity nor a NaN in a tree, as a boolean array of shape ().
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.optim.all_finite({"a": mx.ones(2), "b": mx.array(1) / 0})
+    array(False, dtype=bool)
+    """
+    found = [mx.isfinite(leaf).all() for leaf in leaves(tree)]
+    return mx.stack(found).all() if found else mx.array(True)

@@ -1,0 +1,68 @@
+"""Gradients made smaller, against MLX's function and the formula."""
+
+import math
+import pickle
+
+import mlx.core as mx
+import mlx.optimizers
+import pytest
+
+import frostleaf as fl
+from frostleaf import optim
+from frostleaf.optim.clipping import NOT_A_LIMIT
+
+GRADIENTS = {
+    "of several shapes": {"a": mx.array([[3.0, -4.0]]), "b": mx.array(12.0), "c": mx.zeros((0,))},
+    "of zeros": {"a": mx.zeros(3)},
+    "of no parameter": {},
+    "in float16": {"a": mx.array([300.0, -400.0], mx.float16)},
+    "in bfloat16": {"a": mx.array([3.0, -4.0], mx.bfloat16), "b": mx.array([1.0])},
+    "that are not finite": {"a": mx.array([mx.inf, 1.0]), "b": mx.array([mx.nan])},
+}
+each_gradient = pytest.mark.parametrize("grads", GRADIENTS.values(), ids=GRADIENTS)
+
+
+@each_gradient
+@pytest.mark.parametrize("limit", [0, 0.5, 13.0, 1e3, math.inf])
+def test_the_global_norm_is_clipped_as_by_mlx(grads, limit):
+    assert fl.tree.equal(optim.clip_by_global_norm(limit)(grads), mlx.optimizers.clip_grad_norm(grads, limit)[0])
+
+
+@pytest.mark.parametrize("limit", [0.5, 13.0, 1e3])
+def test_the_global_norm_is_that_of_the_formula(limit):
+    grads = GRADIENTS["of several shapes"]
+    norm = math.sqrt(3**2 + 4**2 + 12**2)
+    scale = min(1.0, limit / (norm + 1e-6))
+    clipped = optim.clip_by_global_norm(limit)(grads)
+    assert fl.tree.allclose(clipped, fl.tree.map(lambda grad: grad * scale, grads), rtol=1e-6)
+    after = math.sqrt(sum((grad**2).sum().item() for grad in clipped.values()))
+    assert after == pytest.approx(min(norm, limit), rel=1e-5)
+
+
+@each_gradient
+@pytest.mark.parametrize("limit", [0, 0.5, 4, math.inf])
+def test_values_are_cut_off(grads, limit):
+    clipped = optim.clip_by_value(limit)(grads)
+    assert fl.tree.equal(clipped, {name: mx.clip(grad, -limit, limit) for name, grad in grads.items()})
+    assert all(clipped[name].dtype == grad.dtype for name, grad in grads.items())
+    numbers = [number for grad in clipped.values() for number in grad.reshape(-1).tolist()]
+    assert all(math.isnan(number) or abs(number) <= limit for number in numbers)
+
+
+@pytest.mark.parametrize("function", [optim.clip_by_global_norm, optim.clip_by_value])
+@pytest.mark.parametrize("given", [-1.0, math.nan, "1", None, True, [1.0], mx.array(1.0)], ids=str)
+def test_what_is_no_limit_is_refused(function, given):
+    name = "max_norm" if function is optim.clip_by_global_norm else "max_value"
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        function(given)
+    assert str(raised.value) == NOT_A_LIMIT.format(name=name, function=function.__name__, given=given)
+
+
+@pytest.mark.parametrize("function", [optim.clip_by_global_norm, optim.clip_by_value])
+def test_what_clips_is_a_value(function):
+    clip = function(2)
+    assert fl.tree.structure(clip) == fl.tree.structure(function(2.0)) != fl.tree.structure(function(3.0))
+    assert repr(clip).endswith("(limit=2.0)")
+    assert fl.tree.structure(pickle.loads(pickle.dumps(clip))) == fl.tree.structure(clip)
+    with pytest.raises(AttributeError):
+        clip.limit = 1.0

@@ -1,0 +1,203 @@
+"""Optimizers for parts of a model: which parameter goes where, against the optimizers alone."""
+
+import mlx.core as mx
+import mlx.optimizers
+import pytest
+from optim.stacks import gradients_of, named, trained
+
+import frostleaf as fl
+from frostleaf import optim
+from frostleaf.optim.optimizer import NOT_A_STATE, NOT_AN_OPTIMIZER, OTHER_STATE
+from frostleaf.optim.selections import COUNT, NO_OPTIMIZERS, NOTHING_SELECTED, OTHER_COUNT, UNCLAIMED
+from frostleaf.tree.where import NOT_A_WHERE
+
+
+def net():
+    return fl.nn.Sequential(
+        fl.nn.Linear(2, 3, key=mx.random.key(0)),
+        fl.nn.LayerNorm(3),
+        fl.nn.Linear(3, 1, key=mx.random.key(1)).freeze(keys="bias"),
+    )
+
+
+ALL = {"layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "layers.2.weight"}
+SELECTIONS = {
+    "a path": ("layers.0.weight", {"layers.0.weight"}),
+    "a module": ("layers.0", {"layers.0.weight", "layers.0.bias"}),
+    "a glob": ("**.weight", {"layers.0.weight", "layers.1.weight", "layers.2.weight"}),
+    "a class": (fl.nn.Linear, {"layers.0.weight", "layers.0.bias", "layers.2.weight"}),
+    "a predicate": (lambda path, array: array.ndim == 2, {"layers.0.weight", "layers.2.weight"}),
+    "several": (("layers.1", "layers.0.bias"), {"layers.0.bias", "layers.1.weight", "layers.1.bias"}),
+    "with something frozen": ("layers.2", {"layers.2.weight"}),
+    "everything": ("**", ALL),
+}
+each_selection = pytest.mark.parametrize(("where", "names"), SELECTIONS.values(), ids=SELECTIONS)
+
+
+@each_selection
+def test_only_what_is_selected_is_trained_and_remembered(where, names):
+    opt = optim.masked(optim.AdamW(0.1), where)
+    model, state = trained(opt, net())
+    assert set(state.slots) == names
+    before, after, plain = named(net()), named(model), named(trained(optim.AdamW(0.1), net())[0])
+    for path in before:
+        assert mx.array_equal(after[path], plain[path] if path in names else before[path]), path
+    again, _ = opt.update(model, gradients_of(model), state)
+    assert {path for path in before if named(again)[path] is after[path]} == before.keys() - names
+
+
+def test_a_list_is_several_selections():
+    opt = optim.masked(optim.SGD(0.1), ["layers.1", "layers.0.bias"])
+    assert set(opt.init(net()).slots) == SELECTIONS["several"][1]
+
+
+@each_selection
+def test_a_parameter_goes_to_the_first_optimizer_that_selects_it(where, names):
+    opts = optim.SGD(0.1, momentum=0.9), optim.Lion(0.01), optim.AdamW(0.1)
+    opt = optim.multi({where: opts[0], "layers.0": opts[1], "**": opts[2]}) if where not in ("layers.0", "**") else None
+    if opt is None:  # A dict has each key once; filters are a list.
+        opt = optim.MultiOptimizer(opts, [where, "layers.0"])
+    model, state = trained(opt, net())
+    parts = [names, {"layers.0.weight", "layers.0.bias"} - names, ALL - names - {"layers.0.weight", "layers.0.bias"}]
+    assert [set(inner.slots) for inner in state.inner] == parts
+    after = named(model)
+    for part, each in zip(parts, opts, strict=True):
+        alone = named(trained(each, net())[0])
+        assert all(mx.array_equal(after[path], alone[path]) for path in part)
+    assert opt.learning_rate(state) is state.inner[0].hyperparameters["learning_rate"]
+
+
+def test_wrappers_for_each_part_keep_to_their_part():
+    opt = optim.multi({
+        "**.bias": optim.chain(optim.clip_by_global_norm(0.1), optim.SGD(1.0)),
+        "layers.0": optim.accumulate(optim.SGD(1.0), 2),
+        "**": optim.ema(optim.skip_nonfinite(optim.SGD(1.0)), 0.5),
+    })  # fmt: skip
+    model, grads = net(), gradients_of(net())
+    after, state = opt.update(model, grads, opt.init(model))
+    before, now, gradients = named(model), named(after), named(grads)
+    clipped, _ = mlx.optimizers.clip_grad_norm({path: grad for path, grad in gradients.items() if "bias" in path}, 0.1)
+    for path, gradient in gradients.items():
+        step = clipped[path] if "bias" in path else mx.zeros_like(gradient) if path == "layers.0.weight" else gradient
+        assert mx.array_equal(now[path], before[path] - step), path
+    assert set(state.inner[2].average) == {"layers.1.weight", "layers.2.weight"}
+
+
+def test_gradients_that_are_not_finite_stop_their_part_alone():
+    opt = optim.multi({"a": optim.skip_nonfinite(optim.SGD(1.0)), "**": optim.skip_nonfinite(optim.SGD(1.0))})
+    model = {"a": mx.ones(2), "b": mx.ones(2)}
+    after, state = opt.update(model, {"a": mx.array([mx.inf, 0.0]), "b": mx.ones(2)}, opt.init(model))
+    assert ({name: leaf.tolist() for name, leaf in after.items()}) == {"a": [1.0, 1.0], "b": [0.0, 0.0]}
+    assert [inner.skipped.item() for inner in state.inner] == [1, 0]
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda opt: opt, optim.skip_nonfinite, lambda opt: optim.ema(opt, 0.5), lambda opt: optim.accumulate(opt, 2), optim.flatten,
+    lambda opt: optim.chain(optim.clip_by_global_norm(1.0), optim.clip_by_value(1.0), opt),
+])  # fmt: skip
+def test_an_optimizer_may_have_nothing_to_train_now_and_something_later(wrap):
+    frozen = [fl.nn.Linear(1, 1).freeze(), mx.ones(1)]
+    opt = optim.multi({fl.nn.Linear: wrap(optim.SGD(1.0)), "**": optim.SGD(1.0)})
+    after, state = trained(opt, frozen, 2)
+    assert after[0].weight is frozen[0].weight
+    model = [after[0].unfreeze(), after[1]]
+    adapted = opt.adapt(state, model)
+    assert adapted.inner[1].slots["1"]["v"] is state.inner[1].slots["1"]["v"]
+    trained(opt, model, 2, adapted)
+
+
+def test_masked_in_masked_and_in_multi_selects_what_both_select():
+    opt = optim.masked(optim.masked(optim.SGD(0.1), "**.bias"), "layers.0")
+    assert list(opt.init(net()).slots) == ["layers.0.bias"]
+    opt = optim.multi({"layers.0": optim.masked(optim.SGD(0.1), "**.bias"), "**": optim.SGD(0.2)})
+    model, state = trained(opt, net())
+    assert list(state.inner[0].slots) == ["layers.0.bias"]
+    assert mx.array_equal(model.layers[0].weight, net().layers[0].weight)
+
+
+# What does not fit
+
+
+def test_masked_with_nothing_selected_says_what_there_is():
+    opt = optim.masked(optim.SGD(0.1), "layers.0.wieght")
+    message = NOTHING_SELECTED.format(
+        where="layers.0.wieght",
+        names="'layers.0.weight', 'layers.0.bias', 'layers.1.weight', 'layers.1.bias', 'layers.2.weight'",
+    )
+    state = optim.SGD(0.1).init(net())
+    for call in (
+        lambda: opt.init(net()),
+        lambda: opt.update(net(), gradients_of(net()), state),
+        lambda: opt.adapt(state, net()),
+    ):
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            call()
+        assert str(raised.value) == message
+    with pytest.raises(ValueError, match=r"'layers\.2\.bias' selects nothing that can be trained"):
+        optim.masked(optim.SGD(0.1), "layers.2.bias").init(net())
+    with pytest.raises(ValueError, match=r"it has '0', '1', '2', '3', '4', '5', '6', '7', \.\.\."):
+        optim.masked(optim.SGD(0.1), "a").init([mx.ones(1)] * 9)
+
+
+def test_parameters_that_no_optimizer_is_for_are_named():
+    opt = optim.multi({"layers.0": optim.SGD(0.1), "**.bias": optim.SGD(0.1)})
+    # What is frozen needs no optimizer, until it is trained.
+    state = opt.init(net().at(["layers.1.weight", "layers.2.weight"]).freeze())
+    for call in (
+        lambda: opt.init(net()), lambda: opt.update(net(), gradients_of(net()), state), lambda: opt.adapt(state, net()),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            call()
+        assert str(raised.value) == UNCLAIMED.format(names="'layers.1.weight', 'layers.2.weight'")
+
+
+SGD = optim.SGD(0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: optim.multi({}), TypeError, NO_OPTIMIZERS.format(given="{}")),
+        (lambda: optim.multi(SGD), TypeError, NO_OPTIMIZERS.format(given="SGD(...)")),
+        (lambda: optim.multi([("a", SGD)]), TypeError, None),
+        (lambda: optim.multi({"a": 3}), TypeError, NOT_AN_OPTIMIZER.format(function="multi", given="3")),
+        (lambda: optim.multi({"a": optim.SGD}), TypeError, NOT_AN_OPTIMIZER.format(function="multi", given="SGD")),
+        (lambda: optim.multi({3: SGD}), TypeError, NOT_A_WHERE.format(where=3)),
+        (lambda: optim.MultiOptimizer([3]), TypeError, NOT_AN_OPTIMIZER.format(function="MultiOptimizer", given="3")),
+        (lambda: optim.MultiOptimizer([]), ValueError, COUNT.format(filters=0, optimizers=0)),
+        (lambda: optim.MultiOptimizer([SGD] * 3, ["a"]), ValueError, COUNT.format(filters=1, optimizers=3)),
+        (lambda: optim.MultiOptimizer([SGD], ["a", "b"]), ValueError, COUNT.format(filters=2, optimizers=1)),
+        (lambda: optim.MultiOptimizer([SGD], [None]), TypeError, NOT_A_WHERE.format(where=None)),
+        (lambda: optim.masked(None, "a"), TypeError, NOT_AN_OPTIMIZER.format(function="masked", given="None")),
+        (lambda: optim.masked("a", SGD), TypeError, NOT_AN_OPTIMIZER.format(function="masked", given="'a'")),
+        (lambda: optim.masked(SGD, 3), TypeError, NOT_A_WHERE.format(where=3)),
+        (lambda: optim.masked(SGD, lambda path: True), TypeError, None),
+    ],
+)
+def test_what_cannot_be_put_together_is_refused(make, error, message):
+    with pytest.raises(error) as raised:
+        make()
+    assert message is None or str(raised.value) == message
+
+
+def test_the_states_of_other_optimizers_are_refused():
+    opt, grads = optim.multi({"**.bias": SGD, "**": optim.Adam(0.1)}), gradients_of(net())
+    other = optim.multi({"**.bias": SGD, "layers.0": SGD, "**": SGD}).init(net())
+    given = OTHER_COUNT.format(given=3, expected=2)
+    for method, call in {
+        "update": lambda: opt.update(net(), grads, other),
+        "adapt": lambda: opt.adapt(other, net()),
+        "learning_rate": lambda: opt.learning_rate(other),
+    }.items():
+        with pytest.raises(TypeError) as raised:
+            call()
+        assert str(raised.value) == NOT_A_STATE.format(optimizer="MultiOptimizer", method=method, given=given)
+    swapped = opt.init(net()).replace(inner=opt.init(net()).inner[::-1])
+    with pytest.raises(TypeError, match=r"SGD\.update takes the state .* was given the state of Adam, where the rule is SGD"):
+        opt.update(net(), grads, swapped)
+    elsewhere = optim.multi({"**.weight": SGD, "**": optim.Adam(0.1)}).init(net())
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        opt.update(net(), grads, elsewhere)
+    differences = [f"{path!r} {what}" for path in sorted(ALL) for what in ("has no state", "is not trainable")]
+    shown = "; ".join(differences[:6]) + "; ..."
+    assert str(raised.value) == OTHER_STATE.format(optimizer="MultiOptimizer", method="update", differences=shown)
