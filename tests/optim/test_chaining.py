@@ -71,6 +71,13 @@ def test_twenty_steps_with_clipping_are_those_of_mlx_bit_for_bit():
     assert fl.tree.equal(ours, theirs)
 
 
+def test_a_model_keeps_its_dtype_whatever_a_function_computes_in():
+    model = {"a": mx.ones(2, mx.bfloat16)}
+    opt = optim.chain(lambda grads: fl.tree.map(lambda grad: grad * mx.array(0.5), grads), optim.SGD(1.0))
+    after, _ = opt.update(model, {"a": mx.ones(2, mx.bfloat16)}, opt.init(model))
+    assert (after["a"].dtype, after["a"].tolist()) == (mx.bfloat16, [0.5, 0.5])
+
+
 def test_a_function_that_writes_into_the_dict_it_is_given_does_no_harm():
     def emptying(grads):
         return {name: grads.pop(name) for name in [*grads]}

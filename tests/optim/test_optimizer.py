@@ -512,6 +512,15 @@ def test_a_learning_rate_may_be_a_scalar_array():
     assert fl.tree.structure(optim.Adam(mx.array(0.5))) == fl.tree.structure(optim.Adam(0.5))
 
 
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_moments_of_another_dtype_are_refused_and_a_learning_rate_is_not(shape):
+    half = mx.zeros(shape, mx.float16)
+    with pytest.raises(ValueError, match=r"m of '' is f16.* and the state has f32"):
+        ADAM.update(half, half, ADAM.init(mx.zeros(shape)))
+    state = ADAM.init(half).at("hyperparameters.learning_rate").set(mx.array(0.5, mx.float16))
+    assert ADAM.update(half, half, state)[1].hyperparameters["learning_rate"].dtype == mx.float16
+
+
 def test_a_state_of_another_dtype_is_refused():
     half = LAYER.astype(mx.float16)
     with pytest.raises(ValueError, match=r"is f16.* and the state has f32"):

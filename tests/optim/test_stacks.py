@@ -25,6 +25,7 @@ import frostleaf as fl
 from frostleaf import optim
 from frostleaf.optim.optimizer import OTHER_STATE
 from frostleaf.optim.parameters import NO_GRADIENT, WRONG_SHAPE
+from frostleaf.optim.rule import PACKED
 from frostleaf.tree.functions import MISMATCH
 
 ids = " of ".join
@@ -257,13 +258,28 @@ def test_gradients_that_do_not_belong_to_the_model_are_refused(names, grads, mes
 @pytest.mark.parametrize(
     ("rate", "shown"), [(0.5, "0.5"), (None, "None"), (mx.array([0.1, 0.2]), "f32[2]"), ("fast", "'fast'")], ids=str
 )
-def test_a_learning_rate_in_the_state_that_is_no_scalar_array_is_refused(names, rate, shown):
-    opt, model = stack(names, base()), net()
+@pytest.mark.parametrize("model", [net(), mx.ones(2)], ids=["a module", "an array"])
+def test_a_learning_rate_in_the_state_that_is_no_scalar_array_is_refused(names, rate, shown, model):
+    opt = stack(names, base())
     state = opt.init(model).at("**.hyperparameters.learning_rate").set(rate)
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         opt.update(model, gradients_of(model), state)
     differences = f"learning_rate of the optimizer is f32[] and the state has {shown}"
     assert str(raised.value) == OTHER_STATE.format(optimizer=type(opt).__name__, method="update", differences=differences)
+
+
+@pytest.mark.parametrize("names", PACKABLE, ids=ids)
+def test_a_packed_model_without_flatten_is_refused(names):
+    opt, packed = stack(names, base()), optim.pack(net())
+    state = opt.init(net())
+    for call in (
+        lambda: opt.init(packed),
+        lambda: opt.update(packed, gradients_of(net()), state),
+        lambda: opt.adapt(state, packed),
+    ):
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            call()
+        assert str(raised.value) == PACKED
 
 
 @each_wrapper
@@ -296,6 +312,28 @@ def test_the_state_of_another_optimizer_is_refused(names):
             with pytest.raises(TypeError, match="takes the state that"):
                 call()
         snapshot.assert_unchanged()
+
+
+@each_stack
+def test_an_optimizer_is_a_value(names):
+    opt = stack(names, base())
+    same, other = stack(names, base()), stack(names, optim.SGD(0.25))
+    assert fl.tree.structure(opt) == fl.tree.structure(same) != fl.tree.structure(other)
+    assert fl.tree.structure(pickle.loads(pickle.dumps(opt))) == fl.tree.structure(opt)
+    assert fl.tree.leaves(opt) == []
+    assert "SGD(rule=SGD" in repr(opt)
+    with pytest.raises(AttributeError):
+        opt.optimizer = base()
+
+
+def test_a_step_can_be_differentiated_with_respect_to_a_learning_rate():
+    opt, w = optim.ema(optim.skip_nonfinite(optim.chain(optim.clip_by_value(2.0), optim.SGD(0.1))), 0.5), mx.array(3.0)
+
+    def loss_after_a_step(rate):
+        after, _ = opt.update(w, mx.array(4.0), opt.init(w).at("**.hyperparameters.learning_rate").set(rate))
+        return after**2
+
+    assert fl.grad(loss_after_a_step)(mx.array(0.5)).item() == 2 * (3.0 - 0.5 * 2.0) * -2.0
 
 
 def test_there_is_a_stack_for_each_wrapper():

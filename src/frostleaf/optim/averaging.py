@@ -73,8 +73,8 @@ class EMA(Wrapper):
         yield from unlike(_precise(parameters.arrays), state.average, "average")
 
     def _adapt(self, state: EMAState, parameters: Parameters) -> EMAState:
-        average = kept(_precise(parameters.arrays), state.average, parameters, state)
-        return EMAState(self.optimizer._adapt(state.inner, parameters), average)
+        inner = self.optimizer._adapt(state.inner, parameters)
+        return EMAState(inner, kept(_precise(parameters.arrays), state.average, parameters, state))
 
 
 def ema(opt: Optimizer, decay: float) -> EMA:

@@ -42,7 +42,7 @@ class Chain(Optimizer):
             found = [name for name in {**gradients, **new} if _shape(gradients, name) != _shape(new, name)]
             if found:
                 raise ValueError(OTHER_GRADIENTS.format(number=number, names=", ".join(map(repr, found[:6]))))
-            gradients = new
+            gradients = {name: new[name].astype(array.dtype) for name, array in gradients.items()}
         return self.optimizer._update(parameters, gradients, state)
 
     def _differences(self, parameters: Parameters, state: Any) -> Iterator[str]:
@@ -64,8 +64,8 @@ def chain(*parts: Any) -> Chain:
     Its state is that of the optimizer.
 
     Args:
-        *parts: Functions, then an optimizer. A function takes a dict from dotted paths to gradients and returns such a dict;
-            :func:`clip_by_global_norm` and :func:`clip_by_value` make such functions.
+        *parts: Functions, then an optimizer. A function takes a dict from dotted paths to gradients and returns such a dict,
+            which is cast to the dtypes of the first; :func:`clip_by_global_norm` and :func:`clip_by_value` make such functions.
 
     Raises:
         TypeError: If the last is not an optimizer, or one of the others can't be called.

@@ -108,22 +108,14 @@ class Rule(Optimizer):
         if parameters.packed:
             raise ValueError(PACKED)
         rule = self._new_rule()
-        expected: dict[str, Mapping[str, mx.array]] = {"": _scalars(rule), **_slots(rule, parameters.arrays)}
-        given: dict[str, Mapping[str, mx.array]] = {"": state.hyperparameters, **state.slots}
-        yield from (f"{name!r} is not trainable" for name in given.keys() - expected.keys())
+        yield from _unlike("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
+        expected = _slots(rule, parameters.arrays)
+        yield from (f"{name!r} is not trainable" for name in state.slots.keys() - expected.keys())
         for name, slots in expected.items():
-            what = repr(name) if name else "the optimizer"
-            if name not in given:
-                yield f"{what} has no state"
-            elif slots.keys() != given[name].keys():
-                yield f"{what} remembers {_listed(slots)} and the state has {_listed(given[name])}"
+            if name in state.slots:
+                yield from _unlike(repr(name), slots, state.slots[name])
             else:
-                for slot, array in slots.items():
-                    value = given[name][slot]
-                    # The dtype of a hyperparameter is the caller's own.
-                    free = not name and isinstance(value, mx.array) and value.shape == array.shape
-                    if not free and describe(array) != describe(value):
-                        yield f"{slot} of {what} is {describe(array)} and the state has {describe(value)}"
+                yield f"{name!r} has no state"
 
     def _adapt(self, state: OptimizerState, parameters: Parameters) -> OptimizerState:
         fresh = self._init(parameters)
@@ -213,6 +205,18 @@ def _slots(rule: mlx.optimizers.Optimizer, arrays: Mapping[str, mx.array]) -> di
 
 def _scalars(rule: mlx.optimizers.Optimizer) -> dict[str, mx.array]:
     return {name: value for name, value in rule.state.items() if name != "step"}
+
+
+def _unlike(what: str, expected: Mapping[str, mx.array], given: Mapping[str, Any], any_dtype: bool = False) -> Iterator[str]:
+    """Yield in words how what is remembered differs from what is expected."""
+    if expected.keys() != given.keys():
+        yield f"{what} remembers {_listed(expected)} and the state has {_listed(given)}"
+        return
+    for name, array in expected.items():
+        value = given[name]
+        fits = any_dtype and isinstance(value, mx.array) and value.shape == array.shape
+        if not fits and describe(array) != describe(value):
+            yield f"{name} of {what} is {describe(array)} and the state has {describe(value)}"
 
 
 def _listed(names: Iterable[str]) -> str:
