@@ -113,12 +113,7 @@ def test_outputs_and_gradients(case, dtype):
         assert bits(mx.grad(our_loss, argnums)(parameters, *inputs)) == bits(gradients)
 
 
-# Each function of MLX that is a layer takes a kernel of its own, and kernels take long to build: some layers stand for all.
-FUNCTIONS = {name for name in FIRST if getattr(fl.nn, name, None).__module__ == "frostleaf.nn.activations"}
-JITTED = {name: key for name, key in FIRST.items() if name not in FUNCTIONS or name in {"PReLU", "GELU", "GLU", "ReLU"}}
-
-
-@pytest.mark.parametrize("name", JITTED.values(), ids=JITTED)
+@pytest.mark.parametrize("name", FIRST.values(), ids=FIRST)
 def test_jitted_outputs(name):
     case = CASES[name]
     ours, theirs = twins(case)
