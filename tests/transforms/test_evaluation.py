@@ -68,7 +68,7 @@ def lazy_tree():
     return {"a": [mx.ones(n) + n for n in range(5)], "model": fl.nn.Linear(2, 2).astype(mx.float16), "n": 3, "none": (None,)}
 
 
-@pytest.mark.parametrize("at_once", [None, 0, 1, 7, 8, 20, 10**12, 8.5])
+@pytest.mark.parametrize("at_once", [None, 0, 1, 7, 8, 20, 10**12, 8.5, float("inf")])
 def test_everything_is_computed(at_once):
     tree, more = lazy_tree(), mx.ones(3) * 2
     leaves = [*fl.tree.leaves(tree), more]
@@ -81,7 +81,7 @@ def test_everything_is_computed(at_once):
 @pytest.mark.parametrize(
     ("at_once", "pieces"),
     [
-        (None, [[4, 8, 0, 40, 4, 4, 0]]),
+        (float("inf"), [[4, 8, 0, 40, 4, 4, 0]]),
         (0, [[4], [8], [0], [40], [4], [4], [0]]),
         (3, [[4], [8], [0], [40], [4], [4], [0]]),
         (4, [[4], [8], [0], [40], [4], [4, 0]]),
@@ -99,6 +99,24 @@ def test_no_more_than_asked_for_is_computed_at_once_and_in_order(monkeypatch, at
     fl.eval(arrays[:3], {"a": arrays[3], "rest": tuple(arrays[4:])}, at_once=at_once)
     assert [[each.nbytes for each in piece] for piece in seen] == pieces
     assert all(each is array for each, array in zip([each for piece in seen for each in piece], arrays, strict=True))
+
+
+@pytest.mark.parametrize(("device", "pieces"), [(mx.cpu, [2, 2, 1]), (mx.gpu, [5])], ids=["cpu", "gpu"])
+def test_pieces_are_the_default_where_waiting_for_them_costs_nothing(monkeypatch, device, pieces):
+    evaluate, seen = mx.eval, []
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
+    monkeypatch.setattr(mx, "eval", lambda piece: (seen.append(len(piece)), evaluate(piece)))
+    fl.eval([mx.zeros(2**20, mx.uint8) for _ in range(5)])
+    assert seen == pieces
+
+
+def test_building_needs_no_more_memory_than_the_model_and_one_layer():
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = [fl.nn.Linear(1024, 1024, dtype=mx.bfloat16) for _ in range(24)]
+    fl.eval(model)
+    assert mx.get_peak_memory() - before <= 1.1 * fl.tree.nbytes(model) + fl.tree.nbytes(model[0])
 
 
 def test_what_is_computed_may_depend_on_what_comes_later():
@@ -172,6 +190,6 @@ def peak_of_a_step(compiled, at_once):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jitted"])
 def test_piece_by_piece_a_step_needs_much_less_memory(compiled):
     array = 384 * 384 * 4
-    whole, pieces, some = (peak_of_a_step(compiled, at_once) for at_once in (None, 0, 2 * array))
+    whole, pieces, some = (peak_of_a_step(compiled, at_once) for at_once in (float("inf"), 0, 2 * array))
     assert pieces < 0.5 * whole
     assert pieces <= some < whole

@@ -11,19 +11,21 @@ from ..tree.functions import leaves
 
 BAD_SIZE = "at_once is a number of bytes, 0 or more, and was {given!r}"
 
+# On the CPU it costs next to nothing to wait between pieces of this size. A GPU would be idle meanwhile.
+_AT_ONCE_ON_CPU = 2 * 2**20
 
-def eval(*trees: Any, at_once: int | None = None) -> None:
+
+def eval(*trees: Any, at_once: float | None = None) -> None:
     """Return nothing, once every array in the trees has been computed. Static values are passed over.
 
-    With ``at_once`` a training step needs less memory. What ``model, state = step(model, state, x)`` has replaced is held by
-    the computation alone, which can let go of each array as soon as it is used. MLX does so between one ``eval`` and the next:
-    piece by piece, old parameters and moments go as new ones come. The price is that MLX can't compute two pieces at the same
-    time.
+    Piece by piece, less memory is needed. MLX lets go of what only the computation still holds between one ``mx.eval`` and the
+    next: the old parameters and moments that ``model, state = step(model, state, x)`` has replaced, or the random bits from
+    which a new model is drawn. The price is that MLX can't compute two pieces at the same time.
 
     Args:
         *trees: Any trees, computed in the order in which they are given.
         at_once: Up to how many bytes of the result to compute in one go (an array larger than that goes by itself). ``0``
-            is one array at a time. Default: all in one go.
+            is one array at a time, ``float("inf")`` all in one go. Default: 2 MiB where MLX computes on the CPU, else all.
 
     Raises:
         ValueError: If ``at_once`` is not a number of bytes.
@@ -32,13 +34,11 @@ def eval(*trees: Any, at_once: int | None = None) -> None:
     >>> fl.eval({"a": mx.ones(2) + 1, "n": 3}, None)
     >>> fl.eval([mx.ones(2), mx.zeros(3)], at_once=0)
     """
-    arrays = leaves(trees)
     if at_once is None:
-        mx.eval(arrays)
-        return
-    if not isinstance(at_once, int | float) or not at_once >= 0:
+        at_once = _AT_ONCE_ON_CPU if mx.default_device().type == mx.cpu else float("inf")
+    elif not isinstance(at_once, int | float) or not at_once >= 0:
         raise ValueError(BAD_SIZE.format(given=at_once))
-    for piece in _pieces(arrays, at_once):
+    for piece in _pieces(leaves(trees), at_once):
         mx.eval(piece)
 
 
@@ -51,7 +51,7 @@ def async_eval(*trees: Any) -> None:
     mx.async_eval(leaves(trees))  # type: ignore[no-untyped-call]
 
 
-def _pieces(arrays: Iterable[mx.array], nbytes: int) -> Iterator[list[mx.array]]:
+def _pieces(arrays: Iterable[mx.array], nbytes: float) -> Iterator[list[mx.array]]:
     piece: list[mx.array] = []
     room = nbytes
     for array in arrays:
