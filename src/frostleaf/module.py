@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from . import fields
 from .display.text import text
-from .edits import casting, freezing, modes, views
+from .edits import casting, freezing, modes, tying, views
 from .edits.parameters import apply, map_modules, update, update_modules
 from .io import weights
 from .node import Node, edited, metadata_of
@@ -328,6 +328,55 @@ class Module(Node):
         Linear(weight=❄f32[2,2], bias=f32[2])
         """
         return freezing.freeze(self, recurse, keys, strict, frozen=False)
+
+    def tie(self, places: Mapping[str, str]) -> Self:
+        """Return a copy in which one array stands at two places, or more, and is one leaf.
+
+        In the tree, among the parameters and in files it is at the place of its source alone: one gradient, the sum of what
+        comes from all places, one optimizer state, one array saved. Whoever reads the tied place finds the array there, after
+        every edit, cast and update and in a jitted function. An edit of one place is an edit of both, and a tied place is
+        frozen when its source is.
+
+        Args:
+            places: For each place that is to be tied, the source whose array it is to have: dotted paths, from this module.
+
+        Raises:
+            LookupError: If a path does not lead to an array; the message suggests the nearest paths.
+            ValueError: If the two arrays have different shapes, or a place is both tied and a source.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> class Language(fl.Module):
+        ...     embedding: fl.nn.Embedding
+        ...     head: fl.nn.Linear
+        ...     def __init__(self, words, dims):
+        ...         self.embedding = fl.nn.Embedding(words, dims)
+        ...         self.head = fl.nn.Linear(dims, words, bias=False)
+        >>> model = Language(50, 8).tie({"head.weight": "embedding.weight"})
+        >>> model
+        Language(embedding=Embedding(weight=f32[50,8]), head=Linear(weight=→embedding.weight, bias=None))
+        >>> fl.tree.paths(model), model.head.weight is model.embedding.weight
+        (['embedding.weight'], True)
+        >>> half = model.astype(mx.float16)
+        >>> half.head.weight is half.embedding.weight
+        True
+        """
+        return tying.tie(self, places)
+
+    def untie(self, *places: str) -> Self:
+        """Return a copy in which tied places have leaves of their own again, which are the same arrays at first.
+
+        Args:
+            *places: The tied places, as they were given to :meth:`tie` of this module. Default: all.
+
+        Raises:
+            LookupError: If a place is not tied in this module.
+
+        >>> import frostleaf as fl
+        >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)).tie({"layers.1.bias": "layers.0.bias"})
+        >>> len(fl.tree.leaves(model)), len(fl.tree.leaves(model.untie()))
+        (3, 4)
+        """
+        return tying.untie(self, places)
 
     def train(self, mode: bool = True) -> Self:
         """Return a copy in training mode, in which dropout drops and batch norm uses the batch's statistics.

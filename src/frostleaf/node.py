@@ -25,6 +25,10 @@ from .containers import arrays_in, freeze_containers, packed, static_key, unpack
 from .namespace import NAMESPACE
 
 N = TypeVar("N", bound="Node")
+# The names, keys and indices that lead to a part of a tree.
+Path = tuple[Any, ...]
+# The places in a module that are tied: the path of each, and the path of the array that stands there too.
+Ties = tuple[tuple[Path, Path], ...]
 
 # In the __dict__ of an instance that is open to assignment. No field has this name, which is not an identifier.
 OPEN = "<open>"
@@ -68,18 +72,19 @@ class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
 
 
 class Metadata:
-    """A module's own part of its structure: its static values, its mode, and the names of its frozen fields.
+    """A module's own part of its structure: its static values, its mode, the names of its frozen fields, and its ties.
 
     Equal when interchangeable (:func:`~frostleaf.containers.static_key`).
     """
 
-    __slots__ = ("_hash", "_key", "frozen", "static", "training")
+    __slots__ = ("_hash", "_key", "frozen", "static", "ties", "training")
 
-    def __init__(self, static: Mapping[str, Any], training: bool, frozen: frozenset[str]) -> None:
+    def __init__(self, static: Mapping[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> None:
         self.static = static
         self.training = training
         self.frozen = frozen
-        self._key = (training, frozen, tuple(static_key(value) for value in static.values()))
+        self.ties = ties
+        self._key = (training, frozen, ties, tuple(static_key(value) for value in static.values()))
         self._hash = hash(self._key)
 
     def __eq__(self, other: object) -> bool:
@@ -99,11 +104,14 @@ class Metadata:
             shown["training"] = False
         if self.frozen:
             shown["frozen"] = sorted(self.frozen)
+        if self.ties:
+            shown["ties"] = self.ties
         return f"Metadata({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __reduce__(self) -> Any:
         # The hash is made anew: that of a string is another in each process.
-        return _metadata, ({name: packed(value) for name, value in self.static.items()}, self.training, self.frozen)
+        static = {name: packed(value) for name, value in self.static.items()}
+        return _metadata, (static, self.training, self.frozen, self.ties)
 
 
 class Node:
@@ -111,7 +119,7 @@ class Node:
 
     # Beside its fields, which are in its __dict__, an instance that is finished and built has its metadata, or what
     # opened() returns. If it was taken apart, or was not built yet, it has its leaves and its structure (a
-    # tree.structure.Flat).
+    # tree.structure.Flat). A tied array is in the __dict__ at all its places, and in what opened() returns at one.
     __slots__ = ("_frostleaf_flat", "_frostleaf_parts")
 
     __fields__: ClassVar[Mapping[str, attrs.Attribute[Any]]] = {}
@@ -182,7 +190,7 @@ class Node:
     def __reduce__(self) -> Any:
         metadata = metadata_of(self)
         values = {name: packed(value) for name, value in field_values(self).items()}
-        return _restore, (type(self), values, metadata.training, metadata.frozen)
+        return _restore, (type(self), values, metadata.training, metadata.frozen, metadata.ties)
 
 
 def metadata_of(node: Node) -> Metadata:
@@ -248,8 +256,15 @@ def opened(node: Node) -> tuple[Metadata, tuple[Any, ...], bool]:
 
 def _keep_parts(node: Node, metadata: Metadata) -> None:
     children = tuple([node.__dict__[name] for name in type(node).__children__])
+    if metadata.ties:
+        children = ties_.taken_out(type(node), children, metadata.ties)
     arrays_only = all(type(child) is mx.array for child in children)
     _set_parts(node, (metadata, children, arrays_only))
+
+
+def children_of(node: Node) -> dict[str, Any]:
+    """Return what stands in the node's parameter and buffer fields, by name; an array that is tied at one of its places."""
+    return dict(zip(type(node).__children__, opened(node)[1], strict=True))
 
 
 def field_values(node: Node) -> dict[str, Any]:
@@ -269,31 +284,38 @@ def edited(
     *,
     training: bool | None = None,
     frozen: frozenset[str] | None = None,
+    ties: Ties | None = None,
     convert: bool = True,
 ) -> N:
-    """Return the node with some fields, its mode or its frozen names changed; the node itself if nothing is.
+    """Return the node with some fields, its mode, its frozen names or its ties changed; the node itself if nothing is.
 
     The converters and validators of the fields that change are run, unless ``convert`` is false.
 
     Raises:
         TypeError: If a name isn't a field, or a value can't be held by its field.
+        ValueError: If a tied place is gone, or a tie's two places were given different arrays.
     """
     cls = type(node)
     metadata = metadata_of(node)
     old = field_values(node)
+    # A child with its tied places taken out, as the tree has it, is no change.
+    in_tree = children_of(node) if metadata.ties else old
     changed: dict[str, Any] = {}
     for name, value in changes.items():
         field = _field(cls, name)
-        if not _same(cls, name, value, old[name]):
+        if not _same(cls, name, value, old[name]) and value is not in_tree.get(name):
             value = _checked(node, field, value) if convert else value
             if not _same(cls, name, value, old[name]):
                 changed[name] = value
     training = metadata.training if training is None else training
     frozen = metadata.frozen if frozen is None else frozen
-    if not changed and training == metadata.training and frozen == metadata.frozen:
+    ties = metadata.ties if ties is None else ties
+    if not changed and training == metadata.training and frozen == metadata.frozen and ties == metadata.ties:
         return node
     new = _blank(cls, {**old, **changed})
-    _close(new, changed, training, frozen)
+    if ties != metadata.ties:
+        ties_.fill(new, ties)
+    _close(new, changed, training, frozen, ties, old)
     return new
 
 
@@ -358,11 +380,13 @@ def _assembler(cls: type[Node]) -> Callable[[Metadata, Iterable[Any]], Any]:
         f"    ({targets},) = children" if targets else "    () = children",
         *(["    static = metadata.static", *sources] if sources else []),
         "    set_parts(node, metadata)",
+        "    if metadata.ties:",
+        "        fill(node, metadata.ties)",
         "    return node",
     ]
     source = "\n".join(lines)
     file = f"<assemble {cls.__module__}.{cls.__qualname__}>"
-    scope: dict[str, Any] = {"new": object.__new__, "cls": cls, "set_parts": _set_parts}
+    scope: dict[str, Any] = {"new": object.__new__, "cls": cls, "set_parts": _set_parts, "fill": ties_.fill}
     exec(compile(source, file, "exec"), scope)
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # so that a debugger can step through it
     return staticmethod(scope["assemble"])
@@ -407,8 +431,18 @@ def _fill_defaults(node: Node) -> None:
         raise TypeError(UNSET.format(cls=type(node).__name__, names=", ".join(map(repr, unset))))
 
 
-def _close(node: Node, changed: Iterable[str], training: bool, frozen: frozenset[str]) -> None:
-    """Make what the changed fields hold immutable, check that they may hold it, and give the node its metadata."""
+def _close(
+    node: Node,
+    changed: Iterable[str],
+    training: bool,
+    frozen: frozenset[str],
+    ties: Ties = (),
+    old: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Make what the changed fields hold immutable, check that they may hold it, and give the node its metadata.
+
+    Where the node has ties, ``old`` is what its fields held before the change.
+    """
     cls = type(node)
     values = node.__dict__
     for name in changed:
@@ -417,7 +451,9 @@ def _close(node: Node, changed: Iterable[str], training: bool, frozen: frozenset
             _check_static(cls, name, values[name])
         else:
             _check_child(cls, name, values[name])
-    metadata = Metadata({name: values[name] for name in cls.__static__}, training, frozen)
+    if ties:
+        ties_.follow(node, ties, old)
+    metadata = Metadata({name: values[name] for name in cls.__static__}, training, frozen, ties)
     _keep_parts(node, metadata)
 
 
@@ -481,11 +517,14 @@ def _frozen(verb: str, cls: type[Node], name: str) -> str:
     return FROZEN.format(verb=verb, cls=cls.__name__, name=name, advice=advice)
 
 
-def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str]) -> Metadata:
-    return Metadata({name: freeze_containers(unpacked(value)) for name, value in static.items()}, training, frozen)
+def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> Metadata:
+    return Metadata({name: freeze_containers(unpacked(value)) for name, value in static.items()}, training, frozen, ties)
 
 
-def _restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str]) -> N:
+def _restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> N:
     node = _blank(cls, {name: unpacked(value) for name, value in values.items()})
-    _close(node, values, training, frozen)
+    _close(node, values, training, frozen, ties)
     return node
+
+
+from . import ties as ties_  # noqa: E402  which needs Node

@@ -10,13 +10,15 @@ import mlx.core as mx
 
 from .edits.casting import Predicate, astype, floating
 from .edits.freezing import with_frozen
+from .edits.tying import tied_places
+from .node import Path
 from .tree.functions import dotted
-from .tree.structure import Path
 from .tree.walk import Descend, rewrite
 from .tree.where import Where, matcher
 
 T = TypeVar("T")
 
+TIED = "{where!r} is tied to {source!r}: select that, and what is done there is done at both places"
 NOTHING_SELECTED = "{where!r} selects nothing in {tree}{nearest}."
 
 
@@ -156,6 +158,9 @@ class Selection(Generic[T]):
 
         rewrite(self._tree, enter)
         if not parts:
+            tied = tied_places(self._tree)
+            if isinstance(self._where, str) and self._where in tied:
+                raise LookupError(TIED.format(where=self._where, source=tied[self._where]))
             close = difflib.get_close_matches(str(self._where), seen, n=3, cutoff=0.4) if isinstance(self._where, str) else []
             suggestion = f". The nearest paths are {', '.join(map(repr, close))}" if close else ""
             tree = f"this {type(self._tree).__name__}"

@@ -10,22 +10,30 @@ import mlx.core as mx
 from ..edits.freezing import is_frozen
 from ..node import Node, field_values, is_finished, metadata_of
 from ..tree.compare import describe
+from ..tree.functions import dotted
 
 WIDTH = 100
 FROZEN_MARK = "❄"
+TIED_MARK = "→"
 
 
 def text(node: Node) -> str:
     """Return the node as text. Nothing is evaluated.
 
     A frozen array is marked with a snowflake, and a module whose mode is not that of the module around it with ``eval`` or
-    ``train`` (a model as a whole is taken to be training). A node that fits on one line takes one.
+    ``train`` (a model as a whole is taken to be training). In a tied place stands an arrow and the path of its source, in the
+    module that has the tie. A node that fits on one line takes one.
     """
-    return _text(node, None, "", True)
+    return _text(node, None, "", True, {})
 
 
-def _text(value: Any, owner: Node | None, name: str, training: bool) -> str:
-    """Return the text of a value that stands in ``owner`` under ``name``, inside something in the given mode."""
+def _text(value: Any, owner: Node | None, name: str, training: bool, tied: dict[str, str]) -> str:
+    """Return the text of a value that stands in ``owner`` under ``name``, inside something in the given mode.
+
+    ``tied`` has the source of each tied place in ``owner``.
+    """
+    if name in tied:
+        return TIED_MARK + tied[name]
     if isinstance(value, mx.array):
         mark = FROZEN_MARK if owner is not None and is_frozen(owner, name) else ""
         return mark + describe(value)
@@ -34,15 +42,17 @@ def _text(value: Any, owner: Node | None, name: str, training: bool) -> str:
             return f"{type(value).__name__}(<being built>)"
         mode = metadata_of(value).training
         mark = "" if mode == training else "[train]" if mode else "[eval]"
-        parts = [f"{field}={_text(child, value, field, mode)}" for field, child in field_values(value).items()]
+        inside = {target.removeprefix(f"{name}."): source for target, source in tied.items() if target.startswith(f"{name}.")}
+        inside.update((dotted(target), dotted(source)) for target, source in metadata_of(value).ties)
+        parts = [f"{field}={_text(child, value, field, mode, inside)}" for field, child in field_values(value).items()]
         return _bracketed(f"{type(value).__name__}{mark}(", parts, ")")
     if isinstance(value, tuple | list):
-        parts = [_text(child, owner, f"{name}.{index}", training) for index, child in enumerate(value)]
+        parts = [_text(child, owner, f"{name}.{index}", training, tied) for index, child in enumerate(value)]
         if isinstance(value, list):
             return _bracketed("[", parts, "]")
         return _bracketed("(", parts, ",)" if len(parts) == 1 else ")")
     if isinstance(value, Mapping):
-        parts = [f"{key!r}: {_text(child, owner, f'{name}.{key}', training)}" for key, child in value.items()]
+        parts = [f"{key!r}: {_text(child, owner, f'{name}.{key}', training, tied)}" for key, child in value.items()]
         return _bracketed("{", parts, "}")
     return describe(value)
 

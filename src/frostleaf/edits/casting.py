@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from .. import fields
-from ..node import Node
-from ..tree.structure import Path
+from ..node import Node, Path
 from ..tree.walk import Descend, rewrite
 
 T = TypeVar("T")

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from .. import fields
-from ..node import Node, edited, metadata_of
+from ..node import Node, Path, children_of, edited, metadata_of
 from ..tree.functions import dotted, flatten
 from ..tree.parts import selected
-from ..tree.structure import Path
 from ..tree.walk import Descend, level, rewrite
 from ..tree.where import Where
 from .views import items, named_modules
@@ -117,7 +116,7 @@ def _node_with_standing(node: Node, wanted: Iterator[bool]) -> Node:
                 added.add(dotted(path))
         return value
 
-    changes = {name: rewrite(getattr(node, name), enter, path=(name,)) for name in node.__children__}
+    changes = {name: rewrite(child, enter, path=(name,)) for name, child in children_of(node).items()}
     return edited(node, changes, frozen=frozenset(stays | added))
 
 
@@ -131,8 +130,8 @@ def _own(node: Node) -> Iterator[tuple[str, tuple[Path, Any]]]:
             for entry, child in zip(here.entries, here.children, strict=True):
                 yield from inside((*path, entry), child)
 
-    for name in node.__children__:
-        for found in inside((name,), getattr(node, name)):
+    for name, child in children_of(node).items():
+        for found in inside((name,), child):
             yield name, found
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ..node import Node
-from ..tree.structure import Path
+from ..node import Node, Path
 from ..tree.walk import rewrite
 
 T = TypeVar("T")

@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..node import Node, edited, nearest
+from ..node import Node, Path, children_of, edited, nearest
 from ..tree.functions import dotted
-from ..tree.structure import Path
 from ..tree.walk import rewrite
 from .views import Filter, filter_and_map, items, parameters, valid_parameter
 
@@ -102,8 +101,8 @@ def _merged(
         return target
     changes: dict[Any, Any] = {}
     for name, value in pairs:
-        # A module's own field, and not the view of it, so that what stays is the same object.
-        old = getattr(target, str(name)) if isinstance(target, Node) else current[name]
+        # A module's own child, and not the view of it, so that what stays is the same object.
+        old = children_of(target)[str(name)] if isinstance(target, Node) else current[name]
         below = (*path, name)
         replacement = new_leaf(old, value, f" for {dotted(below)}")
         if replacement is _RECURSE:

@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 import optree
 
 from ..namespace import NAMESPACE
-from ..node import Node
+from ..node import Node, Path
 from ..tree.functions import dotted
-from ..tree.structure import Path
 from ..tree.walk import Descend, level, rewrite
 
 T = TypeVar("T")

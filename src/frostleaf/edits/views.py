@@ -9,18 +9,18 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .. import fields
-from ..node import Node, field_values
+from ..node import Node, children_of
 
 Filter = Callable[[Any, str, Any], bool]
 
 
-def items(module: Node) -> list[tuple[str, Any]]:
-    """Return the names and values of the fields that MLX would keep in the module's dict, with containers as MLX has them."""
-    return [
-        (name, _as_mlx(value))
-        for name, value in field_values(module).items()
-        if name in module.__children__ and isinstance(value, mx.array | Node | tuple | Mapping)
-    ]
+def items(module: Node, tied: bool = False) -> list[tuple[str, Any]]:
+    """Return the names and values of the fields that MLX would keep in the module's dict, with containers as MLX has them.
+
+    An array that stands at tied places is at one of them, and at all if ``tied``.
+    """
+    children = {name: getattr(module, name) for name in module.__children__} if tied else children_of(module)
+    return [(name, _as_mlx(value)) for name, value in children.items() if isinstance(value, mx.array | Node | tuple | Mapping)]
 
 
 def valid_child(module: Any, key: str, value: Any) -> bool:
@@ -47,8 +47,9 @@ def filter_and_map(
     filter_fn: Filter,
     map_fn: Callable[[Any], Any] | None = None,
     is_leaf_fn: Filter | None = None,
+    tied: bool = False,
 ) -> dict[str, Any]:
-    """Return the module's contents, filtered and mapped. See :meth:`Module.filter_and_map`."""
+    """Return the module's contents, filtered and mapped. See :meth:`Module.filter_and_map`, and :func:`items` for ``tied``."""
     map_fn = map_fn or (lambda value: value)
     is_leaf_fn = is_leaf_fn or (lambda _, __, value: not isinstance(value, Node | dict | list))
 
@@ -56,7 +57,7 @@ def filter_and_map(
         if is_leaf_fn(owner, key, value):
             return map_fn(value)
         if isinstance(value, Node):
-            return {name: shown(value, name, child) for name, child in items(value) if filter_fn(value, name, child)}
+            return {name: shown(value, name, child) for name, child in items(value, tied) if filter_fn(value, name, child)}
         if isinstance(value, dict):
             children = ((name, f"{key}.{name}", child) for name, child in value.items())
             return {name: shown(owner, path, child) if filter_fn(owner, path, child) else {} for name, path, child in children}
@@ -65,7 +66,7 @@ def filter_and_map(
             return [shown(owner, path, child) if filter_fn(owner, path, child) else {} for path, child in elements]
         raise RuntimeError(f"is_leaf_fn says that {key!r} is not a leaf, and {type(value).__name__} can't be looked into")
 
-    return {name: shown(module, name, value) for name, value in items(module) if filter_fn(module, name, value)}
+    return {name: shown(module, name, value) for name, value in items(module, tied) if filter_fn(module, name, value)}
 
 
 def parameters(module: Node) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def parameters(module: Node) -> dict[str, Any]:
 
 def children(module: Node) -> dict[str, Any]:
     """Return the modules that this one holds itself or in its containers."""
-    return filter_and_map(module, valid_child, is_leaf_fn=lambda _, __, value: isinstance(value, Node))
+    return filter_and_map(module, valid_child, is_leaf_fn=lambda _, __, value: isinstance(value, Node), tied=True)
 
 
 def leaf_modules(module: Node) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def leaf_modules(module: Node) -> dict[str, Any]:
     def is_leaf(owner: Any, key: str, value: Any) -> bool:
         return isinstance(value, Node) and not tree_flatten(children(value))
 
-    return filter_and_map(module, valid_child, is_leaf_fn=is_leaf)
+    return filter_and_map(module, valid_child, is_leaf_fn=is_leaf, tied=True)
 
 
 def named_modules(module: Node) -> list[tuple[str, Any]]:

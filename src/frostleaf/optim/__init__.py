@@ -7,7 +7,7 @@ from .averaging import EMA, EMAState, ema
 from .chaining import Chain, chain
 from .clipping import clip_by_global_norm, clip_by_value
 from .flattening import Flattened, FlattenedState, flatten
-from .optimizer import Optimizer
+from .optimizer import Optimizer, SharedArrayWarning
 from .packing import Packed, pack
 from .rule import OptimizerState, Rule, wrap
 from .rules import SGD, AdaDelta, Adafactor, Adagrad, Adam, Adamax, AdamW, Lion, Muon, RMSprop
@@ -18,7 +18,7 @@ from .skipping import SkipNonfinite, SkipState, all_finite, skip_nonfinite
 __all__ = [
     "EMA", "SGD", "Accumulate", "AccumulateState", "AdaDelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Chain",
     "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion", "Masked", "MultiOptimizer", "MultiState", "Muon",
-    "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "SkipNonfinite", "SkipState", "StaticLossScale",
-    "accumulate", "all_finite", "chain", "clip_by_global_norm", "clip_by_value", "cosine_decay", "ema", "exponential_decay",
+    "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "SharedArrayWarning", "SkipNonfinite", "SkipState",
+    "StaticLossScale", "accumulate", "all_finite", "chain", "clip_by_global_norm", "clip_by_value", "cosine_decay", "ema", "exponential_decay",
     "flatten", "join_schedules", "linear_schedule", "masked", "multi", "pack", "skip_nonfinite", "step_decay", "wrap",
 ]  # fmt: skip

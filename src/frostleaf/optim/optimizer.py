@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -28,6 +29,14 @@ NOT_AN_OPTIMIZER = (
     "{function} takes an optimizer such as fl.optim.Adam(1e-3), or fl.optim.wrap(cls)(1e-3) for a class of MLX's kind, and was "
     "given {given}"
 )
+SHARED = (
+    "one array stands at {paths}, which are trained apart: from the first step on each has its own. To train them as one, "
+    "tie them: model = model.tie({{{second!r}: {first!r}}})"
+)
+
+
+class SharedArrayWarning(UserWarning):
+    """An optimizer was given a model in which one array stands at several places that are not tied."""
 
 
 class Optimizer(Node):
@@ -50,11 +59,22 @@ class Optimizer(Node):
         Raises:
             ValueError: If there are none.
 
+        Warns:
+            SharedArrayWarning: If one array stands at two such places. :meth:`Module.tie` makes them one.
+
         >>> import frostleaf as fl
         >>> sorted(fl.optim.AdamW(1e-3).init(fl.nn.Linear(2, 2)).slots["weight"])
         ['m', 'v']
         """
-        return self._init(self._parameters(model, "init"))
+        parameters = self._parameters(model, "init")
+        paths: dict[int, list[str]] = {}
+        for path, array in parameters.arrays.items():
+            paths.setdefault(id(array), []).append(path)
+        for shared in paths.values():
+            if len(shared) > 1:
+                message = SHARED.format(paths=" and ".join(map(repr, shared)), first=shared[0], second=shared[1])
+                warnings.warn(message, SharedArrayWarning, stacklevel=2)
+        return self._init(parameters)
 
     def update(self, model: T, grads: Any, state: Any) -> tuple[T, Any]:
         """Return the model after one step, and the state after it.

@@ -7,9 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..node import Path
 from ..tree.compare import describe
 from ..tree.functions import MISMATCH, dotted
-from ..tree.structure import Path, entries_of, one_level
+from ..tree.structure import entries_of, one_level
 
 
 def paired(tree: Any, other: Any, what: str, path: Path = ()) -> Iterator[tuple[Path, mx.array, Any]]:

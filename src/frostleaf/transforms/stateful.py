@@ -10,9 +10,8 @@ import mlx.core as mx
 
 from .. import fields
 from ..module import Module
-from ..node import edited, nearest
+from ..node import Path, edited, nearest
 from ..tree.functions import flatten, unflatten
-from ..tree.structure import Path
 from ..tree.walk import rewrite
 from .jit import disable_jit
 

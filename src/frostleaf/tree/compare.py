@@ -8,9 +8,8 @@ from typing import Any, Literal, NamedTuple
 import mlx.core as mx
 
 from ..containers import static_key
-from ..node import Node, metadata_of
+from ..node import Node, Path, Ties, metadata_of
 from .functions import dotted, flatten
-from .structure import Path
 from .walk import level
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
@@ -23,7 +22,7 @@ class Change(NamedTuple):
     """One difference between two trees: where, of what kind, and what stands there in each."""
 
     path: str
-    kind: Literal["class", "mode", "frozen", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
+    kind: Literal["class", "mode", "frozen", "ties", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
     left: Any
     right: Any
 
@@ -81,7 +80,7 @@ def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, e
 
 
 def diff(left: Any, right: Any) -> Diff:
-    """Return where two trees differ: in classes, modes, frozen names, static values, dtypes, shapes or values.
+    """Return where two trees differ: in classes, modes, frozen names, ties, static values, dtypes, shapes or values.
 
     Arrays that are the same object are not looked into; others are evaluated.
 
@@ -91,7 +90,7 @@ def diff(left: Any, right: Any) -> Diff:
     n: static 1 -> 2
     """
     changes: list[Change] = []
-    _compare((), left, right, changes)
+    _compare((), left, right, changes, frozenset())
     return Diff(changes)
 
 
@@ -116,11 +115,16 @@ def describe(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def shown_ties(ties: Ties) -> list[str]:
+    """Return each tie as a text."""
+    return [f"{dotted(target)} = {dotted(source)}" for target, source in ties]
+
+
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
-def _compare(path: Path, left: Any, right: Any, changes: list[Change]) -> None:
-    if left is right:
+def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: frozenset[Path]) -> None:
+    if left is right or path in tied:
         return
     name = dotted(path)
     if isinstance(left, mx.array) and isinstance(right, mx.array):
@@ -147,13 +151,16 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change]) -> None:
             changes.append(Change(name, "mode", *("train" if each.training else "eval" for each in (ours, theirs))))
         if ours.frozen != theirs.frozen:
             changes.append(Change(name, "frozen", ours.frozen, theirs.frozen))
+        if ours.ties != theirs.ties:
+            changes.append(Change(name, "ties", *(frozenset(shown_ties(each.ties)) for each in (ours, theirs))))
     if isinstance(left, Mapping) and left.keys() == right.keys() and list(left) != list(right):
         changes.append(Change(name, "order", ", ".join(map(str, left)), ", ".join(map(str, right))))
+    tied = tied.union((*path, *place) for place in first.tied & second.tied)
     here = dict(zip(first.entries, first.children, strict=True))
     there = dict(zip(second.entries, second.children, strict=True))
     for entry, child in here.items():
         if entry in there:
-            _compare((*path, entry), child, there[entry], changes)
+            _compare((*path, entry), child, there[entry], changes, tied)
         else:
             changes.append(Change(dotted((*path, entry)), "removed", child, _MISSING))
     for entry, child in there.items():

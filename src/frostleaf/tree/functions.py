@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from .structure import Path, Recipe, Static, Structure, each_of, entries_of, flat_of, one_level, put
+from ..node import Path
+from .structure import Recipe, Static, Structure, each_of, entries_of, flat_of, one_level, put
 
 T = TypeVar("T")
 

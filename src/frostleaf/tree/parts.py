@@ -8,6 +8,7 @@ import mlx.core as mx
 import optree
 
 from ..namespace import NAMESPACE
+from ..node import Path
 from .compare import UNLIKE, diff
 from .functions import flatten, unflatten
 from .walk import Descend, rewrite
@@ -81,14 +82,20 @@ def selected(tree: Any, where: Where) -> list[bool]:
     """Return for each leaf whether ``where`` selects it or something that holds it."""
     matches = matcher(where)
     chosen: list[bool] = []
+    within: list[Path] = []  # the selected part that is being looked into
 
-    def enter(path: tuple[Any, ...], value: Any) -> Any:
-        if matches(path, value):
-            chosen.extend([True] * len(flatten(value)[0]))
-            return value
+    def enter(path: Path, value: Any) -> Any:
+        picked = bool(within) or matches(path, value)
         if isinstance(value, mx.array):
-            chosen.append(False)
+            chosen.append(picked)
+        elif picked and not within:
+            within.append(path)
         return Descend
 
-    rewrite(tree, enter)
+    def leave(path: Path, value: Any) -> Any:
+        if within and path == within[0]:
+            within.clear()
+        return value
+
+    rewrite(tree, enter, leave)
     return chosen

@@ -13,9 +13,8 @@ import optree
 
 from ..containers import packed, static_key, unpacked
 from ..namespace import NAMESPACE
-from ..node import Node, flat_kept, keep_flat, opened
+from ..node import Node, Path, flat_kept, keep_flat, opened
 
-Path = tuple[Any, ...]
 # An array, or all arrays of one module.
 Group = mx.array | list[mx.array]
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..node import Node, edited, field_values
-from .structure import Path, one_level
+from ..node import Node, Path, edited, field_values, metadata_of
+from .structure import one_level
+
+_NO_TIES: frozenset[Path] = frozenset()
 
 
 class Level(NamedTuple):
-    """The children of one node, their names, and the function that makes the node again from other children."""
+    """The children of a node, their names, the function that makes the node again from other children, and its tied places."""
 
     entries: Sequence[Any]
     children: Sequence[Any]
     make: Callable[[Sequence[Any]], Any]
+    tied: frozenset[Path] = _NO_TIES
 
 
 def level(value: Any, convert: bool = False) -> Level | None:
@@ -25,8 +28,12 @@ def level(value: Any, convert: bool = False) -> Level | None:
     """
     if isinstance(value, Node):
         fields = field_values(value)
+        ties = metadata_of(value).ties
         return Level(
-            list(fields), list(fields.values()), lambda new: edited(value, dict(zip(fields, new, strict=True)), convert=convert)
+            list(fields),
+            list(fields.values()),
+            lambda new: edited(value, dict(zip(fields, new, strict=True)), convert=convert),
+            frozenset(target for target, _ in ties) if ties else _NO_TIES,
         )
     node = one_level(value)
     if node is None:
@@ -45,8 +52,11 @@ def rewrite(
     leave: Callable[[Path, Any], Any] | None = None,
     path: Path = (),
     convert: bool = False,
+    tied: frozenset[Path] = _NO_TIES,
 ) -> Any:
     """Return the tree with some of its parts replaced; every part in which nothing was replaced is the same object.
+
+    An array that stands at tied places is one part, at the place of its source.
 
     Args:
         value: The tree.
@@ -55,15 +65,19 @@ def rewrite(
         leave: Called with the path and the value of each part whose children have been dealt with.
         path: The path of ``value`` in a larger tree.
         convert: Whether the converters and validators of the fields run on what is put into them.
+        tied: The paths of the tied places of what is around ``value``.
     """
+    if tied and path in tied and not isinstance(value, Node):
+        return value
     if enter is not None:
         replacement = enter(path, value)
         if replacement is not Descend:
             return replacement
     parts = level(value, convert)
     if parts is not None and len(parts.children):
+        tied = tied.union((*path, *place) for place in parts.tied) if parts.tied else tied
         new = [
-            rewrite(child, enter, leave, (*path, entry), convert)
+            rewrite(child, enter, leave, (*path, entry), convert, tied)
             for entry, child in zip(parts.entries, parts.children, strict=True)
         ]
         if any(after is not before for after, before in zip(new, parts.children, strict=True)):

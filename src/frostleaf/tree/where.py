@@ -9,8 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..node import Path
 from .functions import dotted
-from .structure import Path
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 

@@ -1,0 +1,478 @@
+"""Tied places: one leaf at several places of a model."""
+
+import copy
+import pickle
+import re
+
+import mlx.core as mx
+import mlx.nn
+import mlx.utils
+import pytest
+
+import frostleaf as fl
+from frostleaf.edits.tying import ALREADY, CHAIN, NO_ARRAY, NOT_PLACES, NOT_TIED, WRONG_SHAPE
+from frostleaf.optim.optimizer import SHARED
+from frostleaf.selection import TIED
+from frostleaf.ties import CONFLICT, GONE
+
+WORDS, DIMS = 5, 3
+TIE = {"head.weight": "embedding.weight"}
+
+
+class Language(fl.Module):
+    embedding: fl.nn.Embedding
+    middle: dict[str, tuple[fl.nn.Linear, ...]]
+    head: fl.nn.Linear
+
+    def __init__(self, words=WORDS, dims=DIMS, key=None):
+        self.embedding = fl.nn.Embedding(words, dims)
+        self.middle = {"layers": [fl.nn.Linear(dims, dims)]}
+        self.head = fl.nn.Linear(dims, words)
+
+    def __call__(self, x):
+        return self.head(self.middle["layers"][0](self.embedding(x)))
+
+
+def tied_model():
+    return Language().tie(TIE)
+
+
+class Wrapped(fl.Module):
+    inner: Language
+    scale: mx.array
+
+    def __call__(self, x):
+        return self.inner(x) * self.scale
+
+
+def one_leaf(model):
+    """Return the model, having looked that both places have one array, which is one leaf."""
+    inner = model.inner if isinstance(model, Wrapped) else model
+    assert inner.head.weight is inner.embedding.weight
+    paths = fl.tree.paths(model)
+    assert len(paths) == len(fl.tree.leaves(model))
+    assert not any(path.endswith("head.weight") for path in paths)
+    assert sum(path.endswith("embedding.weight") for path in paths) == 1
+    return model
+
+
+def loss(model, x):
+    return model(x).square().sum()
+
+
+X = mx.array([1, 2])
+
+
+# What a tie is
+
+
+def test_the_source_stands_at_both_places_and_is_one_leaf():
+    model = Language()
+    tied = one_leaf(model.tie(TIE))
+    assert tied.embedding is model.embedding
+    assert tied.head.bias is model.head.bias
+    assert tied.middle is model.middle
+    assert model.head.weight is not model.embedding.weight
+    assert len(fl.tree.leaves(tied)) == len(fl.tree.leaves(model)) - 1
+    assert fl.tree.size(tied) == fl.tree.size(model) - WORDS * DIMS
+
+
+def test_the_gradient_is_the_sum_of_those_of_the_two_places():
+    tied = tied_model()
+    grads = one_leaf(fl.grad(loss)(tied, X))
+    apart = fl.grad(loss)(tied.untie(), X)
+    assert mx.allclose(grads.embedding.weight, apart.embedding.weight + apart.head.weight)
+    assert mx.array_equal(grads.head.bias, apart.head.bias)
+
+
+def test_the_order_of_the_classes_fields_does_not_matter():
+    model = Language().tie({"embedding.weight": "head.weight"})
+    assert model.embedding.weight is model.head.weight
+    assert fl.tree.paths(model)[0] == "middle.layers.0.weight"
+
+
+def test_several_places_and_containers():
+    model = fl.nn.Sequential(*(fl.nn.Linear(2, 2) for _ in range(3)))
+    tied = model.tie({"layers.2.weight": "layers.0.weight"}).tie({"layers.1.weight": "layers.0.weight"})
+    assert tied.layers[0].weight is tied.layers[1].weight is tied.layers[2].weight is model.layers[0].weight
+    assert tied.tie({"layers.1.weight": "layers.0.weight"}) is tied
+    other = model.tie({"layers.1.weight": "layers.0.weight", "layers.2.weight": "layers.0.weight"})
+    assert fl.tree.structure(other) == fl.tree.structure(tied)
+    assert len(fl.tree.leaves(tied)) == 4
+    halves = tied.untie("layers.2.weight")
+    assert fl.tree.paths(halves) == [
+        "layers.0.weight", "layers.0.bias", "layers.1.bias", "layers.2.weight", "layers.2.bias",
+    ]  # fmt: skip
+    assert tied.untie("layers.2.weight", "layers.1.weight").untie().layers[1].weight is tied.layers[0].weight
+
+
+def test_a_module_in_a_module_keeps_its_ties_and_may_be_tied_again():
+    wrapped = one_leaf(Wrapped(tied_model(), mx.array(2.0)))
+    one_leaf(wrapped.astype(mx.float16))
+    assert wrapped.tie({}) is wrapped
+    pair = fl.nn.Sequential(tied_model(), tied_model()).tie({"layers.1.embedding.weight": "layers.0.embedding.weight"})
+    first, second = pair.layers
+    assert first.embedding.weight is second.embedding.weight is second.head.weight is first.head.weight
+    assert len(fl.tree.leaves(pair)) == 7
+    half = pair.astype(mx.float16)
+    assert half.layers[1].head.weight is half.layers[0].embedding.weight
+    assert half.layers[1].head.weight.dtype == mx.float16
+
+
+def test_what_is_taken_out_of_the_model_is_whole():
+    head = tied_model().head
+    assert head(mx.ones((1, DIMS))).shape == (1, WORDS)
+    assert fl.tree.paths(head) == ["weight", "bias"]
+
+
+# One leaf after everything that can be done to a model
+
+
+EDITS = {
+    "nothing": lambda m: m.update({}),
+    "cast": lambda m: m.astype(mx.float16),
+    "cast in part": lambda m: m.at("embedding.weight").astype(mx.float16),
+    "freeze": lambda m: m.freeze(),
+    "freeze a key": lambda m: m.freeze(keys="weight"),
+    "unfreeze": lambda m: m.freeze().unfreeze(keys="bias"),
+    "freeze the source": lambda m: m.with_frozen("embedding.weight"),
+    "freeze beside the tied place": lambda m: m.with_frozen("head.bias"),
+    "freeze the layer": lambda m: m.with_frozen("head"),
+    "eval": lambda m: m.eval(),
+    "apply": lambda m: m.apply(lambda a: a * 2),
+    "apply at all": lambda m: m.at("**").apply(lambda a: a + 1),
+    "set the source": lambda m: m.at("embedding.weight").set(mx.ones((WORDS, DIMS))),
+    "replace the source's layer": lambda m: m.replace(embedding=fl.nn.Embedding(WORDS + 1, DIMS)),
+    "replace the tied layer": lambda m: m.replace(head=fl.nn.Linear(DIMS, WORDS)),
+    "replace by class": lambda m: m.at(fl.nn.Linear).apply(lambda layer: layer.astype(mx.float16)),
+    "replace another": lambda m: m.replace(middle={"layers": [fl.nn.Linear(DIMS, DIMS, bias=False)]}),
+    "update": lambda m: m.update(Language().tie(TIE)),
+    "update_modules": lambda m: m.update_modules({"head": fl.nn.Linear(DIMS, WORDS)}),
+    "map_modules": lambda m: m.map_modules(lambda path, module: module.replace(bias=None) if path == "head" else None),
+    "flatten and unflatten": lambda m: fl.tree.unflatten(*reversed(fl.tree.flatten(m))),
+    "map": lambda m: fl.tree.map(lambda a: a + 1, m),
+    "map_with_path": lambda m: fl.tree.map_with_path(lambda path, a: a + 1, m),
+    "partition": lambda m: fl.tree.combine(*fl.tree.partition(m, "embedding")),
+    "stack": lambda m: fl.tree.stack([m, m]),
+    "unstack": lambda m: fl.tree.unstack(fl.tree.stack([m, m]))[1],
+    "ravel": lambda m: (lambda vectors, back: back(vectors))(*fl.tree.ravel(m)),
+    "pack": lambda m: fl.optim.pack(m).unpack(),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "jit": lambda m: fl.jit(lambda m: m.astype(mx.float16))(m),
+    "jit that returns it": lambda m: fl.jit(lambda m: m)(m),
+    "tie in jit": lambda m: fl.jit(lambda m: m.untie().tie(TIE))(m),
+    "stateful": lambda m: fl.stateful(m, X)[1],
+    "policy": lambda m: fl.Policy(param=mx.bfloat16).cast_to_param(m),
+    "load_weights": lambda m: m.load_weights(list(mlx.utils.tree_flatten(Language().tie(TIE).parameters()))),
+    "tie again": lambda m: m.untie().tie(TIE),
+    "a tie more": lambda m: m.replace(head=fl.nn.Linear(DIMS, WORDS)).tie(TIE),
+    "vmap": lambda m: fl.vmap(lambda m: m.apply(lambda a: a * 2))(fl.tree.stack([m, m])),
+    "checkpoint": lambda m: fl.grad(lambda m: fl.checkpoint(loss)(m, X))(m),
+    "grad": lambda m: fl.grad(loss)(m, X),
+    "jvp": lambda m: fl.jvp(lambda m: m, (m,), (m,))[1],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("wrap", [False, True], ids=["itself", "in another"])
+def test_both_places_have_one_array_after(edit, wrap):
+    model = tied_model()
+    before = fl.tree.leaves(model)
+    if wrap:
+        after = Wrapped(model, mx.array(1.0)).replace(inner=edit(model))
+        after = after.astype(mx.bfloat16)
+    else:
+        after = edit(model)
+    one_leaf(after)
+    one_leaf(model)
+    assert all(new is old for new, old in zip(fl.tree.leaves(model), before, strict=True))
+
+
+UNTOUCHED = {
+    "cast": lambda m: m.astype(mx.float32),
+    "train": lambda m: m.train(),
+    "unfreeze": lambda m: m.unfreeze(),
+    "unfreeze by selection": lambda m: m.with_frozen("head", frozen=False),
+    "update": lambda m: m.update(m.parameters()),
+    "update with itself": lambda m: m.update(m),
+    "replace": lambda m: m.replace(head=m.head, embedding=m.embedding),
+    "map_modules": lambda m: m.map_modules(lambda path, module: module),
+    "set": lambda m: m.at("embedding.weight").set(m.embedding.weight),
+    "apply": lambda m: m.apply(lambda a: a),
+    "tie": lambda m: m.tie(TIE),
+    "load_weights": lambda m: m.load_weights(list(mlx.utils.tree_flatten(m.parameters()))),
+}
+
+
+@pytest.mark.parametrize("edit", UNTOUCHED.values(), ids=UNTOUCHED)
+def test_an_edit_that_changes_nothing_returns_the_model(edit):
+    model = tied_model()
+    assert edit(model) is model
+    frozen = model.freeze()
+    assert frozen.freeze() is frozen
+    assert frozen.with_frozen("embedding.weight") is frozen
+
+
+def test_an_edit_shares_what_it_did_not_touch():
+    model = tied_model()
+    after = model.at("head.bias").set(mx.zeros(WORDS))
+    assert after.embedding is model.embedding
+    assert after.middle["layers"][0] is model.middle["layers"][0]
+    assert after.head.weight is model.embedding.weight
+
+
+def test_an_array_is_asked_about_once():
+    seen = []
+    tied_model().at(lambda path, array: bool(seen.append(path)) or True).paths()
+    assert seen.count("embedding.weight") == 1
+    assert "head.weight" not in seen
+
+
+def test_a_changed_place_takes_the_other_along():
+    weight = mx.ones((WORDS, DIMS))
+    for model in (
+        tied_model().at("embedding.weight").set(weight),
+        tied_model().replace(head=fl.nn.Linear(DIMS, WORDS).replace(weight=weight)),
+        tied_model().update({"embedding": {"weight": weight}}),
+    ):
+        assert model.head.weight is model.embedding.weight is weight
+
+
+def test_quantizing_every_layer_keeps_the_tie():
+    model = fl.quantize(Language(64, 64).tie(TIE))
+    assert model.head.weight is model.embedding.weight
+    assert model.head.weight.dtype == mx.uint32
+    alone = fl.quantize(Language(64, 64).tie(TIE).untie())
+    assert fl.tree.structure(model.untie()) == fl.tree.structure(alone)
+
+
+@pytest.mark.parametrize("path", ["head", "embedding"])
+def test_quantizing_one_of_two_tied_layers_is_refused(path):
+    model = Language(64, 64).tie(TIE)
+    arrays = {"head": "uint32[64, 8] and float32[64, 64]", "embedding": "float32[64, 64] and uint32[64, 8]"}
+    given, expected = arrays[path].split(" and ")
+    shown = CONFLICT.format(cls="Language", target="head.weight", source="embedding.weight", given=given, expected=expected)
+    with pytest.raises(ValueError, match=re.escape(shown)):
+        fl.quantize(model, class_predicate=lambda name, layer: name == path)
+    untied = fl.quantize(model.untie(), class_predicate=lambda name, layer: name == path)
+    assert getattr(untied, path).bits == 4
+
+
+def test_views_name_the_source_alone_and_modules_are_whole():
+    model = tied_model()
+    assert (
+        list(model.parameters()["head"]) == list(model.trainable_parameters()["head"]) == list(model.state["head"]) == ["bias"]
+    )
+    assert all("weight" in dict(module.parameters()) for path, module in model.named_modules() if path == "head")
+    assert model.children()["head"] is model.head
+    assert model.leaf_modules()["head"].weight is model.embedding.weight
+    assert str(model.at(fl.nn.Linear).paths()) == "['middle.layers.0', 'head']"
+
+
+def test_frozen_is_what_the_source_is():
+    model = tied_model().with_frozen("embedding")
+    grads = fl.grad(loss)(model, X)
+    assert grads.embedding.weight is None
+    assert grads.head.weight is None
+    assert grads.head.bias is not None
+    assert list(fl.optim.Adam(0.1).init(model).slots) == [
+        "middle.layers.0.weight", "middle.layers.0.bias", "head.bias",
+    ]  # fmt: skip
+
+
+def test_the_structure_knows_ties():
+    model = Language()
+    tied = model.tie(TIE)
+    assert fl.tree.structure(model) != fl.tree.structure(tied)
+    assert fl.tree.structure(tied) == fl.tree.structure(Language().tie(TIE))
+    assert hash(fl.tree.structure(tied)) == hash(fl.tree.structure(Language().tie(TIE)))
+    assert pickle.loads(pickle.dumps(fl.tree.structure(tied))) == fl.tree.structure(tied)
+    assert repr(fl.tree.diff(tied.untie(), tied)) == "(root): ties {} -> {head.weight = embedding.weight}"
+    assert repr(fl.tree.diff(tied, tied.astype(mx.float16).at("*.bias").astype(mx.float32))).startswith(
+        "embedding.weight: dtype"
+    )
+    assert "head.weight" not in repr(fl.tree.diff(tied, tied.astype(mx.float16)))
+    function = fl.jit(loss)
+    for each in (model, tied, Language().tie(TIE)):
+        function(each, X)
+    assert function.trace_count == 2
+
+
+def test_a_tied_place_is_shown_as_such():
+    assert "head=Linear(weight=→embedding.weight, bias=f32[5])" in repr(tied_model())
+    assert "head=Linear(weight=→embedding.weight, bias=f32[5])" in repr(Wrapped(tied_model(), X))
+    layers = fl.nn.Sequential(fl.nn.Linear(1, 1), fl.nn.Linear(1, 1)).tie({"layers.1.weight": "layers.0.weight"})
+    assert "(Linear(weight=f32[1,1], bias=f32[1]), Linear(weight=→layers.0.weight, bias=f32[1]))" in repr(layers)
+
+
+# Training
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+@pytest.mark.parametrize("flat", [False, True], ids=["plain", "flattened"])
+def test_training_equals_that_of_mlx_with_one_embedding(jitted, flat):
+    class Reference(mlx.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = mlx.nn.Embedding(WORDS, DIMS)
+            self.bias = mx.zeros(WORDS)
+
+        def __call__(self, x):
+            return self.embedding.as_linear(self.embedding(x)) + self.bias
+
+    class Tied(fl.Module):
+        embedding: fl.nn.Embedding
+        head: fl.nn.Linear
+
+        def __call__(self, x):
+            return self.embedding(x) @ self.head.weight.T + self.head.bias
+
+    theirs, by_mlx = Reference(), mlx.optimizers.Adam(0.1)
+    model = Tied(fl.nn.Embedding(WORDS, DIMS), fl.nn.Linear(DIMS, WORDS)).tie(TIE)
+    model = model.update({"embedding": theirs.embedding.parameters(), "head": {"bias": theirs.bias}})
+    optimizer = fl.optim.flatten(fl.optim.Adam(0.1)) if flat else fl.optim.Adam(0.1)
+    state = optimizer.init(model)
+
+    def step(model, state, x):
+        return optimizer.update(model, fl.grad(loss)(model, x), state)
+
+    function = fl.jit(step) if jitted else step
+    for _ in range(5):
+        model, state = function(model, state, X)
+        one_leaf(model)
+        by_mlx.update(theirs, mlx.nn.value_and_grad(theirs, loss)(theirs, X)[1])
+    assert mx.allclose(model.embedding.weight, theirs.embedding.weight, rtol=1e-5, atol=1e-6)
+    assert mx.allclose(model.head.bias, theirs.bias, rtol=1e-5, atol=1e-6)
+
+
+def test_one_slot_in_the_state_of_each_optimizer():
+    state = fl.optim.chain(fl.optim.clip_by_global_norm(1.0), fl.optim.ema(fl.optim.Adam(0.1), 0.9)).init(tied_model())
+    paths = [path for path in fl.tree.paths(state) if "embedding" in path or "head" in path]
+    assert not any("head.weight" in path for path in paths)
+
+
+def test_a_file_has_the_array_once(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    model = tied_model()
+    model.save_weights(file)
+    assert "head.weight" not in mx.load(str(file))
+    loaded = one_leaf(Language().tie(TIE).load_weights(file))
+    assert mx.array_equal(loaded.head.weight, model.embedding.weight)
+
+
+def shared_model():
+    model = Language()
+    return model.replace(head=model.head.replace(weight=model.embedding.weight))
+
+
+def test_an_array_at_two_places_that_are_not_tied_is_warned_of():
+    shown = SHARED.format(paths="'embedding.weight' and 'head.weight'", first="embedding.weight", second="head.weight")
+    assert "model.tie({'head.weight': 'embedding.weight'})" in shown
+    with pytest.warns(fl.optim.SharedArrayWarning) as caught:
+        fl.optim.chain(fl.optim.clip_by_value(1.0), fl.optim.ema(fl.optim.Adam(0.1), 0.9)).init(shared_model())
+    assert [str(each.message) for each in caught] == [shown]
+    assert caught[0].filename == __file__
+    model = shared_model()
+    fl.optim.Adam(0.1).init(model.tie(TIE))
+    fl.optim.Adam(0.1).init(model.with_frozen("head.weight"))
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "shown"),
+    [
+        ("head.weight", TypeError, NOT_PLACES.format(given="head.weight")),
+        ({"head.weight": 3}, TypeError, NOT_PLACES.format(given={"head.weight": 3})),
+        (
+            {"head.wieght": "embedding.weight"},
+            LookupError,
+            NO_ARRAY.format(cls="Language", path="head.wieght", nearest=". The nearest paths are 'head.weight'"),
+        ),
+        ({"head": "embedding"}, LookupError, "Language has no array at 'head'"),
+        ({"head.weight": "x"}, LookupError, NO_ARRAY.format(cls="Language", path="x", nearest="")),
+        (
+            {"head.bias": "embedding.weight"},
+            ValueError,
+            WRONG_SHAPE.format(
+                cls="Language", target="head.bias", source="embedding.weight", given="f32[5]", expected="f32[5,3]"
+            ),
+        ),
+        (
+            {"head.weight": "head.weight"},
+            ValueError,
+            CHAIN.format(cls="Language", path="head.weight", source="head.weight", target="head.weight"),
+        ),
+        (
+            {"head.weight": "embedding.weight", "embedding.weight": "head.weight"},
+            ValueError,
+            "can't be both tied",
+        ),
+    ],
+)
+def test_what_can_not_be_tied_is_refused(places, kind, shown):
+    model = Language()
+    with pytest.raises(kind, match=re.escape(shown)):
+        model.tie(places)
+    assert len(fl.tree.leaves(model)) == 5
+
+
+def test_what_is_tied_can_not_be_tied_to_something_else():
+    model = fl.nn.Sequential(*(fl.nn.Linear(2, 2) for _ in range(3))).tie({"layers.1.weight": "layers.0.weight"})
+    advice = "take that away first, with .untie('layers.1.weight')"
+    shown = ALREADY.format(cls="Sequential", path="layers.1.weight", source="layers.0.weight", advice=advice)
+    with pytest.raises(ValueError, match=re.escape(shown)):
+        model.tie({"layers.1.weight": "layers.2.weight"})
+    shown = ALREADY.format(
+        cls="Sequential", path="layers.1.weight", source="layers.0.weight", advice="tie layers.2.weight to that"
+    )
+    with pytest.raises(ValueError, match=re.escape(shown)):
+        model.tie({"layers.2.weight": "layers.1.weight"})
+    shown = CHAIN.format(cls="Sequential", path="layers.0.weight", source="layers.2.weight", target="layers.1.weight")
+    with pytest.raises(ValueError, match=re.escape(shown)):
+        model.tie({"layers.0.weight": "layers.2.weight"})
+
+
+def test_what_is_not_tied_can_not_be_untied():
+    model = tied_model()
+    for given, tied in ((model, "tied are 'head.weight'"), (Language(), "nothing in it is tied")):
+        with pytest.raises(LookupError, match=re.escape(NOT_TIED.format(cls="Language", path="head.bias", tied=tied))):
+            given.untie("head.bias")
+
+
+def test_updating_the_tied_place_is_refused_as_it_is_no_parameter():
+    model, update = tied_model(), {"head": {"weight": mx.zeros((WORDS, DIMS))}}
+    with pytest.raises(ValueError, match='does not have parameter named "weight" in head'):
+        model.update(update)
+    assert model.update(update, strict=False) is model
+
+
+def test_selecting_the_tied_place_says_where_its_array_is():
+    with pytest.raises(LookupError, match=re.escape(TIED.format(where="head.weight", source="embedding.weight"))):
+        tied_model().at("head.weight").set(mx.zeros((WORDS, DIMS)))
+    with pytest.raises(LookupError, match=re.escape(TIED.format(where="inner.head.weight", source="inner.embedding.weight"))):
+        Wrapped(tied_model(), X).at("inner.head.weight").get()
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [({"head": fl.nn.Identity()}, "head.weight"), ({"embedding": None}, "embedding.weight"), ({"head": None}, "head.weight")],
+)
+def test_a_tied_place_can_not_go(change, missing):
+    model = tied_model()
+    shown = GONE.format(cls="Language", target="head.weight", source="embedding.weight", missing=missing)
+    with pytest.raises(ValueError, match=re.escape(shown)):
+        model.replace(**change)
+    model.untie().replace(**change)
+
+
+def test_two_different_arrays_can_not_be_put_at_tied_places():
+    model = tied_model()
+    shown = CONFLICT.format(
+        cls="Language", target="head.weight", source="embedding.weight", given="float32[5, 4]", expected="float32[7, 3]"
+    )
+    with pytest.raises(ValueError, match=re.escape(shown)):
+        model.replace(head=fl.nn.Linear(4, 5), embedding=fl.nn.Embedding(7, 3))
