@@ -1,4 +1,4 @@
-"""One table for all benchmarks: ``pytest tests/benchmarks`` prints it at the end. Nothing is asserted about time."""
+"""One table for all benchmarks: ``pytest -n 0 tests/benchmarks`` prints it at the end. Nothing is asserted about time."""
 
 import gc
 import platform
@@ -26,6 +26,11 @@ class Table:
     def note(self, what, text):
         """Add a row that is not a ratio."""
         ROWS.append((what, "", "", text, ""))
+
+
+def pytest_configure(config):
+    if config.getoption("numprocesses", None):
+        raise pytest.UsageError("benchmarks are timed in one process: pytest -n 0 tests/benchmarks")
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,9 @@ def test_a_predicate_is_asked_about_all_arrays(predicate: Any) -> None:
     assert cast_paths(scaled().astype(mx.float16, *predicate)) == fl.tree.paths(scaled())
 
 
-@pytest.mark.parametrize("where", ["layers.0.scales", "layers.0.scales.**", lambda path, leaf: "0.scales" in path], ids=str)
+@pytest.mark.parametrize(
+    "where", ["layers.0.scales", "layers.0.scales.**", lambda path, leaf: "0.scales" in path], ids=["path", "glob", "predicate"]
+)
 def test_what_is_selected_itself_is_cast(where: Any) -> None:
     paths = [path for path in fl.tree.paths(scaled()) if "0.scales" in path]
     assert cast_paths(scaled().at(where).astype(mx.float16)) == paths

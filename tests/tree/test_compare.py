@@ -204,7 +204,7 @@ def test_arrays_that_are_the_same_object_are_not_evaluated() -> None:
         (None, "None"),
         ("x" * 100, "'" + "x" * 76 + "..."),
     ],
-    ids=str,
+    ids=lambda each: each if isinstance(each, str) else type(each).__name__,
 )
 def test_values_are_described_in_short(value: Any, shown: str) -> None:
     assert describe(value) == shown
