@@ -1,5 +1,8 @@
 """Mixed precision: which dtype computes, and that it learns as well."""
 
+import copy
+import pickle
+
 import mlx.core as mx
 import pytest
 
@@ -88,6 +91,12 @@ def test_the_names_of_the_function_are_kept_and_any_callable_is_taken():
 
     assert (policy.wrap(loss_fn).__name__, policy.wrap(loss_fn).__doc__) == ("loss_fn", "What it says.")
     assert policy.wrap(Net(3, 4, 2))(mx.ones((1, 3))).dtype == mx.float16
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])
+def test_a_policy_can_be_copied_and_pickled(again):
+    policy = fl.Policy(mx.float16, mx.bfloat16, mx.float32)
+    assert again(policy) == policy
 
 
 def test_a_policy_is_a_value():

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import attrs
 import mlx.core as mx
 
+from ..containers import packed, unpacked
 from ..edits.casting import astype
 
 P = ParamSpec("P")
@@ -81,3 +82,10 @@ class Policy:
     def cast_to_output(self, tree: T) -> T:
         """Return the tree with its floating-point arrays in ``output``."""
         return astype(tree, self.output)
+
+    def __reduce__(self) -> Any:  # MLX's dtypes can't be pickled
+        return _policy, (packed((self.param, self.compute, self.output)),)
+
+
+def _policy(dtypes: Any) -> Policy:
+    return Policy(*unpacked(dtypes))
