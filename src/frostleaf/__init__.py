@@ -3,6 +3,9 @@
 from . import nn, optim, tree
 from .edits.quantization import quantize
 from .fields import buffer, parameter, static
+from .io.checkpointer import Checkpointer
+from .io.safetensors import CheckpointError
+from .io.trees import load, load_metadata, save
 from .module import Module
 from .nn.dtypes import default_dtype
 from .transforms.captured import CapturedArrayWarning
@@ -21,7 +24,8 @@ from .tree.registration import register_pytree_node
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "Module", "Policy", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "default_dtype",
-    "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "latest", "next_key", "nn", "optim", "parameter", "quantize",
-    "record", "register_pytree_node", "rng", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "Module", "Policy", "ShapeDtypeStruct", "async_eval",
+    "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "latest", "load",
+    "load_metadata", "next_key", "nn", "optim", "parameter", "quantize", "record", "register_pytree_node", "rng", "save",
+    "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip

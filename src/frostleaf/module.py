@@ -450,40 +450,68 @@ class Module(Node):
 
     # Files
 
-    def load_weights(self, file_or_weights: Any, strict: bool = True) -> Self:
-        """Return a copy with its parameters read from a file or a list.
+    def load_weights(self, file_or_weights: Any, strict: bool = True, *, rename: weights.Rename | None = None) -> Self:
+        """Return a copy with its parameters read from a file, from a directory, or from a list.
+
+        The arrays have the dtypes of the file. Those of a safetensors file are read when they are first used (``fl.eval`` reads
+        them all), in the thread that loaded them, so that no second copy of the model is in memory. For the same reason the
+        model may be one that was never built: a :class:`frostleaf.ShapeDtypeStruct`, as :func:`frostleaf.eval_shape` returns in
+        place of an array, is filled from the file.
 
         Args:
-            file_or_weights: The path of a ``.npz`` or ``.safetensors`` file, or pairs of a dotted name and an array.
+            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file; that of a directory, or of its
+                ``model.safetensors.index.json``, in Hugging Face's layout; or pairs of a dotted name and an array. From a GGUF
+                file MLX makes float16 of bfloat16 and of the ways of quantizing that it doesn't know.
             strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise what the model
                 doesn't have is passed over, and shapes are not compared. Default: ``True``.
+            rename: Gives our name for a name in the file: a function, or a mapping, in which names that stay may be left
+                out. With ``None`` for a name the array is left out. Default: the names are the same.
 
         Raises:
-            ValueError: If ``strict`` and a name is extra or missing, or a value is no array or of another shape.
+            ValueError: If ``strict`` and a name is extra or missing, or a value is no array or of another shape; if two names
+                become one; if a file has an unknown ending. It is a :class:`frostleaf.CheckpointError` if a file is broken.
+            FileNotFoundError: If a file is not there.
+            TypeError: If ``file_or_weights`` or ``rename`` is something else.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> fl.nn.Linear(1, 2).load_weights([("bias", mx.ones(2))], strict=False).bias
         array([1, 1], dtype=float32)
+        >>> given = {"fc.W": mx.ones((2, 1)), "fc.b": mx.ones(2)}
+        >>> fl.eval_shape(fl.nn.Linear, 1, 2).load_weights(given, rename={"fc.W": "weight", "fc.b": "bias"})
+        Linear(weight=f32[2,1], bias=f32[2])
         """
-        return weights.load_weights(self, file_or_weights, strict)
+        return weights.load_weights(self, file_or_weights, strict, rename)
 
-    def save_weights(self, file: str | os.PathLike[str]) -> None:
-        """Return nothing, having written the parameters to a ``.npz`` or ``.safetensors`` file under MLX's names.
+    def save_weights(self, file: str | os.PathLike[str], *, max_shard_bytes: int | None = None) -> None:
+        """Return nothing, having written the parameters under MLX's names to a file, or to a directory of files.
 
-        The file is written under another name and then renamed, so a crash leaves the old file or the new one, whole.
+        A crash at any instant leaves the old file or the new one, whole. So it is with a directory, as its index tells of it.
+
+        A directory gets Hugging Face's layout: ``model-00001-of-00002.safetensors`` and so on, and
+        ``model.safetensors.index.json``, which says what is where. Saved again, the files get other names with a number in
+        them, the new index takes the place of the old one, and then the old files are removed: all that are called
+        ``model.safetensors`` or like the above, or that the old index named.
 
         Args:
-            file: The path; its ending says the format.
+            file: A path that ends in ``.npz``, ``.safetensors`` or ``.gguf``; or a directory: one that is there, a name that
+                ends in a slash, or any name if ``max_shard_bytes`` is given.
+            max_shard_bytes: How many bytes of arrays a file in a directory has at most; a larger array has a file of its own.
+                Default: five gigabytes, 5,000,000,000.
 
         Raises:
-            ValueError: If the ending is another.
+            ValueError: If the ending is another, the format can't hold a dtype or a name, two parameters have the same name, or
+                a parameter is a :class:`frostleaf.ShapeDtypeStruct`.
+            FileNotFoundError: If the directory that ``file`` is in is not there.
 
-        >>> import frostleaf as fl, tempfile
+        >>> import frostleaf as fl, os, tempfile
         >>> layer = fl.nn.Linear(2, 2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     layer.save_weights(f"{folder}/layer.safetensors")
         ...     copy = fl.nn.Linear(2, 2).load_weights(f"{folder}/layer.safetensors")
+        ...     layer.save_weights(f"{folder}/model", max_shard_bytes=16)
+        ...     sorted(os.listdir(f"{folder}/model"))
+        ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors', 'model.safetensors.index.json']
         >>> fl.tree.equal(layer, copy)
         True
         """
-        weights.save_weights(self, file)
+        weights.save_weights(self, file, max_shard_bytes)

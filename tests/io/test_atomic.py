@@ -1,0 +1,86 @@
+"""Files that are replaced whole or not at all."""
+
+import os
+import stat
+
+import pytest
+
+from frostleaf.io.atomic import replacing, unfinished
+
+
+def write(file, text):
+    with replacing(file) as written:
+        with open(written, "w") as handle:
+            handle.write(text)
+        assert os.path.dirname(written) == os.path.realpath(os.path.dirname(file))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "x" * 255, "ä" * 127, ".hidden"])
+def test_a_file_is_written_and_replaced_and_nothing_else_is_left(tmp_path, name):
+    for text in ("old", "new"):
+        write(tmp_path / name, text)
+        assert (tmp_path / name).read_text() == text
+        assert os.listdir(tmp_path) == [name]
+
+
+def test_after_an_error_the_old_file_is_there_alone(tmp_path):
+    def fail_half_way():
+        with replacing(tmp_path / "a") as written, open(written, "w") as handle:
+            handle.write("half")
+            raise KeyError
+
+    write(tmp_path / "a", "old")
+    with pytest.raises(KeyError):
+        fail_half_way()
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a"):
+        pass  # nothing was written
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_the_old_file_stays_until_the_new_one_is_on_disk(tmp_path, monkeypatch):
+    write(tmp_path / "a", "old")
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def seen(name, function):
+        def call(*args):
+            calls.append((name, (tmp_path / "a").read_text()))
+            function(*args)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", seen("fsync", fsync))
+    monkeypatch.setattr(os, "replace", seen("replace", replace))
+    write(tmp_path / "a", "new")
+    assert calls == [("fsync", "old"), ("replace", "old"), ("fsync", "new")]
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    write(tmp_path / "there" / "a", "old")
+    (tmp_path / "link").symlink_to("there/a")
+    with replacing(tmp_path / "link") as written:
+        assert os.path.dirname(written) == os.path.realpath(tmp_path / "there")
+        with open(written, "w") as handle:
+            handle.write("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "a").read_text() == "new"
+
+
+def test_the_mode_of_the_old_file_is_kept_and_a_new_one_has_the_usual(tmp_path):
+    write(tmp_path / "a", "old")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "a").chmod(0o640)
+    write(tmp_path / "a", "new")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_what_is_being_written_is_known_by_the_name_it_will_have(tmp_path):
+    with replacing(tmp_path / "a-b.txt") as written:
+        write(tmp_path / "other", "")
+        (tmp_path / ".frostleaf-lock").touch()
+        with open(written, "w"):
+            assert (written, "a-b.txt") in list(unfinished(str(tmp_path)))

@@ -1,0 +1,190 @@
+"""Crashes, damage and full disks: what is left is a whole checkpoint, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import frostleaf as fl
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"), [pytest.param(5, 0, id="short"), pytest.param(200, 1, marks=pytest.mark.long, id="long")]
+)
+def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(kills: int, seed: int, tmp_path: Path) -> None:
+    command = [sys.executable, Path(__file__).with_name("killed.py"), tmp_path, str(kills), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made, last, left = map(int, done.stdout.split())
+    print(f"{made} kills, {last} checkpoints saved")
+    assert made == kills
+    assert last > kills / 2
+    # Two checkpoints and perhaps a third, the lock, the number of the last step, and what the last process was writing. One
+    # that is killed just before or after it has written leaves an empty directory, which nobody can tell from one in use.
+    assert left <= 6 + kills / 3
+
+
+def small_tree() -> Any:
+    model = fl.nn.Sequential(fl.nn.Linear(3, 4, key=mx.random.key(0)), fl.nn.relu, fl.nn.BatchNorm(4)).at("layers.0").freeze()
+    half = mx.arange(7).astype(mx.bfloat16)
+    return {
+        "model": model,
+        "state": fl.optim.AdamW(1e-3).init(model),
+        "step": 3,
+        "rate": 0.1,
+        "note": "ä",
+        "none": None,
+        "half": half,
+    }
+
+
+JUNK: list[Any] = [
+    None, True, 0, 1, -1, 8, 2**31, 2**63, 2**64, 10**400, 0.5, 1e400, "", "F32", "F64", "U8", "x", "0", "../x", [], [0],
+    [0, 0], [0, 2**62], [[[[]]]], {}, {"a": {}}, {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
+]  # fmt: skip
+
+
+def mutated(content: bytes, draw: random.Random) -> tuple[str, bytes]:
+    """Return a file with something wrong, and in a word what."""
+    length = 8 + int.from_bytes(content[:8], "little")
+    kind = draw.choice(
+        ["bit", "bits", "header bit", "length", "cut", "more", "zeros", "swap", "twice", "field", "field", "key", "twin"]
+    )
+    changed = bytearray(content)
+    if kind in ("bit", "bits", "header bit"):
+        for _ in range(draw.randint(2, 20) if kind == "bits" else 1):
+            changed[draw.randrange(length if kind == "header bit" else len(content))] ^= 1 << draw.randrange(8)
+    elif kind == "length":
+        changed[:8] = draw.choice([draw.randbytes(8), draw.randrange(2 * len(content)).to_bytes(8, "little")])
+    elif kind == "cut":
+        del changed[draw.randrange(len(content)) :]
+    elif kind == "more":
+        changed += draw.randbytes(draw.randint(1, 100))
+    elif kind == "zeros":
+        start = draw.randrange(len(content))
+        changed[start : start + 512] = bytes(len(changed[start : start + 512]))
+    elif kind in ("swap", "twice"):
+        size = draw.randint(1, 64)
+        one, other = draw.randrange(len(content) - size), draw.randrange(len(content) - size)
+        if kind == "twice":
+            changed[one:one] = content[other : other + size]
+        else:
+            changed[one : one + size], changed[other : other + size] = content[other : other + size], content[one : one + size]
+    else:
+        header = json.loads(content[8:length])
+        text = json.dumps(change(header, kind, draw)).encode()
+        changed = bytearray(len(text).to_bytes(8, "little") + text + content[length:])
+    return kind, bytes(changed)
+
+
+class Twins(dict[str, Any]):
+    """A dict that JSON writes with one of its keys twice."""
+
+    def items(self) -> Any:
+        return [*super().items(), *list(super().items())[:1]]
+
+
+def change(header: Any, kind: str, draw: random.Random) -> Any:
+    """Return the header with a value replaced by another, a key renamed, removed or written twice, at a random place."""
+    places: list[tuple[Any, Any]] = []
+    waiting = [header]
+    while waiting:
+        value = waiting.pop()
+        below = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+        places += [(value, key) for key, _ in below]
+        waiting += [each for _, each in below]
+    if kind == "twin":
+        return Twins(header)
+    owner, key = draw.choice(places)
+    if kind == "field":
+        owner[key] = draw.choice([*JUNK, owner[draw.choice([*owner])] if isinstance(owner, dict) else None])
+    elif isinstance(owner, dict):
+        value = owner.pop(key)
+        if draw.random() < 0.5:
+            owner[draw.choice(["x", "../x", "__metadata__", "a/b", key + " ", *header])] = value
+    else:
+        owner.pop(key)
+    return header
+
+
+@pytest.mark.parametrize(
+    ("count", "seed"), [pytest.param(500, 0, id="short"), pytest.param(10_000, 1, marks=pytest.mark.long, id="long")]
+)
+def test_a_damaged_file_is_an_error_or_has_exactly_what_was_saved(count: int, seed: int, tmp_path: Path) -> None:
+    tree, file = small_tree(), tmp_path / "a.safetensors"
+    fl.save(file, tree, {"note": "x"})
+    like = fl.eval_shape(lambda: tree)
+    content = file.read_bytes()
+    draw = random.Random(seed)
+    refused: dict[str, int] = {}
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for number in range(count):
+        kind, changed = mutated(content, draw)
+        file.write_bytes(changed)
+        try:
+            loaded = fl.load(file, like)
+        except fl.CheckpointError as error:
+            assert str(error).startswith(f"{file}: "), (number, kind)  # noqa: PT017
+            refused[kind] = refused.get(kind, 0) + 1
+        else:
+            assert fl.tree.equal(loaded, tree), (number, kind)
+            assert changed == content or json.loads(header_of(changed)) == json.loads(header_of(content)), (number, kind)
+    print(f"{count} mutations, refused: {refused}")
+    assert sum(refused.values()) > 0.9 * count
+    assert mx.get_peak_memory() - before < 10 * len(content)
+
+
+def header_of(content: bytes) -> bytes:
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Return a context in which no file can grow beyond a size, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000, 100_000, 399_999])
+def test_a_full_disk_leaves_the_checkpoint_before(size: int, tmp_path: Path) -> None:
+    tree = {"w": mx.arange(100_000)}
+    checkpoints = fl.Checkpointer(tmp_path, keep=1)
+    assert checkpoints.save(1, tree)
+    checkpoints.wait()
+    with at_most(size):
+        assert checkpoints.save(2, {"w": tree["w"] + 1})
+        with pytest.raises(
+            fl.CheckpointError, match=f"the checkpoint of step 2 could not be saved in {tmp_path}: .*File too large"
+        ):
+            checkpoints.wait()
+        assert checkpoints.steps() == [1]
+    assert fl.tree.equal(checkpoints.restore(tree), (1, tree))
+    assert sorted(os.listdir(tmp_path)) == [".frostleaf-lock", "step-00000001.safetensors"]
+    assert checkpoints.save(2, {"w": tree["w"] + 2})
+    assert fl.tree.equal(checkpoints.restore(tree), (2, {"w": tree["w"] + 2}))
+    assert checkpoints.steps() == [2]
+
+
+def test_a_full_disk_leaves_the_file_before(tmp_path: Path) -> None:
+    fl.save(tmp_path / "a", mx.array(1))
+    with at_most(1000), pytest.raises(OSError, match="File too large"):
+        fl.save(tmp_path / "a", mx.zeros(1000))
+    assert fl.load(tmp_path / "a", mx.array(0)).item() == 1
+    assert os.listdir(tmp_path) == ["a"]

@@ -1,0 +1,121 @@
+"""The .npz files that we read and write, against NumPy and MLX."""
+
+from __future__ import annotations
+
+import io
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import frostleaf as fl
+from frostleaf.io.npz import read_npz, write_npz
+
+ARRAYS = {
+    "a": mx.arange(6.0).reshape(2, 3), "b.0": mx.array(3), "c": mx.zeros((0, 2)), "d": mx.array([True, False]),
+    "e": mx.array([1 + 2j]), "f": mx.arange(24, dtype=mx.float16).reshape(2, 3, 4).transpose(2, 0, 1),
+}  # fmt: skip
+
+
+def test_numpy_reads_what_was_written(tmp_path: Path) -> None:
+    write_npz(str(tmp_path / "x.npz"), ARRAYS)
+    with np.load(tmp_path / "x.npz") as found:
+        assert set(found) == set(ARRAYS)
+        for name, array in ARRAYS.items():
+            assert found[name].dtype == np.asarray(array).dtype
+            np.testing.assert_array_equal(found[name], np.asarray(array))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_numpy_wrote_is_read_as_mlx_reads_it(save: Any, order: Any, tmp_path: Path) -> None:
+    save(tmp_path / "x.npz", **{name: np.asarray(array, order=order) for name, array in ARRAYS.items()})
+    found, theirs = read_npz(str(tmp_path / "x.npz")), mx.load(str(tmp_path / "x.npz"))
+    assert found.keys() == theirs.keys()
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == theirs[name].dtype == array.dtype
+        assert found[name].shape == theirs[name].shape == array.shape
+        assert mx.array_equal(found[name], array)
+        assert mx.array_equal(found[name], theirs[name])
+
+
+def npy(header: bytes, data: bytes = b"\0" * 16, version: int = 1) -> bytes:
+    return b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(2 if version == 1 else 4, "little") + header + data
+
+
+def described(descr: str = "'<f4'", shape: str = "(4,)", order: str = "False") -> bytes:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}".encode()
+
+
+def archive(*contents: bytes, method: int = zipfile.ZIP_STORED, name: str = "a.npy") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for content in contents:
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def wrong_crc() -> bytes:
+    data = archive(npy(described(), b"\1" * 16))
+    return data.replace(b"\1" * 16, b"\1" * 15 + b"\2")
+
+
+BROKEN: dict[str, tuple[Any, str]] = {
+    "empty": (b"", "File is not a zip file"),
+    "text": (b"hello\n" * 50, "File is not a zip file"),
+    "cut off": (archive(npy(described()))[:-30], "File is not a zip file"),
+    "a flipped bit": (wrong_crc(), "Bad CRC-32"),
+    "not npy": (archive(b"hello"), "'a' isn't a .npy file"),
+    "no dict": (archive(npy(b"[1, 2]")), "'a' isn't a .npy file"),
+    "no python": (archive(npy(b"{'descr': f()}")), "'a' isn't a .npy file"),
+    "deep": (archive(npy(b"(" * 60000)), "'a' isn't a .npy file"),
+    "an absurd header": (archive(npy(b"", version=2)[:8] + b"\xff" * 8), "'a' isn't a .npy file"),
+    "objects": (archive(npy(described("'|O'"))), "array 'a' has the dtype '|O', which MLX doesn't have"),
+    "records": (archive(npy(described("[('x', '<f4')]"))), "which MLX doesn't have"),
+    "big-endian": (archive(npy(described("'>f4'"))), "array 'a' has the dtype '>f4', which MLX doesn't have"),
+    "an absurd shape": (archive(npy(described(shape="(10**9, 10**9)"))), "'a' isn't a .npy file"),
+    "a large shape": (
+        archive(npy(described(shape="(1000000000, 1000000000)"))),
+        "takes 4000000000000000000 bytes, and the file has 16",
+    ),
+    "a negative shape": (archive(npy(described(shape="(-1, -4)"))), "'a' isn't a .npy file"),
+    "another shape": (archive(npy(described(shape="(3,)"))), "of dtype <f4 and shape (3,) takes 12 bytes, and the file has 16"),
+    "the method": (archive(npy(described()), method=zipfile.ZIP_BZIP2), "more than a file of this size can hold"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_an_error_that_names_it_and_the_reason(case: str, tmp_path: Path) -> None:
+    data, message = BROKEN[case]
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(fl.CheckpointError) as caught:
+        read_npz(str(tmp_path / "x.npz"))
+    assert str(caught.value).startswith(f"{tmp_path}/x.npz: can't be read as .npz: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(archive(npy(described()), npy(described())))
+    with pytest.raises(fl.CheckpointError, match="the name 'a' is there twice"):
+        read_npz(str(tmp_path / "x.npz"))
+
+
+def test_whatever_is_changed_in_a_file_it_is_the_same_or_an_error(tmp_path: Path) -> None:
+    write_npz(str(tmp_path / "x.npz"), ARRAYS)
+    good, chance = (tmp_path / "x.npz").read_bytes(), random.Random(1)
+    for _ in range(100):
+        data = bytearray(good)
+        for _ in range(chance.choice([1, 2, 4])):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        (tmp_path / "x.npz").write_bytes(data)
+        try:
+            found = read_npz(str(tmp_path / "x.npz"))
+        except fl.CheckpointError:
+            continue
+        # The directory at the end of the file, which says what is in it, has no checksum.
+        assert all(name not in ARRAYS or mx.array_equal(array, ARRAYS[name]) for name, array in found.items())

@@ -1,0 +1,538 @@
+"""Trees saved and loaded: exact, or an error that says why."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from laws.strategies import identical, law, trees
+from optim.stacks import PACKABLE, SINGLES, stack, trained
+
+import frostleaf as fl
+from frostleaf.io import describing, safetensors
+from frostleaf.io import trees as io_trees
+from frostleaf.tree.structure import flat_of
+
+DTYPES = list(safetensors.DTYPES.values())
+
+
+def through(tree: Any, folder: Path, like: Any = None) -> Any:
+    fl.save(folder / "tree.safetensors", tree)
+    return fl.load(folder / "tree.safetensors", tree if like is None else like)
+
+
+def reason(folder: Path, tree: Any, like: Any) -> list[str]:
+    """Return the lines in which the structure of a saved tree differs from that of another."""
+    fl.save(folder / "tree.safetensors", tree)
+    with pytest.raises(fl.CheckpointError) as caught:
+        fl.load(folder / "tree.safetensors", like)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{folder}/tree.safetensors: the tree in the file doesn't have the structure of like:"
+    return lines
+
+
+@law
+@given(trees())
+def test_what_was_saved_is_loaded_and_saves_as_the_same_file(tmp_path_factory: Any, tree: Any) -> None:
+    folder = tmp_path_factory.mktemp("law")
+    before = fl.tree.flatten(tree)
+    loaded = through(tree, folder)
+    assert fl.tree.equal(loaded, tree)
+    after = fl.tree.flatten(tree)
+    assert after[1] == before[1]
+    assert all(new is old for new, old in zip(after[0], before[0], strict=True))
+    fl.save(folder / "again", loaded)
+    assert (folder / "again").read_bytes() == (folder / "tree.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (0,), (2, 0), (2, 3), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_arrays_come_back_bit_for_bit(dtype: mx.Dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
+    size = math.prod(shape)
+    pattern = mx.array(np.random.default_rng(0).integers(0, 2 if dtype == mx.bool_ else 256, size * dtype.size, np.uint8))
+    array = pattern.view(dtype, stream=mx.cpu).reshape(shape, stream=mx.cpu) if size else mx.zeros(shape, dtype, stream=mx.cpu)
+    for like in (array, fl.ShapeDtypeStruct(shape, dtype)):
+        loaded = through([array], tmp_path, [like])[0]
+        assert loaded.dtype == dtype
+        assert loaded.shape == shape
+        assert memoryview(loaded).tobytes() == memoryview(array).tobytes()
+
+
+VALUES = [
+    True, False, 0, 1, -1, 10**5000, -(2**64), 0.0, -0.0, 0.1, 1e308, 5e-324, math.inf, -math.inf, math.nan, 1j,
+    complex(-0.0, -0.0), complex(math.nan, -math.inf), "", "text", "ä€😀", "\ud800", "\ud83d\ude00", "\0", "a\nb", b"",
+    b"\0\xff", None,
+]  # fmt: skip
+
+
+def bits(value: Any) -> Any:
+    """Return what two values share if nothing can tell them apart; ``nan`` is one value."""
+    if isinstance(value, complex):
+        return bits(value.real), bits(value.imag)
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else struct.pack("d", value)
+    return type(value), value
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_numbers_and_texts_come_back(value: Any, tmp_path: Path) -> None:
+    like = [None if value is None else type(value)()]
+    assert bits(through([value], tmp_path, like)[0]) == bits(value)
+    assert bits(through({"a": value}, tmp_path, {"a": like[0]})["a"]) == bits(value)
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int
+    name: Any
+
+
+class Cache:
+    def __init__(self, keys: Any, size: Any) -> None:
+        self.keys, self.size = keys, size
+
+
+fl.register_pytree_node(Cache, lambda cache: ([cache.keys], cache.size, ["keys"]), lambda size, keys: Cache(*keys, size))
+
+
+def scaled(scale: float, x: Any) -> Any:
+    return scale * x
+
+
+class Layer(fl.Module):
+    weight: mx.array
+    note: Any = None
+    kind: Any = fl.static(default=None)
+
+    def method(self) -> None: ...
+
+
+W = mx.array([1.0, 2.0])
+
+# Trees that are of one structure but for one thing, and what is said of it.
+DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
+    "dtype": ({"w": W}, {"w": W.astype(mx.float16)}, ["w: array f32[2] in the file, array f16[2] in like"]),
+    "shape": ({"w": W}, {"w": W[None]}, ["w: array f32[2] in the file, array f32[1,2] in like"]),
+    "shape of a placeholder": ([W], [fl.ShapeDtypeStruct((3,))], ["0: array f32[2] in the file, array f32[3] in like"]),
+    "array or number": ([W], [1.0], ["0: array f32[2] in the file, a Python float in like"]),
+    "number or array": ([1.0], [W], ["0: a Python float in the file, array f32[2] in like"]),
+    "array or None": ([W], [None], ["0: array f32[2] in the file, None in like"]),
+    "None or a number": ([None], [0], ["0: None in the file, a Python int in like"]),
+    "bool or int": ([True], [1], ["0: a Python bool in the file, a Python int in like"]),
+    "int or float": ([1], [1.0], ["0: a Python int in the file, a Python float in like"]),
+    "an array or a list": ({"w": W}, {"w": [W]}, ["w: array f32[2] in the file, list of 1 in like"]),
+    "tuple or list": ((W,), [W], ["(root): tuple of 1 in the file, list of 1 in like"]),
+    "the length of a list": ([W, W], [W], ["(root): list of 2 in the file, list of 1 in like"]),
+    "dict or ordered dict": ({"w": W}, OrderedDict(w=W), ["(root): dict in the file, OrderedDict in like"]),
+    "dict or proxy": ({"w": W}, MappingProxyType({"w": W}), ["(root): dict in the file, mappingproxy in like"]),
+    "the factory of a dict": (
+        defaultdict(list, w=W),
+        defaultdict(int, w=W),
+        ["(root) (metadata): (builtins.list, ['w']) in the file, (builtins.int, ['w']) in like"],
+    ),
+    "the length of a deque": (deque([W], 3), deque([W], 4), ["(root) (metadata): 3 in the file, 4 in like"]),
+    "a key": (
+        {"weight": W, "n": 1},
+        {"weights": W, "n": 1},
+        [
+            "weight: array f32[2] in the file, nothing in like; the nearest is 'weights'",
+            "weights: nothing in the file, array f32[2] in like; the nearest is 'weight'",
+        ],
+    ),
+    "a key more": ({"a": W}, {"a": W, "b": {"c": W}}, ["b: nothing in the file, dict in like"]),
+    "the order of keys": ({"a": W, "b": W}, {"b": W, "a": W}, ["(root) (keys): 'a', 'b' in the file, 'b', 'a' in like"]),
+    "the type of a key": ({"a": {1: W}}, {"a": {"1": W}}, ["a (keys): 1 in the file, '1' in like"]),
+    "a namedtuple": (Pair(W, 1), (W, 1), [f"(root): {__name__}.Pair in the file, tuple of 2 in like"]),
+    "the metadata of a class": (
+        Cache(W, (1, "a")),
+        Cache(W, (1, "b")),
+        ["(root) (metadata): (1, 'a') in the file, (1, 'b') in like"],
+    ),
+    "a module's class": (
+        {"m": fl.nn.Linear(2, 2), "n": 1},
+        {"m": fl.nn.Embedding(2, 2), "n": 1},
+        ["m: frostleaf.nn.Linear in the file, frostleaf.nn.Embedding in like"],
+    ),
+    "mode": (Layer(W), Layer(W).eval(), ["(root) (mode): training in the file, evaluation in like"]),
+    "frozen names": (Layer(W).freeze(), Layer(W), ["(root) (frozen): weight in the file, nothing in like"]),
+    "ties": (
+        fl.nn.Sequential(fl.nn.Linear(2, 2, bias=False), fl.nn.Linear(2, 2, bias=False)).tie(
+            {"layers.1.weight": "layers.0.weight"}
+        ),
+        fl.nn.Sequential(fl.nn.Linear(2, 2, bias=False), fl.nn.Linear(2, 2, bias=False)),
+        [
+            "(root) (tied): layers.1.weight to layers.0.weight in the file, nothing in like",
+            "layers.1.weight: None in the file, array f32[2,2] in like",
+        ],
+    ),
+    "a static value": ([Layer(W, kind=1)], [Layer(W, kind=True)], ["0.kind (static): 1 in the file, True in like"]),
+    "a number of a module": (Layer(W, 1), Layer(W, "1"), ["note: a Python int in the file, a Python str in like"]),
+    "a function": ([mx.tanh, W], [mx.exp, W], ["0: mlx.core.tanh in the file, mlx.core.exp in like"]),
+    "more than can be shown": (
+        dict.fromkeys(range(30), W),
+        dict.fromkeys(range(30), 1),
+        [*(f"{number}: array f32[2] in the file, a Python int in like" for number in range(20)), "and 10 more"],
+    ),
+    "twins": (
+        [{1: None, "1": 2}, W],
+        [{1: 3.0, "1": 2}, W],
+        ["0.1: None in the file, where like has 0.1: a Python float"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_another_structure_is_an_error_that_says_where(name: str, tmp_path: Path) -> None:
+    tree, like, lines = DIFFERENT[name]
+    assert reason(tmp_path, tree, like) == lines
+
+
+STATIC: list[Any] = [
+    None, True, 1, 2**70, 1.0, 0.0, -0.0, math.nan, 1j, "a", "1", b"a", ..., (), (1,), ((1,),), (1, 2), Color.RED,
+    Color.BLUE, Number.ONE, mx.float16, mx.bfloat16, int, float, Layer, mx.tanh, mx.exp, fl.nn.gelu, math.sin, scaled,
+    functools.partial(scaled, 1), functools.partial(scaled, 2), Config(1, "a"), Config(1, "b"), Config(True, "a"),
+    frozenset("ab"), frozenset("a"), {"a": 1}, {"a": 2}, fl.ShapeDtypeStruct((1,)), fl.ShapeDtypeStruct((2,)), Pair(1, 2),
+    fl.nn.Dropout(0.5), fl.nn.Dropout(0.25), Layer.method, fl.nn.Dropout(0.5).train, fl.nn.Dropout(0.25).train, flat_of((W,
+    1)).structure, flat_of((W, 2)).structure, flat_of((1, W)).structure,
+]  # fmt: skip
+
+
+def test_static_values_are_told_apart_by_what_they_are() -> None:
+    texts = [describing.described(*reversed(parts(Layer(W, kind=value)))).facts for value in STATIC]
+    for number, facts in enumerate(texts):
+        assert [other for other, each in enumerate(texts) if each == facts] == [number], STATIC[number]
+
+
+def parts(tree: Any) -> tuple[list[mx.array], Any]:
+    return fl.tree.flatten(tree)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), Path("/a"), np.float32(1), np.zeros(2), mx.random.state, {1, object()}, range(3)],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_can_not_be_kept_is_refused(value: Any, tmp_path: Path) -> None:
+    for tree, path in [({"a": [value]}, "a.0"), (value, "the root")]:
+        with pytest.raises(TypeError, match=f"what stands at {path} is a [a-zA-Z0-9_.]+, which a checkpoint can't keep"):
+            fl.save(tmp_path / "a", tree)
+    with pytest.raises(TypeError, match="what stands at the root is a "):
+        fl.save(tmp_path / "a", {value if value.__hash__ else object(): W})
+    assert not os.listdir(tmp_path)
+
+
+def test_a_placeholder_has_nothing_to_save(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"save writes arrays, and a\.0 is a ShapeDtypeStruct"):
+        fl.save(tmp_path / "a", {"a": [fl.ShapeDtypeStruct(())]})
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("tree", [{"a.b": W, "a": {"b": W}}, {1: W, "1": W}], ids=["dot", "type"])
+def test_two_arrays_of_one_name_are_an_error(tree: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"two arrays have the name '(a\.b|1)', so that a file can't tell them apart"):
+        fl.save(tmp_path / "a", tree)
+
+
+def test_odd_names_are_kept_apart_and_out_of_the_way(tmp_path: Path) -> None:
+    names = [
+        "a/b",
+        "a%2Fb",
+        "a\\b",
+        "",
+        ".",
+        "..",
+        "../a",
+        "__metadata__",
+        "%__metadata__",
+        "\0",
+        "\n",
+        "\ud800",
+        "\ud83d\ude00",
+        "😀",
+        " ",
+    ]
+    tree = {name: mx.array(number) for number, name in enumerate(names)}
+    assert fl.tree.equal(through(tree, tmp_path), tree)
+    found = mx.load(f"{tmp_path}/tree.safetensors")
+    assert found.keys() >= {"a%2Fb", "a%252Fb", "%__metadata__", "%25__metadata__", "😀", " ", "%00", "%0A"}
+    assert sorted(array.item() for array in found.values()) == list(range(len(names)))
+
+
+def test_other_tools_find_the_arrays_under_their_paths(tmp_path: Path) -> None:
+    tree = {"model": fl.nn.Sequential(fl.nn.Linear(2, 3), fl.nn.relu, fl.nn.BatchNorm(3)), "step": 3}
+    fl.save(tmp_path / "a.safetensors", tree)
+    found = mx.load(f"{tmp_path}/a.safetensors")
+    assert sorted(found) == sorted(fl.tree.paths(tree))
+    assert fl.tree.equal([found[path] for path in fl.tree.paths(tree)], fl.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("names", "packed"),
+    [(names, packed) for names in [(), *SINGLES, PACKABLE[-1]] for packed in [False, True][: 1 + (names in PACKABLE)]],
+)
+def test_optimizers_go_on_as_if_nothing_had_been(names: tuple[str, ...], packed: bool, tmp_path: Path) -> None:
+    model, opt = fl.nn.Sequential(fl.nn.Linear(2, 3), fl.nn.Linear(3, 1)), fl.optim.Adam(1e-2)
+    if packed:
+        model, opt = fl.optim.pack(model), fl.optim.flatten(opt)
+    opt = stack(names, opt)
+    model, state = trained(opt, model, 3)
+    like = fl.eval_shape(lambda: (model, opt.init(model)))
+    again = through((model, state), tmp_path, like)
+    assert fl.tree.equal(again, (model, state))
+    assert fl.tree.equal(trained(opt, again[0], 2, again[1]), trained(opt, model, 2, state))
+
+
+def test_a_loss_scale_and_quantized_layers_come_back(tmp_path: Path) -> None:
+    scale = fl.optim.DynamicLossScale()
+    tree = {
+        "scale": scale,
+        "model": fl.quantize(fl.nn.Sequential(fl.nn.Linear(64, 64)), bits=4),
+        "embedding": fl.nn.Embedding(3, 4),
+    }
+    like = fl.eval_shape(lambda: tree)
+    assert identical_arrays(through(tree, tmp_path, like), tree)
+
+
+def identical_arrays(one: Any, other: Any) -> bool:
+    return fl.tree.equal(one, other) and not any(
+        a is b for a, b in zip(fl.tree.leaves(one), fl.tree.leaves(other), strict=True)
+    )
+
+
+def test_a_tied_array_is_saved_once_and_comes_back_tied(tmp_path: Path) -> None:
+    model = fl.nn.Sequential(fl.nn.Embedding(5, 3), fl.nn.Linear(3, 5, bias=False)).tie({"layers.1.weight": "layers.0.weight"})
+    loaded = through(model, tmp_path, fl.eval_shape(lambda: model))
+    assert list(mx.load(f"{tmp_path}/tree.safetensors")) == ["layers.0.weight"]
+    assert loaded.layers[1].weight is loaded.layers[0].weight
+    assert fl.tree.equal(loaded, model)
+
+
+def test_like_is_not_used_or_changed(tmp_path: Path) -> None:
+    tree, like = {"w": W, "n": 1, "m": Layer(W, 7)}, {"w": W + 1, "n": 2, "m": Layer(W + 1, 8)}
+    before = fl.tree.flatten(like)
+    assert fl.tree.equal(through(tree, tmp_path, like), tree)
+    after = fl.tree.flatten(like)
+    assert identical(after[0], before[0])
+    assert after[1] == before[1]
+
+
+def test_what_is_done_to_the_arrays_later_is_not_saved(tmp_path: Path) -> None:
+    tree = {"w": mx.array([1.0, 2.0]), "v": mx.arange(4)[::2]}
+    given = io_trees.ready(tree, None)
+    tree["w"][0] = 7
+    tree["v"] += 1
+    io_trees.write(tmp_path / "a", given)
+    assert fl.tree.equal(fl.load(tmp_path / "a", tree), {"w": mx.array([1.0, 2.0]), "v": mx.array([0, 2])})
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"a": [1, {"b": None}], "ä": "\ud800", "c": 0.1, "d": 10**100}, {"a": -math.inf}]
+)
+def test_metadata_come_back_from_the_header_alone(metadata: Any, tmp_path: Path) -> None:
+    fl.save(tmp_path / "a", {"w": mx.zeros(1000)}, metadata)
+    assert fl.load_metadata(tmp_path / "a") == (metadata or {})
+    content = bytearray((tmp_path / "a").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a").write_bytes(content)
+    assert fl.load_metadata(tmp_path / "a") == (metadata or {})
+
+
+@pytest.mark.parametrize("metadata", [[1], "text", {"a": W}, {(1,): 1}, {"a": {1}}], ids=repr)
+def test_metadata_that_json_can_not_hold_are_refused(metadata: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="metadata is a mapping that JSON can hold, and was given as"):
+        fl.save(tmp_path / "a", W, metadata)
+    assert not os.listdir(tmp_path)
+
+
+def texts_of(tree: Any) -> tuple[dict[str, mx.array], dict[str, str]]:
+    given = io_trees.ready(tree, None)
+    return dict(given.arrays), dict(given.texts)
+
+
+TREE = {"w": W, "n": 1}
+
+
+def without(key: str) -> Callable[[Any, Any], Any]:
+    return lambda arrays, texts: texts.pop(key)
+
+
+def with_text(key: str, text: str) -> Callable[[Any, Any], Any]:
+    return lambda arrays, texts: texts.update({key: text})
+
+
+# What a file with valid checksums can still have wrong.
+FORGED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "no format": (without("frostleaf"), "is not a checkpoint written by fl.save"),
+    "a later version": (with_text("frostleaf", "2"), "has version '2' of the format, and this version of frostleaf reads '1'"),
+    "no structure": (without("frostleaf.structure"), "the header can't be read"),
+    "another structure": (with_text("frostleaf.structure", "[1]"), "the header's frostleaf.structure isn't what it should be"),
+    "facts of numbers": (
+        with_text("frostleaf.structure", "[[1, 2, 3]]"),
+        "the header's frostleaf.structure isn't what it should be",
+    ),
+    "an object": (with_text("frostleaf.structure", '{"a": 1}'), "the header's frostleaf.structure isn't what it should be"),
+    "deep structure": (with_text("frostleaf.structure", "[" * 100_000), "the header can't be read"),
+    "no values": (without("frostleaf.values"), "the header can't be read"),
+    "fewer values": (with_text("frostleaf.values", "[]"), "the header describes other arrays or values"),
+    "more values": (
+        with_text("frostleaf.values", '[["int", "0x1"], ["int", "0x1"]]'),
+        "the header describes other arrays or values",
+    ),
+    "values of another type": (
+        with_text("frostleaf.values", '[["float", "1"]]'),
+        "the header describes other arrays or values",
+    ),
+    "values of an unknown type": (with_text("frostleaf.values", '[["eval", "1"]]'), "the header's frostleaf.values isn't"),
+    "values that are none": (with_text("frostleaf.values", '[["int", "x"]]'), "the header's frostleaf.values isn't"),
+    "values that are numbers": (with_text("frostleaf.values", "[1]"), "the header's frostleaf.values isn't"),
+    "values of three": (with_text("frostleaf.values", '[["int", "1", "2"]]'), "the header's frostleaf.values isn't"),
+    "one number": (with_text("frostleaf.values", "7"), "the header's frostleaf.values isn't"),
+    "another array": (lambda arrays, texts: arrays.update(v=W), "the header describes other arrays or values"),
+    "no array": (lambda arrays, texts: arrays.clear(), "the header describes other arrays or values"),
+    "an array of another dtype": (lambda arrays, texts: arrays.update(w=mx.zeros(2, mx.int32)), "the header describes other"),
+    "a path": (lambda arrays, texts: arrays.update({"../w": W}), "the array name '../w' has a path separator in it"),
+    "a path of another system": (
+        lambda arrays, texts: arrays.update({"..\\w": W}),
+        "the array name '..\\\\w' has a path separator in it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_header_that_contradicts_itself_is_an_error(name: str, tmp_path: Path) -> None:
+    change, reason = FORGED[name]
+    arrays, texts = texts_of(TREE)
+    change(arrays, texts)
+    mx.eval(arrays)
+    safetensors.write(f"{tmp_path}/a", arrays, texts)
+    with pytest.raises(fl.CheckpointError) as caught:
+        fl.load(tmp_path / "a", TREE)
+    assert str(caught.value).startswith(f"{tmp_path}/a: {reason}")
+
+
+def test_metadata_that_are_no_mapping_are_an_error(tmp_path: Path) -> None:
+    arrays, texts = texts_of(TREE)
+    safetensors.write(f"{tmp_path}/a", arrays, {**texts, "frostleaf.metadata": "[]"})
+    with pytest.raises(fl.CheckpointError, match=r"a: the header's frostleaf\.metadata isn't what it should be"):
+        fl.load_metadata(tmp_path / "a")
+
+
+def test_a_file_of_weights_is_no_checkpoint(tmp_path: Path) -> None:
+    fl.nn.Linear(2, 2).save_weights(tmp_path / "a.safetensors")
+    with pytest.raises(fl.CheckpointError, match=r"is not a checkpoint written by fl\.save.*load_weights"):
+        fl.load(tmp_path / "a.safetensors", fl.nn.Linear(2, 2))
+
+
+def test_weights_are_read_from_a_checkpoint_of_a_model(tmp_path: Path) -> None:
+    model = fl.nn.Linear(2, 2)
+    fl.save(tmp_path / "a.safetensors", model)
+    assert fl.tree.equal(fl.nn.Linear(2, 2).load_weights(tmp_path / "a.safetensors"), model)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (b"", "array 'w' is damaged: it doesn't have the checksum"),
+        (b"'v', 'w'", "the header is damaged: it doesn't have the checksum"),
+        (b"crc32.header", "the header has no valid checksums"),
+        (b"data_offsets", "array '[vw]' is described by"),
+    ],
+)
+def test_a_flipped_bit_is_an_error_that_says_where(place: bytes, reason: str, tmp_path: Path) -> None:
+    fl.save(tmp_path / "a", {"v": W, "w": mx.zeros(2)})
+    content = bytearray((tmp_path / "a").read_bytes())
+    content[content.index(place) if place else -1] ^= 1
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(fl.CheckpointError, match=f"^{tmp_path}/a: {reason}"):
+        fl.load(tmp_path / "a", {"v": W, "w": W})
+
+
+def test_a_failed_save_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fl.save(tmp_path / "a", TREE)
+    before = (tmp_path / "a").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("the disk is on fire")))
+    with pytest.raises(OSError, match="on fire"):
+        fl.save(tmp_path / "a", {"w": W + 1})
+    assert (tmp_path / "a").read_bytes() == before
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("shapes", [[(1_000_000,)], [(100_000,)] * 10], ids=["one array", "ten arrays"])
+def test_loading_takes_no_more_memory_than_the_arrays(shapes: list[tuple[int, ...]], tmp_path: Path) -> None:
+    fl.save(tmp_path / "a", [mx.random.normal(shape) for shape in shapes])
+    like = fl.eval_shape(lambda: [mx.zeros(shape) for shape in shapes])
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    loaded = fl.load(tmp_path / "a", like)
+    assert mx.get_peak_memory() - before <= 1.1 * max(fl.tree.nbytes(loaded), os.path.getsize(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("damage", ["lies", "structure"])
+def test_nothing_is_allocated_for_a_file_that_is_refused(damage: str, tmp_path: Path) -> None:
+    arrays, texts = texts_of([mx.zeros(1_000_000)])
+    safetensors.write(f"{tmp_path}/a", arrays, texts)
+    content = (tmp_path / "a").read_bytes()
+    if damage == "lies":
+        content = content.replace(b'"shape":[1000000]', b'"shape":[9000000]')
+    (tmp_path / "a").write_bytes(content)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    with pytest.raises(fl.CheckpointError):
+        fl.load(tmp_path / "a", [fl.ShapeDtypeStruct((9_000_000,))])
+    assert mx.get_peak_memory() - before < 1000
+
+
+def test_two_processes_describe_a_tree_alike(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, functools, mlx.core as mx, frostleaf as fl\n"
+        "class Net(fl.Module):\n"
+        "    weight: mx.array\n"
+        "    names: frozenset = fl.static(default=frozenset('abcdefgh'))\n"
+        "    function: object = fl.static(default=lambda x: x)\n"
+        "    other: object = fl.static(default=object())\n"
+        "def square(x): return x * x\n"
+        "def tree(): return {'net': Net(mx.ones(2)), 'f': functools.partial(square, x=1), 'g': lambda: Net}\n"
+        "if __name__ == '__main__': fl.save(sys.argv[1], tree())\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, script, tmp_path / "a"], check=True, env=environment)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import script as imported  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert fl.tree.equal(fl.load(tmp_path / "a", imported.tree())["net"], imported.tree()["net"])
+    assert "0x" not in json.dumps(list(io_trees.ready(imported.tree(), None).texts.values()))
