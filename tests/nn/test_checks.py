@@ -1,12 +1,15 @@
 """What all layers do alike: the dtype they are born in, the key they draw from, the shapes they refuse."""
 
+import inspect
 import re
 
 import mlx.core as mx
+import mlx.nn
 import numpy as np
 import pytest
 
 import frostleaf as fl
+from frostleaf.tree.compare import describe
 
 LAYERS = [value for name in fl.nn.__all__ if isinstance(value := getattr(fl.nn, name), type)]
 DRAWN = {
@@ -96,6 +99,8 @@ def test_without_key_the_state_moves_on(make):
             (8, 8, 4),
             "MaxPool2d takes an input of shape [N, H, W, C]",
         ),
+        (fl.nn.ConvTranspose1d(4, 6, 3, padding=2), (2, 1, 4), "ConvTranspose1d takes an input of shape [N, L, 4]"),
+        (fl.nn.ConvTranspose3d(4, 6, 1), (2, 1, 0, 1, 4), "ConvTranspose3d takes an input of shape [N, D, H, W, 4]"),
         (fl.nn.LayerNorm(4), (2, 1), "LayerNorm takes an input of shape [..., 4]"),
         (fl.nn.LayerNorm(4, affine=False), (), "of shape [..., 4]"),
         (fl.nn.RMSNorm(4), (4, 3), "RMSNorm takes an input of shape [..., 4]"),
@@ -109,7 +114,39 @@ def test_input_that_does_not_fit(layer, shape, takes):
         layer(mx.zeros(shape))
     owner = getattr(layer, "__self__", layer)
     assert f"{takes}, and was given f32[{','.join(map(str, shape))}]" in str(error.value)
-    assert str(error.value).endswith(f"The layer is {owner!r}")
+    assert str(error.value).endswith(f". The layer is {owner!r}")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "dtype"),
+    [
+        (fl.nn.Conv1d(4, 2, 3), (2, 6, 4), mx.int32),
+        (fl.nn.ConvTranspose2d(4, 2, 3), (2, 6, 6, 4), mx.bool_),
+        (fl.nn.LayerNorm(4), (2, 4), mx.complex64),
+        (fl.nn.RMSNorm(4), (2, 4), mx.complex64),
+        (fl.nn.InstanceNorm(4), (2, 3, 4), mx.int32),
+        (fl.nn.GroupNorm(2, 4, pytorch_compatible=True), (2, 3, 4), mx.bool_),
+        (fl.nn.RoPE(4), (2, 3, 4), mx.int32),
+        (fl.nn.QuantizedLinear(64, 2), (2, 64), mx.complex64),
+        (fl.nn.QQLinear(64, 2), (2, 64), mx.int32),
+    ],
+)
+def test_input_of_a_dtype_that_mlx_refuses(layer, shape, dtype):
+    with pytest.raises(ValueError, match="takes an input") as error:
+        layer(mx.zeros(shape, dtype))
+    assert str(error.value).startswith(f"{type(layer).__name__} takes an input of shape [")
+    assert f", and was given {describe(mx.zeros(shape, dtype))}" in str(error.value)
+    assert "floating" in str(error.value) or "unsupported type" in str(error.value)
+
+
+@pytest.mark.parametrize("make", [fl.nn.Embedding, fl.nn.QuantizedEmbedding])
+@pytest.mark.parametrize("x", [mx.zeros(2), mx.zeros(2, mx.bool_), 1.5, "a", np.zeros(2)], ids=describe)
+def test_indices_that_are_none(make, x):
+    layer = make(5, 64)
+    message = f"{make.__name__} takes integers, an array of them or one, and was given {describe(x)}: "
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        layer(x)
+    assert str(error.value).endswith(f"The layer is {layer!r}")
 
 
 SIZED = [
@@ -123,24 +160,111 @@ SIZED = [
     (fl.nn.RNN, {"input_size": 3, "hidden_size": 4}),
     (fl.nn.GRU, {"input_size": 3, "hidden_size": 4}),
     (fl.nn.LSTM, {"input_size": 3, "hidden_size": 4}),
+    (fl.nn.GroupNorm, {"num_groups": 2, "dims": 4}),
     (fl.nn.PReLU, {"num_parameters": 2}),
+    (fl.nn.MultiHeadAttention, {"dims": 4, "num_heads": 2}),
     (fl.nn.QuantizedLinear, {"input_dims": 64, "output_dims": 4}),
     (fl.nn.QuantizedEmbedding, {"num_embeddings": 5, "dims": 64}),
     (fl.nn.QQLinear, {"input_dims": 64, "output_dims": 4}),
 ]
-each_size = pytest.mark.parametrize(
-    ("layer", "arguments", "name"), [(layer, arguments, name) for layer, arguments in SIZED for name in arguments]
+# With which mlx.nn has working layers too.
+MAY_BE_0 = [(fl.nn.Linear, "output_dims"), (fl.nn.LayerNorm, "dims"), (fl.nn.RMSNorm, "dims")]
+MAY_BE_0 += [(fl.nn.BatchNorm, "num_features"), (fl.nn.PReLU, "num_parameters")]
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "name", "value"),
+    [
+        (layer, arguments, name, value)
+        for layer, arguments in SIZED
+        for name in arguments
+        for value in [-64, 64.0, "64", None, float("nan"), *([0] if (layer, name) not in MAY_BE_0 else [])]
+    ],
 )
-
-
-@each_size
-@pytest.mark.parametrize("value", [0, -64, 64.0, "64", None])
-def test_a_size_that_is_not_a_positive_int(layer, arguments, name, value):
+def test_a_size_that_is_not_one(layer, arguments, name, value):
     before = generator()
-    message = f"{layer.__name__} takes a positive int as {name}, and was given {value!r}"
+    takes = "an int of 0 or more" if (layer, name) in MAY_BE_0 else "a positive int"
+    message = f"{layer.__name__} takes {takes} as {name}, and was given {value!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         layer(**{**arguments, name: value})
     assert generator() == before
+
+
+@pytest.mark.parametrize("layer", [fl.nn.QuantizedLinear, fl.nn.QuantizedEmbedding, fl.nn.QQLinear])
+@pytest.mark.parametrize("name", ["group_size", "bits"])
+@pytest.mark.parametrize("value", [-1, "4", 4.5])
+def test_a_group_size_and_bits_that_are_no_sizes(layer, name, value):
+    message = f"{layer.__name__} takes a positive int as {name}, and was given {value!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layer(64, 64, **{name: value})
+
+
+@pytest.mark.parametrize(("layer", "name"), MAY_BE_0)
+def test_a_layer_of_no_features(layer, name):
+    arguments = {**next(arguments for other, arguments in SIZED if other is layer), name: 0}
+    ours, theirs = layer(**arguments), getattr(mlx.nn, layer.__name__)(**arguments)
+    x = mx.ones((2, 3 if layer is fl.nn.Linear else 0))
+    assert ours(x).shape == theirs(x).shape == (2, 0)
+    gradients = fl.grad(lambda layer, x: layer(x).sum())(ours, x)
+    assert {0} == {leaf.size for leaf in fl.tree.leaves(gradients)}
+
+
+NUMBERS = [
+    *[(layer, "eps", (4,)) for layer in (fl.nn.LayerNorm, fl.nn.RMSNorm, fl.nn.BatchNorm, fl.nn.InstanceNorm)],
+    (fl.nn.GroupNorm, "eps", (2, 4)),
+    (fl.nn.RoPE, "base", (4,)),
+    (fl.nn.SinusoidalPositionalEncoding, "min_freq", (4,)),
+    (fl.nn.SinusoidalPositionalEncoding, "max_freq", (4,)),
+]
+ANY_NUMBERS = [
+    (fl.nn.CELU, "alpha", ()),
+    (fl.nn.ELU, "alpha", ()),
+    (fl.nn.HardShrink, "lambd", ()),
+    (fl.nn.Softshrink, "lambd", ()),
+    (fl.nn.LeakyReLU, "negative_slope", ()),
+    (fl.nn.Step, "threshold", ()),
+    (fl.nn.BatchNorm, "momentum", (4,)),
+    (fl.nn.RoPE, "scale", (4,)),
+]
+
+
+@pytest.mark.parametrize(("layer", "name", "arguments"), NUMBERS)
+@pytest.mark.parametrize("value", [0, 0.0, -1, -1e-5, float("nan"), None, "1e-5"])
+def test_a_number_that_is_not_positive(layer, name, arguments, value):
+    message = re.escape(f"{layer.__name__} takes {name} > 0, and was given {value!r}")
+    with pytest.raises(ValueError, match=message):
+        layer(*arguments, **{name: value})
+    with pytest.raises(ValueError, match=message):
+        layer(*arguments).replace(**{name: value})
+    assert getattr(layer(*arguments, **{name: np.float32(2)}), name) == 2
+
+
+@pytest.mark.parametrize(("layer", "name", "arguments"), ANY_NUMBERS)
+@pytest.mark.parametrize("value", [None, "1", [1.0]])
+def test_a_number_that_is_none(layer, name, arguments, value):
+    with pytest.raises(ValueError, match=re.escape(f"{layer.__name__} takes a number as {name}, and was given")):
+        layer(*arguments, **{name: value})
+    assert getattr(layer(*arguments, **{name: -2}), name) == -2
+
+
+KEYED = [*SIZED, (fl.nn.Conv2d, {"in_channels": 2, "out_channels": 2, "kernel_size": 2})]
+KEYED += [(fl.nn.Transformer, {"dims": 4, "num_heads": 2}), (fl.nn.ConvTranspose1d, KEYED[-1][1])]
+KEYED = [(layer, arguments) for layer, arguments in KEYED if "key" in inspect.signature(layer).parameters]
+
+
+@pytest.mark.parametrize(("layer", "arguments"), KEYED, ids=[layer.__name__ for layer, _ in KEYED])
+@pytest.mark.parametrize("key", [0, True, [0, 1], mx.array([0, 1]), mx.random.split(mx.random.key(0), 3)], ids=type)
+def test_a_key_that_is_none(layer, arguments, key):
+    message = "key must be an array of two uint32 numbers, such as mx.random.key(0), and was given as "
+    with pytest.raises(TypeError, match=re.escape(message + repr(key))):
+        layer(**arguments, key=key)
+
+
+@pytest.mark.parametrize("layer", [fl.nn.Dropout(), fl.nn.TransformerEncoderLayer(4, 2), fl.nn.TransformerEncoder(1, 4, 2)])
+def test_a_key_that_is_none_in_a_call(layer):
+    inputs = [mx.ones((1, 2, 4)), *([] if isinstance(layer, fl.nn.Dropout) else [None])]
+    with pytest.raises(TypeError, match=re.escape("such as mx.random.key(0), and was given as 0")):
+        layer(*inputs, key=0)
 
 
 @pytest.mark.parametrize("size", [np.int64(2), mx.array(2)], ids=["numpy", "mlx"])

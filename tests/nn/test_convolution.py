@@ -36,24 +36,43 @@ def test_channels_that_do_not_divide(layer, side, arguments):
 @pytest.mark.parametrize("value", [(1, 2, 3, 4), "3", 1.5, (1, 2.5), None])
 def test_sizes_that_are_not_sizes(layer, name, value):
     before, rank = generator(), int(layer.__name__[-2])
-    with pytest.raises(ValueError, match=f"{name} is an int or {rank} of them in a tuple, and was given as") as error:
+    with pytest.raises(
+        ValueError, match=f"{layer.__name__} takes an int, or {rank} of them in a tuple, as {name}, and was given "
+    ) as error:
         built(layer, **{name: value})
     assert str(error.value).endswith(repr(value))
     assert generator() == before
 
 
-@each_layer_and("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+@each_layer_and("stride", "dilation")
 @pytest.mark.parametrize("value", [0, -1])
 def test_sizes_that_are_not_positive(layer, name, value):
-    with pytest.raises(ValueError, match=f"'{name}' must be > 0: {value}"):
+    with pytest.raises(ValueError, match=f"{layer.__name__} takes {name} > 0, and was given .*{value}"):
+        built(layer, **{name: value})
+
+
+@each_layer_and("in_channels", "out_channels", "kernel_size", "groups")
+@pytest.mark.parametrize("value", [0, -1])
+def test_channels_that_are_not_positive(layer, name, value):
+    with pytest.raises(ValueError, match=f"{layer.__name__} takes a positive int as {name}, and was given {value}"):
+        built(layer, **{name: value})
+
+
+@each_layer_and("in_channels", "out_channels", "groups")
+@pytest.mark.parametrize("value", [None, "4", 4.0, float("nan"), (4,)])
+def test_channels_that_are_no_ints(layer, name, value):
+    message = f"{layer.__name__} takes a positive int as {name}, and was given {value!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         built(layer, **{name: value})
 
 
 def test_one_of_two_sizes_that_is_not_positive():
-    with pytest.raises(ValueError, match="'dilation' must be > 0: -3"):
+    with pytest.raises(ValueError, match=re.escape("Conv2d takes dilation > 0, and was given (1, -3)")):
         fl.nn.Conv2d(4, 4, 3, dilation=(1, -3))
-    with pytest.raises(ValueError, match="'stride' must be > 0: 0"):
+    with pytest.raises(ValueError, match=re.escape("ConvTranspose3d takes stride > 0, and was given (1, 0, 1)")):
         fl.nn.ConvTranspose3d(4, 4, 3).replace(stride=(1, 0, 1))
+    with pytest.raises(ValueError, match="Conv2d takes a positive int as kernel_size, and was given 0"):
+        fl.nn.Conv2d(4, 4, (3, 0))
 
 
 @each_layer

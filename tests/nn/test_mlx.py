@@ -42,6 +42,7 @@ def eager():
 
 def test_every_layer_has_a_case():
     assert sorted(FIRST) == LAYERS
+    assert sorted(name for name in fl.nn.__all__ if isinstance(getattr(fl.nn, name), type)) == LAYERS
 
 
 def twins(case, dtype=mx.float32):

@@ -17,28 +17,28 @@ def rank_of(layer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "'kernel_size' must be > 0: 0"),
-        ((2, -1), "'stride' must be > 0: -1"),
-        ((2, 1, -1), "'padding' must be >= 0: -1"),
-        (((2, 2, 2, 2),), "kernel_size is an int or {rank} of them in a tuple, and was given as (2, 2, 2, 2)"),
-        ((2, 1.5), "stride is an int or {rank} of them in a tuple, and was given as 1.5"),
-        ((2, 1, "1"), "padding is an int or {rank} of them in a tuple, and was given as '1'"),
-        ((2, 1, None), "padding is an int or {rank} of them in a tuple, and was given as None"),
+        ((0,), "{cls} takes kernel_size > 0, and was given (0,"),
+        ((2, -1), "{cls} takes stride > 0, and was given (-1,"),
+        ((2, 1, -1), "{cls} takes padding >= 0, and was given (-1,"),
+        (((2, 2, 2, 2),), "{cls} takes an int, or {rank} of them in a tuple, as kernel_size, and was given (2, 2, 2, 2)"),
+        ((2, 1.5), "{cls} takes an int, or {rank} of them in a tuple, as stride, and was given 1.5"),
+        ((2, 1, "1"), "{cls} takes an int, or {rank} of them in a tuple, as padding, and was given '1'"),
+        ((2, 1, None), "{cls} takes an int, or {rank} of them in a tuple, as padding, and was given None"),
     ],
 )
 def test_sizes_that_are_not_sizes(layer, arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message.format(rank=rank_of(layer)))):
+    with pytest.raises(ValueError, match=re.escape(message.format(cls=layer.__name__, rank=rank_of(layer)))):
         layer(*arguments)
 
 
 def test_one_of_two_sizes_that_is_not_positive():
-    with pytest.raises(ValueError, match="'stride' must be > 0: -1"):
+    with pytest.raises(ValueError, match=re.escape("MaxPool2d takes stride > 0, and was given (1, -1)")):
         fl.nn.MaxPool2d(2, (1, -1))
 
 
 def test_stride_is_the_kernel_by_default():
     assert fl.nn.MaxPool2d((3, 2)).stride == (3, 2)
-    with pytest.raises(ValueError, match="'stride' must be > 0"):
+    with pytest.raises(ValueError, match=re.escape("MaxPool2d takes stride > 0, and was given (0, 1)")):
         fl.nn.MaxPool2d(2).replace(stride=(0, 1))
 
 
@@ -48,7 +48,7 @@ def test_sizes_that_are_replaced(layer):
     replaced = layer(2).replace(kernel_size=3, stride=[1] * rank, padding=1)
     assert fl.tree.structure(replaced) == fl.tree.structure(layer(3, 1, 1))
     for name in "kernel_size", "stride", "padding":
-        message = f"{name} is an int or {rank} of them in a tuple, and was given as (2, 2, 2, 2)"
+        message = f"takes an int, or {rank} of them in a tuple, as {name}, and was given (2, 2, 2, 2)"
         with pytest.raises(ValueError, match=re.escape(message)):
             layer(2).replace(**{name: (2, 2, 2, 2)})
 

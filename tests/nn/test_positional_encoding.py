@@ -2,9 +2,11 @@ import re
 
 import mlx.core as mx
 import mlx.nn
+import numpy as np
 import pytest
 
 import frostleaf as fl
+from frostleaf.tree.compare import describe
 
 POSITIONS = mx.arange(1000, 1003)
 
@@ -17,14 +19,6 @@ def test_dims_that_are_not_pairs(layer, dims):
         layer(dims)
     with pytest.raises(ValueError, match=re.escape(message)):
         layer(4).replace(dims=dims)
-
-
-@pytest.mark.parametrize("option", ["min_freq", "max_freq", "base"])
-@pytest.mark.parametrize("value", [0, -1.0])
-def test_numbers_that_are_not_positive(option, value):
-    layer = fl.nn.RoPE if option == "base" else fl.nn.SinusoidalPositionalEncoding
-    with pytest.raises(ValueError, match=f"'{option}' must be > 0: {value}"):
-        layer(4, **{option: value})
 
 
 @pytest.mark.parametrize(
@@ -64,6 +58,19 @@ def test_offsets_that_do_not_fit(shape):
         fl.nn.RoPE(4)(mx.zeros((2, 5, 4)), mx.zeros(shape, mx.int32))
 
 
+@pytest.mark.parametrize("offset", [1.5, True, None, "3", [1, 2], mx.array(1.5), mx.array([True, False])], ids=describe)
+def test_offsets_that_are_no_ints(offset):
+    message = f"and was given {describe(offset)} with an input f32[2,5,4]. The layer is RoPE(dims=4"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fl.nn.RoPE(4)(mx.zeros((2, 5, 4)), offset)
+
+
+@pytest.mark.parametrize("offset", [mx.array(3), mx.array([1, 2]), "3", None], ids=describe)
+def test_offsets_of_alibi_that_are_no_ints(offset):
+    with pytest.raises(ValueError, match=re.escape(f"ALiBi takes an int as offset, and was given {describe(offset)}")):
+        fl.nn.ALiBi()(mx.zeros((2, 3, 4, 5)), offset)
+
+
 @pytest.mark.parametrize("offset", [mx.array(3), mx.array([3]), mx.array([3, 3])], ids=lambda offset: str(offset.shape))
 def test_offsets_in_an_array(offset):
     x = mx.random.normal((2, 5, 4))
@@ -72,10 +79,17 @@ def test_offsets_in_an_array(offset):
 
 
 def test_an_array_of_offsets_is_not_traced_again():
-    rope, x = fl.jit(fl.nn.RoPE(4)), mx.ones((1, 2, 4))
-    first, second = rope(x, mx.array(1)), rope(x, mx.array(2))
+    rope, x = fl.jit(fl.nn.RoPE(8, base=100.0)), mx.ones((2, 3, 5, 8))
+    first, second = rope(x, mx.array([1, 7])), rope(x, mx.array([2, 8]))
     assert rope.trace_count == 1
-    assert mx.allclose(first[:, 1], second[:, 0])
+    assert mx.allclose(first[:, :, 1], second[:, :, 0])
+    assert not mx.allclose(first, second)
+
+
+@pytest.mark.parametrize("positions", [np.array([3, 4]), [3, 4], 3], ids=type)
+def test_positions_that_are_no_arrays(positions):
+    encoding = fl.nn.SinusoidalPositionalEncoding(4)
+    assert mx.array_equal(encoding(positions), encoding(mx.array(positions)))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])

@@ -23,7 +23,9 @@ def test_input_that_does_not_fit(layer, shape):
     with pytest.raises(ValueError, match="takes an input") as error:
         layer(mx.zeros(shape))
     shown = f"f32[{','.join(map(str, shape))}]"
-    assert str(error.value) == MISFIT.format(cls=type(layer).__name__, shape="[..., L, 3] with L > 0", x=shown, layer=layer)
+    assert str(error.value) == MISFIT.format(
+        cls=type(layer).__name__, shape="[..., L, 3] with L > 0", x=shown, reason="", layer=layer
+    )
 
 
 @each_layer

@@ -46,6 +46,21 @@ def test_antialias_where_there_is_none(options, other):
         fl.nn.Upsample(0.5, antialias=True, **options)
 
 
+@pytest.mark.parametrize(
+    ("layer", "changes", "other"),
+    [
+        (fl.nn.Upsample(0.5), {"antialias": True}, "mode='nearest'"),
+        (fl.nn.Upsample(0.5, "linear", antialias=True), {"mode": "nearest"}, "mode='nearest'"),
+        (fl.nn.Upsample(0.5, "cubic", antialias=True), {"align_corners": True}, "align_corners=True"),
+    ],
+)
+def test_antialias_in_a_copy_where_there_is_none(layer, changes, other):
+    changed = layer.replace(**changes)
+    with pytest.raises(ValueError, match=re.escape(f"antialias=True was given with {other}")):
+        changed(mx.ones((1, 4, 1)))
+    assert fl.nn.Upsample(0.5).replace(mode="linear", antialias=True)(mx.ones((1, 4, 1))).shape == (1, 2, 1)
+
+
 @each_mode
 @pytest.mark.parametrize(
     ("factor", "shape", "takes"),

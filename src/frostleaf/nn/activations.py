@@ -39,7 +39,7 @@ from mlx.nn.layers.activations import (
 
 from ..fields import static
 from ..module import Module
-from .checks import misfit, size
+from .checks import misfit, number, size
 from .dtypes import floating
 
 NOT_AN_APPROXIMATION = "approx is 'none', 'precise', 'tanh' (the same as 'precise') or 'fast', and was given as {approx!r}"
@@ -75,12 +75,15 @@ class CELU(Module):
     Shapes:
         Input and output of any shape.
 
+    Raises:
+        ValueError: If ``alpha`` is not a number.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.CELU(2.0)(mx.array([-2.0, 0.0, 2.0]))
     array([-1.26424, 0, 2], dtype=float32)
     """
 
-    alpha: float = static()
+    alpha: float = static(validator=number)
 
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
@@ -101,12 +104,15 @@ class ELU(Module):
     Shapes:
         Input and output of any shape.
 
+    Raises:
+        ValueError: If ``alpha`` is not a number.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.ELU()(mx.array([-1.0, 0.0, 2.0]))
     array([-0.632121, 0, 2], dtype=float32)
     """
 
-    alpha: float = static()
+    alpha: float = static(validator=number)
 
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
@@ -124,7 +130,7 @@ _GELUS: dict[str, Callable[[mx.array], mx.array]] = {
 
 
 def _known(_: Module, __: attrs.Attribute[str], approx: str) -> None:
-    if approx not in _GELUS:
+    if not isinstance(approx, str) or approx not in _GELUS:
         raise ValueError(NOT_AN_APPROXIMATION.format(approx=approx))
 
 
@@ -200,12 +206,15 @@ class HardShrink(Module):
     Shapes:
         Input and output of any shape.
 
+    Raises:
+        ValueError: If ``lambd`` is not a number.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.HardShrink()(mx.array([-1.0, 0.5, 2.0]))
     array([-1, 0, 2], dtype=float32)
     """
 
-    lambd: float = static()
+    lambd: float = static(validator=number)
 
     def __init__(self, lambd: float = 0.5) -> None:
         self.lambd = lambd
@@ -256,12 +265,15 @@ class LeakyReLU(Module):
     Shapes:
         Input and output of any shape.
 
+    Raises:
+        ValueError: If ``negative_slope`` is not a number.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.LeakyReLU(0.1)(mx.array([-2.0, 0.0, 2.0]))
     array([-0.2, 0, 2], dtype=float32)
     """
 
-    negative_slope: float = static()
+    negative_slope: float = static(validator=number)
 
     def __init__(self, negative_slope: float = 1e-2) -> None:
         self.negative_slope = negative_slope
@@ -338,8 +350,8 @@ class PReLU(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``num_parameters`` is not a positive int; in a call, if there are several slopes and the last axis of
-            the input is of another length.
+        ValueError: If ``num_parameters`` is not an int of 0 or more; in a call, if there are several slopes and the last axis
+            of the input is of another length.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.PReLU(2, init=0.5)
@@ -350,7 +362,7 @@ class PReLU(Module):
     weight: mx.array
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: mx.Dtype | None = None) -> None:
-        self.weight = mx.full((size(self, "num_parameters", num_parameters),), init, floating(dtype))
+        self.weight = mx.full((size(self, "num_parameters", num_parameters, least=0),), init, floating(dtype))
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.weight.size != 1 and x.shape[-1:] != self.weight.shape[-1:]:
@@ -510,12 +522,15 @@ class Softshrink(Module):
     Shapes:
         Input and output of any shape.
 
+    Raises:
+        ValueError: If ``lambd`` is not a number.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.Softshrink()(mx.array([-1.0, 0.5, 2.0]))
     array([-0.5, 0, 1.5], dtype=float32)
     """
 
-    lambd: float = static()
+    lambd: float = static(validator=number)
 
     def __init__(self, lambd: float = 0.5) -> None:
         self.lambd = lambd
@@ -547,12 +562,15 @@ class Step(Module):
     Shapes:
         Input and output of any shape. The output is int32, and has no gradient.
 
+    Raises:
+        ValueError: If ``threshold`` is not a number.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.Step(0.5)(mx.array([-1.0, 0.5, 2.0]))
     array([0, 1, 1], dtype=int32)
     """
 
-    threshold: float = static()
+    threshold: float = static(validator=number)
 
     def __init__(self, threshold: float = 0.0) -> None:
         self.threshold = threshold

@@ -14,6 +14,13 @@ class Sequential(Module):
     Args:
         *modules: Modules, or any other callables of one argument. They are the field ``layers``, a tuple.
 
+    Shapes:
+        Input as the first layer takes it, output as the last returns it; without layers the output is the input. The
+        parameters are those of the layers.
+
+    Raises:
+        ValueError: In a call, as the layers do, for an input that does not fit.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> model = fl.nn.Sequential(fl.nn.Linear(3, 2), fl.nn.relu)
     >>> model(mx.ones((5, 3))).shape, fl.tree.paths(model)

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import attrs
 import mlx.core as mx
 
 from ..fields import static
 from ..module import Module
-from .checks import misfit, sizes
+from .checks import misfit, positive, size, sizes
 from .dtypes import floating
 from .initial import uniform
 
-NOT_POSITIVE = "'{name}' must be > 0: {value}"
 UNGROUPED = "{channels} {side}put channels can't be divided into {groups} groups: {side}_channels must be a multiple of groups"
 
 # What the axes between batch and channels are called, by their number.
 AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
-
-
-def positive(_: Module, field: attrs.Attribute[Any], value: int | tuple[int, ...]) -> None:
-    """Raise the error for a field of sizes that are not all positive. It is a validator, as attrs has them."""
-    _require_positive(field.name, value)
-
-
-def _require_positive(name: str, value: int | tuple[int, ...]) -> None:
-    for each in value if isinstance(value, tuple | list) else (value,):
-        if each <= 0:
-            raise ValueError(NOT_POSITIVE.format(name=name, value=each))
 
 
 class Convolution(Module):
@@ -49,10 +37,8 @@ class Convolution(Module):
         key: mx.array | None,
     ) -> None:
         dtype = floating(dtype)
-        _require_positive("in_channels", in_channels)
-        _require_positive("out_channels", out_channels)
-        _require_positive("kernel_size", kernel_size)
-        _require_positive("groups", groups)
+        in_channels, out_channels = size(self, "in_channels", in_channels), size(self, "out_channels", out_channels)
+        kernel_size = tuple(size(self, "kernel_size", each) for each in kernel_size)
         for side, channels in ("in", in_channels), ("out", out_channels):
             if channels % groups != 0:
                 raise ValueError(UNGROUPED.format(side=side, channels=channels, groups=groups))
@@ -64,7 +50,7 @@ class Convolution(Module):
         """Return ``x``, if it has the axes and the channels that the layer takes."""
         channels = self.weight.shape[-1] * groups
         if x.ndim != self.weight.ndim or x.shape[-1] != channels:
-            raise misfit(self, f"[N, {AXES[self.weight.ndim - 2]}, {channels}]", x)
+            raise misfit(self, self._shape(channels), x)
         return x
 
     def _covering(self, x: mx.array, groups: int, padding: Any, dilation: Any) -> mx.array:
@@ -72,7 +58,7 @@ class Convolution(Module):
         x = self._fitting(x, groups)
         _, *kernel_size, channels = self.weight.shape
         rank = len(kernel_size)
-        paddings, dilations = sizes("padding", padding, rank), sizes("dilation", dilation, rank)
+        paddings, dilations = sizes(self, "padding", padding, rank), sizes(self, "dilation", dilation, rank)
         least = [
             gap * (window - 1) + 1 - 2 * zeros for window, zeros, gap in zip(kernel_size, paddings, dilations, strict=True)
         ]
@@ -81,8 +67,16 @@ class Convolution(Module):
             raise misfit(self, f"[N, {shown}, {channels * groups}]", x)
         return x
 
-    def _shifted(self, y: mx.array) -> mx.array:
+    def _convolved(self, convolve: Callable[..., mx.array], x: mx.array, *options: Any) -> mx.array:
+        """Return what MLX's function makes of an input that fits, with the bias added."""
+        try:
+            y = convolve(x, self.weight, *options)
+        except ValueError as error:
+            raise misfit(self, self._shape(x.shape[-1]), x, error) from error
         return y if self.bias is None else y + self.bias
+
+    def _shape(self, channels: int) -> str:
+        return f"[N, {AXES[self.weight.ndim - 2]}, {channels}]"
 
 
 class Conv1d(Convolution):
@@ -112,7 +106,7 @@ class Conv1d(Convolution):
         ``L' = (L + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If ``in_channels`` or ``out_channels`` is not a multiple of ``groups``, or a number other than
             ``padding`` is not positive, or one is not an int; in a call, if the input is not of the shape above.
 
@@ -143,15 +137,15 @@ class Conv1d(Convolution):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        (self.stride,) = sizes("stride", stride, 1)
-        (self.padding,) = sizes("padding", padding, 1)
-        (self.dilation,) = sizes("dilation", dilation, 1)
-        self.groups = groups
-        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 1), groups, bias, dtype, key)
+        (self.stride,) = sizes(self, "stride", stride, 1)
+        (self.padding,) = sizes(self, "padding", padding, 1)
+        (self.dilation,) = sizes(self, "dilation", dilation, 1)
+        self.groups = size(self, "groups", groups)
+        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 1), self.groups, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self._covering(x, self.groups, self.padding, self.dilation)
-        return self._shifted(mx.conv1d(x, self.weight, self.stride, self.padding, self.dilation, self.groups))
+        return self._convolved(mx.conv1d, x, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Conv2d(Convolution):
@@ -183,7 +177,7 @@ class Conv2d(Convolution):
         ``H' = (H + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If ``in_channels`` or ``out_channels`` is not a multiple of ``groups``, or a number other than
             ``padding`` is not positive, or ``kernel_size``, ``stride``, ``padding`` or ``dilation`` is neither an int nor
             two; in a call, if the input is not of the shape above.
@@ -215,15 +209,15 @@ class Conv2d(Convolution):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        self.stride = sizes("stride", stride, 2)
-        self.padding = sizes("padding", padding, 2)
-        self.dilation = dilation if isinstance(dilation, int) else sizes("dilation", dilation, 2)
-        self.groups = groups
-        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 2), groups, bias, dtype, key)
+        self.stride = sizes(self, "stride", stride, 2)
+        self.padding = sizes(self, "padding", padding, 2)
+        self.dilation = dilation if isinstance(dilation, int) else sizes(self, "dilation", dilation, 2)
+        self.groups = size(self, "groups", groups)
+        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 2), self.groups, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self._covering(x, self.groups, self.padding, self.dilation)
-        return self._shifted(mx.conv2d(x, self.weight, self.stride, self.padding, self.dilation, self.groups))
+        return self._convolved(mx.conv2d, x, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Conv3d(Convolution):
@@ -254,7 +248,7 @@ class Conv3d(Convolution):
         ``D' = (D + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If a number other than ``padding`` is not positive, or ``kernel_size``, ``stride``, ``padding`` or
             ``dilation`` is neither an int nor three; in a call, if the input is not of the shape above.
 
@@ -283,11 +277,11 @@ class Conv3d(Convolution):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        self.stride = sizes("stride", stride, 3)
-        self.padding = sizes("padding", padding, 3)
-        self.dilation = dilation if isinstance(dilation, int) else sizes("dilation", dilation, 3)
-        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 3), 1, bias, dtype, key)
+        self.stride = sizes(self, "stride", stride, 3)
+        self.padding = sizes(self, "padding", padding, 3)
+        self.dilation = dilation if isinstance(dilation, int) else sizes(self, "dilation", dilation, 3)
+        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 3), 1, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self._covering(x, 1, self.padding, self.dilation)
-        return self._shifted(mx.conv3d(x, self.weight, self.stride, self.padding, self.dilation))
+        return self._convolved(mx.conv3d, x, self.stride, self.padding, self.dilation)

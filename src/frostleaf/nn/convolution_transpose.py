@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..fields import static
-from .checks import sizes
-from .convolution import Convolution, positive
+from .checks import positive, sizes
+from .convolution import Convolution
 
 
 class ConvTranspose1d(Convolution):
@@ -40,7 +40,7 @@ class ConvTranspose1d(Convolution):
         ``L' = (L - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If a number other than ``padding`` and ``output_padding`` is not positive, or one is not an int; in a
             call, if the input is not of the shape above.
 
@@ -71,16 +71,15 @@ class ConvTranspose1d(Convolution):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        (self.stride,) = sizes("stride", stride, 1)
-        (self.padding,) = sizes("padding", padding, 1)
-        (self.dilation,) = sizes("dilation", dilation, 1)
-        (self.output_padding,) = sizes("output_padding", output_padding, 1)
-        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 1), 1, bias, dtype, key)
+        (self.stride,) = sizes(self, "stride", stride, 1)
+        (self.padding,) = sizes(self, "padding", padding, 1)
+        (self.dilation,) = sizes(self, "dilation", dilation, 1)
+        (self.output_padding,) = sizes(self, "output_padding", output_padding, 1)
+        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 1), 1, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self._fitting(x)
-        y = mx.conv_transpose1d(x, self.weight, self.stride, self.padding, self.dilation, self.output_padding)
-        return self._shifted(y)
+        return self._convolved(mx.conv_transpose1d, x, self.stride, self.padding, self.dilation, self.output_padding)
 
 
 class ConvTranspose2d(Convolution):
@@ -116,7 +115,7 @@ class ConvTranspose2d(Convolution):
         ``H' = (H - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If a number other than ``padding`` and ``output_padding`` is not positive, or a size is neither an int
             nor two; in a call, if the input is not of the shape above.
 
@@ -145,16 +144,15 @@ class ConvTranspose2d(Convolution):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        self.stride = sizes("stride", stride, 2)
-        self.padding = sizes("padding", padding, 2)
-        self.dilation = dilation if isinstance(dilation, int) else sizes("dilation", dilation, 2)
-        self.output_padding = sizes("output_padding", output_padding, 2)
-        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 2), 1, bias, dtype, key)
+        self.stride = sizes(self, "stride", stride, 2)
+        self.padding = sizes(self, "padding", padding, 2)
+        self.dilation = dilation if isinstance(dilation, int) else sizes(self, "dilation", dilation, 2)
+        self.output_padding = sizes(self, "output_padding", output_padding, 2)
+        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 2), 1, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self._fitting(x)
-        y = mx.conv_transpose2d(x, self.weight, self.stride, self.padding, self.dilation, self.output_padding)
-        return self._shifted(y)
+        return self._convolved(mx.conv_transpose2d, x, self.stride, self.padding, self.dilation, self.output_padding)
 
 
 class ConvTranspose3d(Convolution):
@@ -190,7 +188,7 @@ class ConvTranspose3d(Convolution):
         ``D' = (D - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If a number other than ``padding`` and ``output_padding`` is not positive, or a size is neither an int
             nor three; in a call, if the input is not of the shape above.
 
@@ -219,13 +217,12 @@ class ConvTranspose3d(Convolution):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        self.stride = sizes("stride", stride, 3)
-        self.padding = sizes("padding", padding, 3)
-        self.dilation = dilation if isinstance(dilation, int) else sizes("dilation", dilation, 3)
-        self.output_padding = sizes("output_padding", output_padding, 3)
-        super().__init__(in_channels, out_channels, sizes("kernel_size", kernel_size, 3), 1, bias, dtype, key)
+        self.stride = sizes(self, "stride", stride, 3)
+        self.padding = sizes(self, "padding", padding, 3)
+        self.dilation = dilation if isinstance(dilation, int) else sizes(self, "dilation", dilation, 3)
+        self.output_padding = sizes(self, "output_padding", output_padding, 3)
+        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 3), 1, bias, dtype, key)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self._fitting(x)
-        y = mx.conv_transpose3d(x, self.weight, self.stride, self.padding, self.dilation, self.output_padding)
-        return self._shifted(y)
+        return self._convolved(mx.conv_transpose3d, x, self.stride, self.padding, self.dilation, self.output_padding)

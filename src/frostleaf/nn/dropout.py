@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import attrs
 import mlx.core as mx
@@ -10,12 +11,13 @@ import mlx.core as mx
 from ..fields import static
 from ..module import Module
 from .checks import misfit
+from .initial import require_key
 
-NOT_A_PROBABILITY = "'p' must be >= 0 and < 1, and {cls} was given: {p}"
+NOT_A_PROBABILITY = "'p' must be >= 0 and < 1, and {cls} was given: {p!r}"
 
 
 def _probability(layer: Module, _: attrs.Attribute[float], p: float) -> None:
-    if not 0 <= p < 1:
+    if not isinstance(p, Real) or not 0 <= p < 1:
         raise ValueError(NOT_A_PROBABILITY.format(cls=type(layer).__name__, p=p))
 
 
@@ -28,7 +30,12 @@ class _Dropout(Module):
         keep = 1 - self.p
         if keep == 1 or not self.training:
             return x
-        return (mx.random.bernoulli(keep, shape, key) * x) * (1 / keep)
+        try:
+            kept = mx.random.bernoulli(keep, shape, key)
+        except (TypeError, ValueError):
+            require_key(key)
+            raise
+        return (kept * x) * (1 / keep)
 
 
 class Dropout(_Dropout):

@@ -7,7 +7,7 @@ import math
 import mlx.core as mx
 
 from ..module import Module
-from .checks import misfit, size
+from .checks import lookup, misfit, size
 from .dtypes import floating
 from .initial import normal
 from .quantized import QuantizedEmbedding
@@ -31,8 +31,8 @@ class Embedding(Module):
         As everywhere in MLX, what an index beyond the last row yields is undefined.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If a size is not a positive int.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
+        ValueError: If a size is not a positive int; in a call, if the input is not of an integer dtype.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Embedding(3, 2).replace(weight=mx.array([[0, 1], [2, 3], [4, 5]]))
@@ -49,7 +49,7 @@ class Embedding(Module):
         self.weight = normal(scale, (num_embeddings, dims), floating(dtype), key)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.weight[x]
+        return lookup(self, self.weight, x)
 
     def as_linear(self, x: mx.array) -> mx.array:
         r"""Return :math:`x W^\top`: one score per row of the weight, for a model whose output layer is its embedding.

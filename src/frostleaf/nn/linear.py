@@ -20,6 +20,9 @@ class Identity(Module):
     Args:
         *args, **kwargs: Ignored, so that any layer's arguments will do.
 
+    Shapes:
+        Input and output of any shape. There are no parameters.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.Identity()(mx.array([1, 2]))
     array([1, 2], dtype=int32)
@@ -49,8 +52,9 @@ class Linear(Module):
         input ``[..., input_dims]``, output ``[..., output_dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If a size is not a positive int; in a call, if the last axis of the input is of another length.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
+        ValueError: If a size is not a positive int, or for ``output_dims`` 0; in a call, if the last axis of the input is of
+            another length.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Linear(3, 2, dtype=mx.bfloat16)
@@ -71,7 +75,8 @@ class Linear(Module):
         key: mx.array | None = None,
     ) -> None:
         dtype = floating(dtype)
-        input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
+        input_dims = size(self, "input_dims", input_dims)
+        output_dims = size(self, "output_dims", output_dims, least=0)
         weight_key, bias_key = split(key, 2)
         scale = math.sqrt(1.0 / input_dims)
         self.weight = uniform(scale, (output_dims, input_dims), dtype, weight_key)
@@ -129,7 +134,7 @@ class Bilinear(Module):
         vector, ``[input2_dims]``, for all of the first.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If a size is not a positive int; in a call, if the inputs are not of the shapes above.
 
     >>> import frostleaf as fl, mlx.core as mx

@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
-from attrs import validators
 
 from ..fields import buffer, static
 from ..module import Module
 from ..transforms.stateful import latest, record
 from ..tree.compare import describe
-from .checks import misfit, size
+from .checks import misfit, number, positive, size
 from .dtypes import floating
 
 ONE_VALUE = (
     "{cls} was given {x}, one value per channel, which has no variance. In training mode it needs more than one: "
     "give it a larger batch, or use model.eval(), which normalises with the running statistics."
 )
-UNGROUPED = (
-    "GroupNorm can't divide {dims} channels into {groups} groups: both must be positive, and dims a multiple of num_groups"
-)
+UNGROUPED = "GroupNorm can't divide {dims} channels into {groups} groups: dims must be a multiple of num_groups"
 
 
 class LayerNorm(Module):
@@ -41,7 +38,7 @@ class LayerNorm(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``eps`` is not positive, or ``dims`` is not a positive int; in a call, if the last
+        ValueError: If ``eps`` is not positive, or ``dims`` is not an int of 0 or more; in a call, if the last
             axis of the input is not of length ``dims``.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -53,12 +50,12 @@ class LayerNorm(Module):
     weight: mx.array | None
     bias: mx.array | None
     dims: int = static()
-    eps: float = static(validator=validators.gt(0))
+    eps: float = static(validator=positive)
 
     def __init__(
         self, dims: int, eps: float = 1e-5, affine: bool = True, bias: bool = True, *, dtype: mx.Dtype | None = None
     ) -> None:
-        dims = size(self, "dims", dims)
+        dims = size(self, "dims", dims, least=0)
         dtype = floating(dtype)
         self.dims = dims
         self.eps = eps
@@ -68,7 +65,10 @@ class LayerNorm(Module):
     def __call__(self, x: mx.array) -> mx.array:
         if x.shape[-1:] != (self.dims,):
             raise misfit(self, f"[..., {self.dims}]", x)
-        return mx.fast.layer_norm(x, self.weight, self.bias, self.eps)
+        try:
+            return mx.fast.layer_norm(x, self.weight, self.bias, self.eps)
+        except ValueError as error:
+            raise misfit(self, f"[..., {self.dims}]", x, error) from error
 
 
 class RMSNorm(Module):
@@ -87,7 +87,7 @@ class RMSNorm(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``eps`` is not positive, or ``dims`` is not a positive int; in a call, if the last
+        ValueError: If ``eps`` is not positive, or ``dims`` is not an int of 0 or more; in a call, if the last
             axis of the input is not of length ``dims``.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -97,17 +97,20 @@ class RMSNorm(Module):
     """
 
     weight: mx.array
-    eps: float = static(validator=validators.gt(0))
+    eps: float = static(validator=positive)
 
     def __init__(self, dims: int, eps: float = 1e-5, *, dtype: mx.Dtype | None = None) -> None:
-        dims = size(self, "dims", dims)
+        dims = size(self, "dims", dims, least=0)
         self.weight = mx.ones((dims,), floating(dtype))
         self.eps = eps
 
     def __call__(self, x: mx.array) -> mx.array:
         if x.shape[-1:] != self.weight.shape:
             raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
-        return mx.fast.rms_norm(x, self.weight, self.eps)
+        try:
+            return mx.fast.rms_norm(x, self.weight, self.eps)
+        except ValueError as error:
+            raise misfit(self, f"[..., {self.weight.shape[-1]}]", x, error) from error
 
 
 class GroupNorm(Module):
@@ -147,7 +150,7 @@ class GroupNorm(Module):
     weight: mx.array | None
     num_groups: int = static()
     dims: int = static()
-    eps: float = static(validator=validators.gt(0))
+    eps: float = static(validator=positive)
     pytorch_compatible: bool = static()
 
     def __init__(
@@ -160,7 +163,8 @@ class GroupNorm(Module):
         *,
         dtype: mx.Dtype | None = None,
     ) -> None:
-        if num_groups <= 0 or dims <= 0 or dims % num_groups != 0:
+        num_groups, dims = size(self, "num_groups", num_groups), size(self, "dims", dims)
+        if dims % num_groups != 0:
             raise ValueError(UNGROUPED.format(dims=dims, groups=num_groups))
         dtype = floating(dtype)
         self.num_groups = num_groups
@@ -173,10 +177,15 @@ class GroupNorm(Module):
     def __call__(self, x: mx.array) -> mx.array:
         if x.ndim < 2 or x.shape[-1] != self.dims:
             raise misfit(self, f"[N, ..., {self.dims}]", x)
+        if x.size == 0:
+            return _affine(x, self.weight, self.bias)
         batch = x.shape[0]
         if self.pytorch_compatible:
             y = x.reshape(batch, -1, self.num_groups, self.dims // self.num_groups).transpose(0, 2, 1, 3)
-            normed = mx.fast.layer_norm(y.reshape(batch, self.num_groups, -1), None, None, self.eps)
+            try:
+                normed = mx.fast.layer_norm(y.reshape(batch, self.num_groups, -1), None, None, self.eps)
+            except ValueError as error:
+                raise misfit(self, f"[N, ..., {self.dims}]", x, error) from error
             y = normed.reshape(y.shape).transpose(0, 2, 1, 3)
         else:
             y = x.reshape(batch, -1, self.num_groups)
@@ -217,7 +226,7 @@ class InstanceNorm(Module):
     weight: mx.array | None
     bias: mx.array | None
     dims: int = static()
-    eps: float = static(validator=validators.gt(0))
+    eps: float = static(validator=positive)
 
     def __init__(self, dims: int, eps: float = 1e-5, affine: bool = False, *, dtype: mx.Dtype | None = None) -> None:
         dims = size(self, "dims", dims)
@@ -228,10 +237,16 @@ class InstanceNorm(Module):
         self.bias = mx.zeros((dims,), dtype) if affine else None
 
     def __call__(self, x: mx.array) -> mx.array:
+        shape = f"[N, L, {self.dims}], [N, H, W, {self.dims}] or with more axes between"
         if x.ndim < 3 or x.shape[-1] != self.dims:
-            raise misfit(self, f"[N, L, {self.dims}], [N, H, W, {self.dims}] or with more axes between", x)
+            raise misfit(self, shape, x)
+        if x.size == 0:
+            return _affine(x, self.weight, self.bias)
         y = mx.moveaxis(x, -1, 1)
-        normed = mx.fast.layer_norm(y.reshape(*y.shape[:2], -1), None, None, self.eps)
+        try:
+            normed = mx.fast.layer_norm(y.reshape(*y.shape[:2], -1), None, None, self.eps)
+        except ValueError as error:
+            raise misfit(self, shape, x, error) from error
         return _affine(mx.moveaxis(normed.reshape(y.shape), 1, -1), self.weight, self.bias)
 
 
@@ -259,8 +274,8 @@ class BatchNorm(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``eps`` is not positive, or ``num_features`` is not a positive int; in a call, if the input is not
-            of a shape above, or in training mode has only one value per channel.
+        ValueError: If ``eps`` is not positive, ``momentum`` is no number, or ``num_features`` is not an int of 0 or more; in a
+            call, if the input is not of a shape above, or in training mode has only one value per channel.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> norm = fl.nn.BatchNorm(1)
@@ -274,8 +289,8 @@ class BatchNorm(Module):
     running_mean: mx.array | None = buffer()
     running_var: mx.array | None = buffer()
     num_features: int = static()
-    eps: float = static(validator=validators.gt(0))
-    momentum: float = static()
+    eps: float = static(validator=positive)
+    momentum: float = static(validator=number)
     track_running_stats: bool = static()
 
     def __init__(
@@ -288,7 +303,7 @@ class BatchNorm(Module):
         *,
         dtype: mx.Dtype | None = None,
     ) -> None:
-        num_features = size(self, "num_features", num_features)
+        num_features = size(self, "num_features", num_features, least=0)
         dtype = floating(dtype)
         self.num_features = num_features
         self.eps = eps

@@ -7,19 +7,25 @@ from typing import Any, ClassVar
 
 import attrs
 import mlx.core as mx
-from attrs import validators
 
 from ..fields import static
 from ..module import Module
-from .checks import misfit, sizes
+from .checks import misfit, positive, sizes
 from .convolution import AXES
+
+NEGATIVE = "{cls} takes {name} >= 0, and was given {value!r}"
 
 
 def _for_each_axis(value: Any, pool: Any, field: attrs.Attribute[Any]) -> Any:
-    return sizes(field.name, value, pool._rank)
+    return sizes(pool, field.name, value, pool._rank)
 
 
 _sizes = attrs.Converter(_for_each_axis, takes_self=True, takes_field=True)
+
+
+def _not_negative(pool: Any, field: attrs.Attribute[Any], value: tuple[int, ...]) -> None:
+    if min(value) < 0:
+        raise ValueError(NEGATIVE.format(cls=type(pool).__name__, name=field.name, value=value))
 
 
 class _Pool(Module):
@@ -27,9 +33,9 @@ class _Pool(Module):
 
     _rank: ClassVar[int]
 
-    kernel_size: tuple[int, ...] = static(converter=_sizes, validator=validators.deep_iterable(validators.gt(0)))
-    stride: tuple[int, ...] = static(converter=_sizes, validator=validators.deep_iterable(validators.gt(0)))
-    padding: tuple[int, ...] = static(converter=_sizes, validator=validators.deep_iterable(validators.ge(0)))
+    kernel_size: tuple[int, ...] = static(converter=_sizes, validator=positive)
+    stride: tuple[int, ...] = static(converter=_sizes, validator=positive)
+    padding: tuple[int, ...] = static(converter=_sizes, validator=_not_negative)
 
     def __init__(self, kernel_size: Any, stride: Any, padding: Any) -> None:
         self.kernel_size = kernel_size

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 import mlx.core as mx
-from attrs import validators
 
 from ..fields import static
 from ..module import Module
 from ..tree.compare import describe
-from .checks import misfit
+from .checks import misfit, number, positive
 from .dtypes import floating
 
 NOT_PAIRS = "{cls} works on pairs of features, so dims must be a positive even int, and was given as {dims!r}"
@@ -20,6 +20,7 @@ OFFSETS = (
     "with an input {x}. The layer is {layer!r}"
 )
 MASK = "ALiBi takes a mask of a shape that broadcasts with the scores, {scores}, and was given {mask}"
+START = "ALiBi takes an int as offset, and was given {offset}"
 NO_HEADS = "ALiBi has a slope for each head, and num_heads was given as {heads}: it must be positive"
 
 
@@ -52,8 +53,8 @@ class RoPE(Module):
         Input and output ``[B, ..., L, D]``, with at least three axes and ``D >= dims``.
 
     Raises:
-        ValueError: If ``dims`` is not positive and even, or ``base`` not positive; in a call, if the input is not of the
-            shape above, or not of a floating-point dtype, or the offset is an array of another shape than it may have.
+        ValueError: If ``dims`` is not positive and even, ``base`` not positive, or ``scale`` no number; in a call, if the
+            input is not of the shape above, or not of a floating-point dtype, or the offset is not what it may be.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> rope = fl.nn.RoPE(2)
@@ -66,8 +67,8 @@ class RoPE(Module):
 
     dims: int = static(validator=_pairs)
     traditional: bool = static()
-    base: float = static(validator=validators.gt(0))
-    scale: float = static()
+    base: float = static(validator=positive)
+    scale: float = static(validator=number)
 
     def __init__(self, dims: int, traditional: bool = False, base: float = 10000, scale: float = 1.0) -> None:
         self.dims = dims
@@ -86,8 +87,16 @@ class RoPE(Module):
         if x.ndim < 3 or x.shape[-1] < self.dims:
             raise misfit(self, f"[B, ..., L, D] with at least three axes and D >= {self.dims}", x)
         if isinstance(offset, mx.array) and offset.shape not in ((), (1,), x.shape[:1]):
-            raise ValueError(OFFSETS.format(offset=describe(offset), x=describe(x), layer=self))
-        return mx.fast.rope(x, self.dims, traditional=self.traditional, base=self.base, scale=self.scale, offset=offset)
+            raise self._misplaced(x, offset)
+        try:
+            return mx.fast.rope(x, self.dims, traditional=self.traditional, base=self.base, scale=self.scale, offset=offset)
+        except (TypeError, ValueError) as error:
+            if mx.issubdtype(x.dtype, mx.floating):
+                raise self._misplaced(x, offset) from error
+            raise misfit(self, f"[B, ..., L, D], of a floating-point dtype, with D >= {self.dims}", x) from error
+
+    def _misplaced(self, x: mx.array, offset: Any) -> ValueError:
+        return ValueError(OFFSETS.format(offset=describe(offset), x=describe(x), layer=self))
 
 
 class SinusoidalPositionalEncoding(Module):
@@ -119,7 +128,7 @@ class SinusoidalPositionalEncoding(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``dims`` is not positive and even, or ``min_freq`` or ``max_freq`` is not positive.
+        ValueError: If ``dims`` is not positive and even, ``min_freq`` or ``max_freq`` not positive, or ``scale`` no number.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> encoding = fl.nn.SinusoidalPositionalEncoding(4, min_freq=0.1, scale=1)
@@ -129,9 +138,9 @@ class SinusoidalPositionalEncoding(Module):
     """
 
     dims: int = static(validator=_pairs)
-    min_freq: float = static(validator=validators.gt(0))
-    max_freq: float = static(validator=validators.gt(0))
-    scale: float = static()
+    min_freq: float = static(validator=positive)
+    max_freq: float = static(validator=positive)
+    scale: float = static(validator=number)
     cos_first: bool = static()
     full_turns: bool = static()
     dtype: mx.Dtype = static()
@@ -156,6 +165,7 @@ class SinusoidalPositionalEncoding(Module):
         self.dtype = floating(dtype)
 
     def __call__(self, x: mx.array) -> mx.array:
+        x = x if isinstance(x, mx.array) else mx.array(x)
         angles = x[..., None] * self._frequencies()
         parts = [mx.sin(angles), mx.cos(angles)]
         y = mx.concatenate(parts[::-1] if self.cos_first else parts, -1)
@@ -187,7 +197,7 @@ class ALiBi(Module):
         Input and output ``[B, H, L, S]``: a score for each of ``H`` heads, ``L`` queries and ``S`` keys.
 
     Raises:
-        ValueError: In a call, if the input is not of the shape above, or the mask does not broadcast.
+        ValueError: In a call, if the input is not of the shape above, the offset no int, or the mask does not broadcast.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.nn.ALiBi()(mx.zeros((1, 4, 2, 3)))[0, 0]
@@ -207,7 +217,10 @@ class ALiBi(Module):
         if attention_scores.ndim != 4:
             raise misfit(self, "[B, H, L, S]", attention_scores)
         _, heads, queries, keys = attention_scores.shape
-        bias = self.create_alibi_matrix(queries + offset, keys, heads, offset, attention_scores.dtype)
+        try:
+            bias = self.create_alibi_matrix(queries + offset, keys, heads, offset, attention_scores.dtype)
+        except TypeError as error:
+            raise ValueError(START.format(offset=describe(offset))) from error
         try:
             return attention_scores + (bias if mask is None else bias + mask)
         except ValueError:

@@ -11,7 +11,7 @@ from ..edits.freezing import is_frozen
 from ..fields import buffer, parameter, static
 from ..module import Module
 from ..node import edited
-from .checks import misfit, size
+from .checks import lookup, misfit, size
 from .dtypes import floating
 from .initial import normal, uniform
 
@@ -53,9 +53,11 @@ class _Quantized(Module):
             raise misfit(self, f"[..., {dims}]", x)
         if x.size == 0:  # with which MLX ends the process
             return self._product(mx.zeros((1, dims), x.dtype))[:0].reshape(*x.shape[:-1], len(self.weight))
-        return mx.quantized_matmul(
-            x, self.weight, self.scales, self.biases, True, group_size=self.group_size, bits=self.bits, mode=self.mode
-        )
+        options: Any = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        try:
+            return mx.quantized_matmul(x, self.weight, self.scales, self.biases, True, **options)
+        except ValueError as error:
+            raise misfit(self, f"[..., {dims}]", x, error) from error
 
 
 class QuantizedLinear(_Quantized):
@@ -96,7 +98,7 @@ class QuantizedLinear(_Quantized):
         is ``[output_dims]`` or ``None``; input ``[..., input_dims]``, output ``[..., output_dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If ``dtype`` is ``mx.float64``, if there is no such mode, if it does not have the group size or the bits, or
             if ``input_dims`` can't be divided into groups, or a size is not a positive int; in a call, if the last axis of the
             input is of another length.
@@ -127,7 +129,7 @@ class QuantizedLinear(_Quantized):
     ) -> None:
         input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
         dtype = floating(dtype)
-        self.group_size, self.bits = _settings(group_size, bits, mode)
+        self.group_size, self.bits = _settings(self, group_size, bits, mode)
         self.mode = mode
         weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
         self.weight, self.scales, self.biases = _quantized(weight, self.group_size, self.bits, mode)
@@ -184,9 +186,10 @@ class QuantizedEmbedding(_Quantized):
         ``mx.bfloat16``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If ``dtype`` is ``mx.float64``, if there is no such mode, if it does not have the group size or the bits, or
-            if ``dims`` can't be divided into groups, or a size is not a positive int.
+            if ``dims`` can't be divided into groups, or a size is not a positive int; in a call, if the input is not of an
+            integer dtype.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.QuantizedEmbedding(9, 32, group_size=32, dtype=mx.float16)
@@ -209,7 +212,7 @@ class QuantizedEmbedding(_Quantized):
         key: mx.array | None = None,
     ) -> None:
         dtype = floating(dtype)
-        self.group_size, self.bits = _settings(group_size, bits, mode)
+        self.group_size, self.bits = _settings(self, group_size, bits, mode)
         self.mode = mode
         self.num_embeddings = size(self, "num_embeddings", num_embeddings)
         self.dims = size(self, "dims", dims)
@@ -217,7 +220,7 @@ class QuantizedEmbedding(_Quantized):
         self.weight, self.scales, self.biases = _quantized(weight, self.group_size, self.bits, mode)
 
     def __call__(self, x: mx.array) -> mx.array:
-        lead = self.weight[x].shape[:-1]
+        lead = lookup(self, self.weight, x).shape[:-1]
         if not lead:  # MLX dequantizes matrices alone,
             return self._rows((None, x))[0]
         if 0 in lead:  # and not empty ones.
@@ -294,7 +297,7 @@ class QQLinear(Module):
         ``[output_dims, input_dims / group_size]``; input ``[N, input_dims]``, output ``[N, output_dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If ``dtype`` is ``mx.float64``, if the mode is another, if it does not have the group size or the bits, or
             if ``input_dims`` can't be divided into groups, or a size is not a positive int; in a call, if the last axis of the
             input is of another length.
@@ -328,7 +331,7 @@ class QQLinear(Module):
     ) -> None:
         input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
         dtype = floating(dtype)
-        self.group_size, self.bits = _settings(group_size, bits, mode)
+        self.group_size, self.bits = _settings(self, group_size, bits, mode)
         if mode not in INPUT_MODES:
             raise ValueError(NOT_AN_INPUT_MODE.format(mode=mode))
         self.mode = mode
@@ -340,7 +343,10 @@ class QQLinear(Module):
         dims = self.weight.shape[-1] if self.scales is None else self.scales.shape[-1] * self.group_size
         if x.shape[-1:] != (dims,):
             raise misfit(self, f"[N, {dims}]", x)
-        return mx.qqmm(x, self.weight, self.scales, group_size=self.group_size, bits=self.bits, mode=self.mode)
+        try:
+            return mx.qqmm(x, self.weight, self.scales, group_size=self.group_size, bits=self.bits, mode=self.mode)
+        except ValueError as error:
+            raise misfit(self, f"[N, {dims}]", x, error) from error
 
     def quantize(self) -> Self:
         """Return the layer with its weight quantized, in the same mode of training. :meth:`eval` does this too.
@@ -398,10 +404,11 @@ class QQLinear(Module):
         return edited(layer, {"weight": linear.weight}, frozen=frozen).train(linear.training)
 
 
-def _settings(group_size: int | None, bits: int | None, mode: str) -> tuple[int, int]:
-    if mode not in MODES:
+def _settings(layer: Module, group_size: int | None, bits: int | None, mode: str) -> tuple[int, int]:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(NO_SUCH_MODE.format(mode=mode, modes=", ".join(MODES)))
-    return group_size or MODES[mode][0], bits or MODES[mode][1]
+    usual_size, usual_bits = MODES[mode]
+    return size(layer, "group_size", group_size or usual_size), size(layer, "bits", bits or usual_bits)
 
 
 def _matrix(cls: type[Module], layer: Any) -> mx.array:

@@ -40,7 +40,7 @@ class RNN(Module):
         input ``[..., L, D]``, first state ``[..., H]``, output ``[..., L, H]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If a size is not a positive int or ``nonlinearity`` can't be called; in a call, if the input or the
             state is not of a shape above, or the sequence is empty.
 
@@ -126,7 +126,7 @@ class GRU(Module):
         input ``[..., L, D]``, first state ``[..., H]``, output ``[..., L, H]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If a size is not a positive int; in a call, if the input or the state is not of a shape above, or the
             sequence is empty.
 
@@ -219,7 +219,7 @@ class LSTM(Module):
         input ``[..., L, D]``, first state and cell ``[..., H]``, each of the two outputs ``[..., L, H]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
         ValueError: If a size is not a positive int; in a call, if the input, the state or the cell is not of a shape above,
             or the sequence is empty.
 

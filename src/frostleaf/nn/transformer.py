@@ -13,6 +13,7 @@ from ..fields import static
 from ..module import Module
 from ..transforms.checkpoint import checkpoint as checkpointed
 from ..tree.compare import describe
+from .checks import MisfitError, because, function, size, within
 from .dropout import Dropout
 from .initial import split
 from .linear import Linear
@@ -20,12 +21,11 @@ from .normalization import LayerNorm
 
 L = TypeVar("L", bound=Module)
 
-INDIVISIBLE = (
-    "{size} dimensions can't be divided among {heads} heads: {name} must be a multiple of num_heads, which is 1 or more"
-)
+INDIVISIBLE = "{size} dimensions can't be divided among {heads} heads: {name} must be a multiple of num_heads"
 UNLIKE = (
-    "{cls} takes queries [N, L, ...], keys [N, S, ...] and values [N, S, ...], of the same N and S, and was given {queries}, "
-    "{keys} and {values}. The layer is {layer!r}"
+    "{cls} takes queries [N, L, ...], keys [N, S, ...] and values [N, S, ...], of the same N and S, and as mask None, 'causal' "
+    "or an array that broadcasts to [N, {heads}, L, S], and was given {queries}, {keys}, {values} and {mask}{reason}. "
+    "The layer is {layer!r}"
 )
 
 
@@ -60,9 +60,9 @@ class MultiHeadAttention(Module):
         output ``[N, L, value_output_dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``dims`` or ``value_dims`` is not a multiple of ``num_heads``; in a call, if queries, keys or values
-            are not of the shapes above.
+        TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
+        ValueError: If a size is not a positive int, or ``dims`` or ``value_dims`` is not a multiple of ``num_heads``; in a
+            call, if queries, keys, values or the mask are not of the shapes above.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.MultiHeadAttention(8, 2)
@@ -101,9 +101,10 @@ class MultiHeadAttention(Module):
     ) -> None:
         key_input_dims = key_input_dims or dims
         value_dims = value_dims or dims
-        for name, size in ("dims", dims), ("value_dims", value_dims):
-            if num_heads < 1 or size % num_heads != 0:
-                raise ValueError(INDIVISIBLE.format(size=size, heads=num_heads, name=name))
+        num_heads = size(self, "num_heads", num_heads)
+        for name, value in ("dims", dims), ("value_dims", value_dims):
+            if size(self, name, value) % num_heads != 0:
+                raise ValueError(INDIVISIBLE.format(size=value, heads=num_heads, name=name))
         keys = split(key, 4)
         self.num_heads = num_heads
         self.query_proj = Linear(query_input_dims or dims, dims, bias, dtype=dtype, key=keys[0])
@@ -124,14 +125,23 @@ class MultiHeadAttention(Module):
                 ``None``, everywhere.
         """
         if not (queries.ndim == 3 and keys.ndim == 3 and keys.shape[:2] == values.shape[:-1] and len(queries) == len(keys)):
-            shown = {"queries": describe(queries), "keys": describe(keys), "values": describe(values)}
-            raise ValueError(UNLIKE.format(cls=type(self).__name__, layer=self, **shown))
-        queries = self._heads(self.query_proj(queries))
-        keys = self._heads(self.key_proj(keys))
-        values = self._heads(self.value_proj(values))
-        scale = math.sqrt(1 / queries.shape[-1])
-        found = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+            raise self._misfit(queries, keys, values, mask)
+        try:
+            q = self._heads(self.query_proj(queries))
+            k = self._heads(self.key_proj(keys))
+            v = self._heads(self.value_proj(values))
+        except MisfitError as error:
+            raise self._misfit(queries, keys, values, mask, error) from error
+        try:
+            found = mx.fast.scaled_dot_product_attention(q, k, v, scale=math.sqrt(1 / q.shape[-1]), mask=mask)
+        except (TypeError, ValueError) as error:
+            raise self._misfit(queries, keys, values, mask, error) from error
         return self.out_proj(found.transpose(0, 2, 1, 3).flatten(-2))
+
+    def _misfit(self, queries: Any, keys: Any, values: Any, mask: Any, error: Exception | None = None) -> MisfitError:
+        shown = {"queries": describe(queries), "keys": describe(keys), "values": describe(values), "mask": describe(mask)}
+        text = UNLIKE.format(cls=type(self).__name__, heads=self.num_heads, reason=because(error), layer=self, **shown)
+        return MisfitError(text)
 
     def _heads(self, x: mx.array) -> mx.array:
         """Return ``x`` ``[N, L, num_heads * d]`` as ``[N, num_heads, L, d]``."""
@@ -187,9 +197,9 @@ class TransformerEncoderLayer(Module):
         :class:`LayerNorm`; input and output ``[N, L, dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``dims`` is not a multiple of ``num_heads``, or ``dropout`` is outside of ``[0, 1)``; in a call, if the
-            input is not of the shape above.
+        TypeError: If ``dtype`` is not a floating-point one, ``key`` is no key, or ``activation`` can't be called.
+        ValueError: If ``dims`` is not a multiple of ``num_heads``, or ``dropout`` is outside of ``[0, 1)``; in a call, if
+            input or mask is not of the shape above.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.TransformerEncoderLayer(8, 2, dropout=0.1)
@@ -219,7 +229,7 @@ class TransformerEncoderLayer(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        mlp_dims = mlp_dims or dims * 4
+        mlp_dims = size(self, "mlp_dims", mlp_dims or size(self, "dims", dims) * 4)
         keys = split(key, 3)
         self.attention = MultiHeadAttention(dims, num_heads, dtype=dtype, key=keys[0])
         self.ln1 = LayerNorm(dims, dtype=dtype)
@@ -228,7 +238,7 @@ class TransformerEncoderLayer(Module):
         self.linear2 = Linear(mlp_dims, dims, dtype=dtype, key=keys[2])
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
-        self.activation = activation
+        self.activation = function(self, "activation", activation)
         self.norm_first = norm_first
 
     def __call__(self, x: mx.array, mask: mx.array | str | None, *, key: mx.array | None = None) -> mx.array:
@@ -247,8 +257,11 @@ class TransformerEncoderLayer(Module):
         def transform(y: mx.array) -> mx.array:
             return self.linear2(self.dropout2(self.activation(self.linear1(y)), key=keys[1]))
 
-        x = _residual(x, attend, self.ln1, self.norm_first)
-        return _residual(x, transform, self.ln2, self.norm_first)
+        try:
+            y = _residual(x, attend, self.ln1, self.norm_first)
+            return _residual(y, transform, self.ln2, self.norm_first)
+        except MisfitError as error:
+            raise within(self, (x, mask), error) from error
 
 
 class TransformerDecoderLayer(Module):
@@ -263,6 +276,7 @@ class TransformerDecoderLayer(Module):
     Here :math:`m` is the second sequence, the memory, and :math:`A(q, k)` is :class:`MultiHeadAttention` with the queries
     :math:`q` and the keys and values :math:`k`. The other letters, and what is otherwise without ``norm_first``, are those
     of :class:`TransformerEncoderLayer`.
+    Vaswani et al., `Attention is all you need <https://arxiv.org/abs/1706.03762>`_.
 
     Args:
         dims: The length of the last axis of input, memory and output.
@@ -280,9 +294,9 @@ class TransformerDecoderLayer(Module):
         input and output ``[N, L, dims]``, memory ``[N, S, dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: If ``dims`` is not a multiple of ``num_heads``, or ``dropout`` is outside of ``[0, 1)``; in a call, if input
-            or memory are not of the shapes above.
+        TypeError: If ``dtype`` is not a floating-point one, ``key`` is no key, or ``activation`` can't be called.
+        ValueError: If ``dims`` is not a multiple of ``num_heads``, or ``dropout`` is outside of ``[0, 1)``; in a call, if
+            input, memory or masks are not of the shapes above.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.TransformerDecoderLayer(8, 2)
@@ -315,7 +329,7 @@ class TransformerDecoderLayer(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        mlp_dims = mlp_dims or dims * 4
+        mlp_dims = size(self, "mlp_dims", mlp_dims or size(self, "dims", dims) * 4)
         keys = split(key, 4)
         self.self_attention = MultiHeadAttention(dims, num_heads, dtype=dtype, key=keys[0])
         self.cross_attention = MultiHeadAttention(dims, num_heads, dtype=dtype, key=keys[1])
@@ -327,7 +341,7 @@ class TransformerDecoderLayer(Module):
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
         self.dropout3 = Dropout(dropout)
-        self.activation = activation
+        self.activation = function(self, "activation", activation)
         self.norm_first = norm_first
 
     def __call__(
@@ -359,9 +373,12 @@ class TransformerDecoderLayer(Module):
         def transform(y: mx.array) -> mx.array:
             return self.linear2(self.dropout3(self.activation(self.linear1(y)), key=keys[2]))
 
-        x = _residual(x, attend, self.ln1, self.norm_first)
-        x = _residual(x, recall, self.ln2, self.norm_first)
-        return _residual(x, transform, self.ln3, self.norm_first)
+        try:
+            y = _residual(x, attend, self.ln1, self.norm_first)
+            y = _residual(y, recall, self.ln2, self.norm_first)
+            return _residual(y, transform, self.ln3, self.norm_first)
+        except MisfitError as error:
+            raise within(self, (x, memory, x_mask, memory_mask), error) from error
 
 
 def _residual(x: mx.array, part: Callable[[mx.array], mx.array], norm: LayerNorm, norm_first: bool) -> mx.array:
@@ -376,9 +393,13 @@ class _Stack(Module, Generic[L]):
     checkpoint: bool = static()
 
     def _through(self, x: mx.array, *others: Any, key: mx.array | None) -> mx.array:
-        for layer, layer_key in zip(self.layers, split(key, len(self.layers)), strict=True):
-            x = (checkpointed(layer) if self.checkpoint else layer)(x, *others, key=layer_key)
-        return self.ln(x)
+        y = x
+        try:
+            for layer, layer_key in zip(self.layers, split(key, len(self.layers)), strict=True):
+                y = (checkpointed(layer) if self.checkpoint else layer)(y, *others, key=layer_key)
+            return self.ln(y)
+        except MisfitError as error:
+            raise within(self, (x, *others), error) from error
 
 
 class TransformerEncoder(_Stack[TransformerEncoderLayer]):
@@ -402,8 +423,8 @@ class TransformerEncoder(_Stack[TransformerEncoderLayer]):
         input and output ``[N, L, dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: As :class:`TransformerEncoderLayer` does.
+        TypeError: If ``dtype`` is not a floating-point one, ``key`` is no key, or what is to be called can't be.
+        ValueError: If there are to be less than 0 layers, and as :class:`TransformerEncoderLayer` does.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> model = fl.nn.TransformerEncoder(2, 8, 2, checkpoint=True)
@@ -427,7 +448,7 @@ class TransformerEncoder(_Stack[TransformerEncoderLayer]):
     ) -> None:
         self.layers = tuple(
             TransformerEncoderLayer(dims, num_heads, mlp_dims, dropout, activation, norm_first, dtype=dtype, key=layer_key)
-            for layer_key in split(key, num_layers)
+            for layer_key in split(key, size(self, "num_layers", num_layers, least=0))
         )
         self.ln = LayerNorm(dims, dtype=dtype)
         self.checkpoint = checkpoint
@@ -465,8 +486,8 @@ class TransformerDecoder(_Stack[TransformerDecoderLayer]):
         input and output ``[N, L, dims]``, memory ``[N, S, dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: As :class:`TransformerDecoderLayer` does.
+        TypeError: If ``dtype`` is not a floating-point one, ``key`` is no key, or what is to be called can't be.
+        ValueError: If there are to be less than 0 layers, and as :class:`TransformerDecoderLayer` does.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> model = fl.nn.TransformerDecoder(2, 8, 2)
@@ -490,7 +511,7 @@ class TransformerDecoder(_Stack[TransformerDecoderLayer]):
     ) -> None:
         self.layers = tuple(
             TransformerDecoderLayer(dims, num_heads, mlp_dims, dropout, activation, norm_first, dtype=dtype, key=layer_key)
-            for layer_key in split(key, num_layers)
+            for layer_key in split(key, size(self, "num_layers", num_layers, least=0))
         )
         self.ln = LayerNorm(dims, dtype=dtype)
         self.checkpoint = checkpoint
@@ -547,8 +568,9 @@ class Transformer(Module):
         ``src`` is ``[N, S, dims]``, ``tgt`` and the output ``[N, L, dims]``.
 
     Raises:
-        TypeError: If ``dtype`` is not a floating-point one.
-        ValueError: As :class:`TransformerEncoderLayer` and :class:`TransformerDecoderLayer` do.
+        TypeError: If ``dtype`` is not a floating-point one, ``key`` is no key, or what is to be called can't be.
+        ValueError: If there are to be less than 0 layers, and as :class:`TransformerEncoderLayer` and
+            :class:`TransformerDecoderLayer` do.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> model = fl.nn.Transformer(8, 2, num_encoder_layers=1, num_decoder_layers=1)
@@ -579,11 +601,13 @@ class Transformer(Module):
         sizes = dims, num_heads, mlp_dims, dropout, activation, norm_first, checkpoint
         encoder_key, decoder_key = split(key, 2)
         if custom_encoder is None:
-            custom_encoder = TransformerEncoder(num_encoder_layers, *sizes, dtype=dtype, key=encoder_key)
+            layers = size(self, "num_encoder_layers", num_encoder_layers, least=0)
+            custom_encoder = TransformerEncoder(layers, *sizes, dtype=dtype, key=encoder_key)
         if custom_decoder is None:
-            custom_decoder = TransformerDecoder(num_decoder_layers, *sizes, dtype=dtype, key=decoder_key)
-        self.encoder = custom_encoder
-        self.decoder = custom_decoder
+            layers = size(self, "num_decoder_layers", num_decoder_layers, least=0)
+            custom_decoder = TransformerDecoder(layers, *sizes, dtype=dtype, key=decoder_key)
+        self.encoder = function(self, "custom_encoder", custom_encoder)
+        self.decoder = function(self, "custom_decoder", custom_decoder)
 
     def __call__(
         self,
@@ -606,6 +630,9 @@ class Transformer(Module):
             key: Draws what is dropped. Default: ``mx.random``'s own state.
         """
         keys = [{} if each is None else {"key": each} for each in split(key, 2)]
-        memory = self.encoder(src, src_mask, **keys[0])
-        decoded: mx.array = self.decoder(tgt, memory, tgt_mask, memory_mask, **keys[1])
-        return decoded
+        try:
+            memory = self.encoder(src, src_mask, **keys[0])
+            decoded: mx.array = self.decoder(tgt, memory, tgt_mask, memory_mask, **keys[1])
+            return decoded
+        except MisfitError as error:
+            raise within(self, (src, tgt, src_mask, tgt_mask, memory_mask), error) from error

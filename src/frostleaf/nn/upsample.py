@@ -91,10 +91,14 @@ class Upsample(Module):
         self.mode = mode
         self.align_corners = align_corners
         self.antialias = antialias
-        if antialias and (mode == "nearest" or align_corners):
-            raise ValueError(ANTIALIAS.format(other="mode='nearest'" if mode == "nearest" else "align_corners=True"))
+        self._check_antialias()
+
+    def _check_antialias(self) -> None:
+        if self.antialias and (self.mode == "nearest" or self.align_corners):
+            raise ValueError(ANTIALIAS.format(other="mode='nearest'" if self.mode == "nearest" else "align_corners=True"))
 
     def __call__(self, x: mx.array) -> mx.array:
+        self._check_antialias()  # of a copy, in which one option was replaced
         factors = self.scale_factor
         if not isinstance(factors, tuple):
             if x.ndim < 3:
