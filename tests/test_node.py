@@ -455,6 +455,30 @@ def test_a_mixin_can_give_the_constructor() -> None:
         Made().weight = ONE
 
 
+class Tagged(Shouting, fl.Module):
+    """A mixin that is a module, with the constructor that attrs makes."""
+
+    tag: str = fl.static(default="none")
+
+
+def test_a_mixin_that_is_a_module_does_not_hide_the_constructor_of_a_layer() -> None:
+    class Loud(Tagged, fl.nn.Linear):
+        pass
+
+    layer = Loud(2, 3, bias=False)
+    assert (layer.weight.shape, layer.bias, layer.tag, layer.shout()) == ((3, 2), None, "none", "LOUD")
+    assert layer.replace(tag="some")(mx.ones((1, 2))).shape == (1, 3)
+    assert pickle.loads(pickle.dumps(Tagged("x"))).tag == "x"
+
+    class Given(Loud):
+        def __init__(self, tag: str) -> None:
+            super().__init__(1, 2)
+            self.tag = tag
+
+    assert Given("x").tag == "x"
+    assert Given("x").weight.shape == (2, 1)
+
+
 def test_an_abstract_class_can_not_be_instantiated_and_its_subclass_can() -> None:
     class Abstract(fl.Module, abc.ABC):
         weight: mx.array

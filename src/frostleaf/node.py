@@ -293,7 +293,7 @@ def edited(
 
     Raises:
         TypeError: If a name isn't a field, or a value can't be held by its field.
-        ValueError: If a tied place is gone, or a tie's two places were given different arrays.
+        ValueError: If a tied place is gone or tied twice, or the places of a tie were given different arrays.
     """
     cls = type(node)
     metadata = metadata_of(node)
@@ -304,6 +304,7 @@ def edited(
     for name, value in changes.items():
         field = _field(cls, name)
         if not _same(cls, name, value, old[name]) and value is not in_tree.get(name):
+            value = ties_.refilled(name, value, metadata.ties, old) if metadata.ties else value
             value = _checked(node, field, value) if convert else value
             if not _same(cls, name, value, old[name]):
                 changed[name] = value
@@ -326,15 +327,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _define(cls: type[Node]) -> None:
-    handwritten = _has_handwritten_init(cls)
+    init = _handwritten_init(cls)
+    handwritten = init is not None
     # A hand-written constructor takes what it likes, so the order of the fields' defaults is free: kw_only says so to attrs.
     attrs.define(
         cls, frozen=True, slots=False, eq=False, repr=False, init=not handwritten, kw_only=handwritten, auto_attribs=True
     )
     # attrs has put its own messages here; Node has better ones.
     del cls.__setattr__, cls.__delattr__
-    if not hasattr(cls.__init__, "handwritten"):
-        cls.__init__ = _closing(cls.__init__, handwritten)  # type: ignore[method-assign]
+    init = init or cls.__init__
+    if not hasattr(init, "handwritten"):
+        init = _closing(init, handwritten)
+    if cls.__init__ is not init:
+        cls.__init__ = init  # type: ignore[method-assign]
 
     cls.__fields__ = attrs.fields_dict(cls)  # type: ignore[arg-type]
     root = next(base for base in reversed(cls.__mro__) if issubclass(base, Node) and base is not Node)
@@ -361,12 +366,15 @@ def _define(cls: type[Node]) -> None:
     )
 
 
-def _has_handwritten_init(cls: type) -> bool:
-    """Whether constructing ``cls`` runs an ``__init__`` that somebody wrote, rather than one that attrs is to make."""
+def _handwritten_init(cls: type) -> Callable[..., None] | None:
+    """Return the ``__init__`` that somebody wrote for ``cls`` or a base, if there is one: no generated one hides it."""
     for base in cls.__mro__:
-        if "__init__" in base.__dict__ and base is not object and not getattr(base, "_is_protocol", False):
-            return getattr(base.__dict__["__init__"], "handwritten", True)
-    return False
+        init = base.__dict__.get("__init__")
+        if init is None or base is object or getattr(base, "_is_protocol", False):
+            continue
+        if getattr(init, "handwritten", True):
+            return init  # type: ignore[no-any-return]
+    return None
 
 
 def _assembler(cls: type[Node]) -> Callable[[Metadata, Iterable[Any]], Any]:
@@ -517,7 +525,7 @@ def _frozen(verb: str, cls: type[Node], name: str) -> str:
     return FROZEN.format(verb=verb, cls=cls.__name__, name=name, advice=advice)
 
 
-def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> Metadata:
+def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> Metadata:
     return Metadata({name: freeze_containers(unpacked(value)) for name, value in static.items()}, training, frozen, ties)
 
 

@@ -25,6 +25,10 @@ CONFLICT = (
     "{cls}.{target} is tied to {source}, and this edit leaves unlike arrays there: {given} and {expected}. Change both alike, "
     "or take the tie away first: .untie({target!r})"
 )
+TIED_INSIDE = (
+    "{cls}.{target} is tied to {source}, and after this edit {path} is tied inside {holder} as well. Take one of the two ties "
+    "away first: .untie({target!r}), or that of {holder}"
+)
 
 MISSING: Any = object()
 
@@ -32,8 +36,7 @@ MISSING: Any = object()
 def taken_out(cls: type[Node], children: tuple[Any, ...], ties: Ties) -> tuple[Any, ...]:
     """Return the children of a node with ``None`` in each tied place."""
     values = dict(zip(cls.__children__, children, strict=True))
-    for target, _ in ties:
-        _put(values, target, None)
+    _put(values, {target: None for target, _ in ties})
     return tuple(values.values())
 
 
@@ -42,17 +45,23 @@ def fill(node: Node, ties: Ties) -> None:
 
     The children may be anything, since trees are mapped to trees of other things. A place that is not there stays so.
     """
-    for target, source in ties:
-        value = _get(node.__dict__, source)
-        if value is not MISSING and _get(node.__dict__, target) is not MISSING:
-            _put(node.__dict__, target, value)
+    values = node.__dict__
+    arrays = {target: _get(values, source) for target, source in ties if _get(values, target) is not MISSING}
+    _put(values, {target: array for target, array in arrays.items() if array is not MISSING})
+
+
+def refilled(name: str, value: Any, ties: Ties, old: Mapping[str, Any]) -> Any:
+    """Return the new value of a field with the old arrays in tied places where it has ``None``, as it has in the tree."""
+    values = {name: value}
+    _put(values, {target: _get(old, target) for target, _ in ties if target[0] == name and _get(values, target) is None})
+    return values[name]
 
 
 def follow(node: Node, ties: Ties, old: Mapping[str, Any]) -> None:
-    """Bring both places of each tie in line, in a node that was edited: whichever was changed, the other follows.
+    """Bring all places of each tied array in line, in a node that was edited: whichever was changed, the others follow.
 
-    Where both were changed, as by an edit of every layer, their shapes and dtypes must be the same, and the source's array
-    stands for both. One alone may change in dtype or shape, but not into the array of another class: the packed bits of a
+    Where several were changed, as by an edit of every layer, their shapes and dtypes must be the same, and the source's array
+    stands for all. One alone may change in dtype or shape, but not into the array of another class: the packed bits of a
     quantized layer are of no use to one that is not.
 
     Args:
@@ -61,41 +70,58 @@ def follow(node: Node, ties: Ties, old: Mapping[str, Any]) -> None:
         old: The fields' values before the edit.
 
     Raises:
-        ValueError: If one of the places is gone, or two different arrays were put there.
+        ValueError: If one of the places is gone or is tied further inside as well, or different arrays were put there.
     """
     values = node.__dict__
+    places: dict[Path, list[Path]] = {}
     for target, source in ties:
-        before, given, expected = _get(old, source), _get(values, target), _get(values, source)
-        for path, value in ((target, given), (source, expected)):
-            if value is MISSING:
+        _check_place(node, target, source)
+        places.setdefault(source, [source]).append(target)
+    new: dict[Path, Any] = {}
+    for source, paths in places.items():
+        before, given = _get(old, source), {path: _get(values, path) for path in paths}
+        changed = [path for path in paths if given[path] is not before and (given[path] is not None or path == source)]
+        first = changed[0] if changed else source
+        for path, array in given.items():
+            if array is given[first]:
+                continue
+            if path in changed:
+                fits = _kind(array) == _kind(given[first])
+            else:
+                fits = _shape(before) == _shape(given[first]) or all(
+                    _holder(old, each) is _holder(values, each) for each in (path, first)
+                )
+            if not fits:
+                target, expected = (first, array) if path == source else (path, given[first])
                 names = {"cls": type(node).__name__, "target": _dotted(target), "source": _dotted(source)}
-                raise ValueError(GONE.format(**names, missing=_dotted(path)))
-        if given is expected:
-            continue
-        target_changed = given is not None and given is not before
-        if target_changed and expected is not before:
-            fits = _shape(given) == _shape(expected) and given.dtype == expected.dtype
-        else:
-            fits = _shape(given if target_changed else before) == _shape(expected) or all(
-                _holder(old, path) is _holder(values, path) for path in (target, source)
-            )
-        if not fits:
-            names = {"cls": type(node).__name__, "target": _dotted(target), "source": _dotted(source)}
-            raise ValueError(CONFLICT.format(**names, given=_shown(given), expected=_shown(expected)))
-        if target_changed and expected is before:
-            _put(values, source, given)
-        else:
-            _put(values, target, expected)
+                raise ValueError(CONFLICT.format(**names, given=_shown(given[target]), expected=_shown(expected)))
+            new[path] = given[first]
+    _put(values, new)
+
+
+def _check_place(node: Node, target: Path, source: Path) -> None:
+    """Raise a ``ValueError`` unless both places of a tie are there, and no module inside has a tie there too."""
+    names = {"cls": type(node).__name__, "target": _dotted(target), "source": _dotted(source)}
+    for path in (target, source):
+        if _get(node.__dict__, path) is MISSING:
+            raise ValueError(GONE.format(**names, missing=_dotted(path)))
+        for length in range(1, len(path)):
+            inside = _get(node.__dict__, path[:length])
+            if isinstance(inside, Node) and path[length:] in dict(opened(inside)[0].ties):
+                raise ValueError(TIED_INSIDE.format(**names, path=_dotted(path), holder=_dotted(path[:length])))
 
 
 def _get(values: Mapping[str, Any], path: Path) -> Any:
     """Return what stands at a path below a dict of fields, or ``MISSING``."""
-    value: Any = values
-    for name in path:
+    first, *rest = path
+    value: Any = values.get(first, MISSING)
+    for name in rest:
         if isinstance(value, Node):
             opened(value)
-            value = value.__dict__
-        if isinstance(value, Mapping):
+            value = value.__dict__.get(name, MISSING)
+        elif type(value) is tuple:  # of which the others, that may be many, need no look
+            value = value[name] if name in range(len(value)) else MISSING
+        elif isinstance(value, Mapping):
             value = value.get(name, MISSING)
         else:
             entries, children, _ = _one_level(value)
@@ -103,20 +129,29 @@ def _get(values: Mapping[str, Any], path: Path) -> Any:
     return value
 
 
-def _put(values: dict[str, Any], path: Path, new: Any) -> None:
-    name, *rest = path
-    values[name] = _replaced(values[name], rest, new)
+def _put(values: dict[str, Any], new: Mapping[Path, Any]) -> None:
+    """Put something else at paths below a dict of fields, all of which are there."""
+    for name, inside in _by_name(new).items():
+        values[name] = _replaced(values[name], inside)
 
 
-def _replaced(value: Any, path: Sequence[Any], new: Any) -> Any:
-    """Return a tree with something else at a path, which is there; what does not lie on the path is shared."""
-    if not path:
-        return new
+def _replaced(value: Any, new: Mapping[Path, Any]) -> Any:
+    """Return a tree with something else at paths in it; what does not lie on one of them is shared."""
+    if () in new:
+        return new[()]
     entries, children, make = _one_level(value)
-    name, *rest = path
+    inside = _by_name(new)
     return make(
-        [_replaced(child, rest, new) if entry == name else child for entry, child in zip(entries, children, strict=True)]
+        [_replaced(child, inside[name]) if name in inside else child for name, child in zip(entries, children, strict=True)]
     )
+
+
+def _by_name(new: Mapping[Path, Any]) -> dict[Any, dict[Path, Any]]:
+    """Return what is to be put somewhere by the first name of the path, and then by the rest of it."""
+    found: dict[Any, dict[Path, Any]] = {}
+    for (name, *rest), value in new.items():
+        found.setdefault(name, {})[tuple(rest)] = value
+    return found
 
 
 def _one_level(value: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[Sequence[Any]], Any]]:
@@ -138,6 +173,10 @@ def _holder(values: Mapping[str, Any], path: Path) -> type | None:
 
 def _shape(value: Any) -> Any:
     return getattr(value, "shape", None)
+
+
+def _kind(value: Any) -> Any:
+    return _shape(value), getattr(value, "dtype", None)
 
 
 def _shown(value: Any) -> str:

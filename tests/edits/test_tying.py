@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 
+import attrs
 import mlx.core as mx
 import mlx.nn
 import mlx.utils
@@ -11,9 +12,10 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.edits.tying import ALREADY, CHAIN, NO_ARRAY, NOT_PLACES, NOT_TIED, WRONG_SHAPE
-from frostleaf.optim.optimizer import SHARED
+from frostleaf.optim.optimizer import NO_MODULE, SHARED
+from frostleaf.optim.optimizer import TIE as TIE_THEM
 from frostleaf.selection import TIED
-from frostleaf.ties import CONFLICT, GONE
+from frostleaf.ties import CONFLICT, GONE, TIED_INSIDE
 
 WORDS, DIMS = 5, 3
 TIE = {"head.weight": "embedding.weight"}
@@ -54,6 +56,11 @@ def one_leaf(model):
     assert not any(path.endswith("head.weight") for path in paths)
     assert sum(path.endswith("embedding.weight") for path in paths) == 1
     return model
+
+
+class Pair(fl.Module):
+    ws: list[mx.array]
+    named: dict[str, mx.array]
 
 
 def loss(model, x):
@@ -240,6 +247,55 @@ def test_a_changed_place_takes_the_other_along():
         assert model.head.weight is model.embedding.weight is weight
 
 
+@pytest.mark.parametrize("source", range(3))
+@pytest.mark.parametrize("changed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)])
+def test_a_changed_place_takes_all_others_along(source, changed):
+    model = fl.nn.Sequential(*(fl.nn.Linear(2, 2) for _ in range(3)))
+    model = model.tie({f"layers.{place}.weight": f"layers.{source}.weight" for place in range(3) if place != source})
+    new = [fl.nn.Linear(2, 2) if place in changed else layer for place, layer in enumerate(model.layers)]
+    after = model.replace(layers=new)
+    stays = new[source if source in changed else changed[0]].weight
+    assert all(layer.weight is stays for layer in after.layers)
+    assert all(layer.bias is given.bias for layer, given in zip(after.layers, new, strict=True))
+    halves = model.at([f"layers.{place}" for place in changed]).astype(mx.float16)
+    assert halves.layers[0].weight is halves.layers[1].weight is halves.layers[2].weight
+    assert halves.layers[0].weight.dtype == mx.float16
+
+
+def test_the_places_may_hold_something_else_than_arrays():
+    numbers = fl.tree.map(lambda array: 0, tied_model())
+    others = fl.tree.map(lambda array: 1000 * array.ndim, Language())
+    after = numbers.replace(embedding=others.embedding, head=others.head.replace(weight="another"))
+    assert after.head.weight is after.embedding.weight == 2000
+
+
+def sees_an_array(instance, attribute, layer):
+    assert layer.weight.shape == (WORDS, DIMS)
+
+
+class Checked(fl.Module):
+    embedding: fl.nn.Embedding = attrs.field(validator=sees_an_array)
+    head: fl.nn.Linear = attrs.field(validator=sees_an_array)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.update({"head": {"bias": mx.ones(WORDS)}}),
+        lambda m: m.update_modules({"head": fl.nn.Linear(DIMS, WORDS)}),
+        lambda m: m.with_frozen("head.bias"),
+        lambda m: m.at("head.bias").set(mx.ones(WORDS)),
+        lambda m: m.load_weights([("head.bias", mx.ones(WORDS))], strict=False),
+    ],
+)
+@pytest.mark.parametrize("tie", [TIE, {"embedding.weight": "head.weight"}], ids=str)
+def test_validators_see_whole_modules(edit, tie):
+    model = Checked(fl.nn.Embedding(WORDS, DIMS), fl.nn.Linear(DIMS, WORDS)).tie(tie)
+    after = edit(model)
+    assert after is not model
+    assert after.head.weight is after.embedding.weight
+
+
 def test_quantizing_every_layer_keeps_the_tie():
     model = fl.quantize(Language(64, 64).tie(TIE))
     assert model.head.weight is model.embedding.weight
@@ -269,6 +325,24 @@ def test_views_name_the_source_alone_and_modules_are_whole():
     assert model.children()["head"] is model.head
     assert model.leaf_modules()["head"].weight is model.embedding.weight
     assert str(model.at(fl.nn.Linear).paths()) == "['middle.layers.0', 'head']"
+
+
+@pytest.mark.parametrize("model", [tied_model(), Wrapped(tied_model(), X)], ids=["itself", "in another"])
+def test_filter_and_map_is_given_whole_modules_and_an_array_once(model):
+    seen = []
+    model.filter_and_map(lambda owner, key, value: seen.append(value) or True)
+    inner = model.inner if isinstance(model, Wrapped) else model
+    assert sum(value is inner.head for value in seen) == 1
+    assert sum(value is inner.embedding.weight for value in seen) == 1
+    found = model.filter_and_map(model.valid_child_filter, is_leaf_fn=lambda owner, key, value: model.is_module(value))
+    assert found == model.children()
+
+
+def test_a_tied_place_in_a_container_is_shown_empty():
+    both = Pair([mx.ones(2), mx.ones(2)], {"a": mx.ones(2), "b": mx.zeros(3)}).tie({"ws.1": "ws.0", "named.a": "ws.0"})
+    shapes = both.filter_and_map(lambda owner, key, value: True, lambda array: array.shape)
+    assert shapes == {"ws": [(2,), {}], "named": {"a": {}, "b": (3,)}}
+    assert both.update(both.parameters()) is both
 
 
 def test_frozen_is_what_the_source_is():
@@ -368,7 +442,7 @@ def shared_model():
 
 
 def test_an_array_at_two_places_that_are_not_tied_is_warned_of():
-    shown = SHARED.format(paths="'embedding.weight' and 'head.weight'", first="embedding.weight", second="head.weight")
+    shown = SHARED.format(paths="'embedding.weight' and 'head.weight'", advice=TIE_THEM.format(ties=TIE))
     assert "model.tie({'head.weight': 'embedding.weight'})" in shown
     with pytest.warns(fl.optim.SharedArrayWarning) as caught:
         fl.optim.chain(fl.optim.clip_by_value(1.0), fl.optim.ema(fl.optim.Adam(0.1), 0.9)).init(shared_model())
@@ -377,6 +451,17 @@ def test_an_array_at_two_places_that_are_not_tied_is_warned_of():
     model = shared_model()
     fl.optim.Adam(0.1).init(model.tie(TIE))
     fl.optim.Adam(0.1).init(model.with_frozen("head.weight"))
+
+
+def test_the_advice_in_the_warning_ties_all_places_and_is_for_modules():
+    weight = mx.ones((2, 2))
+    model = fl.nn.Sequential(*(fl.nn.Linear(2, 2, bias=False).replace(weight=weight) for _ in range(3)))
+    ties = {"layers.1.weight": "layers.0.weight", "layers.2.weight": "layers.0.weight"}
+    with pytest.warns(fl.optim.SharedArrayWarning, match=re.escape(TIE_THEM.format(ties=ties))):
+        fl.optim.SGD(0.1).init(model)
+    fl.optim.SGD(0.1).init(model.tie(ties))
+    with pytest.warns(fl.optim.SharedArrayWarning, match=NO_MODULE.format(tree="list")):
+        fl.optim.SGD(0.1).init([weight, weight])
 
 
 # Wrong input
@@ -434,6 +519,35 @@ def test_what_is_tied_can_not_be_tied_to_something_else():
     shown = CHAIN.format(cls="Sequential", path="layers.0.weight", source="layers.2.weight", target="layers.1.weight")
     with pytest.raises(ValueError, match=re.escape(shown)):
         model.tie({"layers.0.weight": "layers.2.weight"})
+
+
+def test_what_a_module_inside_has_tied_can_not_be_tied_to_something_else():
+    model = Wrapped(tied_model(), mx.ones((WORDS, DIMS)))
+    assert model.tie({"inner.head.weight": "inner.embedding.weight"}) is model
+    advice = "take that away first, with .untie() of the module inside that has the tie"
+    shown = ALREADY.format(cls="Wrapped", path="inner.head.weight", source="inner.embedding.weight", advice=advice)
+    with pytest.raises(ValueError, match=re.escape(shown)):
+        model.tie({"inner.head.weight": "scale"})
+    with pytest.raises(ValueError, match="tie scale to that"):
+        model.tie({"scale": "inner.head.weight"})
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "path"),
+    [
+        ({"inner.head.weight": "scale"}, TIE, "inner.head.weight"),
+        ({"scale": "inner.head.weight"}, TIE, "inner.head.weight"),
+        ({"inner.head.weight": "inner.embedding.weight"}, TIE, "inner.head.weight"),
+        ({"inner.head.weight": "inner.embedding.weight"}, {"embedding.weight": "head.weight"}, "inner.embedding.weight"),
+    ],
+)
+def test_a_place_can_not_be_tied_in_two_modules(outer, inner, path):
+    model = Wrapped(Language(), mx.ones((WORDS, DIMS))).tie(outer)
+    [(target, source)] = outer.items()
+    shown = TIED_INSIDE.format(cls="Wrapped", target=target, source=source, path=path, holder="inner")
+    with pytest.raises(ValueError, match=re.escape(shown)):
+        model.at("inner").apply(lambda module: module.tie(inner))
+    model.untie().at("inner").apply(lambda module: module.tie(inner))
 
 
 def test_what_is_not_tied_can_not_be_untied():

@@ -162,10 +162,21 @@ METHODS: dict[str, list[Call]] = {
     "save_weights": [lambda m: m.save_weights("weights.txt"), lambda m: m.save_weights("no/such/folder/weights.npz")],
     "set_dtype": [lambda m: m.set_dtype(mx.float16), lambda m: m.set_dtype(16)],
     "state": [lambda m: m.state],
+    "tie": [
+        lambda m: m.tie({path: fl.tree.paths(m)[0] for path in fl.tree.paths(m)[1:]}),
+        lambda m: m.tie({}),
+        lambda m: m.tie({"no.such.path": "another"}),
+        lambda m: m.tie(3),
+    ],
     "train": [lambda m: m.train(), lambda m: m.train(False)],
     "trainable_parameter_filter": [lambda m: [m.trainable_parameter_filter(m, name, None) for name in type(m).__fields__]],
     "trainable_parameters": [lambda m: m.trainable_parameters()],
     "training": [lambda m: m.training],
+    "untie": [
+        lambda m: m.untie(),
+        lambda m: m.untie("no.such.path"),
+        lambda m: m.tie({fl.tree.paths(m)[0]: fl.tree.paths(m)[-1]}).untie(fl.tree.paths(m)[0]),
+    ],
     "unfreeze": [
         lambda m: m.unfreeze(),
         lambda m: m.unfreeze(recurse=False, keys="weight"),

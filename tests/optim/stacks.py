@@ -12,6 +12,12 @@ import frostleaf as fl
 from frostleaf import optim
 from frostleaf.edits.freezing import trainable
 
+
+def nothing(path: str, array: mx.array) -> bool:
+    """Select nothing."""
+    return False
+
+
 # Each wrapper with arguments with which it changes nothing of what is trained.
 NEUTRAL: dict[str, Callable[[Any], Any]] = {
     "clip_by_global_norm": lambda opt: optim.chain(optim.clip_by_global_norm(1e6), opt),
@@ -19,7 +25,7 @@ NEUTRAL: dict[str, Callable[[Any], Any]] = {
     "accumulate": lambda opt: optim.accumulate(opt, 1),
     "ema": lambda opt: optim.ema(opt, 0.9),
     "masked": lambda opt: optim.masked(opt, "**"),
-    "multi": lambda opt: optim.multi({"nowhere": optim.SGD(9.0), "**": opt}),
+    "multi": lambda opt: optim.multi({nothing: optim.SGD(9.0), "**": opt}),
     "skip_nonfinite": optim.skip_nonfinite,
 }
 # The same with arguments with which it does something.

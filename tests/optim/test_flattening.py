@@ -195,6 +195,7 @@ def everything():
     )
 
 
+shares_arrays = pytest.mark.filterwarnings("ignore::frostleaf.optim.SharedArrayWarning")
 SHARED = normal(3)
 TWICE = fl.nn.Linear(2, 2)
 MODELS = {
@@ -293,6 +294,7 @@ def test_ten_steps_are_the_same_bit_for_bit(name, max_size):
     assert not mx.array_equal(after.weight, everything().weight)
 
 
+@shares_arrays
 @pytest.mark.parametrize("max_size", [4096, 3])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("name", FEW)
@@ -300,6 +302,7 @@ def test_ten_steps_of_any_tree_are_the_same_bit_for_bit(name, make, max_size):
     assert_flattening_changes_nothing(optimizer(name), make(), max_size)
 
 
+@shares_arrays
 @law_for_each
 @given(trees(), st.sampled_from([0, 2, 4096]))
 def test_a_step_of_any_tree_changes_what_a_plain_step_changes(tree, max_size):

@@ -8,7 +8,7 @@ from optim.stacks import gradients_of, named, trained
 import frostleaf as fl
 from frostleaf import optim
 from frostleaf.optim.optimizer import NOT_A_STATE, NOT_AN_OPTIMIZER, OTHER_STATE
-from frostleaf.optim.selections import COUNT, NO_OPTIMIZERS, NOTHING_SELECTED, OTHER_COUNT, UNCLAIMED
+from frostleaf.optim.selections import COUNT, NO_OPTIMIZERS, NOTHING_SELECTED, NOWHERE, OTHER_COUNT, UNCLAIMED
 from frostleaf.tree.where import NOT_A_WHERE
 
 
@@ -136,7 +136,45 @@ def test_masked_with_nothing_selected_says_what_there_is():
     with pytest.raises(ValueError, match=r"'layers\.2\.bias' selects nothing that can be trained"):
         optim.masked(optim.SGD(0.1), "layers.2.bias").init(net())
     with pytest.raises(ValueError, match=r"it has '0', '1', '2', '3', '4', '5', '6', '7', \.\.\."):
-        optim.masked(optim.SGD(0.1), "a").init([mx.ones(1)] * 9)
+        optim.masked(optim.SGD(0.1), "a").init([mx.ones(1) for _ in range(9)])
+    with pytest.raises(ValueError, match=r"it has nothing$"):
+        opt.update(net().freeze(), None, state)
+
+
+@pytest.mark.parametrize(
+    ("where", "wrong", "advice"),
+    [
+        ("layers.0.wieght", "layers.0.wieght", "; the nearest is 'layers.0.weight'"),
+        ("layer.2", "layer.2", "; the nearest is 'layers.2'"),
+        (("layers.0", "layers.1.bais"), "layers.1.bais", "; the nearest is 'layers.1.bias'"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_not_passed_over(where, wrong, advice):
+    message = NOWHERE.format(where=wrong, tree="Sequential", advice=advice)
+    opts = [optim.multi({where: SGD, "**": SGD}), optim.MultiOptimizer([SGD, SGD], [where])]
+    if isinstance(where, tuple):
+        opts.append(optim.masked(SGD, where))
+    for opt in opts:
+        state = optim.SGD(0.1).init(net())
+        if not isinstance(opt, optim.Masked):
+            state = optim.multi({"layers.0": SGD, "**": SGD}).init(net())
+        for call in (lambda opt=opt: opt.init(net()), lambda opt=opt, state=state: opt.adapt(state, net())):
+            with pytest.raises(ValueError) as raised:  # noqa: PT011
+                call()
+            assert str(raised.value) == message
+
+
+def test_a_selection_that_is_no_path_or_is_frozen_may_select_nothing():
+    opt = optim.multi({fl.nn.Conv1d: SGD, "**.scale": SGD, lambda path, array: False: SGD, "layers.2.bias": SGD, "**": SGD})
+    assert [len(state.slots) for state in opt.init(net()).inner] == [0, 0, 0, 0, len(ALL)]
+
+
+def test_selecting_a_tied_place_says_where_its_array_is():
+    model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)).tie({"layers.1.weight": "layers.0.weight"})
+    advice = ". It is tied to 'layers.0.weight': select that"
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        optim.multi({"layers.1.weight": SGD, "**": SGD}).init(model)
+    assert str(raised.value) == NOWHERE.format(where="layers.1.weight", tree="Sequential", advice=advice)
 
 
 def test_parameters_that_no_optimizer_is_for_are_named():

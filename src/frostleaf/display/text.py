@@ -42,8 +42,10 @@ def _text(value: Any, owner: Node | None, name: str, training: bool, tied: dict[
             return f"{type(value).__name__}(<being built>)"
         mode = metadata_of(value).training
         mark = "" if mode == training else "[train]" if mode else "[eval]"
-        inside = {target.removeprefix(f"{name}."): source for target, source in tied.items() if target.startswith(f"{name}.")}
-        inside.update((dotted(target), dotted(source)) for target, source in metadata_of(value).ties)
+        inside = {dotted(target): dotted(source) for target, source in metadata_of(value).ties}
+        if tied:
+            above = f"{name}."
+            inside |= {target.removeprefix(above): source for target, source in tied.items() if target.startswith(above)}
         parts = [f"{field}={_text(child, value, field, mode, inside)}" for field, child in field_values(value).items()]
         return _bracketed(f"{type(value).__name__}{mark}(", parts, ")")
     if isinstance(value, tuple | list):

@@ -117,7 +117,7 @@ def _node_with_standing(node: Node, wanted: Iterator[bool]) -> Node:
         return value
 
     changes = {name: rewrite(child, enter, path=(name,)) for name, child in children_of(node).items()}
-    return edited(node, changes, frozen=frozenset(stays | added))
+    return edited(node, changes, frozen=frozenset(stays | added), convert=False)
 
 
 def _own(node: Node) -> Iterator[tuple[str, tuple[Path, Any]]]:

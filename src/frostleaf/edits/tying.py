@@ -32,14 +32,16 @@ def tie(module: N, places: Mapping[str, str]) -> N:
     paths = structure.leaf_paths()
     arrays = dict(zip(map(dotted, paths), zip(paths, leaves, strict=True), strict=True))
     cls = type(module).__name__
-    sources = {dotted(target): dotted(source) for target, source in metadata_of(module).ties}
+    own = {dotted(target) for target, _ in metadata_of(module).ties}
+    sources = tied_places(module)
     ties = list(metadata_of(module).ties)
     for target, source in places.items():
         if sources.get(target) == source:
             continue
         for path in (target, source):
             if path in sources:
-                advice = f"tie {target} to that" if path == source else f"take that away first, with .untie({path!r})"
+                untie = f".untie({path!r})" if path in own else ".untie() of the module inside that has the tie"
+                advice = f"tie {target} to that" if path == source else f"take that away first, with {untie}"
                 raise ValueError(ALREADY.format(cls=cls, path=path, source=sources[path], advice=advice))
             if path not in arrays:
                 close = difflib.get_close_matches(path, arrays, n=3, cutoff=0.4)

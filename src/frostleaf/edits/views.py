@@ -14,13 +14,12 @@ from ..node import Node, children_of
 Filter = Callable[[Any, str, Any], bool]
 
 
-def items(module: Node, tied: bool = False) -> list[tuple[str, Any]]:
+def items(module: Node) -> list[tuple[str, Any]]:
     """Return the names and values of the fields that MLX would keep in the module's dict, with containers as MLX has them.
 
-    An array that stands at tied places is at one of them, and at all if ``tied``.
+    An array that stands at tied places is at one of them.
     """
-    children = {name: getattr(module, name) for name in module.__children__} if tied else children_of(module)
-    return [(name, _as_mlx(value)) for name, value in children.items() if isinstance(value, mx.array | Node | tuple | Mapping)]
+    return [(name, _as_mlx(value)) for name, value in _contents(module)]
 
 
 def valid_child(module: Any, key: str, value: Any) -> bool:
@@ -47,26 +46,41 @@ def filter_and_map(
     filter_fn: Filter,
     map_fn: Callable[[Any], Any] | None = None,
     is_leaf_fn: Filter | None = None,
-    tied: bool = False,
 ) -> dict[str, Any]:
-    """Return the module's contents, filtered and mapped. See :meth:`Module.filter_and_map`, and :func:`items` for ``tied``."""
+    """Return the module's contents, filtered and mapped. See :meth:`Module.filter_and_map`.
+
+    The functions are given whole modules, and an array that stands at tied places at one of them.
+    """
     map_fn = map_fn or (lambda value: value)
     is_leaf_fn = is_leaf_fn or (lambda _, __, value: not isinstance(value, Node | dict | list))
 
-    def shown(owner: Node, key: str, value: Any) -> Any:
+    # Beside each value goes the same as the tree has it, without the arrays that are tied to others.
+    def inside(node: Node, in_tree: Node) -> dict[str, Any]:
+        found = {}
+        for name, part in _contents(in_tree):
+            whole = getattr(node, name)
+            value = _as_mlx(whole)
+            if filter_fn(node, name, value):
+                found[name] = shown(node, name, value, value if part is whole else _as_mlx(part))
+        return found
+
+    def shown(owner: Node, key: str, value: Any, in_tree: Any) -> Any:
         if is_leaf_fn(owner, key, value):
             return map_fn(value)
         if isinstance(value, Node):
-            return {name: shown(value, name, child) for name, child in items(value, tied) if filter_fn(value, name, child)}
+            return inside(value, in_tree)
         if isinstance(value, dict):
-            children = ((name, f"{key}.{name}", child) for name, child in value.items())
-            return {name: shown(owner, path, child) if filter_fn(owner, path, child) else {} for name, path, child in children}
+            return {name: element(owner, f"{key}.{name}", child, in_tree[name]) for name, child in value.items()}
         if isinstance(value, list):
-            elements = ((f"{key}.{index}", child) for index, child in enumerate(value))
-            return [shown(owner, path, child) if filter_fn(owner, path, child) else {} for path, child in elements]
+            pairs = zip(value, in_tree, strict=True)
+            return [element(owner, f"{key}.{index}", child, part) for index, (child, part) in enumerate(pairs)]
         raise RuntimeError(f"is_leaf_fn says that {key!r} is not a leaf, and {type(value).__name__} can't be looked into")
 
-    return {name: shown(module, name, value) for name, value in items(module, tied) if filter_fn(module, name, value)}
+    def element(owner: Node, key: str, value: Any, in_tree: Any) -> Any:
+        tied = in_tree is None and value is not None
+        return shown(owner, key, value, in_tree) if not tied and filter_fn(owner, key, value) else {}
+
+    return inside(module, module)
 
 
 def parameters(module: Node) -> dict[str, Any]:
@@ -76,7 +90,7 @@ def parameters(module: Node) -> dict[str, Any]:
 
 def children(module: Node) -> dict[str, Any]:
     """Return the modules that this one holds itself or in its containers."""
-    return filter_and_map(module, valid_child, is_leaf_fn=lambda _, __, value: isinstance(value, Node), tied=True)
+    return filter_and_map(module, valid_child, is_leaf_fn=lambda _, __, value: isinstance(value, Node))
 
 
 def leaf_modules(module: Node) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def leaf_modules(module: Node) -> dict[str, Any]:
     def is_leaf(owner: Any, key: str, value: Any) -> bool:
         return isinstance(value, Node) and not tree_flatten(children(value))
 
-    return filter_and_map(module, valid_child, is_leaf_fn=is_leaf, tied=True)
+    return filter_and_map(module, valid_child, is_leaf_fn=is_leaf)
 
 
 def named_modules(module: Node) -> list[tuple[str, Any]]:
@@ -98,6 +112,10 @@ def named_modules(module: Node) -> list[tuple[str, Any]]:
         below = tree_flatten(children(current), f".{path}" if path else "", lambda value: isinstance(value, Node))
         waiting.extend(below)  # type: ignore[arg-type]
     return found
+
+
+def _contents(module: Node) -> list[tuple[str, Any]]:
+    return [(name, part) for name, part in children_of(module).items() if isinstance(part, mx.array | Node | tuple | Mapping)]
 
 
 def _as_mlx(value: Any) -> Any:

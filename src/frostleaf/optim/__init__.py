@@ -19,6 +19,7 @@ __all__ = [
     "EMA", "SGD", "Accumulate", "AccumulateState", "AdaDelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Chain",
     "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion", "Masked", "MultiOptimizer", "MultiState", "Muon",
     "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "SharedArrayWarning", "SkipNonfinite", "SkipState",
-    "StaticLossScale", "accumulate", "all_finite", "chain", "clip_by_global_norm", "clip_by_value", "cosine_decay", "ema", "exponential_decay",
-    "flatten", "join_schedules", "linear_schedule", "masked", "multi", "pack", "skip_nonfinite", "step_decay", "wrap",
+    "StaticLossScale", "accumulate", "all_finite", "chain", "clip_by_global_norm", "clip_by_value", "cosine_decay", "ema",
+    "exponential_decay", "flatten", "join_schedules", "linear_schedule", "masked", "multi", "pack", "skip_nonfinite",
+    "step_decay", "wrap",
 ]  # fmt: skip

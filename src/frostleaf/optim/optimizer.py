@@ -31,8 +31,10 @@ NOT_AN_OPTIMIZER = (
 )
 SHARED = (
     "one array stands at {paths}, which are trained apart: from the first step on each has its own. To train them as one, "
-    "tie them: model = model.tie({{{second!r}: {first!r}}})"
+    "{advice}"
 )
+TIE = "tie them: model = model.tie({ties})"
+NO_MODULE = "hold them in a module, in place of the {tree}, and tie them: see fl.Module.tie"
 
 
 class SharedArrayWarning(UserWarning):
@@ -72,7 +74,9 @@ class Optimizer(Node):
             paths.setdefault(id(array), []).append(path)
         for shared in paths.values():
             if len(shared) > 1:
-                message = SHARED.format(paths=" and ".join(map(repr, shared)), first=shared[0], second=shared[1])
+                ties = dict.fromkeys(shared[1:], shared[0])
+                advice = TIE.format(ties=ties) if isinstance(model, Module) else NO_MODULE.format(tree=type(model).__name__)
+                message = SHARED.format(paths=" and ".join(map(repr, shared)), advice=advice)
                 warnings.warn(message, SharedArrayWarning, stacklevel=2)
         return self._init(parameters)
 

@@ -7,14 +7,19 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..edits.tying import tied_places
 from ..fields import buffer, static
 from ..module import Module
+from ..node import nearest
 from ..tree.compare import describe
+from ..tree.functions import dotted, structure
+from ..tree.parts import selected
 from ..tree.where import Where, matcher
 from .optimizer import NOT_A_STATE, Optimizer, require_optimizer
 from .parameters import PACKED_NAMES, Parameters
 
 NOTHING_SELECTED = "{where!r} selects nothing that can be trained: it has {names}"
+NOWHERE = "{where!r} selects no array of the {tree}{advice}"
 UNCLAIMED = "no optimizer of multi is for {names}. Add one for the rest, under '**' at the end"
 NO_OPTIMIZERS = "multi takes a dict from selections to optimizers, and was given {given}"
 OTHER_COUNT = "the states of {given} optimizers, where there are {expected}"
@@ -33,7 +38,9 @@ class Masked(Optimizer):
         self.optimizer, self.where = optimizer, where
 
     def _init(self, parameters: Parameters) -> Any:
-        return self.optimizer._init(self._part(parameters))
+        part = self._part(parameters)
+        _require_places(self.where, parameters)
+        return self.optimizer._init(part)
 
     def _update(self, parameters: Parameters, gradients: Mapping[str, mx.array], state: Any) -> tuple[dict[str, mx.array], Any]:
         part = self._part(parameters)
@@ -44,7 +51,9 @@ class Masked(Optimizer):
         return self.optimizer._differences(self._part(parameters), state)
 
     def _adapt(self, state: Any, parameters: Parameters) -> Any:
-        return self.optimizer._adapt(state, self._part(parameters))
+        part = self._part(parameters)
+        _require_places(self.where, parameters)
+        return self.optimizer._adapt(state, part)
 
     def _learning_rate(self, state: Any) -> mx.array:
         return self.optimizer._learning_rate(state)
@@ -75,7 +84,7 @@ class MultiOptimizer(Optimizer):
 
     Raises:
         TypeError: If one of ``optimizers`` is something else, or a filter is not a selection.
-        ValueError: If their numbers don't fit; in ``init``, if there is no optimizer for a parameter.
+        ValueError: If their numbers don't fit; in ``init``, if there is no optimizer for a parameter, or a path leads nowhere.
 
     >>> import frostleaf as fl
     >>> opt = fl.optim.MultiOptimizer([fl.optim.Muon(0.02), fl.optim.AdamW(1e-3)], [lambda path, array: array.ndim == 2])
@@ -99,6 +108,7 @@ class MultiOptimizer(Optimizer):
 
     def _init(self, parameters: Parameters) -> MultiState:
         parts = self._parts(parameters)
+        _require_places(self.filters, parameters)
         return MultiState(tuple(opt._init(part) for opt, part in zip(self.optimizers, parts, strict=True)))
 
     def _update(
@@ -116,8 +126,10 @@ class MultiOptimizer(Optimizer):
             yield from opt._differences(part, inner)
 
     def _adapt(self, state: MultiState, parameters: Parameters) -> MultiState:
-        parts = zip(self.optimizers, self._parts(parameters), state.inner, strict=True)
-        return MultiState(tuple(opt._adapt(inner, part) for opt, part, inner in parts))
+        parts = self._parts(parameters)
+        _require_places(self.filters, parameters)
+        inner = zip(self.optimizers, parts, state.inner, strict=True)
+        return MultiState(tuple(opt._adapt(each, part) for opt, part, each in inner))
 
     def _learning_rate(self, state: MultiState) -> mx.array:
         return self.optimizers[0]._learning_rate(state.inner[0])
@@ -156,7 +168,8 @@ def masked(opt: Optimizer, where: Where) -> Masked:
 
     Raises:
         TypeError: If ``opt`` is something else, or ``where`` is not a selection.
-        ValueError: In ``init`` and ``update``, if nothing trainable is selected.
+        ValueError: In ``init`` and ``update``, if nothing trainable is selected; in ``init``, if one of several paths leads
+            nowhere.
 
     >>> import frostleaf as fl
     >>> opt = fl.optim.masked(fl.optim.SGD(0.1), "bias")
@@ -178,7 +191,8 @@ def multi(optimizers: Mapping[Any, Optimizer]) -> MultiOptimizer:
 
     Raises:
         TypeError: If it is not a dict of optimizers, or a key is not a selection.
-        ValueError: In ``init`` and ``update``, if there is no optimizer for a parameter.
+        ValueError: In ``init`` and ``update``, if there is no optimizer for a parameter; in ``init``, if a path leads nowhere.
+            A glob, class or predicate may select nothing, so that the optimizer serves other models too.
 
     >>> import frostleaf as fl
     >>> opt = fl.optim.multi({"bias": fl.optim.SGD(0.1), "**": fl.optim.Adam(0.1)})
@@ -192,6 +206,19 @@ def multi(optimizers: Mapping[Any, Optimizer]) -> MultiOptimizer:
     return MultiOptimizer([*optimizers.values()], [*optimizers])
 
 
+def _require_places(where: Any, parameters: Parameters) -> None:
+    """Raise a ``ValueError`` if a path in a selection leads to no array of the model, trainable or not."""
+    if isinstance(where, list | tuple | set | frozenset):
+        for each in where:
+            _require_places(each, parameters)
+    elif isinstance(where, str) and not set("*?") & set(where) and not any(selected(parameters.model, where)):
+        source = tied_places(parameters.model).get(where)
+        leaves = structure(parameters.model).leaf_paths()
+        places = {dotted(path[:length]) for path in leaves for length in range(1, len(path) + 1)}
+        advice = f". It is tied to {source!r}: select that" if source else nearest(where, sorted(places))
+        raise ValueError(NOWHERE.format(where=where, tree=type(parameters.model).__name__, advice=advice))
+
+
 def _listed(names: Mapping[str, Any]) -> str:
     shown = ", ".join(map(repr, [*names][:8]))
-    return shown + ", ..." * (len(names) > 8)
+    return shown + ", ..." * (len(names) > 8) or "nothing"

@@ -205,4 +205,5 @@ def _described(kind: type, metadata: Any, children: Sequence[Any]) -> str:
     said = [f"{name}={value!r}" for name, value in metadata.static.items()]
     said += ["in evaluation mode"] * (not metadata.training)
     said += [f"with {', '.join(sorted(metadata.frozen))} frozen"] * bool(metadata.frozen)
+    said += [f"with {dotted(target)} tied to {dotted(source)}" for target, source in metadata.ties]
     return f"{kind.__name__} ({', '.join(said)})" if said else kind.__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..node import Node, Path, edited, field_values, metadata_of
+from ..node import Node, Path, edited, metadata_of
 from .structure import one_level
 
 _NO_TIES: frozenset[Path] = frozenset()
@@ -27,8 +27,8 @@ def level(value: Any, convert: bool = False) -> Level | None:
     converters and validators of the fields that differ.
     """
     if isinstance(value, Node):
-        fields = field_values(value)
         ties = metadata_of(value).ties
+        fields = {name: value.__dict__[name] for name in value.__fields__}
         return Level(
             list(fields),
             list(fields.values()),
