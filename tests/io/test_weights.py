@@ -421,7 +421,6 @@ def test_names_that_are_not_in_the_mapping_stay_and_none_leaves_out() -> None:
         ),
         ({"model.w": "weight", "model.b": None}, ValueError, "Missing 1 parameters: \nbias."),
     ],
-    ids=str,
 )
 def test_what_is_wrong_with_renaming_is_said(rename: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind) as caught:
