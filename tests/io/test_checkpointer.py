@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -126,6 +128,19 @@ def test_numbers_of_every_kind_are_metrics(tmp_path: Path) -> None:
     assert saved(tmp_path, 2).metrics(2) == {}
 
 
+def test_a_metric_may_be_too_long_for_a_float(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 2, 3, keep=1, best="loss", metrics=lambda step: {"loss": 10**400 * step})
+    assert checkpoints.best_step() == 1
+    assert checkpoints.steps() == [1, 3]
+
+
+@pytest.mark.parametrize("step", [True, np.int64(1), mx.array(1)], ids=lambda step: type(step).__name__)
+def test_a_step_comes_back_as_a_number(step: Any, tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, step, metrics=lambda step: {"a": 1})
+    found, _ = checkpoints.restore(LIKE, step)
+    assert (type(found), found, checkpoints.metrics(step)) == (int, 1, {"a": 1})
+
+
 WRONG: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "keep": (
         lambda folder: fl.Checkpointer(folder, keep=0),
@@ -162,6 +177,11 @@ WRONG: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         lambda folder: saved(folder, 1, 3).restore(LIKE, 2),
         FileNotFoundError,
         "has no checkpoint of step 2; it has 1, 3",
+    ),
+    "metrics of no step": (
+        lambda folder: saved(folder, 1).metrics("1"),  # type: ignore[arg-type]
+        ValueError,
+        "step is a whole number, 0 or more, and was given as '1'",
     ),
     "no metrics": (lambda folder: saved(folder, 1).metrics(2), fl.CheckpointError, "has no checkpoint of step 2; it has 1"),
 }
@@ -227,6 +247,38 @@ def test_one_tree_at_a_time_is_in_the_background(tmp_path: Path, monkeypatch: py
     assert checkpoints.steps() == [1, 2]
 
 
+def test_what_is_being_saved_is_still_waited_for_after_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, main = fl.Checkpointer(tmp_path), threading.main_thread().ident
+    assert main == threading.get_ident()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with slow(monkeypatch):
+            checkpoints.save(1, tree(1))
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.wait()
+            other = threading.Thread(target=checkpoints.wait)
+            other.start()
+            other.join(0.05)
+            assert other.is_alive()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    other.join()
+    assert checkpoints.steps() == [1]
+
+
+def test_saving_goes_on_when_the_thread_that_asked_for_it_is_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, computed = fl.Checkpointer(tmp_path), tree(1)
+    mx.eval(computed)
+    with slow(monkeypatch):
+        daemon = threading.Thread(target=checkpoints.save, args=(1, computed), daemon=True)
+        daemon.start()
+        daemon.join()
+        assert checkpoints._thread is not None
+        assert not checkpoints._thread.daemon
+    assert checkpoints.steps() == [1]
+
+
 def test_a_tree_that_was_saved_is_let_go(tmp_path: Path) -> None:
     checkpoints = fl.Checkpointer(tmp_path)
     mx.clear_cache()
@@ -280,11 +332,12 @@ def test_leaving_a_block_waits_and_raises(tmp_path: Path, monkeypatch: pytest.Mo
             checkpoints.save(2, tree(2))
 
 
-def test_a_process_that_ends_has_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", ["{}", "import atexit; atexit.register(lambda: {})"], ids=["before", "as it ends"])
+def test_a_process_that_ends_has_saved(call: str, tmp_path: Path) -> None:
     script = (
         "import sys, time, mlx.core as mx, frostleaf as fl; from frostleaf.io import checkpointer; write = checkpointer.write\n"
         "checkpointer.write = lambda *given: (time.sleep(0.2), write(*given))\n"
-        "fl.Checkpointer(sys.argv[1]).save(1, {'w': mx.full(3, 1.0)})\n"
+        + call.format("fl.Checkpointer(sys.argv[1]).save(1, {'w': mx.full(3, 1.0)})")
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script, tmp_path], capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -305,6 +358,31 @@ def test_a_broken_newest_is_passed_over_with_a_warning(place: int, tmp_path: Pat
     with pytest.raises(fl.CheckpointError, match=f"{file}: "):
         restored(tmp_path, 3)
     assert restored(tmp_path, 1) == 1
+
+
+def test_a_newest_that_the_disk_can_not_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 1, 2)
+
+    def failing(function: Any) -> Any:
+        def call(file: str, *rest: Any) -> Any:
+            if "step-00000002" in file:
+                raise OSError(errno.EIO, "Input/output error", file)
+            return function(file, *rest)
+
+        return call
+
+    for name in ("load", "load_metadata"):
+        monkeypatch.setattr(module, name, failing(getattr(module, name)))
+    with pytest.warns(RuntimeWarning, match="step 2 is passed over: .*Input/output error"):
+        assert restored(tmp_path) == 1
+    assert saved(tmp_path, 3).steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"saved": "x"}, {"saved": 1, "metrics": "ab"}, {"saved": 1, "metrics": [1]}], ids=str)
+def test_a_file_that_somebody_else_wrote_is_a_checkpoint_too(metadata: Any, tmp_path: Path) -> None:
+    fl.save(tmp_path / "step-00000001.safetensors", tree(1), metadata)
+    assert restored(tmp_path) == 1
+    assert saved(tmp_path, 2, keep=1, best="loss").steps() == [2]
 
 
 def test_if_all_are_broken_each_is_named(tmp_path: Path) -> None:
@@ -370,6 +448,13 @@ def test_a_run_that_is_started_again_prunes_what_was_left(tmp_path: Path) -> Non
     assert again.restore(LIKE)[0] == 3
     again.save(4, tree(4))
     assert again.steps() == [2, 3, 4]
+
+
+def test_what_somebody_removed_is_not_one_of_those_that_are_kept(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 2, 3, keep=2)
+    (tmp_path / "step-00000003.safetensors").unlink()
+    checkpoints.save(4, tree(4))
+    assert checkpoints.steps() == [2, 4]
 
 
 def test_starting_from_nothing_in_a_directory_with_checkpoints_is_an_error(tmp_path: Path) -> None:

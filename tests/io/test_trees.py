@@ -7,9 +7,11 @@ import functools
 import json
 import math
 import os
+import random
 import struct
 import subprocess
 import sys
+import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,6 +108,12 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+    RUN = 4
+
+
 class Pair(NamedTuple):
     x: Any
     y: Any
@@ -198,6 +206,11 @@ DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
     "a static value": ([Layer(W, kind=1)], [Layer(W, kind=True)], ["0.kind (static): 1 in the file, True in like"]),
     "a number of a module": (Layer(W, 1), Layer(W, "1"), ["note: a Python int in the file, a Python str in like"]),
     "a function": ([mx.tanh, W], [mx.exp, W], ["0: mlx.core.tanh in the file, mlx.core.exp in like"]),
+    "a long static value": (
+        Layer(W, kind="x" * 1000 + "a"),
+        Layer(W, kind="x" * 1000 + "b" + "y" * 1000),
+        [f"kind (static): ...{'x' * 50}a' in the file, ...{'x' * 50}b{'y' * 149}... in like"],
+    ),
     "more than can be shown": (
         dict.fromkeys(range(30), W),
         dict.fromkeys(range(30), 1),
@@ -223,7 +236,9 @@ STATIC: list[Any] = [
     functools.partial(scaled, 1), functools.partial(scaled, 2), Config(1, "a"), Config(1, "b"), Config(True, "a"),
     frozenset("ab"), frozenset("a"), {"a": 1}, {"a": 2}, fl.ShapeDtypeStruct((1,)), fl.ShapeDtypeStruct((2,)), Pair(1, 2),
     fl.nn.Dropout(0.5), fl.nn.Dropout(0.25), Layer.method, fl.nn.Dropout(0.5).train, fl.nn.Dropout(0.25).train, flat_of((W,
-    1)).structure, flat_of((W, 2)).structure, flat_of((1, W)).structure,
+    1)).structure, flat_of((W, 2)).structure, flat_of((1, W)).structure, Access(0), Access.READ, Access.READ | Access.WRITE,
+    Access.READ | Access.RUN, str.upper, str.lower, "a".join, "b".join, dict.fromkeys, [].append, random.random,
+    np.float32(1), np.float32(2), np.float64(1), type("Name", (str,), {})("a"),
 ]  # fmt: skip
 
 
@@ -237,9 +252,38 @@ def parts(tree: Any) -> tuple[list[mx.array], Any]:
     return fl.tree.flatten(tree)
 
 
+def test_of_long_texts_the_end_is_shown_where_one_goes_on() -> None:
+    shown = (f"...{'x' * 50}", f"...{'x' * 50}yz")
+    assert describing._shortened("x" * 300, "x" * 300 + "yz") == shown
+
+
+def test_flags_are_described_by_their_value_as_only_newer_pythons_name_a_combination() -> None:
+    facts = describing.described(*reversed(parts(Layer(W, kind=Access.READ | Access.RUN)))).facts
+    assert ("kind", "static", f"{__name__}.Access(5)") in facts
+
+
+def test_the_differences_of_large_trees_are_found_soon() -> None:
+    def facts(kind: str) -> list[describing.Fact]:
+        places = [f"layers.{number}" for number in range(20_000)]
+        return [fact for at in places for fact in (describing.Fact(at, "keys", kind), describing.Fact(f"{at}.w", "", kind))]
+
+    start = time.perf_counter()
+    lines = describing.differences(facts("a"), facts("b"))
+    assert time.perf_counter() - start < 5  # it was minutes where each place was compared with each
+    assert lines[0] == "layers.0.w: a in the file, b in like"
+    assert lines[-1] == "and 19980 more"
+
+
+def test_the_nearest_names_are_looked_for_a_few_times_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(describing, "nearest", lambda name, names: asked.append(name) or "")
+    assert len(reason(tmp_path, {f"a{number}": W for number in range(30)}, {f"b{number}": W for number in range(30)})) == 21
+    assert asked == [f"a{number}" for number in range(5)]
+
+
 @pytest.mark.parametrize(
     "value",
-    [object(), Path("/a"), np.float32(1), np.zeros(2), mx.random.state, {1, object()}, range(3)],
+    [object(), Path("/a"), np.float32(1), np.zeros(2), mx.random.state, {1, object()}, range(3), (1 for _ in "a")],
     ids=lambda value: type(value).__name__,
 )
 def test_what_can_not_be_kept_is_refused(value: Any, tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def test_what_is_loaded_is_the_array_itself() -> None:
 def test_a_dict_can_be_loaded() -> None:
     new = linear(4)
     assert fl.tree.equal(linear().load_weights(dict(pairs(new))), new)
+    assert fl.tree.equal(linear().load_weights(dict(pairs(new)).items()), new)
     assert linear().load_weights({}, strict=False).weight.shape == (2, 2)
 
 
@@ -277,6 +278,17 @@ def test_an_unknown_ending_is_an_error_that_names_the_known_ones(file: str, tmp_
 def test_a_file_that_is_not_there_is_an_error_that_names_it(place: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=place):
         linear().load_weights(f"{tmp_path}/{place}")
+
+
+@pytest.mark.parametrize("strict", STRICT)
+@pytest.mark.parametrize(
+    ("weights", "given"), [([(1, mx.zeros(2))], "1"), ({None: mx.zeros(2)}, "None")], ids=["pairs", "dict"]
+)
+def test_a_name_that_is_no_string_is_an_error(weights: Any, given: str, strict: bool) -> None:
+    with pytest.raises(
+        TypeError, match=f"the weights have a name that isn't a string but {given}: give pairs of a dotted name"
+    ):
+        linear().load_weights(weights, strict)
 
 
 @pytest.mark.parametrize("ending", FORMATS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[str]:
     directory, name = os.path.split(os.path.realpath(file))
     target = os.path.join(directory, name)
     ending = os.fsdecode(os.fsencode(name)[-_LONGEST:])
-    written = os.path.join(directory, f"{_PREFIX}{secrets.token_hex(_RANDOM // 2)}-{ending}")
+    written = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{ending}")
     try:
         yield written
         flush(written)

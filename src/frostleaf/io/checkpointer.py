@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 import re
@@ -111,6 +110,7 @@ class Checkpointer:
         self._own: dict[int, _Record] = {}
         self._last_step: int | None = None
         self._thread: threading.Thread | None = None
+        self._written = threading.Event()
         self._failure: CheckpointError | None = None
 
     def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
@@ -143,8 +143,15 @@ class Checkpointer:
             record = _Record(max([time.time_ns(), *(each.saved + 1 for each in self._own.values())]), numbers)
             given = ready(tree, {STEP: step, SAVED: record.saved, METRICS: numbers})
             self._last_step = step
-            self._thread = threading.Thread(target=self._write, args=(step, given, record), name=f"saving step {step}")
-            self._thread.start()
+            if threading.main_thread().is_alive():
+                self._written.clear()
+                # Not a daemon, as a thread is by default that a daemon makes: the process would end without it.
+                name = f"saving step {step}"
+                thread = threading.Thread(target=self._write, args=(step, given, record), name=name, daemon=False)
+                thread.start()
+                self._thread = thread
+            else:  # the interpreter is shutting down, and waits for no more threads
+                self._write(step, given, record)
         return True
 
     def wait(self) -> None:
@@ -155,6 +162,8 @@ class Checkpointer:
         """
         with self._mine():
             if self._thread is not None:
+                # Before Python 3.13 a thread counts as dead when Ctrl-C has broken off a join of it, and it writes on.
+                self._written.wait()
                 self._thread.join()
                 self._thread = None
             failure, self._failure = self._failure, None
@@ -184,7 +193,11 @@ class Checkpointer:
                 or if what was being saved could not be.
         """
         self.wait()
-        found = self._newest(like) if step is None else (step, self._load(_whole("step", step, 0), like))
+        if step is None:
+            found = self._newest(like)
+        else:
+            step = _whole("step", step, 0)
+            found = step, self._load(step, like)
         self._last_step = found[0]
         return found
 
@@ -206,10 +219,12 @@ class Checkpointer:
         """Return the metrics that were given when a step was saved.
 
         Raises:
+            ValueError: If ``step`` is not a step.
             FileNotFoundError: If there is no checkpoint of this step. It is a ``CheckpointError`` too.
             CheckpointError: If its header is broken, or if what was being saved could not be.
         """
         self.wait()
+        step = _whole("step", step, 0)
         try:
             metrics = load_metadata(self._file(step)).get(METRICS)
         except FileNotFoundError:
@@ -268,10 +283,14 @@ class Checkpointer:
         except Exception as error:
             self._failure = CheckpointError(FAILED.format(step=step, directory=self._directory, error=error))
             self._failure.__cause__ = error
+        finally:
+            self._written.set()
 
     def _prune(self) -> None:
         if self._keep is None:
             return
+        for step in self._own.keys() - {*self._steps()}:  # what somebody has removed is not one of those that are kept
+            del self._own[step]
         newest = sorted(self._own, key=lambda step: self._own[step].saved)[-self._keep :]
         for step in self._own.keys() - {*newest, self._best_of(self._own)}:
             known, there = self._own.pop(step), self._record(step)
@@ -333,7 +352,9 @@ class Checkpointer:
             try:
                 said = load_metadata(self._file(step))
                 return _Record(operator.index(said[SAVED]), dict(said[METRICS]))
-            except (CheckpointError, PermissionError, KeyError, TypeError):  # broken, or written by somebody else
+            except FileNotFoundError:
+                return None
+            except (OSError, ValueError, KeyError, TypeError):  # broken, or written by somebody else
                 return _Record(os.lstat(self._file(step)).st_mtime_ns, {})
         return None
 
@@ -343,7 +364,7 @@ class Checkpointer:
 
 def _whole(name: str, given: Any, least: int) -> int:
     try:
-        number = operator.index(given)
+        number = int(operator.index(given))  # of True, index gives True
     except TypeError:
         number = least - 1
     if number < least:
@@ -363,4 +384,4 @@ def _numbers(metrics: Any) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not math.isnan(value)
+    return isinstance(value, int | float) and value == value  # which nan is not, and an int too long for a float is

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import functools
+import numbers
 import os
 import re
 import sys
 import types
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -33,6 +34,9 @@ SAME_NAME = (
     "two arrays have the name {name!r}, so that a file can't tell them apart: rename a key of the dict that holds one of them"
 )
 LINES = 20
+_LONGEST = 200
+# To look for the nearest names takes longer with each.
+_NEAREST_FOR = 5
 TRAINING, EVALUATION = "training", "evaluation"
 
 
@@ -95,21 +99,15 @@ def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
     there = {(fact.path, fact.aspect): fact.text for fact in file}
     here = {(fact.path, fact.aspect): fact.text for fact in like}
     found: dict[tuple[str, str], None] = {}
-    above: tuple[str, ...] = ()
     for path, aspect in dict.fromkeys([*there, *here]):
-        if there.get((path, aspect)) == here.get((path, aspect)) or path.startswith(above) or (aspect and (path, "") in found):
+        if there.get((path, aspect)) == here.get((path, aspect)) or (aspect and (path, "") in found):
             continue
-        found[path, aspect] = None
-        if not aspect:
-            above += (f"{path}." if path else "",)
+        if not any((each, "") in found for each in _around(path)):
+            found[path, aspect] = None
     # That a dict has other keys is told by the paths of those that are missing.
-    told = [path for path, aspect in found if aspect != "keys"]
-    places = [
-        (path, aspect)
-        for path, aspect in found
-        if aspect != "keys" or not any(each.startswith(f"{path}." if path else "") for each in told)
-    ]
-    lines = [_difference(place, there, here) for place in places[:LINES]]
+    told = {each for path, aspect in found if aspect != "keys" for each in _around(path)}
+    places = [(path, aspect) for path, aspect in found if aspect != "keys" or path not in told]
+    lines = [_difference(place, there, here, count < _NEAREST_FOR) for count, place in enumerate(places[:LINES])]
     if not places:  # only in the order, or in what no path tells, such as the keys 1 and "1" of one dict
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))
@@ -117,14 +115,40 @@ def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
     return [*lines, f"and {len(places) - LINES} more"] if len(places) > LINES else lines
 
 
-def _difference(place: tuple[str, str], there: Mapping[tuple[str, str], str], here: Mapping[tuple[str, str], str]) -> str:
+def _around(path: str) -> Iterator[str]:
+    """Yield the paths of all parts of a tree that the part at a path is in."""
+    if path:
+        yield ""
+    for end, character in enumerate(path):
+        if character == ".":
+            yield path[:end]
+
+
+def _difference(
+    place: tuple[str, str], there: Mapping[tuple[str, str], str], here: Mapping[tuple[str, str], str], with_nearest: bool
+) -> str:
     path, aspect = place
     others = () if place in there and place in here else (there if place in here else here)
     known = there if place in there else here
-    near = "" if aspect else nearest(path, [name for name, its in others if not its and (name, its) not in known])
+    near = ""
+    if with_nearest and not aspect:
+        near = nearest(path, [name for name, its in others if not its and (name, its) not in known])
     shown = f"{path or '(root)'} ({aspect})" if aspect else path or "(root)"
     absent = TRAINING if aspect == "mode" else "nothing"
-    return f"{shown}: {there.get(place, absent)} in the file, {here.get(place, absent)} in like{near}"
+    one, other = _shortened(there.get(place, absent), here.get(place, absent))
+    return f"{shown}: {one} in the file, {other} in like{near}"
+
+
+def _shortened(one: str, other: str) -> tuple[str, str]:
+    """Return two texts, and of long ones the part where they begin to differ."""
+    pairs = zip(one, other, strict=False)
+    same = next((at for at, (first, second) in enumerate(pairs) if first != second), min(len(one), len(other)))
+    start = max(0, same - _LONGEST // 4) if max(len(one), len(other)) > _LONGEST else 0
+
+    def part(text: str) -> str:
+        return f"{'...' * (start > 0)}{text[start : start + _LONGEST]}{'...' * (len(text) > start + _LONGEST)}"
+
+    return part(one), part(other)
 
 
 def name_of(value: Any) -> str:
@@ -133,7 +157,7 @@ def name_of(value: Any) -> str:
     What is defined in the script that runs is known by the name under which another script would import it, and what MLX and
     frostleaf offer by the package that offers it, whatever file it is in.
     """
-    module = value.__module__
+    module = getattr(value, "__module__", None) or "builtins"  # which methods of C don't say
     packages = module.split(".")
     if packages[0] in ("frostleaf", "mlx"):
         above = (".".join(packages[:length]) for length in range(1, len(packages)))
@@ -185,6 +209,8 @@ def _text(value: Any, otherwise: Callable[[Any], str]) -> str:
     def texts(each: Iterable[Any]) -> str:
         return ", ".join(map(text, each))
 
+    if isinstance(value, enum.Flag):  # of a combination the name is told only since Python 3.11
+        return f"{name_of(type(value))}({value.value})"
     if isinstance(value, enum.Enum):
         return f"{name_of(type(value))}.{value.name}"
     if value is None or value is ... or type(value) in (bool, str, bytes, float, complex):
@@ -203,9 +229,10 @@ def _text(value: Any, otherwise: Callable[[Any], str]) -> str:
         return f"{type(value).__name__}({', '.join(f'{text(key)}: {text(item)}' for key, item in value.items())})"
     if isinstance(value, functools.partial):
         return f"partial({text(value.func)}, {text(value.args)}, {text(value.keywords)})"
-    if isinstance(value, types.MethodType):
-        return f"{text(value.__self__)}.{value.__name__}"
-    if isinstance(getattr(value, "__qualname__", None), str):
+    owner = value.__self__ if isinstance(value, types.MethodType | types.BuiltinMethodType) else None
+    if not isinstance(owner, types.ModuleType | None):
+        return f"{text(owner)}.{value.__name__}"
+    if callable(value) and isinstance(getattr(value, "__qualname__", None), str):
         return name_of(value)
     if isinstance(value, Structure):
         parts = [(dotted(path), part) for path, part in parts_of(value, ())]
@@ -228,6 +255,8 @@ def _fields_of(cls: type) -> Iterable[str] | None:
 
 
 def _by_class(value: Any) -> str:
+    if isinstance(value, numbers.Number | str):  # such as NumPy's numbers
+        return f"{name_of(type(value))}({value!s})"
     return f"a {name_of(type(value))}"
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from .gguf import MAX_AXES, read_gguf
-from .npz import fits_npz, read_npz, write_npz
 from .safetensors import fail, opened, read_header
 
 ENDINGS = (".npz", ".safetensors", ".gguf")
@@ -45,6 +44,8 @@ def read_file(file: str) -> dict[str, mx.array]:
     """
     ending = ending_of(file)
     if ending == ".npz":
+        from .npz import read_npz  # here, as the zip archives that it needs take long to import
+
         return read_npz(file)
     if ending == ".gguf":
         return read_gguf(file)
@@ -78,6 +79,8 @@ def check_arrays(arrays: Mapping[str, mx.array], ending: str, file: str) -> None
 def write_file(file: str, arrays: Mapping[str, mx.array], ending: str) -> None:
     """Write a file. The arrays are such as :func:`check_arrays` lets pass."""
     if ending == ".npz":
+        from .npz import write_npz
+
         write_npz(file, arrays)
     elif ending == ".safetensors":
         with open(file, "wb") as handle:
@@ -92,4 +95,8 @@ def _holds_name(ending: str, name: str) -> bool:
         name.encode()
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
-    return ending != ".npz" or fits_npz(name)
+    if ending != ".npz":
+        return True
+    from .npz import fits_npz
+
+    return fits_npz(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Mapping
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -31,6 +31,7 @@ NOT_WEIGHTS = (
     "load_weights takes the path of a file or directory, or pairs of a dotted name and an array, and was given a {kind}. For "
     "nested dicts of arrays, such as parameters() returns, there is update"
 )
+NOT_NAMED = "the weights have a name that isn't a string but {given!r}: give pairs of a dotted name and an array"
 NOT_A_RENAME = "rename is a function of a name, or a mapping of names, and was given as a {kind}"
 NOT_A_NAME = "rename gave {given!r} for {name!r}, where a string or None is needed"
 RENAMED_ALIKE = "rename gives {new!r} for {first!r} and for {second!r}"
@@ -88,8 +89,12 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
 
 def _given(source: Any) -> dict[str, Any]:
     """Return the weights by the names under which they were given."""
-    if isinstance(source, list | tuple | Mapping):
-        return dict(source)
+    if isinstance(source, list | tuple | Mapping | ItemsView):
+        weights = dict(source)
+        for name in weights:
+            if not isinstance(name, str):
+                raise TypeError(NOT_NAMED.format(given=name))
+        return weights
     if not isinstance(source, str | os.PathLike):
         raise TypeError(NOT_WEIGHTS.format(kind=type(source).__name__))
     name = os.fspath(source)
