@@ -7,15 +7,13 @@ the tied place: the array is taken out where a module is taken apart (:func:`tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-import mlx.core as mx
-import optree
-
-from .namespace import NAMESPACE
 from .node import Node, Path, Ties, opened
+from .tree.compare import describe
+from .tree.functions import dotted
+from .tree.structure import entries_of, one_level
 
 GONE = (
     "{cls}.{target} is tied to {source}, and after this edit there is nothing at {missing}. Take the tie away first: "
@@ -93,22 +91,22 @@ def follow(node: Node, ties: Ties, old: Mapping[str, Any]) -> None:
                 )
             if not fits:
                 target, expected = (first, array) if path == source else (path, given[first])
-                names = {"cls": type(node).__name__, "target": _dotted(target), "source": _dotted(source)}
-                raise ValueError(CONFLICT.format(**names, given=_shown(given[target]), expected=_shown(expected)))
+                names = {"cls": type(node).__name__, "target": dotted(target), "source": dotted(source)}
+                raise ValueError(CONFLICT.format(**names, given=describe(given[target]), expected=describe(expected)))
             new[path] = given[first]
     _put(values, new)
 
 
 def _check_place(node: Node, target: Path, source: Path) -> None:
     """Raise a ``ValueError`` unless both places of a tie are there, and no module inside has a tie there too."""
-    names = {"cls": type(node).__name__, "target": _dotted(target), "source": _dotted(source)}
+    names = {"cls": type(node).__name__, "target": dotted(target), "source": dotted(source)}
     for path in (target, source):
         if _get(node.__dict__, path) is MISSING:
-            raise ValueError(GONE.format(**names, missing=_dotted(path)))
+            raise ValueError(GONE.format(**names, missing=dotted(path)))
         for length in range(1, len(path)):
             inside = _get(node.__dict__, path[:length])
             if isinstance(inside, Node) and path[length:] in dict(opened(inside)[0].ties):
-                raise ValueError(TIED_INSIDE.format(**names, path=_dotted(path), holder=_dotted(path[:length])))
+                raise ValueError(TIED_INSIDE.format(**names, path=dotted(path), holder=dotted(path[:length])))
 
 
 def _get(values: Mapping[str, Any], path: Path) -> Any:
@@ -124,13 +122,13 @@ def _get(values: Mapping[str, Any], path: Path) -> Any:
         elif isinstance(value, Mapping):
             value = value.get(name, MISSING)
         else:
-            entries, children, _ = _one_level(value)
-            value = children[entries.index(name)] if name in entries else MISSING
+            inside = one_level(value)
+            value = dict(zip(inside[0].entries, inside[1], strict=True)).get(name, MISSING) if inside else MISSING
     return value
 
 
 def _put(values: dict[str, Any], new: Mapping[Path, Any]) -> None:
-    """Put something else at paths below a dict of fields, all of which are there."""
+    """Put something else at paths below a dict of fields, where there is anything."""
     for name, inside in _by_name(new).items():
         values[name] = _replaced(values[name], inside)
 
@@ -139,11 +137,14 @@ def _replaced(value: Any, new: Mapping[Path, Any]) -> Any:
     """Return a tree with something else at paths in it; what does not lie on one of them is shared."""
     if () in new:
         return new[()]
-    entries, children, make = _one_level(value)
+    kind, level = type(value), one_level(value)
+    if level is None:
+        return value
+    metadata, children = level
     inside = _by_name(new)
-    return make(
-        [_replaced(child, inside[name]) if name in inside else child for name, child in zip(entries, children, strict=True)]
-    )
+    named = zip(entries_of(kind, metadata), children, strict=True)
+    replaced = [_replaced(child, inside[name]) if name in inside else child for name, child in named]
+    return kind.__assemble__(metadata, replaced) if isinstance(value, Node) else metadata.make(metadata.metadata, replaced)
 
 
 def _by_name(new: Mapping[Path, Any]) -> dict[Any, dict[Path, Any]]:
@@ -152,17 +153,6 @@ def _by_name(new: Mapping[Path, Any]) -> dict[Any, dict[Path, Any]]:
     for (name, *rest), value in new.items():
         found.setdefault(name, {})[tuple(rest)] = value
     return found
-
-
-def _one_level(value: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[Sequence[Any]], Any]]:
-    """Return the names of what is in a node or container, what is in it, and the function that makes it again."""
-    if isinstance(value, Node):
-        metadata, children, _ = opened(value)
-        return type(value).__children__, children, partial(type(value).__assemble__, metadata)
-    if value is None or isinstance(value, mx.array) or optree.tree_is_leaf(value, namespace=NAMESPACE):
-        return (), (), lambda _: value
-    inside, recipe, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
-    return entries, inside, partial(make, recipe)
 
 
 def _holder(values: Mapping[str, Any], path: Path) -> type | None:
@@ -177,12 +167,3 @@ def _shape(value: Any) -> Any:
 
 def _kind(value: Any) -> Any:
     return _shape(value), getattr(value, "dtype", None)
-
-
-def _shown(value: Any) -> str:
-    is_array = isinstance(value, mx.array)
-    return f"{value.dtype}{list(value.shape)}".removeprefix("mlx.core.") if is_array else repr(value)
-
-
-def _dotted(path: Path) -> str:
-    return ".".join(map(str, path))

@@ -8,6 +8,7 @@ import attrs
 import mlx.core as mx
 import mlx.nn
 import mlx.utils
+import optree
 import pytest
 
 import frostleaf as fl
@@ -269,6 +270,14 @@ def test_the_places_may_hold_something_else_than_arrays():
     assert after.head.weight is after.embedding.weight == 2000
 
 
+def test_a_place_inside_a_module_that_was_mapped_to_a_number_stays_gone():
+    numbers = optree.tree_map(
+        lambda layer: 0, tied_model(), is_leaf=lambda value: isinstance(value, fl.nn.Linear), namespace="frostleaf"
+    )
+    assert numbers.head == 0
+    assert fl.tree.leaves(numbers) == []
+
+
 def sees_an_array(instance, attribute, layer):
     assert layer.weight.shape == (WORDS, DIMS)
 
@@ -307,7 +316,7 @@ def test_quantizing_every_layer_keeps_the_tie():
 @pytest.mark.parametrize("path", ["head", "embedding"])
 def test_quantizing_one_of_two_tied_layers_is_refused(path):
     model = Language(64, 64).tie(TIE)
-    arrays = {"head": "uint32[64, 8] and float32[64, 64]", "embedding": "float32[64, 64] and uint32[64, 8]"}
+    arrays = {"head": "u32[64,8] and f32[64,64]", "embedding": "f32[64,64] and u32[64,8]"}
     given, expected = arrays[path].split(" and ")
     shown = CONFLICT.format(cls="Language", target="head.weight", source="embedding.weight", given=given, expected=expected)
     with pytest.raises(ValueError, match=re.escape(shown)):
@@ -586,7 +595,7 @@ def test_a_tied_place_can_not_go(change, missing):
 def test_two_different_arrays_can_not_be_put_at_tied_places():
     model = tied_model()
     shown = CONFLICT.format(
-        cls="Language", target="head.weight", source="embedding.weight", given="float32[5, 4]", expected="float32[7, 3]"
+        cls="Language", target="head.weight", source="embedding.weight", given="f32[5,4]", expected="f32[7,3]"
     )
     with pytest.raises(ValueError, match=re.escape(shown)):
         model.replace(head=fl.nn.Linear(4, 5), embedding=fl.nn.Embedding(7, 3))

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from frostleaf.io.atomic import replacing, unfinished
+from frostleaf.io.atomic import remove_unfinished, replacing
 
 
 def write(file, text):
@@ -78,9 +78,11 @@ def test_the_mode_of_the_old_file_is_kept_and_a_new_one_has_the_usual(tmp_path):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
-def test_what_is_being_written_is_known_by_the_name_it_will_have(tmp_path):
-    with replacing(tmp_path / "a-b.txt") as written:
-        write(tmp_path / "other", "")
-        (tmp_path / ".frostleaf-lock").touch()
-        with open(written, "w"):
-            assert (written, "a-b.txt") in list(unfinished(str(tmp_path)))
+def test_what_is_not_finished_is_removed_by_the_name_it_would_have_had(tmp_path):
+    with replacing(tmp_path / "a-b.txt") as one, replacing(tmp_path / "a.txt") as other:
+        rest = [str(tmp_path / "a-b.txt"), str(tmp_path / ".frostleaf-lock"), other]
+        for path in (one, *rest):
+            open(path, "w").close()
+        remove_unfinished(str(tmp_path), {"a-b.txt"}.__contains__)
+        assert {os.path.join(tmp_path, name) for name in os.listdir(tmp_path)} == {*rest}
+        open(one, "w").close()

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -125,6 +125,11 @@ class Config:
     name: Any
 
 
+@dataclass(frozen=True)
+class Seeded:
+    seed: InitVar[int]
+
+
 class Cache:
     def __init__(self, keys: Any, size: Any) -> None:
         self.keys, self.size = keys, size
@@ -233,7 +238,7 @@ def test_another_structure_is_an_error_that_says_where(name: str, tmp_path: Path
 STATIC: list[Any] = [
     None, True, 1, 2**70, 1.0, 0.0, -0.0, math.nan, 1j, "a", "1", b"a", ..., (), (1,), ((1,),), (1, 2), Color.RED,
     Color.BLUE, Number.ONE, mx.float16, mx.bfloat16, int, float, Layer, mx.tanh, mx.exp, fl.nn.gelu, math.sin, scaled,
-    functools.partial(scaled, 1), functools.partial(scaled, 2), Config(1, "a"), Config(1, "b"), Config(True, "a"),
+    functools.partial(scaled, 1), functools.partial(scaled, 2), Config(1, "a"), Config(1, "b"), Config(True, "a"), Seeded(1),
     frozenset("ab"), frozenset("a"), {"a": 1}, {"a": 2}, fl.ShapeDtypeStruct((1,)), fl.ShapeDtypeStruct((2,)), Pair(1, 2),
     fl.nn.Dropout(0.5), fl.nn.Dropout(0.25), Layer.method, fl.nn.Dropout(0.5).train, fl.nn.Dropout(0.25).train, flat_of((W,
     1)).structure, flat_of((W, 2)).structure, flat_of((1, W)).structure, Access(0), Access.READ, Access.READ | Access.WRITE,

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .. import fields
-from ..node import Node, children_of
+from ..node import Node, Path, children_of, metadata_of
 
 Filter = Callable[[Any, str, Any], bool]
 
@@ -54,33 +54,32 @@ def filter_and_map(
     map_fn = map_fn or (lambda value: value)
     is_leaf_fn = is_leaf_fn or (lambda _, __, value: not isinstance(value, Node | dict | list))
 
-    # Beside each value goes the same as the tree has it, without the arrays that are tied to others.
-    def inside(node: Node, in_tree: Node) -> dict[str, Any]:
-        found = {}
-        for name, part in _contents(in_tree):
-            whole = getattr(node, name)
-            value = _as_mlx(whole)
-            if filter_fn(node, name, value):
-                found[name] = shown(node, name, value, value if part is whole else _as_mlx(part))
-        return found
+    tied: set[Path] = set()
 
-    def shown(owner: Node, key: str, value: Any, in_tree: Any) -> Any:
+    def inside(node: Node, path: Path) -> dict[str, Any]:
+        tied.update((*path, *target) for target, _ in metadata_of(node).ties)
+        values = [(name, _as_mlx(getattr(node, name))) for name, _ in _contents(node)]
+        return {
+            name: shown(node, name, value, (*path, name))
+            for name, value in values
+            if (*path, name) not in tied and filter_fn(node, name, value)
+        }
+
+    def shown(owner: Node, key: str, value: Any, path: Path) -> Any:
         if is_leaf_fn(owner, key, value):
             return map_fn(value)
         if isinstance(value, Node):
-            return inside(value, in_tree)
+            return inside(value, path)
         if isinstance(value, dict):
-            return {name: element(owner, f"{key}.{name}", child, in_tree[name]) for name, child in value.items()}
+            return {name: element(owner, f"{key}.{name}", child, (*path, name)) for name, child in value.items()}
         if isinstance(value, list):
-            pairs = zip(value, in_tree, strict=True)
-            return [element(owner, f"{key}.{index}", child, part) for index, (child, part) in enumerate(pairs)]
+            return [element(owner, f"{key}.{index}", child, (*path, index)) for index, child in enumerate(value)]
         raise RuntimeError(f"is_leaf_fn says that {key!r} is not a leaf, and {type(value).__name__} can't be looked into")
 
-    def element(owner: Node, key: str, value: Any, in_tree: Any) -> Any:
-        tied = in_tree is None and value is not None
-        return shown(owner, key, value, in_tree) if not tied and filter_fn(owner, key, value) else {}
+    def element(owner: Node, key: str, value: Any, path: Path) -> Any:
+        return shown(owner, key, value, path) if path not in tied and filter_fn(owner, key, value) else {}
 
-    return inside(module, module)
+    return inside(module, ())
 
 
 def parameters(module: Node) -> dict[str, Any]:

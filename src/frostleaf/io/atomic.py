@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 _PREFIX, _RANDOM = ".frostleaf-", 16
 # A file system allows 255 bytes to a name.
@@ -36,11 +37,11 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[str]:
             os.unlink(written)
 
 
-def unfinished(directory: str) -> Iterator[tuple[str, str]]:
-    """Yield the path of each file that is being written in a directory, or was when its process died, and what it was to be."""
+def remove_unfinished(directory: str, selects: Callable[[str], Any]) -> None:
+    """Remove what is being written in a directory, or was when its process died, where its name to be is selected."""
     for entry in os.listdir(directory):
-        if entry.startswith(_PREFIX):
-            yield os.path.join(directory, entry), entry[len(_PREFIX) + _RANDOM + 1 :]
+        if entry.startswith(_PREFIX) and selects(entry[len(_PREFIX) + _RANDOM + 1 :]):
+            os.unlink(os.path.join(directory, entry))
 
 
 def flush(path: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, TypeVar
 
-from .atomic import unfinished
+from .atomic import remove_unfinished
 from .directory_lock import DirectoryLock
 from .safetensors import CheckpointError
 from .trees import OtherStructureError, Ready, load, load_metadata, ready, write
@@ -261,7 +261,7 @@ class Checkpointer:
             try:
                 if lock.alone:
                     self._own = self._records()
-                    self._remove_unfinished()
+                    remove_unfinished(self._directory, _NAME.fullmatch)
             finally:
                 lock.share()
         except OSError as error:
@@ -269,11 +269,6 @@ class Checkpointer:
         self._lock = lock
         if self._last_step is None:
             self._last_step = max(self._own, default=None)
-
-    def _remove_unfinished(self) -> None:
-        for path, name in unfinished(self._directory):
-            if _NAME.fullmatch(name):
-                os.unlink(path)
 
     def _write(self, step: int, given: Ready, record: _Record) -> None:
         try:
@@ -375,9 +370,8 @@ def _whole(name: str, given: Any, least: int) -> int:
 def _numbers(metrics: Any) -> dict[str, Any]:
     if not isinstance(metrics, Mapping | None):
         raise TypeError(BAD_METRICS.format(given=metrics))
-    # Arrays of MLX and NumPy have both; numbers have neither.
-    single = {name: hasattr(value, "item") and value.size == 1 for name, value in (metrics or {}).items()}
-    numbers = {name: value.item() if single[name] else value for name, value in (metrics or {}).items()}
+    # Arrays of MLX and NumPy have a size; Python's numbers have none.
+    numbers = {name: value.item() if getattr(value, "size", 0) == 1 else value for name, value in (metrics or {}).items()}
     if not all(isinstance(name, str) and isinstance(value, int | float) for name, value in numbers.items()):
         raise TypeError(BAD_METRICS.format(given=metrics))
     return numbers

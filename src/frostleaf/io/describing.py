@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import numbers
@@ -240,18 +241,11 @@ def _text(value: Any, otherwise: Callable[[Any], str]) -> str:
         return f"({'; '.join(' '.join(fact) for fact in facts)}; {texts(name for name, part in parts if part is mx.array)})"
     if isinstance(value, Node):
         return text(flat_of(value).structure)
-    fields = _fields_of(type(value))
-    if fields is not None:
-        return f"{name_of(type(value))}({', '.join(f'{name}={text(getattr(value, name))}' for name in fields)})"
+    if attrs.has(type(value)) or dataclasses.is_dataclass(value):
+        fields: Iterable[Any] = attrs.fields(type(value)) if attrs.has(type(value)) else dataclasses.fields(value)
+        said = (f"{field.name}={text(getattr(value, field.name))}" for field in fields)
+        return f"{name_of(type(value))}({', '.join(said)})"
     return otherwise(value)
-
-
-def _fields_of(cls: type) -> Iterable[str] | None:
-    """Return the names of the fields of a class made by attrs or dataclasses, or ``None``."""
-    if attrs.has(cls):
-        return [field.name for field in attrs.fields(cls)]
-    known: Mapping[str, Any] | None = getattr(cls, "__dataclass_fields__", None)
-    return known
 
 
 def _by_class(value: Any) -> str:

@@ -41,11 +41,13 @@ SAME_KEY = "the name {key!r:.80} is there twice"
 NOT_A_NUMBER = "{name} is not a number of JSON"
 NOT_AN_OBJECT = "the header isn't a JSON object"
 BAD_METADATA = "the header's __metadata__ isn't a mapping of strings to strings"
-BAD_ENTRY = "array {name!r:.80} is described by {given}, and not by dtype, shape and data_offsets"
-BAD_DTYPE = "array {name!r:.80} has the unknown dtype {given}"
-BAD_SHAPE = "array {name!r:.80} has the shape {given}, which isn't a list of at most 100 lengths from 0 to 2147483647"
-BAD_OFFSETS = "array {name!r:.80} has the offsets {given}, which aren't two positions in the file"
-BAD_SIZE = "array {name!r:.80} of dtype {dtype} and shape {shape} takes {expected} bytes, and its offsets leave it {given}"
+BAD_ENTRY = "array {name!r:.80} is described by {given!a:.80}, and not by dtype, shape and data_offsets"
+BAD_DTYPE = "array {name!r:.80} has the unknown dtype {given!a:.80}"
+BAD_SHAPE = "array {name!r:.80} has the shape {given!a:.80}, which isn't a list of at most 100 lengths from 0 to 2147483647"
+BAD_OFFSETS = "array {name!r:.80} has the offsets {given!a:.80}, which aren't two positions in the file"
+BAD_SIZE = (
+    "array {name!r:.80} of dtype {dtype} and shape {shape!a:.80} takes {expected} bytes, and its offsets leave it {given}"
+)
 OVERLAP = "array {name!r:.80} begins at byte {start} of the data, and the one before it ends at {end}"
 BAD_LENGTH = "the arrays end at byte {end} of the data, and the file has {size} bytes of data"
 NO_CHECKSUMS = "the header has no valid checksums: the file was damaged, or isn't a checkpoint of frostleaf"
@@ -173,7 +175,7 @@ def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
     for name in order:
         entries[name] = Entry(arrays[name].dtype, arrays[name].shape, end, end + arrays[name].nbytes)
         end += arrays[name].nbytes
-    checksums = dict.fromkeys(sorted(arrays), 0)
+    checksums = dict.fromkeys(arrays, 0)
     header = _header(entries, metadata, checksums)
     if len(header) > MAX_HEADER:
         raise ValueError(BAD_FILE.format(file=path, reason=HEADER_TOO_LONG.format(length=len(header), limit=MAX_HEADER)))
@@ -216,18 +218,18 @@ def _open(path: str, flags: int) -> int:
 
 def _entry(name: str, given: Any, base: int, size: int, file: str) -> Entry:
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
-        fail(file, BAD_ENTRY.format(name=name, given=_short(given)))
+        fail(file, BAD_ENTRY.format(name=name, given=given))
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
     if not isinstance(dtype, str) or dtype not in READ:
-        fail(file, BAD_DTYPE.format(name=name, given=_short(dtype)))
+        fail(file, BAD_DTYPE.format(name=name, given=dtype))
     if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(_within(axis, MAX_AXIS) for axis in shape):
-        fail(file, BAD_SHAPE.format(name=name, given=_short(shape)))
+        fail(file, BAD_SHAPE.format(name=name, given=shape))
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_within(each, size - base) for each in offsets):
-        fail(file, BAD_OFFSETS.format(name=name, given=_short(offsets)))
+        fail(file, BAD_OFFSETS.format(name=name, given=offsets))
     expected = math.prod(shape) * READ[dtype].size
     if offsets[1] - offsets[0] != expected:
         given = offsets[1] - offsets[0]
-        fail(file, BAD_SIZE.format(name=name, dtype=dtype, shape=_short(shape), expected=expected, given=given))
+        fail(file, BAD_SIZE.format(name=name, dtype=dtype, shape=shape, expected=expected, given=given))
     return Entry(READ[dtype], tuple(shape), base + offsets[0], base + offsets[1])
 
 
@@ -266,8 +268,3 @@ def _no_constant(name: str) -> NoReturn:
 
 def _within(value: Any, limit: int) -> bool:
     return type(value) is int and 0 <= value <= limit
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."

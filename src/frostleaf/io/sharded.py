@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..node import nearest
-from .atomic import flush, replacing, unfinished
-from .formats import check_arrays, read_file, write_file
+from .atomic import flush, remove_unfinished, replacing
+from .formats import ENDINGS, check_arrays, read_file, write_file
 from .safetensors import fail, opened, parsed
 
 INDEX = "model.safetensors.index.json"
@@ -47,7 +47,7 @@ def read_directory(directory: str) -> dict[str, mx.array]:
         return read_index(index)
     if os.path.exists(single):
         return read_file(single)
-    files = sorted(name for name in os.listdir(directory) if name.endswith((".npz", ".safetensors", ".gguf", INDEX_ENDING)))
+    files = sorted(name for name in os.listdir(directory) if name.endswith((*ENDINGS, INDEX_ENDING)))
     others = f"; what it has is {', '.join(files)}" if files else ""
     raise FileNotFoundError(NO_MODEL.format(directory=directory, index=INDEX, single=SINGLE, others=others))
 
@@ -89,7 +89,8 @@ def write_directory(directory: str, arrays: Mapping[str, mx.array], limit: int) 
         flush(os.path.dirname(os.path.abspath(directory)))
     with _alone(directory) as locked:
         if locked:
-            _tidy(directory)
+            # What saves that were killed had not finished writing. Other names are of somebody's single file.
+            remove_unfinished(directory, lambda name: name == INDEX or _SHARD.fullmatch(name))
         shards = _split(arrays, limit)
         files = _unused_names(directory, len(shards))
         old = _files_of_model(directory)
@@ -142,13 +143,6 @@ def _files_of_model(directory: str) -> set[str]:
     with suppress(OSError, ValueError):  # there is no index, or it is broken
         files.update(_read_index(os.path.join(directory, INDEX)).values())
     return files
-
-
-def _tidy(directory: str) -> None:
-    """Remove what saves that were killed had not finished writing."""
-    for path, name in unfinished(directory):
-        if name == INDEX or _SHARD.fullmatch(name):  # others are of somebody's single file
-            os.unlink(path)
 
 
 def _unused_names(directory: str, count: int) -> list[str]:

@@ -82,20 +82,15 @@ def selected(tree: Any, where: Where) -> list[bool]:
     """Return for each leaf whether ``where`` selects it or something that holds it."""
     matches = matcher(where)
     chosen: list[bool] = []
-    within: list[Path] = []  # the selected part that is being looked into
+    holders: set[Path] = set()  # the selected parts, and all parts of those
 
     def enter(path: Path, value: Any) -> Any:
-        picked = bool(within) or matches(path, value)
+        picked = path[:-1] in holders or matches(path, value)
         if isinstance(value, mx.array):
             chosen.append(picked)
-        elif picked and not within:
-            within.append(path)
+        elif picked:
+            holders.add(path)
         return Descend
 
-    def leave(path: Path, value: Any) -> Any:
-        if within and path == within[0]:
-            within.clear()
-        return value
-
-    rewrite(tree, enter, leave)
+    rewrite(tree, enter)
     return chosen

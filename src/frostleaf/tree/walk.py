@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..node import Node, Path, edited, metadata_of
+from ..node import Node, Path, edited, field_values, metadata_of
 from .structure import one_level
-
-_NO_TIES: frozenset[Path] = frozenset()
 
 
 class Level(NamedTuple):
@@ -17,7 +15,7 @@ class Level(NamedTuple):
     entries: Sequence[Any]
     children: Sequence[Any]
     make: Callable[[Sequence[Any]], Any]
-    tied: frozenset[Path] = _NO_TIES
+    tied: frozenset[Path] = frozenset()
 
 
 def level(value: Any, convert: bool = False) -> Level | None:
@@ -27,13 +25,12 @@ def level(value: Any, convert: bool = False) -> Level | None:
     converters and validators of the fields that differ.
     """
     if isinstance(value, Node):
-        ties = metadata_of(value).ties
-        fields = {name: value.__dict__[name] for name in value.__fields__}
+        fields = field_values(value)
         return Level(
             list(fields),
             list(fields.values()),
             lambda new: edited(value, dict(zip(fields, new, strict=True)), convert=convert),
-            frozenset(target for target, _ in ties) if ties else _NO_TIES,
+            frozenset(target for target, _ in metadata_of(value).ties),
         )
     node = one_level(value)
     if node is None:
@@ -52,7 +49,7 @@ def rewrite(
     leave: Callable[[Path, Any], Any] | None = None,
     path: Path = (),
     convert: bool = False,
-    tied: frozenset[Path] = _NO_TIES,
+    tied: frozenset[Path] = frozenset(),
 ) -> Any:
     """Return the tree with some of its parts replaced; every part in which nothing was replaced is the same object.
 
