@@ -341,8 +341,9 @@ class Module(Node):
             places: For each place that is to be tied, the source whose array it is to have: dotted paths, from this module.
 
         Raises:
+            TypeError: If ``places`` is not a mapping of paths.
             LookupError: If a path does not lead to an array; the message suggests the nearest paths.
-            ValueError: If the two arrays have different shapes, or a place is both tied and a source.
+            ValueError: If the two arrays have different shapes, or a place is tied already, or is both tied and a source.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> class Language(fl.Module):
@@ -500,8 +501,11 @@ class Module(Node):
 
         Raises:
             ValueError: If the ending is another, the format can't hold a dtype or a name, two parameters have the same name, or
-                a parameter is a :class:`frostleaf.ShapeDtypeStruct`.
+                a parameter is a :class:`frostleaf.ShapeDtypeStruct`; if ``max_shard_bytes`` is not positive, or ``file`` the
+                name of a single file.
+            TypeError: If ``max_shard_bytes`` is not an int.
             FileNotFoundError: If the directory that ``file`` is in is not there.
+            NotADirectoryError: If there is a file in the place of the directory.
 
         >>> import frostleaf as fl, os, tempfile
         >>> layer = fl.nn.Linear(2, 2)

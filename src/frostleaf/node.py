@@ -525,11 +525,11 @@ def _frozen(verb: str, cls: type[Node], name: str) -> str:
     return FROZEN.format(verb=verb, cls=cls.__name__, name=name, advice=advice)
 
 
-def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> Metadata:
+def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> Metadata:
     return Metadata({name: freeze_containers(unpacked(value)) for name, value in static.items()}, training, frozen, ties)
 
 
-def _restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> N:
+def _restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> N:
     node = _blank(cls, {name: unpacked(value) for name, value in values.items()})
     _close(node, values, training, frozen, ties)
     return node

@@ -12,7 +12,7 @@ import optree
 import pytest
 
 import frostleaf as fl
-from frostleaf.edits.tying import ALREADY, CHAIN, NO_ARRAY, NOT_PLACES, NOT_TIED, WRONG_SHAPE
+from frostleaf.edits.tying import ALREADY, CHAIN, ITSELF, NO_ARRAY, NOT_PLACES, NOT_TIED, WRONG_SHAPE
 from frostleaf.optim.optimizer import NO_MODULE, SHARED
 from frostleaf.optim.optimizer import TIE as TIE_THEM
 from frostleaf.selection import TIED
@@ -498,7 +498,7 @@ def test_the_advice_in_the_warning_ties_all_places_and_is_for_modules():
         (
             {"head.weight": "head.weight"},
             ValueError,
-            CHAIN.format(cls="Language", path="head.weight", source="head.weight", target="head.weight"),
+            ITSELF.format(cls="Language", path="head.weight"),
         ),
         (
             {"head.weight": "embedding.weight", "embedding.weight": "head.weight"},

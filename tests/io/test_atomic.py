@@ -86,3 +86,9 @@ def test_what_is_not_finished_is_removed_by_the_name_it_would_have_had(tmp_path)
         remove_unfinished(str(tmp_path), {"a-b.txt"}.__contains__)
         assert {os.path.join(tmp_path, name) for name in os.listdir(tmp_path)} == {*rest}
         open(one, "w").close()
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, replacing(tmp_path / "no" / "a"):
+        pass
+    assert raised.value.filename == os.path.realpath(tmp_path / "no")

@@ -18,6 +18,7 @@ NOT_PLACES = (
     "{given!r}"
 )
 NO_ARRAY = "{cls} has no array at {path!r}{nearest}"
+ITSELF = "{cls}.{path} can't be tied to itself: give the path of another array as its source"
 ALREADY = "{cls}.{path} is tied to {source} already: {advice}"
 CHAIN = "{cls}.{path} can't be both tied, to {source}, and the source of {target}: tie {target} to {source} too"
 WRONG_SHAPE = "{cls}.{target}, {given}, can't be tied to {source}, {expected}: tied places have arrays of one shape"
@@ -38,6 +39,8 @@ def tie(module: N, places: Mapping[str, str]) -> N:
     for target, source in places.items():
         if sources.get(target) == source:
             continue
+        if target == source:
+            raise ValueError(ITSELF.format(cls=cls, path=target))
         for path in (target, source):
             if path in sources:
                 untie = f".untie({path!r})" if path in own else ".untie() of the module inside that has the tie"

@@ -25,6 +25,7 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[str]:
     target = os.path.join(directory, name)
     ending = os.fsdecode(os.fsencode(name)[-_LONGEST:])
     written = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{ending}")
+    os.stat(directory)  # whose absence is to be told with its own name
     try:
         yield written
         flush(written)

@@ -75,6 +75,8 @@ class Checkpointer:
 
     Raises:
         ValueError: If ``keep``, ``every`` or ``mode`` is none of these.
+        FileExistsError: If there is a file in the place of the directory.
+        RuntimeError: From each method, in a process that was forked after the Checkpointer was made.
 
     >>> import frostleaf as fl, mlx.core as mx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder, keep=2, best="loss") as checkpoints:
@@ -228,7 +230,7 @@ class Checkpointer:
         try:
             metrics = load_metadata(self._file(step)).get(METRICS)
         except FileNotFoundError:
-            self._require(step)
+            self._no_checkpoint(step)
         return metrics if isinstance(metrics, dict) else {}
 
     def __enter__(self) -> Checkpointer:
@@ -313,15 +315,15 @@ class Checkpointer:
                 warnings.warn(PASSED_OVER.format(step=step, reason=error), RuntimeWarning, stacklevel=3)
         if reasons:
             raise CheckpointError(ALL_BROKEN.format(directory=self._directory, reasons="\n".join(reasons.values())))
-        self._require(None)
+        self._no_checkpoint(None)
 
     def _load(self, step: int, like: T) -> T:
         try:
             return load(self._file(step), like)
         except FileNotFoundError:
-            self._require(step)
+            self._no_checkpoint(step)
 
-    def _require(self, step: int | None) -> NoReturn:
+    def _no_checkpoint(self, step: int | None) -> NoReturn:
         said = "" if step is None else f" of step {step}"
         steps = ", ".join(map(str, self._steps())) or "none at all"
         raise NoCheckpointError(NO_CHECKPOINT.format(directory=self._directory, step=said, steps=steps)) from None
@@ -347,9 +349,7 @@ class Checkpointer:
             try:
                 said = load_metadata(self._file(step))
                 return _Record(operator.index(said[SAVED]), dict(said[METRICS]))
-            except FileNotFoundError:
-                return None
-            except (OSError, ValueError, KeyError, TypeError):  # broken, or written by somebody else
+            except (OSError, ValueError, KeyError, TypeError):  # broken, written by somebody else, or not there
                 return _Record(os.lstat(self._file(step)).st_mtime_ns, {})
         return None
 

@@ -170,7 +170,10 @@ def _split(arrays: Mapping[str, mx.array], limit: int) -> list[dict[str, mx.arra
 
 @contextmanager
 def _alone(directory: str) -> Iterator[bool]:
-    """Return a context in which no other saves to the directory: they wait for one another. Its value is whether that is so."""
+    """Return a context in which no other saves to the directory: they wait for one another. Its value is whether that is so.
+
+    It is another lock than that of checkpoints, for which nobody waits.
+    """
     handle = os.open(directory, os.O_RDONLY)
     try:
         locked = False

@@ -68,6 +68,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     Raises:
         TypeError: If something in the tree can't be saved, or ``metadata`` is not such a mapping.
         ValueError: If two arrays have the same dotted name.
+        FileNotFoundError: If the directory that the file is to be in is not there.
 
     >>> import frostleaf as fl, tempfile
     >>> model = fl.nn.Linear(2, 3)

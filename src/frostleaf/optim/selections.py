@@ -221,4 +221,4 @@ def _require_places(where: Any, parameters: Parameters) -> None:
 
 def _listed(names: Mapping[str, Any]) -> str:
     shown = ", ".join(map(repr, [*names][:8]))
-    return shown + ", ..." * (len(names) > 8) or "nothing"
+    return shown + ", ..." * (len(names) > 8) if names else "nothing"
