@@ -100,3 +100,11 @@ def test_input_that_does_not_fit(layer, change):
 def test_groups_count_all_channels():
     with pytest.raises(ValueError, match=re.escape("Conv1d takes an input of shape [N, L, 4], and was given f32[1,8,2]")):
         fl.nn.Conv1d(4, 6, 3, groups=2)(mx.zeros((1, 8, 2)))
+
+
+@pytest.mark.parametrize(("cls", "shape"), [(fl.nn.Conv1d, (2, 5, 4)), (fl.nn.Conv2d, (2, 5, 5, 4))])
+def test_an_ensemble_with_groups_maps_its_input_too(cls, shape):
+    layers = [cls(4, 6, 3, groups=2, key=key) for key in mx.random.split(mx.random.key(0), 3)]
+    x = mx.random.normal(shape, key=mx.random.key(1))
+    mapped = fl.vmap(lambda layer, x: layer(x))(fl.tree.stack(layers), mx.broadcast_to(x, (3, *shape)))
+    assert mx.allclose(mapped, mx.stack([layer(x) for layer in layers]), atol=1e-5)

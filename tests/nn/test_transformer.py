@@ -316,3 +316,8 @@ def test_a_key_gives_each_part_weights_of_its_own():
     model = fl.nn.Transformer(8, 2, 2, 2, 6, key=KEY)
     weights = [linear.weight.reshape(-1)[:5] for linear in model.at(fl.nn.Linear).get().values()]
     assert len({tuple(weight.tolist()) for weight in weights}) == len(weights)
+
+
+def test_the_dtype_is_checked_where_both_parts_are_custom():
+    with pytest.raises(TypeError, match=r"a layer can't be made in dtype mlx\.core\.int32\. Give a floating-point"):
+        fl.nn.Transformer(custom_encoder=lambda src, mask: src, custom_decoder=lambda *args: args[0], dtype=mx.int32)

@@ -88,6 +88,9 @@ class Conv1d(Convolution):
     The weight starts uniform in :math:`[-k, k)`, where :math:`k` is one over the square root of the number of inputs
     that an output sums over, and the bias starts at 0.
 
+    With ``groups``, MLX's ``vmap`` gives wrong numbers, and no error, where the weight is mapped and the input is not. An
+    ensemble of such layers needs an input for each: ``mx.broadcast_to(x, (count, *x.shape))``, mapped as well.
+
     Args:
         in_channels: The number of input channels.
         out_channels: The number of output channels, which is the number of filters.
@@ -156,6 +159,9 @@ class Conv2d(Convolution):
     Here :math:`s` is the stride, :math:`d` the dilation and :math:`p` the padding; outside of the image :math:`x` is 0.
     The weight starts uniform in :math:`[-k, k)`, where :math:`k` is one over the square root of the number of inputs
     that an output sums over, and the bias starts at 0.
+
+    With ``groups``, MLX's ``vmap`` gives wrong numbers, and no error, where the weight is mapped and the input is not. An
+    ensemble of such layers needs an input for each: ``mx.broadcast_to(x, (count, *x.shape))``, mapped as well.
 
     Args:
         in_channels: The number of input channels.

@@ -15,7 +15,7 @@ from .quantized import QQLinear, QuantizedLinear
 
 
 class Identity(Module):
-    """Return the input as it is. A placeholder, for where a model has a layer or has none.
+    """Return the input as it is: :math:`y = x`. A placeholder, for where a model has a layer or has none.
 
     Args:
         *args, **kwargs: Ignored, so that any layer's arguments will do.

@@ -15,6 +15,7 @@ from ..transforms.checkpoint import checkpoint as checkpointed
 from ..tree.compare import describe
 from .checks import MisfitError, because, function, size, within
 from .dropout import Dropout
+from .dtypes import floating
 from .initial import split
 from .linear import Linear
 from .normalization import LayerNorm
@@ -247,7 +248,7 @@ class TransformerEncoderLayer(Module):
         Args:
             x: A batch of sequences.
             mask: Where each place looks, as in :class:`MultiHeadAttention`.
-            key: Draws what is dropped. Default: ``mx.random``'s own state.
+            key: Draws what is dropped. Default: the key of :func:`frostleaf.rng`, or else ``mx.random``'s own state.
         """
         keys = split(key, 2)
 
@@ -360,7 +361,7 @@ class TransformerDecoderLayer(Module):
             memory: A batch of second sequences, such as an encoder returns.
             x_mask: Where each place looks in its own sequence, as in :class:`MultiHeadAttention`.
             memory_mask: Where each place looks in the memory.
-            key: Draws what is dropped. Default: ``mx.random``'s own state.
+            key: Draws what is dropped. Default: the key of :func:`frostleaf.rng`, or else ``mx.random``'s own state.
         """
         keys = split(key, 3)
 
@@ -459,7 +460,7 @@ class TransformerEncoder(_Stack[TransformerEncoderLayer]):
         Args:
             x: A batch of sequences.
             mask: Where each place looks, as in :class:`MultiHeadAttention`.
-            key: Draws what is dropped. Default: ``mx.random``'s own state.
+            key: Draws what is dropped. Default: the key of :func:`frostleaf.rng`, or else ``mx.random``'s own state.
         """
         return self._through(x, mask, key=key)
 
@@ -532,7 +533,7 @@ class TransformerDecoder(_Stack[TransformerDecoderLayer]):
             memory: A batch of second sequences, such as an encoder returns.
             x_mask: Where each place looks in its own sequence, as in :class:`MultiHeadAttention`.
             memory_mask: Where each place looks in the memory.
-            key: Draws what is dropped. Default: ``mx.random``'s own state.
+            key: Draws what is dropped. Default: the key of :func:`frostleaf.rng`, or else ``mx.random``'s own state.
         """
         return self._through(x, memory, x_mask, memory_mask, key=key)
 
@@ -598,6 +599,7 @@ class Transformer(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
+        dtype = floating(dtype)
         sizes = dims, num_heads, mlp_dims, dropout, activation, norm_first, checkpoint
         encoder_key, decoder_key = split(key, 2)
         if custom_encoder is None:
@@ -627,7 +629,7 @@ class Transformer(Module):
             src_mask: Where each place of ``src`` looks in it, as in :class:`MultiHeadAttention`.
             tgt_mask: Where each place of ``tgt`` looks in it.
             memory_mask: Where each place of ``tgt`` looks in what the encoder returned.
-            key: Draws what is dropped. Default: ``mx.random``'s own state.
+            key: Draws what is dropped. Default: the key of :func:`frostleaf.rng`, or else ``mx.random``'s own state.
         """
         keys = [{} if each is None else {"key": each} for each in split(key, 2)]
         try:
