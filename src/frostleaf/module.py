@@ -459,6 +459,10 @@ class Module(Node):
         model may be one that was never built: a :class:`frostleaf.ShapeDtypeStruct`, as :func:`frostleaf.eval_shape` returns in
         place of an array, is filled from the file.
 
+        Headers are checked before anything is read. The numbers themselves have a checksum in ``.npz`` alone: a bit that was
+        flipped in another file of weights is not noticed. In what :func:`frostleaf.save` wrote, :func:`frostleaf.load` notices
+        it.
+
         Args:
             file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file; that of a directory, or of its
                 ``model.safetensors.index.json``, in Hugging Face's layout; or pairs of a dotted name and an array. From a GGUF
