@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 import frostleaf as fl
-from frostleaf.fields import kind, persistent
+from frostleaf.core.fields import kind, persistent
 
 
 class Twin(nn.Module):
@@ -17,11 +17,13 @@ class Twin(nn.Module):
 
     def __init__(self, module: fl.Module) -> None:
         super().__init__()
-        for name, field in type(module).__fields__.items():
+        for name, field in type(module).__frostleaf__.fields.items():
             # MLX keeps every list in the dict of the module; what is static is kept out of it.
             put = object.__setattr__ if kind(field) == "static" else setattr
             put(self, name, twin(getattr(module, name)))
-        buffers = [name for name, field in type(module).__fields__.items() if kind(field) == "buffer" and persistent(field)]
+        buffers = [
+            name for name, field in type(module).__frostleaf__.fields.items() if kind(field) == "buffer" and persistent(field)
+        ]
         object.__setattr__(self, "buffers", buffers)
         self.freeze(recurse=False, keys=buffers)
 

@@ -1,31 +1,38 @@
 """frostleaf: functional parameters for MLX."""
 
 from . import nn, optim, tree
+from .core.definition import FrozenModuleError
+from .core.fields import buffer, parameter, static
+from .core.registration import register_pytree_node
 from .edits.quantization import quantize
-from .fields import buffer, parameter, static
-from .io.checkpointer import Checkpointer
+from .edits.selection import Selection
+from .io.checkpointer import Checkpointer, NoCheckpointError
 from .io.safetensors import CheckpointError
-from .io.trees import load, load_metadata, save
+from .io.trees import OtherStructureError, load, load_metadata, save
 from .module import Module
 from .nn.dtypes import default_dtype
-from .transforms.captured import CapturedArrayWarning
 from .transforms.checkpoint import checkpoint
 from .transforms.differentials import jvp, vjp
+from .transforms.eval_shape import eval_shape
 from .transforms.evaluation import async_eval, eval
 from .transforms.gradients import grad, value_and_grad
-from .transforms.jit import disable_jit, jit
+from .transforms.jit import CapturedArrayWarning, Jitted, disable_jit, jit
 from .transforms.precision import Policy
 from .transforms.random import next_key, rng
-from .transforms.shapes import ShapeDtypeStruct, eval_shape
-from .transforms.stateful import latest, record, stateful
+from .transforms.stateful import record, recorded, stateful
 from .transforms.vmap import vmap
-from .tree.registration import register_pytree_node
+from .tree.shapes import ShapeDtypeStruct
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "Module", "Policy", "ShapeDtypeStruct", "async_eval",
-    "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "latest", "load",
-    "load_metadata", "next_key", "nn", "optim", "parameter", "quantize", "record", "register_pytree_node", "rng", "save",
-    "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "FrozenModuleError", "Jitted", "Module", "NoCheckpointError",
+    "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "default_dtype",
+    "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn", "optim", "parameter",
+    "quantize", "record", "recorded", "register_pytree_node", "rng", "save", "stateful", "static", "tree", "value_and_grad",
+    "vjp", "vmap",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,12 +12,11 @@ import mlx.core as mx
 import frostleaf as fl
 
 GOOD_ACCURACY = 0.95
-NO_DATA = "the demonstration needs scikit-learn (for its digits) and tqdm: pip install 'frostleaf[demo]'"
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 class DigitNet(fl.Module):
-    """Two convolutions with batch norm, dropout, and a linear head over ten classes."""
+    """Classify digits by two convolutions with batch norm, dropout, and a linear head."""
 
     backbone: fl.nn.Sequential
     dropout: fl.nn.Dropout
@@ -46,25 +45,25 @@ class Digits(NamedTuple):
 
 def load_digits(seed: int) -> tuple[Digits, Digits]:
     """Return scikit-learn's 1,797 handwritten digits, shuffled: four fifths to train with and one fifth to test."""
-    from sklearn.datasets import load_digits as bundled
+    from sklearn import datasets
 
-    data = bundled()
+    data = datasets.load_digits()
     images, labels = mx.array(data.images[..., None] / 16, mx.float32), mx.array(data.target, mx.int32)
     order = mx.random.permutation(len(data.target), key=mx.random.key(seed))
     split = len(data.target) * 4 // 5
-    return tuple(Digits(images[part], labels[part]) for part in (order[:split], order[split:]))  # type: ignore[return-value]
+    return tuple(Digits(images[chosen], labels[chosen]) for chosen in (order[:split], order[split:]))  # type: ignore[return-value]
 
 
 def batches(data: Digits, size: int) -> Iterator[Digits]:
-    """Yield the data once in random order, in batches of ``size``; what is left over is dropped."""
+    """Yield the data once in random order, in batches of ``size``, without the remainder."""
     order = mx.random.permutation(data.labels.size)
     for start in range(0, data.labels.size - size + 1, size):
-        part = order[start : start + size]
-        yield Digits(data.images[part], data.labels[part])
+        chosen = order[start : start + size]
+        yield Digits(data.images[chosen], data.labels[chosen])
 
 
 def train_step(optimizer: fl.optim.Optimizer) -> Callable[..., Any]:
-    """Return a compiled function of model, optimizer state and batch that returns the next model and state, and the loss."""
+    """Return a compiled function from model, optimizer state and batch to the next model and state, and the loss."""
 
     @fl.jit
     def step(model: DigitNet, state: fl.optim.OptimizerState, batch: Digits) -> tuple[Any, ...]:
@@ -80,7 +79,7 @@ def train_step(optimizer: fl.optim.Optimizer) -> Callable[..., Any]:
 
 
 def train(model: DigitNet, data: Digits, epochs: int, learning_rate: float, title: str) -> DigitNet:
-    """Return the model trained for some epochs, with a progress bar."""
+    """Train a model for some epochs, and show a progress bar."""
     from tqdm import tqdm
 
     half = model.head.weight.dtype != mx.float32
@@ -97,7 +96,7 @@ def train(model: DigitNet, data: Digits, epochs: int, learning_rate: float, titl
 
 @fl.jit
 def correct(model: DigitNet, data: Digits) -> mx.array:
-    """Return how many of the digits the model recognises."""
+    """Count the digits that the model recognises."""
     logits = model(data.images.astype(model.head.weight.dtype))
     return (logits.argmax(-1) == data.labels).sum()
 
@@ -108,14 +107,14 @@ def accuracy(model: DigitNet, data: Digits) -> float:
 
 
 def shared(model: Any, original: Any) -> str:
-    """Return how many of the model's arrays are the very objects that the original holds."""
+    """Count the model's arrays that are objects of the original too."""
     known = {id(array) for array in fl.tree.leaves(original)}
     leaves = fl.tree.leaves(model)
     return f"{sum(id(array) in known for array in leaves)} of {len(leaves)}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit status: 1 if the trained model recognises too few of the test digits."""
+    """Run the demonstration, and return the exit status: 1 if the model recognises too few of the test digits."""
     parser = argparse.ArgumentParser(prog="python -m frostleaf", description=__doc__)
     parser.add_argument("--epochs", type=int, default=8, help="passes over the training digits (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed prints the same accuracies (default: 0)")
@@ -125,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         import sklearn.datasets  # noqa: F401
         import tqdm  # noqa: F401
     except ImportError:
-        print(NO_DATA, file=sys.stderr)
+        print("the demonstration needs scikit-learn (for its digits) and tqdm: pip install 'frostleaf[demo]'", file=sys.stderr)
         return 2
 
     mx.random.seed(options.seed)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from . import fields
+from .core import fields
+from .core.construction import evolve
+from .core.definition import Node
+from .core.instance import metadata_of
 from .display.text import text
-from .edits import casting, freezing, modes, tying, views
-from .edits.parameters import apply, map_modules, update, update_modules
+from .edits import casting, freezing, modes, tying, updating, views
+from .edits.selection import Selection
 from .io import weights
-from .node import Node, edited, metadata_of
-from .selection import Selection
-from .tree.where import Where
+from .tree.selecting import Where
 
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
@@ -61,8 +62,8 @@ class Module(Node):
     >>> model.bias = None
     Traceback (most recent call last):
     ...
-    frostleaf.node.FrozenModuleError: can't set Affine.bias: a finished module never changes. .replace(bias=...) returns a
-    new module that shares the rest.
+    frostleaf.core.definition.FrozenModuleError: can't set Affine.bias: a finished module never changes. .replace(bias=...)
+    returns a new module that shares the rest.
     """
 
     if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class Module(Node):
         >>> other.bias, other.weight is layer.weight
         (array([1, 1], dtype=float32), True)
         """
-        return edited(self, changes)
+        return evolve(self, changes)
 
     def at(self, where: Where) -> Selection[Self]:
         """Return a :class:`Selection` of parts of the module, to be read or edited in a copy.
@@ -244,9 +245,9 @@ class Module(Node):
         >>> fl.nn.Linear(1, 2).apply(mx.zeros_like).bias
         array([0, 0], dtype=float32)
         """
-        return apply(self, map_fn, filter_fn)
+        return updating.apply(self, map_fn, filter_fn)
 
-    def astype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.floating) -> Self:
+    def astype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.is_floating) -> Self:
         """Return a copy with arrays cast; what already has the dtype, or is not selected, is shared.
 
         Args:
@@ -267,7 +268,7 @@ class Module(Node):
         """
         return casting.astype(self, dtype, predicate)
 
-    def set_dtype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.floating) -> Self:
+    def set_dtype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.is_floating) -> Self:
         """Return a copy in another dtype; unlike ``mlx.nn``'s method of this name it does not change the module.
 
         The same as :meth:`astype`.
@@ -416,7 +417,7 @@ class Module(Node):
         >>> fl.nn.Linear(1, 2).update({"bias": mx.ones(2)}).bias
         array([1, 1], dtype=float32)
         """
-        return update(self, parameters, strict)
+        return updating.update(self, parameters, strict)
 
     def update_modules(self, modules: Any, strict: bool = True) -> Self:
         """Return a copy with some submodules replaced, given as nested dicts and lists such as :meth:`children` returns.
@@ -432,7 +433,7 @@ class Module(Node):
         >>> fl.nn.Sequential(fl.nn.Linear(2, 2)).update_modules({"layers": [fl.nn.Identity()]})
         Sequential(layers=(Identity(),))
         """
-        return update_modules(self, modules, strict)
+        return updating.update_modules(self, modules, strict)
 
     def map_modules(self, fn: Callable[[str, Any], Any]) -> Self:
         """Return a copy in which modules are replaced by what ``fn`` returns for them.
@@ -447,7 +448,7 @@ class Module(Node):
         >>> model.map_modules(lambda path, module: fl.nn.Identity() if isinstance(module, fl.nn.Dropout) else None)
         Sequential(layers=(Linear(weight=f32[2,2], bias=f32[2]), Identity()))
         """
-        return map_modules(self, fn)
+        return updating.map_modules(self, fn)
 
     # Files
 

@@ -101,7 +101,7 @@ class MLXLayer(nn.Module):
 class MLXModel(nn.Module):
     def __init__(self, model):
         super().__init__()
-        self.blocks = [[MLXLayer(getattr(block, name)) for name in block.__children__] for block in model.blocks]
+        self.blocks = [[MLXLayer(getattr(block, name)) for name in block.__frostleaf__.children] for block in model.blocks]
 
     def __call__(self, x):
         return loss_of([leaf for block in self.blocks for layer in block for leaf in (layer.weight, layer.bias)], x)

@@ -251,7 +251,7 @@ def test_an_error_is_of_the_class_that_mlx_raises_and_says_where(make: Any, opti
 
 def test_a_compiled_function_is_no_model() -> None:
     model = net(fl.nn)
-    message = "was given frostleaf.transforms.jit.Jitted: quantize the function's model, and compile that"
+    message = "was given frostleaf.transforms.jit.jitted.Jitted: quantize the function's model, and compile that"
     with pytest.raises(TypeError, match=message):
         fl.quantize(fl.jit(model.head))
     with pytest.raises(TypeError, match=re.escape("was given mlx.nn.layers.linear.Linear")):

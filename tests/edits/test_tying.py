@@ -12,11 +12,21 @@ import optree
 import pytest
 
 import frostleaf as fl
-from frostleaf.edits.tying import ALREADY, CHAIN, ITSELF, NO_ARRAY, NOT_PLACES, NOT_TIED, WRONG_SHAPE
+from frostleaf.core.ties import CONFLICT, GONE, TIED_INSIDE
 from frostleaf.optim.optimizer import NO_MODULE, SHARED
 from frostleaf.optim.optimizer import TIE as TIE_THEM
-from frostleaf.selection import TIED
-from frostleaf.ties import CONFLICT, GONE, TIED_INSIDE
+
+TIED = "{where!r} is tied to {source!r}: select that, and what is done there is done at both places"
+ALREADY = "{cls}.{path} is tied to {source} already: {advice}"
+CHAIN = "{cls}.{path} can't be both tied, to {source}, and the source of {target}: tie {target} to {source} too"
+ITSELF = "{cls}.{path} can't be tied to itself: give the path of another array as its source"
+NO_ARRAY = "{cls} has no array at {path!r}{nearest}"
+NOT_PLACES = (
+    "tie takes a dict from each place to be tied to its source, such as {{'head.weight': 'embedding.weight'}}, and was given "
+    "{given!r}"
+)
+NOT_TIED = "{cls} has no tie at {path!r}; {tied}"
+WRONG_SHAPE = "{cls}.{target}, {given}, can't be tied to {source}, {expected}: tied places have arrays of one shape"
 
 WORDS, DIMS = 5, 3
 TIE = {"head.weight": "embedding.weight"}
@@ -172,7 +182,7 @@ EDITS = {
     "jit that returns it": lambda m: fl.jit(lambda m: m)(m),
     "tie in jit": lambda m: fl.jit(lambda m: m.untie().tie(TIE))(m),
     "stateful": lambda m: fl.stateful(m, X)[1],
-    "policy": lambda m: fl.Policy(param=mx.bfloat16).cast_to_param(m),
+    "policy": lambda m: fl.Policy(param_dtype=mx.bfloat16).cast_to_param(m),
     "load_weights": lambda m: m.load_weights(list(mlx.utils.tree_flatten(Language().tie(TIE).parameters()))),
     "tie again": lambda m: m.untie().tie(TIE),
     "a tie more": lambda m: m.replace(head=fl.nn.Linear(DIMS, WORDS)).tie(TIE),

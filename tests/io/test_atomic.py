@@ -5,14 +5,14 @@ import stat
 
 import pytest
 
-from frostleaf.io.atomic import remove_unfinished, replacing
+from frostleaf.io.atomic import atomic_write, remove_temporaries
 
 
 def write(file, text):
-    with replacing(file) as written:
-        with open(written, "w") as handle:
+    with atomic_write(file) as temporary:
+        with open(temporary, "w") as handle:
             handle.write(text)
-        assert os.path.dirname(written) == os.path.realpath(os.path.dirname(file))
+        assert os.path.dirname(temporary) == os.path.realpath(os.path.dirname(file))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "x" * 255, "ä" * 127, ".hidden"])
@@ -25,7 +25,7 @@ def test_a_file_is_written_and_replaced_and_nothing_else_is_left(tmp_path, name)
 
 def test_after_an_error_the_old_file_is_there_alone(tmp_path):
     def fail_half_way():
-        with replacing(tmp_path / "a") as written, open(written, "w") as handle:
+        with atomic_write(tmp_path / "a") as temporary, open(temporary, "w") as handle:
             handle.write("half")
             raise KeyError
 
@@ -34,7 +34,7 @@ def test_after_an_error_the_old_file_is_there_alone(tmp_path):
         fail_half_way()
     assert (tmp_path / "a").read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a"):
         pass  # nothing was written
     assert (tmp_path / "a").read_text() == "old"
 
@@ -61,9 +61,9 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
     (tmp_path / "there").mkdir()
     write(tmp_path / "there" / "a", "old")
     (tmp_path / "link").symlink_to("there/a")
-    with replacing(tmp_path / "link") as written:
-        assert os.path.dirname(written) == os.path.realpath(tmp_path / "there")
-        with open(written, "w") as handle:
+    with atomic_write(tmp_path / "link") as temporary:
+        assert os.path.dirname(temporary) == os.path.realpath(tmp_path / "there")
+        with open(temporary, "w") as handle:
             handle.write("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "there" / "a").read_text() == "new"
@@ -79,16 +79,16 @@ def test_the_mode_of_the_old_file_is_kept_and_a_new_one_has_the_usual(tmp_path):
 
 
 def test_what_is_not_finished_is_removed_by_the_name_it_would_have_had(tmp_path):
-    with replacing(tmp_path / "a-b.txt") as one, replacing(tmp_path / "a.txt") as other:
+    with atomic_write(tmp_path / "a-b.txt") as one, atomic_write(tmp_path / "a.txt") as other:
         rest = [str(tmp_path / "a-b.txt"), str(tmp_path / ".frostleaf-lock"), other]
         for path in (one, *rest):
             open(path, "w").close()
-        remove_unfinished(str(tmp_path), {"a-b.txt"}.__contains__)
+        remove_temporaries(str(tmp_path), {"a-b.txt"}.__contains__)
         assert {os.path.join(tmp_path, name) for name in os.listdir(tmp_path)} == {*rest}
         open(one, "w").close()
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError) as raised, replacing(tmp_path / "no" / "a"):
+    with pytest.raises(FileNotFoundError) as raised, atomic_write(tmp_path / "no" / "a"):
         pass
     assert raised.value.filename == os.path.realpath(tmp_path / "no")

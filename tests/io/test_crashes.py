@@ -153,7 +153,7 @@ def header_of(content: bytes) -> bytes:
 
 @contextmanager
 def at_most(size: int) -> Iterator[None]:
-    """Return a context in which no file can grow beyond a size, as on a disk that is full."""
+    """Let no file grow beyond a size inside the block, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

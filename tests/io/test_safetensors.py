@@ -13,7 +13,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.io import safetensors
-from frostleaf.io.safetensors import DTYPES, MAX_HEADER, opened, read_array, read_checksums, read_header, write
+from frostleaf.io.safetensors import DTYPES, MAX_HEADER, open_regular, read_array, read_checksums, read_header, write
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -29,7 +29,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 
 def read(file: Path) -> safetensors.Header:
-    with opened(file) as handle:
+    with open_regular(file) as handle:
         return read_header(handle)
 
 
@@ -190,7 +190,7 @@ def test_what_mlx_writes_is_read_here(tmp_path: Path) -> None:
 def test_arrays_of_every_dtype_and_layout_come_back(tmp_path: Path) -> None:
     given = arrays()
     write(f"{tmp_path}/a.safetensors", given, {})
-    with opened(tmp_path / "a.safetensors") as file:
+    with open_regular(tmp_path / "a.safetensors") as file:
         header = read_header(file)
         found = {name: read_array(file, header, name, checksum) for name, checksum in read_checksums(header).items()}
     assert found.keys() == given.keys()
@@ -204,7 +204,7 @@ def test_arrays_lie_at_multiples_of_the_size_of_their_elements(tmp_path: Path) -
 
 def test_a_file_that_ends_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     write(f"{tmp_path}/a", {"w": mx.zeros(1000)}, {})
-    with opened(tmp_path / "a") as file:
+    with open_regular(tmp_path / "a") as file:
         header = read_header(file)
         os.truncate(tmp_path / "a", 1000)
         with pytest.raises(fl.CheckpointError, match="array 'w' is cut off"):

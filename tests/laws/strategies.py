@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import frostleaf as fl
-from frostleaf.node import is_built, metadata_of
+from frostleaf.core.instance import is_built, metadata_of
 
 #: What every law is checked with. Whoever looks for a counterexample in earnest raises max_examples.
 law = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -247,7 +247,7 @@ def parts(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...],
     """Return the path and the value of each part of a tree, outer parts first, static fields included."""
     found = [(path, value)]
     if isinstance(value, fl.Module):
-        inner = [(name, getattr(value, name)) for name in type(value).__fields__]
+        inner = [(name, getattr(value, name)) for name in type(value).__frostleaf__.fields]
     elif isinstance(value, tuple | list | deque):
         inner = list(enumerate(value))
     elif isinstance(value, dict | MappingProxyType):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from laws.strategies import Snapshot, arrays, arrays_of, identical, law, modules, scalars, trees
 
 import frostleaf as fl
-from frostleaf import fields
-from frostleaf.node import metadata_of
+from frostleaf.core import fields
+from frostleaf.core.instance import metadata_of
 
 Path = tuple[Any, ...]
 
@@ -30,7 +30,7 @@ def trainable_paths(value: Any, path: Path = (), trains: bool = True) -> list[Pa
         return [path] if trains and mx.issubdtype(value.dtype, mx.floating) else []
     if isinstance(value, fl.Module):
         found = []
-        for name, field in type(value).__fields__.items():
+        for name, field in type(value).__frostleaf__.fields.items():
             kind = fields.kind(field)
             if kind == "static":
                 continue
@@ -52,7 +52,7 @@ def assert_mirrors(model: Any, gradient: Any, expected: dict[Path, mx.array], pa
     if isinstance(model, fl.Module):
         assert type(gradient) is type(model), path
         assert metadata_of(gradient) == metadata_of(model), path
-        for name, field in type(model).__fields__.items():
+        for name, field in type(model).__frostleaf__.fields.items():
             before, after = getattr(model, name), getattr(gradient, name)
             if fields.kind(field) == "static":
                 assert after is before, (*path, name)

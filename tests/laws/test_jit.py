@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from laws.strategies import Snapshot, arrays, arrays_of, law, modules, parts, plus, scalars, trees
 
 import frostleaf as fl
-from frostleaf.node import metadata_of
+from frostleaf.core.instance import metadata_of
 
 ONE, TWO = mx.ones(2), mx.full(2, 2.0)
 reads_from_outside = pytest.mark.filterwarnings("ignore::frostleaf.CapturedArrayWarning")

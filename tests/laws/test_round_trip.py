@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from laws.strategies import POOL, arrays_of, identical, law, modules, parts, trees
 
 import frostleaf as fl
-from frostleaf.node import metadata_of
+from frostleaf.core.instance import metadata_of
 
 
 def has_doubles(tree: Any) -> bool:
@@ -36,7 +36,7 @@ def test_a_module_comes_back_with_its_class_its_static_values_and_its_mode(modul
     again = fl.tree.unflatten(structure, leaves)
     assert type(again) is type(module)
     assert again.training is module.training
-    for name in type(module).__static__:
+    for name in type(module).__frostleaf__.static:
         assert getattr(again, name) is getattr(module, name)
     assert identical(again, module)
 

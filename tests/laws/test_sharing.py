@@ -231,12 +231,12 @@ def test_apply_shares_what_the_function_returns_unchanged(selection: tuple[fl.Mo
 @law
 @given(modules(), st.data())
 def test_replace_shares_the_other_fields(module: fl.Module, data: st.DataObject) -> None:
-    assume(type(module).__children__)
-    field = data.draw(st.sampled_from(type(module).__children__))
+    assume(type(module).__frostleaf__.children)
+    field = data.draw(st.sampled_from(type(module).__frostleaf__.children))
     new = mx.array(7.0)
     after = module.replace(**{field: new})
     assert getattr(after, field) is new
-    for other in type(module).__fields__:
+    for other in type(module).__frostleaf__.fields:
         assert other == field or getattr(after, other) is getattr(module, other)
     assert (after.training, type(after)) == (module.training, type(module))
 
@@ -244,7 +244,7 @@ def test_replace_shares_the_other_fields(module: fl.Module, data: st.DataObject)
 NOTHING: dict[str, Callable[[fl.Module], fl.Module]] = {
     "replace nothing": lambda module: module.replace(),
     "replace by the same": lambda module: module.replace(
-        **{field: getattr(module, field) for field in type(module).__fields__}
+        **{field: getattr(module, field) for field in type(module).__frostleaf__.fields}
     ),
     "apply the identity": lambda module: module.apply(lambda part: part),
     "apply to nothing": lambda module: module.apply(mx.zeros_like, lambda *_: False),

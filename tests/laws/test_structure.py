@@ -22,7 +22,7 @@ def told(value: Any) -> Any:
     if isinstance(value, mx.array):
         return "array"
     if isinstance(value, fl.Module):
-        children = tuple((name, told(getattr(value, name))) for name in type(value).__fields__)
+        children = tuple((name, told(getattr(value, name))) for name in type(value).__frostleaf__.fields)
         trains = tuple(
             value.trainable_parameter_filter(value, ".".join(map(str, path)), part) for path, part in arrays_of(value)
         )
@@ -194,7 +194,7 @@ ARRAY = mx.zeros((2, 3), mx.bfloat16)
     ids=["at construction", "in replace", "in a selection"],
 )
 def test_an_array_in_a_static_field_is_an_error_that_says_so(value: Any, make: Any) -> None:
-    with pytest.raises(TypeError, match=r"OnlyStatic\.first is a static field and was given an array \(bfloat16\[2, 3\]\)"):
+    with pytest.raises(TypeError, match=r"OnlyStatic\.first is a static field and was given an array \(bf16\[2,3\]\)"):
         make(value)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from laws.strategies import Snapshot, identical, law, modules, parts
 
 import frostleaf as fl
-from frostleaf.tree.functions import dotted
+from frostleaf.core.words import keystr
 
 
 @st.composite
@@ -17,7 +17,7 @@ def tied(draw):
     module = draw(modules(max_leaves=8))
     places = [path for path, part in parts(module) if isinstance(part, mx.array)]
     arrays = {path: part for path, part in parts(module) if isinstance(part, mx.array)}
-    names = dict(zip(places, map(dotted, places), strict=True))
+    names = dict(zip(places, map(keystr, places), strict=True))
     assume(len(set(names.values())) == len(names))
     source = draw(st.sampled_from(places)) if places else assume(False)
     alike = [path for path in places if path != source and arrays[path].shape == arrays[source].shape]
@@ -35,8 +35,8 @@ def assert_tied(module, ties):
     assert len(paths) == len(fl.tree.leaves(module))
     for target, source in ties:
         assert at(module, target) is at(module, source)
-        assert dotted(source) in paths
-        assert dotted(target) not in paths
+        assert keystr(source) in paths
+        assert keystr(target) not in paths
 
 
 @law
@@ -75,7 +75,7 @@ def test_edits_keep_ties_and_the_module_as_it_was(given):
     assert_tied(tied.freeze().unfreeze(keys="weight").eval(), ties)
     assert_tied(fl.tree.map(lambda leaf: leaf + leaf, tied), ties)
     assert_tied(fl.jit(lambda tree: tree)(tied), ties)
-    assert_tied(tied.with_frozen(dotted(ties[0][1])), ties)
+    assert_tied(tied.with_frozen(keystr(ties[0][1])), ties)
     for each in (tied.apply(lambda array: array), tied.map_modules(lambda path, each: each), tied.at("**").apply(lambda a: a)):
         assert each is tied
     for snapshot in snapshots:

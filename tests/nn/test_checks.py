@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import frostleaf as fl
-from frostleaf.tree.compare import describe
+from frostleaf.core.words import describe
 
-LAYERS = [value for name in fl.nn.__all__ if isinstance(value := getattr(fl.nn, name), type)]
+LAYERS = [value for value in map(vars(fl.nn).get, fl.nn.__all__) if isinstance(value, type) and issubclass(value, fl.Module)]
 DRAWN = {
     "linear": lambda **options: fl.nn.Linear(3, 4, **options),
     "conv2d": lambda **options: fl.nn.Conv2d(2, 3, 2, **options),
@@ -282,6 +282,16 @@ def test_sizes_that_are_ints_of_another_kind(make, field, size):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_has_a_constructor_of_its_own(layer):
-    # Type checkers make one up, out of the fields, for a class that inherits one that was written by hand.
-    assert "__init__" in vars(layer)
+def test_no_signature_prints_an_address(layer):
+    for function in layer, *filter(inspect.isfunction, vars(layer).values()):
+        assert " at 0x" not in str(inspect.signature(function))
+
+
+def test_the_names_shown_are_the_public_ones():
+    assert dir(fl.nn) == sorted(fl.nn.__all__)
+
+
+def test_the_error_of_an_input_is_public():
+    with pytest.raises(fl.nn.MisfitError):
+        fl.nn.Linear(2, 3)(mx.ones(5))
+    assert issubclass(fl.nn.MisfitError, ValueError)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import frostleaf as fl
-from frostleaf.tree.compare import describe
+from frostleaf.core.words import describe
 
 POSITIONS = mx.arange(1000, 1003)
 

@@ -40,7 +40,7 @@ def test_an_edit_that_changes_nothing_returns_the_layer(case):
     assert layer.astype(mx.float32) is layer
     for path in fl.tree.paths(layer):
         assert layer.at(path).set(layer.at(path).get()) is layer
-    for name in layer.__fields__:
+    for name in layer.__frostleaf__.fields:
         assert layer.replace(**{name: getattr(layer, name)}) is layer
     for edit in fl.Module.freeze, fl.Module.unfreeze, fl.Module.eval, fl.Module.train:
         once = edit(layer)

@@ -59,6 +59,11 @@ def stack(names: tuple[str, ...], opt: Any, wrappers: dict[str, Callable[[Any], 
     return opt
 
 
+def normal(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """Return numbers drawn at random, the same for each shape."""
+    return mx.random.normal(shape, key=mx.random.key(sum(shape) + len(shape))).astype(dtype)
+
+
 def gradients_of(model: Any, seed: int = 0) -> Any:
     """Return a tree as ``fl.grad`` does, with numbers drawn at random."""
     leaves, structure = fl.tree.flatten(model)

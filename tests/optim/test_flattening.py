@@ -1,4 +1,4 @@
-"""Flattened optimizers beside the same optimizers on the arrays one by one: which can be, the same numbers, and the errors."""
+"""Flattened optimizers beside the same optimizers on the arrays one by one: which can be, and the same numbers."""
 
 import pickle
 import re
@@ -10,17 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from laws.strategies import Snapshot, arrays_of, law_for_each, trees
+from optim.stacks import gradients_of, normal
 
 import frostleaf as fl
 from frostleaf import optim
 from frostleaf.edits.freezing import trainable
 from frostleaf.optim.flattening import ELEMENTWISE, NOT_ELEMENTWISE, FlattenedState
 from frostleaf.optim.flattening import NOT_A_RULE as NOT_AN_OPTIMIZER
-from frostleaf.optim.optimizer import NOT_A_STATE, NOTHING_TO_TRAIN, OTHER_STATE
-from frostleaf.optim.packing import BAD_SIZE, KEEPS_MODE
-from frostleaf.optim.parameters import MIXED, NO_GRADIENT, PACKED_INSIDE, WRONG_SHAPE
-from frostleaf.optim.rule import OTHER_RULE, PACKED
-from frostleaf.tree.functions import MISMATCH
 
 STEPS = 10
 CLASSES = [
@@ -178,10 +174,6 @@ class Everything(fl.Module):
     note: str = fl.static(default="note")
 
 
-def normal(*shape, dtype=mx.float32):
-    return mx.random.normal(shape, key=mx.random.key(sum(shape) + len(shape))).astype(dtype)
-
-
 def everything():
     return Everything(
         normal(3, 2),
@@ -213,17 +205,6 @@ MODELS = {
     "batch norm": lambda: fl.nn.Sequential(fl.nn.Linear(2, 3).freeze(), fl.nn.BatchNorm(3), fl.nn.Dropout(0.5)),
     "an array without elements": lambda: [mx.zeros((0,)), mx.zeros((2, 0))],
 }
-
-
-def gradients_of(model, step=0):
-    """Return a tree as ``fl.grad`` does, with numbers drawn at random."""
-    leaves, structure = fl.tree.flatten(model)
-    keys = mx.random.split(mx.random.key(step), len(leaves) + 1)
-    drawn = [
-        mx.random.normal(leaf.shape, key=key).astype(leaf.dtype) if trains else None
-        for leaf, key, trains in zip(leaves, keys, trainable(model), strict=False)
-    ]
-    return fl.tree.unflatten(structure, drawn)
 
 
 def bit_for_bit(left, right):
@@ -498,196 +479,16 @@ def test_a_frozen_vector_is_not_trained_and_stays_frozen():
         flat.update(packed, gradients_of(model), flat.init(model))
 
 
-# Errors
-
-LAYER = fl.nn.Linear(2, 3)
-GRADIENT = gradients_of(LAYER)
-PLAIN = optim.Adam(0.1)
-ADAM = optim.flatten(PLAIN, max_size=6)
-STATE = ADAM.init(LAYER)
-MIXED_MODEL = {"a": normal(2), "b": normal(2, dtype=mx.bfloat16), "c": normal(2)}
-TWO = (fl.nn.Linear(2, 3), fl.nn.Linear(2, 3))
-
-
-def frozen(number):
-    return tuple(each.freeze() if place == number else each for place, each in enumerate(TWO))
-
-
-def other_state(*differences):
-    return OTHER_STATE.format(method="update", optimizer="Flattened", differences="; ".join(differences))
-
-
-def nothing_to_train(tree):
-    return NOTHING_TO_TRAIN.format(tree=tree, optimizer="Flattened", method="init")
-
-
-def mixed(**gradients):
-    return ADAM.update(MIXED_MODEL, {**gradients_of(MIXED_MODEL), **gradients}, ADAM.init(MIXED_MODEL))
-
-
-ERRORS = {
-    "every parameter is frozen": (
-        lambda: ADAM.init(LAYER.freeze()), nothing_to_train("Linear"),
-    ),
-    "every parameter is frozen in the packed model": (
-        lambda: ADAM.init(optim.pack(LAYER.freeze())), nothing_to_train("Packed"),
-    ),
-    "no array": (lambda: ADAM.init({"n": 3}), nothing_to_train("dict")),
-    "only integers": (lambda: ADAM.init([mx.array(1)]), nothing_to_train("list")),
-    "no gradient": (
-        lambda: ADAM.update(LAYER, GRADIENT.replace(bias=None), STATE),
-        NO_GRADIENT.format(path="bias", array="f32[3]", given="None"),
-    ),
-    "a number for a gradient": (
-        lambda: ADAM.update({"a": normal(2)}, {"a": 3.0}, ADAM.init({"a": normal(2)})),
-        NO_GRADIENT.format(path="a", array="f32[2]", given="3.0"),
-    ),
-    "a gradient of another shape": (
-        lambda: ADAM.update(LAYER, GRADIENT.replace(bias=mx.ones(2)), STATE),
-        WRONG_SHAPE.format(path="bias", given="f32[2]", array="f32[3]"),
-    ),
-    "a gradient that would broadcast": (
-        lambda: ADAM.update(LAYER, GRADIENT.replace(weight=mx.ones((1, 2))), STATE),
-        WRONG_SHAPE.format(path="weight", given="f32[1,2]", array="f32[3,2]"),
-    ),
-    "gradients with as many elements": (
-        lambda: ADAM.update(LAYER, GRADIENT.replace(weight=mx.ones((2, 3))), STATE),
-        WRONG_SHAPE.format(path="weight", given="f32[2,3]", array="f32[3,2]"),
-    ),
-    "a gradient of a large array of another shape": (
-        lambda: optim.flatten(PLAIN, max_size=3).update(
-            LAYER, GRADIENT.replace(weight=mx.ones(6)), optim.flatten(PLAIN, max_size=3).init(LAYER)
-        ),
-        WRONG_SHAPE.format(path="weight", given="f32[6]", array="f32[3,2]"),
-    ),
-    "no gradient for a packed model": (
-        lambda: ADAM.update(optim.pack(LAYER), GRADIENT.replace(weight=None), STATE),
-        NO_GRADIENT.format(path="weight", array="f32[3,2]", given="None"),
-    ),
-    "gradients of another class": (
-        lambda: ADAM.update(LAYER, {"weight": mx.ones((3, 2)), "bias": mx.ones(3)}, STATE),
-        MISMATCH.format(what="the gradient", path="the root", given="dict of 2 (weight, bias)", expected="Linear"),
-    ),
-    "no gradients": (
-        lambda: ADAM.update(LAYER, None, STATE),
-        MISMATCH.format(what="the gradient", path="the root", given="no node", expected="Linear"),
-    ),
-    "gradients of another mode": (
-        lambda: ADAM.update(LAYER, GRADIENT.eval(), STATE),
-        MISMATCH.format(what="the gradient", path="the root", given="Linear (in evaluation mode)", expected="Linear"),
-    ),
-    "gradients of two dtypes": (
-        lambda: mixed(c=mx.ones(2, mx.float16)),
-        MIXED.format(dtype="float32", first="a", one=mx.float32, path="c", other=mx.float16),
-    ),
-    "gradients of two dtypes, the first another": (
-        lambda: mixed(a=mx.ones(2, mx.bfloat16)),
-        MIXED.format(dtype="float32", first="a", one=mx.bfloat16, path="c", other=mx.float32),
-    ),
-    "the state of a frozen model": (
-        lambda: ADAM.update(LAYER, GRADIENT, ADAM.init(LAYER.freeze(keys="bias"))), other_state("'bias' has no state"),
-    ),
-    "a model that was frozen": (
-        lambda: ADAM.update(LAYER.freeze(keys="bias"), GRADIENT.freeze(keys="bias"), STATE),
-        other_state("'bias' is not trainable"),
-    ),
-    "a model in which something else of that size is frozen": (
-        lambda: ADAM.update(frozen(0), gradients_of(frozen(0)), ADAM.init(frozen(1))),
-        other_state(
-            "'0.bias' is not trainable", "'0.weight' is not trainable", "'1.bias' has no state", "'1.weight' has no state",
-        ),
-    ),
-    "the state of another model of that size": (
-        lambda: ADAM.update({"a": normal(9)}, {"a": normal(9)}, optim.flatten(PLAIN).init(LAYER)),
-        other_state("'a' has no state", "'bias' is not trainable", "'weight' is not trainable"),
-    ),
-    "the state of a model with other shapes": (
-        lambda: ADAM.update({"a": normal(3, 2)}, {"a": normal(3, 2)}, ADAM.init({"a": normal(2, 3)})),
-        other_state("'a' is in float32 (3, 2) and was in float32 (2, 3)"),
-    ),
-    "the state of another dtype": (
-        lambda: ADAM.update({"a": normal(2)}, {"a": normal(2)}, ADAM.init({"a": normal(2, dtype=mx.float16)})),
-        other_state("'a' is in float32 (2,) and was in float16 (2,)"),
-    ),
-    "the state of another order": (
-        lambda: ADAM.update(
-            {"a": normal(2), "b": normal(2)}, {"a": normal(2), "b": normal(2)}, ADAM.init({"b": normal(2), "a": normal(2)})
-        ),
-        other_state("the order of its arrays"),
-    ),
-    "the state of another size": (
-        lambda: ADAM.update(LAYER, GRADIENT, optim.flatten(PLAIN, max_size=3).init(LAYER)),
-        other_state("'weight' is in float32 (3, 2) and was in large (3, 2)"),
-    ),
-    "the state for a model that is packed otherwise": (
-        lambda: ADAM.update(optim.pack(LAYER, 0), GRADIENT, STATE),
-        other_state("'bias' is in large (3,) and was in float32 (3,)", "'weight' is in large (3, 2) and was in float32 (3, 2)"),
-    ),
-    "the state of a large other model": (
-        lambda: ADAM.update([mx.ones(1)] * 9, [mx.ones(1)] * 9, STATE),
-        other_state(*(f"'{n}' has no state" for n in range(6)), "..."),
-    ),
-    "a plain optimizer begins with a packed model": (lambda: PLAIN.init(optim.pack(LAYER)), PACKED),
-    "a plain optimizer begins with a packed part": (lambda: PLAIN.init([{"a": optim.pack(LAYER)}]), PACKED_INSIDE),
-    "a plain optimizer begins with a packed model of large arrays": (lambda: PLAIN.init(optim.pack(LAYER, 0)), PACKED),
-    "a plain optimizer updates a packed model": (lambda: PLAIN.update(optim.pack(LAYER), GRADIENT, PLAIN.init(LAYER)), PACKED),
-    "a model that was packed and then put in evaluation mode": (
-        lambda: ADAM.update(optim.pack(LAYER).eval(), GRADIENT, STATE), KEEPS_MODE,
-    ),
-    "no size": (lambda: optim.flatten(PLAIN, max_size=-1), BAD_SIZE.format(given=-1)),
-    "a size that is no integer": (lambda: optim.flatten(PLAIN, max_size=4096.0), BAD_SIZE.format(given=4096.0)),
-    "a size that is a boolean": (lambda: optim.flatten(PLAIN, max_size=True), BAD_SIZE.format(given=True)),
-    "None for a size": (lambda: optim.flatten(PLAIN, max_size=None), BAD_SIZE.format(given=None)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "message"), ERRORS.values(), ids=ERRORS)
-def test_what_does_not_belong_together_is_an_error_that_names_paths(call, message):
-    given = (LAYER, GRADIENT, STATE, TWO, MIXED_MODEL)
-    snapshot, before = Snapshot(given), [leaf.tolist() for leaf in fl.tree.leaves(given)]
-    with pytest.raises(ValueError) as raised:  # noqa: PT011
-        call()
-    assert str(raised.value) == message
-    snapshot.assert_unchanged()
-    assert [leaf.tolist() for leaf in fl.tree.leaves(given)] == before
-    ADAM.update(LAYER, GRADIENT, STATE)
-
-
-@pytest.mark.parametrize(
-    ("state", "shown"),
-    [
-        (None, "None"), (dict(STATE.slots), None), (optim.pack(LAYER), "Packed(...)"),
-        (PLAIN.init(LAYER), "OptimizerState(...)"),
-        (optim.flatten(optim.AdamW(0.1)).init(LAYER), OTHER_RULE.format(given="AdamW", expected="Adam")),
-    ],
-)  # fmt: skip
-def test_what_is_no_state_of_a_flattened_optimizer_is_refused(state, shown):
-    with pytest.raises(TypeError) as raised:
-        ADAM.update(LAYER, GRADIENT, state)
-    assert str(raised.value).startswith(NOT_A_STATE.format(method="update", optimizer="Flattened", given="").rstrip())
-    assert shown is None or str(raised.value) == NOT_A_STATE.format(method="update", optimizer="Flattened", given=shown)
-
-
-def test_the_state_of_a_flattened_optimizer_is_none_of_a_plain_one():
-    with pytest.raises(TypeError) as raised:
-        PLAIN.update(LAYER, GRADIENT, STATE)
-    assert str(raised.value) == NOT_A_STATE.format(method="update", optimizer="Adam", given="FlattenedState(...)")
-
-
-def test_gradients_with_respect_to_the_packed_model_are_refused():
-    packed = optim.pack(LAYER)
-    gradients = fl.grad(lambda packed: packed.unpack()(mx.ones((1, 2))).sum())(packed)
-    with pytest.raises(ValueError, match=r"the gradient .*Packed .*where there is Linear"):
-        ADAM.update(packed, gradients, STATE)
-
-
 def test_gradients_of_one_other_dtype_are_taken():
-    model, flat = {"a": normal(2), "b": normal(3)}, optim.flatten(PLAIN)
+    model, opt = {"a": normal(2), "b": normal(3)}, optim.Adam(0.1)
+    flat = optim.flatten(opt)
     gradients = fl.tree.map(lambda leaf: leaf.astype(mx.bfloat16), gradients_of(model))
-    assert_same(flat.update(model, gradients, flat.init(model)), PLAIN.update(model, gradients, PLAIN.init(model)))
+    assert_same(flat.update(model, gradients, flat.init(model)), opt.update(model, gradients, opt.init(model)))
 
 
 def test_a_state_is_of_its_class():
-    assert type(STATE) is FlattenedState
-    assert type(ADAM.update(LAYER, GRADIENT, STATE)[1]) is FlattenedState
-    assert isinstance(STATE, optim.OptimizerState)
+    flat, layer = optim.flatten(optim.Adam(0.1), max_size=6), fl.nn.Linear(2, 3)
+    state = flat.init(layer)
+    assert type(state) is FlattenedState
+    assert type(flat.update(layer, gradients_of(layer), state)[1]) is FlattenedState
+    assert isinstance(state, optim.OptimizerState)

@@ -12,10 +12,10 @@ from laws.strategies import Snapshot, arrays_of, law, modules, parts, trees
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.core.instance import metadata_of
 from frostleaf.edits.freezing import trainable
-from frostleaf.node import metadata_of
-from frostleaf.optim.packing import BAD_SIZE, KEEPS_MODE
-from frostleaf.tree.functions import aligned
+from frostleaf.optim.packing import KEEPS_MODE
+from frostleaf.tree.prefixes import flatten_up_to
 
 
 class Mixed(fl.Module):
@@ -219,7 +219,9 @@ def test_a_packed_part_of_a_tree_is_packed_as_any_module():
 def test_what_is_no_number_of_elements_is_refused(tree, given):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         optim.pack(tree, given)
-    assert str(raised.value) == BAD_SIZE.format(given=given)
+    assert (
+        str(raised.value) == f"max_size is the number of elements up to which an array is packed, 0 or more, and was {given!r}"
+    )
 
 
 # A tree like any other
@@ -284,9 +286,11 @@ def test_it_is_differentiated_as_the_tree_is():
     expected, plain = fl.value_and_grad(loss_of)(model)
     assert value.item() == expected.item()
     assert gradients.rest == (None, None, None)
-    assert [gradient is None for gradient in aligned(model, plain, "the gradient")] == [not each for each in trainable(model)]
+    assert [gradient is None for gradient in flatten_up_to(model, plain, "the gradient")] == [
+        not each for each in trainable(model)
+    ]
     for left, right in zip(
-        fl.tree.leaves(gradients.replace(rest=PACKED.rest).unpack()), aligned(model, plain, "the gradient"), strict=True
+        fl.tree.leaves(gradients.replace(rest=PACKED.rest).unpack()), flatten_up_to(model, plain, "the gradient"), strict=True
     ):
         assert right is None or mx.array_equal(left, right)
 

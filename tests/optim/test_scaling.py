@@ -8,7 +8,6 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.optim.scaling import NOT_A_FACTOR, NOT_A_PERIOD, NOT_A_SCALE
 
 SCALES = {"static": lambda: optim.StaticLossScale(8.0), "dynamic": lambda: optim.DynamicLossScale(8.0, period=2)}
 each_scale = pytest.mark.parametrize("make", SCALES.values(), ids=SCALES)
@@ -90,7 +89,7 @@ def test_a_scale_is_a_tree_that_is_not_cast(make):
 
 def test_small_gradients_survive_float16_and_large_ones_lower_the_scale():
     """Half precision computes, float32 is kept: without a scale the gradient is zero, with one too large it overflows."""
-    policy, opt = fl.Policy(compute=mx.float16), optim.skip_nonfinite(optim.SGD(1.0))
+    policy, opt = fl.Policy(compute_dtype=mx.float16), optim.skip_nonfinite(optim.SGD(1.0))
 
     def step(model, state, scale, x):
         loss_fn = policy.wrap(lambda model, x: (model["w"] * x * x).sum())
@@ -123,13 +122,17 @@ def test_a_scale_for_each_of_an_ensemble():
 def test_what_is_no_scale_is_refused(make, given):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         make(given)
-    assert str(raised.value) == NOT_A_SCALE.format(given=given)
+    assert str(raised.value) == f"a loss scale is a number above 0, and was given as {given!r}"
+
+
+NOT_A_PERIOD = "period is the number of finite gradients after which the scale grows, 1 or more, and was given as "
+NOT_A_FACTOR = "factor is the number by which the scale changes, above 1, and was given as "
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"period": given}, NOT_A_PERIOD.format(given=given)) for given in (0, -1, 2.0, True, "2", None)]
-    + [({"factor": given}, NOT_A_FACTOR.format(given=given)) for given in (1, 0.5, math.inf, math.nan, True, "2", None)],
+    [({"period": given}, NOT_A_PERIOD + repr(given)) for given in (0, -1, 2.0, True, "2", None)]
+    + [({"factor": given}, NOT_A_FACTOR + repr(given)) for given in (1, 0.5, math.inf, math.nan, True, "2", None)],
 )
 def test_what_is_no_period_or_factor_is_refused(arguments, message):
     with pytest.raises(ValueError) as raised:  # noqa: PT011

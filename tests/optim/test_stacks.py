@@ -24,9 +24,10 @@ from optim.stacks import (
 import frostleaf as fl
 from frostleaf import optim
 from frostleaf.optim.optimizer import OTHER_STATE
-from frostleaf.optim.parameters import NO_GRADIENT, WRONG_SHAPE
+from frostleaf.optim.parameters import NO_GRADIENT
 from frostleaf.optim.rule import PACKED
-from frostleaf.tree.functions import MISMATCH
+
+MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."
 
 ids = " of ".join
 every_pair = pytest.mark.parametrize("names", [*SINGLES, *PAIRS], ids=ids)
@@ -232,13 +233,14 @@ def wrong_gradients():
     layer = grads.layers[0]
     yield grads.at("layers.0.bias").set(None), NO_GRADIENT.format(path="layers.0.bias", array="f32[3]", given="None")
     yield grads.at("layers.0.bias").set(1.0), NO_GRADIENT.format(path="layers.0.bias", array="f32[3]", given="1.0")
-    shown = {"path": "layers.0.weight", "given": "f32[2,3]", "array": "f32[3,2]"}
-    yield grads.at("layers.0.weight").set(layer.weight.T), WRONG_SHAPE.format(**shown)
-    yield grads.at("layers.0.weight").set(mx.ones((3, 1))), WRONG_SHAPE.format(**{**shown, "given": "f32[3,1]"})
-    where = {"what": "the gradient", "path": "layers.0", "expected": "Linear"}
+    for wrong, shown in ((layer.weight.T, "f32[2,3]"), (mx.ones((3, 1)), "f32[3,1]")):
+        message = f"the gradient for 'layers.0.weight' is {shown}, and the parameter is f32[3,2]"
+        yield grads.at("layers.0.weight").set(wrong), message
+    where = {"what": "the gradient", "path": "layers.0", "expected": "Linear of 2 (weight, bias)"}
     yield grads.at("layers.0").set({"weight": layer.weight}), MISMATCH.format(**where, given="dict of 1 (weight)")
-    yield layer, MISMATCH.format(**{**where, "path": "the root", "expected": "Sequential"}, given="Linear")
-    yield None, MISMATCH.format(**{**where, "path": "the root", "expected": "Sequential"}, given="no node")
+    where |= {"path": "the root", "expected": "Sequential of 1 (layers)"}
+    yield layer, MISMATCH.format(**where, given="Linear of 2 (weight, bias)")
+    yield None, MISMATCH.format(**where, given="None")
 
 
 @each_wrapper
@@ -321,7 +323,7 @@ def test_an_optimizer_is_a_value(names):
     assert fl.tree.structure(opt) == fl.tree.structure(same) != fl.tree.structure(other)
     assert fl.tree.structure(pickle.loads(pickle.dumps(opt))) == fl.tree.structure(opt)
     assert fl.tree.leaves(opt) == []
-    assert "SGD(rule=SGD" in repr(opt)
+    assert "SGD(learning_rate=0.5, momentum=0.5, weight_decay=0.0, dampening=0.0, nesterov=False)" in repr(opt)
     with pytest.raises(AttributeError):
         opt.optimizer = base()
 

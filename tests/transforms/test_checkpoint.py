@@ -6,7 +6,8 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.checkpoint import NOT_CALLABLE
+
+NOT_CALLABLE = "fl.checkpoint takes a function, a method or a module that can be called, and was given {kind}"
 
 X = mx.array([[1.0, 2.0], [3.0, 4.0]])
 

@@ -4,9 +4,14 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.differentials import NO_DERIVATIVE, NOT_A_TUPLE, STRAY, UNLIKE, WRONG_COUNT
 from frostleaf.transforms.gradients import NOTHING_TRAINABLE
-from frostleaf.tree.functions import MISMATCH
+
+NO_DERIVATIVE = "{path} is given a tangent, and is not differentiated: it is {reason}. Give None there"
+NOT_A_TUPLE = "fl.{of} takes {what} as a tuple with a tree for each argument, and was given {given}"
+STRAY = "a cotangent goes with no array of the result of {fn}: {given} were given and {used} have a place"
+UNLIKE = "the {what} of {path} is {given}, and must be {expected} or None"
+WRONG_COUNT = "fl.{of} was given {primals} primals and {tangents} tangents"
+MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."
 
 A, B = mx.array([1.0, 2.0]), mx.array([3.0, 5.0])
 

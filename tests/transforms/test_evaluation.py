@@ -7,7 +7,8 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.evaluation import BAD_SIZE
+
+BAD_SIZE = "at_once is a number of bytes, 0 or more, and was {given!r}"
 
 IN_PIECES = {"piece by piece": functools.partial(fl.eval, at_once=0), "a few at once": functools.partial(fl.eval, at_once=8)}
 every_way = pytest.mark.parametrize(

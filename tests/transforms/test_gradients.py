@@ -8,7 +8,13 @@ import mlx.nn
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.gradients import NAMED_TWICE, NO_ARGUMENT, NO_AUX, NO_NAME, NOT_A_SCALAR, NOTHING_TRAINABLE
+from frostleaf.transforms.gradients import NOTHING_TRAINABLE
+
+NAMED_TWICE = "can't differentiate {fn} with respect to arguments {argnums}: one of them is named twice"
+NO_ARGUMENT = "can't differentiate {fn} with respect to argument {number}: it was called with {count} positional arguments"
+NO_AUX = "{fn} must return a pair (value, aux) when has_aux=True, and returned {given}"
+NO_NAME = "can't differentiate {fn} with respect to argument {name!r}: it was called with {given}"
+NOT_A_SCALAR = "{fn} must return a scalar floating-point array to be differentiated, and returned {given}{advice}"
 
 X = mx.array([[1.0, 2.0], [3.0, 4.0]])
 
@@ -132,7 +138,7 @@ def test_an_argument_that_is_named_twice_is_refused_or_has_its_gradient_twice(ar
         (lambda: fl.grad(lambda a: None)(A), NOT_A_SCALAR.format(fn="<lambda>", given="None", advice="")),
         (
             lambda: fl.grad(lambda a: (a.sum(), "aux"))(A),
-            NOT_A_SCALAR.format(fn="<lambda>", given="(array(3, dtype=float32), 'aux')",
+            NOT_A_SCALAR.format(fn="<lambda>", given="(f32[], 'aux')",
                                 advice=". For a pair (loss, aux) say has_aux=True"),
         ),
         (

@@ -8,7 +8,9 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.transforms.precision import NOT_FLOATING
+from frostleaf.core.words import describe
+
+NOT_FLOATING = "{name} of fl.Policy is a floating-point mx.Dtype, such as mx.bfloat16, and was given as {given}"
 
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 
@@ -29,7 +31,7 @@ class Net(fl.Module):
 @pytest.mark.parametrize("compute", DTYPES, ids=str)
 @pytest.mark.parametrize("output", DTYPES, ids=str)
 def test_parameters_computation_and_results_have_their_dtypes(param, compute, output):
-    policy = fl.Policy(param=param, compute=compute, output=output)
+    policy = fl.Policy(param_dtype=param, compute_dtype=compute, output_dtype=output)
     seen = []
 
     def loss_fn(model, x, *, labels):
@@ -55,7 +57,7 @@ def test_it_is_the_model_cast_by_hand(compute):
         return (model(x) ** 2).mean()
 
     model, x = Net(3, 4, 2), mx.random.normal((5, 3), key=mx.random.key(2))
-    loss, grads = fl.value_and_grad(fl.Policy(compute=compute).wrap(loss_fn))(model, x)
+    loss, grads = fl.value_and_grad(fl.Policy(compute_dtype=compute).wrap(loss_fn))(model, x)
     half = model.astype(compute)
     expected, gradients = fl.value_and_grad(loss_fn)(half, x.astype(compute))
     assert mx.array_equal(loss, expected.astype(mx.float32))
@@ -65,7 +67,7 @@ def test_it_is_the_model_cast_by_hand(compute):
 def test_nothing_given_changes_and_what_has_the_dtype_is_the_same_object():
     model, x = Net(3, 4, 2), mx.ones((1, 3), mx.bfloat16)
     leaves = [(leaf, leaf.dtype) for leaf in fl.tree.leaves((model, x))]
-    given = fl.Policy(compute=mx.bfloat16).cast_to_compute((model, x))
+    given = fl.Policy(compute_dtype=mx.bfloat16).cast_to_compute((model, x))
     assert given[1] is x
     assert given[0].first.weight.dtype == mx.bfloat16
     assert fl.Policy().cast_to_param(model) is model
@@ -76,14 +78,14 @@ def test_nothing_given_changes_and_what_has_the_dtype_is_the_same_object():
 
 def test_what_is_not_floating_point_is_left_alone():
     tree = {"ids": mx.array([1]), "mask": mx.array(True), "z": mx.array(1j), "rate": 0.5, "key": mx.random.key(0), "none": None}
-    policy = fl.Policy(param=mx.float16, compute=mx.bfloat16, output=mx.float16)
+    policy = fl.Policy(param_dtype=mx.float16, compute_dtype=mx.bfloat16, output_dtype=mx.float16)
     assert fl.tree.equal(policy.wrap(lambda tree: tree)(tree), tree)
     quantized = fl.quantize(fl.nn.Linear(64, 64), bits=8)
     assert policy.cast_to_compute(quantized).scales is quantized.scales
 
 
 def test_the_names_of_the_function_are_kept_and_any_callable_is_taken():
-    policy = fl.Policy(output=mx.float16)
+    policy = fl.Policy(output_dtype=mx.float16)
 
     def loss_fn(x):
         """What it says."""
@@ -100,19 +102,19 @@ def test_a_policy_can_be_copied_and_pickled(again):
 
 
 def test_a_policy_is_a_value():
-    policy = fl.Policy(compute=mx.bfloat16)
+    policy = fl.Policy(compute_dtype=mx.bfloat16)
     assert policy == fl.Policy(mx.float32, mx.bfloat16, mx.float32) != fl.Policy()
-    assert hash(policy) == hash(fl.Policy(compute=mx.bfloat16))
+    assert hash(policy) == hash(fl.Policy(compute_dtype=mx.bfloat16))
     with pytest.raises(AttributeError):
-        policy.compute = mx.float32
+        policy.compute_dtype = mx.float32
 
 
-@pytest.mark.parametrize("name", ["param", "compute", "output"])
+@pytest.mark.parametrize("name", ["param_dtype", "compute_dtype", "output_dtype"])
 @pytest.mark.parametrize("given", [None, "bfloat16", mx.int32, mx.bool_, mx.complex64, float, mx.zeros(1)], ids=str)
 def test_what_is_no_floating_point_dtype_is_refused(name, given):
     with pytest.raises(TypeError) as raised:
         fl.Policy(**{name: given})
-    assert str(raised.value) == NOT_FLOATING.format(name=name, given=given)
+    assert str(raised.value) == NOT_FLOATING.format(name=name, given=describe(given))
 
 
 def digits():
@@ -153,8 +155,8 @@ def test_half_precision_with_float32_masters_is_as_accurate_on_the_digits():
     expected, _, _ = accuracy_on_digits(fl.Policy())
     assert expected > 0.93
     for policy, scale in [
-        (fl.Policy(compute=mx.bfloat16), None),
-        (fl.Policy(compute=mx.float16), optim.DynamicLossScale(2.0**17, period=50)),
+        (fl.Policy(compute_dtype=mx.bfloat16), None),
+        (fl.Policy(compute_dtype=mx.float16), optim.DynamicLossScale(2.0**17, period=50)),
     ]:
         accuracy, model, state = accuracy_on_digits(policy, scale)
         assert accuracy >= expected - 0.01

@@ -6,7 +6,9 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.random import NOT_A_KEY, restore_state, saved_state
+from frostleaf.transforms.random import restore_state, saved_state
+
+NOT_A_KEY = "fl.rng takes one key, such as mx.random.key(seed) returns, u32[2], and was given {given}"
 
 KEY = mx.random.key(3)
 

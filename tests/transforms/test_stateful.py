@@ -10,7 +10,10 @@ import mlx.optimizers
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.stateful import NOT_A_BUFFER, NOT_A_MODEL, STRANGER
+from frostleaf.transforms.stateful import STRANGER
+
+NOT_A_BUFFER = "{cls} has no buffer {name!r} to record{nearest}. Declare it with fl.buffer() in the class body."
+NOT_A_MODEL = "fl.stateful takes a module or a bound method of one, and was given {kind}"
 
 X = mx.array([1.0, 2.0])
 
@@ -24,7 +27,7 @@ class Counter(fl.Module):
     name: str = fl.static(default="")
 
     def __call__(self, x):
-        now = fl.latest(self)
+        now = fl.recorded(self)
         fl.record(self, total=now.total + x, calls=now.calls + 1)
         return x
 
@@ -184,9 +187,9 @@ def test_a_plain_call_records_nothing():
     counter = Counter()
     counter(X)
     assert totals(counter) == [([0.0, 0.0], 0)]
-    assert fl.latest(counter) is counter
+    assert fl.recorded(counter) is counter
     fl.record(counter, calls=mx.array(5))
-    assert fl.latest(counter) is counter
+    assert fl.recorded(counter) is counter
     fl.jit(counter)(X)
     assert totals(fl.stateful(counter, X)[1]) == [([1.0, 2.0], 1)]
 
@@ -271,7 +274,7 @@ def test_an_exception_leaves_nothing_behind():
     for call in (fl.stateful, fl.jit(fl.stateful)):
         with pytest.raises(KeyError, match="mine"):
             call(model, X, True)
-        assert fl.latest(model.counter) is model.counter
+        assert fl.recorded(model.counter) is model.counter
         fl.record(model.counter, calls=mx.array(9))
         assert totals(call(model, X, False)[1]) == [([1.0, 2.0], 1)]
 
@@ -284,7 +287,7 @@ def test_stateful_inside_stateful_is_a_world_of_its_own():
         def __call__(self, x):
             x = self.counter(x)
             x, inner = fl.stateful(self.inner, x)
-            assert fl.latest(self.counter).calls.shape == ()
+            assert fl.recorded(self.counter).calls.shape == ()
             return self.counter(x), inner
 
     (_, inner), after = eager_and_jitted(Outer(Counter(), Counter()), X)

@@ -8,19 +8,20 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.captured import HIDDEN, RUNS_LATER
-from frostleaf.transforms.vmap import (
-    DIFFERS,
-    NO_AXIS,
-    NO_OUT_AXIS,
-    NOT_AXES,
-    NOTHING_MAPPED,
-    ONE_TREE,
-    RECORDED,
-    UNEQUAL_SIZES,
-    WRONG_COUNT,
+from frostleaf.transforms.jit.captured import HIDDEN, RUNS_LATER
+from frostleaf.transforms.vmap import RECORDED
+
+DIFFERS = "out_axes has None for {path} of the result of {fn}, which depends on the mapped arguments. Give it an axis."
+NO_AXIS = "can't map {fn} over axis {axis} of {path}, which is {array}"
+NO_OUT_AXIS = "can't put the mapped axis at {axis} in the result of {fn}: {path} is {array} for each example"
+NOT_AXES = "{name} must be an integer, None or {tree} of them, and {path} is {given}"
+NOTHING_MAPPED = "{fn} has nothing to map over: no array in its positional arguments has an axis in in_axes={in_axes!r}"
+ONE_TREE = "in_axes must be an integer, None or a tuple with an entry for each positional argument, and is {given}"
+UNEQUAL_SIZES = (
+    "can't map {fn} over axes of different lengths: {first} has {expected} ({array}) and {path} has {given} ({other})"
 )
-from frostleaf.tree.functions import MISMATCH
+WRONG_COUNT = "in_axes has {entries} entries and {fn} was called with {count} positional arguments"
+MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."
 
 X = mx.arange(24, dtype=mx.float32).reshape(2, 3, 4)
 KEYS = mx.random.split(mx.random.key(0), 3)

@@ -12,8 +12,9 @@ from hypothesis import given
 from laws.strategies import Snapshot, identical, law, trees
 
 import frostleaf as fl
-from frostleaf.tree.compare import describe
-from frostleaf.tree.vectors import WRONG_VECTORS
+from frostleaf.core.words import describe
+
+WRONG_VECTORS = "unravel expects {expected} and was given {given}"
 
 
 class Net(fl.Module):

@@ -12,7 +12,7 @@ from laws.strategies import identical
 from shown import shown
 
 import frostleaf as fl
-from frostleaf.tree.walk import Descend, level, rewrite
+from frostleaf.tree.walk import Descend, field_level, rewrite
 
 A, B = mx.array(1), mx.array(2)
 
@@ -46,7 +46,7 @@ class Net(fl.Module):
     ids=shown,
 )
 def test_a_level_has_the_children_and_their_names(value: Any, entries: list[Any], children: list[Any]) -> None:
-    found = level(value)
+    found = field_level(value)
     assert found is not None
     assert list(found.entries) == entries
     assert list(found.children) == children
@@ -55,7 +55,7 @@ def test_a_level_has_the_children_and_their_names(value: Any, entries: list[Any]
 
 @pytest.mark.parametrize("value", [A, None, 3, "text", len, {1, 2}, object()], ids=shown)
 def test_what_holds_nothing_has_no_level(value: Any) -> None:
-    assert level(value) is None
+    assert field_level(value) is None
 
 
 def test_rewrite_without_functions_returns_the_tree_itself() -> None:

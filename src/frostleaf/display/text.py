@@ -7,10 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..edits.freezing import is_frozen
-from ..node import Node, field_values, is_finished, metadata_of
-from ..tree.compare import describe
-from ..tree.functions import dotted
+from ..core.definition import Node
+from ..core.instance import field_values, is_finished, metadata_of
+from ..core.words import describe, keystr
 
 WIDTH = 100
 FROZEN_MARK = "❄"
@@ -18,7 +17,7 @@ TIED_MARK = "→"
 
 
 def text(node: Node) -> str:
-    """Return the node as text. Nothing is evaluated.
+    """Print a node as text. Nothing is evaluated.
 
     A frozen array is marked with a snowflake, and a module whose mode is not that of the module around it with ``eval`` or
     ``train`` (a model as a whole is taken to be training). In a tied place stands an arrow and the path of its source, in the
@@ -35,18 +34,20 @@ def _text(value: Any, owner: Node | None, name: str, training: bool, tied: dict[
     if name in tied:
         return TIED_MARK + tied[name]
     if isinstance(value, mx.array):
-        mark = FROZEN_MARK if owner is not None and is_frozen(owner, name) else ""
+        mark = FROZEN_MARK if owner is not None and metadata_of(owner).freezes(name) else ""
         return mark + describe(value)
     if isinstance(value, Node):
         if not is_finished(value):
             return f"{type(value).__name__}(<being built>)"
         mode = metadata_of(value).training
         mark = "" if mode == training else "[train]" if mode else "[eval]"
-        inside = {dotted(target): dotted(source) for target, source in metadata_of(value).ties}
+        inside = {keystr(target): keystr(source) for target, source in metadata_of(value).ties}
         if tied:
             above = f"{name}."
             inside |= {target.removeprefix(above): source for target, source in tied.items() if target.startswith(above)}
-        parts = [f"{field}={_text(child, value, field, mode, inside)}" for field, child in field_values(value).items()]
+        fields = value._shown_fields() if hasattr(value, "_shown_fields") else field_values(value).items()
+        texts = [(field, _text(child, value, field, mode, inside)) for field, child in fields]
+        parts = [f"{field}={shown}" if field.isidentifier() else f"{field}{shown}" for field, shown in texts]
         return _bracketed(f"{type(value).__name__}{mark}(", parts, ")")
     if isinstance(value, tuple | list):
         parts = [_text(child, owner, f"{name}.{index}", training, tied) for index, child in enumerate(value)]

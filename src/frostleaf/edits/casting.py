@@ -7,38 +7,45 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from .. import fields
-from ..node import Node, Path
+from ..core import fields
+from ..core.definition import Node
+from ..core.words import Path, describe
 from ..tree.walk import Descend, rewrite
 
 T = TypeVar("T")
 
 Predicate = Callable[[mx.Dtype], bool]
 
-NOT_A_DTYPE = "can't cast to {dtype!r}: give an mx.Dtype, such as mx.float16"
+
+class _IsFloating:
+    def __call__(self, dtype: mx.Dtype) -> bool:
+        return mx.issubdtype(dtype, mx.floating)
+
+    def __repr__(self) -> str:
+        return "is_floating"
 
 
-def floating(dtype: mx.Dtype) -> bool:
-    """Return whether the dtype is a real floating-point one. This is the default predicate; see :func:`astype`."""
-    return mx.issubdtype(dtype, mx.floating)
+# The default predicate: whether a dtype is a real floating-point one. An object, so that signatures show a name.
+is_floating = _IsFloating()
 
 
-def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = floating) -> T:
-    """Return the tree with those leaves cast whose dtype the predicate selects; all of them where it is ``None``.
+def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = is_floating) -> T:
+    """Cast the leaves whose dtype the predicate selects; all of them where it is ``None``.
 
-    The default, :func:`floating` itself, leaves alone what stands in a field declared with ``buffer(cast=False)``. Any other
+    The default, :data:`is_floating` itself, leaves alone what is in a field declared with ``buffer(cast=False)``. Any other
     predicate is the caller's own word, and is asked about those arrays too.
     """
     if not isinstance(dtype, mx.Dtype):
-        raise TypeError(NOT_A_DTYPE.format(dtype=dtype))
+        raise TypeError(f"can't cast to {describe(dtype)}: give an mx.Dtype, such as mx.float16")
 
     left_alone: set[Path] = set()
 
     def enter(path: Path, value: Any) -> Any:
         if path in left_alone:
             return value
-        if isinstance(value, Node) and predicate is floating:
-            left_alone.update((*path, name) for name, field in value.__fields__.items() if not fields.cast(field))
+        if isinstance(value, Node) and predicate is is_floating:
+            declared = value.__frostleaf__.fields
+            left_alone.update((*path, name) for name, field in declared.items() if not fields.cast(field))
         if not isinstance(value, mx.array):
             return Descend
         wanted = value.dtype != dtype and (predicate is None or predicate(value.dtype))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ..node import Node, Path
+from ..core.definition import Node
+from ..core.words import Path
 from ..tree.walk import rewrite
 
 T = TypeVar("T")
 
 
 def train(tree: T, mode: bool) -> T:
-    """Return the tree with every module in it in training mode, or in evaluation mode."""
+    """Put every module in a tree in training mode, or in evaluation mode."""
 
     def leave(path: Path, value: Any) -> Any:
         return value._set_training_mode(bool(mode)) if isinstance(value, Node) else value

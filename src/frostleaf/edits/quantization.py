@@ -7,17 +7,13 @@ from typing import Any, TypeVar
 
 import optree
 
-from ..namespace import NAMESPACE
-from ..node import Node, Path
-from ..tree.functions import dotted
-from ..tree.walk import Descend, level, rewrite
+from ..core.definition import Node
+from ..core.levels import one_level
+from ..core.registration import NAMESPACE
+from ..core.words import Path, class_name, describe, keystr
+from ..tree.walk import Descend, rewrite
 
 T = TypeVar("T")
-
-NOT_A_MODEL = "fl.quantize takes a module, or a tree that holds modules, and was given {kind}{advice}"
-UNABLE = "Unable to quantize {path}, a {kind}, which has no method to_quantized: class_predicate must return False for it"
-NOT_AN_ANSWER = "class_predicate must return a bool or a dict of options for to_quantized, and returned {answer!r} for {path}"
-REFUSED = "can't quantize {path}: {error}. Give a class_predicate that returns False, or options that suit, for it"
 
 
 def quantize(
@@ -29,7 +25,7 @@ def quantize(
     quantize_input: bool = False,
     class_predicate: Callable[[str, Any], bool | dict[str, Any]] | None = None,
 ) -> T:
-    """Return a copy of a model whose layers are quantized; what is not quantized is shared with the model.
+    """Quantize the layers of a model in a copy that shares the rest.
 
     A layer is a module that holds no other. It is quantized by its method ``to_quantized``, which :class:`frostleaf.nn.Linear`
     and :class:`frostleaf.nn.Embedding` have. A layer that the model holds in several places is quantized once and held in the
@@ -63,9 +59,10 @@ def quantize(
     >>> small.layers[0] is model.layers[0], model.layers[2]
     (True, Linear(weight=f32[2,64], bias=f32[2]))
     """
-    if level(model) is None:
+    if one_level(model) is None:
         advice = ": quantize the function's model, and compile that" if hasattr(model, "__wrapped__") else ""
-        raise TypeError(NOT_A_MODEL.format(kind=f"{type(model).__module__}.{type(model).__qualname__}", advice=advice))
+        given = f"{class_name(model)}{advice}"
+        raise TypeError(f"fl.quantize takes a module, or a tree that holds modules, and was given {given}")
     options = {"group_size": group_size, "bits": bits, "mode": mode, "quantize_input": quantize_input}
     selects = class_predicate or (lambda path, layer: hasattr(layer, "to_quantized"))
     made: dict[int, list[tuple[dict[str, Any], Any]]] = {}
@@ -73,8 +70,8 @@ def quantize(
     def enter(path: Path, value: Any) -> Any:
         if not isinstance(value, Node) or _holds_modules(value):
             return Descend
-        name = dotted(path) or "the model"
-        answer = selects(dotted(path), value)
+        name = keystr(path) or "the model"
+        answer = selects(keystr(path), value)
         if not answer:
             return value
         given = _given(answer, options, name, value)
@@ -89,7 +86,7 @@ def quantize(
 
 
 def _holds_modules(node: Node) -> bool:
-    children = [getattr(node, name) for name in node.__children__]
+    children = [getattr(node, name) for name in node.__frostleaf__.children]
     below: list[Any] = optree.tree_leaves(children, lambda value: isinstance(value, Node), namespace=NAMESPACE)  # type: ignore[arg-type]
     return any(isinstance(value, Node) for value in below)
 
@@ -97,9 +94,13 @@ def _holds_modules(node: Node) -> bool:
 def _given(answer: Any, options: dict[str, Any], name: str, layer: Any) -> dict[str, Any]:
     """Return the arguments for ``to_quantized`` that the predicate's answer stands for."""
     if not hasattr(layer, "to_quantized"):
-        raise ValueError(UNABLE.format(path=name, kind=type(layer).__name__))
+        kind = type(layer).__name__
+        raise ValueError(
+            f"Unable to quantize {name}, a {kind}, which has no method to_quantized: class_predicate must return False for it"
+        )
     if not isinstance(answer, bool | dict):
-        raise ValueError(NOT_AN_ANSWER.format(answer=answer, path=name))
+        returned = f"{describe(answer)} for {name}"
+        raise ValueError(f"class_predicate must return a bool or a dict of options for to_quantized, and returned {returned}")
     given = options if isinstance(answer, bool) else answer
     # Not passed on where it is False: another's to_quantized need not know it.
     return {key: value for key, value in given.items() if key != "quantize_input" or value}
@@ -110,4 +111,7 @@ def _quantized(layer: Any, given: dict[str, Any], name: str) -> Any:
         return layer.to_quantized(**given)
     except (ValueError, NotImplementedError) as error:
         kind = ValueError if isinstance(error, ValueError) else NotImplementedError
-        raise kind(REFUSED.format(path=name, error=str(error).rstrip("."))) from error
+        reason = str(error).rstrip(".")
+        raise kind(
+            f"can't quantize {name}: {reason}. Give a class_predicate that returns False, or options that suit, for it"
+        ) from error

@@ -8,8 +8,11 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .. import fields
-from ..node import Node, Path, children_of, metadata_of
+from ..core import fields
+from ..core.definition import Node
+from ..core.instance import children_of, metadata_of
+from ..core.words import Path
+from ..tree.walk import ties_in
 
 Filter = Callable[[Any, str, Any], bool]
 
@@ -29,16 +32,14 @@ def valid_child(module: Any, key: str, value: Any) -> bool:
 
 def valid_parameter(module: Any, key: str, value: Any) -> bool:
     """Return whether the value is, or may hold, an array that is saved with the model."""
-    field = module.__fields__[key.split(".")[0]]
+    field = module.__frostleaf__.fields[key.split(".")[0]]
     return isinstance(value, Node | dict | list | mx.array) and fields.persistent(field)
 
 
 def trainable_parameter(module: Any, key: str, value: Any) -> bool:
     """Return whether the value is, or may hold, a parameter that isn't frozen."""
-    from .freezing import is_frozen
-
-    field = module.__fields__[key.split(".")[0]]
-    return valid_parameter(module, key, value) and fields.kind(field) == "parameter" and not is_frozen(module, key)
+    field = module.__frostleaf__.fields[key.split(".")[0]]
+    return valid_parameter(module, key, value) and fields.kind(field) == "parameter" and not metadata_of(module).freezes(key)
 
 
 def filter_and_map(
@@ -47,7 +48,7 @@ def filter_and_map(
     map_fn: Callable[[Any], Any] | None = None,
     is_leaf_fn: Filter | None = None,
 ) -> dict[str, Any]:
-    """Return the module's contents, filtered and mapped. See :meth:`Module.filter_and_map`.
+    """Filter and map the contents of a module. See :meth:`Module.filter_and_map`.
 
     The functions are given whole modules, and an array that stands at tied places at one of them.
     """
@@ -57,7 +58,7 @@ def filter_and_map(
     tied: set[Path] = set()
 
     def inside(node: Node, path: Path) -> dict[str, Any]:
-        tied.update((*path, *target) for target, _ in metadata_of(node).ties)
+        tied.update(ties_in(node, path))
         values = [(name, _as_mlx(getattr(node, name))) for name, _ in _contents(node)]
         return {
             name: shown(node, name, value, (*path, name))
@@ -114,7 +115,9 @@ def named_modules(module: Node) -> list[tuple[str, Any]]:
 
 
 def _contents(module: Node) -> list[tuple[str, Any]]:
-    return [(name, part) for name, part in children_of(module).items() if isinstance(part, mx.array | Node | tuple | Mapping)]
+    return [
+        (name, value) for name, value in children_of(module).items() if isinstance(value, mx.array | Node | tuple | Mapping)
+    ]
 
 
 def _as_mlx(value: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Models in files."""
+"""Save models to files and load them."""

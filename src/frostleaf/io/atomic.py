@@ -1,4 +1,4 @@
-"""A file is replaced whole or not at all."""
+"""Write a file so that the old one or the new one is there at any instant, whole."""
 
 from __future__ import annotations
 
@@ -14,39 +14,42 @@ _LONGEST = 255 - len(_PREFIX) - _RANDOM - 1
 
 
 @contextmanager
-def replacing(file: str | os.PathLike[str]) -> Iterator[str]:
-    """Return a context whose value is the path of a file to be written, which takes the place of ``file`` when it ends well.
+def atomic_write(file: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the path of a temporary file, and rename it to ``file`` when the block ends without an exception.
 
-    What is written is in the same directory. It is flushed to disk before it is renamed, and the directory after, so that a
-    crash at any instant leaves the old file or the new one, whole. After an exception ``file`` is as it was. Where ``file`` is
-    a link, what it points to is replaced. The mode of an old file is kept.
+    The temporary file is in the same directory. It is flushed to disk before it is renamed, and the directory after that, so a
+    crash leaves the old file or the new one, whole. After an exception ``file`` is as it was. If ``file`` is a link, its target
+    is replaced. The mode of the old file is kept.
+
+    Raises:
+        FileNotFoundError: If the directory doesn't exist; the error names it.
     """
     directory, name = os.path.split(os.path.realpath(file))
     target = os.path.join(directory, name)
-    ending = os.fsdecode(os.fsencode(name)[-_LONGEST:])
-    written = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{ending}")
-    os.stat(directory)  # whose absence is to be told with its own name
+    suffix = os.fsdecode(os.fsencode(name)[-_LONGEST:])
+    temporary = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{suffix}")
+    os.stat(directory)
     try:
-        yield written
-        flush(written)
+        yield temporary
+        fsync(temporary)
         if os.path.exists(target):
-            shutil.copymode(target, written)
-        os.replace(written, target)
-        flush(directory)
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+        fsync(directory)
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(written)
+            os.unlink(temporary)
 
 
-def remove_unfinished(directory: str, selects: Callable[[str], Any]) -> None:
-    """Remove what is being written in a directory, or was when its process died, where its name to be is selected."""
+def remove_temporaries(directory: str, selects: Callable[[str], Any]) -> None:
+    """Remove the temporary files in a directory that :func:`atomic_write` would rename to a selected name."""
     for entry in os.listdir(directory):
         if entry.startswith(_PREFIX) and selects(entry[len(_PREFIX) + _RANDOM + 1 :]):
             os.unlink(os.path.join(directory, entry))
 
 
-def flush(path: str) -> None:
-    """Return nothing, once a file or directory is on disk."""
+def fsync(path: str) -> None:
+    """Flush a file or a directory to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in one directory: saved in the background, pruned, and found again."""
+"""Save checkpoints of a run to one directory in the background, prune them, and restore them."""
 
 from __future__ import annotations
 
@@ -13,69 +13,60 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, TypeVar
 
-from .atomic import remove_unfinished
+from .atomic import remove_temporaries
 from .directory_lock import DirectoryLock
 from .safetensors import CheckpointError
-from .trees import OtherStructureError, Ready, load, load_metadata, ready, write
+from .trees import OtherStructureError, Snapshot, load, load_metadata, take_snapshot, write_snapshot
 
 T = TypeVar("T")
 
-BAD_COUNT = "{name} is a whole number, {least} or more, and was given as {given!r}"
-BAD_MODE = "mode is 'min' or 'max', and was given as {given!r}"
-BAD_METRICS = "metrics is a mapping of names to numbers, and was given as {given!r}"
-NO_METRIC = "best_step() needs the name of the metric that says which is best: fl.Checkpointer(directory, best='loss')"
-NO_CHECKPOINT = "{directory} has no checkpoint{step}; it has {steps}"
-ALL_BROKEN = "{directory} has no checkpoint that can be restored:\n{reasons}"
-PASSED_OVER = "the checkpoint of step {step} is passed over: {reason}"
-FAILED = "the checkpoint of step {step} could not be saved in {directory}: {error}"
-GOES_BACK = (
-    "step {step} comes before step {last}, which is in {directory} already, and going on would in time remove what was saved. "
-    "Call restore(like) to go on from the last, or restore(like, step=...) to go back, or save into another directory"
-)
-OTHER_PROCESS = "this Checkpointer was made in another process: make one after the fork"
-NOT_PICKLED = "a Checkpointer has a lock and a thread, which can't be copied or pickled: make one with the same arguments"
-
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
-# What the metadata of a checkpoint file are called.
-STEP, SAVED, METRICS = "step", "saved", "metrics"
+# The keys of a checkpoint's metadata.
+_STEP, _TIME, _METRICS = "step", "saved", "metrics"
 
 
 class NoCheckpointError(CheckpointError, FileNotFoundError):
-    """Raised where there is no checkpoint, or none of that step."""
+    """Raised if there is no checkpoint, or none of the step asked for."""
 
 
-class _Record(NamedTuple):
-    """What is known of a checkpoint without its arrays: when it was saved, in nanoseconds, and how good it is."""
+class _CheckpointInfo(NamedTuple):
+    """When a checkpoint was saved, in nanoseconds, and its metrics."""
 
-    saved: int
+    time: int
     metrics: dict[str, Any]
 
 
+_GOES_BACK = (
+    "step {step} comes before step {last}, which is in {directory} already, and going on would in time remove what was saved. "
+    "Call restore(like) to go on from the last, or restore(like, step=...) to go back, or save into another directory"
+)
+
+
 class Checkpointer:
-    """Checkpoints of a training run in a directory.
+    """Save checkpoints of a training run to a directory, and restore them.
 
-    Each is a file ``step-00000010.safetensors`` that :func:`frostleaf.load` reads as well. It is written by a thread in the
-    background while training goes on: the arrays can't change under it. One is written at a time; the next :meth:`save` waits
-    for it, so that besides the trees in use at most one is held in memory. What fails in the background is raised by the next
-    call of any method, once. A process that ends waits for what it is saving; so does a ``with`` block, which also raises what
-    failed.
+    Each is a file ``step-00000010.safetensors`` that :func:`frostleaf.load` reads too. A background thread writes it while
+    training goes on; changes made to the tree meanwhile are not saved. One is written at a time: the next :meth:`save` waits
+    for it, so at most one tree is held in memory besides those in use. An error in the background is raised by the next call
+    of any method, once. A process that ends waits for the checkpoint it is writing; so does a ``with`` block, which also raises
+    the error.
 
-    The newest checkpoint is the one that was saved last. Steps go up: saving an earlier step than the last is an error, unless
-    :meth:`restore` went back before it.
+    The latest checkpoint is the one that was saved last. Steps must not decrease: saving an earlier one is an error,
+    unless :meth:`restore` went back before it.
 
-    Several processes may save into one directory. Each removes only what it saved itself, and what was there when it saved
-    first if nobody else was saving then, so that a run that is started again goes on pruning.
+    Several processes may save to one directory. Each removes only its own checkpoints, and those that existed when it first
+    saved if nobody else was saving then, so that a run that is started again goes on pruning.
 
     Args:
-        directory: Where the files are. It is made if it is not there.
-        keep: How many of the newest to keep, 1 or more, or ``None`` for all. The best one is kept besides. Default: ``3``.
-        every: Only multiples of this are saved, so that :meth:`save` can be called at each step. Default: ``1``.
-        best: The name of the metric by which the best checkpoint is found. Default: there is no best one.
-        mode: Whether the best is that with the smallest metric, ``"min"``, or the largest, ``"max"``. Default: ``"min"``.
+        directory: The directory of the files. It is created if it doesn't exist.
+        keep: How many of the latest to keep, 1 or more, or ``None`` for all. The best one is kept as well. Default: ``3``.
+        every: Save only multiples of this, so that :meth:`save` can be called at each step. Default: ``1``.
+        best: The name of the metric that decides which checkpoint is the best. Default: there is no best one.
+        mode: Whether the best has the smallest metric, ``"min"``, or the largest, ``"max"``. Default: ``"min"``.
 
     Raises:
         ValueError: If ``keep``, ``every`` or ``mode`` is none of these.
-        FileExistsError: If there is a file in the place of the directory.
+        FileExistsError: If ``directory`` is a file.
         RuntimeError: From each method, in a process that was forked after the Checkpointer was made.
 
     >>> import frostleaf as fl, mlx.core as mx, tempfile
@@ -100,25 +91,25 @@ class Checkpointer:
         self._keep = keep if keep is None else _whole("keep", keep, 1)
         self._every = _whole("every", every, 1)
         if mode not in ("min", "max"):
-            raise ValueError(BAD_MODE.format(given=mode))
+            raise ValueError(f"mode is 'min' or 'max', and was given as {mode!r}")
         self._best, self._mode = best, mode
-        # The directory itself, wherever a link to it may point later, and wherever the process may go.
+        # It stays the same when a link to it or the current directory changes.
         self._directory = os.path.realpath(directory)
         os.makedirs(self._directory, exist_ok=True)
         self._process = os.getpid()
         self._mutex = threading.RLock()
         self._lock: DirectoryLock | None = None
         # The checkpoints that this one may remove.
-        self._own: dict[int, _Record] = {}
+        self._own: dict[int, _CheckpointInfo] = {}
         self._last_step: int | None = None
         self._thread: threading.Thread | None = None
         self._written = threading.Event()
         self._failure: CheckpointError | None = None
 
     def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
-        """Return whether the step is one that is saved; if so, saving has begun, and goes on in the background.
+        """Begin to save a tree in the background, and return whether the step is one to be saved.
 
-        The arrays are computed first, if they were not. A checkpoint of the same step is replaced.
+        The arrays are evaluated first. A checkpoint of the same step is replaced.
 
         Args:
             step: The number of the step, 0 or more.
@@ -131,7 +122,7 @@ class Checkpointer:
             ValueError: If ``step`` is not a step, or two arrays of the tree have the same dotted name.
         """
         step = _whole("step", step, 0)
-        with self._mine():
+        with self._checked_mutex():
             if step % self._every:
                 if self._thread is None or not self._thread.is_alive():
                     self.wait()
@@ -139,32 +130,32 @@ class Checkpointer:
             numbers = _numbers(metrics)
             self.wait()
             if self._lock is None:
-                self._begin()
+                self._lock_directory()
             if self._last_step is not None and step < self._last_step:
-                raise CheckpointError(GOES_BACK.format(step=step, last=self._last_step, directory=self._directory))
-            record = _Record(max([time.time_ns(), *(each.saved + 1 for each in self._own.values())]), numbers)
-            given = ready(tree, {STEP: step, SAVED: record.saved, METRICS: numbers})
+                raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory))
+            info = _CheckpointInfo(max([time.time_ns(), *(each.time + 1 for each in self._own.values())]), numbers)
+            snapshot = take_snapshot(tree, {_STEP: step, _TIME: info.time, _METRICS: numbers})
             self._last_step = step
             if threading.main_thread().is_alive():
                 self._written.clear()
-                # Not a daemon, as a thread is by default that a daemon makes: the process would end without it.
+                # Explicitly not a daemon, as it would be in a daemon thread: the process would end without it.
                 name = f"saving step {step}"
-                thread = threading.Thread(target=self._write, args=(step, given, record), name=name, daemon=False)
+                thread = threading.Thread(target=self._write, args=(step, snapshot, info), name=name, daemon=False)
                 thread.start()
                 self._thread = thread
             else:  # the interpreter is shutting down, and waits for no more threads
-                self._write(step, given, record)
+                self._write(step, snapshot, info)
         return True
 
     def wait(self) -> None:
-        """Return nothing, once nothing is being saved any more.
+        """Wait until nothing is being saved.
 
         Raises:
-            CheckpointError: If what was being saved could not be.
+            CheckpointError: If saving failed.
         """
-        with self._mine():
+        with self._checked_mutex():
             if self._thread is not None:
-                # Before Python 3.13 a thread counts as dead when Ctrl-C has broken off a join of it, and it writes on.
+                # Before Python 3.13 a thread counts as dead when Ctrl-C has interrupted a join of it, and it still writes.
                 self._written.wait()
                 self._thread.join()
                 self._thread = None
@@ -173,49 +164,53 @@ class Checkpointer:
                 raise failure
 
     def steps(self) -> list[int]:
-        """Return the steps of which there is a checkpoint, in order. Those that other processes save are among them.
+        """Return the steps that have a checkpoint, in order, including those that other processes save.
 
         Raises:
-            CheckpointError: If what was being saved could not be.
+            CheckpointError: If saving failed.
         """
         self.wait()
         return self._steps()
 
     def restore(self, like: T, step: int | None = None) -> tuple[int, T]:
-        """Return a step and the tree that was saved then. Saving goes on from there.
+        """Restore a tree, and return its step and the tree. Saving goes on from there.
 
         Args:
             like: A tree of the same structure, as for :func:`frostleaf.load`.
             step: Which step. Default: the one that was saved last. If that can't be read, it is passed over with a
-                ``RuntimeWarning``, and the one saved before it is taken.
+                ``RuntimeWarning``, and the one saved before it is restored.
 
         Raises:
             FileNotFoundError: If there is no checkpoint, or none of this step. It is a ``CheckpointError`` too.
-            CheckpointError: If the checkpoint of this step is broken, or all are; if it is of another structure than ``like``;
-                or if what was being saved could not be.
+            CheckpointError: If the checkpoint of this step is damaged, or all are; if it is of another structure than ``like``;
+                or if saving failed.
         """
         self.wait()
         if step is None:
-            found = self._newest(like)
+            step, tree = self._restore_latest(like)
         else:
             step = _whole("step", step, 0)
-            found = step, self._load(step, like)
-        self._last_step = found[0]
-        return found
+            try:
+                tree = load(self._file(step), like)
+            except FileNotFoundError:
+                self._no_checkpoint(step)
+        self._last_step = step
+        return step, tree
 
     def best_step(self) -> int | None:
-        """Return the step with the best metric, or ``None`` if none has it. Of equals it is the one that was saved first.
+        """Return the step with the best metric, or ``None`` if none has it. Of equal ones it is the one saved first.
 
         ``nan`` is never the best.
 
         Raises:
             ValueError: If the name of the metric was not given as ``best=``.
-            CheckpointError: If what was being saved could not be.
+            CheckpointError: If saving failed.
         """
         if self._best is None:
-            raise ValueError(NO_METRIC)
+            example = "fl.Checkpointer(directory, best='loss')"
+            raise ValueError(f"best_step() needs the name of the metric that says which is best: {example}")
         self.wait()
-        return self._best_of(self._records())
+        return self._best_of(self._infos())
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the metrics that were given when a step was saved.
@@ -223,12 +218,12 @@ class Checkpointer:
         Raises:
             ValueError: If ``step`` is not a step.
             FileNotFoundError: If there is no checkpoint of this step. It is a ``CheckpointError`` too.
-            CheckpointError: If its header is broken, or if what was being saved could not be.
+            CheckpointError: If its header is damaged, or if saving failed.
         """
         self.wait()
         step = _whole("step", step, 0)
         try:
-            metrics = load_metadata(self._file(step)).get(METRICS)
+            metrics = load_metadata(self._file(step)).get(_METRICS)
         except FileNotFoundError:
             self._no_checkpoint(step)
         return metrics if isinstance(metrics, dict) else {}
@@ -249,21 +244,23 @@ class Checkpointer:
         return f"Checkpointer({self._directory!r}, {options})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(NOT_PICKLED)
+        raise TypeError(
+            "a Checkpointer has a lock and a thread, which can't be copied or pickled: make one with the same arguments"
+        )
 
-    def _mine(self) -> threading.RLock:
+    def _checked_mutex(self) -> threading.RLock:
         if os.getpid() != self._process:
-            raise RuntimeError(OTHER_PROCESS)
+            raise RuntimeError("this Checkpointer was made in another process: make one after the fork")
         return self._mutex
 
-    def _begin(self) -> None:
-        """Take the directory's lock, and what was left there by others who no longer live."""
+    def _lock_directory(self) -> None:
+        """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
         try:
             lock = DirectoryLock(self._directory)
             try:
-                if lock.alone:
-                    self._own = self._records()
-                    remove_unfinished(self._directory, _NAME.fullmatch)
+                if lock.exclusive:
+                    self._own = self._infos()
+                    remove_temporaries(self._directory, _NAME.fullmatch)
             finally:
                 lock.share()
         except OSError as error:
@@ -272,13 +269,14 @@ class Checkpointer:
         if self._last_step is None:
             self._last_step = max(self._own, default=None)
 
-    def _write(self, step: int, given: Ready, record: _Record) -> None:
+    def _write(self, step: int, snapshot: Snapshot, info: _CheckpointInfo) -> None:
         try:
-            write(self._file(step), given)
-            self._own[step] = record
+            write_snapshot(self._file(step), snapshot)
+            self._own[step] = info
             self._prune()
         except Exception as error:
-            self._failure = CheckpointError(FAILED.format(step=step, directory=self._directory, error=error))
+            failure = f"the checkpoint of step {step} could not be saved in {self._directory}: {error}"
+            self._failure = CheckpointError(failure)
             self._failure.__cause__ = error
         finally:
             self._written.set()
@@ -286,24 +284,24 @@ class Checkpointer:
     def _prune(self) -> None:
         if self._keep is None:
             return
-        for step in self._own.keys() - {*self._steps()}:  # what somebody has removed is not one of those that are kept
+        for step in self._own.keys() - {*self._steps()}:  # a checkpoint that somebody removed doesn't count as kept
             del self._own[step]
-        newest = sorted(self._own, key=lambda step: self._own[step].saved)[-self._keep :]
-        for step in self._own.keys() - {*newest, self._best_of(self._own)}:
-            known, there = self._own.pop(step), self._record(step)
-            # Another process may have put a checkpoint of that step in its place, or removed it.
-            if there is not None and there.saved == known.saved:
+        latest = sorted(self._own, key=lambda step: self._own[step].time)[-self._keep :]
+        for step in self._own.keys() - {*latest, self._best_of(self._own)}:
+            known, current = self._own.pop(step), self._info(step)
+            # Another process may have replaced the checkpoint or removed it.
+            if current is not None and current.time == known.time:
                 with suppress(FileNotFoundError):
                     os.unlink(self._file(step))
 
-    def _newest(self, like: T) -> tuple[int, T]:
+    def _restore_latest(self, like: T) -> tuple[int, T]:
         reasons: dict[int, str] = {}
         while True:
-            # Looked at anew each time: others may save and prune in the meantime.
-            records = {step: record for step, record in self._records().items() if step not in reasons}
-            if not records:
+            # Read again each time: others may save and prune in the meantime.
+            infos = {step: info for step, info in self._infos().items() if step not in reasons}
+            if not infos:
                 break
-            step = max(records, key=lambda step: (records[step].saved, step))
+            step = max(infos, key=lambda step: (infos[step].time, step))
             try:
                 return step, load(self._file(step), like)
             except FileNotFoundError:
@@ -312,26 +310,23 @@ class Checkpointer:
                 raise
             except (CheckpointError, OSError) as error:
                 reasons[step] = str(error)
-                warnings.warn(PASSED_OVER.format(step=step, reason=error), RuntimeWarning, stacklevel=3)
+                warnings.warn(f"the checkpoint of step {step} is passed over: {error}", RuntimeWarning, stacklevel=3)
         if reasons:
-            raise CheckpointError(ALL_BROKEN.format(directory=self._directory, reasons="\n".join(reasons.values())))
-        self._no_checkpoint(None)
+            lines = "\n".join(reasons.values())
+            raise CheckpointError(f"{self._directory} has no checkpoint that can be restored:\n{lines}")
+        self._no_checkpoint()
 
-    def _load(self, step: int, like: T) -> T:
-        try:
-            return load(self._file(step), like)
-        except FileNotFoundError:
-            self._no_checkpoint(step)
-
-    def _no_checkpoint(self, step: int | None) -> NoReturn:
-        said = "" if step is None else f" of step {step}"
+    def _no_checkpoint(self, step: int | None = None) -> NoReturn:
+        which = "" if step is None else f" of step {step}"
         steps = ", ".join(map(str, self._steps())) or "none at all"
-        raise NoCheckpointError(NO_CHECKPOINT.format(directory=self._directory, step=said, steps=steps)) from None
+        raise NoCheckpointError(f"{self._directory} has no checkpoint{which}; it has {steps}") from None
 
-    def _best_of(self, records: Mapping[int, _Record]) -> int | None:
+    def _best_of(self, infos: Mapping[int, _CheckpointInfo]) -> int | None:
+        if self._best is None:
+            return None
         sign = 1 if self._mode == "min" else -1
-        numbers = {step: record.metrics.get(self._best) for step, record in records.items()} if self._best else {}
-        ranked = [(sign * number, records[step].saved, step) for step, number in numbers.items() if _is_number(number)]
+        numbers = {step: info.metrics.get(self._best) for step, info in infos.items()}
+        ranked = [(sign * number, infos[step].time, step) for step, number in numbers.items() if _is_number(number)]
         return min(ranked)[-1] if ranked else None
 
     def _steps(self) -> list[int]:
@@ -339,18 +334,17 @@ class Checkpointer:
         steps = [int(found[1]) for found in map(_NAME.fullmatch, names) if found]
         return sorted(step for step in steps if os.path.basename(self._file(step)) in names)
 
-    def _records(self) -> dict[int, _Record]:
-        found = {step: self._record(step) for step in self._steps()}
-        return {step: record for step, record in found.items() if record is not None}
+    def _infos(self) -> dict[int, _CheckpointInfo]:
+        return {step: info for step in self._steps() if (info := self._info(step)) is not None}
 
-    def _record(self, step: int) -> _Record | None:
+    def _info(self, step: int) -> _CheckpointInfo | None:
         """Return what a checkpoint's header says, or ``None`` if there is no checkpoint."""
         with suppress(FileNotFoundError):
             try:
-                said = load_metadata(self._file(step))
-                return _Record(operator.index(said[SAVED]), dict(said[METRICS]))
-            except (OSError, ValueError, KeyError, TypeError):  # broken, written by somebody else, or not there
-                return _Record(os.lstat(self._file(step)).st_mtime_ns, {})
+                metadata = load_metadata(self._file(step))
+                return _CheckpointInfo(operator.index(metadata[_TIME]), dict(metadata[_METRICS]))
+            except (OSError, ValueError, KeyError, TypeError):  # damaged, written by somebody else, or missing
+                return _CheckpointInfo(os.lstat(self._file(step)).st_mtime_ns, {})
         return None
 
     def _file(self, step: int) -> str:
@@ -359,23 +353,22 @@ class Checkpointer:
 
 def _whole(name: str, given: Any, least: int) -> int:
     try:
-        number = int(operator.index(given))  # of True, index gives True
+        number = int(operator.index(given))  # int, because index(True) is True
     except TypeError:
         number = least - 1
     if number < least:
-        raise ValueError(BAD_COUNT.format(name=name, least=least, given=given))
+        raise ValueError(f"{name} is a whole number, {least} or more, and was given as {given!r}")
     return number
 
 
 def _numbers(metrics: Any) -> dict[str, Any]:
-    if not isinstance(metrics, Mapping | None):
-        raise TypeError(BAD_METRICS.format(given=metrics))
-    # Arrays of MLX and NumPy have a size; Python's numbers have none.
-    numbers = {name: value.item() if getattr(value, "size", 0) == 1 else value for name, value in (metrics or {}).items()}
-    if not all(isinstance(name, str) and isinstance(value, int | float) for name, value in numbers.items()):
-        raise TypeError(BAD_METRICS.format(given=metrics))
-    return numbers
+    if isinstance(metrics, Mapping | None):
+        # Arrays of MLX and NumPy have a size; Python's numbers have none.
+        numbers = {name: value.item() if getattr(value, "size", 0) == 1 else value for name, value in (metrics or {}).items()}
+        if all(isinstance(name, str) and isinstance(value, int | float) for name, value in numbers.items()):
+            return numbers
+    raise TypeError(f"metrics is a mapping of names to numbers, and was given as {metrics!r}")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and value == value  # which nan is not, and an int too long for a float is
+    return isinstance(value, int | float) and value == value  # not nan; math.isnan fails for an int too long for a float

@@ -1,4 +1,4 @@
-"""The GGUF format: a file's header, checked before MLX reads the file."""
+"""Read GGUF files through MLX, after checking everything in the header that MLX relies on."""
 
 from __future__ import annotations
 
@@ -10,32 +10,18 @@ from typing import Any
 
 import mlx.core as mx
 
-from .safetensors import fail, opened
+from .safetensors import fail, open_regular
 
-# MLX's reader ends the process on a header that lies, so everything it goes by is looked at here first.
-
-NOT_GGUF = "isn't a GGUF file"
-VERSION = "is GGUF of version {version}, and MLX reads versions 2 and 3"
-CUT_OFF = "the header is cut off, or is damaged"
-BAD_KIND = "the metadata {name!r:.80} is of the GGUF kind {kind}, which MLX can't read"
-BAD_ALIGNMENT = "the metadata general.alignment is {value!r}, which isn't a positive whole number"
-SAME_NAME = "the name {name!r:.80} is there twice"
-TOO_MANY_AXES = "array {name!r:.80} has {count} axes, and GGUF allows 8"
-BAD_AXIS = "array {name!r:.80} has the shape {shape}, in which a length is out of range"
-BAD_TYPE = "array {name!r:.80} is of the GGUF type {kind}, which MLX can't read"
-BAD_BLOCKS = "array {name!r:.80} is of a GGUF type in blocks of {block} numbers, which don't divide its last axis in {shape}"
-OUTSIDE = "array {name!r:.80} lies in bytes {start} to {stop}, and the file has {size}"
-UNREADABLE = "can't be read as GGUF: {error}"
-
+GGUF_DTYPES = {mx.float16, mx.float32, mx.int8, mx.int16, mx.int32}
 MAX_AXES = 8
 
-# Of each type of array that MLX reads: how many numbers are in a block, and how many bytes a block takes. The others abort the
-# process or are left out without a word.
-TYPES = {
+# The array types that MLX reads: how many numbers a block has, and how many bytes. MLX ends the process on some of the others,
+# and leaves the rest out silently.
+_BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 8: (32, 34), 10: (256, 84), 12: (256, 144), 14: (256, 210),
     24: (1, 1), 25: (1, 2), 26: (1, 4), 30: (1, 2),
 }  # fmt: skip
-# Of each kind of metadata that is a number: how it is read. After one of kind 12, a float64, MLX goes on at the wrong place.
+# The metadata kinds that are numbers, as struct formats. Without kind 12, float64, after which MLX reads on at the wrong place.
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q"}
 _STRING, _ARRAY = 8, 9
 
@@ -45,27 +31,27 @@ def read_gguf(path: str) -> dict[str, mx.array]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If it isn't a whole GGUF file of arrays that MLX can read.
+        CheckpointError: If it isn't a complete GGUF file of arrays that MLX can read.
     """
-    with opened(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 24 or file.read(4) != b"GGUF":
-            fail(path, NOT_GGUF)
+            fail(path, "isn't a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 _check(data, size)
             except (struct.error, IndexError):
-                fail(path, CUT_OFF)
+                fail(path, "the header is cut off, or is damaged")
             except ValueError as error:
                 fail(path, str(error))
     try:
         return mx.load(path, format="gguf")  # type: ignore[return-value]
     except (RuntimeError, ValueError) as error:
-        fail(path, UNREADABLE.format(error=error))
+        fail(path, f"can't be read as GGUF: {error}")
 
 
 class _Cursor:
-    """A place in a file's header that moves on as values are read."""
+    """A position in a file's header that moves on as values are read."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self.data = data
@@ -90,66 +76,69 @@ class _Cursor:
 
 
 def _check(data: mmap.mmap, size: int) -> None:
-    """Raise an error unless everything that the header says can be true of a file of this size."""
+    """Raise an error unless everything in the header can be true of a file of this size: else MLX would end the process."""
     cursor = _Cursor(data, size)
     cursor.skip(4)
     if (version := cursor.number("<I")) not in (2, 3):
-        raise ValueError(VERSION.format(version=version))
+        raise ValueError(f"is GGUF of version {version}, and MLX reads versions 2 and 3")
     tensors, keys = cursor.number("<Q"), cursor.number("<Q")
     alignment: Any = 32
     for _ in range(keys):
         name, kind = cursor.string(), cursor.number("<I")
-        value = _value(cursor, name, kind)
+        value = _read_value(cursor, name, kind)
         if name == b"general.alignment":
             alignment = value if kind == 4 and value else None
             if alignment is None:
-                raise ValueError(BAD_ALIGNMENT.format(value=value))
-    found = [_array(cursor) for _ in range(tensors)]
-    start = -(-cursor.at // alignment) * alignment
+                raise ValueError(f"the metadata general.alignment is {value!r}, which isn't a positive whole number")
+    arrays = [_read_array(cursor) for _ in range(tensors)]
+    base = -(-cursor.at // alignment) * alignment
     names = set()
-    for name, offset, length in found:
+    for name, offset, length in arrays:
         if name in names:
-            raise ValueError(SAME_NAME.format(name=_text(name)))
+            raise ValueError(f"the name {_text(name)!r:.80} is there twice")
         names.add(name)
-        if start + offset + length > size:
-            raise ValueError(OUTSIDE.format(name=_text(name), start=start + offset, stop=start + offset + length, size=size))
+        start, stop = base + offset, base + offset + length
+        if stop > size:
+            raise ValueError(f"array {_text(name)!r:.80} lies in bytes {start} to {stop}, and the file has {size}")
 
 
-def _value(cursor: _Cursor, name: bytes, kind: int) -> Any:
-    """Go past a metadata value, and return it if it is a number."""
+def _read_value(cursor: _Cursor, name: bytes, kind: int) -> Any:
+    """Read past a metadata value, and return it if it is a number."""
     if kind in _NUMBERS:
         return cursor.number(_NUMBERS[kind])
     if kind == _STRING:
         cursor.string()
-    elif kind == _ARRAY:
+        return None
+    shown: Any = kind
+    if kind == _ARRAY:
         inner, count = cursor.number("<I"), cursor.number("<Q")
         if inner in _NUMBERS:
             cursor.skip(count * struct.calcsize(_NUMBERS[inner]))
-        elif inner == _STRING:
+            return None
+        if inner == _STRING:
             for _ in range(count):
                 cursor.string()
-        else:
-            raise ValueError(BAD_KIND.format(name=_text(name), kind=f"array of {inner}"))
-    else:
-        raise ValueError(BAD_KIND.format(name=_text(name), kind=kind))
-    return None
+            return None
+        shown = f"array of {inner}"
+    raise ValueError(f"the metadata {_text(name)!r:.80} is of the GGUF kind {shown}, which MLX can't read")
 
 
-def _array(cursor: _Cursor) -> tuple[bytes, int, int]:
-    """Return the name of an array, where in the data it begins, and how many bytes it takes."""
+def _read_array(cursor: _Cursor) -> tuple[bytes, int, int]:
+    """Return an array's name, its offset in the data and its length in bytes."""
     name, axes = cursor.string(), cursor.number("<I")
+    array = f"array {_text(name)!r:.80}"
     if axes > MAX_AXES:
-        raise ValueError(TOO_MANY_AXES.format(name=_text(name), count=axes))
+        raise ValueError(f"{array} has {axes} axes, and GGUF allows {MAX_AXES}")
     shape = [cursor.number("<Q") for _ in range(axes)][::-1]
     kind, offset = cursor.number("<I"), cursor.number("<Q")
     if any(axis >= 2**31 for axis in shape):
-        raise ValueError(BAD_AXIS.format(name=_text(name), shape=shape))
-    if kind not in TYPES:
-        raise ValueError(BAD_TYPE.format(name=_text(name), kind=kind))
-    block, bytes_each = TYPES[kind]
+        raise ValueError(f"{array} has the shape {shape}, in which a length is out of range")
+    if kind not in _BLOCKS:
+        raise ValueError(f"{array} is of the GGUF type {kind}, which MLX can't read")
+    block, block_bytes = _BLOCKS[kind]
     if (shape[-1] if shape else 1) % block:
-        raise ValueError(BAD_BLOCKS.format(name=_text(name), block=block, shape=shape))
-    return name, offset, math.prod(shape) // block * bytes_each
+        raise ValueError(f"{array} is of a GGUF type in blocks of {block} numbers, which don't divide its last axis in {shape}")
+    return name, offset, math.prod(shape) // block * block_bytes
 
 
 def _text(name: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The safetensors format: what a file's header says, believed only after every check, and files with checksums."""
+"""Read and write safetensors files: headers checked before they are believed, and checksums."""
 
 from __future__ import annotations
 
@@ -19,45 +19,21 @@ DTYPES = {
     "I32": mx.int32, "I64": mx.int64, "F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32, "F64": mx.float64,
     "C64": mx.complex64,
 }  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-READ = {**DTYPES, "F8_E4M3": mx.uint8, "F8_E8M0": mx.uint8}  # MLX has the bits of these
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_READABLE = {**DTYPES, "F8_E4M3": mx.uint8, "F8_E8M0": mx.uint8}  # MLX keeps the bits of these
 
 METADATA = "__metadata__"
 CHECKSUMS = "crc32"
 HEADER_CHECKSUM = "crc32.header"
 MAX_HEADER = 100_000_000  # bytes; other readers of the format refuse more
-MAX_AXIS = 2**31 - 1  # MLX counts in int32
-MAX_AXES = 100
+_MAX_AXIS = 2**31 - 1  # MLX counts in int32
+_MAX_AXES = 100
 
-BAD_FILE = "{file}: {reason}"
-NOT_A_FILE = "is not a file"
-TOO_SHORT = "has {size} bytes, too few for a safetensors file"
-HEADER_LENGTH = (
-    "says that its header has {length} bytes, and the file has {size} altogether: it was cut off, or isn't safetensors"
-)
-HEADER_TOO_LONG = "the header has {length} bytes, where {limit} are allowed"
-NOT_JSON = "the header can't be read: {error}"
-SAME_KEY = "the name {key!r:.80} is there twice"
-NOT_A_NUMBER = "{name} is not a number of JSON"
-NOT_AN_OBJECT = "the header isn't a JSON object"
-BAD_METADATA = "the header's __metadata__ isn't a mapping of strings to strings"
-BAD_ENTRY = "array {name!r:.80} is described by {given!a:.80}, and not by dtype, shape and data_offsets"
-BAD_DTYPE = "array {name!r:.80} has the unknown dtype {given!a:.80}"
-BAD_SHAPE = "array {name!r:.80} has the shape {given!a:.80}, which isn't a list of at most 100 lengths from 0 to 2147483647"
-BAD_OFFSETS = "array {name!r:.80} has the offsets {given!a:.80}, which aren't two positions in the file"
-BAD_SIZE = (
-    "array {name!r:.80} of dtype {dtype} and shape {shape!a:.80} takes {expected} bytes, and its offsets leave it {given}"
-)
-OVERLAP = "array {name!r:.80} begins at byte {start} of the data, and the one before it ends at {end}"
-BAD_LENGTH = "the arrays end at byte {end} of the data, and the file has {size} bytes of data"
-NO_CHECKSUMS = "the header has no valid checksums: the file was damaged, or isn't a checkpoint of frostleaf"
-HEADER_DAMAGED = "the header is damaged: it doesn't have the checksum that it was saved with"
-ARRAY_DAMAGED = "array {name!r:.80} is damaged: it doesn't have the checksum that it was saved with"
-CUT_OFF = "array {name!r:.80} is cut off"
+_HEADER_TOO_LONG = "the header has {length} bytes, where {limit} are allowed"
 
 
 class CheckpointError(ValueError):
-    """Raised where a file is not a whole checkpoint, or not of the tree asked for. The message names the file and why."""
+    """Raised if a file is not a complete checkpoint, or not one of the tree asked for. The message names the file and why."""
 
 
 class Entry(NamedTuple):
@@ -70,79 +46,122 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file's header says, checked against the length of the file: arrays by name, and the texts beside them."""
+    """A file's header, checked against the length of the file: the arrays by name, and the metadata strings."""
 
     file: str
     entries: dict[str, Entry]
     metadata: dict[str, str]
 
 
+def fail(file: str | os.PathLike[str], reason: str) -> NoReturn:
+    """Raise a ``CheckpointError`` that names the file."""
+    raise CheckpointError(f"{os.fspath(file)}: {reason}") from None
+
+
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
-    """Return a context whose value is the file, open for reading.
+def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
+    """Open a regular file for reading, and close it when the block ends.
 
     Raises:
         FileNotFoundError: If there is none.
-        CheckpointError: If there is a directory, a pipe or a device in its place.
+        CheckpointError: If it is a directory, a pipe or a device.
     """
     with open(path, "rb", opener=_open) as file:
         yield file
 
 
-def read_header(file: BufferedReader) -> Header:
-    """Return what the header of a safetensors file says, having checked that it can be true of a file of this length.
+def _open(path: str, flags: int) -> int:
+    handle = os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would otherwise never open
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        fail(path, "is not a file")
+    return handle
 
-    Arrays lie end to end and fill the file. Nothing larger than the header itself is read or allocated.
+
+def read_header(file: BufferedReader) -> Header:
+    """Return the header of a safetensors file, after checking that it can be true of a file of this length.
+
+    The arrays must lie end to end and fill the file. Nothing larger than the header itself is read or allocated.
 
     Raises:
         CheckpointError: If anything is wrong; the message names the file and what it is.
     """
     name, size = str(file.name), os.fstat(file.fileno()).st_size
     if size < 8:
-        fail(name, TOO_SHORT.format(size=size))
+        fail(name, f"has {size} bytes, too few for a safetensors file")
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
-    if length > size - 8:
-        fail(name, HEADER_LENGTH.format(length=length, size=size))
+    base = 8 + length
+    if base > size:
+        claim = f"says that its header has {length} bytes, and the file has {size} altogether"
+        fail(name, f"{claim}: it was cut off, or isn't safetensors")
     if length > MAX_HEADER:
-        fail(name, HEADER_TOO_LONG.format(length=length, limit=MAX_HEADER))
-    given = parsed(file.read(length), name)
+        fail(name, _HEADER_TOO_LONG.format(length=length, limit=MAX_HEADER))
+    given = parse_json(file.read(length), name)
     if not isinstance(given, dict):
-        fail(name, NOT_AN_OBJECT)
+        fail(name, "the header isn't a JSON object")
     metadata = given.pop(METADATA, None)
-    metadata = {} if metadata is None else metadata  # MLX writes null where there are none
+    metadata = {} if metadata is None else metadata  # MLX writes null for no metadata
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        fail(name, BAD_METADATA)
-    entries = {key: _entry(key, value, 8 + length, size, name) for key, value in given.items()}
-    end = 8 + length
+        fail(name, "the header's __metadata__ isn't a mapping of strings to strings")
+    entries = {key: _check_entry(key, value, base, size, name) for key, value in given.items()}
+    end = base
     for key, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.start != end:
-            fail(name, OVERLAP.format(name=key, start=entry.start - 8 - length, end=end - 8 - length))
+            begin = f"begins at byte {entry.start - base} of the data"
+            fail(name, f"array {key!r:.80} {begin}, and the one before it ends at {end - base}")
         end = entry.stop
     if end != size:
-        fail(name, BAD_LENGTH.format(end=end - 8 - length, size=size - 8 - length))
+        fail(name, f"the arrays end at byte {end - base} of the data, and the file has {size - base} bytes of data")
     return Header(name, entries, metadata)
 
 
+def _check_entry(name: str, given: Any, base: int, size: int, file: str) -> Entry:
+    array = f"array {name!r:.80}"
+    if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
+        fail(file, f"{array} is described by {given!a:.80}, and not by dtype, shape and data_offsets")
+    dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _READABLE:
+        fail(file, f"{array} has the unknown dtype {dtype!a:.80}")
+    if not _are_counts(shape, _MAX_AXIS) or len(shape) > _MAX_AXES:
+        limits = f"at most {_MAX_AXES} lengths from 0 to {_MAX_AXIS}"
+        fail(file, f"{array} has the shape {shape!a:.80}, which isn't a list of {limits}")
+    if not _are_counts(offsets, size - base) or len(offsets) != 2:
+        fail(file, f"{array} has the offsets {offsets!a:.80}, which aren't two positions in the file")
+    start, stop = offsets
+    expected = math.prod(shape) * _READABLE[dtype].size
+    if stop - start != expected:
+        described = f"{array} of dtype {dtype} and shape {shape!a:.80}"
+        fail(file, f"{described} takes {expected} bytes, and its offsets leave it {stop - start}")
+    return Entry(_READABLE[dtype], tuple(shape), base + start, base + stop)
+
+
+def _are_counts(values: Any, limit: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= limit for value in values)
+
+
+_NO_CHECKSUMS = "the header has no valid checksums: the file was damaged, or isn't a checkpoint of frostleaf"
+
+
 def read_checksums(header: Header) -> dict[str, int]:
-    """Return the checksum of each array, having checked that of the header itself.
+    """Return the checksum of each array, after checking that of the header itself.
 
     Raises:
         CheckpointError: If the header is damaged or has no checksums.
     """
     if HEADER_CHECKSUM not in header.metadata:
-        fail(header.file, NO_CHECKSUMS)
+        fail(header.file, _NO_CHECKSUMS)
     if header.metadata[HEADER_CHECKSUM] != _header_checksum(header.entries, header.metadata):
-        fail(header.file, HEADER_DAMAGED)
+        fail(header.file, "the header is damaged: it doesn't have the checksum that it was saved with")
     try:
         checksums = [int(text, 16) for text in header.metadata.get(CHECKSUMS, "").split()]
         return dict(zip(sorted(header.entries), checksums, strict=True))
     except ValueError:
-        fail(header.file, NO_CHECKSUMS)
+        fail(header.file, _NO_CHECKSUMS)
 
 
 def read_array(file: BufferedReader, header: Header, name: str, checksum: int) -> mx.array:
-    """Return an array of the file, read into the memory that it keeps.
+    """Return an array of the file, read directly into its own memory.
 
     Raises:
         CheckpointError: If its bytes don't have the checksum.
@@ -151,24 +170,24 @@ def read_array(file: BufferedReader, header: Header, name: str, checksum: int) -
     array = mx.zeros(entry.shape, entry.dtype, stream=mx.cpu)
     mx.eval(array)
     found = 0
-    if array.size:  # an array without elements has no memory to look at
+    if array.size:  # an array without elements has no memory to view
         file.seek(entry.start)
         view = memoryview(array).cast("B")  # type: ignore[arg-type]
         if file.readinto(view) != len(view):
-            fail(header.file, CUT_OFF.format(name=name))
+            fail(header.file, f"array {name!r:.80} is cut off")
         found = zlib.crc32(view)
     if found != checksum:
-        fail(header.file, ARRAY_DAMAGED.format(name=name))
+        fail(header.file, f"array {name!r:.80} is damaged: it doesn't have the checksum that it was saved with")
     return array
 
 
 def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file with a checksum of each array and of the header. The arrays have been evaluated.
+    """Write evaluated arrays to a safetensors file, with a checksum of each array and of the header.
 
     Raises:
-        ValueError: If the names and texts are longer than a header may be.
+        ValueError: If names and metadata are longer than a header may be.
     """
-    # The largest elements come first, so that each array begins at a multiple of the size of its own.
+    # The largest elements come first, so that each array begins at a multiple of its element size.
     order = sorted(arrays, key=lambda name: -arrays[name].dtype.size)
     entries: dict[str, Entry] = {}
     end = 0
@@ -176,9 +195,9 @@ def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
         entries[name] = Entry(arrays[name].dtype, arrays[name].shape, end, end + arrays[name].nbytes)
         end += arrays[name].nbytes
     checksums = dict.fromkeys(arrays, 0)
-    header = _header(entries, metadata, checksums)
+    header = _encode_header(entries, metadata, checksums)
     if len(header) > MAX_HEADER:
-        raise ValueError(BAD_FILE.format(file=path, reason=HEADER_TOO_LONG.format(length=len(header), limit=MAX_HEADER)))
+        raise ValueError(f"{path}: {_HEADER_TOO_LONG.format(length=len(header), limit=MAX_HEADER)}")
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in order:
@@ -188,83 +207,50 @@ def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
                 checksums[name] = zlib.crc32(data)
                 file.write(data)
         file.seek(8)
-        file.write(_header(entries, metadata, checksums))  # as long as the first: the checksums are of one length
+        file.write(_encode_header(entries, metadata, checksums))  # as long as the first: all checksums have one length
 
 
-def parsed(text: str | bytes, file: str, *, constants: bool = False) -> Any:
-    """Return what JSON says, in which no name may be there twice. With ``constants`` it may have infinities and NaN.
-
-    Raises:
-        CheckpointError: If it isn't such JSON. ``file`` is named in the message.
-    """
-    try:
-        decoded = text.decode() if isinstance(text, bytes) else text
-        return json.loads(decoded, object_pairs_hook=_without_twins, parse_constant=float if constants else _no_constant)
-    except (ValueError, RecursionError) as error:
-        fail(file, NOT_JSON.format(error=error))
-
-
-def fail(file: str | os.PathLike[str], reason: str) -> NoReturn:
-    raise CheckpointError(BAD_FILE.format(file=os.fspath(file), reason=reason)) from None
-
-
-def _open(path: str, flags: int) -> int:
-    handle = os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would otherwise never open
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        fail(path, NOT_A_FILE)
-    return handle
-
-
-def _entry(name: str, given: Any, base: int, size: int, file: str) -> Entry:
-    if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
-        fail(file, BAD_ENTRY.format(name=name, given=given))
-    dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in READ:
-        fail(file, BAD_DTYPE.format(name=name, given=dtype))
-    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(_within(axis, MAX_AXIS) for axis in shape):
-        fail(file, BAD_SHAPE.format(name=name, given=shape))
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_within(each, size - base) for each in offsets):
-        fail(file, BAD_OFFSETS.format(name=name, given=offsets))
-    expected = math.prod(shape) * READ[dtype].size
-    if offsets[1] - offsets[0] != expected:
-        given = offsets[1] - offsets[0]
-        fail(file, BAD_SIZE.format(name=name, dtype=dtype, shape=shape, expected=expected, given=given))
-    return Entry(READ[dtype], tuple(shape), base + offsets[0], base + offsets[1])
-
-
-def _header(entries: Mapping[str, Entry], metadata: Mapping[str, str], checksums: Mapping[str, int]) -> bytes:
-    said = {**metadata, CHECKSUMS: " ".join(f"{checksums[name]:08x}" for name in sorted(checksums))}
-    said[HEADER_CHECKSUM] = _header_checksum(entries, said)
-    text = json.dumps({METADATA: said, **_as_json(entries)}, separators=(",", ":"))
+def _encode_header(entries: Mapping[str, Entry], metadata: Mapping[str, str], checksums: Mapping[str, int]) -> bytes:
+    texts = {**metadata, CHECKSUMS: " ".join(f"{checksums[name]:08x}" for name in sorted(checksums))}
+    texts[HEADER_CHECKSUM] = _header_checksum(entries, texts)
+    text = json.dumps({METADATA: texts, **_json_entries(entries)}, separators=(",", ":"))
     return text.encode().ljust(-len(text) % 8 + len(text))
 
 
 def _header_checksum(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:
-    said = {key: text for key, text in metadata.items() if key != HEADER_CHECKSUM}
-    return f"{zlib.crc32(json.dumps([said, _as_json(entries)], sort_keys=True).encode()):08x}"
+    texts = {key: text for key, text in metadata.items() if key != HEADER_CHECKSUM}
+    return f"{zlib.crc32(json.dumps([texts, _json_entries(entries)], sort_keys=True).encode()):08x}"
 
 
-def _as_json(entries: Mapping[str, Entry]) -> dict[str, Any]:
+def _json_entries(entries: Mapping[str, Entry]) -> dict[str, Any]:
     base = min([entry.start for entry in entries.values()], default=0)
     return {
-        name: {"dtype": NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [entry.start - base, entry.stop - base]}
+        name: {"dtype": _NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [entry.start - base, entry.stop - base]}
         for name, entry in entries.items()
     }
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def parse_json(text: str | bytes, file: str, *, constants: bool = False) -> Any:
+    """Parse JSON in which no object has a key twice; infinities and NaN are allowed with ``constants``.
+
+    Raises:
+        CheckpointError: If it isn't such JSON. The message names ``file``.
+    """
+    try:
+        decoded = text.decode() if isinstance(text, bytes) else text
+        return json.loads(decoded, object_pairs_hook=_unique_keys, parse_constant=float if constants else _refuse_constant)
+    except (ValueError, RecursionError) as error:
+        fail(file, f"the header can't be read: {error}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise ValueError(SAME_KEY.format(key=key))
-        found[key] = value
-    return found
+        if key in unique:
+            raise ValueError(f"the name {key!r:.80} is there twice")
+        unique[key] = value
+    return unique
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(NOT_A_NUMBER.format(name=name))
-
-
-def _within(value: Any, limit: int) -> bool:
-    return type(value) is int and 0 <= value <= limit
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")

@@ -1,4 +1,4 @@
-"""Whole trees in one safetensors file, with their structure beside the arrays."""
+"""Save whole trees to one safetensors file, with their structure beside the arrays, and load them."""
 
 from __future__ import annotations
 
@@ -6,69 +6,57 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from io import BufferedReader
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import mlx.core as mx
 
-from ..transforms.shapes import ShapeDtypeStruct
-from ..tree.compare import describe
-from ..tree.functions import dotted
-from ..tree.structure import flat_of, put
+from ..core.structure import flat_of, unflatten
+from ..core.words import describe, keystr
+from ..tree.shapes import ShapeDtypeStruct
 from . import safetensors
-from .atomic import replacing
-from .describing import SCALARS, Fact, described, differences
-from .safetensors import CheckpointError, fail, parsed
+from .atomic import atomic_write
+from .description import SCALARS, Fact, describe_tree, differences
+from .safetensors import CheckpointError, fail, parse_json
 
 T = TypeVar("T")
 
-VERSION = "1"
-# What the texts of the header are called.
-FORMAT, STRUCTURE, VALUES, METADATA = "frostleaf", "frostleaf.structure", "frostleaf.values", "frostleaf.metadata"
-
-NO_NUMBERS = "save writes arrays, and {path} is a ShapeDtypeStruct, which has no numbers"
-NOT_JSON = "metadata is a mapping that JSON can hold, and was given as {given}: {error}"
-NOT_A_CHECKPOINT = (
-    "is not a checkpoint written by fl.save. If these are weights, model.load_weights(...) or mlx.core.load(...) reads them"
-)
-UNKNOWN_VERSION = "has version {given!r} of the format, and this version of frostleaf reads {known!r}"
-SEPARATOR = "the array name {name!r:.80} has a path separator in it"
-BAD_TEXT = "the header's {key} isn't what it should be"
-CONTRADICTION = "the header describes other arrays or values than the file has"
-OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
+_VERSION = "1"
+# The keys of the header's metadata.
+_FORMAT, _STRUCTURE, _VALUES, _METADATA = "frostleaf", "frostleaf.structure", "frostleaf.values", "frostleaf.metadata"
 
 
 class OtherStructureError(CheckpointError):
-    """Raised where the file is whole, and of another tree than the one asked for."""
+    """Raised if the file is undamaged, but holds a tree of another structure than the one asked for."""
 
 
-class Ready(NamedTuple):
-    """A tree ready to be written by any thread: its arrays by their names in the file, and the texts of the header."""
+class Snapshot(NamedTuple):
+    """A tree that any thread can write: its evaluated arrays by their names in the file, and the header's metadata."""
 
     arrays: dict[str, mx.array]
-    texts: dict[str, str]
+    metadata: dict[str, str]
 
 
 def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | None = None) -> None:
-    """Return nothing, having written a tree to a file from which :func:`load` makes it again, bit for bit.
+    """Save a tree to a file from which :func:`load` restores it, bit for bit.
 
-    Arrays are saved with dtype and shape, and so are Python numbers, strings and bytes in the places of arrays, and ``None``.
-    Of everything else (classes, containers, static fields, modes, what is frozen) the file says what it was, for :func:`load`
-    to compare. The file is a safetensors file, whose arrays other tools read under the names of :func:`frostleaf.tree.paths`,
-    with a checksum for each array and one for the header. A crash at any instant leaves the old file or the new one, whole.
+    Arrays are saved with dtype and shape, and so are the Python numbers, strings and bytes among the leaves, and ``None``.
+    Everything else (classes, containers, static fields, modes, what is frozen) is described in the file for :func:`load` to
+    compare. It is a safetensors file with a checksum for each array and one for the header; other tools read its arrays under
+    the names of :func:`frostleaf.tree.paths`. A crash at any instant leaves the old file or the new one, whole.
 
-    The random state of ``mx.random`` is an array as well: put ``mx.random.state[0]`` in the tree, and to go on from it write
-    ``mx.random.state[0][...] = tree["random"]``.
+    The random state of ``mx.random`` is an array too: put ``mx.random.state[0]`` in the tree, and write
+    ``mx.random.state[0][...] = tree["random"]`` to continue from it.
 
     Args:
-        path: The file, which is replaced if it is there. Its extension does not matter; ``.safetensors`` tells other tools.
+        path: The file, which is replaced if it exists. Any extension will do; other tools know ``.safetensors``.
         tree: Any nesting of modules, optimizer states, tuples, lists, dicts and registered classes.
-        metadata: What else to keep: a mapping of strings to what JSON can hold. :func:`load_metadata` returns it, as JSON has
-            it: tuples come back as lists. Default: nothing.
+        metadata: A mapping of strings to anything that JSON can hold. :func:`load_metadata` returns it as JSON has it: tuples
+            come back as lists. Default: nothing.
 
     Raises:
         TypeError: If something in the tree can't be saved, or ``metadata`` is not such a mapping.
         ValueError: If two arrays have the same dotted name.
-        FileNotFoundError: If the directory that the file is to be in is not there.
+        FileNotFoundError: If the file's directory doesn't exist.
 
     >>> import frostleaf as fl, tempfile
     >>> model = fl.nn.Linear(2, 3)
@@ -81,7 +69,10 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     >>> fl.tree.equal(loaded, tree), loaded["epoch"]
     (True, 3)
     """
-    write(path, ready(tree, metadata))
+    write_snapshot(path, take_snapshot(tree, metadata))
+
+
+_OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
 
 
 def load(path: str | os.PathLike[str], like: T) -> T:
@@ -90,12 +81,12 @@ def load(path: str | os.PathLike[str], like: T) -> T:
     Args:
         path: The file.
         like: A tree of the same structure: classes, containers, keys, static fields, modes, frozen names, dtypes and shapes,
-            and the types of Python numbers. Its arrays and numbers are not used, and it is not changed. Made by
+            and the types of Python numbers. Its arrays and numbers are not used, and it is not changed. From
             :func:`frostleaf.eval_shape` it takes no memory: ``fl.load(path, fl.eval_shape(make_model))``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is broken, or is not of such a tree; the message says where they differ.
+        CheckpointError: If the file is damaged, or its tree has another structure; the message says where they differ.
 
     >>> import frostleaf as fl, mlx.core as mx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -112,33 +103,33 @@ def load(path: str | os.PathLike[str], like: T) -> T:
     weights: nothing in the file, array f32[2] in like; the nearest is 'weight'
     """
     flat = flat_of(like)
-    facts, arrays, expected = described(flat.structure, flat.leaves)
-    with safetensors.opened(path) as file:
+    facts, arrays, expected = describe_tree(flat.structure, flat.leaves)
+    with safetensors.open_regular(path) as file:
         header, checksums = _read_header(file)
-        if header.metadata.get(STRUCTURE) != _structure_text(facts):
-            reason = OTHER_STRUCTURE.format(differences="\n".join(differences(_facts(header), facts)))
-            raise OtherStructureError(safetensors.BAD_FILE.format(file=header.file, reason=reason))
+        if header.metadata.get(_STRUCTURE) != _encode_facts(facts):
+            different = _OTHER_STRUCTURE.format(differences="\n".join(differences(_facts(header), facts)))
+            raise OtherStructureError(f"{header.file}: {different}")
         in_file = {name: repr(ShapeDtypeStruct(entry.shape, entry.dtype)) for name, entry in header.entries.items()}
         values = _values(header)
         if in_file != arrays or list(map(type, values)) != list(map(type, expected)):
-            fail(header.file, CONTRADICTION)
+            fail(header.file, "the header describes other arrays or values than the file has")
         leaves = iter([safetensors.read_array(file, header, name, checksums[name]) for name in arrays])
-    rest = iter(values)
+    scalars = iter(values)
 
-    def filled(value: Any) -> Any:
+    def restored(value: Any) -> Any:
         if isinstance(value, ShapeDtypeStruct):
             return next(leaves)
-        return next(rest) if type(value) in SCALARS else value
+        return next(scalars) if type(value) in SCALARS else value
 
-    return put(flat.structure, leaves, filled)  # type: ignore[no-any-return]
+    return unflatten(flat.structure, leaves, restored)  # type: ignore[no-any-return]
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the metadata that :func:`save` was given, read from the header alone: no array is looked at.
+    """Return the metadata that :func:`save` was given. Only the header is read, no array.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file's header is broken, or its length is not what the header says.
+        CheckpointError: If the file's header is damaged, or the file doesn't have the length that the header says.
 
     >>> import frostleaf as fl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -146,66 +137,75 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     fl.load_metadata(f"{folder}/a.safetensors")
     {'epoch': 3}
     """
-    with safetensors.opened(path) as file:
+    with safetensors.open_regular(path) as file:
         header, _ = _read_header(file)
-    metadata = parsed(header.metadata.get(METADATA, ""), header.file, constants=True)
-    return metadata if isinstance(metadata, dict) else fail(path, BAD_TEXT.format(key=METADATA))
+    metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
+    return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
 
 
-def ready(tree: Any, metadata: Mapping[str, Any] | None) -> Ready:
-    """Return what :func:`write` needs of a tree, its arrays computed. What is done to the arrays later is not seen."""
+def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
+    """Evaluate a tree's arrays and return them with what else is saved. Later assignments to the arrays don't change it."""
     flat = flat_of(tree)
-    facts, names, values = described(flat.structure, flat.leaves)
+    facts, names, values = describe_tree(flat.structure, flat.leaves)
     for path, value in flat.structure.static_values():
         if isinstance(value, ShapeDtypeStruct):
-            raise TypeError(NO_NUMBERS.format(path=dotted(path) or "the root"))
-    texts = {
-        FORMAT: VERSION,
-        STRUCTURE: _structure_text(facts),
-        VALUES: json.dumps([_coded(value) for value in values]),
-        METADATA: _metadata_text(metadata),
+            raise TypeError(f"save writes arrays, and {keystr(path) or 'the root'} is a ShapeDtypeStruct, which has no numbers")
+    header_metadata = {
+        _FORMAT: _VERSION,
+        _STRUCTURE: _encode_facts(facts),
+        _VALUES: json.dumps([_encode_value(value) for value in values]),
+        _METADATA: _encode_metadata(metadata),
     }
     mx.eval(flat.leaves)
-    # Other handles of the same arrays: an assignment to a part of an array gives the old handle other contents.
-    return Ready({name: leaf[...] for name, leaf in zip(names, flat.leaves, strict=True)}, texts)
+    # An assignment to a part of an array changes the array object, so others with the same memory are kept.
+    return Snapshot({name: leaf[...] for name, leaf in zip(names, flat.leaves, strict=True)}, header_metadata)
 
 
-def write(path: str | os.PathLike[str], given: Ready) -> None:
-    """Write a tree to a file, which is replaced whole or not at all."""
-    with replacing(path) as written:
-        safetensors.write(written, given.arrays, given.texts)
+def write_snapshot(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
+    """Write a snapshot to a file, atomically."""
+    with atomic_write(path) as temporary:
+        safetensors.write(temporary, *snapshot)
+
+
+_NOT_A_CHECKPOINT = (
+    "is not a checkpoint written by fl.save. If these are weights, model.load_weights(...) or mlx.core.load(...) reads them"
+)
 
 
 def _read_header(file: BufferedReader) -> tuple[safetensors.Header, dict[str, int]]:
     """Return the header of a checkpoint and the checksums of its arrays, after every check that needs no array."""
     header = safetensors.read_header(file)
-    version = header.metadata.get(FORMAT)
+    version = header.metadata.get(_FORMAT)
     if version is None:
-        fail(header.file, NOT_A_CHECKPOINT)
-    if version != VERSION:
-        fail(header.file, UNKNOWN_VERSION.format(given=version, known=VERSION))
+        fail(header.file, _NOT_A_CHECKPOINT)
+    if version != _VERSION:
+        fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {_VERSION!r}")
     for name in header.entries:
         if "/" in name or "\\" in name:
-            fail(header.file, SEPARATOR.format(name=name))
+            fail(header.file, f"the array name {name!r:.80} has a path separator in it")
     return header, safetensors.read_checksums(header)
 
 
-def _structure_text(facts: list[Fact]) -> str:
+def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
+    fail(header.file, f"the header's {key} isn't what it should be")
+
+
+def _encode_facts(facts: list[Fact]) -> str:
     return json.dumps(facts, separators=(",", ":"))
 
 
 def _facts(header: safetensors.Header) -> list[Fact]:
-    given = parsed(header.metadata.get(STRUCTURE, ""), header.file)
+    given = parse_json(header.metadata.get(_STRUCTURE, ""), header.file)
     well_formed = isinstance(given, list) and all(
         isinstance(fact, list) and len(fact) == 3 and all(isinstance(text, str) for text in fact) for fact in given
     )
-    return [Fact(*fact) for fact in given] if well_formed else fail(header.file, BAD_TEXT.format(key=STRUCTURE))
+    return [Fact(*fact) for fact in given] if well_formed else _fail_at(header, _STRUCTURE)
 
 
-def _coded(value: Any) -> tuple[str, str]:
-    """Return a number, a string or bytes as its type and a text from which it is made again exactly."""
+def _encode_value(value: Any) -> tuple[str, str]:
+    """Encode a number, a string or bytes exactly, as its type and a text."""
     kind = type(value).__name__
-    if isinstance(value, str):  # which may have halves of surrogate pairs, that JSON can't tell from whole ones
+    if isinstance(value, str):  # it may have halves of surrogate pairs, which JSON confuses with whole ones
         return kind, value.encode("utf-8", "surrogatepass").hex()
     if isinstance(value, bytes):
         return kind, value.hex()
@@ -225,17 +225,17 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
 
 
 def _values(header: safetensors.Header) -> list[Any]:
-    given = parsed(header.metadata.get(VALUES, ""), header.file)
+    given = parse_json(header.metadata.get(_VALUES, ""), header.file)
     try:
         return [_DECODERS[kind](text) for kind, text in given]
     except (TypeError, ValueError, KeyError):
-        fail(header.file, BAD_TEXT.format(key=VALUES))
+        _fail_at(header, _VALUES)
 
 
-def _metadata_text(metadata: Mapping[str, Any] | None) -> str:
+def _encode_metadata(metadata: Mapping[str, Any] | None) -> str:
     try:
         if not isinstance(metadata, Mapping | None):
             raise TypeError("it isn't a mapping")
         return json.dumps(dict(metadata or {}))
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(NOT_JSON.format(given=describe(metadata), error=error)) from None
+        raise TypeError(f"metadata is a mapping that JSON can hold, and was given as {describe(metadata)}: {error}") from None

@@ -58,6 +58,8 @@ from .activations import (
     Step,
     Tanh,
 )
+from .attention import MultiHeadAttention
+from .checks import MisfitError
 from .containers import Sequential
 from .convolution import Conv1d, Conv2d, Conv3d
 from .convolution_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
@@ -69,27 +71,24 @@ from .pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxP
 from .positional_encoding import ALiBi, RoPE, SinusoidalPositionalEncoding
 from .quantized import QQLinear, QuantizedEmbedding, QuantizedLinear
 from .recurrent import GRU, LSTM, RNN
-from .transformer import (
-    MultiHeadAttention,
-    Transformer,
-    TransformerDecoder,
-    TransformerDecoderLayer,
-    TransformerEncoder,
-    TransformerEncoderLayer,
-)
+from .transformer import Transformer, TransformerDecoder, TransformerDecoderLayer, TransformerEncoder, TransformerEncoderLayer
 from .upsample import Upsample
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "AvgPool1d", "AvgPool2d",
-    "AvgPool3d", "BatchNorm", "Bilinear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
-    "ConvTranspose3d", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink",
-    "HardTanh", "Hardswish", "Identity", "InstanceNorm", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid",
-    "LogSoftmax", "MaxPool1d", "MaxPool2d", "MaxPool3d", "Mish", "MultiHeadAttention", "PReLU", "QQLinear",
-    "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "Sequential",
-    "SiLU", "Sigmoid", "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink",
-    "Softsign", "Step", "Tanh", "Transformer", "TransformerDecoder", "TransformerDecoderLayer",
-    "TransformerEncoder", "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu", "gelu_approx",
-    "gelu_fast_approx", "glu", "hard_shrink", "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid",
-    "log_softmax", "losses", "mish", "prelu", "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax",
-    "softmin", "softplus", "softshrink", "softsign", "step", "tanh",
+    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "AvgPool1d", "AvgPool2d", "AvgPool3d",
+    "BatchNorm", "Bilinear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
+    "ConvTranspose3d", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink", "HardTanh",
+    "Hardswish", "Identity", "InstanceNorm", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax",
+    "MaxPool1d", "MaxPool2d", "MaxPool3d", "MisfitError", "Mish", "MultiHeadAttention", "PReLU", "QQLinear",
+    "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "Sequential", "SiLU",
+    "Sigmoid", "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign",
+    "Step", "Tanh", "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
+    "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu", "gelu_approx", "gelu_fast_approx", "glu",
+    "hard_shrink", "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid", "log_softmax", "losses",
+    "mish", "prelu", "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax", "softmin", "softplus",
+    "softshrink", "softsign", "step", "tanh",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -37,17 +37,14 @@ from mlx.nn.layers.activations import (
     tanh,
 )
 
-from ..fields import static
+from ..core.fields import static
 from ..module import Module
 from .checks import misfit, number, size
-from .dtypes import floating
-
-NOT_AN_APPROXIMATION = "approx is 'none', 'precise', 'tanh' (the same as 'precise') or 'fast', and was given as {approx!r}"
-NOT_HALVES = "[...] of an even length along axis {axis}"
+from .dtypes import layer_dtype
 
 
 class _Function(Module):
-    """A layer with nothing but a function of the input."""
+    """Apply a function of one argument."""
 
     _function: ClassVar[Callable[..., mx.array]]
 
@@ -56,7 +53,7 @@ class _Function(Module):
 
 
 class _LastAxisFunction(_Function):
-    """A function of the last axis, which there must be."""
+    """Apply a function of the last axis, and check that there is one."""
 
     def __call__(self, x: mx.array) -> mx.array:
         if x.ndim == 0:
@@ -70,7 +67,7 @@ class CELU(Module):
     Barron, `Continuously differentiable exponential linear units <https://arxiv.org/abs/1704.07483>`_.
 
     Args:
-        alpha: Towards :math:`-\infty` the output goes to minus this. Default: ``1.0``.
+        alpha: The output approaches :math:`-\alpha` for :math:`x \to -\infty`. Default: ``1.0``.
 
     Shapes:
         Input and output of any shape.
@@ -83,23 +80,20 @@ class CELU(Module):
     array([-1.26424, 0, 2], dtype=float32)
     """
 
-    alpha: float = static(validator=number)
-
-    def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
+    alpha: float = static(default=1.0, validator=number)
 
     def __call__(self, x: mx.array) -> mx.array:
         return celu(x, self.alpha)  # type: ignore[no-any-return]
 
 
 class ELU(Module):
-    r"""Return what is positive as it is, and for the rest :math:`y = \alpha\, (e^x - 1)`.
+    r"""Return positive numbers as they are, and for the others :math:`y = \alpha\, (e^x - 1)`.
 
     Clevert et al., `Fast and accurate deep network learning by exponential linear units
     <https://arxiv.org/abs/1511.07289>`_.
 
     Args:
-        alpha: Towards :math:`-\infty` the output goes to minus this. Default: ``1.0``.
+        alpha: The output approaches :math:`-\alpha` for :math:`x \to -\infty`. Default: ``1.0``.
 
     Shapes:
         Input and output of any shape.
@@ -112,10 +106,7 @@ class ELU(Module):
     array([-0.632121, 0, 2], dtype=float32)
     """
 
-    alpha: float = static(validator=number)
-
-    def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
+    alpha: float = static(default=1.0, validator=number)
 
     def __call__(self, x: mx.array) -> mx.array:
         return elu(x, self.alpha)  # type: ignore[no-any-return]
@@ -129,9 +120,9 @@ _GELUS: dict[str, Callable[[mx.array], mx.array]] = {
 }
 
 
-def _known(_: Module, __: attrs.Attribute[str], approx: str) -> None:
+def _require_approximation(_: Module, __: attrs.Attribute[str], approx: str) -> None:
     if not isinstance(approx, str) or approx not in _GELUS:
-        raise ValueError(NOT_AN_APPROXIMATION.format(approx=approx))
+        raise ValueError(f"approx is 'none', 'precise', 'tanh' (the same as 'precise') or 'fast', and was given as {approx!r}")
 
 
 class GELU(Module):
@@ -158,10 +149,7 @@ class GELU(Module):
     array([-0.158655, 0, 1.9545], dtype=float32)
     """
 
-    approx: str = static(validator=_known)
-
-    def __init__(self, approx: str = "none") -> None:
-        self.approx = approx
+    approx: str = static(default="none", validator=_require_approximation)
 
     def __call__(self, x: mx.array) -> mx.array:
         return _GELUS[self.approx](x)
@@ -173,7 +161,7 @@ class GLU(Module):
     Dauphin et al., `Language modeling with gated convolutional networks <https://arxiv.org/abs/1612.08083>`_.
 
     Args:
-        axis: The axis that is halved. Default: ``-1``.
+        axis: The axis to halve. Default: ``-1``.
 
     Shapes:
         Input of any shape with an even length along the axis, output half as long there.
@@ -186,19 +174,16 @@ class GLU(Module):
     array([0.5, 2], dtype=float32)
     """
 
-    axis: int = static()
-
-    def __init__(self, axis: int = -1) -> None:
-        self.axis = axis
+    axis: int = static(default=-1)
 
     def __call__(self, x: mx.array) -> mx.array:
         if not -x.ndim <= self.axis < x.ndim or x.shape[self.axis] % 2 != 0:
-            raise misfit(self, NOT_HALVES.format(axis=self.axis), x)
+            raise misfit(self, f"[...] of an even length along axis {self.axis}", x)
         return glu(x, self.axis)
 
 
 class HardShrink(Module):
-    r"""Set to 0 what is no further from 0 than :math:`\lambda`: :math:`y = x` where :math:`|x| > \lambda`.
+    r"""Set to 0 the numbers no further from 0 than :math:`\lambda`: :math:`y = x` where :math:`|x| > \lambda`.
 
     Args:
         lambd: The threshold :math:`\lambda`. Default: ``0.5``.
@@ -214,17 +199,14 @@ class HardShrink(Module):
     array([-1, 0, 2], dtype=float32)
     """
 
-    lambd: float = static(validator=number)
-
-    def __init__(self, lambd: float = 0.5) -> None:
-        self.lambd = lambd
+    lambd: float = static(default=0.5, validator=number)
 
     def __call__(self, x: mx.array) -> mx.array:
         return hard_shrink(x, self.lambd)  # type: ignore[no-any-return]
 
 
 class HardTanh(_Function):
-    r"""Cut off what is beyond 1: :math:`y = \min(\max(x, -1), 1)`.
+    r"""Limit numbers to :math:`[-1, 1]`: :math:`y = \min(\max(x, -1), 1)`.
 
     Shapes:
         Input and output of any shape.
@@ -254,13 +236,13 @@ class Hardswish(_Function):
 
 
 class LeakyReLU(Module):
-    r"""Multiply what is negative by a small slope: :math:`y = \max(x, \mathtt{negative\_slope} \cdot x)`.
+    r"""Multiply negative numbers by a small slope: :math:`y = \max(x, \mathtt{negative\_slope} \cdot x)`.
 
     Maas et al., `Rectifier nonlinearities improve neural network acoustic models
     <https://ai.stanford.edu/~amaas/papers/relu_hybrid_icml2013_final.pdf>`_.
 
     Args:
-        negative_slope: What is negative is multiplied with it. It is less than 1. Default: ``0.01``.
+        negative_slope: The slope, less than 1. Default: ``0.01``.
 
     Shapes:
         Input and output of any shape.
@@ -273,10 +255,7 @@ class LeakyReLU(Module):
     array([-0.2, 0, 2], dtype=float32)
     """
 
-    negative_slope: float = static(validator=number)
-
-    def __init__(self, negative_slope: float = 1e-2) -> None:
-        self.negative_slope = negative_slope
+    negative_slope: float = static(default=1e-2, validator=number)
 
     def __call__(self, x: mx.array) -> mx.array:
         return leaky_relu(x, self.negative_slope)  # type: ignore[no-any-return]
@@ -335,13 +314,13 @@ class Mish(_Function):
 
 
 class PReLU(Module):
-    r"""Multiply what is negative by a slope that is learned: :math:`y = \max(x, 0) + a \min(x, 0)`.
+    r"""Multiply negative numbers by a slope that is learned: :math:`y = \max(x, 0) + a \min(x, 0)`.
 
     He et al., `Delving deep into rectifiers <https://arxiv.org/abs/1502.01852>`_.
 
     Args:
         num_parameters: How many slopes :math:`a` there are: one, or one for each channel. Default: ``1``.
-        init: The value with which they start. Default: ``0.25``.
+        init: The initial value of the slopes. Default: ``0.25``.
         dtype: The dtype of the weight. Default: that of :func:`frostleaf.default_dtype`.
 
     Shapes:
@@ -362,7 +341,7 @@ class PReLU(Module):
     weight: mx.array
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: mx.Dtype | None = None) -> None:
-        self.weight = mx.full((size(self, "num_parameters", num_parameters, least=0),), init, floating(dtype))
+        self.weight = mx.full((size(self, "num_parameters", num_parameters, least=0),), init, layer_dtype(dtype))
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.weight.size != 1 and x.shape[-1:] != self.weight.shape[-1:]:
@@ -371,7 +350,7 @@ class PReLU(Module):
 
 
 class ReLU(_Function):
-    r"""Set what is negative to 0: :math:`y = \max(x, 0)`.
+    r"""Set negative numbers to 0: :math:`y = \max(x, 0)`.
 
     Shapes:
         Input and output of any shape.
@@ -385,7 +364,7 @@ class ReLU(_Function):
 
 
 class ReLU2(_Function):
-    r"""Set what is negative to 0 and square the rest: :math:`y = \max(x, 0)^2`.
+    r"""Set negative numbers to 0 and square the others: :math:`y = \max(x, 0)^2`.
 
     So et al., `Primer: searching for efficient Transformers for language modeling <https://arxiv.org/abs/2109.08668>`_.
 
@@ -401,7 +380,7 @@ class ReLU2(_Function):
 
 
 class ReLU6(_Function):
-    r"""Set what is negative to 0 and what is above 6 to 6: :math:`y = \min(\max(x, 0), 6)`.
+    r"""Set negative numbers to 0 and those above 6 to 6: :math:`y = \min(\max(x, 0), 6)`.
 
     Shapes:
         Input and output of any shape.
@@ -464,7 +443,7 @@ class Sigmoid(_Function):
 
 
 class Softmax(_LastAxisFunction):
-    r"""Make positive numbers of the last axis, whose sum is 1: :math:`y_i = e^{x_i} / \sum_j e^{x_j}`.
+    r"""Compute positive numbers that add up to 1 along the last axis: :math:`y_i = e^{x_i} / \sum_j e^{x_j}`.
 
     Shapes:
         Input and output ``[..., D]``.
@@ -512,7 +491,7 @@ class Softplus(_Function):
 
 
 class Softshrink(Module):
-    r"""Move what is further from 0 than :math:`\lambda` by that much towards it, and set the rest to 0.
+    r"""Move numbers towards 0 by :math:`\lambda`, and set those no further from it to 0.
 
     .. math:: y = \mathrm{sign}(x) \max(|x| - \lambda, 0)
 
@@ -530,10 +509,7 @@ class Softshrink(Module):
     array([-0.5, 0, 1.5], dtype=float32)
     """
 
-    lambd: float = static(validator=number)
-
-    def __init__(self, lambd: float = 0.5) -> None:
-        self.lambd = lambd
+    lambd: float = static(default=0.5, validator=number)
 
     def __call__(self, x: mx.array) -> mx.array:
         return softshrink(x, self.lambd)  # type: ignore[no-any-return]
@@ -570,10 +546,7 @@ class Step(Module):
     array([0, 1, 1], dtype=int32)
     """
 
-    threshold: float = static(validator=number)
-
-    def __init__(self, threshold: float = 0.0) -> None:
-        self.threshold = threshold
+    threshold: float = static(default=0.0, validator=number)
 
     def __call__(self, x: mx.array) -> mx.array:
         return step(x, self.threshold)  # type: ignore[no-any-return]

@@ -9,17 +9,17 @@ from ..module import Module
 
 
 class Sequential(Module):
-    r"""Call each layer with what the one before it returned: :math:`y = f_n(\dots f_2(f_1(x)))`.
+    r"""Call each layer with the output of the one before it: :math:`y = f_n(\dots f_2(f_1(x)))`.
 
     Args:
-        *modules: Modules, or any other callables of one argument. They are the field ``layers``, a tuple.
+        *modules: Modules, or other callables of one argument. They become the field ``layers``, a tuple.
 
     Shapes:
         Input as the first layer takes it, output as the last returns it; without layers the output is the input. The
         parameters are those of the layers.
 
     Raises:
-        ValueError: In a call, as the layers do, for an input that does not fit.
+        ValueError: In a call, if an input does not fit its layer.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> model = fl.nn.Sequential(fl.nn.Linear(3, 2), fl.nn.relu)

@@ -1,16 +1,40 @@
-"""Transposed convolutions: the gradients of convolutions, used to make larger what those make smaller."""
+"""Transposed convolutions: the gradients of convolutions, which enlarge their input."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-from ..fields import static
-from .checks import positive, sizes
-from .convolution import Convolution
+from ..core.fields import static
+from .convolution import Size, _Convolution
 
 
-class ConvTranspose1d(Convolution):
-    r"""Add up, around each position of a sequence, the filters times what stands at that position.
+class _ConvTranspose(_Convolution[Size]):
+    output_padding: Size = static()
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Size,
+        stride: int | Size = 1,
+        padding: int | Size = 0,
+        dilation: int | Size = 1,
+        output_padding: int | Size = 0,
+        bias: bool = True,
+        *,
+        dtype: mx.Dtype | None = None,
+        key: mx.array | None = None,
+    ) -> None:
+        self.output_padding = self._sizes("output_padding", output_padding)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, 1, bias, dtype, key)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        self._check_channels(x)
+        return self._convolved(x, self.stride, self.padding, self.dilation, self.output_padding)
+
+
+class ConvTranspose1d(_ConvTranspose[int], init=False):
+    r"""Add up, around each position of a sequence, the filters times the values at that position.
 
     .. math:: y_{nto} = b_o + \sum_{lic} W_{oic}\, x_{nlc}
         \quad\text{over}\quad s l + d i - p = t
@@ -27,9 +51,9 @@ class ConvTranspose1d(Convolution):
         kernel_size: The length of a filter.
         stride: The step in the output for one step in the input. Default: ``1``.
         padding: How much is cut off the output, before and after. Default: ``0``.
-        dilation: The distance in the output of neighbours in the filter. Default: ``1``.
-        output_padding: How much longer the output is at its end, to tell apart the input sizes that a convolution with this
-            stride maps to one output size. Default: ``0``.
+        dilation: The distance in the output between neighbours in the filter. Default: ``1``.
+        output_padding: How much longer the output is at its end, since a convolution with this stride maps several input
+            sizes to one output size. Default: ``0``.
         bias: Whether to add :math:`b`. Default: ``True``.
         dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
@@ -52,38 +76,12 @@ class ConvTranspose1d(Convolution):
     (1, 10, 2)
     """
 
-    stride: int = static(validator=positive)
-    padding: int = static()
-    dilation: int = static(validator=positive)
-    output_padding: int = static()
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
-        output_padding: int = 0,
-        bias: bool = True,
-        *,
-        dtype: mx.Dtype | None = None,
-        key: mx.array | None = None,
-    ) -> None:
-        (self.stride,) = sizes(self, "stride", stride, 1)
-        (self.padding,) = sizes(self, "padding", padding, 1)
-        (self.dilation,) = sizes(self, "dilation", dilation, 1)
-        (self.output_padding,) = sizes(self, "output_padding", output_padding, 1)
-        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 1), 1, bias, dtype, key)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        x = self._fitting(x)
-        return self._convolved(mx.conv_transpose1d, x, self.stride, self.padding, self.dilation, self.output_padding)
+    _rank = 1
+    _convolve = staticmethod(mx.conv_transpose1d)
 
 
-class ConvTranspose2d(Convolution):
-    r"""Add up, around each position of an image, the filters times what stands at that position.
+class ConvTranspose2d(_ConvTranspose[tuple[int, int]], init=False):
+    r"""Add up, around each position of an image, the filters times the values at that position.
 
     .. math:: y_{ntuo} = b_o + \sum_{hwijc} W_{oijc}\, x_{nhwc}
         \quad\text{over}\quad s h + d i - p = t,\; s w + d j - p = u
@@ -100,9 +98,9 @@ class ConvTranspose2d(Convolution):
         kernel_size: Height and width of a filter.
         stride: The step in the output for one step in the input. Default: ``1``.
         padding: How much is cut off the output, before and after. Default: ``0``.
-        dilation: The distance in the output of neighbours in the filter. Default: ``1``.
-        output_padding: How much longer the output is at its end, to tell apart the input sizes that a convolution with this
-            stride maps to one output size. Default: ``0``.
+        dilation: The distance in the output between neighbours in the filter. Default: ``1``.
+        output_padding: How much longer the output is at its end, since a convolution with this stride maps several input
+            sizes to one output size. Default: ``0``.
         bias: Whether to add :math:`b`. Default: ``True``.
         dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
@@ -125,38 +123,12 @@ class ConvTranspose2d(Convolution):
     ((2, 3, 3, 4), (1, 9, 11, 2))
     """
 
-    stride: tuple[int, int] = static(validator=positive)
-    padding: tuple[int, int] = static()
-    dilation: int | tuple[int, int] = static(validator=positive)
-    output_padding: tuple[int, int] = static()
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        output_padding: int | tuple[int, int] = 0,
-        bias: bool = True,
-        *,
-        dtype: mx.Dtype | None = None,
-        key: mx.array | None = None,
-    ) -> None:
-        self.stride = sizes(self, "stride", stride, 2)
-        self.padding = sizes(self, "padding", padding, 2)
-        self.dilation = dilation if isinstance(dilation, int) else sizes(self, "dilation", dilation, 2)
-        self.output_padding = sizes(self, "output_padding", output_padding, 2)
-        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 2), 1, bias, dtype, key)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        x = self._fitting(x)
-        return self._convolved(mx.conv_transpose2d, x, self.stride, self.padding, self.dilation, self.output_padding)
+    _rank = 2
+    _convolve = staticmethod(mx.conv_transpose2d)
 
 
-class ConvTranspose3d(Convolution):
-    r"""Add up, around each position of a volume, the filters times what stands at that position.
+class ConvTranspose3d(_ConvTranspose[tuple[int, int, int]], init=False):
+    r"""Add up, around each position of a volume, the filters times the values at that position.
 
     .. math:: y_{ntuvo} = b_o + \sum_{ehwmijc} W_{omijc}\, x_{nehwc}
         \quad\text{over}\quad s e + d m - p = t,\; s h + d i - p = u,\; s w + d j - p = v
@@ -173,9 +145,9 @@ class ConvTranspose3d(Convolution):
         kernel_size: Depth, height and width of a filter.
         stride: The step in the output for one step in the input. Default: ``1``.
         padding: How much is cut off the output, before and after. Default: ``0``.
-        dilation: The distance in the output of neighbours in the filter. Default: ``1``.
-        output_padding: How much longer the output is at its end, to tell apart the input sizes that a convolution with this
-            stride maps to one output size. Default: ``0``.
+        dilation: The distance in the output between neighbours in the filter. Default: ``1``.
+        output_padding: How much longer the output is at its end, since a convolution with this stride maps several input
+            sizes to one output size. Default: ``0``.
         bias: Whether to add :math:`b`. Default: ``True``.
         dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
@@ -198,31 +170,5 @@ class ConvTranspose3d(Convolution):
     ((2, 3, 3, 3, 4), (1, 5, 5, 6, 2))
     """
 
-    stride: tuple[int, int, int] = static(validator=positive)
-    padding: tuple[int, int, int] = static()
-    dilation: int | tuple[int, int, int] = static(validator=positive)
-    output_padding: tuple[int, int, int] = static()
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] = 1,
-        padding: int | tuple[int, int, int] = 0,
-        dilation: int | tuple[int, int, int] = 1,
-        output_padding: int | tuple[int, int, int] = 0,
-        bias: bool = True,
-        *,
-        dtype: mx.Dtype | None = None,
-        key: mx.array | None = None,
-    ) -> None:
-        self.stride = sizes(self, "stride", stride, 3)
-        self.padding = sizes(self, "padding", padding, 3)
-        self.dilation = dilation if isinstance(dilation, int) else sizes(self, "dilation", dilation, 3)
-        self.output_padding = sizes(self, "output_padding", output_padding, 3)
-        super().__init__(in_channels, out_channels, sizes(self, "kernel_size", kernel_size, 3), 1, bias, dtype, key)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        x = self._fitting(x)
-        return self._convolved(mx.conv_transpose3d, x, self.stride, self.padding, self.dilation, self.output_padding)
+    _rank = 3
+    _convolve = staticmethod(mx.conv_transpose3d)

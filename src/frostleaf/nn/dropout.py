@@ -1,4 +1,4 @@
-"""Layers that set a part of their input to zero at random while a model is trained."""
+"""Layers that set some of their input to zero, at random, while a model is trained."""
 
 from __future__ import annotations
 
@@ -8,40 +8,37 @@ from numbers import Real
 import attrs
 import mlx.core as mx
 
-from ..fields import static
+from ..core.fields import static
 from ..module import Module
 from .checks import misfit
 from .initial import require_key
 
-NOT_A_PROBABILITY = "'p' must be >= 0 and < 1, and {cls} was given: {p!r}"
-
 
 def _probability(layer: Module, _: attrs.Attribute[float], p: float) -> None:
     if not isinstance(p, Real) or not 0 <= p < 1:
-        raise ValueError(NOT_A_PROBABILITY.format(cls=type(layer).__name__, p=p))
+        raise ValueError(f"'p' must be >= 0 and < 1, and {type(layer).__name__} was given: {p!r}")
 
 
 class _Dropout(Module):
-    # The default stands here, and not in an __init__, so that type checkers see it in the classes below.
     p: float = static(default=0.5, validator=_probability)
 
     def _drop(self, x: mx.array, shape: Sequence[int], key: mx.array | None) -> mx.array:
-        """Return ``x`` with elements dropped, as decided by one draw for each element of an array of that shape."""
+        """Drop elements of ``x``, by one draw for each element of an array of this shape, which broadcasts with ``x``."""
         keep = 1 - self.p
         if keep == 1 or not self.training:
             return x
         try:
-            kept = mx.random.bernoulli(keep, shape, key)
+            mask = mx.random.bernoulli(keep, shape, key)
         except (TypeError, ValueError):
             require_key(key)
             raise
-        return (kept * x) * (1 / keep)
+        return (mask * x) * (1 / keep)
 
 
 class Dropout(_Dropout):
     r"""Set each element to zero with probability :math:`p`, and divide the others by :math:`1 - p`.
 
-    So the expected value of each element stays what it is. In evaluation mode the input is returned as it is.
+    The expected value of each element stays the same. In evaluation mode the input is returned as it is.
     Hinton et al., `Improving neural networks by preventing co-adaptation of feature detectors
     <https://arxiv.org/abs/1207.0580>`_.
 
@@ -63,7 +60,7 @@ class Dropout(_Dropout):
     """
 
     def __call__(self, x: mx.array, *, key: mx.array | None = None) -> mx.array:
-        """Return ``x`` with elements dropped.
+        """Drop elements of ``x``.
 
         Args:
             x: Any array of numbers.
@@ -75,8 +72,8 @@ class Dropout(_Dropout):
 class Dropout2d(_Dropout):
     r"""Set each channel of an image to zero with probability :math:`p`, and divide the others by :math:`1 - p`.
 
-    A channel is dropped or kept as a whole, in each image by itself: neighbouring pixels are so alike that one stands in
-    for another that was dropped. In evaluation mode the input is returned as it is.
+    A channel is dropped or kept as a whole, in each image by itself: neighbouring pixels are so alike that dropping single
+    ones would hide nothing. In evaluation mode the input is returned as it is.
     Tompson et al., `Efficient object localization using convolutional networks <https://arxiv.org/abs/1411.4280>`_.
 
     Args:
@@ -95,7 +92,7 @@ class Dropout2d(_Dropout):
     """
 
     def __call__(self, x: mx.array, *, key: mx.array | None = None) -> mx.array:
-        """Return ``x`` with channels dropped.
+        """Drop channels of ``x``.
 
         Args:
             x: One image or several.
@@ -127,7 +124,7 @@ class Dropout3d(_Dropout):
     """
 
     def __call__(self, x: mx.array, *, key: mx.array | None = None) -> mx.array:
-        """Return ``x`` with channels dropped.
+        """Drop channels of ``x``.
 
         Args:
             x: One volume or several.

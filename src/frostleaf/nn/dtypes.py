@@ -7,17 +7,15 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-from ..transforms.context import context, within
-
-NOT_FLOATING = "a layer can't be made in dtype {dtype!r}. Give a floating-point mx.Dtype, such as mx.bfloat16{none}."
+from ..transforms.context import context, override
 
 
 @contextmanager
 def default_dtype(dtype: mx.Dtype) -> Iterator[None]:
-    """Return a context in which layers that are not told their dtype are built in this one.
+    """Build layers in this dtype inside the context, unless they are given another.
 
-    It holds for the thread or ``asyncio`` task that entered it, and for nothing but building: a layer that is called
-    computes in the dtypes of its arrays and its input.
+    It holds for the thread or ``asyncio`` task that entered it, and for building only: a layer computes in the dtypes of its
+    arrays and its input.
 
     Args:
         dtype: A floating-point dtype.
@@ -31,23 +29,26 @@ def default_dtype(dtype: mx.Dtype) -> Iterator[None]:
     >>> [layer.weight.dtype for layer in (*layers, fl.nn.Linear(2, 3))]
     [mlx.core.bfloat16, mlx.core.float32, mlx.core.float32]
     """
-    with within(dtype=_required(dtype, "")):
+    with override(dtype=_require_floating(dtype)):
         yield
 
 
-def floating(dtype: mx.Dtype | None) -> mx.Dtype:
+def layer_dtype(dtype: mx.Dtype | None) -> mx.Dtype:
     """Return the dtype in which a layer makes its arrays: ``dtype``, or the default for ``None``.
 
     Raises:
         TypeError: If it is not a floating-point ``mx.Dtype``.
 
-    >>> floating(None), floating(mx.float16)
+    >>> layer_dtype(None), layer_dtype(mx.float16)
     (mlx.core.float32, mlx.core.float16)
     """
-    return context.get().dtype if dtype is None else _required(dtype, "; None is that of fl.default_dtype, or mx.float32")
+    if dtype is None:
+        return context.get().dtype
+    return _require_floating(dtype, "; None is that of fl.default_dtype, or mx.float32")
 
 
-def _required(dtype: mx.Dtype, none: str) -> mx.Dtype:
+def _require_floating(dtype: mx.Dtype, advice: str = "") -> mx.Dtype:
     if not isinstance(dtype, mx.Dtype) or not mx.issubdtype(dtype, mx.floating):
-        raise TypeError(NOT_FLOATING.format(dtype=dtype, none=none))
+        wanted = f"Give a floating-point mx.Dtype, such as mx.bfloat16{advice}"
+        raise TypeError(f"a layer can't be made in dtype {dtype!r}. {wanted}.")
     return dtype

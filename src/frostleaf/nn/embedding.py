@@ -8,11 +8,9 @@ import mlx.core as mx
 
 from ..module import Module
 from .checks import lookup, misfit, size
-from .dtypes import floating
+from .dtypes import layer_dtype
 from .initial import normal
 from .quantized import QuantizedEmbedding
-
-NO_INPUT = "Quantized input is not supported. The input of an Embedding is integers: leave quantize_input at False for it."
 
 
 class Embedding(Module):
@@ -28,7 +26,7 @@ class Embedding(Module):
 
     Shapes:
         ``weight`` is ``[num_embeddings, dims]``; input ``[...]``, of an integer dtype, output ``[..., dims]``.
-        As everywhere in MLX, what an index beyond the last row yields is undefined.
+        As everywhere in MLX, an index beyond the last row yields undefined numbers.
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
@@ -46,7 +44,7 @@ class Embedding(Module):
     def __init__(self, num_embeddings: int, dims: int, *, dtype: mx.Dtype | None = None, key: mx.array | None = None) -> None:
         num_embeddings, dims = size(self, "num_embeddings", num_embeddings), size(self, "dims", dims)
         scale = math.sqrt(1 / dims)
-        self.weight = normal(scale, (num_embeddings, dims), floating(dtype), key)
+        self.weight = normal(scale, (num_embeddings, dims), layer_dtype(dtype), key)
 
     def __call__(self, x: mx.array) -> mx.array:
         return lookup(self, self.weight, x)
@@ -84,15 +82,17 @@ class Embedding(Module):
 
         Args:
             group_size, bits, mode: As for :class:`QuantizedEmbedding`.
-            quantize_input: ``False``, since there is nothing to quantize in indices. Default: ``False``.
+            quantize_input: Must be ``False``: indices are not quantized. Default: ``False``.
 
         Raises:
-            ValueError: If ``quantize_input``, or as that class does.
+            ValueError: If ``quantize_input``, or as :class:`QuantizedEmbedding` does.
 
         >>> import frostleaf as fl
         >>> fl.nn.Embedding(9, 64).to_quantized(bits=8).weight.shape
         (9, 16)
         """
         if quantize_input:
-            raise ValueError(NO_INPUT)
+            raise ValueError(
+                "Quantized input is not supported. The input of an Embedding is integers: leave quantize_input at False for it."
+            )
         return QuantizedEmbedding.from_embedding(self, group_size, bits, mode)

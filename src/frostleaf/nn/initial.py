@@ -6,19 +6,17 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-NOT_A_KEY = "key must be an array of two uint32 numbers, such as mx.random.key(0), and was given as {key!r}"
-
 
 def uniform(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array | None) -> mx.array:
-    """Return numbers uniform in ``[-scale, scale)``, drawn from ``mx.random``'s own state if there is no key."""
-    if dtype == mx.float64:  # which MLX does not draw
+    """Draw numbers uniform in ``[-scale, scale)``, from ``mx.random``'s own state if there is no key."""
+    if dtype == mx.float64:  # MLX does not draw in it
         return uniform(scale, shape, mx.float32, key).astype(dtype)
     require_key(key)
     return mx.random.uniform(-scale, scale, shape, dtype, key)
 
 
 def normal(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array | None) -> mx.array:
-    """Return numbers of a normal distribution of standard deviation ``scale``, drawn as :func:`uniform` draws."""
+    """Draw numbers from a normal distribution of mean 0 and standard deviation ``scale``, as :func:`uniform` draws."""
     if dtype == mx.float64:
         return normal(scale, shape, mx.float32, key).astype(dtype)
     require_key(key)
@@ -26,16 +24,16 @@ def normal(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array | 
 
 
 def split(key: mx.array | None, count: int) -> list[mx.array | None]:
-    """Return a key for each of ``count`` parts of a layer, or as many times ``None``."""
+    """Return ``count`` keys made of one, or as many times ``None``."""
     require_key(key)
     return [None] * count if key is None else list(mx.random.split(key, count))
 
 
 def require_key(key: object) -> None:
-    """Raise an error unless ``key`` is ``None`` or what MLX draws with.
+    """Check that ``key`` is ``None`` or a key of MLX.
 
     Raises:
         TypeError: If it is something else.
     """
     if key is not None and not (isinstance(key, mx.array) and key.dtype == mx.uint32 and key.shape == (2,)):
-        raise TypeError(NOT_A_KEY.format(key=key))
+        raise TypeError(f"key must be an array of two uint32 numbers, such as mx.random.key(0), and was given as {key!r}")

@@ -1,4 +1,4 @@
-"""Layers that multiply by a matrix, and the one that does nothing."""
+"""Layers that multiply by a matrix, and one that does nothing."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import mlx.core as mx
 
 from ..module import Module
 from .checks import misfit, size
-from .dtypes import floating
+from .dtypes import layer_dtype
 from .initial import split, uniform
 from .quantized import QQLinear, QuantizedLinear
 
 
 class Identity(Module):
-    """Return the input as it is: :math:`y = x`. A placeholder, for where a model has a layer or has none.
+    """Return the input as it is: :math:`y = x`. A placeholder where a model may have a layer or none.
 
     Args:
-        *args, **kwargs: Ignored, so that any layer's arguments will do.
+        *args, **kwargs: Ignored, so that it takes any layer's arguments.
 
     Shapes:
         Input and output of any shape. There are no parameters.
@@ -53,7 +53,7 @@ class Linear(Module):
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point one, or ``key`` is no key.
-        ValueError: If a size is not a positive int, or for ``output_dims`` 0; in a call, if the last axis of the input is of
+        ValueError: If a size is not a positive int, or 0 for ``output_dims``; in a call, if the last axis of the input is of
             another length.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -74,7 +74,7 @@ class Linear(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         input_dims = size(self, "input_dims", input_dims)
         output_dims = size(self, "output_dims", output_dims, least=0)
         weight_key, bias_key = split(key, 2)
@@ -100,7 +100,7 @@ class Linear(Module):
 
         Args:
             group_size, bits, mode: As for :class:`QuantizedLinear`.
-            quantize_input: Whether the input is to be quantized too, by a :class:`QQLinear`. Default: ``False``.
+            quantize_input: Whether the layer quantizes its input too, as a :class:`QQLinear`. Default: ``False``.
 
         Raises:
             ValueError: As these classes do.
@@ -156,7 +156,7 @@ class Bilinear(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         input1_dims, input2_dims = size(self, "input1_dims", input1_dims), size(self, "input2_dims", input2_dims)
         output_dims = size(self, "output_dims", output_dims)
         weight_key, bias_key = split(key, 2)
@@ -168,10 +168,10 @@ class Bilinear(Module):
         outputs, second, first = self.weight.shape
         if x1.shape[-1:] != (first,):
             raise misfit(self, f"[..., {first}] as its first", x1)
-        many = x1.shape[:-1]
-        if x2.shape[-1:] != (second,) or math.prod(x2.shape[:-1]) not in (1, math.prod(many)):
-            raise misfit(self, f"{[*many, second]} as its second", x2)
+        lead = x1.shape[:-1]
+        if x2.shape[-1:] != (second,) or math.prod(x2.shape[:-1]) not in (1, math.prod(lead)):
+            raise misfit(self, f"{[*lead, second]} as its second", x2)
         y = x1.reshape(-1, first) @ self.weight.reshape(outputs * second, first).T
         y = x2.reshape(-1, 1, second) @ y.reshape(-1, outputs, second).swapaxes(-2, -1)
-        y = y.squeeze(1).reshape(*many, outputs)
+        y = y.squeeze(1).reshape(*lead, outputs)
         return y if self.bias is None else y + self.bias

@@ -6,18 +6,12 @@ import math
 
 import mlx.core as mx
 
-from ..fields import buffer, static
+from ..core.fields import buffer, static
+from ..core.words import describe
 from ..module import Module
-from ..transforms.stateful import latest, record
-from ..tree.compare import describe
+from ..transforms.stateful import record, recorded
 from .checks import misfit, number, positive, size
-from .dtypes import floating
-
-ONE_VALUE = (
-    "{cls} was given {x}, one value per channel, which has no variance. In training mode it needs more than one: "
-    "give it a larger batch, or use model.eval(), which normalises with the running statistics."
-)
-UNGROUPED = "GroupNorm can't divide {dims} channels into {groups} groups: dims must be a multiple of num_groups"
+from .dtypes import layer_dtype
 
 
 class LayerNorm(Module):
@@ -31,7 +25,7 @@ class LayerNorm(Module):
         eps: Keeps the denominator away from 0. Default: ``1e-5``.
         affine: Whether there are a weight and a bias. Default: ``True``.
         bias: Whether there is a bias beside the weight. Default: ``True``.
-        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`, ``mx.float32`` at first.
+        dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
 
     Shapes:
         ``weight`` and ``bias`` are ``[dims]``, or ``None``; input and output ``[..., dims]``.
@@ -56,7 +50,7 @@ class LayerNorm(Module):
         self, dims: int, eps: float = 1e-5, affine: bool = True, bias: bool = True, *, dtype: mx.Dtype | None = None
     ) -> None:
         dims = size(self, "dims", dims, least=0)
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         self.dims = dims
         self.eps = eps
         self.weight = mx.ones((dims,), dtype) if affine else None
@@ -74,7 +68,7 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     r"""Divide by the root mean square of the last axis: :math:`y = \frac{x}{\sqrt{E[x^2] + \epsilon}} \gamma`.
 
-    :math:`\gamma`, the weight, starts at 1. The mean is computed in float32 whatever the dtype of the input.
+    :math:`\gamma`, the weight, starts at 1. The mean is computed in float32, whatever the dtype of the input.
     Zhang and Sennrich, `Root mean square layer normalization <https://arxiv.org/abs/1910.07467>`_.
 
     Args:
@@ -101,7 +95,7 @@ class RMSNorm(Module):
 
     def __init__(self, dims: int, eps: float = 1e-5, *, dtype: mx.Dtype | None = None) -> None:
         dims = size(self, "dims", dims, least=0)
-        self.weight = mx.ones((dims,), floating(dtype))
+        self.weight = mx.ones((dims,), layer_dtype(dtype))
         self.eps = eps
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -117,8 +111,8 @@ class GroupNorm(Module):
     r"""Normalise groups of channels: :math:`y = \frac{x - E[x]}{\sqrt{Var[x] + \epsilon}} \gamma + \beta`.
 
     Mean and (biased) variance are those of one group of channels of one element of the batch, at all of its positions.
-    Channel :math:`c` of :math:`C` is in group :math:`c \bmod G`, or in the order of PyTorch in group
-    :math:`\lfloor c G / C \rfloor`, so that a group is of neighbours; for weights that were trained there use that order.
+    Channel :math:`c` of :math:`C` is in group :math:`c \bmod G`. In PyTorch it is in group :math:`\lfloor c G / C \rfloor`, so
+    that the channels of a group are neighbours: use ``pytorch_compatible`` for weights that were trained there.
     :math:`\gamma`, the weight, starts at 1 and :math:`\beta`, the bias, at 0.
     Wu and He, `Group normalization <https://arxiv.org/abs/1803.08494>`_.
 
@@ -165,8 +159,9 @@ class GroupNorm(Module):
     ) -> None:
         num_groups, dims = size(self, "num_groups", num_groups), size(self, "dims", dims)
         if dims % num_groups != 0:
-            raise ValueError(UNGROUPED.format(dims=dims, groups=num_groups))
-        dtype = floating(dtype)
+            rule = "dims must be a multiple of num_groups"
+            raise ValueError(f"GroupNorm can't divide {dims} channels into {num_groups} groups: {rule}")
+        dtype = layer_dtype(dtype)
         self.num_groups = num_groups
         self.dims = dims
         self.eps = eps
@@ -177,7 +172,7 @@ class GroupNorm(Module):
     def __call__(self, x: mx.array) -> mx.array:
         if x.ndim < 2 or x.shape[-1] != self.dims:
             raise misfit(self, f"[N, ..., {self.dims}]", x)
-        if x.size == 0:
+        if x.size == 0:  # MLX can't reshape an empty batch
             return _affine(x, self.weight, self.bias)
         batch = x.shape[0]
         if self.pytorch_compatible:
@@ -230,7 +225,7 @@ class InstanceNorm(Module):
 
     def __init__(self, dims: int, eps: float = 1e-5, affine: bool = False, *, dtype: mx.Dtype | None = None) -> None:
         dims = size(self, "dims", dims)
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         self.dims = dims
         self.eps = eps
         self.weight = mx.ones((dims,), dtype) if affine else None
@@ -240,7 +235,7 @@ class InstanceNorm(Module):
         shape = f"[N, L, {self.dims}], [N, H, W, {self.dims}] or with more axes between"
         if x.ndim < 3 or x.shape[-1] != self.dims:
             raise misfit(self, shape, x)
-        if x.size == 0:
+        if x.size == 0:  # MLX can't reshape an empty batch
             return _affine(x, self.weight, self.bias)
         y = mx.moveaxis(x, -1, 1)
         try:
@@ -254,8 +249,8 @@ class BatchNorm(Module):
     r"""Normalise each channel over the batch: :math:`y = \frac{x - E[x]}{\sqrt{Var[x] + \epsilon}} \gamma + \beta`.
 
     In training mode mean and (biased) variance are those of the input, in evaluation mode the running statistics. A
-    call changes nothing: ``out, model = fl.stateful(model, x)`` returns the model with its running statistics moved
-    towards those of the batch, ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
+    call changes nothing; ``out, model = fl.stateful(model, x)`` returns the model with its running statistics moved
+    towards those of the batch: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
     :math:`\gamma`, the weight, and the running variance start at 1, :math:`\beta`, the bias, and the running mean at 0.
     Ioffe and Szegedy, `Batch normalization <https://arxiv.org/abs/1502.03167>`_.
 
@@ -264,8 +259,8 @@ class BatchNorm(Module):
         eps: Keeps the denominator away from 0. Default: ``1e-5``.
         momentum: How far the running statistics move. Default: ``0.1``.
         affine: Whether there are a weight and a bias. Default: ``True``.
-        track_running_stats: Whether there are running statistics; without them the input's are used in evaluation mode
-            as well. Default: ``True``.
+        track_running_stats: Whether there are running statistics; without them evaluation mode uses those of the input too.
+            Default: ``True``.
         dtype: The dtype of the arrays. Default: that of :func:`frostleaf.default_dtype`.
 
     Shapes:
@@ -304,7 +299,7 @@ class BatchNorm(Module):
         dtype: mx.Dtype | None = None,
     ) -> None:
         num_features = size(self, "num_features", num_features, least=0)
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -319,10 +314,13 @@ class BatchNorm(Module):
             channels = self.num_features
             raise misfit(self, f"[N, {channels}], [N, L, {channels}] or [N, H, W, {channels}]", x)
         if self.training and math.prod(x.shape[:-1]) == 1:
-            raise ValueError(ONE_VALUE.format(cls=type(self).__name__, x=describe(x)))
+            raise ValueError(
+                f"{type(self).__name__} was given {describe(x)}, one value per channel, which has no variance. In training "
+                "mode it needs more: give it a larger batch, or use model.eval(), which normalises with the running statistics."
+            )
         axes = tuple(range(x.ndim - 1))
         mean, var = mx.mean(x, axes), mx.var(x, axes)
-        running = latest(self)
+        running = recorded(self)
         if self.track_running_stats and running.running_mean is not None and running.running_var is not None:
             if self.training:
                 old, new = 1 - self.momentum, self.momentum

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, TypeVar
 
 import attrs
 import mlx.core as mx
 
-from ..fields import static
+from ..core.fields import static
 from ..module import Module
 from .checks import misfit, positive, sizes
 from .convolution import AXES
 
-NEGATIVE = "{cls} takes {name} >= 0, and was given {value!r}"
+Size = TypeVar("Size", bound=tuple[int, ...])
 
 
 def _for_each_axis(value: Any, pool: Any, field: attrs.Attribute[Any]) -> Any:
@@ -25,38 +26,41 @@ _sizes = attrs.Converter(_for_each_axis, takes_self=True, takes_field=True)
 
 def _not_negative(pool: Any, field: attrs.Attribute[Any], value: tuple[int, ...]) -> None:
     if min(value) < 0:
-        raise ValueError(NEGATIVE.format(cls=type(pool).__name__, name=field.name, value=value))
+        raise ValueError(f"{type(pool).__name__} takes {field.name} >= 0, and was given {value!r}")
 
 
-class _Pool(Module):
-    """What all of them do: cut the input into windows and make one value of each."""
+class _Pool(Module, Generic[Size]):
+    """Cut the input into windows and make one value of each."""
 
     _rank: ClassVar[int]
+    _reduce: ClassVar[Callable[..., mx.array]]
+    _padding_value: ClassVar[float]
 
-    kernel_size: tuple[int, ...] = static(converter=_sizes, validator=positive)
-    stride: tuple[int, ...] = static(converter=_sizes, validator=positive)
-    padding: tuple[int, ...] = static(converter=_sizes, validator=_not_negative)
+    kernel_size: Size = static(converter=_sizes, validator=positive)
+    stride: Size = static(converter=_sizes, validator=positive)
+    padding: Size = static(converter=_sizes, validator=_not_negative)
 
-    def __init__(self, kernel_size: Any, stride: Any, padding: Any) -> None:
-        self.kernel_size = kernel_size
-        self.stride = self.kernel_size if stride is None else stride
-        self.padding = padding
+    def __init__(self, kernel_size: int | Size, stride: int | Size | None = None, padding: int | Size = 0) -> None:
+        unconverted: Any = kernel_size, kernel_size if stride is None else stride, padding
+        self.kernel_size, self.stride, self.padding = unconverted
 
-    def _windows(self, x: mx.array, outside: float) -> mx.array:
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._reduce(self._windows(x), tuple(range(-self._rank - 1, -1)))
+
+    def _windows(self, x: mx.array) -> mx.array:
         """Return the windows of ``x`` ``[N, *size, C]`` as an array of shape ``[N, *number, *kernel_size, C]``."""
-        windows = self.kernel_size
-        rank = len(windows)
+        windows, rank = self.kernel_size, self._rank
         if x.ndim != rank + 2:
             raise misfit(self, f"[N, {AXES[rank]}, C]", x)
         padded = x
         if any(self.padding):
-            padded = mx.pad(x, [(0, 0), *((each, each) for each in self.padding), (0, 0)], constant_values=outside)
+            padded = mx.pad(x, [(0, 0), *((each, each) for each in self.padding), (0, 0)], constant_values=self._padding_value)
         batch, *size, channels = padded.shape
         if windows == self.stride and all(length % window == 0 for length, window in zip(size, windows, strict=True)):
             # Windows that tile the input are a reshape of it, whose gradient is cheaper than that of as_strided.
-            split = [part for length, window in zip(size, windows, strict=True) for part in (length // window, window)]
+            tiles = [each for length, window in zip(size, windows, strict=True) for each in (length // window, window)]
             outer, inner = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
-            return padded.reshape(batch, *split, channels).transpose(0, *outer, *inner, 2 * rank + 1)
+            return padded.reshape(batch, *tiles, channels).transpose(0, *outer, *inner, 2 * rank + 1)
         number = [(length - window) // step + 1 for length, window, step in zip(size, windows, self.stride, strict=True)]
         if min(number) < 0:
             axes = zip(AXES[rank].split(", "), windows, self.padding, strict=True)
@@ -69,7 +73,17 @@ class _Pool(Module):
         return mx.as_strided(padded, (batch, *number, *windows, channels), (strides[0], *steps, *strides[1:], 1))
 
 
-class MaxPool1d(_Pool):
+class _MaxPool(_Pool[Size], init=False):
+    _reduce = staticmethod(mx.max)
+    _padding_value = -math.inf
+
+
+class _AvgPool(_Pool[Size], init=False):
+    _reduce = staticmethod(mx.mean)
+    _padding_value = 0
+
+
+class MaxPool1d(_MaxPool[tuple[int]], init=False):
     r"""Return the largest value in each window of a sequence, channel by channel.
 
     .. math:: y_{nlc} = \max_{i}\, x_{n,\,s l + i - p,\,c}
@@ -99,16 +113,8 @@ class MaxPool1d(_Pool):
 
     _rank = 1
 
-    def __init__(
-        self, kernel_size: int | tuple[int], stride: int | tuple[int] | None = None, padding: int | tuple[int] = 0
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.max(self._windows(x, outside=-math.inf), -2)
-
-
-class MaxPool2d(_Pool):
+class MaxPool2d(_MaxPool[tuple[int, int]], init=False):
     r"""Return the largest value in each window of an image, channel by channel.
 
     .. math:: y_{nhwc} = \max_{ij}\, x_{n,\,s h + i - p,\,s w + j - p,\,c}
@@ -142,19 +148,8 @@ class MaxPool2d(_Pool):
 
     _rank = 2
 
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
-        padding: int | tuple[int, int] = 0,
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.max(self._windows(x, outside=-math.inf), (-3, -2))
-
-
-class MaxPool3d(_Pool):
+class MaxPool3d(_MaxPool[tuple[int, int, int]], init=False):
     r"""Return the largest value in each window of a volume, channel by channel.
 
     .. math:: y_{nvhwc} = \max_{mij}\, x_{n,\,s v + m - p,\,s h + i - p,\,s w + j - p,\,c}
@@ -184,19 +179,8 @@ class MaxPool3d(_Pool):
 
     _rank = 3
 
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] | None = None,
-        padding: int | tuple[int, int, int] = 0,
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.max(self._windows(x, outside=-math.inf), (-4, -3, -2))
-
-
-class AvgPool1d(_Pool):
+class AvgPool1d(_AvgPool[tuple[int]], init=False):
     r"""Return the mean in each window of a sequence, channel by channel.
 
     .. math:: y_{nlc} = \frac{1}{k} \sum_{i}\, x_{n,\,s l + i - p,\,c}
@@ -227,16 +211,8 @@ class AvgPool1d(_Pool):
 
     _rank = 1
 
-    def __init__(
-        self, kernel_size: int | tuple[int], stride: int | tuple[int] | None = None, padding: int | tuple[int] = 0
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.mean(self._windows(x, outside=0), -2)
-
-
-class AvgPool2d(_Pool):
+class AvgPool2d(_AvgPool[tuple[int, int]], init=False):
     r"""Return the mean in each window of an image, channel by channel.
 
     .. math:: y_{nhwc} = \frac{1}{k_h k_w} \sum_{ij}\, x_{n,\,s h + i - p,\,s w + j - p,\,c}
@@ -268,19 +244,8 @@ class AvgPool2d(_Pool):
 
     _rank = 2
 
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
-        padding: int | tuple[int, int] = 0,
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.mean(self._windows(x, outside=0), (-3, -2))
-
-
-class AvgPool3d(_Pool):
+class AvgPool3d(_AvgPool[tuple[int, int, int]], init=False):
     r"""Return the mean in each window of a volume, channel by channel.
 
     .. math:: y_{nvhwc} = \frac{1}{k_d k_h k_w} \sum_{mij}\, x_{n,\,s v + m - p,\,s h + i - p,\,s w + j - p,\,c}
@@ -310,14 +275,3 @@ class AvgPool3d(_Pool):
     """
 
     _rank = 3
-
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] | None = None,
-        padding: int | tuple[int, int, int] = 0,
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.mean(self._windows(x, outside=0), (-4, -3, -2))

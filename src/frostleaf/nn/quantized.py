@@ -1,4 +1,4 @@
-"""Layers whose weight is kept in a few bits for each number."""
+"""Layers whose weight has a few bits for each number."""
 
 from __future__ import annotations
 
@@ -7,32 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..edits.freezing import is_frozen
-from ..fields import buffer, parameter, static
+from ..core.construction import evolve
+from ..core.fields import buffer, parameter, static
+from ..core.instance import metadata_of
 from ..module import Module
-from ..node import edited
 from .checks import lookup, misfit, size
-from .dtypes import floating
+from .dtypes import layer_dtype
 from .initial import normal, uniform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# The group size and the bits of each mode, unless others are given.
-MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
-INPUT_MODES = "nvfp4", "mxfp8"
-
-NO_SUCH_MODE = "Invalid quantization mode {mode!r}. Valid modes are: {modes}."
-NOT_AN_INPUT_MODE = "Quantized activations are only supported for 'nvfp4' and 'mxfp8' modes, got {mode!r}."
-TOO_WIDE = (
-    "MLX does not quantize numbers in mx.float64. Make the layer in mx.float32, mx.float16 or mx.bfloat16, or cast it first."
-)
-NO_MATRIX = "{cls} is made of a frostleaf module that has a floating-point weight of two axes, and was given {given}"
-NO_BIAS = "QQLinear does not support bias yet. Give it a Linear without: Linear(..., bias=False), or linear.replace(bias=None)."
+# The default group size and bits of each mode.
+_MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
 
 
 class _Quantized(Module):
-    """A layer with a weight that was quantized once and for all."""
+    """Hold a weight that is quantized for good."""
 
     weight: mx.array = buffer()
     scales: mx.array = buffer(cast=False)
@@ -41,17 +32,17 @@ class _Quantized(Module):
     bits: int = static()
     mode: str = static()
 
-    def _of(self, layer: Any, frozen: frozenset[str] = frozenset(), **others: Any) -> Self:
-        """Return this layer with the weight of another, quantized, and in the mode (training or evaluation) of the other."""
+    def _quantizing(self, layer: Any, frozen: frozenset[str] = frozenset(), **others: Any) -> Self:
+        """Return this layer with the weight of another, quantized, and in the training or evaluation mode of the other."""
         weight, scales, biases = _quantized(layer.weight, self.group_size, self.bits, self.mode)
         arrays = {"weight": weight, "scales": scales, "biases": biases, **others}
-        return edited(self, arrays, training=layer.training, frozen=frozen)
+        return evolve(self, arrays, training=layer.training, frozen=frozen)
 
     def _product(self, x: mx.array) -> mx.array:
         dims = self.scales.shape[-1] * self.group_size
         if x.shape[-1:] != (dims,):
             raise misfit(self, f"[..., {dims}]", x)
-        if x.size == 0:  # with which MLX ends the process
+        if x.size == 0:  # MLX ends the process at an empty input
             return self._product(mx.zeros((1, dims), x.dtype))[:0].reshape(*x.shape[:-1], len(self.weight))
         options: Any = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         try:
@@ -63,7 +54,7 @@ class _Quantized(Module):
 class QuantizedLinear(_Quantized):
     r"""Compute an affine function of the last axis with a quantized weight: :math:`y = x \hat W^\top + b`.
 
-    Each row of the weight is cut into groups of neighbours. In mode ``"affine"`` a number is
+    Each row of the weight is divided into groups of neighbours. In mode ``"affine"`` a number is
 
     .. math:: \hat w = s\, q + \beta
 
@@ -73,13 +64,13 @@ class QuantizedLinear(_Quantized):
     ``"mxfp8"``); NVIDIA, `Pretraining large language models with NVFP4 <https://arxiv.org/abs/2509.25149>`_ (``"nvfp4"``).
 
     Such a layer usually comes from a :class:`Linear`, by :func:`frostleaf.quantize` or :meth:`from_linear`, or gets its arrays
-    from a file. By itself it draws a weight as ``Linear`` does and quantizes it, when its arrays are first needed;
-    ``fl.eval(model, at_once=0)`` does so layer by layer, with one weight in full at a time. Its bias starts at 0.
+    from a file. Built alone, it draws a weight as ``Linear`` does and quantizes it when its arrays are first needed;
+    ``fl.eval(model, at_once=0)`` does so layer by layer, with one full weight at a time. Its bias starts at 0.
 
-    Weight, scales and biases are buffers: not trained, whatever is unfrozen. The bias starts frozen, and ``unfreeze`` makes it
-    trainable. ``astype`` casts the bias alone, since scales and biases belong to the quantized weight, unless a predicate asks
-    for them: ``layer.astype(mx.float16, lambda dtype: dtype == mx.float32)``. The output has the widest dtype of input,
-    scales and bias. MLX does not map products with a quantized weight: ``vmap`` raises its error.
+    Weight, scales and biases are buffers: ``unfreeze`` does not make them trainable. The bias starts frozen, and ``unfreeze``
+    makes it trainable. ``astype`` casts the bias alone, since scales and biases belong to the quantized weight, unless a
+    predicate asks for them: ``layer.astype(mx.float16, lambda dtype: dtype == mx.float32)``. The output has the widest dtype of
+    input, scales and bias. MLX does not map products with a quantized weight: ``vmap`` raises its error.
 
     Args:
         input_dims: The length of the input's last axis, a multiple of ``group_size``.
@@ -128,7 +119,7 @@ class QuantizedLinear(_Quantized):
         key: mx.array | None = None,
     ) -> None:
         input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         self.group_size, self.bits = _settings(self, group_size, bits, mode)
         self.mode = mode
         weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
@@ -160,15 +151,15 @@ class QuantizedLinear(_Quantized):
         output_dims, input_dims = _matrix(cls, linear).shape
         layer = cls(input_dims, output_dims, False, group_size, bits, mode, **_undrawn())
         bias = getattr(linear, "bias", None)
-        frozen = bias is not None and is_frozen(linear, "bias")
-        return layer._of(linear, frozenset({"bias"} if frozen else ()), bias=bias)
+        frozen = bias is not None and metadata_of(linear).freezes("bias")
+        return layer._quantizing(linear, frozenset({"bias"} if frozen else ()), bias=bias)
 
 
 class QuantizedEmbedding(_Quantized):
     r"""Look up one row of a quantized weight for each integer of the input: :math:`y_{i} = \hat W_{x_i}`.
 
-    The weight is kept as in :class:`QuantizedLinear` and is not trained. By itself the layer draws it as :class:`Embedding`
-    does and quantizes it.
+    The weight is quantized as in :class:`QuantizedLinear` and not trained. Built alone, the layer draws it as
+    :class:`Embedding` does and quantizes it.
 
     Args:
         num_embeddings: The number of rows: the size of the vocabulary.
@@ -211,7 +202,7 @@ class QuantizedEmbedding(_Quantized):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         self.group_size, self.bits = _settings(self, group_size, bits, mode)
         self.mode = mode
         self.num_embeddings = size(self, "num_embeddings", num_embeddings)
@@ -221,9 +212,9 @@ class QuantizedEmbedding(_Quantized):
 
     def __call__(self, x: mx.array) -> mx.array:
         lead = lookup(self, self.weight, x).shape[:-1]
-        if not lead:  # MLX dequantizes matrices alone,
+        if not lead:  # MLX dequantizes only matrices
             return self._rows((None, x))[0]
-        if 0 in lead:  # and not empty ones.
+        if 0 in lead:  # MLX does not dequantize an empty matrix
             return self._rows(slice(1))[:0].reshape(*lead, self.dims)
         return self._rows(x)
 
@@ -268,19 +259,19 @@ class QuantizedEmbedding(_Quantized):
         """
         embedding: Any = embedding_layer
         num_embeddings, dims = _matrix(cls, embedding).shape
-        return cls(num_embeddings, dims, group_size, bits, mode, **_undrawn())._of(embedding)
+        return cls(num_embeddings, dims, group_size, bits, mode, **_undrawn())._quantizing(embedding)
 
 
 class QQLinear(Module):
     r"""Quantize the input, and multiply it by a quantized weight: :math:`y = \hat x \hat W^\top`.
 
-    In training mode the layer has its weight in full, and quantizes it in each call, so that the weight can be trained. In
+    In training mode the layer has its full weight and quantizes it in each call, so that the weight can be trained. In
     evaluation mode it has the quantized weight and its scales: ``eval()`` returns a layer whose weight is quantized, and
-    ``train()`` one whose weight is what can be made of that, in ``mx.bfloat16``. What ``eval()`` was called on still has the
-    weight in full.
+    ``train()`` one whose weight is dequantized, in ``mx.bfloat16``. The layer that ``eval()`` was called on still has the full
+    weight.
 
-    How numbers are quantized is told at :class:`QuantizedLinear`. What MLX can compute of this depends on the device: on a
-    CPU, for instance, one row of input in evaluation mode.
+    :class:`QuantizedLinear` says how numbers are quantized. What MLX can compute of this depends on the device: on a CPU, for
+    instance, one row of input in evaluation mode.
 
     Args:
         input_dims: The length of the input's last axis, a multiple of ``group_size``.
@@ -288,7 +279,7 @@ class QQLinear(Module):
         group_size: How many neighbours share a scale. Default: that of the mode.
         bits: How many bits a number takes. Default: that of the mode.
         mode: ``"nvfp4"`` or ``"mxfp8"``. Default: ``"nvfp4"``.
-        dtype: The dtype of the weight in full. Default: that of :func:`frostleaf.default_dtype`.
+        dtype: The dtype of the full weight. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values, as for :class:`Linear`. Default: ``mx.random``'s own state.
 
     Shapes:
@@ -330,14 +321,14 @@ class QQLinear(Module):
         key: mx.array | None = None,
     ) -> None:
         input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         self.group_size, self.bits = _settings(self, group_size, bits, mode)
-        if mode not in INPUT_MODES:
-            raise ValueError(NOT_AN_INPUT_MODE.format(mode=mode))
+        if mode not in ("nvfp4", "mxfp8"):
+            raise ValueError(f"Quantized activations are only supported for 'nvfp4' and 'mxfp8' modes, got {mode!r}.")
         self.mode = mode
         self.weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
         self.scales = None
-        _quantized(self.weight, self.group_size, self.bits, mode)  # whether it can be; nothing is computed
+        _quantized(self.weight, self.group_size, self.bits, mode)  # raises now if it can't be; nothing is computed
 
     def __call__(self, x: mx.array) -> mx.array:
         dims = self.weight.shape[-1] if self.scales is None else self.scales.shape[-1] * self.group_size
@@ -349,7 +340,7 @@ class QQLinear(Module):
             raise misfit(self, f"[N, {dims}]", x, error) from error
 
     def quantize(self) -> Self:
-        """Return the layer with its weight quantized, in the same mode of training. :meth:`eval` does this too.
+        """Return the layer with its weight quantized, in the same training mode. :meth:`eval` does this too.
 
         >>> import frostleaf as fl
         >>> fl.nn.QQLinear(32, 2).quantize().weight.dtype
@@ -358,10 +349,10 @@ class QQLinear(Module):
         if self.scales is not None:
             return self
         weight, scales, _ = _quantized(self.weight, self.group_size, self.bits, self.mode)
-        return edited(self, {"weight": weight, "scales": scales})
+        return evolve(self, {"weight": weight, "scales": scales})
 
     def dequantize(self) -> Self:
-        """Return the layer with its weight in full, as far as it is known: in ``mx.bfloat16``. :meth:`train` does this too.
+        """Return the layer with its weight dequantized, in ``mx.bfloat16``. :meth:`train` does this too.
 
         >>> import frostleaf as fl
         >>> fl.nn.QQLinear(32, 2).eval().dequantize()
@@ -370,7 +361,7 @@ class QQLinear(Module):
         if self.scales is None:
             return self
         weight = mx.dequantize(self.weight, self.scales, group_size=self.group_size, bits=self.bits, mode=self.mode)
-        return edited(self, {"weight": weight, "scales": None})
+        return evolve(self, {"weight": weight, "scales": None})
 
     def _set_training_mode(self, mode: bool) -> Self:
         layer = super()._set_training_mode(mode)
@@ -380,7 +371,7 @@ class QQLinear(Module):
     def from_linear(
         cls, linear_layer: Module, group_size: int | None = None, bits: int | None = None, mode: str = "nvfp4"
     ) -> Self:
-        """Return a layer with the weight of a :class:`Linear`, frozen if it was, in the mode of training that it is in.
+        """Return a layer with the weight of a :class:`Linear`, frozen if it was, in the same training mode.
 
         Args:
             linear_layer: The layer.
@@ -399,33 +390,36 @@ class QQLinear(Module):
         output_dims, input_dims = _matrix(cls, linear).shape
         layer = cls(input_dims, output_dims, group_size, bits, mode, **_undrawn())
         if getattr(linear, "bias", None) is not None:
-            raise NotImplementedError(NO_BIAS)
-        frozen = frozenset({"weight"} if is_frozen(linear, "weight") else ())
-        return edited(layer, {"weight": linear.weight}, frozen=frozen).train(linear.training)
+            advice = "Give it a Linear without: Linear(..., bias=False), or linear.replace(bias=None)"
+            raise NotImplementedError(f"QQLinear does not support bias yet. {advice}.")
+        frozen = frozenset({"weight"} if metadata_of(linear).freezes("weight") else ())
+        return evolve(layer, {"weight": linear.weight}, frozen=frozen).train(linear.training)
 
 
 def _settings(layer: Module, group_size: int | None, bits: int | None, mode: str) -> tuple[int, int]:
-    if not isinstance(mode, str) or mode not in MODES:
-        raise ValueError(NO_SUCH_MODE.format(mode=mode, modes=", ".join(MODES)))
-    usual_size, usual_bits = MODES[mode]
-    return size(layer, "group_size", group_size or usual_size), size(layer, "bits", bits or usual_bits)
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise ValueError(f"Invalid quantization mode {mode!r}. Valid modes are: {', '.join(_MODES)}.")
+    default_size, default_bits = _MODES[mode]
+    return size(layer, "group_size", group_size or default_size), size(layer, "bits", bits or default_bits)
 
 
 def _matrix(cls: type[Module], layer: Any) -> mx.array:
-    """Return the weight of a layer of which one of class ``cls`` is to be made."""
+    """Return the weight of a layer that is to be quantized as ``cls``."""
     weight = getattr(layer, "weight", None) if isinstance(layer, Module) else None
     if not isinstance(weight, mx.array) or weight.ndim != 2 or not mx.issubdtype(weight.dtype, mx.floating):
-        raise ValueError(NO_MATRIX.format(cls=cls.__name__, given=layer))
+        wanted = "a frostleaf module that has a floating-point weight of two axes"
+        raise ValueError(f"{cls.__name__} is made of {wanted}, and was given {layer!r}")
     return weight
 
 
 def _quantized(weight: mx.array, group_size: int, bits: int, mode: str) -> tuple[mx.array, mx.array, mx.array | None]:
-    if weight.dtype == mx.float64:  # which MLX would refuse when the numbers are needed
-        raise ValueError(TOO_WIDE)
-    packed, scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
-    return packed, scales, biases[0] if biases else None
+    if weight.dtype == mx.float64:  # MLX would refuse it too, but only when the numbers are needed
+        advice = "Make the layer in mx.float32, mx.float16 or mx.bfloat16, or cast it first"
+        raise ValueError(f"MLX does not quantize numbers in mx.float64. {advice}.")
+    codes, scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
+    return codes, scales, biases[0] if biases else None
 
 
 def _undrawn() -> dict[str, Any]:
-    """Return options for a layer whose numbers will be replaced: they are never computed, and ``mx.random`` goes unused."""
+    """Return options for a layer whose numbers are replaced before they are computed: ``mx.random``'s state is not used."""
     return {"dtype": mx.float32, "key": mx.random.key(0)}

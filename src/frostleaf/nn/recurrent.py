@@ -1,4 +1,4 @@
-"""Layers that read a sequence one step after the other, each step with what the one before it left."""
+"""Layers that read a sequence step by step, with a state that goes from each step to the next."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from collections.abc import Callable
 import mlx.core as mx
 from mlx.nn.layers.activations import tanh
 
-from ..fields import static
+from ..core.fields import static
+from ..core.words import describe
 from ..module import Module
-from ..tree.compare import describe
 from .checks import misfit, size
-from .dtypes import floating
+from .dtypes import layer_dtype
 from .initial import split, uniform
-
-NOT_CALLABLE = "nonlinearity is a function or a module, or None for tanh, and was given as {value!r}"
-STATE = "{cls} takes a {name} state of shape {shape} with an input {x}, and was given {state}. The layer is {layer!r}"
 
 
 class RNN(Module):
-    r"""Read a sequence, each step of which mixes the input there with the state that the step before it left.
+    r"""Read a sequence step by step, and mix each input with the state of the step before it.
 
     .. math:: h_t = \tanh(W_{xh}\, x_t + W_{hh}\, h_{t-1} + b)
 
@@ -31,7 +28,7 @@ class RNN(Module):
         input_size: The length of the input's last axis, ``D``.
         hidden_size: The length of a state, ``H``.
         bias: Whether to add :math:`b`. Default: ``True``.
-        nonlinearity: A function, or a module, in place of :math:`\tanh`. Default: ``None``, which is :math:`\tanh`.
+        nonlinearity: A function or a module that replaces :math:`\tanh`. Default: ``None``, which is :math:`\tanh`.
         dtype: The dtype of the parameters. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
@@ -70,8 +67,8 @@ class RNN(Module):
         key: mx.array | None = None,
     ) -> None:
         if nonlinearity is not None and not callable(nonlinearity):
-            raise ValueError(NOT_CALLABLE.format(value=nonlinearity))
-        dtype = floating(dtype)
+            raise ValueError(f"nonlinearity is a function or a module, or None for tanh, and was given as {nonlinearity!r}")
+        dtype = layer_dtype(dtype)
         input_size, hidden_size = size(self, "input_size", input_size), size(self, "hidden_size", hidden_size)
         input_key, hidden_key, bias_key = split(key, 3)
         scale = 1 / math.sqrt(hidden_size)
@@ -100,7 +97,7 @@ class RNN(Module):
 
 
 class GRU(Module):
-    r"""Read a sequence with a state that gates let change or keep what it is.
+    r"""Read a sequence step by step, with gates that let the state change or stay.
 
     .. math::
 
@@ -154,7 +151,7 @@ class GRU(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         input_size, hidden_size = size(self, "input_size", input_size), size(self, "hidden_size", hidden_size)
         input_key, hidden_key, bias_key, inner_key = split(key, 4)
         scale = 1 / math.sqrt(hidden_size)
@@ -183,15 +180,15 @@ class GRU(Module):
                 projected = hidden @ self.Wh.T
                 gate = gate + projected[..., :-size]
                 recurrent = projected[..., -size:] if recurrent is None else projected[..., -size:] + recurrent
-            reset, keep = mx.split(mx.sigmoid(gate), 2, axis=-1)
-            new = mx.tanh(candidate if recurrent is None else candidate + reset * recurrent)
-            hidden = (1 - keep) * new if hidden is None else (1 - keep) * new + keep * hidden
+            r, z = mx.split(mx.sigmoid(gate), 2, axis=-1)
+            n = mx.tanh(candidate if recurrent is None else candidate + r * recurrent)
+            hidden = (1 - z) * n if hidden is None else (1 - z) * n + z * hidden
             states.append(hidden)
         return mx.stack(states, axis=-2)
 
 
 class LSTM(Module):
-    r"""Read a sequence with a state and, beside it, a cell that gates let forget, take in and give out.
+    r"""Read a sequence step by step, with a cell beside the state, and gates that let it forget, take in and give out.
 
     .. math::
 
@@ -247,7 +244,7 @@ class LSTM(Module):
         dtype: mx.Dtype | None = None,
         key: mx.array | None = None,
     ) -> None:
-        dtype = floating(dtype)
+        dtype = layer_dtype(dtype)
         input_size, hidden_size = size(self, "input_size", input_size), size(self, "hidden_size", hidden_size)
         input_key, hidden_key, bias_key = split(key, 3)
         scale = 1 / math.sqrt(hidden_size)
@@ -272,10 +269,10 @@ class LSTM(Module):
         for step in range(x.shape[-2]):
             here = x[..., step, :]
             gates = here if hidden is None else mx.addmm(here, hidden, self.Wh.T)
-            take, keep, new, give = mx.split(gates, 4, axis=-1)
-            taken = mx.sigmoid(take) * mx.tanh(new)
-            cell = taken if cell is None else mx.sigmoid(keep) * cell + taken
-            hidden = mx.sigmoid(give) * mx.tanh(cell)
+            i, f, g, o = mx.split(gates, 4, axis=-1)
+            new = mx.sigmoid(i) * mx.tanh(g)
+            cell = new if cell is None else mx.sigmoid(f) * cell + new
+            hidden = mx.sigmoid(o) * mx.tanh(cell)
             states.append(hidden)
             cells.append(cell)
         return mx.stack(states, axis=-2), mx.stack(cells, axis=-2)
@@ -291,9 +288,9 @@ def _check_input(layer: Module, weight: mx.array, x: mx.array) -> None:
 
 
 def _check_state(layer: RNN | GRU | LSTM, name: str, state: mx.array | None, x: mx.array, wide: bool = False) -> None:
-    """Raise an error unless the state is as long as it has to be, and its other axes broadcast with the input's but two.
+    """Check that the state's last axis is of length ``hidden_size``, and that its other axes broadcast with the batch.
 
-    With ``wide`` they must be no fewer and no shorter than these: MLX's ``addmm``, which adds the input to the state's
+    With ``wide`` these must be the axes that the two broadcast to: MLX's ``addmm``, which adds the input to the state's
     projection, does not broadcast the projection.
     """
     batch, size = x.shape[:-2], layer.hidden_size
@@ -305,5 +302,5 @@ def _check_state(layer: RNN | GRU | LSTM, name: str, state: mx.array | None, x: 
         both = None
     if state.shape[-1:] != (size,) or both is None or (wide and both != state.shape[:-1]):
         shape = f"[{','.join(map(str, (*batch, size)))}]"
-        shown = {"shape": shape, "x": describe(x), "state": describe(state), "layer": layer}
-        raise ValueError(STATE.format(cls=type(layer).__name__, name=name, **shown))
+        takes = f"{type(layer).__name__} takes a {name} state of shape {shape} with an input {describe(x)}"
+        raise ValueError(f"{takes}, and was given {describe(state)}. The layer is {layer!r}")

@@ -5,21 +5,26 @@ from mlx.optimizers import cosine_decay, exponential_decay, join_schedules, line
 from .accumulating import Accumulate, AccumulateState, accumulate
 from .averaging import EMA, EMAState, ema
 from .chaining import Chain, chain
-from .clipping import clip_by_global_norm, clip_by_value
+from .clipping import ClipByGlobalNorm, ClipByValue, clip_by_global_norm, clip_by_value
 from .flattening import Flattened, FlattenedState, flatten
+from .masking import Masked, masked
+from .multi_optimizer import MultiOptimizer, MultiState, multi
 from .optimizer import Optimizer, SharedArrayWarning
-from .packing import Packed, pack
+from .packing import Packed, TrainedArrays, pack
 from .rule import OptimizerState, Rule, wrap
 from .rules import SGD, AdaDelta, Adafactor, Adagrad, Adam, Adamax, AdamW, Lion, Muon, RMSprop
 from .scaling import DynamicLossScale, StaticLossScale
-from .selections import Masked, MultiOptimizer, MultiState, masked, multi
 from .skipping import SkipNonfinite, SkipState, all_finite, skip_nonfinite
 
 __all__ = [
     "EMA", "SGD", "Accumulate", "AccumulateState", "AdaDelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Chain",
-    "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion", "Masked", "MultiOptimizer", "MultiState", "Muon",
-    "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "SharedArrayWarning", "SkipNonfinite", "SkipState",
-    "StaticLossScale", "accumulate", "all_finite", "chain", "clip_by_global_norm", "clip_by_value", "cosine_decay", "ema",
-    "exponential_decay", "flatten", "join_schedules", "linear_schedule", "masked", "multi", "pack", "skip_nonfinite",
-    "step_decay", "wrap",
+    "ClipByGlobalNorm", "ClipByValue", "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion", "Masked",
+    "MultiOptimizer", "MultiState", "Muon", "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "SharedArrayWarning",
+    "SkipNonfinite", "SkipState", "StaticLossScale", "TrainedArrays", "accumulate", "all_finite", "chain",
+    "clip_by_global_norm", "clip_by_value", "cosine_decay", "ema", "exponential_decay", "flatten", "join_schedules",
+    "linear_schedule", "masked", "multi", "pack", "skip_nonfinite", "step_decay", "wrap",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

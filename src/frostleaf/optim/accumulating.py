@@ -7,14 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..fields import buffer, static
+from ..core.fields import buffer, static
 from ..module import Module
-from .carrying import kept
-from .optimizer import Optimizer, Wrapper, require_optimizer, unlike
+from .adapting import carry_over
+from .optimizer import Optimizer, array_differences, require_optimizer
 from .parameters import Parameters
-from .selecting import either
-
-NOT_A_COUNT = "accumulate takes the number of batches for each step, 1 or more, and was given {given!r}"
+from .wrapper import StatefulWrapper, tree_where
 
 
 class AccumulateState(Module):
@@ -23,7 +21,7 @@ class AccumulateState(Module):
     Attributes:
         inner: The state of the optimizer.
         gradients: The sum of the gradients since the last step, by dotted path; for half-precision parameters in float32.
-        count: How many there are in it, uint32, shape ().
+        count: The number of gradients in the sum, uint32, shape ().
     """
 
     inner: Any = buffer()
@@ -31,7 +29,7 @@ class AccumulateState(Module):
     count: mx.array = buffer()
 
 
-class Accumulate(Wrapper):
+class Accumulate(StatefulWrapper):
     """An optimizer that takes a step for several batches, as made by :func:`accumulate`."""
 
     n: int = static()
@@ -51,20 +49,19 @@ class Accumulate(Wrapper):
         count = state.count + 1
         mean = {name: (array / count).astype(gradients[name].dtype) for name, array in total.items()}
         new, inner = self.optimizer._update(parameters, mean, state.inner)
-        due = count >= self.n  # there are more if n was larger before
+        due = count >= self.n  # the count is above n if n was larger before
         zeros = {name: mx.zeros_like(array) for name, array in total.items()}
-        after = AccumulateState(
-            either(due, inner, state.inner), either(due, zeros, total), mx.where(due, mx.zeros_like(count), count)
-        )
-        return either(due, new, dict(parameters.arrays)), after
+        inner, total = tree_where(due, inner, state.inner), tree_where(due, zeros, total)
+        after = AccumulateState(inner, total, mx.where(due, mx.zeros_like(count), count))
+        return tree_where(due, new, dict(parameters.arrays)), after
 
     def _differences(self, parameters: Parameters, state: AccumulateState) -> Iterator[str]:
-        yield from self.optimizer._differences(parameters, state.inner)
-        yield from unlike(_zeros(parameters), state.gradients, "sum of gradients")
+        yield from super()._differences(parameters, state)
+        yield from array_differences(_zeros(parameters), state.gradients, "sum of gradients")
 
     def _adapt(self, state: AccumulateState, parameters: Parameters) -> AccumulateState:
         inner = self.optimizer._adapt(state.inner, parameters)
-        return AccumulateState(inner, kept(_zeros(parameters), state.gradients, parameters, state), state.count)
+        return AccumulateState(inner, carry_over(_zeros(parameters), state.gradients, parameters, state), state.count)
 
 
 def accumulate(opt: Optimizer, n: int) -> Accumulate:
@@ -72,12 +69,12 @@ def accumulate(opt: Optimizer, n: int) -> Accumulate:
 
     .. math:: g = \frac{1}{n} \sum_{i=1}^{n} g_i
 
-    In between the model stays as it is. For a loss that is a mean over the batch this is what one batch of ``n`` times the size
-    does, in the memory of the small one.
+    Between steps the model does not change. If the loss is a mean over the batch, a step is that of one batch ``n`` times as
+    large, in the memory of a small one.
 
     Args:
         opt: Any optimizer.
-        n: How many updates make a step.
+        n: The number of updates in a step.
 
     Raises:
         TypeError: If ``opt`` is something else.
@@ -91,7 +88,7 @@ def accumulate(opt: Optimizer, n: int) -> Accumulate:
     """
     require_optimizer(opt, "accumulate")
     if type(n) is not int or n < 1:
-        raise ValueError(NOT_A_COUNT.format(given=n))
+        raise ValueError(f"accumulate takes the number of batches for each step, 1 or more, and was given {n!r}")
     return Accumulate(opt, n)
 
 

@@ -7,15 +7,14 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..fields import buffer, static
+from ..core.fields import buffer, static
 from ..module import Module
-from .carrying import kept
-from .optimizer import Optimizer, Wrapper, require_optimizer, unlike
+from .adapting import carry_over
+from .optimizer import Optimizer, array_differences, require_optimizer
 from .parameters import Parameters, parameters_of, with_parameters
+from .wrapper import StatefulWrapper
 
 T = TypeVar("T")
-
-NOT_A_DECAY = "ema takes a decay from 0 to 1, and was given {given!r}"
 
 
 class EMAState(Module):
@@ -30,7 +29,7 @@ class EMAState(Module):
     average: Mapping[str, mx.array] = buffer(cast=False)
 
 
-class EMA(Wrapper):
+class EMA(StatefulWrapper):
     """An optimizer that keeps an average of the model, as made by :func:`ema`."""
 
     decay: float = static()
@@ -41,11 +40,11 @@ class EMA(Wrapper):
         self.optimizer, self.decay = optimizer, decay
 
     def averaged(self, model: T, state: EMAState) -> T:
-        """Return the model with the averages of its trained parameters. The rest is the model's own.
+        """Return the model with the averages of its trained parameters, and everything else as it is.
 
         Args:
             model: The model that ``state`` is for.
-            state: The state that came with it.
+            state: The state from the last update.
 
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer.
@@ -69,12 +68,12 @@ class EMA(Wrapper):
         return new, EMAState(inner, average)
 
     def _differences(self, parameters: Parameters, state: EMAState) -> Iterator[str]:
-        yield from self.optimizer._differences(parameters, state.inner)
-        yield from unlike(_precise(parameters.arrays), state.average, "average")
+        yield from super()._differences(parameters, state)
+        yield from array_differences(_precise(parameters.arrays), state.average, "average")
 
     def _adapt(self, state: EMAState, parameters: Parameters) -> EMAState:
         inner = self.optimizer._adapt(state.inner, parameters)
-        return EMAState(inner, kept(_precise(parameters.arrays), state.average, parameters, state))
+        return EMAState(inner, carry_over(_precise(parameters.arrays), state.average, parameters, state))
 
 
 def ema(opt: Optimizer, decay: float) -> EMA:
@@ -102,11 +101,11 @@ def ema(opt: Optimizer, decay: float) -> EMA:
     """
     require_optimizer(opt, "ema")
     if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 <= decay <= 1:
-        raise ValueError(NOT_A_DECAY.format(given=decay))
+        raise ValueError(f"ema takes a decay from 0 to 1, and was given {decay!r}")
     return EMA(opt, float(decay))
 
 
 def _precise(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Return the arrays with those of half precision, in which an average would soon stand still, in float32."""
+    """Return the arrays with those of half precision in float32: in half precision an average soon stands still."""
     half = mx.float16, mx.bfloat16
     return {name: array.astype(mx.float32) if array.dtype in half else array for name, array in arrays.items()}

@@ -9,36 +9,44 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 
+from ..core.definition import Node
+from ..core.fields import static
 from ..display.text import text
-from ..fields import static
-from ..node import Node
-
-NOT_A_LIMIT = "{name} of {function} is a number, 0 or more, and was given as {given!r}"
 
 
-class _Clip(Node):
-    limit: float = static()
+class ClipByGlobalNorm(Node):
+    """A function that scales gradients down to a norm, as made by :func:`clip_by_global_norm`."""
 
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    max_norm: float = static()
+
+    def __init__(self, max_norm: float) -> None:
+        self.max_norm = max_norm
+
+    def __call__(self, gradients: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        clipped: dict[str, mx.array] = mlx.optimizers.clip_grad_norm(dict(gradients), self.max_norm)[0]  # type: ignore[no-untyped-call]
+        return clipped
 
     def __repr__(self) -> str:
         return text(self)
 
 
-class _ClipByGlobalNorm(_Clip):
+class ClipByValue(Node):
+    """A function that clips each number of the gradients, as made by :func:`clip_by_value`."""
+
+    max_value: float = static()
+
+    def __init__(self, max_value: float) -> None:
+        self.max_value = max_value
+
     def __call__(self, gradients: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        clipped: dict[str, mx.array] = mlx.optimizers.clip_grad_norm(dict(gradients), self.limit)[0]  # type: ignore[no-untyped-call]
-        return clipped
+        return {name: mx.clip(array, -self.max_value, self.max_value) for name, array in gradients.items()}
+
+    def __repr__(self) -> str:
+        return text(self)
 
 
-class _ClipByValue(_Clip):
-    def __call__(self, gradients: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        return {name: mx.clip(array, -self.limit, self.limit) for name, array in gradients.items()}
-
-
-def clip_by_global_norm(max_norm: float) -> _ClipByGlobalNorm:
-    r"""Return what scales gradients down to a norm, for :func:`chain`.
+def clip_by_global_norm(max_norm: float) -> ClipByGlobalNorm:
+    r"""Return a function for :func:`chain` that scales gradients down to a norm.
 
     .. math:: g \leftarrow g \min\left(1, \frac{c}{\lVert g \rVert + 10^{-6}}\right), \qquad
         \lVert g \rVert = \sqrt{\textstyle\sum_i \lVert g_i \rVert^2}
@@ -58,11 +66,11 @@ def clip_by_global_norm(max_norm: float) -> _ClipByGlobalNorm:
     >>> opt.update(w, mx.array([3.0, 4.0]), opt.init(w))[0].round(4)
     array([-0.6, -0.8], dtype=float32)
     """
-    return _ClipByGlobalNorm(_limit(max_norm, "max_norm", "clip_by_global_norm"))
+    return ClipByGlobalNorm(_limit(max_norm, "max_norm", "clip_by_global_norm"))
 
 
-def clip_by_value(max_value: float) -> _ClipByValue:
-    r"""Return what cuts each number of the gradients off, for :func:`chain`: :math:`g \leftarrow \max(-c, \min(c, g))`.
+def clip_by_value(max_value: float) -> ClipByValue:
+    r"""Return a function for :func:`chain` that clips each number of the gradients: :math:`g \leftarrow \max(-c, \min(c, g))`.
 
     Args:
         max_value: :math:`c`.
@@ -76,10 +84,10 @@ def clip_by_value(max_value: float) -> _ClipByValue:
     >>> opt.update(w, mx.array([3.0, -0.5]), opt.init(w))[0]
     array([-1, 0.5], dtype=float32)
     """
-    return _ClipByValue(_limit(max_value, "max_value", "clip_by_value"))
+    return ClipByValue(_limit(max_value, "max_value", "clip_by_value"))
 
 
 def _limit(given: Any, name: str, function: str) -> float:
     if not isinstance(given, int | float) or isinstance(given, bool) or not given >= 0 or math.isnan(given):
-        raise ValueError(NOT_A_LIMIT.format(name=name, function=function, given=given))
+        raise ValueError(f"{name} of {function} is a number, 0 or more, and was given as {given!r}")
     return float(given)

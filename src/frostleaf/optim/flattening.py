@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 
-from ..fields import static
-from ..tree.compare import describe
-from .carrying import Trained, kept_of_packed, trained_in
+from ..core.fields import static
+from ..core.words import describe
+from .adapting import carry_over_packed
 from .optimizer import Optimizer
-from .packing import Packed, check_size, pack
-from .parameters import Parameters, laid_out, parameters_of, with_parameters
+from .packing import Packed, TrainedArrays, check_size, pack, trained_arrays_of
+from .parameters import Parameters, pack_gradients, parameters_of, with_parameters
 from .rule import OptimizerState, Rule, carried_scalars, require_rule_of
 
 ELEMENTWISE = {
@@ -27,21 +27,15 @@ ELEMENTWISE = {
     mlx.optimizers.Lion,
 }
 
-NOT_A_RULE = "fl.optim.flatten takes an optimizer with one of MLX's rules, such as fl.optim.Adam(1e-3), and was given {given}"
-NOT_ELEMENTWISE = (
-    "{rule} can't be flattened: it is not known to update every number by itself, whatever array the number is in, as {known} "
-    "do. If yours does, say fl.optim.flatten(opt, elementwise=True)"
-)
-
 
 class FlattenedState(OptimizerState):
-    """What a flattened optimizer remembers, and of which arrays: vectors of one length can be made of very different ones.
+    """What a flattened optimizer remembers, and of which arrays: very different arrays can make vectors of one length.
 
     Attributes:
-        trained: The arrays that the vectors and the large arrays of the packed model are.
+        trained: The arrays in the vectors, and the large ones.
     """
 
-    trained: Trained = static()
+    trained: TrainedArrays = static()
 
 
 class Flattened(Optimizer):
@@ -56,23 +50,23 @@ class Flattened(Optimizer):
         self.optimizer, self.max_size = optimizer, max_size
 
     def _init(self, parameters: Parameters) -> FlattenedState:
-        packed = self._packed(parameters)
-        return _with_record(self.optimizer._init(_arrays(packed)), packed)
+        packed = self._pack(parameters)
+        return _flattened_state(self.optimizer._init(_arrays(packed)), packed)
 
     def _update(
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: FlattenedState
     ) -> tuple[dict[str, mx.array], FlattenedState]:
-        packed = self._packed(parameters)
-        if not parameters.packed:
-            gradients = laid_out(packed, [gradients[name] for name in parameters.arrays])
+        packed = self._pack(parameters)
+        if not parameters.is_packed:
+            gradients = pack_gradients(packed, [gradients[name] for name in parameters.arrays])
         new, after = self.optimizer._update(_arrays(packed), gradients, state)
-        if not parameters.packed:
+        if not parameters.is_packed:
             new = with_parameters(packed, new).unpack()
-        return new, _with_record(after, packed)
+        return new, _flattened_state(after, packed)
 
     def _differences(self, parameters: Parameters, state: FlattenedState) -> Iterator[str]:
-        packed = self._packed(parameters)
-        if found := list(_differences(trained_in(packed), state.trained)):
+        packed = self._pack(parameters)
+        if found := list(_differences(trained_arrays_of(packed), state.trained)):
             yield from found
         else:
             yield from self.optimizer._differences(_arrays(packed), state)
@@ -82,7 +76,7 @@ class Flattened(Optimizer):
         slots = {vector: dict(slot) for vector, slot in fresh.slots.items()}
         for key in {key for slot in slots.values() for key in slot}:
             new, old = ({name: slot[key] for name, slot in each.items() if key in slot} for each in (slots, state.slots))
-            for vector, array in kept_of_packed(new, old, fresh.trained, state.trained).items():
+            for vector, array in carry_over_packed(new, old, fresh.trained, state.trained).items():
                 slots[vector][key] = array
         scalars = carried_scalars(fresh, state)
         return FlattenedState(state.step, scalars, slots, fresh.rule, fresh.trained)
@@ -94,20 +88,27 @@ class Flattened(Optimizer):
         super()._require_state(state, method)
         require_rule_of(state, self.optimizer, type(self).__name__, method)
 
-    def _packed(self, parameters: Parameters) -> Packed[Any]:
-        return parameters.model if parameters.packed else pack(dict(parameters.arrays), self.max_size)
+    def _pack(self, parameters: Parameters) -> Packed[Any]:
+        return parameters.model if parameters.is_packed else pack(dict(parameters.arrays), self.max_size)
+
+
+NOT_A_RULE = "fl.optim.flatten takes an optimizer with one of MLX's rules, such as fl.optim.Adam(1e-3), and was given {given}"
+NOT_ELEMENTWISE = (
+    "{rule} can't be flattened: it is not known to update every number by itself, whatever array the number is in, as {known} "
+    "do. If yours does, say fl.optim.flatten(opt, elementwise=True)"
+)
 
 
 def flatten(opt: Rule, *, max_size: int = 4096, elementwise: bool | None = None) -> Flattened:
-    """Return an optimizer that updates the small arrays of a model together, and computes the same.
+    """Return an optimizer that updates the small arrays of a model together, with the same results.
 
-    They are laid end to end, one vector for each dtype, in its state and while it updates: for many small arrays a step hands
-    over less and has fewer kernels to start. A model that stays packed from step to step, see :func:`pack`, saves most.
+    They are laid end to end, one vector for each dtype, in its state and while it updates. For many small arrays a step then
+    hands over fewer arrays and starts fewer kernels. A model that stays packed between steps, see :func:`pack`, saves the most.
 
     Args:
         opt: An optimizer whose rule updates every number by itself: SGD, RMSprop, Adagrad, AdaDelta, Adam, AdamW, Adamax, Lion.
-            What is to be around it goes around the result: ``chain(clip_by_global_norm(1.0), flatten(opt))``.
-        max_size: Arrays of more elements are left alone, see :func:`pack`, which has to be given the same. Default: ``4096``.
+            Wrap the result rather than ``opt``: ``chain(clip_by_global_norm(1.0), flatten(opt))``.
+        max_size: Arrays of more elements are not packed. Give :func:`pack` the same number. Default: ``4096``.
         elementwise: Whether the rule updates every number by itself, for a rule of your own. Default: known for MLX's.
 
     Raises:
@@ -129,21 +130,21 @@ def flatten(opt: Rule, *, max_size: int = 4096, elementwise: bool | None = None)
 
 
 def _arrays(packed: Packed[Any]) -> Parameters:
-    """Return the arrays of the packed tree as parameters like any others."""
+    """Return the arrays of the packed tree as the parameters of a model that is not packed."""
     return Parameters(parameters_of(packed).arrays, None)
 
 
-def _with_record(state: OptimizerState, packed: Packed[Any]) -> FlattenedState:
-    return FlattenedState(state.step, state.hyperparameters, state.slots, state.rule, trained_in(packed))
+def _flattened_state(state: OptimizerState, packed: Packed[Any]) -> FlattenedState:
+    return FlattenedState(state.step, state.hyperparameters, state.slots, state.rule, trained_arrays_of(packed))
 
 
-def _differences(expected: Trained, given: Trained) -> Iterator[str]:
+def _differences(expected: TrainedArrays, given: TrainedArrays) -> Iterator[str]:
     """Yield in words how the arrays of a model differ from those that a state is for."""
     if expected == given:
         return
-    here, there = ({name: f"{place} {shape}" for name, place, shape in each.arrays} for each in (expected, given))
-    both = here.keys() & there.keys()
-    found = [f"{name!r} is not trainable" for name in there.keys() - here.keys()]
-    found += [f"{name!r} has no state" for name in here.keys() - there.keys()]
-    found += [f"{name!r} is in {here[name]} and was in {there[name]}" for name in both if here[name] != there[name]]
+    now, then = ({name: f"{place} {shape}" for name, place, shape in each.arrays} for each in (expected, given))
+    both = now.keys() & then.keys()
+    found = [f"{name!r} is not trainable" for name in then.keys() - now.keys()]
+    found += [f"{name!r} has no state" for name in now.keys() - then.keys()]
+    found += [f"{name!r} is in {now[name]} and was in {then[name]}" for name in both if now[name] != then[name]]
     yield from found or ["the order of its arrays"]

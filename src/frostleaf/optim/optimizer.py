@@ -1,4 +1,4 @@
-"""What all optimizers do alike: they take a model, its gradients and a state, and return a model and a state."""
+"""What every optimizer does: it takes a model, its gradients and a state, and returns a model and a state."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any, ClassVar, TypeVar
 
 import mlx.core as mx
 
+from ..core.definition import Node
+from ..core.words import describe
 from ..display.text import text
 from ..module import Module
-from ..node import Node
-from ..tree.compare import describe
 from .parameters import Parameters, gradients_of, parameters_of, with_parameters
 
 T = TypeVar("T")
+
+
+class SharedArrayWarning(UserWarning):
+    """A model given to an optimizer has one array at several places that are not tied."""
+
 
 NOTHING_TO_TRAIN = (
     "the {tree} given to {optimizer}.{method} has nothing to train: every parameter is frozen, or none is of a floating-point "
@@ -25,35 +30,21 @@ OTHER_STATE = (
     "the state given to {optimizer}.{method} is not the state of this optimizer and model: {differences}. If the model was "
     "frozen or changed since, carry over what still applies with {optimizer}.adapt(state, model)"
 )
-NOT_AN_OPTIMIZER = (
-    "{function} takes an optimizer such as fl.optim.Adam(1e-3), or fl.optim.wrap(cls)(1e-3) for a class of MLX's kind, and was "
-    "given {given}"
-)
-SHARED = (
-    "one array stands at {paths}, which are trained apart: from the first step on each has its own. To train them as one, "
-    "{advice}"
-)
-TIE = "tie them: model = model.tie({ties})"
-NO_MODULE = "hold them in a module, in place of the {tree}, and tie them: see fl.Module.tie"
-
-
-class SharedArrayWarning(UserWarning):
-    """An optimizer was given a model in which one array stands at several places that are not tied."""
 
 
 class Optimizer(Node):
-    """What trains a model: the base of all optimizers.
+    """The base of all optimizers.
 
-    An optimizer holds no arrays and never changes, so that one value serves any number of models. What it remembers is a tree
-    that is passed in and returned. A new one is a class with the methods below whose names begin with an underscore: they see
-    arrays by name, in place of a model.
+    An optimizer holds no arrays and never changes, so one value serves any number of models. What it remembers is a tree that
+    is passed in and returned. A new kind of optimizer is a subclass that defines the methods below whose names begin with an
+    underscore, which are given arrays by name instead of a model.
     """
 
     # The class of its states.
     __state__: ClassVar[type[Module]]
 
     def init(self, model: Any) -> Any:
-        """Return the state with which to begin training a model.
+        """Return the initial state for a model.
 
         Args:
             model: A module, or any tree of arrays. State is made for the trainable floating-point leaves only.
@@ -62,32 +53,24 @@ class Optimizer(Node):
             ValueError: If there are none.
 
         Warns:
-            SharedArrayWarning: If one array stands at two such places. :meth:`Module.tie` makes them one.
+            SharedArrayWarning: If one array is several of these leaves. :meth:`Module.tie` makes them one.
 
         >>> import frostleaf as fl
         >>> sorted(fl.optim.AdamW(1e-3).init(fl.nn.Linear(2, 2)).slots["weight"])
         ['m', 'v']
         """
         parameters = self._parameters(model, "init")
-        paths: dict[int, list[str]] = {}
-        for path, array in parameters.arrays.items():
-            paths.setdefault(id(array), []).append(path)
-        for shared in paths.values():
-            if len(shared) > 1:
-                ties = dict.fromkeys(shared[1:], shared[0])
-                advice = TIE.format(ties=ties) if isinstance(model, Module) else NO_MODULE.format(tree=type(model).__name__)
-                message = SHARED.format(paths=" and ".join(map(repr, shared)), advice=advice)
-                warnings.warn(message, SharedArrayWarning, stacklevel=2)
+        _warn_of_shared_arrays(parameters)
         return self._init(parameters)
 
     def update(self, model: T, grads: Any, state: Any) -> tuple[T, Any]:
-        """Return the model after one step, and the state after it.
+        """Take one step: return the model and the state after it.
 
         Args:
             model: The tree that ``state`` was made for.
             grads: Its gradients, as :func:`frostleaf.grad` returns them: an array for each trainable leaf, ``None`` elsewhere.
-                For a packed model those of the unpacked one.
-            state: As returned by :meth:`init`, or by the update before.
+                For a packed model, the gradients of the unpacked model.
+            state: As returned by :meth:`init` or by the last update.
 
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer.
@@ -107,10 +90,10 @@ class Optimizer(Node):
         return with_parameters(model, new), after
 
     def adapt(self, state: Any, model: Any) -> Any:
-        """Return the state for a model that was frozen, unfrozen or changed: what still applies, and the rest as it begins.
+        """Return the state for a model that was frozen, unfrozen or changed, with what still applies carried over.
 
-        What is remembered of a parameter applies if the parameter has the name, shape and dtype that it had. Step counts and
-        hyperparameters are carried over.
+        What is remembered of a parameter applies if its name, shape and dtype are the same; for other parameters it is that of
+        a new state. Step counts and hyperparameters are carried over.
 
         Args:
             state: A state of this optimizer.
@@ -134,7 +117,7 @@ class Optimizer(Node):
         """Return the learning rate in a state, float32, shape (): that of the last step, if there is a schedule.
 
         To change one that is not scheduled, change the state: ``state.at("hyperparameters.learning_rate").set(mx.array(0.1))``.
-        In the state of a wrapper it is further down: ``"**.hyperparameters.learning_rate"`` is all that there are.
+        In the state of a wrapper it is further down: ``"**.hyperparameters.learning_rate"`` selects every one.
 
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer.
@@ -151,7 +134,7 @@ class Optimizer(Node):
         return self._learning_rate(state)
 
     def _init(self, parameters: Parameters) -> Any:
-        """Return the state for parameters, of which there may be none."""
+        """Return the initial state for the parameters, which may be none."""
         raise NotImplementedError
 
     def _update(self, parameters: Parameters, gradients: Mapping[str, mx.array], state: Any) -> tuple[dict[str, mx.array], Any]:
@@ -159,18 +142,19 @@ class Optimizer(Node):
         raise NotImplementedError
 
     def _differences(self, parameters: Parameters, state: Any) -> Iterator[str]:
-        """Yield in words what keeps a state, which is of the right class, from being one for the parameters."""
+        """Yield in words why a state of the right class is not one for the parameters."""
         raise NotImplementedError
 
     def _adapt(self, state: Any, parameters: Parameters) -> Any:
-        """Return the state for the parameters, with what still applies of another."""
+        """Return a state for the parameters, with what still applies of another state."""
         raise NotImplementedError
 
     def _learning_rate(self, state: Any) -> mx.array:
+        """Return the learning rate in a state."""
         raise NotImplementedError
 
     def _require_state(self, state: Any, method: str) -> None:
-        """Raise a ``TypeError`` unless this is a state of such an optimizer, for whatever model."""
+        """Raise a ``TypeError`` unless this is a state of such an optimizer, for any model."""
         if type(state) is not self.__state__:
             raise TypeError(NOT_A_STATE.format(optimizer=type(self).__name__, method=method, given=describe(state)))
 
@@ -190,17 +174,10 @@ class Optimizer(Node):
         return text(self)
 
 
-class Wrapper(Optimizer):
-    """An optimizer around another, whose state is the ``inner`` of its own."""
-
-    optimizer: Optimizer
-
-    def _learning_rate(self, state: Any) -> mx.array:
-        return self.optimizer._learning_rate(state.inner)
-
-    def _require_state(self, state: Any, method: str) -> None:
-        super()._require_state(state, method)
-        self.optimizer._require_state(state.inner, method)
+NOT_AN_OPTIMIZER = (
+    "{function} takes an optimizer such as fl.optim.Adam(1e-3), or fl.optim.wrap(cls)(1e-3) for a class of MLX's kind, and was "
+    "given {given}"
+)
 
 
 def require_optimizer(given: Any, function: str) -> None:
@@ -209,10 +186,31 @@ def require_optimizer(given: Any, function: str) -> None:
         raise TypeError(NOT_AN_OPTIMIZER.format(function=function, given=describe(given)))
 
 
-def unlike(expected: Mapping[str, mx.array], given: Mapping[str, mx.array], what: str) -> Iterator[str]:
-    """Yield in words how the arrays given differ from those expected, in name, shape or dtype."""
+def array_differences(expected: Mapping[str, mx.array], given: Mapping[str, mx.array], what: str) -> Iterator[str]:
+    """Yield in words how the given arrays differ from the expected ones in name, shape or dtype."""
     yield from (f"{name!r} is not trainable" for name in given.keys() - expected.keys())
     yield from (f"{name!r} has no {what}" for name in expected.keys() - given.keys())
     for name in expected.keys() & given.keys():
         if describe(expected[name]) != describe(given[name]):
             yield f"{what} of {name!r} is {describe(expected[name])} and the state has {describe(given[name])}"
+
+
+SHARED = (
+    "one array stands at {paths}, which are trained apart: from the first step on each has its own. To train them as one, "
+    "{advice}"
+)
+TIE = "tie them: model = model.tie({ties})"
+NO_MODULE = "hold them in a module, in place of the {tree}, and tie them: see fl.Module.tie"
+
+
+def _warn_of_shared_arrays(parameters: Parameters) -> None:
+    model = parameters.model
+    paths: dict[int, list[str]] = {}
+    for path, array in parameters.arrays.items():
+        paths.setdefault(id(array), []).append(path)
+    for shared in paths.values():
+        if len(shared) > 1:
+            ties = dict.fromkeys(shared[1:], shared[0])
+            advice = TIE.format(ties=ties) if isinstance(model, Module) else NO_MODULE.format(tree=type(model).__name__)
+            message = SHARED.format(paths=" and ".join(map(repr, shared)), advice=advice)
+            warnings.warn(message, SharedArrayWarning, stacklevel=3)

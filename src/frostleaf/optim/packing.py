@@ -1,4 +1,4 @@
-"""The small arrays of a model in a few long ones, so that a training step has little to hand over."""
+"""The small arrays of a model in a few long vectors, so that a training step has few arrays to hand over."""
 
 from __future__ import annotations
 
@@ -8,46 +8,48 @@ from typing import Any, Generic, TypeVar
 import attrs
 import mlx.core as mx
 
+from ..core.fields import buffer, static
+from ..core.structure import Structure
+from ..core.words import dtype_name
 from ..edits.freezing import trainable
-from ..fields import buffer, static
 from ..module import Module
 from ..tree.functions import flatten, unflatten
-from ..tree.structure import Structure
-from ..tree.vectors import dtype_name, laid_end_to_end, taken_apart
+from ..tree.vectors import concatenate, split
 
 T = TypeVar("T")
 
 LARGE, REST = "large", "rest"
-BAD_SIZE = "max_size is the number of elements up to which an array is packed, 0 or more, and was {given!r}"
-KEEPS_MODE = "packed modules keep the mode in which they were packed: write packed.unpack().eval(), not packed.eval()"
 
 
 @attrs.frozen
 class _Layout:
-    """Where the leaves of a tree are: for each, the dtype of a vector, ``"large"`` or ``"rest"``, and its shape."""
+    """Where the leaves of a tree are packed: for each, the dtype of a vector, ``"large"`` or ``"rest"``, and its shape."""
 
     structure: Structure
     places: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
-    def divided(self, leaves: Iterable[Any]) -> dict[str, list[Any]]:
-        """Return the leaves by place."""
-        divided: dict[str, list[Any]] = {place: [] for place in (*self.places, LARGE, REST)}
+    def by_place(self, leaves: Iterable[Any]) -> dict[str, list[Any]]:
+        """Group the leaves by place."""
+        groups: dict[str, list[Any]] = {place: [] for place in (*self.places, LARGE, REST)}
         for place, leaf in zip(self.places, leaves, strict=True):
-            divided[place].append(leaf)
-        return divided
+            groups[place].append(leaf)
+        return groups
 
     def shapes_of(self, place: str) -> list[tuple[int, ...]]:
         return [shape for each, shape in zip(self.places, self.shapes, strict=True) if each == place]
 
 
+KEEPS_MODE = "packed modules keep the mode in which they were packed: write packed.unpack().eval(), not packed.eval()"
+
+
 class Packed(Module, Generic[T]):
     """A tree whose small trainable arrays are laid end to end, as made by :func:`pack`. It is a tree itself.
 
-    The modules in it keep their mode and what they have frozen. To freeze a vector is to train none of the arrays in it.
+    The modules in it keep their mode and what they have frozen. Freezing a vector freezes every array in it.
 
     Attributes:
-        vectors: For the name of each dtype (``"float32"``) a vector with the small trainable arrays of that dtype.
+        vectors: By the name of a dtype (``"float32"``), a vector of all small trainable arrays of that dtype.
         large: The other trainable arrays, in order.
         rest: Arrays that are not trained: frozen parameters, buffers and integers.
     """
@@ -58,7 +60,7 @@ class Packed(Module, Generic[T]):
     layout: _Layout = static()
 
     def unpack(self) -> T:
-        """Return the tree. Its small arrays are views of the vectors, which are not copied.
+        """Return the tree. Its small arrays are views of the vectors, not copies.
 
         Raises:
             ValueError: If this was put in evaluation mode, which does not reach the modules in it.
@@ -72,7 +74,7 @@ class Packed(Module, Generic[T]):
             raise ValueError(KEEPS_MODE)
         arrays = {LARGE: iter(self.large), REST: iter(self.rest)}
         for place, vector in self.vectors.items():
-            arrays[place] = iter(taken_apart(vector, self.layout.shapes_of(place)))
+            arrays[place] = iter(split(vector, self.layout.shapes_of(place)))
         return unflatten(self.layout.structure, [next(arrays[place]) for place in self.layout.places])  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -84,13 +86,13 @@ class Packed(Module, Generic[T]):
 def pack(tree: T, max_size: int = 4096) -> Packed[T]:
     """Return the tree with its small trainable arrays laid end to end, in one vector for each dtype.
 
-    A compiled step takes and returns every array by itself, which for many small arrays takes longer than computing with them.
-    Packed, the model is there inside the step (and anywhere else) as ``packed.unpack()``. Differentiate with respect to that
-    rather than to the packed tree: the gradient of taking a vector apart is slow. :func:`flatten` makes the optimizer for it.
+    A compiled step takes and returns each array separately, which for many small arrays takes longer than computing with them.
+    Inside the step, and anywhere else, ``packed.unpack()`` is the model. Differentiate with respect to that rather than to the
+    packed tree: the gradient of taking a vector apart is slow. :func:`flatten` makes the optimizer for a packed model.
 
     Args:
-        tree: A module, or any tree of arrays; one that is packed is returned as it is.
-        max_size: Trainable arrays of more elements are left alone: copying them would take longer than handing them over.
+        tree: A module, or any tree of arrays; a packed tree is returned as it is.
+        max_size: Trainable arrays of more elements are not packed: copying them would take longer than handing them over.
             Default: ``4096``, at which the two cost the same on a CPU.
 
     Raises:
@@ -112,17 +114,46 @@ def pack(tree: T, max_size: int = 4096) -> Packed[T]:
         return tree
     leaves, structure = flatten(tree)
     places = [
-        REST if not trains else LARGE if leaf.size > max_size else dtype_name(leaf)
+        REST if not trains else LARGE if leaf.size > max_size else dtype_name(leaf.dtype)
         for leaf, trains in zip(leaves, trainable(tree), strict=True)
     ]
     layout = _Layout(structure, tuple(places), tuple([leaf.shape for leaf in leaves]))
-    divided = layout.divided(leaves)
-    large, rest = divided.pop(LARGE), divided.pop(REST)
-    vectors = {place: laid_end_to_end(arrays) for place, arrays in divided.items()}
+    groups = layout.by_place(leaves)
+    large, rest = groups.pop(LARGE), groups.pop(REST)
+    vectors = {place: concatenate(arrays) for place, arrays in groups.items()}
     return Packed(vectors, tuple(large), tuple(rest), layout)
 
 
 def check_size(max_size: Any) -> None:
-    """Raise a ``ValueError`` if this is no number of elements."""
+    """Raise a ``ValueError`` if this is not a number of elements."""
     if type(max_size) is not int or max_size < 0:
-        raise ValueError(BAD_SIZE.format(given=max_size))
+        message = "max_size is the number of elements up to which an array is packed, 0 or more, and was"
+        raise ValueError(f"{message} {max_size!r}")
+
+
+@attrs.frozen
+class TrainedArrays:
+    """The arrays that a packed tree trains: for each its dotted path, where it is packed, and its shape."""
+
+    arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+    def by_vector(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Return, for the name of each array of the packed tree, the names and shapes of the arrays in it."""
+        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        large = 0
+        for name, place, shape in self.arrays:
+            vector = f"vectors.{place}"
+            if place == LARGE:
+                vector, large = f"{LARGE}.{large}", large + 1
+            found.setdefault(vector, {})[name] = shape
+        return found
+
+    def __repr__(self) -> str:
+        return f"({len(self.arrays)} arrays)"
+
+
+def trained_arrays_of(packed: Packed[Any]) -> TrainedArrays:
+    """Return the arrays that a packed tree trains."""
+    layout = packed.layout
+    arrays = zip(layout.structure.leaf_names(), layout.places, layout.shapes, strict=True)
+    return TrainedArrays(tuple([array for array in arrays if array[1] != REST]))

@@ -1,4 +1,4 @@
-"""What an optimizer sees of a model: its trainable arrays by name, their gradients, and the model with other arrays."""
+"""What an optimizer is given of a model: its trainable arrays and their gradients by name."""
 
 from __future__ import annotations
 
@@ -9,31 +9,26 @@ from typing import Any, TypeVar
 import attrs
 import mlx.core as mx
 
+from ..core.structure import flat_of, specs_in
+from ..core.words import describe
 from ..edits.freezing import trainable
-from ..tree.compare import describe
-from ..tree.functions import aligned, dotted, flatten, unflatten
-from ..tree.parts import selected
-from ..tree.structure import parts_of
-from ..tree.vectors import laid_end_to_end
-from ..tree.where import Where
+from ..tree.functions import flatten, unflatten
+from ..tree.prefixes import flatten_up_to
+from ..tree.selecting import Where, mask
+from ..tree.vectors import concatenate
 from .packing import LARGE, REST, Packed
 
 T = TypeVar("T")
 
-SAME_NAME = "two parameters have the name {name!r}, so that an optimizer can't tell them apart: rename a key of a dict"
-NO_GRADIENT = "there is no gradient for {path!r}, which is trainable ({array}); the gradients have {given} there"
-WRONG_SHAPE = "the gradient for {path!r} is {given}, and the parameter is {array}"
-MIXED = "the gradients for the packed {dtype} parameters must be of one dtype, and {first!r} is {one} while {path!r} is {other}"
-PACKED_INSIDE = "there is a packed tree in what is to be trained. Pack the whole of it: fl.optim.pack(tree)"
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
 
 
 @attrs.frozen
 class Parameters:
-    """The arrays of a model that are trained.
+    """The trainable arrays of a model.
 
     Attributes:
-        arrays: By dotted path, in the order of the model's leaves; those of a packed model are its vectors and large arrays.
+        arrays: By dotted path, in the order of the model's leaves. Of a packed model they are its vectors and large arrays.
         model: The model.
     """
 
@@ -41,41 +36,42 @@ class Parameters:
     model: Any
 
     @property
-    def packed(self) -> bool:
+    def is_packed(self) -> bool:
         return isinstance(self.model, Packed)
 
-    def selected(self, where: Where) -> Parameters:
-        """Return those that a selection names.
+    def select(self, where: Where) -> Parameters:
+        """Return the selected parameters.
 
         Raises:
             ValueError: If the model is packed.
         """
-        if self.packed:
+        if self.is_packed:
             raise ValueError(PACKED_NAMES)
-        names = zip(_names(self.model), selected(self.model, where), strict=True)
-        chosen = {name for name, pick in names if pick}
-        return Parameters({name: array for name, array in self.arrays.items() if name in chosen}, self.model)
+        chosen = dict(zip(_names(self.model), mask(self.model, where), strict=True))
+        return Parameters({name: array for name, array in self.arrays.items() if chosen[name]}, self.model)
+
+
+SAME_NAME = "two parameters have the name {name!r}, so that an optimizer can't tell them apart: rename a key of a dict"
 
 
 def parameters_of(model: Any) -> Parameters:
     """Return the trainable arrays of a model.
 
     Raises:
-        ValueError: If two have the same name, or a part of the model is packed.
+        ValueError: If two have the same name, or there is a packed tree inside the model.
     """
     leaves, structure = flatten(model)
-    names = _names(model)
+    names = structure.leaf_names()
     if len(set(names)) < len(names):
         raise ValueError(SAME_NAME.format(name=Counter(names).most_common(1)[0][0]))
-    shapes = parts_of(structure.shape, ())
-    if any(path and type(shape) is tuple and shape[0] is Packed for path, shape in shapes):
-        raise ValueError(PACKED_INSIDE)
+    if any(path and type(spec) is tuple and spec[0] is Packed for path, spec in specs_in(structure)):
+        raise ValueError("there is a packed tree in what is to be trained. Pack the whole of it: fl.optim.pack(tree)")
     named = zip(names, leaves, trainable(model), strict=True)
     return Parameters({name: leaf for name, leaf, trains in named if trains}, model)
 
 
 def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
-    """Return the gradients by the names of the parameters; those for a packed model are packed.
+    """Return the gradients by the names of the parameters, packed if the model is.
 
     Raises:
         ValueError: If they don't belong to the model; the message names the path.
@@ -83,50 +79,56 @@ def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
     model, arrays = parameters.model, parameters.arrays
     if isinstance(model, Packed):
         tree = model.unpack()
-        found = aligned(tree, grads, "the gradient")
+        found = flatten_up_to(tree, grads, "the gradient")
         for name, leaf, place, gradient in zip(_names(tree), flatten(tree)[0], model.layout.places, found, strict=True):
             if place != REST:
                 _check_gradient(name, leaf, gradient)
-        laid = laid_out(model, found)
-        return {name: laid[name] for name in arrays}
-    named = zip(_names(model), aligned(model, grads, "the gradient"), strict=True)
+        packed = pack_gradients(model, found)
+        return {name: packed[name] for name in arrays}
+    named = zip(_names(model), flatten_up_to(model, grads, "the gradient"), strict=True)
     gradients = {name: gradient for name, gradient in named if name in arrays}
     for name, array in arrays.items():
         _check_gradient(name, array, gradients[name])
     return gradients
 
 
-def laid_out(packed: Packed[Any], gradients: Sequence[Any]) -> dict[str, mx.array]:
-    """Return gradients laid end to end as the leaves of the packed tree are, by the names of its arrays.
+MIXED = "the gradients for the packed {dtype} parameters must be of one dtype, and {first!r} is {one} while {path!r} is {other}"
+
+
+def pack_gradients(packed: Packed[Any], gradients: Sequence[Any]) -> dict[str, mx.array]:
+    """Lay gradients end to end as the leaves of the packed tree are, by the names of its arrays.
 
     Raises:
         ValueError: If gradients in one vector would be of several dtypes.
     """
     layout = packed.layout
-    names = [dotted(path) for path in layout.structure.leaf_paths()]
-    named, divided = layout.divided(names), layout.divided(gradients)
+    names = layout.by_place(layout.structure.leaf_names())
+    arrays = layout.by_place(gradients)
     for place in packed.vectors:
-        for name, array in zip(named[place], divided[place], strict=True):
-            if array.dtype != divided[place][0].dtype:
-                first = {"first": named[place][0], "one": divided[place][0].dtype}
+        for name, array in zip(names[place], arrays[place], strict=True):
+            if array.dtype != arrays[place][0].dtype:
+                first = {"first": names[place][0], "one": arrays[place][0].dtype}
                 raise ValueError(MIXED.format(dtype=place, **first, path=name, other=array.dtype))
-    vectors = {f"vectors.{place}": laid_end_to_end(divided[place]) for place in packed.vectors}
-    return {**vectors, **{f"{LARGE}.{number}": array for number, array in enumerate(divided[LARGE])}}
+    vectors = {f"vectors.{place}": concatenate(arrays[place]) for place in packed.vectors}
+    return {**vectors, **{f"{LARGE}.{number}": array for number, array in enumerate(arrays[LARGE])}}
 
 
 def with_parameters(model: T, new: Mapping[str, mx.array]) -> T:
-    """Return the model with other arrays at the names given."""
+    """Return the model with new arrays under the names given."""
     leaves, structure = flatten(model)
-    named = zip(_names(model), leaves, strict=True)
+    named = zip(structure.leaf_names(), leaves, strict=True)
     return unflatten(structure, [new.get(name, leaf) for name, leaf in named])  # type: ignore[no-any-return]
 
 
-def _names(model: Any) -> list[str]:
-    return [dotted(path) for path in flatten(model)[1].leaf_paths()]
+def _names(model: Any) -> tuple[str, ...]:
+    return flat_of(model).structure.leaf_names()
+
+
+NO_GRADIENT = "there is no gradient for {path!r}, which is trainable ({array}); the gradients have {given} there"
 
 
 def _check_gradient(name: str, leaf: mx.array, gradient: Any) -> None:
     if not isinstance(gradient, mx.array):
         raise ValueError(NO_GRADIENT.format(path=name, array=describe(leaf), given=describe(gradient)))
     if gradient.shape != leaf.shape:
-        raise ValueError(WRONG_SHAPE.format(path=name, given=describe(gradient), array=describe(leaf)))
+        raise ValueError(f"the gradient for {name!r} is {describe(gradient)}, and the parameter is {describe(leaf)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,38 +11,24 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 
-from ..fields import buffer, static
+from ..core.fields import buffer, static
+from ..core.words import describe
 from ..module import Module
-from ..tree.compare import describe
 from .optimizer import NOT_A_STATE, Optimizer
 from .parameters import Parameters
 
-NOT_A_RULE = "an optimizer is made from a subclass of mlx.optimizers.Optimizer, and was given {given}"
-NO_RULE = "{rule} has no apply_single, the rule for one array. Several optimizers are put together by fl.optim.multi"
-OTHER_RULE = "the state of {given}, where the rule is {expected}"
-NOT_A_RATE = "the learning rate of {rule} is a number or a schedule (a function of the step), and was given as {given}"
-NOT_A_SCHEDULE = (
-    "the schedule of the learning rate of {rule} must return an mx.array of shape () for the step, which is one as well, and "
-    "returned {given} for step 0"
-)
-TRACED = (
-    "an optimizer is made of numbers, and was given an array that is still to be computed, as in fl.jit and fl.vmap. Make the "
-    'optimizer outside, and put the learning rate in its state: state.at("hyperparameters.learning_rate").set(rate)'
-)
-NO_RATE = "{rule}({arguments}) has no learning rate: it computes its own"
-PACKED = (
-    "a packed model is trained by fl.optim.flatten(opt), which refuses rules that look at whole arrays, and not by opt itself"
-)
+# Reading a signature takes longer than making a rule, and a rule is made twice in each update.
+_signature: Any = functools.cache(inspect.signature)
 
 
 class OptimizerState(Module):
-    """What a rule remembers: the number of steps, the hyperparameters that may change, and each parameter's own state.
+    """What an optimizer with a rule remembers: the number of steps, the hyperparameters, and arrays for each parameter.
 
     Attributes:
         step: Number of updates so far, uint64, shape ().
-        hyperparameters: Scalars by MLX's names, such as ``"learning_rate"``.
+        hyperparameters: The scalars that may change, by MLX's names, such as ``"learning_rate"``.
         slots: For the dotted path of each trainable parameter, arrays by MLX's names, such as ``"m"`` and ``"v"``.
-        rule: The name of the rule that remembers this.
+        rule: The name of the rule.
     """
 
     step: mx.array = buffer()
@@ -50,14 +37,28 @@ class OptimizerState(Module):
     rule: str = static()
 
 
+NOT_A_RATE = "the learning rate of {rule} is a number or a schedule (a function of the step), and was given as {given}"
+NOT_A_SCHEDULE = (
+    "the schedule of the learning rate of {rule} must return an mx.array of shape () for the step, which is one as well, and "
+    "returned {given} for step 0"
+)
+PACKED = (
+    "a packed model is trained by fl.optim.flatten(opt), which refuses rules that look at whole arrays, and not by opt itself"
+)
+
+
 class Rule(Optimizer):
-    """An optimizer with an update rule of MLX's, or of yours. :func:`wrap` makes the constructor of one.
+    """An optimizer with an update rule of MLX's or your own. :func:`wrap` returns its constructor for one rule.
 
     The numbers are those that MLX computes, since each array is updated by the rule's own ``apply_single``.
 
     Args:
         rule: A subclass of ``mlx.optimizers.Optimizer``.
-        *args, **kwargs: What its constructor takes.
+        *args, **kwargs: The arguments of its constructor.
+
+    Attributes:
+        rule: The subclass.
+        arguments: The arguments by name.
 
     Raises:
         TypeError: If ``rule`` is something else, or has no ``apply_single``, or doesn't take the arguments, or the learning
@@ -65,29 +66,26 @@ class Rule(Optimizer):
     """
 
     rule: type[mlx.optimizers.Optimizer] = static()
-    args: tuple[Any, ...] = static()
-    kwargs: Mapping[str, Any] = static()
+    arguments: Mapping[str, Any] = static()
 
     __state__ = OptimizerState
 
     def __init__(self, rule: type[mlx.optimizers.Optimizer], /, *args: Any, **kwargs: Any) -> None:
         _require_rule(rule)
-        self.rule = rule
-        signature = inspect.signature(rule)
-        bound = signature.bind(*args, **kwargs)
-        self.args = tuple(_number(value) for value in bound.args)
-        self.kwargs = {name: _number(value) for name, value in bound.kwargs.items()}
-        given = {**bound.arguments, **kwargs}
+        signature = _signature(rule)
+        given = {**signature.bind(*args, **kwargs).arguments, **kwargs}
         if "learning_rate" in given:
             rate, parameter = given["learning_rate"], signature.parameters.get("learning_rate")
             if not callable(rate) and not _is_number(rate) and not (rate is None and parameter and parameter.default is None):
                 raise TypeError(NOT_A_RATE.format(rule=rule.__name__, given=describe(rate)))
+        kwargs = {name: _number(value) for name, value in kwargs.items()}
+        self.rule, self.arguments = rule, signature.bind(*map(_number, args), **kwargs).arguments
         first = _scalars(self._new_rule()).get("learning_rate", mx.array(0.0))
         if not isinstance(first, mx.array) or first.shape:
             raise TypeError(NOT_A_SCHEDULE.format(rule=rule.__name__, given=describe(first)))
 
     def _init(self, parameters: Parameters) -> OptimizerState:
-        if parameters.packed:
+        if parameters.is_packed:
             raise ValueError(PACKED)
         rule = self._new_rule()
         return OptimizerState(rule.step, _scalars(rule), _slots(rule, parameters.arrays), self.rule.__name__)
@@ -96,7 +94,7 @@ class Rule(Optimizer):
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: OptimizerState
     ) -> tuple[dict[str, mx.array], OptimizerState]:
         rule = self._new_rule()
-        # Under a name of their own the parameters can be called anything, "step" and "learning_rate" included.
+        # Inside "slots" a parameter can have any name, "step" and "learning_rate" included.
         slots = {name: dict(slot) for name, slot in state.slots.items()}
         rule.state = {"step": state.step, **state.hyperparameters, "slots": slots}
         arrays = {"slots": dict(parameters.arrays)}
@@ -105,40 +103,53 @@ class Rule(Optimizer):
         return updated, OptimizerState(rule.step, scalars, rule.state["slots"], state.rule)
 
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
-        if parameters.packed:
+        if parameters.is_packed:
             raise ValueError(PACKED)
         rule = self._new_rule()
-        yield from _unlike("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
+        yield from _slot_differences("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
         expected = _slots(rule, parameters.arrays)
         yield from (f"{name!r} is not trainable" for name in state.slots.keys() - expected.keys())
         for name, slots in expected.items():
             if name in state.slots:
-                yield from _unlike(repr(name), slots, state.slots[name])
+                yield from _slot_differences(repr(name), slots, state.slots[name])
             else:
                 yield f"{name!r} has no state"
 
     def _adapt(self, state: OptimizerState, parameters: Parameters) -> OptimizerState:
         fresh = self._init(parameters)
-        slots = {name: state.slots[name] if _alike(slot, state.slots.get(name)) else slot for name, slot in fresh.slots.items()}
+        slots = dict(fresh.slots)
+        for name in slots.keys() & state.slots.keys():
+            if not any(_slot_differences(name, slots[name], state.slots[name])):
+                slots[name] = state.slots[name]
         return OptimizerState(state.step, carried_scalars(fresh, state), slots, fresh.rule)
 
     def _learning_rate(self, state: OptimizerState) -> mx.array:
         try:
             return state.hyperparameters["learning_rate"]
         except KeyError:
-            arguments = ", ".join([*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())])
-            raise ValueError(NO_RATE.format(rule=self.rule.__name__, arguments=arguments)) from None
+            raise ValueError(f"{self!r} has no learning rate: it computes its own") from None
 
     def _require_state(self, state: Any, method: str) -> None:
         super()._require_state(state, method)
         require_rule_of(state, self, type(self).__name__, method)
 
     def _new_rule(self) -> mlx.optimizers.Optimizer:
-        return self.rule(*self.args, **self.kwargs)
+        bound = inspect.BoundArguments(_signature(self.rule), dict(self.arguments))
+        return self.rule(*bound.args, **bound.kwargs)
+
+    def _shown_fields(self) -> Iterator[tuple[str, Any]]:
+        if type(self) is Rule:
+            yield "", self.rule
+        for name, value in self.arguments.items():
+            kind = _signature(self.rule).parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                yield from value.items()
+            else:
+                yield "*" if kind is inspect.Parameter.VAR_POSITIONAL else name, value
 
 
 def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Rule]:
-    """Return a constructor of optimizers with a rule of MLX's, or of your own.
+    """Return a constructor of optimizers with a rule of MLX's or your own.
 
     Args:
         rule: A subclass of ``mlx.optimizers.Optimizer`` that updates each array by itself, in ``apply_single``.
@@ -149,29 +160,30 @@ def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Rule]:
     >>> import frostleaf as fl, mlx.optimizers
     >>> Lion = fl.optim.wrap(mlx.optimizers.Lion)
     >>> Lion(1e-4)
-    Rule(rule=Lion, args=(0.0001,), kwargs={})
+    Rule(Lion, learning_rate=0.0001)
     """
     _require_rule(rule)
-    return lambda *args, **kwargs: Rule(rule, *args, **kwargs)
+    return functools.partial(Rule, rule)
 
 
 def carried_scalars(fresh: OptimizerState, state: OptimizerState) -> dict[str, mx.array]:
-    """Return the hyperparameters of a fresh state, with the values that they have in another."""
+    """Return the hyperparameters of a fresh state, with their values in another state."""
     return {name: state.hyperparameters.get(name, value) for name, value in fresh.hyperparameters.items()}
 
 
 def require_rule_of(state: OptimizerState, opt: Rule, name: str, method: str) -> None:
-    """Raise a ``TypeError`` if the state is that of another rule. ``name`` is that of the optimizer in the message."""
+    """Raise a ``TypeError`` if the state is that of another rule. The message calls the optimizer ``name``."""
     if state.rule != opt.rule.__name__:
-        given = OTHER_RULE.format(given=state.rule, expected=opt.rule.__name__)
+        given = f"the state of {state.rule}, where the rule is {opt.rule.__name__}"
         raise TypeError(NOT_A_STATE.format(optimizer=name, method=method, given=given))
 
 
 def _require_rule(rule: Any) -> None:
     if not (isinstance(rule, type) and issubclass(rule, mlx.optimizers.Optimizer)):
-        raise TypeError(NOT_A_RULE.format(given=describe(rule)))
+        raise TypeError(f"an optimizer is made from a subclass of mlx.optimizers.Optimizer, and was given {describe(rule)}")
     if rule.apply_single is mlx.optimizers.Optimizer.apply_single:
-        raise TypeError(NO_RULE.format(rule=rule.__name__))
+        shown = f"{rule.__name__} has no apply_single, the rule for one array"
+        raise TypeError(f"{shown}. Several optimizers are put together by fl.optim.multi")
 
 
 def _is_number(value: Any) -> bool:
@@ -179,8 +191,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(number, numbers.Real) and not isinstance(number, bool)
 
 
+TRACED = (
+    "an optimizer is made of numbers, and was given an array that is still to be computed, as in fl.jit and fl.vmap. Make the "
+    'optimizer outside, and put the learning rate in its state: state.at("hyperparameters.learning_rate").set(rate)'
+)
+
+
 def _number(value: Any) -> Any:
-    """Return a scalar array as the number that it is, since what an optimizer is made of is static."""
+    """Return the number in a scalar array, and anything else as it is: the arguments of an optimizer are static."""
     if not isinstance(value, mx.array) or value.ndim:
         return value
     try:
@@ -189,14 +207,8 @@ def _number(value: Any) -> Any:
         raise TypeError(TRACED) from None
 
 
-def _alike(fresh: Mapping[str, mx.array], old: Mapping[str, Any] | None) -> bool:
-    return old is not None and {key: describe(each) for key, each in fresh.items()} == {
-        key: describe(each) for key, each in old.items()
-    }
-
-
 def _slots(rule: mlx.optimizers.Optimizer, arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
-    """Return what the rule remembers of each parameter to begin with. Nothing is computed until it is used."""
+    """Return what the rule remembers of each parameter at first. Nothing is computed until it is used."""
     slots: dict[str, dict[str, mx.array]] = {}
     for name, array in arrays.items():
         rule.init_single(array, slots.setdefault(name, {}))
@@ -207,8 +219,10 @@ def _scalars(rule: mlx.optimizers.Optimizer) -> dict[str, mx.array]:
     return {name: value for name, value in rule.state.items() if name != "step"}
 
 
-def _unlike(what: str, expected: Mapping[str, mx.array], given: Mapping[str, Any], any_dtype: bool = False) -> Iterator[str]:
-    """Yield in words how what is remembered differs from what is expected."""
+def _slot_differences(
+    what: str, expected: Mapping[str, mx.array], given: Mapping[str, Any], any_dtype: bool = False
+) -> Iterator[str]:
+    """Yield in words how the arrays that are remembered differ from those expected."""
     if expected.keys() != given.keys():
         yield f"{what} remembers {_listed(expected)} and the state has {_listed(given)}"
         return

@@ -1,4 +1,4 @@
-"""The optimizers by name. The rules, and their numbers, are those of ``mlx.optimizers``."""
+"""The optimizers of ``mlx.optimizers``, each a class that applies MLX's rule."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Adam(Rule):
 
 
 class AdamW(Rule):
-    r"""Adam with weight decay apart from the gradient, from `Decoupled Weight Decay Regularization
+    r"""Adam with weight decay that is not part of the gradient, from `Decoupled Weight Decay Regularization
     <https://arxiv.org/abs/1711.05101>`_ (Loshchilov and Hutter, 2019).
 
     .. math::
@@ -159,7 +159,7 @@ class RMSprop(Rule):
 
 
 class Adagrad(Rule):
-    r"""Gradients divided by the size of all before, from `Adaptive Subgradient Methods for Online Learning and Stochastic
+    r"""Gradients divided by the size of all so far, from `Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization <https://jmlr.org/papers/v12/duchi11a.html>`_ (Duchi, Hazan and Singer, 2011).
 
     .. math:: v_{t+1} = v_t + g_t^2, \qquad w_{t+1} = w_t - \lambda \frac{g_t}{\sqrt{v_{t+1}} + \epsilon}
@@ -212,7 +212,7 @@ class AdaDelta(Rule):
 
 
 class Lion(Rule):
-    r"""Steps of one size in the direction of the sign, from `Symbolic Discovery of Optimization Algorithms
+    r"""Steps of one size with the sign of the momentum, from `Symbolic Discovery of Optimization Algorithms
     <https://arxiv.org/abs/2302.06675>`_ (Chen et al., 2023).
 
     .. math::
@@ -221,7 +221,7 @@ class Lion(Rule):
         m_{t+1} = \beta_2 m_t + (1 - \beta_2) g_t, \qquad
         w_{t+1} = w_t - \lambda (\operatorname{sign} c_{t+1} + \alpha w_t)
 
-    Every number moves by the whole learning rate, which is therefore taken smaller than for Adam, and the decay larger.
+    Every number moves by the whole learning rate: choose a smaller one than for Adam, and a larger decay.
 
     Args:
         learning_rate: :math:`\lambda`: a number, or a schedule (a function of the step).
@@ -242,8 +242,8 @@ class Lion(Rule):
 
 
 class Adafactor(Rule):
-    r"""Adam that remembers rows and columns of a matrix in place of all its numbers, from `Adafactor: Adaptive Learning Rates
-    with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_ (Shazeer and Stern, 2018).
+    r"""Adam with second moments for the rows and columns of a matrix instead of all its numbers, from `Adafactor: Adaptive
+    Learning Rates with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_ (Shazeer and Stern, 2018).
 
     .. math::
 
@@ -258,11 +258,11 @@ class Adafactor(Rule):
         eps: :math:`(\epsilon_1, \epsilon_2)`; the second bounds the size of a parameter from below. Default: ``(1e-30, 1e-3)``.
         clip_threshold: :math:`d`. Default: ``1.0``.
         decay_rate: :math:`\gamma` in :math:`\rho_t = 1 - t^\gamma`. Default: ``-0.8``.
-        beta_1: The decay of a running mean of the steps, which are then taken in place of the steps. Default: none.
+        beta_1: The decay of a running mean of the steps, which replaces them. Default: ``None``, no mean.
         weight_decay: How much of the parameter is subtracted, times the learning rate. Default: ``0.0``.
         scale_parameter: Whether the learning rate is multiplied by the parameter's size. Default: ``True``.
         relative_step: Whether the learning rate is :math:`\min(10^{-2}, 1 / \sqrt{t})`. Default: ``True``.
-        warmup_init: Whether that begins with :math:`10^{-6} t`. Default: ``False``.
+        warmup_init: Whether the :math:`10^{-2}` there is :math:`10^{-6} t` instead. Default: ``False``.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> opt, w = fl.optim.Adafactor(), mx.ones((2, 2))
@@ -296,8 +296,8 @@ class Muon(Rule):
         v_{t+1} = \mu v_t + (1 - \mu) g_t, \qquad
         w_{t+1} = w_t - \lambda \sqrt{\max(1, m / n)}\, \operatorname{orthogonal}(v_{t+1})
 
-    for a parameter of shape :math:`m \times n`, whose nearest orthogonal matrix is found by Newton and Schulz's iteration. It
-    is for the matrices inside of a network; train embeddings, the last layer and vectors with another, see :func:`multi`.
+    for a parameter of shape :math:`m \times n`; the nearest orthogonal matrix is found by Newton and Schulz's iteration. Use it
+    for the matrices inside a network, and another optimizer for embeddings, the last layer and vectors, see :func:`multi`.
 
     Args:
         learning_rate: :math:`\lambda`: a number, or a schedule (a function of the step).

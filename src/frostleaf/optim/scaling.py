@@ -1,4 +1,4 @@
-"""Losses made larger, so that the gradients of a computation in float16 do not vanish."""
+"""Factors for a loss in float16, with which its gradients do not vanish."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ from typing import TypeVar
 
 import mlx.core as mx
 
-from ..fields import buffer, static
+from ..core.fields import buffer, static
 from ..module import Module
 from ..tree.functions import map as tree_map
 
 T = TypeVar("T")
-
-NOT_A_SCALE = "a loss scale is a number above 0, and was given as {given!r}"
-NOT_A_PERIOD = "period is the number of finite gradients after which the scale grows, 1 or more, and was given as {given!r}"
-NOT_A_FACTOR = "factor is the number by which the scale changes, above 1, and was given as {given!r}"
 
 
 class _LossScale(Module):
     value: mx.array = buffer(cast=False)
 
     def scale(self, loss: T) -> T:
-        """Return the loss, or any tree, times the scale."""
+        """Multiply the loss, or any tree, by the scale."""
         return tree_map(lambda array: array * self.value.astype(array.dtype), loss)
 
     def unscale(self, grads: T) -> T:
-        """Return the gradients divided by the scale."""
+        """Divide the gradients by the scale."""
         return tree_map(lambda array: (array / self.value).astype(array.dtype), grads)
 
 
 class StaticLossScale(_LossScale):
-    """A factor for the loss that stays what it is.
+    """A factor for the loss that never changes.
 
     Args:
         value: The factor. Default: ``2**15``.
@@ -49,29 +45,29 @@ class StaticLossScale(_LossScale):
         self.value = _scale(value)
 
     def adjust(self, finite: mx.array) -> StaticLossScale:
-        """Return the scale itself, so that a dynamic one may stand in its place."""
+        """Return the scale itself: the method is there so that either kind of scale can be used."""
         return self
 
 
 class DynamicLossScale(_LossScale):
-    r"""A factor for the loss that is as large as can be.
+    r"""A factor for the loss that grows while the gradients are finite, and shrinks when they are not.
 
     .. math::
 
         s \leftarrow \begin{cases} s f & \text{after } n \text{ finite gradients in a row} \\
         \max(1, s / f) & \text{after one that is not finite} \end{cases}
 
-    but never to infinity. Micikevicius et al., `Mixed precision training <https://arxiv.org/abs/1710.03740>`_. Gradients that
-    are not finite are passed over by :func:`skip_nonfinite`.
+    but never to infinity. Micikevicius et al., `Mixed precision training <https://arxiv.org/abs/1710.03740>`_. To skip the
+    gradients that are not finite, see :func:`skip_nonfinite`.
 
     Args:
-        value: :math:`s` to begin with. Default: ``2**15``.
+        value: The initial :math:`s`. Default: ``2**15``.
         period: :math:`n`. Default: ``2000``.
         factor: :math:`f`, above 1. Default: ``2.0``.
 
     Attributes:
         value: The scale, float32, shape ().
-        count: How many gradients in a row were finite, uint32, shape ().
+        count: The number of finite gradients in a row, uint32, shape ().
 
     Raises:
         ValueError: If ``value`` is not positive, ``period`` is less than 1, or ``factor`` is not above 1.
@@ -92,9 +88,10 @@ class DynamicLossScale(_LossScale):
 
     def __init__(self, value: float = 2.0**15, period: int = 2000, factor: float = 2.0) -> None:
         if type(period) is not int or period < 1:
-            raise ValueError(NOT_A_PERIOD.format(given=period))
+            message = "period is the number of finite gradients after which the scale grows, 1 or more"
+            raise ValueError(f"{message}, and was given as {period!r}")
         if not _is_number(factor) or not 1 < factor < math.inf:
-            raise ValueError(NOT_A_FACTOR.format(given=factor))
+            raise ValueError(f"factor is the number by which the scale changes, above 1, and was given as {factor!r}")
         self.value = _scale(value)
         self.count = mx.array(0, mx.uint32)
         self.period, self.factor = period, factor
@@ -115,7 +112,7 @@ class DynamicLossScale(_LossScale):
 
 def _scale(value: float) -> mx.array:
     if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(NOT_A_SCALE.format(given=value))
+        raise ValueError(f"a loss scale is a number above 0, and was given as {value!r}")
     return mx.array(value, mx.float32)
 
 

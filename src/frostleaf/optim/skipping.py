@@ -1,18 +1,18 @@
-"""An optimizer that passes over gradients that are not finite."""
+"""An optimizer that skips steps whose gradients are not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 
-from ..fields import buffer
+from ..core.fields import buffer
 from ..module import Module
 from ..tree.functions import leaves
-from .optimizer import Optimizer, Wrapper, require_optimizer
+from .optimizer import Optimizer, require_optimizer
 from .parameters import Parameters
-from .selecting import either
+from .wrapper import StatefulWrapper, tree_where
 
 
 class SkipState(Module):
@@ -20,15 +20,15 @@ class SkipState(Module):
 
     Attributes:
         inner: The state of the optimizer.
-        skipped: How many steps were passed over, uint32, shape ().
+        skipped: The number of steps that were skipped, uint32, shape ().
     """
 
     inner: Any = buffer()
     skipped: mx.array = buffer()
 
 
-class SkipNonfinite(Wrapper):
-    """An optimizer that passes over gradients that are not finite, as made by :func:`skip_nonfinite`."""
+class SkipNonfinite(StatefulWrapper):
+    """An optimizer that skips steps whose gradients are not finite, as made by :func:`skip_nonfinite`."""
 
     __state__ = SkipState
 
@@ -43,20 +43,18 @@ class SkipNonfinite(Wrapper):
     ) -> tuple[dict[str, mx.array], SkipState]:
         finite = all_finite(gradients)
         new, inner = self.optimizer._update(parameters, gradients, state.inner)
-        after = SkipState(either(finite, inner, state.inner), state.skipped + mx.where(finite, 0, 1).astype(mx.uint32))
-        return either(finite, new, dict(parameters.arrays)), after
-
-    def _differences(self, parameters: Parameters, state: SkipState) -> Iterator[str]:
-        return self.optimizer._differences(parameters, state.inner)
+        after = SkipState(tree_where(finite, inner, state.inner), state.skipped + mx.where(finite, 0, 1).astype(mx.uint32))
+        return tree_where(finite, new, dict(parameters.arrays)), after
 
     def _adapt(self, state: SkipState, parameters: Parameters) -> SkipState:
         return SkipState(self.optimizer._adapt(state.inner, parameters), state.skipped)
 
 
 def skip_nonfinite(opt: Optimizer) -> SkipNonfinite:
-    """Return an optimizer that changes nothing when a gradient holds an infinity or a NaN, and counts how often that was.
+    """Return an optimizer that skips a step, and counts it, if a gradient holds an infinity or a NaN.
 
-    The count is ``state.skipped``. This is for half precision, where gradients may overflow; see :class:`DynamicLossScale`.
+    A skipped step changes nothing but the count, ``state.skipped``. This is for half precision, where gradients may overflow;
+    see :class:`DynamicLossScale`.
 
     Args:
         opt: Any optimizer.
@@ -75,7 +73,7 @@ def skip_nonfinite(opt: Optimizer) -> SkipNonfinite:
 
 
 def all_finite(tree: Any) -> mx.array:
-    """Return whether there is neither an infinity nor a NaN in a tree, as a boolean array of shape ().
+    """Return whether a tree is free of infinities and NaNs, as a boolean array of shape ().
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.optim.all_finite({"a": mx.ones(2), "b": mx.array(1) / 0})

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import mlx.core as mx
 
+from ..core.structure import Structure
 from ..tree.functions import flatten, unflatten
-from ..tree.structure import Structure
-from .compiled import kept
-from .jit import _unbound
-from .passing import Inputs, Origins, put_back
+from .binding import unbind
+from .jit.compiled import outliving
+from .jit.passing import Inputs, Origins, put_back
 from .random import restore_state, saved_state
 from .stateful import recording
 from .vmap import mapping
@@ -21,11 +21,9 @@ from .vmap import mapping
 P = ParamSpec("P")
 R = TypeVar("R")
 
-NOT_CALLABLE = "fl.checkpoint takes a function, a method or a module that can be called, and was given {kind}"
-
 
 def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that computes the same as ``fn``, and keeps only its arguments for the backward pass.
+    """Make a function that computes the same as ``fn``, and keeps only its arguments for the backward pass.
 
     When gradients are computed, ``fn`` runs a second time to find what it computed on the way. Values, gradients and random
     numbers are those of ``fn``, dropout masks included. Gradients go to every array in the arguments, in the module that ``fn``
@@ -51,8 +49,9 @@ def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
     Linear(weight=f32[1,2], bias=f32[1])
     """
     if not callable(fn):
-        raise TypeError(NOT_CALLABLE.format(kind=type(fn).__name__))
-    inner, bound_args, bound_kwargs = _unbound(fn)
+        given = type(fn).__name__
+        raise TypeError(f"fl.checkpoint takes a function, a method or a module that can be called, and was given {given}")
+    inner, bound_args, bound_kwargs = unbind(fn)
 
     @functools.wraps(fn, updated=())
     def checkpointed(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -73,26 +72,26 @@ def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
                 started = saved_state()
                 rest = iter(inputs)
                 given = [next(rest) if differentiable else leaf for leaf, differentiable in zip(leaves, differs, strict=True)]
-                passing = Inputs([given])
+                passing = Inputs(given)
                 trees, positional, named = unflatten(structure, given)
                 out, out_structure = flatten(with_captured(iter(trees))(*positional, **named))
                 drawn = saved_state()
             finally:
                 restore_state(outside)
-            (computed,), origins = passing.separate([out])
+            computed, origins = passing.separate(out)
             if first is None:
                 others = [None if _differentiable(leaf) else leaf for leaf in computed]
                 first = _Run(out_structure, others, origins, None if drawn is started else drawn)
-            # MLX crashes if nothing is returned.
+            # MLX ends the process if nothing is returned.
             return [leaf for leaf in computed if _differentiable(leaf)] or [mx.array(0.0)]
 
-        kept.add(on_leaves)
+        outliving.add(on_leaves)
         differentiable = iter(mx.checkpoint(on_leaves)(floats))
         assert first is not None
         if first.state is not None:
             restore_state(first.state)
         computed = [next(differentiable) if leaf is None else leaf for leaf in first.others]
-        put_back([computed], first.origins, [leaves])
+        put_back(computed, first.origins, leaves)
         return unflatten(first.structure, computed)  # type: ignore[no-any-return]
 
     return checkpointed

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 @attrs.frozen
 class Context:
-    """What holds where a jitted function is called.
+    """What holds where a jitted function is called, besides its arguments.
 
     Attributes:
         plain: Whether it runs as plain Python.
@@ -29,8 +29,8 @@ context: ContextVar[Context] = ContextVar("context", default=Context())  # noqa:
 
 
 @contextmanager
-def within(**changes: Any) -> Iterator[None]:
-    """Return a context manager inside of which the context is changed, for this thread or ``asyncio`` task."""
+def override(**changes: Any) -> Iterator[None]:
+    """Change the context inside a ``with`` block, for this thread or ``asyncio`` task."""
     token = context.set(attrs.evolve(context.get(), **changes))
     try:
         yield

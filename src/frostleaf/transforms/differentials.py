@@ -7,20 +7,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..tree.compare import describe
-from ..tree.functions import dotted, flatten, unflatten
-from .gradients import NOTHING_TRAINABLE, Part, found_in, part_of
-from .prefixes import argument, paired
-
-NOT_A_TUPLE = "fl.{of} takes {what} as a tuple with a tree for each argument, and was given {given}"
-WRONG_COUNT = "fl.{of} was given {primals} primals and {tangents} tangents"
-UNLIKE = "the {what} of {path} is {given}, and must be {expected} or None"
-NO_DERIVATIVE = "{path} is given a tangent, and is not differentiated: it is {reason}. Give None there"
-STRAY = "there is a cotangent that goes with no array of the result of {fn}: {given} were given and {used} have a place"
+from ..core.words import describe, function_name, keystr
+from ..tree.functions import flatten, unflatten
+from ..tree.prefixes import argument, broadcast_prefix
+from .gradients import NOTHING_TRAINABLE, Differentiated, found_in, take_apart
 
 
 def vjp(fn: Callable[..., Any], primals: Sequence[Any], cotangents: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return ``fn(*primals)`` and the product of ``cotangents`` with its Jacobian: how they change with each primal.
+    """Compute ``fn(*primals)`` and the product of ``cotangents`` with its Jacobian: how they change with each primal.
 
     As in :func:`grad`, the trainable floating-point leaves are differentiated with respect to, and each gradient has the class
     and shape of its primal, with ``None`` everywhere else.
@@ -28,7 +22,7 @@ def vjp(fn: Callable[..., Any], primals: Sequence[Any], cotangents: Any) -> tupl
     Args:
         fn: A function of trees that returns a tree.
         primals: The arguments, in a tuple.
-        cotangents: A tree like the result. ``None`` in the place of an array, or of a part of the tree, means zero. As in MLX,
+        cotangents: A tree like the result. ``None`` in the place of an array, or of a each of the tree, means zero. As in MLX,
             a result that is not a tuple may have its cotangent in a tuple.
 
     Returns:
@@ -45,14 +39,14 @@ def vjp(fn: Callable[..., Any], primals: Sequence[Any], cotangents: Any) -> tupl
     >>> out["product"].item(), tree, x.item()
     (6.0, {'w': array(30, dtype=float32), 'n': None}, 20.0)
     """
-    name = getattr(fn, "__name__", type(fn).__name__)
-    parts = _parts("vjp", fn, primals, name)
+    name = function_name(fn)
+    apart = _parts("vjp", fn, primals, name)
     given = flatten(cotangents)[0]
     result: list[Any] = []
 
     def on_leaves(*leaves: mx.array) -> list[mx.array]:
         rest = iter(leaves)
-        out = fn(*[part.tree_with(rest) for part in parts])
+        out = fn(*[each.tree_with(rest) for each in apart])
         result.append(out)
         # Outputs in the order of the cotangents, which MLX must be given before the result is known. MLX passes over an output
         # whose gradient is stopped, and would give its cotangent to the next; contiguous hides that.
@@ -62,25 +56,26 @@ def vjp(fn: Callable[..., Any], primals: Sequence[Any], cotangents: Any) -> tupl
             places.setdefault(id(cotangent), []).append(mx.contiguous(flowing))
         used = sum(map(len, places.values()))
         if used != len(given):
-            raise ValueError(STRAY.format(fn=name, given=len(given), used=used))
+            stray = f"a cotangent goes with no array of the result of {name}"
+            raise ValueError(f"{stray}: {len(given)} were given and {used} have a place")
         return [places[id(cotangent)].pop() for cotangent in given]
 
-    trained = [leaf for part in parts for leaf in part.trainable_leaves()]
+    trained = [leaf for each in apart for leaf in each.trainable_leaves()]
     if given:
         gradients = iter(mx.vjp(on_leaves, trained, given)[1])
     else:
         on_leaves(*trained)
         gradients = map(mx.zeros_like, trained)
-    return result[0], tuple(part.gradient_with(gradients) for part in parts)
+    return result[0], tuple(each.gradient_with(gradients) for each in apart)
 
 
 def jvp(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
-    """Return ``fn(*primals)`` and the product of its Jacobian with ``tangents``: how the result changes along them.
+    """Compute ``fn(*primals)`` and the product of its Jacobian with ``tangents``: how the result changes along them.
 
     Args:
         fn: A function of trees that returns a tree.
         primals: The arguments, in a tuple.
-        tangents: A tuple with a tree like each primal. ``None`` in the place of an array, or of a part of the tree, means zero;
+        tangents: A tuple with a tree like each primal. ``None`` in the place of an array, or of a each of the tree, means zero;
             what is not trainable has nothing else. So a gradient is a tangent.
 
     Returns:
@@ -94,60 +89,64 @@ def jvp(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any])
     >>> fl.jvp(lambda tree: {"y": tree["x"] ** 2, "n": 7}, ({"x": mx.array(3.0)},), ({"x": mx.array(10.0)},))
     ({'y': array(9, dtype=float32), 'n': 7}, {'y': array(60, dtype=float32), 'n': None})
     """
-    name = getattr(fn, "__name__", type(fn).__name__)
-    parts = _parts("jvp", fn, primals, name)
+    name = function_name(fn)
+    apart = _parts("jvp", fn, primals, name)
     if not isinstance(tangents, tuple | list):
-        raise ValueError(NOT_A_TUPLE.format(of="jvp", what="tangents", given=describe(tangents)))
-    if len(tangents) != len(parts):
-        raise ValueError(WRONG_COUNT.format(of="jvp", primals=len(parts), tangents=len(tangents)))
-    moving = [list(_tangents(part, primals[number], tangents[number], number)) for number, part in enumerate(parts)]
+        raise _not_a_tuple("jvp", "tangents", tangents)
+    if len(tangents) != len(apart):
+        raise ValueError(f"fl.jvp was given {len(apart)} primals and {len(tangents)} tangents")
+    moving = [list(_tangents(each, primals[number], tangents[number], number)) for number, each in enumerate(apart)]
     moved = [
-        Part(part.leaves, [each is not None for each in tangent], part.structure)
-        for part, tangent in zip(parts, moving, strict=True)
+        Differentiated(each.leaves, [moves is not None for moves in tangent], each.structure)
+        for each, tangent in zip(apart, moving, strict=True)
     ]
     result: list[Any] = []
 
     def on_leaves(*leaves: mx.array) -> list[mx.array]:
         rest = iter(leaves)
-        result.append(fn(*[part.tree_with(rest) for part in moved]))
+        result.append(fn(*[each.tree_with(rest) for each in moved]))
         return [leaf for leaf in flatten(result[0])[0] if mx.issubdtype(leaf.dtype, mx.inexact)]
 
     vectors = [each for tangent in moving for each in tangent if each is not None]
-    begun = [leaf for part in moved for leaf in part.trainable_leaves()]
+    begun = [leaf for each in moved for leaf in each.trainable_leaves()]
     changes = iter(mx.jvp(on_leaves, begun, vectors)[1] if begun else [mx.zeros_like(leaf) for leaf in on_leaves()])
     leaves, structure = flatten(result[0])
     values = [next(changes) if mx.issubdtype(leaf.dtype, mx.inexact) else None for leaf in leaves]
     return result[0], unflatten(structure, values, static=lambda _: None)
 
 
-def _parts(of: str, fn: Callable[..., Any], primals: Any, name: str) -> list[Part]:
+def _parts(of: str, fn: Callable[..., Any], primals: Any, name: str) -> list[Differentiated]:
     if not isinstance(primals, tuple | list):
-        raise ValueError(NOT_A_TUPLE.format(of=of, what="primals", given=describe(primals)))
-    parts = [part_of(tree) for tree in primals]
-    if not any(any(part.mask) for part in parts):
-        one = len(parts) == 1
-        found = found_in(parts[0] if one else part_of(tuple(primals)))
+        raise _not_a_tuple(of, "primals", primals)
+    apart = [take_apart(tree) for tree in primals]
+    if not any(any(each.mask) for each in apart):
+        one = len(apart) == 1
+        found = found_in(apart[0] if one else take_apart(tuple(primals)))
         raise ValueError(NOTHING_TRAINABLE.format(number=0 if one else "0 and every other", fn=name, found=found))
-    return parts
+    return apart
+
+
+def _not_a_tuple(of: str, what: str, given: Any) -> ValueError:
+    return ValueError(f"fl.{of} takes {what} as a tuple with a tree for each argument, and was given {describe(given)}")
 
 
 def _matched(out: Any, cotangents: Any) -> Iterator[tuple[mx.array, mx.array]]:
     """Yield each array of the result that has a cotangent, and the cotangent."""
     alone = isinstance(cotangents, tuple | list) and len(cotangents) == 1 and not isinstance(out, tuple | list)
-    for path, leaf, cotangent in paired(out, cotangents[0] if alone else cotangents, "the tree of cotangents"):
+    for path, leaf, cotangent in broadcast_prefix(cotangents[0] if alone else cotangents, out, "the tree of cotangents"):
         if cotangent is not None:
-            _require_like("cotangent", cotangent, leaf, dotted(path) or "the result")
+            _require_like("cotangent", cotangent, leaf, keystr(path) or "the result")
             yield leaf, cotangent
 
 
-def _tangents(part: Part, primal: Any, tangent: Any, number: int) -> Iterator[mx.array | None]:
+def _tangents(each: Differentiated, primal: Any, tangent: Any, number: int) -> Iterator[mx.array | None]:
     """Yield the tangent of each array of a primal, or ``None``."""
-    found = paired(primal, tangent, f"the tangent of argument {number}")
-    for (path, leaf, value), trains in zip(found, part.mask, strict=True):
+    found = broadcast_prefix(tangent, primal, f"the tangent of argument {number}")
+    for (path, leaf, value), trains in zip(found, each.mask, strict=True):
         place = argument((number, *path))
         if value is not None and not trains:
-            floating = mx.issubdtype(leaf.dtype, mx.floating)
-            raise ValueError(NO_DERIVATIVE.format(path=place, reason="frozen or a buffer" if floating else describe(leaf)))
+            reason = "frozen or a buffer" if mx.issubdtype(leaf.dtype, mx.floating) else describe(leaf)
+            raise ValueError(f"{place} is given a tangent, and is not differentiated: it is {reason}. Give None there")
         if value is not None:
             _require_like("tangent", value, leaf, place)
         yield value
@@ -155,4 +154,4 @@ def _tangents(part: Part, primal: Any, tangent: Any, number: int) -> Iterator[mx
 
 def _require_like(what: str, value: Any, leaf: mx.array, path: str) -> None:
     if not isinstance(value, mx.array) or value.shape != leaf.shape or value.dtype != leaf.dtype:
-        raise ValueError(UNLIKE.format(what=what, path=path, given=describe(value), expected=describe(leaf)))
+        raise ValueError(f"the {what} of {path} is {describe(value)}, and must be {describe(leaf)} or None")

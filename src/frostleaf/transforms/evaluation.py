@@ -7,18 +7,17 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.words import describe
 from ..tree.functions import leaves
-
-BAD_SIZE = "at_once is a number of bytes, 0 or more, and was {given!r}"
 
 # On the CPU it costs next to nothing to wait between pieces of this size. A GPU would be idle meanwhile.
 _AT_ONCE_ON_CPU = 2 * 2**20
 
 
 def eval(*trees: Any, at_once: float | None = None) -> None:
-    """Return nothing, once every array in the trees has been computed. Static values are passed over.
+    """Evaluate every array in the trees. Static values are passed over.
 
-    Piece by piece, less memory is needed. MLX lets go of what only the computation still holds between one ``mx.eval`` and the
+    Piece by piece this takes less memory. MLX lets go of what only the computation still holds between one ``mx.eval`` and the
     next: the old parameters and moments that ``model, state = step(model, state, x)`` has replaced, or the random bits from
     which a new model is drawn. The price is that MLX can't compute two pieces at the same time.
 
@@ -37,13 +36,13 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
     if at_once is None:
         at_once = _AT_ONCE_ON_CPU if mx.default_device().type == mx.cpu else float("inf")
     elif not isinstance(at_once, int | float) or not at_once >= 0:
-        raise ValueError(BAD_SIZE.format(given=at_once))
+        raise ValueError(f"at_once is a number of bytes, 0 or more, and was {describe(at_once)}")
     for piece in _pieces(leaves(trees), at_once):
         mx.eval(piece)
 
 
 def async_eval(*trees: Any) -> None:
-    """Return nothing, at once, having started to compute every array in the trees. Static values are passed over.
+    """Start to evaluate every array in the trees, and return at once. Static values are passed over.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.async_eval([mx.ones(2) + 1, "text"])

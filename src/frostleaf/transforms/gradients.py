@@ -1,4 +1,4 @@
-"""Derivatives with respect to the trainable part of a tree."""
+"""Derivatives with respect to the trainable each of a tree."""
 
 from __future__ import annotations
 
@@ -8,24 +8,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from ..core.structure import Structure
+from ..core.words import describe, function_name
 from ..edits.freezing import trainable
-from ..tree.compare import describe
-from ..tree.functions import dotted, flatten, unflatten
-from ..tree.structure import Structure
-
-NO_ARGUMENT = "can't differentiate {fn} with respect to argument {number}: it was called with {count} positional arguments"
-NO_NAME = "can't differentiate {fn} with respect to argument {name!r}: it was called with {given}"
-NAMED_TWICE = "can't differentiate {fn} with respect to arguments {argnums}: one of them is named twice"
-NOTHING_TRAINABLE = (
-    "argument {number} of {fn} has nothing to differentiate: it needs an array of a floating-point dtype that is neither "
-    "frozen nor a buffer, and has {found}"
-)
-NOT_A_SCALAR = "{fn} must return a scalar floating-point array to be differentiated, and returned {given}{advice}"
-MLX_ORDER = (
-    "argnums is a function. What MLX writes as nn.value_and_grad(model, fn)(x) is fl.value_and_grad(fn)(model, x): fn takes "
-    "the model as an argument"
-)
-NO_AUX = "{fn} must return a pair (value, aux) when has_aux=True, and returned {given}"
+from ..tree.functions import flatten, unflatten
 
 
 def value_and_grad(
@@ -34,7 +20,7 @@ def value_and_grad(
     has_aux: bool = False,
     argnames: str | Sequence[str] = (),
 ) -> Callable[..., tuple[Any, Any]]:
-    """Return a function that returns the value of ``fn`` and its gradient with respect to some arguments.
+    """Make a function that returns the value of ``fn`` and its gradient with respect to some arguments.
 
     The gradient of a tree has its class and shape, with an array for each trainable floating-point leaf and ``None`` everywhere
     else: for frozen parameters, buffers, other dtypes, and static values that are not fields of a module.
@@ -62,8 +48,11 @@ def value_and_grad(
     (array([[3, 3]], dtype=float32), None)
     """
     if callable(argnums):
-        raise TypeError(MLX_ORDER)
-    name = getattr(fn, "__name__", type(fn).__name__)
+        raise TypeError(
+            "argnums is a function. What MLX writes as nn.value_and_grad(model, fn)(x) is fl.value_and_grad(fn)(model, x): fn "
+            "takes the model as an argument"
+        )
+    name = function_name(fn)
     names = (argnames,) if isinstance(argnames, str) else tuple(argnames)
     argnums = 0 if argnums is None and not names else argnums
     numbers = () if argnums is None else (argnums,) if isinstance(argnums, int) else tuple(argnums)
@@ -72,24 +61,24 @@ def value_and_grad(
     def value_and_grad_of(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         positions = _positions(numbers, len(args), name)
         _require_names(names, kwargs, name)
-        parts = [_part(args[position], position, name) for position in positions]
-        parts += [_part(kwargs[each], repr(each), name) for each in names]
+        differentiated = [_differentiated(args[position], position, name) for position in positions]
+        differentiated += [_differentiated(kwargs[each], repr(each), name) for each in names]
         aux: Any = None
 
         def on_leaves(leaves: list[mx.array]) -> mx.array:
             # MLX stops the gradient of what comes with the value, and a surrounding grad is to see it: aux goes past MLX.
             nonlocal aux
             rest = iter(leaves)
-            trees = [part.tree_with(rest) for part in parts]
+            trees = [each.tree_with(rest) for each in differentiated]
             given, named = list(args), dict(zip(names, trees[len(positions) :], strict=True))
             for position, tree in zip(positions, trees, strict=False):
                 given[position] = tree
             value, aux = _split(fn(*given, **{**kwargs, **named}), has_aux, name)
             return value
 
-        value, gradients = mx.value_and_grad(on_leaves)([leaf for part in parts for leaf in part.trainable_leaves()])
+        value, gradients = mx.value_and_grad(on_leaves)([leaf for each in differentiated for leaf in each.trainable_leaves()])
         rest = iter(gradients)
-        trees = [part.gradient_with(rest) for part in parts]
+        trees = [each.gradient_with(rest) for each in differentiated]
         positional = trees[0] if isinstance(argnums, int) else tuple(trees[: len(positions)]) if numbers else None
         grads = (positional, dict(zip(names, trees[len(positions) :], strict=True))) if names else positional
         return (value, aux) if has_aux else value, grads
@@ -103,7 +92,7 @@ def grad(
     has_aux: bool = False,
     argnames: str | Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """Return a function that returns the gradient of ``fn`` with respect to some arguments.
+    """Make a function that returns the gradient of ``fn`` with respect to some arguments.
 
     As :func:`value_and_grad` without the value: the result is the gradient, or ``(gradient, aux)`` with ``has_aux``.
 
@@ -121,7 +110,7 @@ def grad(
     return grad_of
 
 
-class Part(NamedTuple):
+class Differentiated(NamedTuple):
     """An argument that is differentiated with respect to: its leaves, which of them count, and its structure."""
 
     leaves: list[mx.array]
@@ -144,46 +133,59 @@ def _positions(argnums: Sequence[int], count: int, name: str) -> list[int]:
     """Return which of ``count`` positional arguments are meant, counted from the front."""
     for number in argnums:
         if not -count <= number < count:
-            raise ValueError(NO_ARGUMENT.format(fn=name, number=number, count=count))
+            called = f"it was called with {count} positional arguments"
+            raise ValueError(f"can't differentiate {name} with respect to argument {number}: {called}")
     positions = [number % count for number in argnums]
-    if len(set(positions)) < len(positions):
-        raise ValueError(NAMED_TWICE.format(fn=name, argnums=tuple(argnums)))
+    _require_once(positions, argnums, name)
     return positions
 
 
 def _require_names(argnames: Sequence[str], given: Iterable[str], name: str) -> None:
     for each in argnames:
         if each not in given:
-            raise ValueError(NO_NAME.format(fn=name, name=each, given=", ".join(map(repr, given)) or "no keyword arguments"))
-    if len(set(argnames)) < len(argnames):
-        raise ValueError(NAMED_TWICE.format(fn=name, argnums=tuple(argnames)))
+            called = f"it was called with {', '.join(map(repr, given)) or 'no keyword arguments'}"
+            raise ValueError(f"can't differentiate {name} with respect to argument {each!r}: {called}")
+    _require_once(argnames, argnames, name)
 
 
-def part_of(tree: Any) -> Part:
+def _require_once(places: Sequence[Any], given: Sequence[Any], name: str) -> None:
+    if len(set(places)) < len(places):
+        raise ValueError(f"can't differentiate {name} with respect to arguments {tuple(given)}: one of them is named twice")
+
+
+def take_apart(tree: Any) -> Differentiated:
     """Return an argument taken apart."""
     leaves, structure = flatten(tree)
-    return Part(leaves, trainable(tree), structure)
+    return Differentiated(leaves, trainable(tree), structure)
 
 
-def found_in(part: Part) -> str:
+def found_in(given: Differentiated) -> str:
     """Return the paths, dtypes and shapes of the first arrays of an argument, for use in a message."""
-    paths = [dotted(path) or "(the argument)" for path in part.structure.leaf_paths()]
-    found = ", ".join(f"{path} {describe(leaf)}" for path, leaf in zip(paths[:8], part.leaves, strict=False)) or "no array"
-    return found + ", ..." * (len(paths) > 8)
+    named = [*zip(given.structure.leaf_names(), given.leaves, strict=True)][:8]
+    found = ", ".join(f"{path or '(the argument)'} {describe(leaf)}" for path, leaf in named) or "no array"
+    return found + ", ..." * (len(given.leaves) > 8)
 
 
-def _part(tree: Any, number: int | str, name: str) -> Part:
-    part = part_of(tree)
-    if not any(part.mask):
-        raise ValueError(NOTHING_TRAINABLE.format(number=number, fn=name, found=found_in(part)))
-    return part
+# The number of the argument, or its name.
+NOTHING_TRAINABLE = (
+    "argument {number} of {fn} has nothing to differentiate: it needs an array of a floating-point dtype that is neither "
+    "frozen nor a buffer, and has {found}"
+)
+
+
+def _differentiated(tree: Any, number: int | str, name: str) -> Differentiated:
+    given = take_apart(tree)
+    if not any(given.mask):
+        raise ValueError(NOTHING_TRAINABLE.format(number=number, fn=name, found=found_in(given)))
+    return given
 
 
 def _split(out: Any, has_aux: bool, name: str) -> tuple[mx.array, Any]:
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise ValueError(NO_AUX.format(fn=name, given=describe(out)))
+        raise ValueError(f"{name} must return a pair (value, aux) when has_aux=True, and returned {describe(out)}")
     value, aux = out if has_aux else (out, None)
     if not isinstance(value, mx.array) or value.ndim != 0 or not mx.issubdtype(value.dtype, mx.floating):
         advice = ". For a pair (loss, aux) say has_aux=True" if isinstance(value, tuple) else ""
-        raise ValueError(NOT_A_SCALAR.format(fn=name, given=describe(value), advice=advice))
+        needed = "a scalar floating-point array to be differentiated"
+        raise ValueError(f"{name} must return {needed}, and returned {describe(value)}{advice}")
     return value, aux

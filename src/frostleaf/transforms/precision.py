@@ -9,41 +9,41 @@ from typing import Any, ParamSpec, TypeVar
 import attrs
 import mlx.core as mx
 
-from ..containers import packed, unpacked
+from ..core.pickling import from_picklable, to_picklable
+from ..core.words import describe
 from ..edits.casting import astype
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-NOT_FLOATING = "{name} of fl.Policy is a floating-point mx.Dtype, such as mx.bfloat16, and was given as {given!r}"
 
-
-def _floating(policy: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _require_floating(policy: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if not isinstance(value, mx.Dtype) or not mx.issubdtype(value, mx.floating):
-        raise TypeError(NOT_FLOATING.format(name=attribute.name, given=value))
+        expected = f"{attribute.name} of fl.Policy is a floating-point mx.Dtype, such as mx.bfloat16"
+        raise TypeError(f"{expected}, and was given as {describe(value)}")
 
 
 @attrs.frozen
 class Policy:
-    """In which dtypes a model is kept, computes and answers.
+    """Keep a model in one dtype, compute in another, and answer in a third.
 
-    With ``compute`` of half the size of ``param`` a step takes half the memory for activations, and on a GPU less time, while
-    small updates are not lost in the parameters: Micikevicius et al., `Mixed precision training
+    With a ``compute_dtype`` of half the size of ``param_dtype`` a step takes half the memory for activations, and on a GPU
+    less time, while small updates are not lost in the parameters: Micikevicius et al., `Mixed precision training
     <https://arxiv.org/abs/1710.03740>`_. For ``mx.float16``, whose range is small, see also :class:`fl.optim.DynamicLossScale`.
 
     Only floating-point arrays are cast, and the scales of quantized weights are not (see :meth:`Module.astype`).
 
     Args:
-        param: The dtype of the parameters, of their gradients and of the optimizer's state. Default: ``mx.float32``.
-        compute: The dtype of the computation. Default: ``mx.float32``.
-        output: The dtype of results. Default: ``mx.float32``.
+        param_dtype: The dtype of the parameters, of their gradients and of the optimizer's state. Default: ``mx.float32``.
+        compute_dtype: The dtype of the computation. Default: ``mx.float32``.
+        output_dtype: The dtype of results. Default: ``mx.float32``.
 
     Raises:
         TypeError: If one of them is not a floating-point dtype.
 
     >>> import frostleaf as fl, mlx.core as mx
-    >>> policy = fl.Policy(compute=mx.bfloat16)
+    >>> policy = fl.Policy(compute_dtype=mx.bfloat16)
     >>> def loss_fn(layer, x):
     ...     print(layer.weight.dtype, x.dtype)
     ...     return layer(x).sum()
@@ -53,15 +53,15 @@ class Policy:
     (mlx.core.float32, mlx.core.float32)
     """
 
-    param: mx.Dtype = attrs.field(default=mx.float32, validator=_floating)
-    compute: mx.Dtype = attrs.field(default=mx.float32, validator=_floating)
-    output: mx.Dtype = attrs.field(default=mx.float32, validator=_floating)
+    param_dtype: mx.Dtype = attrs.field(default=mx.float32, validator=_require_floating)
+    compute_dtype: mx.Dtype = attrs.field(default=mx.float32, validator=_require_floating)
+    output_dtype: mx.Dtype = attrs.field(default=mx.float32, validator=_require_floating)
 
     def wrap(self, fn: Callable[P, R]) -> Callable[P, R]:
-        """Return ``fn`` with its arguments cast to ``compute`` and its result cast to ``output``.
+        """Cast the arguments of ``fn`` to ``compute_dtype`` and its result to ``output_dtype``.
 
         The gradient of the result goes through the cast, and so has the dtype of the argument. A model in the result, such as
-        :func:`stateful` returns, comes out rounded to ``compute``: return its buffers alone.
+        :func:`stateful` returns, comes out rounded to ``compute_dtype``: return its buffers alone.
         """
 
         @functools.wraps(fn)
@@ -72,20 +72,20 @@ class Policy:
         return wrapped
 
     def cast_to_param(self, tree: T) -> T:
-        """Return the tree with its floating-point arrays in ``param``."""
-        return astype(tree, self.param)
+        """Cast the floating-point arrays of a tree to ``param_dtype``."""
+        return astype(tree, self.param_dtype)
 
     def cast_to_compute(self, tree: T) -> T:
-        """Return the tree with its floating-point arrays in ``compute``."""
-        return astype(tree, self.compute)
+        """Cast the floating-point arrays of a tree to ``compute_dtype``."""
+        return astype(tree, self.compute_dtype)
 
     def cast_to_output(self, tree: T) -> T:
-        """Return the tree with its floating-point arrays in ``output``."""
-        return astype(tree, self.output)
+        """Cast the floating-point arrays of a tree to ``output_dtype``."""
+        return astype(tree, self.output_dtype)
 
     def __reduce__(self) -> Any:  # MLX's dtypes can't be pickled
-        return _policy, (packed((self.param, self.compute, self.output)),)
+        return _policy, (to_picklable((self.param_dtype, self.compute_dtype, self.output_dtype)),)
 
 
 def _policy(dtypes: Any) -> Policy:
-    return Policy(*unpacked(dtypes))
+    return Policy(*from_picklable(dtypes))

@@ -7,18 +7,16 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-from ..tree.compare import describe
+from ..core.words import describe
 
 _STATE: list[mx.array] = mx.random.state  # type: ignore[assignment]
-
-NOT_A_KEY = "fl.rng takes one key of the kind that mx.random.key(seed) returns, u32[2], and was given {given}"
 
 
 @contextmanager
 def rng(key: mx.array) -> Iterator[None]:
-    """Return a context in which everything that draws from ``mx.random`` draws from ``key`` instead.
+    """Draw everything inside a ``with`` block from ``key``, in place of the state of ``mx.random``.
 
-    The same key gives the same numbers. When the context is left, also by an exception, the random state is what it was before.
+    The same key gives the same numbers. Afterwards, also after an exception, the random state is what it was before.
     Works under ``jit``, ``grad`` and ``vmap`` too, where ``key`` may be an argument of the function.
 
     Args:
@@ -35,7 +33,7 @@ def rng(key: mx.array) -> Iterator[None]:
     True
     """
     if not isinstance(key, mx.array) or key.shape != (2,) or key.dtype != mx.uint32:
-        raise TypeError(NOT_A_KEY.format(given=describe(key)))
+        raise TypeError(f"fl.rng takes one key, such as mx.random.key(seed) returns, u32[2], and was given {describe(key)}")
     before = saved_state()
     restore_state(key)
     try:
@@ -45,7 +43,7 @@ def rng(key: mx.array) -> Iterator[None]:
 
 
 def next_key() -> mx.array:
-    """Return a fresh key, uint32 of shape (2,), and advance the random state: the key that the next draw would have used.
+    """Draw a key, uint32 of shape (2,), from the random state: the one that the next draw would have used.
 
     Inside :func:`rng` it comes from that context's key.
 

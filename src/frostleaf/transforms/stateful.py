@@ -8,25 +8,20 @@ from typing import Any, TypeVar, overload
 
 import mlx.core as mx
 
-from .. import fields
-from ..module import Module
-from ..node import Path, edited, nearest
+from ..core import fields
+from ..core.construction import evolve
+from ..core.definition import Node
+from ..core.levels import replace_at
+from ..core.words import Path, nearest
 from ..tree.functions import flatten, unflatten
-from ..tree.walk import rewrite
-from .jit import disable_jit
+from ..tree.walk import Descend, checked_level, rewrite
+from .context import override
 
-M = TypeVar("M", bound=Module)
+M = TypeVar("M", bound=Node)
 R = TypeVar("R")
 
-NOT_A_MODEL = "fl.stateful takes a module or a bound method of one, and was given {kind}"
-NOT_A_BUFFER = "{cls} has no buffer {name!r} to record{nearest}. Declare it with fl.buffer() in the class body."
-STRANGER = (
-    "a {cls} that is not part of the model recorded {names}, which would be lost. Inside fl.stateful call the submodules of "
-    "the model itself, not edited copies of them."
-)
-
 # For each module that has recorded something in the innermost fl.stateful: the module as it was, and as it is now.
-_records: ContextVar[dict[int, tuple[Module, Module]] | None] = ContextVar("records", default=None)
+records: ContextVar[dict[int, tuple[Node, Node]] | None] = ContextVar("records", default=None)
 
 
 @overload
@@ -38,7 +33,7 @@ def stateful(model: Callable[..., R], /, *args: Any, **kwargs: Any) -> tuple[R, 
 
 
 def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, M]:
-    """Return ``model(*args, **kwargs)`` and the model with the buffers that the call recorded.
+    """Call a model, and return the result and the model with the buffers that the call recorded.
 
     The model itself is unchanged. The result shares every array that was not recorded. Inside ``jit`` and
     ``value_and_grad`` this is the same; return the new model from the function, as auxiliary data from a loss.
@@ -57,27 +52,27 @@ def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tup
     >>> after.running_mean, norm.running_mean, after.weight is norm.weight
     (array([0.1, 0.3], dtype=float32), array([0, 0], dtype=float32), True)
     """
-    owner = model if isinstance(model, Module) else getattr(model, "__self__", None)
-    if not isinstance(owner, Module):
-        raise TypeError(NOT_A_MODEL.format(kind=type(model).__name__))
+    owner = model if isinstance(model, Node) else getattr(model, "__self__", None)
+    if not isinstance(owner, Node):
+        raise TypeError(f"fl.stateful takes a module or a bound method of one, and was given {type(model).__name__}")
     # A module that stands at two places is two parts of the model, each with its own buffers, as it is after jit has
     # taken the tree apart. Putting the tree together anew gives each place an object of its own to recognise it by.
     leaves, structure = flatten(owner)
     called = unflatten(structure, leaves)
-    records: dict[int, tuple[Module, Module]] = {}
-    token = _records.set(records)
+    recorded: dict[int, tuple[Node, Node]] = {}
+    token = records.set(recorded)
     try:
-        with disable_jit():  # what layers record is a side effect, which a replayed trace would not have
+        with override(plain=True):  # what layers record is a side effect, which a replayed trace would not have
             out = called(*args, **kwargs) if owner is model else model.__func__(called, *args, **kwargs)  # type: ignore[union-attr]
     finally:
-        _records.reset(token)
-    return out, _with_records(owner, called, records)
+        records.reset(token)
+    return out, _with_records(owner, called, recorded)
 
 
-def record(module: Module, /, **buffers: mx.array) -> None:
-    """Return nothing; inside :func:`stateful`, have it return the model with these buffers in place of the module's.
+def record(module: Node, /, **buffers: mx.array) -> None:
+    """Record new buffers of a module: the enclosing :func:`stateful` returns the model with them.
 
-    For use in a layer's ``__call__``. Outside :func:`stateful` nothing is recorded.
+    For use in a layer's ``__call__``. Outside :func:`stateful` nothing is recorded. What was recorded is :func:`recorded`.
 
     Args:
         module: The layer, ``self``.
@@ -90,62 +85,65 @@ def record(module: Module, /, **buffers: mx.array) -> None:
     >>> class Counter(fl.Module):
     ...     calls: mx.array = fl.buffer(factory=lambda: mx.array(0))
     ...     def __call__(self, x):
-    ...         fl.record(self, calls=fl.latest(self).calls + 1)
+    ...         fl.record(self, calls=fl.recorded(self).calls + 1)
     ...         return x
     >>> fl.stateful(Counter(), "x")[1].calls
     array(1, dtype=int32)
     """
+    known = _buffers(module)
     for name in buffers:
-        if name not in module.__fields__ or fields.kind(module.__fields__[name]) != "buffer":
-            names = [each for each, field in module.__fields__.items() if fields.kind(field) == "buffer"]
-            shown = NOT_A_BUFFER.format(cls=type(module).__name__, name=name, nearest=nearest(name, names))
-            raise TypeError(shown)
-    records = _records.get()
-    if records is not None:
-        records[id(module)] = module, edited(latest(module), buffers)
+        if name not in known:
+            missing = f"{type(module).__name__} has no buffer {name!r} to record{nearest(name, known)}"
+            raise TypeError(f"{missing}. Declare it with fl.buffer() in the class body.")
+    here = records.get()
+    if here is not None:
+        here[id(module)] = module, evolve(recorded(module), buffers)
 
 
-def latest(module: M) -> M:
+def recorded(module: M) -> M:
     """Return the module with what has been recorded for it so far in the enclosing :func:`stateful`; without one, the module.
 
     A layer that is called twice in one forward pass goes on from what its first call recorded.
 
     >>> import frostleaf as fl
     >>> layer = fl.nn.BatchNorm(2)
-    >>> fl.latest(layer) is layer
+    >>> fl.recorded(layer) is layer
     True
     """
-    records = _records.get()
-    return records[id(module)][1] if records and id(module) in records else module  # type: ignore[return-value]
+    here = records.get()
+    return here[id(module)][1] if here and id(module) in here else module  # type: ignore[return-value]
 
 
 def recording() -> bool:
     """Return whether a :func:`stateful` is running, so that what layers record will be used."""
-    return _records.get() is not None
+    return records.get() is not None
 
 
-def _with_records(owner: M, called: M, records: dict[int, tuple[Module, Module]]) -> M:
-    """Return ``owner`` with the buffers recorded by the modules that stand at the same places in ``called``."""
-    recorded: dict[Path, Module] = {}
+STRANGER = (
+    "a {cls} that is not in the model recorded {names}, which would be lost. Inside fl.stateful call the submodules of "
+    "the model itself, not edited copies of them."
+)
 
-    def find(path: Path, value: Any) -> Any:
-        if isinstance(value, Module) and id(value) in records:
-            recorded[path] = records.pop(id(value))[1]
-        return value
 
-    rewrite(called, leave=find)
-    for module, after in records.values():
-        names = [name for name in module.__children__ if getattr(module, name) is not getattr(after, name)]
-        raise RuntimeError(STRANGER.format(cls=type(module).__name__, names=", ".join(names)))
+def _with_records(owner: M, called: M, recorded: dict[int, tuple[Node, Node]]) -> M:
+    """Return ``owner`` with the buffers recorded by the modules at the same places in ``called``."""
+    new: dict[Path, Any] = {}
 
-    def leave(path: Path, value: Any) -> Any:
-        if path not in recorded:
-            return value
-        buffers = {
-            name: getattr(recorded[path], name)
-            for name in value.__children__
-            if fields.kind(value.__fields__[name]) == "buffer"
-        }
-        return edited(value, buffers)
+    def enter(path: Path, value: Any) -> Any:
+        if isinstance(value, Node) and id(value) in recorded:
+            module, after = recorded.pop(id(value))
+            new.update(((*path, name), getattr(after, name)) for name in _changed(module, after))
+        return Descend
 
-    return rewrite(owner, leave=leave)  # type: ignore[no-any-return]
+    rewrite(called, enter)
+    for module, after in recorded.values():
+        raise RuntimeError(STRANGER.format(cls=type(module).__name__, names=", ".join(_changed(module, after))))
+    return replace_at(owner, new, checked_level)  # type: ignore[no-any-return]
+
+
+def _changed(module: Node, after: Node) -> list[str]:
+    return [name for name in _buffers(module) if getattr(module, name) is not getattr(after, name)]
+
+
+def _buffers(module: Node) -> list[str]:
+    return [name for name, field in module.__frostleaf__.fields.items() if fields.kind(field) == "buffer"]

@@ -9,35 +9,20 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..tree.compare import describe
-from ..tree.functions import dotted, flatten, unflatten
-from ..tree.structure import Structure
-from .captured import depends, require_visible
-from .jit import disable_jit
-from .prefixes import argument, paired
+from ..core.structure import Structure
+from ..core.words import describe, function_name, keystr
+from ..tree.functions import flatten, unflatten
+from ..tree.prefixes import argument, broadcast_prefix
+from .context import override
+from .jit.captured import depends, require_visible
 from .random import restore_state, saved_state
-from .stateful import _records
-
-NOT_AXES = "{name} must be an integer, None or {tree} of them, and {path} is {given}"
-ONE_TREE = "in_axes must be an integer, None or a tuple with an entry for each positional argument, and is {given}"
-WRONG_COUNT = "in_axes has {entries} entries and {fn} was called with {count} positional arguments"
-NO_AXIS = "can't map {fn} over axis {axis} of {path}, which is {array}"
-NO_OUT_AXIS = "can't put the mapped axis at {axis} in the result of {fn}: {path} is {array} for each example"
-UNEQUAL_SIZES = (
-    "can't map {fn} over axes of different lengths: {first} has {expected} ({array}) and {path} has {given} ({other})"
-)
-NOTHING_MAPPED = "{fn} has nothing to map over: no array in its positional arguments has an axis in in_axes={in_axes!r}"
-RECORDED = (
-    "a {cls} recorded buffers while {fn} was mapped, where each index has its own. Call fl.stateful inside {fn} and "
-    "return the model from it, or put the model in eval mode."
-)
-DIFFERS = "out_axes has None for {path} of the result of {fn}, which depends on the mapped arguments. Give it an axis."
+from .stateful import records
 
 _mapping: ContextVar[bool] = ContextVar("mapping", default=False)
 
 
 def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
-    """Return a function that computes ``fn`` for each index along an axis of its arguments, all at once.
+    """Make a function that computes ``fn`` for each index along an axis of its arguments, all at once.
 
     A model is an argument like any other: with axis ``0`` a stack of models is an ensemble (see :func:`frostleaf.tree.stack`),
     with ``None`` one model is shared. Static values are never mapped, nor are keyword arguments. Random numbers that ``fn``
@@ -68,8 +53,9 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
     (4, 5, 3)
     """
     if not isinstance(in_axes, int | tuple | list | None):
-        raise TypeError(ONE_TREE.format(given=describe(in_axes)))
-    name = getattr(fn, "__name__", type(fn).__name__)
+        needed = "an integer, None or a tuple with an entry for each positional argument"
+        raise TypeError(f"in_axes must be {needed}, and is {describe(in_axes)}")
+    name = function_name(fn)
 
     @functools.wraps(fn, updated=())
     def vmapped(*args: Any, **kwargs: Any) -> Any:
@@ -97,7 +83,7 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
         token = _mapping.set(True)
         try:
             # MLX compiles nothing that is mapped. What is not would be traced, and used elsewhere, without its checkpoints.
-            with disable_jit():
+            with override(plain=True):
                 results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
         except BaseException:
             restore_state(before)
@@ -122,19 +108,25 @@ def mapping() -> bool:
     return _mapping.get()
 
 
+RECORDED = (
+    "a {cls} recorded buffers while {fn} was mapped, where each index has its own. Call fl.stateful inside {fn} and "
+    "return the model from it, or put the model in eval mode."
+)
+
+
 def _without_records(fn: Callable[..., Any], name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     """Return ``fn(*args, **kwargs)``, in which layers find what ``stateful`` has recorded, and can't add to it."""
-    records = _records.get()
-    if records is None:
+    outer = records.get()
+    if outer is None:
         return fn(*args, **kwargs)
-    here = dict(records)
-    token = _records.set(here)
+    here = dict(outer)
+    token = records.set(here)
     try:
         out = fn(*args, **kwargs)
     finally:
-        _records.reset(token)
+        records.reset(token)
     for key, (module, _) in here.items():
-        if here[key] is not records.get(key):
+        if here[key] is not outer.get(key):
             raise RuntimeError(RECORDED.format(cls=type(module).__name__, fn=name))
     return out
 
@@ -142,46 +134,48 @@ def _without_records(fn: Callable[..., Any], name: str, args: Any, kwargs: dict[
 def _in_axes(in_axes: Any, args: tuple[Any, ...], name: str) -> list[int | None]:
     """Return for each array in the arguments the axis it is mapped over, counted from the front, or ``None``."""
     if isinstance(in_axes, tuple | list) and len(in_axes) != len(args):
-        raise ValueError(WRONG_COUNT.format(entries=len(in_axes), fn=name, count=len(args)))
+        called = f"{name} was called with {len(args)} positional arguments"
+        raise ValueError(f"in_axes has {len(in_axes)} entries and {called}")
     axes: list[int | None] = []
     first: tuple[str, mx.array, int] | None = None
-    for path, leaf, axis in paired(args, in_axes, "in_axes"):
+    for path, leaf, axis in broadcast_prefix(in_axes, args, "in_axes"):
         where = argument(path)
         _check_axis("in_axes", axis, where, "a tuple of them, or trees")
         if axis is None:
             axes.append(None)
             continue
         if not -leaf.ndim <= axis < leaf.ndim:
-            raise ValueError(NO_AXIS.format(fn=name, axis=axis, path=where, array=describe(leaf)))
+            raise ValueError(f"can't map {name} over axis {axis} of {where}, which is {describe(leaf)}")
         if first is None:
             first = where, leaf, leaf.shape[axis]
         elif leaf.shape[axis] != first[2]:
-            shown = UNEQUAL_SIZES.format(
-                fn=name, first=first[0], expected=first[2], array=describe(first[1]),
-                path=where, given=leaf.shape[axis], other=describe(leaf),
-            )  # fmt: skip
-            raise ValueError(shown)
+            one = f"{first[0]} has {first[2]} ({describe(first[1])})"
+            other = f"{where} has {leaf.shape[axis]} ({describe(leaf)})"
+            raise ValueError(f"can't map {name} over axes of different lengths: {one} and {other}")
         axes.append(axis % leaf.ndim)
     if first is None:
-        raise ValueError(NOTHING_MAPPED.format(fn=name, in_axes=in_axes))
+        found = f"no array in its positional arguments has an axis in in_axes={in_axes!r}"
+        raise ValueError(f"{name} has nothing to map over: {found}")
     return axes
 
 
 def _out_axes(out_axes: Any, out: Any, examples: tuple[mx.array, ...], name: str) -> list[int | None]:
     """Return for each array in the result where its mapped axis goes, or ``None`` if it has none."""
     axes: list[int | None] = []
-    for path, leaf, axis in paired(out, out_axes, "out_axes"):
-        where = dotted(path) or "the result"
+    for path, leaf, axis in broadcast_prefix(out_axes, out, "out_axes"):
+        where = keystr(path) or "the result"
         _check_axis("out_axes", axis, where, "a tree")
         if axis is None:
             if depends(leaf, examples):
-                raise ValueError(DIFFERS.format(path=where, fn=name))
+                differs = f"{where} of the result of {name}, which depends on the mapped arguments"
+                raise ValueError(f"out_axes has None for {differs}. Give it an axis.")
         elif not -leaf.ndim - 1 <= axis <= leaf.ndim:
-            raise ValueError(NO_OUT_AXIS.format(axis=axis, fn=name, path=where, array=describe(leaf)))
+            found = f"{where} is {describe(leaf)} for each example"
+            raise ValueError(f"can't put the mapped axis at {axis} in the result of {name}: {found}")
         axes.append(axis)
     return axes
 
 
 def _check_axis(name: str, axis: Any, path: str, tree: str) -> None:
     if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool)):
-        raise ValueError(NOT_AXES.format(name=name, tree=tree, path=path, given=describe(axis)))
+        raise ValueError(f"{name} must be an integer, None or {tree} of them, and {path} is {describe(axis)}")

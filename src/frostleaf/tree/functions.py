@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import builtins
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..node import Path
-from .structure import Recipe, Static, Structure, each_of, entries_of, flat_of, one_level, put
+from ..core import structure as core
+from .prefixes import flatten_up_to
 
 T = TypeVar("T")
 
-LEAF_COUNT = "the structure has {expected} leaves and {given} were given"
-MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."
 
-
-def flatten(tree: Any) -> tuple[list[mx.array], Structure]:
-    """Return the arrays of a tree, in order, and the structure that is left.
+def flatten(tree: Any) -> tuple[list[mx.array], core.Structure]:
+    """Take a tree apart: return its arrays, in order, and the structure that is left.
 
     A leaf is an ``mx.array``, and nothing else is. ``None`` and empty containers have no leaves; numbers, strings,
     functions and whatever else is not a container are part of the structure.
@@ -36,12 +32,12 @@ def flatten(tree: Any) -> tuple[list[mx.array], Structure]:
     >>> fl.tree.flatten(None)[0]
     []
     """
-    flat = flat_of(tree)
+    flat = core.flat_of(tree)
     return list(flat.leaves), flat.structure
 
 
-def unflatten(structure: Structure, leaves: Iterable[Any], static: Callable[[Any], Any] | None = None) -> Any:
-    """Return the tree of the given structure with the given leaves.
+def unflatten(structure: core.Structure, leaves: Iterable[Any], static: Callable[[Any], Any] | None = None) -> Any:
+    """Put a tree together from a structure and leaves.
 
     The inverse of :func:`flatten`: classes and static values are those of the first tree, and the leaves are the very
     objects given. They need not be arrays.
@@ -61,8 +57,8 @@ def unflatten(structure: Structure, leaves: Iterable[Any], static: Callable[[Any
     """
     values = list(leaves)
     if len(values) != structure.num_leaves:
-        raise ValueError(LEAF_COUNT.format(expected=structure.num_leaves, given=len(values)))
-    return put(structure.shape, iter(values), static)
+        raise ValueError(f"the structure has {structure.num_leaves} leaves and {len(values)} were given")
+    return core.unflatten(structure, iter(values), static)
 
 
 def leaves(tree: Any) -> list[mx.array]:
@@ -75,7 +71,7 @@ def leaves(tree: Any) -> list[mx.array]:
     return flatten(tree)[0]
 
 
-def structure(tree: Any) -> Structure:
+def structure(tree: Any) -> core.Structure:
     """Return the structure of a tree: what :func:`flatten` leaves when the arrays are taken out.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -94,11 +90,11 @@ def paths(tree: Any) -> list[str]:
     >>> fl.tree.paths({"layers": [{"weight": mx.array(1)}, None, mx.array(2)]})
     ['layers.0.weight', 'layers.2']
     """
-    return [dotted(path) for path in structure(tree).leaf_paths()]
+    return list(structure(tree).leaf_names())
 
 
 def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
-    """Return a tree of the same structure whose leaves are ``function`` of the leaves.
+    """Apply a function to each leaf and return a tree of the results, of the same structure.
 
     Args:
         function: Called with each leaf, and with what stands at the same place in each tree of ``rest``.
@@ -113,12 +109,12 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
     {'x': 3, 'n': 7}
     """
     first, shape = flatten(tree)
-    others = [aligned(tree, other, f"tree {number}") for number, other in enumerate(rest, 2)]
+    others = [flatten_up_to(tree, other, f"tree {number}") for number, other in enumerate(rest, 2)]
     return unflatten(shape, [function(*values) for values in zip(first, *others, strict=True)])  # type: ignore[no-any-return]
 
 
 def map_with_path(function: Callable[..., Any], tree: T, *rest: Any) -> T:
-    """Return a tree of the same structure whose leaves are ``function(path, leaf, ...)``.
+    """Apply ``function(path, leaf, ...)`` to each leaf and return a tree of the results.
 
     As :func:`map`, with the dotted name of each leaf (see :func:`paths`) as the first argument.
 
@@ -127,16 +123,15 @@ def map_with_path(function: Callable[..., Any], tree: T, *rest: Any) -> T:
     {'a': ['a.0', 'a.1']}
     """
     first, shape = flatten(tree)
-    names = [dotted(path) for path in shape.leaf_paths()]
-    others = [aligned(tree, other, f"tree {number}") for number, other in enumerate(rest, 2)]
-    return unflatten(shape, [function(*values) for values in zip(names, first, *others, strict=True)])  # type: ignore[no-any-return]
+    others = [flatten_up_to(tree, other, f"tree {number}") for number, other in enumerate(rest, 2)]
+    return unflatten(shape, [function(*values) for values in zip(shape.leaf_names(), first, *others, strict=True)])  # type: ignore[no-any-return]
 
 
 _NO_INITIALIZER: Any = object()
 
 
 def reduce(function: Callable[[Any, mx.array], Any], tree: Any, initializer: Any = _NO_INITIALIZER) -> Any:
-    """Return the leaves folded from the left: ``function(function(initializer, first), second)`` and so on.
+    """Fold the leaves from the left: ``function(function(initializer, first), second)`` and so on.
 
     Args:
         function: Called with what has been folded so far and the next leaf.
@@ -153,57 +148,3 @@ def reduce(function: Callable[[Any, mx.array], Any], tree: Any, initializer: Any
     if initializer is _NO_INITIALIZER:
         return functools.reduce(function, leaves(tree))
     return functools.reduce(function, leaves(tree), initializer)
-
-
-def dotted(path: Iterable[Any]) -> str:
-    """Return a path as one name: ``("layers", 0, "weight")`` is ``"layers.0.weight"``."""
-    return ".".join([str(entry) for entry in path])
-
-
-def aligned(first: Any, tree: Any, what: str) -> list[Any]:
-    """Return what stands in ``tree`` at the place of each leaf of ``first``; ``what`` names ``tree`` in the error."""
-    found: list[Any] = []
-    _align(structure(first), tree, what, (), found)
-    return found
-
-
-def _align(shape: Any, value: Any, what: str, path: Path, found: list[Any]) -> None:
-    """Append to ``found`` what stands in ``value`` at the place of each leaf of the shape."""
-    if isinstance(shape, Structure):
-        shape = shape.shape
-    if shape is mx.array:
-        found.append(value)
-        return
-    if isinstance(shape, Static) or (shape is None and value is None):
-        return
-    if shape is None:
-        place = dotted(path) or "the root"
-        raise ValueError(MISMATCH.format(what=what, path=place, given=type(value).__name__, expected="None"))
-    kind, metadata, shapes = shape[0], shape[1], each_of(shape[2])
-    node = one_level(value)
-    entries = entries_of(kind, metadata)
-    if node is not None and type(value) is kind and isinstance(value, Mapping) and value.keys() == set(entries):
-        # Here, unlike for a function that is given the whole dict, the order of the items does not matter.
-        children: Sequence[Any] = [value[entry] for entry in entries]
-    elif node is not None and type(value) is kind and node[0] == metadata and len(node[1]) == len(shapes):
-        children = node[1]
-    else:
-        place = dotted(path) or "the root"
-        given = "no node" if node is None else _described(type(value), *node)
-        expected = _described(kind, metadata, shapes)
-        if given == expected:
-            given += " of another definition"
-        raise ValueError(MISMATCH.format(what=what, path=place, given=given, expected=expected))
-    for part, child, entry in zip(shapes, children, entries, strict=True):
-        _align(part, child, what, (*path, entry), found)
-
-
-def _described(kind: type, metadata: Any, children: Sequence[Any]) -> str:
-    """Return a node's class, and what tells it from others of the class, in a few words."""
-    if isinstance(metadata, Recipe):
-        return f"{kind.__name__} of {len(children)} ({', '.join(builtins.map(str, metadata.entries))})"
-    said = [f"{name}={value!r}" for name, value in metadata.static.items()]
-    said += ["in evaluation mode"] * (not metadata.training)
-    said += [f"with {', '.join(sorted(metadata.frozen))} frozen"] * bool(metadata.frozen)
-    said += [f"with {dotted(target)} tied to {dotted(source)}" for target, source in metadata.ties]
-    return f"{kind.__name__} ({', '.join(said)})" if said else kind.__name__

@@ -9,20 +9,17 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from .compare import UNLIKE, describe, diff
-from .functions import dotted, flatten, unflatten
+from ..core.words import describe, dtype_name
+from .comparison import require_alike
+from .functions import flatten, unflatten
 
 T = TypeVar("T")
 
 NOTHING_TO_STACK = "there is no tree to stack: give at least one"
-STACK_SHAPES = "can't stack {path!r}: it is {shapes} in the trees given, and must be of one shape"
-NO_AXIS = "can't unstack {path!r} along axis {axis}: it is {array}"
-UNEQUAL_LENGTHS = "can't unstack along axis {axis}: {first!r} has length {length} there and {path!r} is {array}"
-WRONG_VECTORS = "unravel expects {expected} and was given {given}"
 
 
 def stack(trees: Sequence[T], axis: int = 0) -> T:
-    """Return one tree whose leaves are those of the trees, stacked along a new axis.
+    """Stack the leaves of trees along a new axis.
 
     Args:
         trees: At least one tree; all of one structure and with the same shapes.
@@ -35,24 +32,20 @@ def stack(trees: Sequence[T], axis: int = 0) -> T:
     >>> fl.tree.stack([{"a": mx.array(1)}, {"a": mx.array(2)}])
     {'a': array([1, 2], dtype=int32)}
     """
-    flat = [flatten(tree) for tree in trees]
-    if not flat:
+    if not trees:
         raise ValueError(NOTHING_TO_STACK)
-    structure = flat[0][1]
-    for number, (_, other) in enumerate(flat[1:], 2):
-        if other != structure:
-            raise ValueError(UNLIKE.format(number=number, difference=diff(trees[0], trees[number - 1])))
+    structure = require_alike(trees)
     stacked = []
-    for position, values in enumerate(zip(*(leaves for leaves, _ in flat), strict=True)):
+    for name, *values in zip(structure.leaf_names(), *(flatten(tree)[0] for tree in trees), strict=True):
         if len({value.shape for value in values}) > 1:
             shapes = " and ".join(dict.fromkeys(map(describe, values)))
-            raise ValueError(STACK_SHAPES.format(path=dotted(structure.leaf_paths()[position]), shapes=shapes))
-        stacked.append(mx.stack(list(values), axis))
+            raise ValueError(f"can't stack {name!r}: it is {shapes} in the trees given, and must be of one shape")
+        stacked.append(mx.stack(values, axis))
     return unflatten(structure, stacked)  # type: ignore[no-any-return]
 
 
 def unstack(tree: T, axis: int = 0) -> list[T]:
-    """Return the trees that :func:`stack` put together: one for each index along an axis of the leaves.
+    """Undo :func:`stack`: return a tree for each index along an axis of the leaves.
 
     Args:
         tree: A tree with at least one leaf, all of one length along ``axis``.
@@ -68,22 +61,21 @@ def unstack(tree: T, axis: int = 0) -> list[T]:
     leaves, structure = flatten(tree)
     if not leaves:
         raise ValueError(NOTHING_TO_STACK)
-    names = [dotted(path) for path in structure.leaf_paths()]
+    names = structure.leaf_names()
     for name, leaf in zip(names, leaves, strict=True):
         if not -leaf.ndim <= axis < leaf.ndim:
-            raise ValueError(NO_AXIS.format(path=name, axis=axis, array=describe(leaf)))
-        if leaf.shape[axis] != leaves[0].shape[axis]:
-            shown = UNEQUAL_LENGTHS.format(
-                axis=axis, first=names[0], length=leaves[0].shape[axis], path=name, array=describe(leaf)
+            raise ValueError(f"can't unstack {name!r} along axis {axis}: it is {describe(leaf)}")
+        length = leaves[0].shape[axis]
+        if leaf.shape[axis] != length:
+            raise ValueError(
+                f"can't unstack along axis {axis}: {names[0]!r} has length {length} there and {name!r} is {describe(leaf)}"
             )
-            raise ValueError(shown)
-    length = leaves[0].shape[axis]
     moved = [mx.moveaxis(leaf, axis, 0) for leaf in leaves]
     return [unflatten(structure, [leaf[index] for leaf in moved]) for index in range(length)]
 
 
 def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array]], T]]:
-    """Return the leaves laid end to end, one vector for each dtype, and the function that makes the tree of them again.
+    """Lay the leaves end to end, in one vector for each dtype, and return the function that makes the tree of them again.
 
     Args:
         tree: Any tree.
@@ -102,53 +94,48 @@ def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array
     leaves, structure = flatten(tree)
     groups: dict[str, list[int]] = {}
     for position, leaf in enumerate(leaves):
-        groups.setdefault(dtype_name(leaf), []).append(position)
+        groups.setdefault(dtype_name(leaf.dtype), []).append(position)
     shapes = {name: [leaves[position].shape for position in group] for name, group in groups.items()}
-    laid = {name: laid_end_to_end([leaves[position] for position in group]) for name, group in groups.items()}
+    laid = {name: concatenate([leaves[position] for position in group]) for name, group in groups.items()}
     expected = _described(laid)
 
     def unravel(vectors: Mapping[str, mx.array]) -> T:
         given = _described(vectors)
         if given != expected:
-            raise ValueError(WRONG_VECTORS.format(expected=expected, given=given))
+            raise ValueError(f"unravel expects {expected} and was given {given}")
         values: list[Any] = [None] * structure.num_leaves
         for name, group in groups.items():
-            for position, array in zip(group, _taken_apart_for_gradients(vectors[name], shapes[name]), strict=True):
+            for position, array in zip(group, _split_for_gradients(vectors[name], shapes[name]), strict=True):
                 values[position] = array
         return unflatten(structure, values)  # type: ignore[no-any-return]
 
     return laid, unravel
 
 
-def dtype_name(array: mx.array) -> str:
-    """Return the name of an array's dtype, such as ``"float32"``."""
-    return str(array.dtype).removeprefix("mlx.core.")
-
-
-def laid_end_to_end(arrays: Sequence[mx.array]) -> mx.array:
-    """Return the numbers of the arrays, of which there is at least one, as one vector."""
+def concatenate(arrays: Sequence[mx.array]) -> mx.array:
+    """Lay the numbers of one array or more end to end in a vector."""
     return arrays[0].reshape(-1) if len(arrays) == 1 else mx.concatenate([array.reshape(-1) for array in arrays])
 
 
-def taken_apart(vector: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
-    """Return arrays of the shapes that were laid end to end, as views of the vector."""
+def split(vector: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
+    """Undo :func:`concatenate`: return arrays of the shapes, as views of the vector."""
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-    return [part.reshape(shape) for part, shape in zip(mx.split(vector, ends[:-1]), shapes, strict=True)]
+    return [piece.reshape(shape) for piece, shape in zip(mx.split(vector, ends[:-1]), shapes, strict=True)]
 
 
 def _described(vectors: Any) -> Any:
     return {name: describe(each) for name, each in vectors.items()} if isinstance(vectors, Mapping) else describe(vectors)
 
 
-def _taken_apart_for_gradients(vector: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
-    # MLX's gradient of taking a vector apart adds one vector of that length for each part.
-    parts: Any = mx.custom_function(lambda vector: taken_apart(vector, shapes))
-    parts.vjp(lambda vector, cotangents, outputs: laid_end_to_end(cotangents))
-    return parts(vector)  # type: ignore[no-any-return]
+def _split_for_gradients(vector: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
+    # MLX's own gradient of a split adds up one vector of the full length for each piece.
+    splitting: Any = mx.custom_function(lambda vector: split(vector, shapes))
+    splitting.vjp(lambda vector, cotangents, outputs: concatenate(cotangents))
+    return splitting(vector)  # type: ignore[no-any-return]
 
 
 def size(tree: Any) -> int:
-    """Return how many numbers the leaves of a tree hold together.
+    """Count the numbers in the leaves of a tree.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.size([mx.zeros((2, 3)), mx.array(1), "text"])
@@ -158,7 +145,7 @@ def size(tree: Any) -> int:
 
 
 def nbytes(tree: Any) -> int:
-    """Return how many bytes the leaves of a tree take. An array object that stands at several places counts once.
+    """Count the bytes of the leaves of a tree. An array object that stands at several places counts once.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> shared = mx.zeros(4, mx.float16)

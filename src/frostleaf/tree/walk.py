@@ -1,42 +1,32 @@
-"""One level of a tree at a time: the ground on which edits share what they do not touch."""
+"""Trees walked and edited by all their fields: the ground on which edits share what they do not touch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from ..node import Node, Path, edited, field_values, metadata_of
-from .structure import one_level
-
-
-class Level(NamedTuple):
-    """The children of a node, their names, the function that makes the node again from other children, and its tied places."""
-
-    entries: Sequence[Any]
-    children: Sequence[Any]
-    make: Callable[[Sequence[Any]], Any]
-    tied: frozenset[Path] = frozenset()
+from ..core.construction import evolve
+from ..core.definition import Node
+from ..core.instance import field_values, metadata_of
+from ..core.levels import Level, tree_level
+from ..core.words import Path, keystr
 
 
-def level(value: Any, convert: bool = False) -> Level | None:
-    """Return one level of a tree, or ``None`` for an array, a static value or ``None``.
+def field_level(value: Any, convert: bool = False) -> Level | None:
+    """Return one level of a tree, with all fields of a module, static ones included; ``None`` for what has no inside.
 
-    The children of a module are all its fields, static ones included. With ``convert`` a module that is made again runs the
-    converters and validators of the fields that differ.
+    With ``convert`` a module that is made again runs the converters and validators of the fields that differ.
     """
-    if isinstance(value, Node):
-        fields = field_values(value)
-        return Level(
-            list(fields),
-            list(fields.values()),
-            lambda new: edited(value, dict(zip(fields, new, strict=True)), convert=convert),
-            frozenset(target for target, _ in metadata_of(value).ties),
-        )
-    node = one_level(value)
-    if node is None:
-        return None
-    recipe, children = node
-    return Level(recipe.entries, children, lambda new: recipe.make(recipe.metadata, new))
+    if not isinstance(value, Node):
+        return tree_level(value)
+    fields = field_values(value)
+    entries = tuple(fields)
+    return Level(entries, [*fields.values()], lambda new: evolve(value, dict(zip(entries, new, strict=True)), convert=convert))
+
+
+# As field_level, for replace_at, where what is put in is to be checked.
+checked_level = partial(field_level, convert=True)
 
 
 class Descend:
@@ -51,15 +41,15 @@ def rewrite(
     convert: bool = False,
     tied: frozenset[Path] = frozenset(),
 ) -> Any:
-    """Return the tree with some of its parts replaced; every part in which nothing was replaced is the same object.
+    """Walk a tree and replace what the functions say; everything in which nothing was replaced is the same object.
 
-    An array that stands at tied places is one part, at the place of its source.
+    An array that stands at tied places is met once, at the place of its source.
 
     Args:
         value: The tree.
-        enter: Called with the path and the value of each part, before its children. What it returns takes the place of
-            the part, unless that is ``Descend``.
-        leave: Called with the path and the value of each part whose children have been dealt with.
+        enter: Called with the path and the value of each node and leaf, before its children. What it returns takes the place of
+            the value, unless that is ``Descend``.
+        leave: Called with the path and the value of each whose children have been dealt with.
         path: The path of ``value`` in a larger tree.
         convert: Whether the converters and validators of the fields run on what is put into them.
         tied: The paths of the tied places of what is around ``value``.
@@ -70,13 +60,32 @@ def rewrite(
         replacement = enter(path, value)
         if replacement is not Descend:
             return replacement
-    parts = level(value, convert)
-    if parts is not None and len(parts.children):
-        tied = tied.union((*path, *place) for place in parts.tied) if parts.tied else tied
+    here = field_level(value, convert)
+    if here is not None and len(here.children):
+        tied |= ties_in(value, path)
         new = [
             rewrite(child, enter, leave, (*path, entry), convert, tied)
-            for entry, child in zip(parts.entries, parts.children, strict=True)
+            for entry, child in zip(here.entries, here.children, strict=True)
         ]
-        if any(after is not before for after, before in zip(new, parts.children, strict=True)):
-            value = parts.make(new)
+        if any(after is not before for after, before in zip(new, here.children, strict=True)):
+            value = here.make(new)
     return value if leave is None else leave(path, value)
+
+
+def ties_in(value: Any, path: Path = ()) -> frozenset[Path]:
+    """Return the paths of a module's own tied places, which is at a path itself."""
+    ties = metadata_of(value).ties if isinstance(value, Node) else ()
+    return frozenset((*path, *target) for target, _ in ties)
+
+
+def tied_places(tree: Any) -> dict[str, str]:
+    """Return the source of each tied place in a tree, both as dotted paths."""
+    found: dict[str, str] = {}
+
+    def enter(path: Path, value: Any) -> Any:
+        if isinstance(value, Node):
+            found.update((keystr((*path, *target)), keystr((*path, *source))) for target, source in metadata_of(value).ties)
+        return Descend
+
+    rewrite(tree, enter)
+    return found

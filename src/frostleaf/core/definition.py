@@ -1,0 +1,211 @@
+"""The definition: what happens as a class of frozen trees is made, and while an instance is built.
+
+The one place where classes are changed as they are made.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import linecache
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import attrs
+import optree
+
+from . import fields, ties
+from .construction import checked, close, evolve, field_of, restore
+from .instance import OPEN, Definition, Instance, Metadata, field_values, is_finished, level_of, metadata_of, set_level
+from .pickling import to_picklable
+from .registration import NAMESPACE
+
+N = TypeVar("N", bound="Node")
+
+
+class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
+    """The ``FrozenInstanceError`` of attrs, with a message that says which class and field, and what to call instead."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.args = (message,)
+        self.msg = message
+
+
+class Node(Instance):
+    """The base of :class:`Module`: a class whose instances are frozen trees."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, *, init: bool = True, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _define(cls, init)
+
+    if not TYPE_CHECKING:  # a checker that saw these would take every name for an attribute
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            cls = type(self)
+            if OPEN not in self.__dict__:
+                raise FrozenModuleError(_frozen("set", cls, name))
+            self.__dict__[name] = checked(self, field_of(cls, name), value)
+
+        def __delattr__(self, name: str) -> None:
+            raise FrozenModuleError(_frozen("delete", type(self), name))
+
+    def _set_training_mode(self: N, mode: bool) -> N:
+        """Return the node in a mode; what it holds is in it already. A layer that keeps its arrays otherwise in each mode
+        overrides this, as in MLX, and returns what it makes of ``super()._set_training_mode(mode)``.
+        """
+        return evolve(self, training=mode)
+
+    def __reduce__(self) -> Any:
+        metadata = metadata_of(self)
+        values = {name: to_picklable(value) for name, value in field_values(self).items()}
+        return restore, (type(self), values, metadata.training, metadata.frozen, metadata.ties)
+
+
+def _frozen(verb: str, cls: type[Node], name: str) -> str:
+    advice = ".train(mode)" if name == "training" else ".replace(...)"
+    advice = f".replace({name}=...)" if name in cls.__frostleaf__.fields else advice
+    rule = "a finished module never changes"
+    return f"can't {verb} {cls.__name__}.{name}: {rule}. {advice} returns a new module that shares the rest."
+
+
+HIDDEN = (
+    "{cls} declares a field {name!r}, and a base class has a property of that name, which would be read in its place. "
+    "Choose another name, or leave the declaration to the base class."
+)
+
+
+def _define(cls: type[Node], init: bool) -> None:
+    own = _handwritten_init(cls)
+    handwritten = own is not None
+    # A hand-written constructor takes what it likes, so the order of the fields' defaults is free: kw_only says so to attrs.
+    attrs.define(
+        cls,
+        frozen=True,
+        slots=False,
+        eq=False,
+        repr=False,
+        init=init and not handwritten,
+        kw_only=handwritten,
+        auto_attribs=True,
+    )
+    # attrs has put its own messages here; Node has better ones.
+    del cls.__setattr__, cls.__delattr__
+    constructor: Any = own or cls.__init__
+    if not hasattr(constructor, "handwritten"):
+        constructor = _closing(constructor, handwritten)
+    if cls.__init__ is not constructor:
+        cls.__init__ = constructor  # type: ignore[method-assign]
+
+    declared = attrs.fields_dict(cls)  # type: ignore[arg-type]
+    root = next(base for base in reversed(cls.__mro__) if issubclass(base, Node) and base is not Node)
+    for name in declared:
+        if hasattr(root, name):
+            hides = f"{cls.__name__} declares a field {name!r}, which hides {root.__name__}.{name} of every module"
+            raise TypeError(f"{hides}. Choose another name.")
+        if inspect.isdatadescriptor(inspect.getattr_static(cls, name, None)):
+            raise TypeError(HIDDEN.format(cls=cls.__name__, name=name))
+    static = tuple(name for name, field in declared.items() if fields.kind(field) == "static")
+    children = tuple(name for name in declared if name not in static)
+    cls.__frostleaf__ = Definition(
+        fields=declared,
+        children=children,
+        # In C, since it is called for every module of a tree; for fewer than two names itemgetter returns no tuple.
+        pick=itemgetter(*children) if len(children) > 1 else lambda values: tuple([values[name] for name in children]),
+        static=static,
+        frozen=tuple(name for name, field in declared.items() if fields.frozen(field)),
+        assemble=_assembler(cls, children, static),
+        deferrable=(
+            cls.__getattr__ is Instance.__getattr__  # type: ignore[attr-defined]
+            and cls.__getattribute__ is object.__getattribute__
+            and not any(hasattr(cls, name) for name in declared)
+        ),
+    )
+    optree.register_pytree_node(
+        cast(Any, cls),
+        lambda node: (level_of(cast(Any, node))[1], metadata_of(cast(Any, node)), children),
+        cast(Any, cls.__frostleaf__.assemble),
+        path_entry_type=optree.GetAttrEntry,
+        namespace=NAMESPACE,
+    )
+
+
+def _handwritten_init(cls: type) -> Callable[..., None] | None:
+    """Return the ``__init__`` that somebody wrote for ``cls`` or a base, if there is one: no generated one hides it."""
+    for base in cls.__mro__:
+        init = base.__dict__.get("__init__")
+        if init is None or base is object or getattr(base, "_is_protocol", False):
+            continue
+        if getattr(init, "handwritten", True):
+            return init  # type: ignore[no-any-return]
+    return None
+
+
+def _assembler(cls: type[Node], children: Iterable[str], static: Iterable[str]) -> Callable[[Metadata, Iterable[Any]], Any]:
+    # Written out for each class, which halves the time it takes to put a tree together; a loop over the names does the same.
+    targets = ", ".join(f"values[{name!r}]" for name in children)
+    sources = [f"    values[{name!r}] = static[{name!r}]" for name in static]
+    lines = [
+        "def assemble(metadata, children):",
+        "    node = new(cls)",
+        "    values = node.__dict__",
+        f"    ({targets},) = children" if targets else "    () = children",
+        *(["    static = metadata.static", *sources] if sources else []),
+        "    set_level(node, metadata)",
+        "    if metadata.ties:",
+        "        set_level(node, (metadata, tuple(children)))",
+        "        fill(node, metadata.ties)",
+        "    return node",
+    ]
+    source = "\n".join(lines)
+    file = f"<assemble {cls.__module__}.{cls.__qualname__}>"
+    scope: dict[str, Any] = {"new": object.__new__, "cls": cls, "set_level": set_level, "fill": ties.fill}
+    exec(compile(source, file, "exec"), scope)
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # so that a debugger can step through it
+    return scope["assemble"]  # type: ignore[no-any-return]
+
+
+def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None]:
+    """Return ``init`` so that the node is open to assignment while it runs and finished when the outermost one returns."""
+
+    @functools.wraps(init)
+    def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if is_finished(self):
+            raise TypeError(f"__init__ was called on a finished {type(self).__name__}, which can't change. Build a new one.")
+        if OPEN in self.__dict__:
+            init(self, *args, **kwargs)
+            return
+        self.__dict__[OPEN] = True
+        try:
+            init(self, *args, **kwargs)
+            _fill_defaults(self)
+        finally:
+            del self.__dict__[OPEN]
+        definition = type(self).__frostleaf__
+        frozen = frozenset(name for name in definition.frozen if self.__dict__[name] is not None)
+        close(self, definition.fields, training=True, frozen=frozen)
+
+    __init__.handwritten = handwritten  # type: ignore[attr-defined]
+    return __init__
+
+
+def _fill_defaults(node: Node) -> None:
+    unset = []
+    for name, attribute in node.__frostleaf__.fields.items():
+        if name in node.__dict__:
+            continue
+        default: Any = attribute.default
+        if default is attrs.NOTHING:
+            unset.append(repr(name))
+            continue
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = default.factory(node) if default.takes_self else default.factory()
+        node.__dict__[name] = checked(node, attribute, default)
+    if unset:
+        raise TypeError(
+            f"{type(node).__name__}.__init__ returned without setting {', '.join(unset)}. Set each declared field on self, or "
+            "give it a default in the class body."
+        )

@@ -1,0 +1,253 @@
+"""The instance: what every frozen tree keeps beside its fields."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import attrs
+import mlx.core as mx
+import optree
+
+from .containers import freeze_containers, static_key
+from .pickling import from_picklable, to_picklable
+from .registration import NAMESPACE
+from .words import Path, describe
+
+I = TypeVar("I", bound="Instance")  # noqa: E741
+# The tied places in a module: the path of each, and the path of the array that stands there too.
+Ties = tuple[tuple[Path, Path], ...]
+
+# In the __dict__ of an instance that is open to assignment. No field has this name, which is not an identifier.
+OPEN = "<open>"
+
+_building = threading.RLock()
+
+
+class Metadata:
+    """A module's own part of its structure: its static values, its mode, the names of its frozen fields, and its ties.
+
+    Equal when interchangeable (:func:`~frostleaf.core.containers.static_key`).
+    """
+
+    __slots__ = ("_hash", "_key", "frozen", "static", "ties", "training")
+
+    def __init__(self, static: Mapping[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> None:
+        self.static = static
+        self.training = training
+        self.frozen = frozen
+        self.ties = ties
+        self._key = (training, frozen, ties, tuple(static_key(value) for value in static.values()))
+        self._hash = hash(self._key)
+
+    def freezes(self, name: str) -> bool:
+        """Return whether a dotted name is frozen: it is one of the frozen names, or below one."""
+        return bool(self.frozen) and any(each in self.frozen for each in names_above(name))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Metadata)
+            and self._hash == other._hash
+            and self._key == other._key
+            and self.static.keys() == other.static.keys()
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        shown = dict(self.static)
+        if not self.training:
+            shown["training"] = False
+        if self.frozen:
+            shown["frozen"] = sorted(self.frozen)
+        if self.ties:
+            shown["ties"] = self.ties
+        return f"Metadata({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def __reduce__(self) -> Any:
+        # The hash is made anew: that of a string is another in each process.
+        static = {name: to_picklable(value) for name, value in self.static.items()}
+        return _metadata, (static, self.training, self.frozen, self.ties)
+
+
+@attrs.frozen
+class Definition:
+    """What is known of a class of frozen trees.
+
+    Attributes:
+        fields: Its fields by name, in order.
+        children: The names of those whose values are children in the tree.
+        pick: Returns the values of these, as a tuple, from a dict of fields.
+        static: The names of those whose values are structure.
+        frozen: The names of those that are frozen in a new instance.
+        assemble: Makes a finished instance of metadata and children as they are: nothing is converted or checked.
+        deferrable: Whether an instance may be put together when it is first looked into, which is when ``__getattr__`` runs.
+    """
+
+    fields: Mapping[str, attrs.Attribute[Any]]
+    children: tuple[str, ...]
+    pick: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    static: tuple[str, ...]
+    frozen: tuple[str, ...]
+    assemble: Callable[[Metadata, Iterable[Any]], Any]
+    deferrable: bool
+
+
+class Instance:
+    """The state of a frozen tree: its fields, which are in its ``__dict__``, and two slots.
+
+    ``_frostleaf_level`` has its metadata, once it is finished and put together, and its children, once they have been asked
+    for; a tied array is in the ``__dict__`` at all its places, and in the children at one. ``_frostleaf_flat`` has its leaves
+    and its structure, once it has been flattened, or if it was made of them.
+    """
+
+    __slots__ = ("_frostleaf_flat", "_frostleaf_level")
+
+    __frostleaf__: ClassVar[Definition]
+
+    if not TYPE_CHECKING:  # a checker that saw this would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            # Reached only by a name that is not there. The instance may not have been put together yet, or its __init__ is
+            # still running and the field has a default.
+            if name == "_frostleaf_level" or flat_kept(self) is not None:
+                level_of(self)
+            field = type(self).__frostleaf__.fields.get(name)
+            if OPEN in self.__dict__ and field and not isinstance(field.default, attrs.Factory | type(attrs.NOTHING)):
+                return field.default
+            try:
+                return object.__getattribute__(self, name)
+            except AttributeError:
+                inherited = getattr(super(), "__getattr__", None)
+                if inherited is None:
+                    raise
+                return inherited(name)
+
+    def __dir__(self) -> Any:
+        if flat_kept(self) is not None:
+            level_of(self)  # completion is to show the fields, which one that has not been put together does not have
+        return super().__dir__()
+
+    def __copy__(self: I) -> I:
+        level_of(self)  # raises if it is still open to change
+        return self
+
+    def __deepcopy__(self: I, memo: dict[int, Any]) -> I:
+        def copied(value: Any) -> Any:
+            return copy.deepcopy(value, memo) if isinstance(value, mx.array | Instance) else value
+
+        metadata, children = level_of(self)
+        new = [optree.tree_map(copied, child, is_leaf=is_instance, namespace=NAMESPACE) for child in children]
+        return self.__frostleaf__.assemble(metadata, new)  # type: ignore[no-any-return]
+
+
+_get_level: Any = Instance.__dict__["_frostleaf_level"].__get__
+set_level: Any = Instance.__dict__["_frostleaf_level"].__set__
+_get_flat: Any = Instance.__dict__["_frostleaf_flat"].__get__
+keep_flat: Any = Instance.__dict__["_frostleaf_flat"].__set__
+
+
+def is_instance(value: Any) -> bool:
+    """Return whether a value is a frozen tree."""
+    return isinstance(value, Instance)
+
+
+def flat_kept(node: Instance) -> Any:
+    """Return the leaves and the structure that are kept with the instance, or ``None``."""
+    try:
+        return _get_flat(node)
+    except AttributeError:
+        return None
+
+
+def is_built(node: Instance) -> bool:
+    """Return whether the instance has its fields: it is finished, and not waiting to be put together."""
+    try:
+        _get_level(node)
+    except AttributeError:
+        return False
+    return True
+
+
+def is_finished(node: Instance) -> bool:
+    """Return whether ``__init__`` has returned, so that the instance can't change any more."""
+    return is_built(node) or flat_kept(node) is not None
+
+
+def level_of(node: Instance) -> tuple[Metadata, tuple[Any, ...]]:
+    """Return the instance's metadata, and what is in its parameter and buffer fields, in order.
+
+    Raises:
+        TypeError: If its ``__init__`` is still running.
+    """
+    try:
+        level = _get_level(node)
+    except AttributeError:
+        level = _put_together(node)
+    if type(level) is not tuple:
+        level = level, node.__frostleaf__.pick(node.__dict__)
+        set_level(node, level)
+    return level  # type: ignore[no-any-return]
+
+
+# Shown to somebody who calls a method of self in __init__.
+STILL_BUILDING = (
+    "this {cls} is still being built: until its __init__ has returned it is not a tree, and can't be cast, frozen or "
+    "flattened. Do that to the finished module (what may never be trained is declared with fl.buffer())."
+)
+
+
+def _put_together(node: Instance) -> Any:
+    flat = flat_kept(node)
+    if flat is None:
+        raise TypeError(STILL_BUILDING.format(cls=type(node).__name__))
+    with _building:
+        if not is_built(node):  # or another thread was faster
+            built = node.__frostleaf__.assemble(*flat.level())
+            node.__dict__.update(built.__dict__)
+            set_level(node, _get_level(built))
+        return _get_level(node)
+
+
+def metadata_of(node: Instance) -> Metadata:
+    """Return the instance's static values, mode, frozen names and ties.
+
+    Raises:
+        TypeError: If its ``__init__`` is still running.
+    """
+    return level_of(node)[0]
+
+
+def children_of(node: Instance) -> dict[str, Any]:
+    """Return what is in the instance's parameter and buffer fields, by name; an array that is tied at one of its places."""
+    return dict(zip(node.__frostleaf__.children, level_of(node)[1], strict=True))
+
+
+def field_values(node: Instance) -> dict[str, Any]:
+    """Return the instance's fields by name, in the order of their declaration.
+
+    Raises:
+        TypeError: If its ``__init__`` is still running.
+    """
+    level_of(node)
+    values = node.__dict__
+    return {name: values[name] for name in node.__frostleaf__.fields}
+
+
+def names_above(name: str) -> Iterator[str]:
+    """Yield a dotted name, and each shorter one that leads to it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+@describe.register
+def _(value: Instance, depth: int = 2) -> str:
+    return f"{type(value).__name__}(...)"
+
+
+def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> Metadata:
+    return Metadata({name: freeze_containers(from_picklable(each)) for name, each in static.items()}, training, frozen, ties)

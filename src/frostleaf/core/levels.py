@@ -1,0 +1,119 @@
+"""One level of any tree: a node's children, and how it is made again from others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+import optree
+
+from .containers import static_key
+from .instance import Instance, level_of
+from .registration import NAMESPACE
+from .words import Path
+
+
+class Recipe:
+    """How a node that is no module is made again, as optree tells it: from its metadata and its children."""
+
+    __slots__ = ("entries", "make", "metadata")
+
+    def __init__(self, metadata: Any, entries: Sequence[Any], make: Callable[[Any, Sequence[Any]], Any]) -> None:
+        self.metadata = metadata
+        self.entries = entries
+        self.make = make
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> Any:
+        return static_key(_plain(self.metadata))
+
+    def __reduce__(self) -> Any:
+        # How a node is made is known by its class, and told by any node of it.
+        node = self.make(self.metadata, [_EXAMPLE] * len(self.entries))
+        is_proxy = isinstance(node, MappingProxyType)  # which can't be pickled
+        return _recipe_of, (dict(node) if is_proxy else node, is_proxy)
+
+
+# Stands for the children of a node that is pickled for its recipe.
+_EXAMPLE = mx.array(0)
+
+
+class Level(NamedTuple):
+    """The children of a node, their names, and the function that makes the node again from other children."""
+
+    entries: Sequence[Any]
+    children: Sequence[Any]
+    make: Callable[[Sequence[Any]], Any]
+
+
+def one_level(value: Any) -> tuple[Any, Sequence[Any]] | None:
+    """Return a node's metadata and children; ``None`` for an array, ``None``, or a static value, which have no inside.
+
+    The metadata of a module is its :class:`~frostleaf.core.instance.Metadata`, that of other nodes a :class:`Recipe`.
+    """
+    if isinstance(value, Instance):
+        return level_of(value)
+    if value is None or isinstance(value, mx.array) or optree.tree_is_leaf(value, namespace=NAMESPACE):
+        return None
+    children, metadata, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
+    return Recipe(metadata, entries, make), children
+
+
+def entries_of(kind: type, metadata: Any) -> Sequence[Any]:
+    """Return the names, keys or indices of a node's children."""
+    return metadata.entries if isinstance(metadata, Recipe) else cast(Any, kind).__frostleaf__.children
+
+
+def tree_level(value: Any) -> Level | None:
+    """Return one level of a tree as it is flattened: of a module the parameter and buffer fields."""
+    node = one_level(value)
+    if node is None:
+        return None
+    metadata, children = node
+    if isinstance(metadata, Recipe):
+        return Level(metadata.entries, children, lambda new: metadata.make(metadata.metadata, new))
+    definition = value.__frostleaf__
+    return Level(definition.children, children, lambda new: definition.assemble(metadata, new))
+
+
+def replace_at(value: Any, new: Mapping[Path, Any], level: Callable[[Any], Level | None] = tree_level) -> Any:
+    """Return the tree with other values at some paths; what lies on none of them is shared.
+
+    A path that leads nowhere is passed over.
+
+    >>> replace_at({"a": (1, 2), "b": 3}, {("a", 1): 5})
+    {'a': (1, 5), 'b': 3}
+    """
+    if () in new:
+        return new[()]
+    here = level(value) if new else None
+    if here is None:
+        return value
+    inside: dict[Any, dict[Path, Any]] = {}
+    for (entry, *rest), each in new.items():
+        inside.setdefault(entry, {})[tuple(rest)] = each
+    children = [
+        replace_at(child, inside[entry], level) if entry in inside else child
+        for entry, child in zip(here.entries, here.children, strict=True)
+    ]
+    same = all(after is before for after, before in zip(children, here.children, strict=True))
+    return value if same else here.make(children)
+
+
+def _recipe_of(node: Any, is_proxy: bool) -> Recipe:
+    recipe, _ = cast(Any, one_level(MappingProxyType(node) if is_proxy else node))
+    return recipe  # type: ignore[no-any-return]
+
+
+def _plain(metadata: Any) -> Any:
+    """Return the metadata of a dict without optree's own class of list."""
+    if isinstance(metadata, list):
+        return tuple(metadata)
+    return tuple([_plain(each) for each in metadata]) if type(metadata) is tuple else metadata

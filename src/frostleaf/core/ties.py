@@ -1,0 +1,148 @@
+"""Tied places: one array that stands at two places of a module, and is one leaf of its tree.
+
+The fields of the module that has the ties hold the array at both places, for whoever reads them. In the tree ``None`` stands at
+the tied place: the array is taken out where a module is taken apart (:func:`taken_out`), put back where it is put together
+(:func:`fill`), and after an edit one place follows the other (:func:`follow`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .instance import Instance, Ties, level_of, metadata_of
+from .levels import replace_at, tree_level
+from .words import Path, describe, keystr
+
+_MISSING: Any = object()
+
+
+def taken_out(cls: type[Instance], children: tuple[Any, ...], ties: Ties) -> tuple[Any, ...]:
+    """Return the children of a node with ``None`` in each tied place."""
+    values = dict(zip(cls.__frostleaf__.children, children, strict=True))
+    _put(values, {target: None for target, _ in ties})
+    return tuple(values.values())
+
+
+def fill(node: Instance, ties: Ties) -> None:
+    """Put the arrays in their tied places, in a node that was put together of children without them.
+
+    The children may be anything, since trees are mapped to trees of other things. A place that is not there stays so.
+    """
+    values = node.__dict__
+    arrays = {target: _get(values, source) for target, source in ties if _get(values, target) is not _MISSING}
+    _put(values, {target: array for target, array in arrays.items() if array is not _MISSING})
+
+
+def refilled(name: str, value: Any, ties: Ties, old: Mapping[str, Any]) -> Any:
+    """Return the new value of a field with the old arrays in tied places where it has ``None``, as it has in the tree."""
+    values = {name: value}
+    _put(values, {target: _get(old, target) for target, _ in ties if target[0] == name and _get(values, target) is None})
+    return values[name]
+
+
+CONFLICT = (
+    "{cls}.{target} is tied to {source}, and this edit leaves unlike arrays there: {given} and {expected}. Change both alike, "
+    "or take the tie away first: .untie({target!r})"
+)
+
+
+def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
+    """Bring all places of each tied array in line, in a node that was edited: whichever was changed, the others follow.
+
+    Where several were changed, as by an edit of every layer, their shapes and dtypes must be the same, and the source's array
+    stands for all. One alone may change in dtype or shape, but not into the array of another class: the packed bits of a
+    quantized layer are of no use to one that is not.
+
+    Args:
+        node: The node, whose fields have their new values.
+        ties: Its ties.
+        old: The fields' values before the edit.
+
+    Raises:
+        ValueError: If one of the places is gone or is tied further inside as well, or different arrays were put there.
+    """
+    values = node.__dict__
+    places: dict[Path, list[Path]] = {}
+    for target, source in ties:
+        _check_place(node, target, source)
+        places.setdefault(source, [source]).append(target)
+    new: dict[Path, Any] = {}
+    for source, paths in places.items():
+        before, given = _get(old, source), {path: _get(values, path) for path in paths}
+        changed = [path for path in paths if given[path] is not before and (given[path] is not None or path == source)]
+        first = changed[0] if changed else source
+        for path, array in given.items():
+            if array is given[first]:
+                continue
+            if path in changed:
+                fits = _kind(array) == _kind(given[first])
+            else:
+                fits = _shape(before) == _shape(given[first]) or all(
+                    _holder(old, each) is _holder(values, each) for each in (path, first)
+                )
+            if not fits:
+                target, expected = (first, array) if path == source else (path, given[first])
+                names = {"cls": type(node).__name__, "target": keystr(target), "source": keystr(source)}
+                raise ValueError(CONFLICT.format(**names, given=describe(given[target]), expected=describe(expected)))
+            new[path] = given[first]
+    _put(values, new)
+
+
+GONE = (
+    "{cls}.{target} is tied to {source}, and after this edit there is nothing at {missing}. Take the tie away first: "
+    ".untie({target!r})"
+)
+TIED_INSIDE = (
+    "{cls}.{target} is tied to {source}, and after this edit {path} is tied inside {holder} as well. Take one of the two ties "
+    "away first: .untie({target!r}), or that of {holder}"
+)
+
+
+def _check_place(node: Instance, target: Path, source: Path) -> None:
+    """Raise a ``ValueError`` unless both places of a tie are there, and no module inside has a tie there too."""
+    names = {"cls": type(node).__name__, "target": keystr(target), "source": keystr(source)}
+    for path in (target, source):
+        if _get(node.__dict__, path) is _MISSING:
+            raise ValueError(GONE.format(**names, missing=keystr(path)))
+        for length in range(1, len(path)):
+            inside = _get(node.__dict__, path[:length])
+            if isinstance(inside, Instance) and path[length:] in dict(metadata_of(inside).ties):
+                raise ValueError(TIED_INSIDE.format(**names, path=keystr(path), holder=keystr(path[:length])))
+
+
+def _get(values: Mapping[str, Any], path: Path) -> Any:
+    """Return what stands at a path below a dict of fields, or ``_MISSING``."""
+    first, *rest = path
+    value: Any = values.get(first, _MISSING)
+    for name in rest:
+        if isinstance(value, Instance):
+            level_of(value)
+            value = value.__dict__.get(name, _MISSING)
+        elif type(value) is tuple:  # the other items, which may be many, need no look
+            value = value[name] if name in range(len(value)) else _MISSING
+        elif isinstance(value, Mapping):
+            value = value.get(name, _MISSING)
+        else:
+            here = tree_level(value)
+            value = dict(zip(here.entries, here.children, strict=True)).get(name, _MISSING) if here else _MISSING
+    return value
+
+
+def _put(values: dict[str, Any], new: Mapping[Path, Any]) -> None:
+    """Put something else at paths below a dict of fields, where there is anything."""
+    values.update(replace_at(values, new))
+
+
+def _holder(values: Mapping[str, Any], path: Path) -> type | None:
+    """Return the class of the innermost node that a path leads through."""
+    above = [_get(values, path[:length]) for length in range(1, len(path))]
+    return next((type(value) for value in reversed(above) if isinstance(value, Instance)), None)
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)
+
+
+def _kind(value: Any) -> Any:
+    return _shape(value), getattr(value, "dtype", None)

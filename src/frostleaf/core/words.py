@@ -1,0 +1,131 @@
+"""Paths and values in the words of messages."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import mlx.core as mx
+
+# The names, keys and indices that lead to a value inside a tree.
+Path = tuple[Any, ...]
+
+_LONGEST = 80
+_FIRST = 8
+_BRACKETS: dict[type, tuple[str, str]] = {
+    tuple: ("(", ")"),
+    list: ("[", "]"),
+    dict: ("{", "}"),
+    set: ("{", "}"),
+    frozenset: ("{", "}"),
+}
+_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
+
+
+def keystr(path: Iterable[Any]) -> str:
+    """Return a path as MLX writes it: ``("layers", 0, "weight")`` is ``"layers.0.weight"``."""
+    return ".".join([str(entry) for entry in path])
+
+
+@functools.singledispatch
+def describe(value: Any, depth: int = 2) -> str:
+    """Return an array's dtype and shape, a function's name, or a short text for anything else, without addresses.
+
+    Nothing is evaluated. Of containers the first items are shown, and those of the first ``depth`` levels.
+
+    >>> describe(mx.zeros((2, 3), mx.bfloat16)), describe(mx.tanh), describe({"a": [mx.array(1), 3]})
+    ('bf16[2,3]', 'tanh', "{'a': [i32[], 3]}")
+    """
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    if isinstance(name, str):
+        # MLX calls each of its schedules "schedule", so a closure goes by the name of what made it.
+        *makers, own = name.split(".<locals>.")
+        return f"{makers[-1]}(...)" if makers and own != "<lambda>" and getattr(value, "__closure__", None) else own
+    text = repr(value)
+    return f"{type(value).__name__}(...)" if " at 0x" in text else _shortened(text)
+
+
+@describe.register
+def _(value: mx.array, depth: int = 2) -> str:
+    return shape_and_dtype(value.shape, value.dtype)
+
+
+@describe.register
+def _(value: type, depth: int = 2) -> str:
+    return value.__name__
+
+
+@describe.register
+def _(value: functools.partial, depth: int = 2) -> str:  # type: ignore[type-arg]
+    named = [f"{name}={describe(each)}" for name, each in value.keywords.items()]
+    return f"partial({', '.join([*map(describe, (value.func, *value.args)), *named])})"
+
+
+@describe.register(tuple)
+@describe.register(list)
+@describe.register(set)
+@describe.register(frozenset)
+@describe.register(dict)
+@describe.register(MappingProxyType)
+def _(value: Any, depth: int = 2) -> str:
+    kind = type(value).__name__
+    if value and not depth:
+        return f"{kind}(...)"
+    first = list(itertools.islice(value, _FIRST))
+    if isinstance(value, Mapping):
+        items = [f"{describe(key, 0)}: {describe(value[key], depth - 1)}" for key in first]
+    elif hasattr(value, "_fields"):
+        items = [f"{name}={describe(each, depth - 1)}" for name, each in zip(value._fields, first, strict=False)]
+    else:
+        items = [describe(each, depth - 1) for each in first]
+    items = sorted(items) if isinstance(value, set | frozenset) else items
+    shown = ", ".join(items + ["..."] * (len(value) > _FIRST))
+    left, right = _BRACKETS.get(type(value), (f"{kind}(", ")"))
+    return _shortened(f"{left}{shown}{',' * (type(value) is tuple and len(value) == 1)}{right}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def shape_and_dtype(shape: Iterable[object], dtype: mx.Dtype) -> str:
+    """Return a shape and a dtype in the short form of JAX: ``"f32[2,3]"``."""
+    name = dtype_name(dtype)
+    letters = name.rstrip("0123456789")
+    return f"{_SHORT.get(letters, letters)}{name[len(letters) :]}[{','.join(map(str, shape))}]"
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """Return the name of a dtype without its module, such as ``"float32"``."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """Return the name of a function, or the class of another object that can be called."""
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+def class_name(value: Any) -> str:
+    """Return the qualified name of a value's class, such as ``"numpy.ndarray"``."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def with_article(noun: str) -> str:
+    """Return ``"a Linear"``, ``"an Embedding"``."""
+    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``"; the nearest is 'x'"`` for a message, or nothing if no name is near."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; the nearest is {close[0]!r}" if close else ""
+
+
+def nearest_paths(path: str, paths: Iterable[str]) -> str:
+    """Return ``". The nearest paths are 'x', 'y'"`` for a message, or nothing if no path is near."""
+    close = difflib.get_close_matches(path, list(paths), n=3, cutoff=0.4)
+    return f". The nearest paths are {', '.join(map(repr, close))}" if close else ""

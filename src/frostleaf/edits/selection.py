@@ -1,0 +1,157 @@
+"""``model.at(where)``: a selection as a value, to be read or replaced in a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import mlx.core as mx
+
+from ..core.levels import replace_at
+from ..core.words import Path, describe, keystr
+from ..tree.selecting import Where, is_path, matcher, require_selected, select
+from ..tree.walk import checked_level, field_level
+from .casting import Predicate, astype, is_floating
+from .freezing import with_frozen
+
+T = TypeVar("T")
+
+_SHOWN = 8
+
+
+class Selection(Generic[T]):
+    """Some values in a tree, with the edits that can be made to them. Made by :meth:`Module.at`.
+
+    It has a length, and iterating over it gives the dotted path and the value of each. They never overlap: where a selected
+    value is inside another, the outer one stands for both. Each edit returns a tree that shares every array and every module
+    in which nothing was selected.
+
+    >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
+    >>> class Net(fl.Module):
+    ...     w: mx.array
+    ...     b: mx.array
+    >>> net = Net(mx.ones(2), mx.zeros(2))
+    >>> net.at("w").apply(lambda w: w + 1).w
+    array([2, 2], dtype=float32)
+    >>> net.at("*")
+    Selection of 2 in Net: w f32[2], b f32[2]
+    >>> len(net.at("*")), [path for path, _ in net.at("*")]
+    (2, ['w', 'b'])
+    """
+
+    def __init__(self, tree: T, where: Where) -> None:
+        matcher(where)
+        self._tree = tree
+        self._where = where
+
+    def paths(self) -> list[str]:
+        """Return the dotted path of each selected value.
+
+        Raises:
+            LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.relu).at("layers.*.weight").paths()
+        ['layers.0.weight']
+        """
+        return [keystr(path) for path in self._required()]
+
+    def get(self) -> Any:
+        """Return the selected value when the selection is one path, otherwise a dict from path to value.
+
+        Raises:
+            LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> layer.at("bias").get() is layer.bias, list(layer.at("b*").get())
+        (True, ['bias'])
+        """
+        values = {keystr(path): value for path, value in self._required().items()}
+        return values[str(self._where)] if is_path(self._where) else values
+
+    def set(self, value: Any) -> T:
+        """Put a value in the place of each selected one.
+
+        Raises:
+            LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).at("bias").set(None)
+        Linear(weight=f32[2,2], bias=None)
+        """
+        return self.apply(lambda _: value)
+
+    def apply(self, function: Callable[[Any], Any]) -> T:
+        """Put ``function(value)`` in the place of each selected value.
+
+        Raises:
+            LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).at("weight").apply(lambda weight: weight[:1])
+        Linear(weight=f32[1,2], bias=f32[2])
+        """
+        new = {path: function(value) for path, value in self._required().items()}
+        return replace_at(self._tree, new, checked_level)  # type: ignore[no-any-return]
+
+    def astype(self, dtype: mx.Dtype, predicate: Predicate | None = is_floating) -> T:
+        """Cast the arrays in the selected values, as :meth:`Module.astype` casts them.
+
+        Raises:
+            LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> fl.nn.Linear(2, 2).at("weight").astype(mx.float16)
+        Linear(weight=f16[2,2], bias=f32[2])
+        """
+        new = {path: astype(value, dtype, predicate) for path, value in self._required().items()}
+        return replace_at(self._tree, new, field_level)  # type: ignore[no-any-return]
+
+    def freeze(self) -> T:
+        """Freeze the selected parameters, and those in selected modules and containers.
+
+        Raises:
+            LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).at("weight").freeze()
+        Linear(weight=❄f32[2,2], bias=f32[2])
+        """
+        self._required()
+        return with_frozen(self._tree, self._where, True)
+
+    def unfreeze(self) -> T:
+        """Make the selected parameters trainable, and those in selected modules and containers.
+
+        Raises:
+            LookupError: If nothing is selected; the message suggests the nearest paths.
+
+        >>> import frostleaf as fl
+        >>> fl.nn.Linear(2, 2).freeze().at("bias").unfreeze()
+        Linear(weight=❄f32[2,2], bias=f32[2])
+        """
+        self._required()
+        return with_frozen(self._tree, self._where, False)
+
+    def __len__(self) -> int:
+        return len(self._selected)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter([(keystr(path), value) for path, value in self._selected.items()])
+
+    def __repr__(self) -> str:
+        shown = [f"{keystr(path) or '(root)'} {describe(value)}" for path, value in [*self._selected.items()][:_SHOWN]]
+        more = ["..."] * (len(self) > _SHOWN)
+        return (
+            f"Selection of {len(self) or 'nothing'} in {type(self._tree).__name__}{': ' * bool(shown)}{', '.join(shown + more)}"
+        )
+
+    @cached_property
+    def _selected(self) -> dict[Path, Any]:
+        return select(self._tree, self._where)
+
+    def _required(self) -> dict[Path, Any]:
+        require_selected(self._tree, self._where, self._selected)
+        return self._selected

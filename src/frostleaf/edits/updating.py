@@ -1,0 +1,109 @@
+"""Copies with other parameters or other submodules, given as MLX gives them: dicts and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from ..core.definition import Node
+from ..core.instance import children_of
+from ..core.levels import replace_at
+from ..core.words import Path, keystr, nearest
+from ..tree.walk import checked_level, rewrite
+from .views import Filter, filter_and_map, items, parameters, valid_parameter
+
+T = TypeVar("T")
+N = TypeVar("N", bound=Node)
+
+
+def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter | None) -> N:
+    """Map the parameters of a module. See :meth:`Module.apply`."""
+    return update(module, filter_and_map(module, filter_fn or valid_parameter, map_fn), strict=True)
+
+
+def update(module: N, parameters: Any, strict: bool) -> N:
+    """Replace some parameters. See :meth:`Module.update`."""
+
+    def new_leaf(current: Any, new: Any, path: Path) -> Any:
+        if not isinstance(current, mx.array):
+            return _DESCEND
+        if not strict and isinstance(new, dict) and not new:
+            return current  # the place of what is not named, in a list
+        if strict and not isinstance(new, mx.array):
+            raise ValueError(f"Received invalid type: {type(new).__name__} for {keystr(path)}.")
+        return new
+
+    new = dict(_replacements(module, parameters, strict, new_leaf, "parameter"))
+    return replace_at(module, new, checked_level)  # type: ignore[no-any-return]
+
+
+def update_modules(module: N, modules: Any, strict: bool) -> N:
+    """Replace some submodules. See :meth:`Module.update_modules`."""
+
+    def new_leaf(current: Any, new: Any, path: Path) -> Any:
+        if isinstance(current, Node) and isinstance(new, Node):
+            return new
+        if isinstance(current, Node | Mapping | tuple):
+            return _DESCEND
+        if strict and new != {}:
+            raise ValueError(f"Received invalid type: {type(new).__name__} for {keystr(path)}.")
+        return current
+
+    new = dict(_replacements(module, modules, strict, new_leaf, "sub-module"))
+    return replace_at(module, new, checked_level)  # type: ignore[no-any-return]
+
+
+def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:
+    """Replace modules by what a function returns for them. See :meth:`Module.map_modules`."""
+
+    def leave(path: Path, value: Any) -> Any:
+        if not isinstance(value, Node):
+            return value
+        replacement = fn(keystr(path), value)
+        return value if replacement is None else replacement
+
+    return rewrite(tree, leave=leave, convert=True)  # type: ignore[no-any-return]
+
+
+_DESCEND: Any = object()
+
+
+def _replacements(
+    target: Any, new: Any, strict: bool, new_leaf: Callable[[Any, Any, Path], Any], what: str, path: Path = ()
+) -> Iterator[tuple[Path, Any]]:
+    """Yield the path of what ``new`` names in ``target``, and what ``new_leaf`` makes of it.
+
+    Names that ``target`` doesn't have, and values that can't be there, are errors when strict. The words are MLX's.
+    """
+    at = f" in {keystr(path)}" if path else ""
+    if isinstance(new, Node):
+        new = parameters(new)
+    if isinstance(new, Mapping):
+        # A module's own children, and not the views of them, so that what stays is the same object.
+        there = (
+            [name for name, _ in items(target)] if isinstance(target, Node) else target if isinstance(target, Mapping) else ()
+        )
+        for name in new:
+            if strict and name not in there:
+                near = nearest(str(name), map(str, there))
+                raise ValueError(f'Module does not have {what} named "{name}"{at}{near}.')
+        children: Any = children_of(target) if isinstance(target, Node) else target
+        pairs = [(name, value) for name, value in new.items() if name in there]
+    elif isinstance(new, list | tuple) and isinstance(target, tuple | list):
+        children = target
+        if strict and len(new) > len(target):
+            raise ValueError(f"List index {len(target)} is out of bounds for destination of length {len(target)}{at}.")
+        pairs = list(enumerate(new))[: len(target)]
+    elif strict:
+        raise ValueError(f"Received invalid type: {type(new).__name__}{at}.")
+    else:
+        return
+    for name, value in pairs:
+        below = (*path, name)
+        replacement = new_leaf(children[name], value, below)
+        if replacement is _DESCEND:
+            yield from _replacements(children[name], value, strict, new_leaf, what, below)
+        else:
+            yield below, replacement

@@ -1,0 +1,60 @@
+"""Optimizers around another optimizer, to which they delegate what they don't do themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from ..tree.functions import map as tree_map
+from .optimizer import Optimizer
+from .parameters import Parameters
+
+T = TypeVar("T")
+
+
+class Wrapper(Optimizer):
+    """An optimizer around another, with the state of the other."""
+
+    optimizer: Optimizer
+
+    def _init(self, parameters: Parameters) -> Any:
+        return self.optimizer._init(parameters)
+
+    def _update(self, parameters: Parameters, gradients: Mapping[str, mx.array], state: Any) -> tuple[dict[str, mx.array], Any]:
+        return self.optimizer._update(parameters, gradients, state)
+
+    def _differences(self, parameters: Parameters, state: Any) -> Iterator[str]:
+        return self.optimizer._differences(parameters, state)
+
+    def _adapt(self, state: Any, parameters: Parameters) -> Any:
+        return self.optimizer._adapt(state, parameters)
+
+    def _learning_rate(self, state: Any) -> mx.array:
+        return self.optimizer._learning_rate(state)
+
+    def _require_state(self, state: Any, method: str) -> None:
+        self.optimizer._require_state(state, method)
+
+
+class StatefulWrapper(Wrapper):
+    """An optimizer around another, with a ``__state__`` of its own, which has the state of the other as ``inner``."""
+
+    def _differences(self, parameters: Parameters, state: Any) -> Iterator[str]:
+        return self.optimizer._differences(parameters, state.inner)
+
+    def _learning_rate(self, state: Any) -> mx.array:
+        return self.optimizer._learning_rate(state.inner)
+
+    def _require_state(self, state: Any, method: str) -> None:
+        Optimizer._require_state(self, state, method)
+        self.optimizer._require_state(state.inner, method)
+
+
+def tree_where(condition: mx.array, x: T, y: T) -> T:
+    """Return ``x`` if a boolean scalar is true, else ``y``: two trees of one structure.
+
+    A compiled step computes the condition when it runs, so a branch would not do.
+    """
+    return tree_map(lambda one, other: mx.where(condition, one, other), x, y)

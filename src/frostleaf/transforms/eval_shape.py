@@ -1,0 +1,55 @@
+"""Shapes and dtypes of results, without the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from ..tree.functions import flatten, unflatten
+from ..tree.shapes import ShapeDtypeStruct, zeros_for_struct
+from .binding import unbind
+from .random import restore_state, saved_state
+from .stateful import records
+
+
+def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Trace ``fn(*args, **kwargs)`` and return its result with a :class:`ShapeDtypeStruct` in the place of each array.
+
+    Nothing is computed and no memory is allocated for the result: the function is only traced, as by :func:`jit`. A module
+    comes out as a module. The random state is left as it was.
+
+    Args:
+        fn: A function, a method or a module. It must not look at the values of its arguments.
+        *args, **kwargs: Trees of arrays, of :class:`ShapeDtypeStruct`, or of both.
+
+    Raises:
+        ValueError: If ``fn`` evaluates an array of its arguments, as ``item()`` does.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.eval_shape(fl.nn.Linear, 50_000, 50_000)
+    Linear(weight=f32[50000,50000], bias=f32[50000])
+    >>> fl.eval_shape(fl.nn.Linear(2, 3), fl.ShapeDtypeStruct((7, 2)))
+    f32[7,3]
+    """
+    inner, bound_args, bound_kwargs = unbind(fn)
+    given, form = flatten(((*bound_args, *args), {**bound_kwargs, **kwargs}))
+    arrays, structure = flatten(unflatten(form, given, static=zeros_for_struct))
+    result: Any = None
+
+    def on_leaves(leaves: list[mx.array]) -> list[mx.array]:
+        nonlocal result
+        positional, named = unflatten(structure, leaves)
+        out, out_structure = flatten(inner(*positional, **named))
+        result = unflatten(out_structure, [ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in out])
+        return []
+
+    before, outer = saved_state(), records.get()
+    token = records.set(None if outer is None else dict(outer))  # what layers record here has no values
+    try:
+        mx.compile(on_leaves)(arrays)
+    finally:
+        records.reset(token)
+        restore_state(before)
+    return result

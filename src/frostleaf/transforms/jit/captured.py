@@ -1,0 +1,199 @@
+"""Arrays that a trace can't see: read from outside its arguments, or inside of values that are not trees."""
+
+from __future__ import annotations
+
+import dis
+import io
+import os
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ...core.containers import arrays_in
+from ...core.structure import Structure
+from ...core.words import describe, function_name, keystr, with_article
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
+_PROBE = "frostleaf_probe"
+
+
+class CapturedArrayWarning(UserWarning):
+    """A jitted function reads arrays from outside its arguments, whose values would be compiled in and go stale."""
+
+
+CAPTURED = (
+    "{fn} reads {variables} from outside the trees that it is given. fl.jit compiles what is there at the first call in as a "
+    "constant, and does not see later values. Pass it as an argument."
+)
+
+
+def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = ()) -> None:
+    """Warn if the function reads arrays, or trees of arrays, from its closure, its globals, its defaults or an object in these.
+
+    The warning is shown at the line that called into this package. No array is evaluated.
+
+    Args:
+        fn: The function.
+        static: The names and the values of what is static in its arguments, whose attributes are looked at as well.
+    """
+    found = [f"{name} ({_described(value, len(held))})" for name, value in _outside(fn, static) if (held := _arrays(value))]
+    if found:
+        message = CAPTURED.format(fn=function_name(fn), variables=", ".join(dict.fromkeys(found)))
+        warnings.warn(message, CapturedArrayWarning, stacklevel=_level_of_caller())
+
+
+HIDDEN = (
+    "{fn} returned {kind}{where} that holds a computed array, which {transformation} can't find there: it looks into modules, "
+    "tuples, lists, dicts and registered classes only. Return the array in one of these, or make the class one with "
+    "fl.register_pytree_node."
+)
+RUNS_LATER = (
+    "{fn} returned {kind}{where}, whose body has not run yet, and after {transformation} the arrays in it have no values. "
+    "Return what it makes, for example in a list."
+)
+
+
+def require_visible(transformation: str, fn: str, result: Structure, inputs: Sequence[mx.array]) -> None:
+    """Raise an error if the result of a traced function holds arrays where they can't be found.
+
+    Args:
+        transformation: The name of what traces the function.
+        fn: The name of the function.
+        result: What it returned.
+        inputs: The arrays that it was given.
+
+    Raises:
+        TypeError: If a static value in the result holds an array that was computed from the inputs, or has yet to run.
+    """
+    for path, value in result.static_values():
+        said = {
+            "fn": fn, "kind": with_article(type(value).__name__), "where": f" ({keystr(path)} of the result)" if path else "",
+            "transformation": transformation,
+        }  # fmt: skip
+        if isinstance(value, types.CoroutineType):
+            value.close()  # or Python warns that it was never awaited
+        if isinstance(value, types.GeneratorType | types.CoroutineType | types.AsyncGeneratorType):
+            raise TypeError(RUNS_LATER.format(**said))
+        for held in (value, *_inside(value)):
+            if any(depends(array, inputs) for array in _arrays(held)):
+                raise TypeError(HIDDEN.format(**said))
+
+
+def depends(array: mx.array, inputs: Sequence[mx.array]) -> bool:
+    """Return whether an array is computed from one of the inputs: whether something in its graph has one for its input."""
+    names = {f"{_PROBE}_{position}": each for position, each in enumerate(inputs)}
+    text = io.StringIO()
+    mx.export_to_dot(text, mx.contiguous(array), **names)  # of which the array itself is an input
+    return f'"{_PROBE}_' in "".join(line for line in text.getvalue().splitlines() if " -> " in line)
+
+
+def _outside(fn: Any, static: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of each variable, and attribute of one, that a function reads and that is not its own."""
+    yield "self", fn  # arguments are bound to a method, and an object that can be called may be a tree
+    objects = [("self", getattr(fn, "__self__", fn)), *static]
+    for function in _functions(fn):
+        names = set(_names_read(function.__code__))
+        variables = list(_variables(function, names))
+        yield from variables
+        for name, value in [*objects, *variables]:
+            yield from _attributes(name, value, {each for kind, each in names if kind == "attribute"})
+
+
+def _functions(fn: Any) -> Iterator[types.FunctionType]:
+    """Yield the function that runs; then, if that is one with a decorator, or a gradient, the function that somebody wrote."""
+    fn = getattr(fn, "__func__", fn)
+    if not isinstance(fn, types.FunctionType) and not _is_ours(type(fn).__call__):
+        fn = type(fn).__call__
+    while isinstance(fn, types.FunctionType):
+        yield fn
+        fn = getattr(fn, "__wrapped__", None)
+
+
+def _variables(fn: types.FunctionType, names: set[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of those variables in the closure and the globals that are read, and of the defaults."""
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        if ("closure", name) in names:
+            try:
+                yield name, cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+    yield from [(name, fn.__globals__.get(name)) for kind, name in sorted(names) if kind == "global"]
+    count = fn.__code__.co_argcount
+    with_default = fn.__code__.co_varnames[:count][count - len(fn.__defaults__ or ()) :]
+    yield from zip(with_default, fn.__defaults__ or (), strict=True)
+    yield from (fn.__kwdefaults__ or {}).items()
+
+
+def _attributes(name: str, value: Any, read: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of each attribute of an object that is read, if only by a method that is read itself."""
+    held = _held(value)
+    if isinstance(value, type) or _arrays(value):  # which have been found
+        return
+    new = read
+    while new:
+        methods = [getattr(type(value), each, None) for each in new]
+        codes = [method.__code__ for method in methods if isinstance(method, types.FunctionType)]
+        new = {each for code in codes for kind, each in _names_read(code) if kind == "attribute"} - read
+        read = read | new
+    yield from [(f"{name}.{each}", held[each]) for each in sorted(read) if each in held]
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """Yield what a static value holds: the variables of a function, the attributes of an object."""
+    if isinstance(value, types.FunctionType):
+        yield from [each for _, each in _variables(value, set(_names_read(value.__code__)))]
+    elif not isinstance(value, type | types.ModuleType):
+        yield from _held(value).values()
+        slots = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+        names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+        yield from [getattr(value, name, None) for name in names]
+
+
+def _held(value: Any) -> Mapping[str, Any]:
+    try:
+        return dict(vars(value))
+    except Exception:  # of a class without attributes, or with ways of its own
+        return {}
+
+
+def _names_read(code: types.CodeType) -> Iterator[tuple[str, str]]:
+    """Yield what the code, or code nested in it, reads: "closure", "global" or "attribute", and the name."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield "global", instruction.argval
+        elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"):
+            yield "closure", instruction.argval
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            yield "attribute", instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_read(constant)
+
+
+def _arrays(value: Any) -> Sequence[mx.array]:
+    try:
+        return () if value is mx.random.state else list(arrays_in(value))  # the random state is what jit threads through
+    except Exception:  # of a class that somebody else registered, or of a list that holds itself
+        return ()
+
+
+def _described(value: Any, count: int) -> str:
+    if isinstance(value, mx.array):
+        return describe(value)
+    return f"{with_article(type(value).__name__)} with {count} array{'s' * (count > 1)}"
+
+
+def _is_ours(fn: Any) -> bool:
+    return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(_PACKAGE)
+
+
+def _level_of_caller() -> int:
+    """Return the level of the caller of this package, as :func:`warnings.warn` counts it in the function that calls this."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,129 @@
+"""What ``mx.compile`` is given, so that it forgets what has been dropped and leaves the random state as it was."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from ..random import restore_state, saved_state
+
+OnLeaves = Callable[[list[mx.array]], tuple[list[mx.array], Any]]
+
+
+class Shell:
+    """A function of arrays and of the random state, as MLX is to compile it.
+
+    It returns what the function returns, arrays and an object, and the new random state in a list, which is empty if no numbers
+    were drawn. MLX keeps the object with the trace, and hands it out with each result of that trace.
+
+    MLX forgets a trace under a lock that the next call in that thread needs. No Python code may run meanwhile, as it would if
+    the trace were the last to hold something with a ``__del__``. So what is in it is held here for longer: the ``spec`` of the
+    object, and what :data:`outliving` is given.
+
+    MLX knows a compiled function by its address, has a cache in each thread, and forgets a function that is dropped in one of
+    them: that of the drop or of the last call. One that was traced in other threads stays, empty, until each of them has
+    forgotten it, so that no other function is ever taken for it, and its traces do not pile up there.
+    """
+
+    __slots__ = ("fn", "held", "threads")
+
+    _retired: dict[int, list[Shell]] = {}  # noqa: RUF012
+    _lock = threading.RLock()  # reentrant, since shells are retired whenever garbage is collected
+
+    def __init__(self, fn: OnLeaves) -> None:
+        self.fn: OnLeaves | None = fn
+        self.held = threading.local()
+        self.threads: set[int] = set()
+
+    def __call__(self, given: list[mx.array], state: mx.array) -> tuple[list[mx.array], Any, list[mx.array]]:
+        if self.fn is None:
+            return [], None, []
+        self.threads.add(threading.get_ident())
+        outside = saved_state()
+        held: list[Any] = []
+        outliving.tracing.append(held)
+        try:
+            restore_state(state)
+            begun = saved_state()
+            outputs, made = self.fn(given)
+            drawn = saved_state()
+        finally:
+            outliving.tracing.pop()
+            restore_state(outside)
+        self.prune()
+        self.held.traces.append((weakref.ref(made), made.spec, held))
+        return outputs, made, [] if drawn is begun else [drawn]
+
+    def prune(self) -> None:
+        """Let go of what is held for traces of this thread that MLX has forgotten."""
+        self.held.traces = [each for each in getattr(self.held, "traces", ()) if each[0]() is not None]
+
+    def retire(self, get_ident: Callable[[], int] = threading.get_ident) -> None:
+        # get_ident is kept here because, when the interpreter ends, this may run after the module's own names are gone.
+        self.fn = None
+        if not self.threads <= {get_ident()}:
+            with self._lock:
+                for thread in self.threads:
+                    self._retired.setdefault(thread, []).append(self)
+
+    @classmethod
+    def forget_retired(cls) -> None:
+        """Have MLX forget, in this thread, what was traced here and has been dropped."""
+        with cls._lock:
+            retired = cls._retired.pop(threading.get_ident(), ())
+        for shell in retired:
+            # Here the thread of the last call and that of the drop are the same.
+            compiled = mx.compile(shell)
+            compiled([], saved_state())
+            dropped.add(compiled, shell)
+            del compiled
+        dropped.clear()
+
+
+class Outliving(threading.local):
+    """Functions that MLX is given in this thread while something is traced, and that are to outlive the trace."""
+
+    def __init__(self) -> None:
+        self.tracing: list[list[Any]] = []
+
+    def add(self, fn: Callable[..., Any]) -> None:
+        """Have all that is being traced hold a function."""
+        for held in self.tracing:
+            held.append(fn)
+
+
+class Dropped(threading.local):
+    """Compiled functions that this thread drops one after another.
+
+    A trace may hold the last reference to another compiled function, inside a checkpoint. MLX ends the process if that goes
+    while MLX forgets the trace, so it goes afterwards.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Any, Shell]] = []
+        self.busy = False
+
+    def add(self, compiled: Any, shell: Shell) -> None:
+        """Have it wait for :meth:`clear`."""
+        self.waiting.append((compiled, shell))
+
+    def clear(self) -> None:
+        """Drop all that are waiting, unless that is being done further out."""
+        if not self.busy:
+            self.busy = True
+            while self.waiting:
+                compiled, shell = self.waiting.pop()
+                del compiled
+                shell.prune()
+            self.busy = False
+
+
+outliving = Outliving()
+dropped = Dropped()
+# When the interpreter ends, MLX forgets all traces at once: what they held is dropped after that.
+atexit.register(setattr, dropped, "busy", True)

@@ -1,0 +1,169 @@
+"""Why a jitted function was traced again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+from ...core.structure import Structure
+from ...core.words import dtype_name, shape_and_dtype
+from ...tree.comparison import Change, diff
+from ...tree.functions import map as tree_map
+from ...tree.functions import unflatten
+from ...tree.walk import field_level
+
+_lock = threading.RLock()
+
+
+@attrs.frozen
+class Traced:
+    """What a function was traced for. It holds no arrays.
+
+    Attributes:
+        names: Those of the arguments given by name, which come last.
+        structures: Those of all arguments.
+        arrays: The shape and the dtype of each array; instead of its shape the number of its dimensions if shapes don't count.
+        dtype: That in which layers are built by default.
+    """
+
+    names: tuple[str, ...]
+    structures: tuple[Structure, ...]
+    arrays: tuple[tuple[tuple[int, ...] | int, mx.Dtype], ...]
+    dtype: mx.Dtype
+
+    def likeness(self, other: Traced) -> tuple[bool, bool, int, int]:
+        """Return a key by which what is more like ``other`` comes later."""
+        structures = sum(one == two for one, two in zip(self.structures, other.structures, strict=False))
+        arrays = sum(one == two for one, two in zip(self.arrays, other.arrays, strict=False))
+        return self.dtype == other.dtype, self.names == other.names, structures, arrays
+
+    def tree(self, labels: Sequence[str], stand_ins: dict[Any, mx.array]) -> dict[str, Any]:
+        """Return the arguments under their names, with an array that is never evaluated for each kind of array."""
+        for shape, dtype in self.arrays:
+            if (shape, dtype) not in stand_ins:
+                stand_ins[shape, dtype] = mx.zeros((0,) * shape if isinstance(shape, int) else shape, dtype)
+        rest = iter(self.arrays)
+        values = [
+            unflatten(structure, [stand_ins[next(rest)] for _ in range(structure.num_leaves)]) for structure in self.structures
+        ]
+        return dict(zip(labels, values, strict=True))
+
+
+ALIKE = (
+    "although its arguments were like those of an earlier trace: MLX traces anew in each thread, inside other transformations "
+    "(jit, grad, vmap), and while it is told not to compile"
+)
+
+
+class History:
+    """The traces of one jitted function: how many there have been, and what the latest of them were made for.
+
+    Args:
+        max_traces: How many of them are kept at a time. As many again are remembered, so as to know one that comes back.
+    """
+
+    def __init__(self, max_traces: int | None) -> None:
+        self.count = 0
+        self._max_traces = max_traces
+        self._traced: dict[Traced, None] = {}
+        self._reason: str | None = None
+
+    def add(self, traced: Traced, in_new_program: bool) -> None:
+        """Note that the function has been traced.
+
+        Args:
+            traced: What for.
+            in_new_program: Whether there was no program for it.
+        """
+        with _lock:
+            self.count += 1
+            if traced in self._traced:
+                dropped = f"because its trace for these arguments had been dropped to make room: max_traces={self._max_traces}"
+                self._reason = dropped if in_new_program else ALIKE
+            else:
+                self._reason = None if self._traced else "because clear() had dropped the traces before"
+            self._traced.pop(traced, None)
+            self._traced[traced] = None  # the last in order
+            if self._max_traces is not None and len(self._traced) > 2 * self._max_traces:
+                del self._traced[next(iter(self._traced))]
+
+    def clear(self) -> None:
+        """Forget all but their number."""
+        with _lock:
+            self._traced = {}
+
+    def explain(self, fn: str, argument: Callable[[int, int, Sequence[str]], str]) -> str:
+        """Return a sentence that says why the function was last traced.
+
+        Args:
+            fn: The name of the function.
+            argument: Returns the name of an argument, given its position, the number of arguments and the names in the call.
+        """
+        with _lock:
+            count, reason, traced = self.count, self._reason, list(self._traced)
+        if not traced:
+            return f"{fn} has no trace: clear() dropped those that it had." if count else f"{fn} has not been traced yet."
+        if count == 1:
+            return f"{fn} was traced once."
+        if reason is None:
+            *earlier, last = traced
+            # Of those that are equally alike the latest.
+            nearest = max(reversed(earlier), key=last.likeness)
+            first, *others = _differences(nearest, last, argument)
+            more = f" (and {len(others)} more difference{'s' * (len(others) > 1)})" if others else ""
+            reason = f"for {first}{more}"
+        return f"{fn} was traced again (trace {count}) {reason}."
+
+
+def _differences(old: Traced, new: Traced, argument: Callable[[int, int, Sequence[str]], str]) -> list[str]:
+    """Return in words each difference between what a function was traced for; there is at least one."""
+    labels = [
+        [argument(position, len(each.structures), each.names) for position in range(len(each.structures))]
+        for each in (old, new)
+    ]
+    stand_ins: dict[Any, mx.array] = {}
+    before, after = old.tree(labels[0], stand_ins), new.tree(labels[1], stand_ins)
+    dims = {id(array): shape for (shape, _), array in stand_ins.items() if isinstance(shape, int)}
+    found = [_in_words(change, after, dims) for change in diff(before, after)]
+    if not found:
+        found += [f"{name}: given by name, where it was given by position" for name in new.names if name not in old.names]
+        found += [f"{name}: given by position, where it was given by name" for name in old.names if name not in new.names]
+    if not found:
+        pairs = zip(labels[1], old.structures, new.structures, strict=True)
+        found += [f"{label}: built otherwise" for label, one, other in pairs if one != other]
+    if old.dtype != new.dtype:
+        found.append(f"the default dtype: {dtype_name(old.dtype)} -> {dtype_name(new.dtype)}")
+    return found
+
+
+def _in_words(change: Change, tree: Any, dims: dict[int, int]) -> str:
+    """Return a change as ``fl.tree.diff`` prints it, with the number of dimensions of an array for which only that counts."""
+    path = _with_field_names(change.path, tree) or "the arguments"
+
+    def shown(array: mx.array) -> Any:
+        return _Shown(shape_and_dtype("*" * dims[id(array)], array.dtype)) if id(array) in dims else array
+
+    return str(Change(path, change.kind, tree_map(shown, change.left), tree_map(shown, change.right)))
+
+
+class _Shown(str):
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _with_field_names(path: str, tree: Any) -> str:
+    """Return the path with the names of named tuples' fields, which fl.tree counts, in place of their indices."""
+    names = path.split(".")
+    for position, name in enumerate(names):
+        here = field_level(tree)
+        inside = {} if here is None else dict(zip(map(str, here.entries), here.children, strict=True))
+        if name not in inside:
+            break
+        if hasattr(type(tree), "_fields"):
+            names[position] = type(tree)._fields[int(name)]
+        tree = inside[name]
+    return ".".join(names)

@@ -1,0 +1,323 @@
+"""Compiled functions of trees."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import itertools
+import shutil
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+import mlx.core as mx
+
+from ...core.containers import static_key
+from ...core.pickling import from_picklable, is_importable, to_picklable
+from ...core.structure import flat_of
+from ...core.words import class_name, function_name, keystr
+from ..binding import unbind
+from ..context import context, override
+from .captured import warn_of_captured
+from .explanation import History
+from .program import Program, is_hashable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NONE_YET: tuple[list[Any] | None, Program | None] = None, None
+
+_tick = itertools.count().__next__
+_lock = threading.RLock()  # reentrant, since what is dropped inside may call a jitted function
+
+
+@overload
+def jit(fn: Callable[P, R], *, shapeless: bool = False, max_traces: int | None = 128) -> Jitted[P, R]: ...
+
+
+@overload
+def jit(
+    fn: None = None, *, shapeless: bool = False, max_traces: int | None = 128
+) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
+
+
+def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_traces: int | None = 128) -> Any:
+    """Compile a function of trees.
+
+    Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or
+    static values are new; otherwise MLX replays what was traced. It should be pure: what it does besides computing its result
+    happens only when it is traced, and arrays that it reads from outside its arguments are constants, for which the first call
+    gives a :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does
+    without ``jit``. An array that the function returns as it was given is the caller's own object, as it is without ``jit``.
+
+    A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
+    as a decorator in a class body it makes a compiled method.
+
+    Args:
+        fn: A function, method or module, or a partial application of one.
+        shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on
+            them. Default: ``False``.
+        max_traces: How many traces are kept, one for each structure with its shapes and dtypes (with ``shapeless``, one for
+            each structure); a new one takes the place of the one used least recently. ``None`` keeps all. A trace holds no
+            activations, but that of a large training step takes a megabyte or two: the default has room for the shapes of
+            padded or bucketed batches, and bounds the memory that batches of any length take. Default: ``128``.
+
+    Raises:
+        ValueError: If ``max_traces`` is not a positive integer.
+        TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable.
+        RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> @fl.jit
+    ... def scale(tree, by):
+    ...     return fl.tree.map(lambda leaf: leaf * by, tree)
+    >>> scale({"a": mx.ones(2)}, 3), scale({"a": mx.zeros(2)}, 3), scale.trace_count
+    ({'a': array([3, 3], dtype=float32)}, {'a': array([0, 0], dtype=float32)}, 1)
+    """
+    if max_traces is not None and (type(max_traces) is not int or max_traces < 1):
+        needed = "the number of traces to keep, 1 or more, or None to keep all"
+        raise ValueError(f"max_traces is {needed}, and was {max_traces!r}")
+    if fn is None:
+        return functools.partial(jit, shapeless=shapeless, max_traces=max_traces)
+    return Jitted(fn, shapeless, max_traces)
+
+
+@contextmanager
+def disable_jit() -> Iterator[None]:
+    """Run jitted functions as plain Python inside a ``with`` block, those that have been traced before included.
+
+    Then a debugger stops in them, and ``print`` shows numbers. It holds for the thread or ``asyncio`` task that entered it.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> @fl.jit
+    ... def double(x):
+    ...     print("called with", x)
+    ...     return x + x
+    >>> with fl.disable_jit():
+    ...     double(mx.array(1)), double(mx.array(2))
+    called with array(1, dtype=int32)
+    called with array(2, dtype=int32)
+    (array(2, dtype=int32), array(4, dtype=int32))
+    """
+    with override(plain=True):
+        yield
+
+
+UNHASHABLE = (
+    "{name} of {fn} is {given}, which can be neither a leaf (only mx.array is) nor part of the structure, since it can't be "
+    "hashed. {advice}"
+)
+
+
+class Jitted(Generic[P, R]):
+    """A compiled function, as made by :func:`jit`."""
+
+    __wrapped__: Callable[P, R]
+
+    def __init__(self, fn: Callable[P, R], shapeless: bool, max_traces: int | None) -> None:
+        if not callable(fn):
+            given = type(fn).__name__
+            raise TypeError(f"fl.jit takes a function, a method or a module that can be called, and was given {given}")
+        functools.update_wrapper(self, fn, updated=())
+        self._fn, self._bound_args, self._bound_kwargs = unbind(fn)
+        _require_runs_when_called(self._fn)
+        self._is_bound = bool(self._bound_args or self._bound_kwargs)
+        self._shapeless = shapeless
+        self._max_traces = max_traces
+        self._programs: dict[Any, Program] = {}
+        self._history = History(max_traces)
+        self._looked_outside = False
+        self._latest = _NONE_YET
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        here = context.get()
+        if here.plain:
+            return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
+        names: Any = ()
+        values: tuple[Any, ...] = args
+        if kwargs or self._is_bound:
+            names = (*self._bound_kwargs, *kwargs)
+            values = (*self._bound_args, *args, *self._bound_kwargs.values(), *kwargs.values())
+        given: list[mx.array] = []
+        key: list[Any] = [here, names]
+        try:
+            for value in values:
+                if type(value) is mx.array:
+                    given.append(value)
+                    key.append(mx.array if self._shapeless else (value.shape, value.dtype))
+                else:
+                    flat = flat_of(value)
+                    given += flat.leaves
+                    key.append(flat.structure if self._shapeless else flat.signature or flat.signed())
+            # Most calls are like the one before, and comparing is faster than hashing.
+            latest, program = self._latest
+            if program is None or key != latest:
+                with _lock:  # or what is dropped meanwhile would be the latest again
+                    program = self._programs.get(tuple(key))
+                    if program is not None:
+                        program.used = _tick()
+                        self._latest = key, program
+        except TypeError:
+            self._reject_unhashable(values, names)
+            raise
+        if program is None:
+            return self._first_call(tuple(key), values, names, given)  # type: ignore[no-any-return]
+        return program(given)  # type: ignore[no-any-return]
+
+    def _first_call(self, key: Any, values: Sequence[Any], names: tuple[str, ...], given: list[mx.array]) -> Any:
+        """Return the result for arguments that there is no program for, which there is afterwards, unless the call raises."""
+        _require_compiler()
+        if not self._looked_outside:
+            self._looked_outside = True
+            warn_of_captured(self._fn, self._static(values, names))
+        structures = tuple([flat_of(value).structure for value in values])
+        program = Program(self._fn, structures, names, self._shapeless, self._history)
+        program.used = _tick()
+        with _lock:
+            program = self._programs.setdefault(key, program)  # another thread may have been faster
+        try:
+            return program(given)
+        finally:
+            self._settle(key, program)
+
+    def _settle(self, key: Any, program: Program) -> None:
+        """Keep a new program in the place of the one used least recently, or not at all if it could not be traced."""
+        dropped: list[Any] = []  # what it holds is let go of outside the lock
+        with _lock:
+            dropped.append(self._latest)
+            self._latest = _NONE_YET  # so that its next use counts as one
+            if not program.traced:
+                dropped.append(self._programs.pop(key, None))
+            elif self._max_traces is not None and len(self._programs) > self._max_traces:
+                dropped.append(self._programs.pop(min(self._programs, key=lambda key: self._programs[key].used)))
+
+    @property
+    def trace_count(self) -> int:
+        """How often the function has been traced so far, traces that were dropped included."""
+        return self._history.count
+
+    def explain(self) -> str:
+        """Say which argument, path, shape, dtype or static value was new when the function was last traced.
+
+        What is named is the difference to the most similar of the earlier calls, which are remembered without their arrays.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> @fl.jit
+        ... def total(batch):
+        ...     return batch["images"].sum()
+        >>> for size in (64, 64, 31):
+        ...     _ = total({"images": mx.ones((size, 8))})
+        >>> total.explain()
+        'total was traced again (trace 2) for batch.images: shape f32[64,8] -> f32[31,8].'
+        """
+        return self._history.explain(self._name, self._argument)
+
+    def clear(self) -> None:
+        """Drop all traces, with the constants and static values that they hold. Later calls trace anew.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> double = fl.jit(lambda x: x + x)
+        >>> _ = double(mx.array(1)), double.clear(), double(mx.array(1))
+        >>> double.trace_count
+        2
+        """
+        with _lock:
+            dropped = self._programs, self._latest
+            self._programs, self._latest = {}, _NONE_YET
+        self._history.clear()
+        del dropped
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._fn, "__name__", "the function")
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __copy__(self) -> Jitted[P, R]:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Jitted[P, R]:
+        # As a function, it is its own copy. But the object that a method is bound to is copied with what holds the method.
+        fn = from_picklable(copy.deepcopy(to_picklable(self.__wrapped__), memo))
+        return self if fn is self.__wrapped__ else Jitted(fn, self._shapeless, self._max_traces)
+
+    def __reduce__(self) -> Any:
+        # By name, as functions are, if there is a name: that of what a decorator made. Traces are not pickled.
+        if is_importable(self):
+            return self.__qualname__  # type: ignore[attr-defined]
+        return _restore, (to_picklable(self.__wrapped__), self._shapeless, self._max_traces)
+
+    def __repr__(self) -> str:
+        return f"jit({function_name(self.__wrapped__)})"
+
+    def _reject_unhashable(self, values: Sequence[Any], names: Sequence[str]) -> None:
+        for name, value in self._static(values, names):
+            if not is_hashable(static_key(value)):
+                is_array = hasattr(value, "__array__")
+                advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
+                given = class_name(value)
+                raise TypeError(UNHASHABLE.format(name=name, fn=self._name, given=f"a {given}", advice=advice)) from None
+
+    def _static(self, values: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the value of whatever is static in the arguments."""
+        for position, argument in enumerate(values):
+            for path, value in flat_of(argument).structure.static_values():
+                yield keystr((self._argument(position, len(values), names), *path)), value
+
+    def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
+        """Return the name of an argument, of which there are ``count``, the last of them under ``names``."""
+        if position >= count - len(names):
+            return names[position - count]
+        try:
+            parameters = list(inspect.signature(self._fn).parameters.values())
+        except ValueError:  # functions of MLX have no signature
+            parameters = []
+        known = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        return known[position] if position < len(known) else f"argument {position}"
+
+
+RUNS_LATER = (
+    "fl.jit can't compile {fn}, which is {kind}: a call of it returns before its body has run, so there is nothing to trace. "
+    "Compile a plain function that it calls."
+)
+
+
+def _require_runs_when_called(fn: Callable[..., Any]) -> None:
+    kinds = {
+        "a coroutine function": inspect.iscoroutinefunction,
+        "a generator function": inspect.isgeneratorfunction,
+        "an asynchronous generator function": inspect.isasyncgenfunction,
+    }
+    for kind, is_kind in kinds.items():
+        if is_kind(fn) or is_kind(type(fn).__call__):
+            raise TypeError(RUNS_LATER.format(fn=function_name(fn), kind=kind))
+
+
+def _restore(fn: Any, shapeless: bool, max_traces: int | None) -> Jitted[..., Any]:
+    return Jitted(from_picklable(fn), shapeless, max_traces)
+
+
+NO_COMPILER = (
+    "fl.jit needs a C++ compiler: on Linux, MLX builds its fused CPU kernels with g++ when they first run, and no g++ was "
+    "found. Install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or run this in fl.disable_jit()."
+)
+
+
+def _require_compiler() -> None:
+    on_cpu = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu)
+    if on_cpu and shutil.which("g++") is None and _mlx_compiles():
+        raise RuntimeError(NO_COMPILER)
+
+
+def _mlx_compiles() -> bool:
+    """Return whether MLX compiles at all, which :func:`mlx.core.disable_compile` and an environment variable turn off."""
+    calls: list[mx.array] = []
+    probe = mx.compile(lambda x: calls.append(x) or x)  # type: ignore[func-returns-value]
+    probe(mx.array(0))
+    probe(mx.array(0))
+    return len(calls) == 1

@@ -1,0 +1,122 @@
+"""One trace of a jitted function, and the trees that go in and come out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+from ...core.definition import Node
+from ...core.structure import Structure, defer, flat_of, unflatten
+from ...core.words import function_name
+from ..context import context
+from ..random import restore_state, saved_state
+from .captured import require_visible
+from .compiled import Dropped, Shell, dropped
+from .explanation import History, Traced
+from .passing import Inputs, Origins, put_back
+
+
+class Program:
+    """A function compiled for arguments of certain structures; of certain shapes and dtypes as well, unless shapeless.
+
+    Attributes:
+        used: When it was last called; later is more.
+        traced: Whether it has been traced.
+    """
+
+    __slots__ = ("_compiled", "_history", "_shell", "traced", "used")
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        structures: tuple[Structure, ...],
+        names: tuple[str, ...],
+        shapeless: bool,
+        history: History,
+    ) -> None:
+        def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
+            begun = saved_state()
+            arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
+            inputs, rest = Inputs(leaves), iter(leaves)
+            values = [unflatten(structure, rest) for structure in structures]
+            positional = len(values) - len(names)
+            result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+            out = flat_of(result)
+            require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
+            static = None
+            if all(is_hashable(value) for _, value in out.structure.static_values()):
+                spec = out.structure if isinstance(result, Node) else out.structure.spec
+                spec = defer(spec, iter(out.leaves), shapeless)
+            else:
+                spec, static = out.structure, _own
+            computed, origins = inputs.separate(out.leaves)
+            return computed, _Result(spec, origins, static, Traced(names, structures, arrays, context.get().dtype))
+
+        Shell.forget_retired()
+        self._shell = Shell(on_leaves)
+        self._compiled = mx.compile(self._shell, shapeless=shapeless)
+        self._history = history
+        self.used = 0
+        self.traced = False
+
+    def __call__(self, given: list[mx.array]) -> Any:
+        state = saved_state()
+        try:
+            outputs, result, drawn = self._compiled(given, state)
+        except ValueError as error:
+            if "uncaptured inputs" not in str(error):  # as MLX words it
+                raise
+            # The function reads from outside an array that it was given as well: MLX can't tell constant and argument apart.
+            outputs, result, drawn = self._compiled([mx.contiguous(array) for array in given], mx.contiguous(state))
+        if drawn:
+            restore_state(drawn[0])
+        traced, result.traced = result.traced, None
+        if traced is not None:
+            self._history.add(traced, in_new_program=not self.traced)
+            self.traced = True
+        put_back(outputs, result.origins, given)
+        out = unflatten(result.spec, iter(outputs), result.static)
+        if traced is not None:
+            del result
+            self._shell.prune()  # inside other transformations MLX has forgotten the trace already
+        return out
+
+    def __del__(self, dropped: Dropped = dropped) -> None:
+        self._shell.retire()
+        dropped.add(self._compiled, self._shell)
+        del self._compiled
+        dropped.clear()
+
+
+@attrs.define
+class _Result:
+    """What one trace found out about its result.
+
+    Attributes:
+        spec: The result's, in the terms of :class:`~frostleaf.core.structure.Structure`.
+        origins: Which of its leaves are arguments passed through.
+        static: What makes the static values of each call: copies, if one of them could be changed by a caller.
+        traced: What the function was traced for, until that has been noted.
+    """
+
+    spec: Any
+    origins: Origins
+    static: Callable[[Any], Any] | None
+    traced: Traced | None
+
+
+def is_hashable(value: Any) -> bool:
+    """Return whether the value can be hashed."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _own(value: Any) -> Any:
+    return value if is_hashable(value) else copy.deepcopy(value)

@@ -1,0 +1,170 @@
+"""Trees compared: whether they are the same, nearly the same, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import mlx.core as mx
+
+from ..core.containers import static_key
+from ..core.definition import Node
+from ..core.instance import Metadata, metadata_of
+from ..core.structure import Structure, flat_of
+from ..core.words import Path, describe, keystr
+from .functions import flatten
+from .walk import field_level, ties_in
+
+
+class Change(NamedTuple):
+    """One difference between two trees: where, of what kind, and what stands there in each."""
+
+    path: str
+    kind: Literal["class", "mode", "frozen", "ties", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
+    left: Any
+    right: Any
+
+    def __str__(self) -> str:
+        before, after = (
+            f"{{{', '.join(sorted(each))}}}" if self.kind in ("frozen", "ties") else describe(each)
+            for each in (self.left, self.right)
+        )
+        another = "another " * (before == after and self.kind != "value")
+        return f"{self.path or '(root)'}: {self.kind} {before} -> {another}{after}"
+
+
+class Diff(tuple[Change, ...]):
+    """The differences between two trees, one :class:`Change` each, printed a line each. Empty, and false, if there are none."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) if self else "no difference"
+
+
+def equal(*trees: Any) -> bool:
+    """Compare trees: the same structure, and leaves of the same dtypes, shapes and values.
+
+    ``nan`` equals ``nan``. Evaluates the arrays, unless they are the same objects.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.tree.equal((mx.array(1), "a"), (mx.array(1), "a")), fl.tree.equal(mx.array(1), mx.array(1.0))
+    (True, False)
+    """
+    flat = [flatten(tree) for tree in trees]
+    return all(structure == flat[0][1] and all(map(_same, flat[0][0], leaves)) for leaves, structure in flat[1:])
+
+
+def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, equal_nan: bool = False) -> bool:
+    """Compare two trees: the same structure, and leaves of the same shapes and nearly the same values.
+
+    Two leaves are close where ``abs(left - right) <= atol + rtol * abs(right)``, as in :func:`mlx.core.allclose`. Dtypes may
+    differ, so a model can be compared with its cast.
+
+    Args:
+        left, right: The trees.
+        rtol: Relative tolerance. Default: ``1e-5``.
+        atol: Absolute tolerance. Default: ``1e-8``.
+        equal_nan: Whether ``nan`` is close to ``nan``. Default: ``False``.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.tree.allclose([mx.array(1.0)], [mx.array(1.0 + 1e-7)])
+    True
+    """
+    (first, structure), (second, other) = flatten(left), flatten(right)
+    return structure == other and all(
+        a.shape == b.shape and bool(mx.allclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def diff(left: Any, right: Any) -> Diff:
+    """List where two trees differ: in classes, modes, frozen names, ties, static values, dtypes, shapes or values.
+
+    Arrays that are the same object are not looked into; others of the same shape and dtype are evaluated.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.tree.diff({"w": mx.zeros(3), "n": 1}, {"w": mx.zeros(3, mx.float16), "n": 2})
+    w: dtype f32[3] -> f16[3]
+    n: static 1 -> 2
+    """
+    changes: list[Change] = []
+    _compare((), left, right, changes, frozenset())
+    return Diff(changes)
+
+
+def require_alike(trees: Sequence[Any]) -> Structure:
+    """Return the structure that all trees have, of which there is at least one.
+
+    Raises:
+        ValueError: If they have different structures; the message shows where.
+    """
+    first = flat_of(trees[0]).structure
+    for number, tree in enumerate(trees[1:], 2):
+        if flat_of(tree).structure != first:
+            raise unlike(number, trees[0], tree)
+    return first
+
+
+def unlike(number: int, first: Any, tree: Any) -> ValueError:
+    """Return the error for a tree that is not of the same structure as the first."""
+    return ValueError(f"tree {number} is not of the same structure as the first:\n{diff(first, tree)}")
+
+
+_MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
+
+
+def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: frozenset[Path]) -> None:
+    if left is right or path in tied:
+        return
+    name = keystr(path)
+    if isinstance(left, mx.array) and isinstance(right, mx.array):
+        if left.dtype != right.dtype:
+            changes.append(Change(name, "dtype", left, right))
+        elif left.shape != right.shape:
+            changes.append(Change(name, "shape", left, right))
+        elif not _same(left, right):
+            changes.append(Change(name, "value", left, right))
+        return
+    first, second = field_level(left), field_level(right)
+    if first is None or second is None:
+        if first or second or isinstance(left, mx.array) or isinstance(right, mx.array):
+            changes.append(Change(name, "type", left, right))
+        elif static_key(left) != static_key(right):
+            changes.append(Change(name, "static", left, right))
+        return
+    if type(left) is not type(right):
+        changes.append(Change(name, "class", type(left), type(right)))
+        return
+    if isinstance(left, Node):
+        ours, theirs = metadata_of(left), metadata_of(right)
+        if ours.training != theirs.training:
+            changes.append(Change(name, "mode", *("train" if each.training else "eval" for each in (ours, theirs))))
+        if ours.frozen != theirs.frozen:
+            changes.append(Change(name, "frozen", ours.frozen, theirs.frozen))
+        if ours.ties != theirs.ties:
+            changes.append(Change(name, "ties", *map(_shown_ties, (ours, theirs))))
+    if isinstance(left, Mapping) and left.keys() == right.keys() and list(left) != list(right):
+        changes.append(Change(name, "order", ", ".join(map(str, left)), ", ".join(map(str, right))))
+    tied |= ties_in(left, path) & ties_in(right, path)
+    here = dict(zip(first.entries, first.children, strict=True))
+    there = dict(zip(second.entries, second.children, strict=True))
+    for entry, child in here.items():
+        if entry in there:
+            _compare((*path, entry), child, there[entry], changes, tied)
+        else:
+            changes.append(Change(keystr((*path, entry)), "removed", child, _MISSING))
+    for entry, child in there.items():
+        if entry not in here:
+            changes.append(Change(keystr((*path, entry)), "added", _MISSING, child))
+
+
+def _shown_ties(metadata: Metadata) -> frozenset[str]:
+    return frozenset(f"{keystr(target)} = {keystr(source)}" for target, source in metadata.ties)
+
+
+def _same(left: mx.array, right: mx.array) -> bool:
+    if left is right:
+        return True
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    inexact = mx.issubdtype(left.dtype, mx.inexact)
+    return bool(mx.array_equal(left, right, equal_nan=inexact))

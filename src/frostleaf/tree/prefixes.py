@@ -1,0 +1,133 @@
+"""Trees that go with a tree: one value for each of its leaves, or one for a whole branch of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..core.levels import Recipe, entries_of, one_level
+from ..core.structure import flat_of
+from ..core.words import Path, describe, keystr
+
+
+def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
+    """Return what another tree of the same structure has in the place of each array: a leaf, a subtree, or ``None``.
+
+    Args:
+        tree: Any tree.
+        other: A tree with the same nodes. The order of a dict's items does not matter, and static values are passed over.
+        what: What ``other`` is, for the error.
+
+    Raises:
+        ValueError: If a node or ``None`` is something else in ``other``; the message names the path.
+    """
+    found: list[Any] = []
+    _align(tree, other, _same_node, what, (), found)
+    return found
+
+
+def broadcast_prefix(prefix: Any, tree: Any, what: str) -> Iterator[tuple[Path, mx.array, Any]]:
+    """Yield the path of each array in a tree, the array, and what goes with it in a prefix of the tree.
+
+    Args:
+        prefix: A tree of the same names, or the beginning of one: ``None`` or a number in the place of a node goes with every
+            array in it. A list may stand for a tuple, and one mapping for another. Static values are passed over.
+        tree: Any tree.
+        what: What ``prefix`` is, for the error.
+
+    Raises:
+        ValueError: If ``prefix`` has something else in the place of a node; the message names the path.
+    """
+    found: list[Any] = []
+    _align(tree, prefix, _prefix_node, what, (), found)
+    flat = flat_of(tree)
+    return zip(flat.structure.leaf_paths(), flat.leaves, found, strict=True)
+
+
+def argument(path: Path) -> str:
+    """Return the name of a place in the arguments of a function, whose path begins with the number of the argument.
+
+    >>> argument((0, "layers", 1, "weight")), argument((2,))
+    ('layers.1.weight of argument 0', 'argument 2')
+    """
+    inside = keystr(path[1:])
+    return f"{inside} of argument {path[0]}" if inside else f"argument {path[0]}"
+
+
+def _align(
+    tree: Any, other: Any, children_of: Callable[[Any, Any, Any], Sequence[Any] | None], what: str, path: Path, found: list[Any]
+) -> None:
+    """Append to ``found`` what ``other`` has in the place of each array."""
+    if isinstance(tree, mx.array):
+        found.append(other)
+        return
+    node = one_level(tree)
+    values = children_of(tree, node, other)
+    if values is None:
+        of_one_class = type(other) is type(tree) and node is not None and not isinstance(node[0], Recipe)
+        said = _definition if of_one_class else _contents
+        given, expected = said(other, one_level(other)), said(tree, node)
+        given += " of another definition" * (given == expected)
+        place = keystr(path) or "the root"
+        raise ValueError(
+            f"{what} does not have the structure of the tree it goes with. At {place}: {given} where there is {expected}."
+        )
+    if node is not None:
+        for child, value, entry in zip(node[1], values, entries_of(type(tree), node[0]), strict=True):
+            if type(child) is mx.array:
+                found.append(value)
+            else:
+                _align(child, value, children_of, what, (*path, entry), found)
+
+
+def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
+    """Return the children of ``other``, if it is a node like ``tree``, in the order of those of ``tree``."""
+    if node is None:
+        return None if tree is None and other is not None else ()
+    there = one_level(other) if type(other) is type(tree) else None
+    if there is None:
+        return None
+    if isinstance(other, Mapping):
+        # Here, unlike for a function that is given the whole dict, the order of the items does not matter.
+        entries = node[0].entries
+        return [other[entry] for entry in entries] if other.keys() == set(entries) else None
+    return there[1] if there[0] == node[0] and len(there[1]) == len(node[1]) else None
+
+
+def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
+    """Return what ``other`` has for each child of ``tree``, for which one number or ``None`` may stand."""
+    if node is None:
+        return ()
+    entries = entries_of(type(tree), node[0])
+    if other is None or isinstance(other, int):
+        return [other] * len(entries)
+    there = one_level(other)
+    if there is None or _kind(other) is not _kind(tree):
+        return None
+    values = dict(zip(entries_of(type(other), there[0]), there[1], strict=True))
+    return [values[entry] for entry in entries] if values.keys() == set(entries) else None
+
+
+def _kind(value: Any) -> type:
+    """Return the class of a node, in which a list is a tuple and all mappings are one."""
+    return tuple if isinstance(value, list) else Mapping if isinstance(value, Mapping) else type(value)
+
+
+def _contents(value: Any, node: Any) -> str:
+    """Return a node's class and the names of its children, or another value, in a few words."""
+    if node is None:
+        return describe(value)
+    entries = entries_of(type(value), node[0])
+    return f"{type(value).__name__} of {len(entries)} ({', '.join(map(str, entries))})"
+
+
+def _definition(value: Any, node: Any) -> str:
+    """Return a module's class and what tells it from others of the class."""
+    metadata, name = node[0], type(value).__name__
+    said = [f"{field}={describe(each)}" for field, each in metadata.static.items()]
+    said += ["in evaluation mode"] * (not metadata.training)
+    said += [f"with {', '.join(sorted(metadata.frozen))} frozen"] * bool(metadata.frozen)
+    said += [f"with {keystr(target)} tied to {keystr(source)}" for target, source in metadata.ties]
+    return f"{name} ({', '.join(said)})" if said else name

@@ -1,0 +1,318 @@
+"""model.at(where): what each kind of selection selects, what can be done with it, and what is said when it selects nothing."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import pytest
+from shown import shown
+
+import frostleaf as fl
+from frostleaf.edits.selection import Selection
+
+
+class Linear(fl.Module):
+    weight: mx.array
+    bias: Any = None
+    size: Any = fl.static(default=2)
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Net(fl.Module):
+    layers: Any
+    table: Any
+    head: Any
+    rates: Any = fl.static(default=(0.1, {"a": 0.2}))
+    seen: Any = fl.buffer(factory=lambda: mx.array(0))
+    _hidden: Any = None
+
+
+def linear() -> Linear:
+    return Linear(mx.ones((2, 2)), mx.zeros(2))
+
+
+def net() -> Net:
+    return Net([linear(), linear(), None], {"b": linear(), "a": [mx.ones(1), 3]}, Pair(linear(), mx.ones(3)))
+
+
+NET = net()
+WEIGHTS = ["layers.0.weight", "layers.1.weight", "table.b.weight", "head.0.weight"]
+BIASES = [path.replace("weight", "bias") for path in WEIGHTS]
+LINEARS = [path.removesuffix(".weight") for path in WEIGHTS]
+ARRAYS = [
+    "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "table.b.weight", "table.b.bias", "table.a.0",
+    "head.0.weight", "head.0.bias", "head.1", "seen",
+]  # fmt: skip
+
+SELECTIONS: list[tuple[Any, list[str]]] = [
+    ("layers", ["layers"]),
+    ("layers.0", ["layers.0"]),
+    ("layers.0.weight", ["layers.0.weight"]),
+    ("layers.2", ["layers.2"]),
+    ("layers.0.size", ["layers.0.size"]),
+    ("table.a.1", ["table.a.1"]),
+    ("rates", ["rates"]),
+    ("rates.1.a", ["rates.1.a"]),
+    ("_hidden", ["_hidden"]),
+    ("seen", ["seen"]),
+    ("head.1", ["head.1"]),
+    ("*", ["layers", "table", "head", "rates", "seen", "_hidden"]),
+    ("layers.*", ["layers.0", "layers.1", "layers.2"]),
+    ("layers.*.weight", ["layers.0.weight", "layers.1.weight"]),
+    ("*.*.weight", WEIGHTS),
+    ("**.weight", WEIGHTS),
+    ("**", ARRAYS),
+    ("layers.**", ARRAYS[:4]),
+    ("layers.0.**", ARRAYS[:2]),
+    ("**.0", ["layers.0", "table.a.0", "head.0", "rates.0"]),
+    ("layers.?.bias", ["layers.0.bias", "layers.1.bias"]),
+    ("l*s.1", ["layers.1"]),
+    ("table.**.weight", ["table.b.weight"]),
+    ("table.**.b", ["table.b"]),
+    (Linear, LINEARS),
+    (mx.array, ARRAYS),
+    (Net, [""]),
+    (fl.Module, [""]),
+    (Pair, ["head"]),
+    (tuple, ["layers", "table.a", "head", "rates"]),
+    (MappingProxyType, ["table", "rates.1"]),
+    (float, ["rates.0", "rates.1.a"]),
+    (lambda path, array: path.endswith("bias"), BIASES),
+    (lambda path, array: array.ndim == 2, WEIGHTS),
+    (lambda path, array: True, ARRAYS),
+    (["layers.0", "head.1"], ["layers.0", "head.1"]),
+    (("head.1", "layers.0"), ["layers.0", "head.1"]),
+    ({"head.1"}, ["head.1"]),
+    ([Linear, "seen", lambda path, array: array.shape == (3,)], [*LINEARS, "head.1", "seen"]),
+    ([["layers.0"], ["layers.1"]], ["layers.0", "layers.1"]),
+    (["layers", "layers.0", "layers.0.weight"], ["layers"]),
+    (["layers.0.weight", "layers.0"], ["layers.0"]),
+    ([Linear, "**"], ["layers.0", "layers.1", "table.b", "table.a.0", "head.0", "head.1", "seen"]),
+]
+
+
+@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[shown(where) for where, _ in SELECTIONS])
+def test_a_selection_selects(where: Any, expected: list[str]) -> None:
+    assert sorted(NET.at(where).paths()) == sorted(expected)
+
+
+@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[shown(where) for where, _ in SELECTIONS])
+def test_the_selected_values_are_those_at_the_paths(where: Any, expected: list[str]) -> None:
+    found = NET.at(where).get()
+    if isinstance(where, str) and not set("*?") & set(where):
+        found = {where: found}
+    assert sorted(found) == sorted(expected)
+    for path, value in found.items():
+        assert value is reached(NET, path)
+
+
+def reached(tree: Any, path: str) -> Any:
+    for entry in path.split(".") if path else ():
+        if isinstance(tree, fl.Module):
+            tree = getattr(tree, entry)
+        elif isinstance(tree, tuple):
+            tree = tree[int(entry)]
+        else:
+            tree = tree[entry]
+    return tree
+
+
+@pytest.mark.parametrize(("where", "expected"), SELECTIONS, ids=[shown(where) for where, _ in SELECTIONS])
+def test_what_is_set_stands_at_each_selected_path_and_nowhere_else(where: Any, expected: list[str]) -> None:
+    new = "something new"
+    after = NET.at(where).set(new)
+    for path in expected:
+        assert reached(after, path) == new
+    if expected != [""]:
+        kept = [path for path in ARRAYS if not any((path + ".").startswith(each + ".") for each in expected)]
+        assert all(reached(after, path) is reached(NET, path) for path in kept)
+        assert type(after.head) is Pair or "head" in expected
+
+
+@pytest.mark.parametrize("where", ["layers.0.weight", "layers.*.weight", Linear, mx.array], ids=shown)
+def test_apply_is_called_with_each_part_and_its_result_takes_the_place(where: Any) -> None:
+    seen: list[Any] = []
+    after = NET.at(where).apply(lambda part: seen.append(part) or (part, "applied"))
+    paths = NET.at(where).paths()
+    assert [id(part) for part in seen] == [id(reached(NET, path)) for path in paths]
+    assert all(reached(after, path)[1] == "applied" for path in paths)
+
+
+def test_a_static_field_can_be_read_and_set_by_its_path() -> None:
+    model = net()
+    assert model.at("layers.0.size").get() == 2
+    after = model.at("layers.*.size").set([5, 6])
+    assert after.layers[0].size == (5, 6)
+    assert after.layers[0].weight is model.layers[0].weight
+    assert fl.tree.structure(after) != fl.tree.structure(model)
+    assert model.at("rates.1.a").set(0.7).rates == (0.1, {"a": 0.7})
+
+
+def test_an_array_can_not_be_set_into_a_static_field() -> None:
+    with pytest.raises(TypeError, match=r"Linear\.size is a static field and was given an array"):
+        net().at("layers.0.size").set(mx.array(1))
+    with pytest.raises(TypeError, match=r"Net\.rates is a static field and was given an array"):
+        net().at("rates.0").set(mx.array(1))
+
+
+def test_none_can_be_selected_by_its_path_and_filled() -> None:
+    new = mx.ones(1)
+    after = net().at("layers.2").set(new).at("_hidden").set({"a": [new]})
+    assert after.layers[2] is new
+    assert after._hidden["a"] == (new,)
+    assert net().at("layers.2").get() is None
+
+
+def test_where_one_selected_part_lies_in_another_the_outer_one_is_changed_once() -> None:
+    calls: list[Any] = []
+    NET.at(["layers", "layers.0", mx.array]).apply(lambda part: calls.append(part) or part)
+    assert NET.layers in calls
+    assert not any(part is NET.layers[0].weight for part in calls)
+    assert len(calls) == len(NET.at(["layers", mx.array]).paths())
+
+
+def test_what_is_put_in_is_not_looked_into_again() -> None:
+    layer = linear()
+    outer = Net([layer], {}, None)
+    after = outer.at(Linear).apply(lambda part: Net([part], {}, None))
+    assert after.layers[0].layers[0] is layer
+
+
+def test_astype_casts_what_is_selected() -> None:
+    after = NET.at("layers").astype(mx.float16)
+    assert {leaf.dtype for leaf in fl.tree.leaves(after.layers)} == {mx.float16}
+    assert after.table is NET.table
+    assert NET.at("seen").astype(mx.float16) is NET
+    assert NET.at("seen").astype(mx.float16, None).seen.dtype == mx.float16
+    assert NET.at(["seen", "head.1"]).astype(mx.int8, lambda dtype: dtype == mx.int32).head is NET.head
+
+
+def test_freeze_and_unfreeze_change_what_is_trainable() -> None:
+    after = NET.at("**.weight").freeze()
+    assert sorted(fl.tree.paths(after.trainable_parameters())) == sorted([*BIASES, "table.a.0", "head.1"])
+    assert fl.tree.structure(after.at(WEIGHTS).unfreeze()) == fl.tree.structure(NET)
+
+
+def test_a_selection_can_be_kept_and_used_again() -> None:
+    selection = NET.at("layers.0.bias")
+    assert isinstance(selection, Selection)
+    assert selection.get() is selection.get()
+    assert selection.set(mx.ones(1)).layers[0].bias.tolist() == [1.0]
+    assert selection.get() is NET.layers[0].bias
+
+
+def test_selections_can_be_chained() -> None:
+    after = NET.at("layers.0.bias").set(None).at("layers.1.bias").set(None).at("seen").apply(lambda seen: seen + 1)
+    assert after.layers[0].bias is after.layers[1].bias is None
+    assert after.seen.item() == 1
+
+
+def test_a_predicate_is_asked_about_arrays_only_with_their_paths() -> None:
+    asked: list[Any] = []
+    NET.at(lambda path, array: asked.append((path, array)) or True).paths()
+    assert [path for path, _ in asked] == ARRAYS
+    assert all(isinstance(array, mx.array) for _, array in asked)
+
+
+# Errors
+
+METHODS = {
+    "get": lambda selection: selection.get(),
+    "set": lambda selection: selection.set(1),
+    "apply": lambda selection: selection.apply(lambda part: part),
+    "astype": lambda selection: selection.astype(mx.float16),
+    "freeze": lambda selection: selection.freeze(),
+    "unfreeze": lambda selection: selection.unfreeze(),
+    "paths": lambda selection: selection.paths(),
+}
+EMPTY = [
+    "nope",
+    "layers.9",
+    "layers.0.wieght",
+    "",
+    "head.left",
+    "nope.**",
+    "*.*.*.*.*",
+    int.__class__,
+    dict,
+    [],
+    ["nope"],
+    ["seen", "nope"],
+    lambda p, a: False,
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("where", EMPTY, ids=shown)
+def test_selecting_nothing_is_an_error_of_every_method(where: Any, method: str) -> None:
+    with pytest.raises(LookupError, match="selects nothing in this Net"):
+        METHODS[method](NET.at(where))
+
+
+@pytest.mark.parametrize(
+    ("where", "nearest"),
+    [
+        ("layers.0.wieght", "layers.0.weight"),
+        ("layer.0.weight", "layers.0.weight"),
+        ("haed", "head"),
+        ("layers.7", "layers.0"),
+        ("table.c", "table.b"),
+        ("layers.*.wieght", "layers.0.weight"),
+    ],
+)
+def test_the_error_suggests_the_nearest_paths(where: str, nearest: str) -> None:
+    with pytest.raises(LookupError) as caught:
+        NET.at(where).get()
+    message = str(caught.value)
+    assert message.startswith(f"{where!r} selects nothing in this Net. The nearest paths are ")
+    assert repr(nearest) in message
+
+
+def test_without_a_near_path_none_is_suggested() -> None:
+    with pytest.raises(LookupError, match=r"^'zzzzzzzz' selects nothing in this Net\.$"):
+        NET.at("zzzzzzzz").get()
+
+
+@pytest.mark.parametrize("where", [3, None, 1.5, mx.array(1), {"a": 1}], ids=shown)
+@pytest.mark.parametrize(
+    "use",
+    [NET.at, NET.with_frozen, lambda where: fl.tree.partition(NET, where)],
+    ids=["at", "with_frozen", "partition"],
+)
+def test_what_can_not_select_is_an_error_when_it_is_given(use: Any, where: Any) -> None:
+    with pytest.raises(TypeError, match=r"can't select by .*\. Give a path \('layers\.0\.weight'\), a glob"):
+        use(where)
+
+
+def test_what_a_predicate_raises_comes_through() -> None:
+    with pytest.raises(ZeroDivisionError):
+        NET.at(lambda path, array: 1 / 0).get()
+
+
+@pytest.mark.parametrize(
+    ("key", "where"),
+    [("a.b", "table.a.b"), ("x+y", "table.x+y"), ("(", "table.("), ("a\nb", "table.a\nb"), (0, "table.0")],
+    ids=shown,
+)
+def test_a_key_of_any_kind_is_selected_by_its_dotted_name(key: Any, where: str) -> None:
+    model = Net([], {key: mx.ones(1), "other": mx.ones(2)}, None)
+    assert model.at(where).get() is model.table[key]
+    assert model.at(where).set(5).table == {key: 5, "other": model.table["other"]}
+
+
+def test_a_path_is_a_whole_name_and_not_a_part_of_one() -> None:
+    model = Net([linear() for _ in range(11)], {}, None)
+    assert model.at("layers.1").paths() == ["layers.1"]
+    assert model.at("layers.1*").paths() == ["layers.1", "layers.10"]
+    with pytest.raises(LookupError):
+        model.at("layer").get()
+    with pytest.raises(LookupError):
+        model.at("weight").get()
+    with pytest.raises(LookupError):
+        model.at("layersX1").get()

@@ -1,0 +1,271 @@
+"""The warning of jit about arrays that a function reads from outside its arguments."""
+
+import functools
+import inspect
+import types
+import warnings
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn
+import pytest
+
+import frostleaf as fl
+from frostleaf.transforms.jit.captured import CAPTURED
+
+X = mx.arange(2)
+MODEL = fl.nn.Linear(2, 3)
+SCALE = mx.array([1.0, 2.0, 3.0])
+weight = mx.array(1)
+
+
+class Holder(fl.Module):
+    array: Any
+    rule: Any = fl.static(default=None)
+
+    def take(self, x):
+        return x, self.array
+
+
+class Plain:
+    weight = SCALE
+
+    def __call__(self, x):
+        return x
+
+
+def captured(fn, *args):
+    """Return the messages of the warnings that the first calls give; the second calls give none."""
+    jitted = fl.jit(fn)
+    found = []
+    for shape in ((2,), (3,)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            jitted(mx.zeros(shape), *args)
+        found.append(caught)
+    assert found[1] == []
+    assert [each.category for each in found[0]] == [fl.CapturedArrayWarning] * len(found[0])
+    return [str(each.message) for each in found[0]]
+
+
+def warned(name, variables):
+    return [CAPTURED.format(fn=name, variables=variables)]
+
+
+VALUES = {
+    "an array": (X, "i32[2]"),
+    "a module": (MODEL, "a Linear with 2 arrays"),
+    "a module of MLX": (mlx.nn.Sequential(mlx.nn.Linear(2, 2), mlx.nn.Linear(2, 2, bias=False)), "a Sequential with 3 arrays"),
+    "a list": ([1, X], "a list with 1 array"),
+    "a dict": ({"a": MODEL, "b": [X, None]}, "a dict with 3 arrays"),
+    "a tuple": ((MODEL, MODEL), "a tuple with 4 arrays"),
+    "a partial": (functools.partial(len, X), "a partial with 1 array"),
+    "a partial of a module": (functools.partial(MODEL, x=X), "a partial with 3 arrays"),
+    "a method of a module": (MODEL.freeze, "a method with 2 arrays"),
+    "the state of an optimizer": (fl.optim.SGD(0.1).init(MODEL), "an OptimizerState with 4 arrays"),
+}
+
+
+@pytest.mark.parametrize(("value", "shown"), VALUES.values(), ids=VALUES)
+def test_an_array_or_a_tree_of_arrays_in_the_closure_is_warned_of(value, shown):
+    def step(x):
+        return len([value]), x
+
+    assert captured(step) == warned("step", f"value ({shown})")
+
+
+NO_ARRAYS = {
+    "a number": 3,
+    "a string": "text",
+    "nothing": None,
+    "a function": lambda x: x + SCALE,
+    "a jitted function": fl.jit(lambda x: x + SCALE),
+    "a jitted module": fl.jit(MODEL),
+    "a package": mx,
+    "a class": Plain,
+    "an ordinary object": Plain(),
+    "an optimizer": fl.optim.AdamW(1e-3),
+    "a module without arrays": fl.nn.Dropout(0.5),
+    "an empty list": [],
+    "numbers in a dict": {"a": [1, 2.0], "b": {3}},
+    "a partial of numbers": functools.partial(len, [1]),
+    "a dtype": mx.float32,
+    "the random state": mx.random.state,
+}
+
+
+@pytest.mark.parametrize("value", NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_what_holds_no_array_is_not_warned_of(value):
+    assert captured(lambda x: (len([value]), x)) == []
+
+
+class Broken(dict):
+    def keys(self):
+        raise RuntimeError
+
+    def __iter__(self):
+        raise RuntimeError
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize("value", [Broken(a=X), ENDLESS], ids=["broken", "endless"])
+def test_what_can_not_be_looked_into_is_not_warned_of(value):
+    assert captured(lambda x: (len([value]), x)) == []
+
+
+def test_a_variable_that_has_no_value_yet_is_not_warned_of():
+    def step(x):
+        return x if x.size else (later, no_such_global)  # noqa: F821
+
+    assert captured(step) == []
+    later = 1
+
+
+def reads_a_global(x):
+    return x, SCALE
+
+
+def reads_it_in_a_nested_function(x):
+    def inner():
+        return [lambda: SCALE for _ in range(2)]
+
+    return x, inner()[0]()
+
+
+def reads_it_in_a_comprehension(x):
+    return [(x, SCALE) for _ in range(2)]
+
+
+def reads_it_in_a_nested_class(x):
+    class Inner:
+        scale = SCALE
+
+    return x, Inner.scale
+
+
+def reads_two(x):
+    return SCALE, x, X, SCALE
+
+
+def has_a_default(x, y=1, by=SCALE):
+    return x
+
+
+def has_a_default_by_name(x, *, y=1, by=SCALE):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "variables"),
+    [
+        (reads_a_global, "SCALE (f32[3])"),
+        (reads_it_in_a_nested_function, "SCALE (f32[3])"),
+        (reads_it_in_a_comprehension, "SCALE (f32[3])"),
+        (reads_it_in_a_nested_class, "SCALE (f32[3])"),
+        (reads_two, "SCALE (f32[3]), X (i32[2])"),
+        (has_a_default, "by (f32[3])"),
+        (has_a_default_by_name, "by (f32[3])"),
+        (functools.partial(functools.partial(has_a_default), y=2), "by (f32[3])"),
+    ],
+)
+def test_globals_and_defaults_are_looked_at(function, variables):
+    assert captured(function) == warned(getattr(function, "func", function).__name__, variables)
+
+
+def assigns_a_global(x):
+    global assigned
+    assigned = x.size
+    return x
+
+
+assigned: Any = X
+
+
+def names_an_attribute(x, holder):
+    return x.T, holder.weight, Plain.SCALE, Plain().X
+
+
+def has_a_variable_of_its_own(x, SCALE=None):  # noqa: N803
+    weight = x
+    return [(weight, SCALE) for X in range(2)]
+
+
+Plain.SCALE = Plain.X = 1
+
+
+@pytest.mark.parametrize(
+    ("function", "args"), [(assigns_a_global, ()), (names_an_attribute, (Plain(),)), (has_a_variable_of_its_own, ())]
+)
+def test_what_only_has_the_name_of_an_array_is_not_warned_of(function, args):
+    assert captured(function, *args) == []
+
+
+def test_a_nonlocal_that_is_only_assigned_is_not_warned_of():
+    last = X
+
+    def step(x):
+        nonlocal last
+        last = x.size
+        return x
+
+    assert captured(step) == []
+
+
+def test_what_is_bound_is_an_argument():
+    assert captured(Holder(X).take) == captured(Holder(X, rule=len).take) == []
+    assert captured(functools.partial(lambda held, x: x, MODEL)) == []
+    assert captured(lambda x: x) == captured(Plain()) == captured(mx.tanh) == []
+
+
+def test_an_object_that_is_a_tree_of_arrays_itself_is_captured():
+    theirs = mlx.nn.Linear(2, 2)
+    theirs.take = types.MethodType(lambda self, x: x, theirs)
+    assert captured(theirs.take) == warned("<lambda>", "self (a method with 2 arrays)")
+    assert captured(type("Theirs", (mlx.nn.Linear,), {"__call__": lambda self, x: x})(2, 2)) == warned(
+        "Theirs", "self (a Theirs with 2 arrays)"
+    )
+
+
+def test_a_decorated_function_is_looked_at_itself():
+    def loss(x):
+        return (x * SCALE[:1]).sum()
+
+    assert captured(fl.grad(loss)) == warned("loss", "SCALE (f32[3])")
+    assert captured(functools.lru_cache(lambda x: x)) == []
+
+
+def test_an_inner_jitted_function_gives_its_own_warning():
+    inner = fl.jit(reads_a_global)
+    assert captured(fl.jit(inner)) == warned("reads_a_global", "SCALE (f32[3])")
+    assert captured(lambda x: inner(x)) == []
+
+
+def test_a_library_function_is_not_warned_of():
+    assert captured(lambda x: (x, fl.next_key())) == captured(fl.tree.leaves) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fl.jit(fl.next_key)()
+
+
+def test_no_array_is_evaluated():
+    large = mx.zeros((10**6, 10**6))  # more than there is memory for
+    assert captured(lambda x: (x, len([large]))) == warned("<lambda>", "large (f32[1000000,1000000])")
+
+
+@pytest.mark.parametrize("call", [lambda f: f(X), lambda f: fl.grad(f)(SCALE), lambda f: fl.jit(lambda x: f(x))(X)])
+def test_the_warning_points_at_the_line_of_the_call(call):
+    jitted = fl.jit(lambda x: x.sum() + weight)
+    with pytest.warns(fl.CapturedArrayWarning, match="weight") as caught:
+        call(jitted)
+    assert [(each.filename, each.lineno) for each in caught] == [(__file__, inspect.getsourcelines(call)[1])]
+
+
+def test_a_warning_made_an_error_leaves_the_function_whole():
+    jitted = fl.jit(reads_a_global)
+    with pytest.raises(fl.CapturedArrayWarning):
+        jitted(X)
+    assert jitted(X)[0].tolist() == [0, 1]
+    assert jitted.trace_count == 1

@@ -1,0 +1,47 @@
+"""Trees that go with a tree: values for its parts."""
+
+from types import MappingProxyType
+
+import mlx.core as mx
+import pytest
+
+import frostleaf as fl
+from frostleaf.tree.prefixes import broadcast_prefix
+
+MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."
+
+A, B = mx.zeros(1), mx.zeros(2)
+TREE = {"a": (A, "text", None), "b": [B, {"c": A}], "m": fl.nn.Linear(1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("other", "values"),
+    [
+        (None, [None] * 5),
+        (7, [7] * 5),
+        ({"m": 1, "a": (2, "other", None), "b": (3, None)}, [2, 3, None, 1, 1]),
+        (MappingProxyType({"a": None, "b": [A, {"c": "d"}], "m": fl.nn.Linear(1, 1).replace(weight=None)}),
+         [None, A, "d", None, ...]),
+    ],
+)  # fmt: skip
+def test_each_array_has_what_stands_at_its_place_or_above_it(other, values):
+    found = list(broadcast_prefix(other, TREE, "other"))
+    assert [path for path, _, _ in found] == [("a", 0), ("b", 0), ("b", 1, "c"), ("m", "weight"), ("m", "bias")]
+    assert all(leaf is expected for (_, leaf, _), expected in zip(found, fl.tree.leaves(TREE), strict=True))
+    assert all(value is expected or expected is ... for (_, _, value), expected in zip(found, values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("other", "path", "given", "expected"),
+    [
+        ("text", "the root", "'text'", "dict of 3 (a, b, m)"),
+        (A, "the root", "f32[1]", "dict of 3 (a, b, m)"),
+        ({**TREE, "m": (1, 2)}, "m", "tuple of 2 (0, 1)", "Linear of 2 (weight, bias)"),
+        ({**TREE, "m": {"weight": 1, "bias": 2}}, "m", "dict of 2 (weight, bias)", "Linear of 2 (weight, bias)"),
+        ({**TREE, "b": [B, {"d": A}]}, "b.1", "dict of 1 (d)", "dict of 1 (c)"),
+    ],
+)
+def test_another_node_in_the_place_of_one_is_an_error_that_says_where(other, path, given, expected):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        list(broadcast_prefix(other, TREE, "other"))
+    assert str(raised.value) == MISMATCH.format(what="other", path=path, given=given, expected=expected)
