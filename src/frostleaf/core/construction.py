@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import functools
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import attrs
-import mlx.core as mx
 import mlx.nn
 import optree
 
 from . import ties as ties_
-from .containers import arrays_in, freeze_containers, static_key
-from .instance import Instance, Metadata, Ties, children_of, field_values, is_instance, metadata_of, set_level
+from .containers import freeze_containers, static_key
+from .hidden import find_hidden, is_foreign_array
+from .instance import Instance, Metadata, Ties, children_of, field_values, is_finished, is_instance, metadata_of, set_level
 from .pickling import from_picklable
 from .registration import NAMESPACE
-from .words import class_name, describe, nearest
+from .shapes import LEAF
+from .words import class_name, describe, keystr, nearest
 
 N = TypeVar("N", bound=Instance)
 
@@ -119,34 +123,38 @@ def checked(node: Instance, attribute: attrs.Attribute[Any], value: Any) -> Any:
     return attrs.setters.validate(cast(Any, node), attribute, value)
 
 
-# The first words of each: Class.field.
 ARRAY_IN_STATIC = (
-    "{place} is a static field and was given an array ({array}). Static values are structure, compared and hashed; "
-    "an array belongs in a bare annotation (a parameter) or in fl.buffer()."
+    "{place} is a static field and was given {hidden}. Static values are structure, compared and hashed; an array belongs in a "
+    "bare annotation (a parameter) or in fl.buffer()."
 )
 UNHASHABLE = (
-    "{place} is a static field and was given {value!r}, a {kind} that can't be hashed ({error}). Give the class "
+    "{place} is a static field and was given {value}, a {kind} that can't be hashed ({error}). Give the class "
     "__eq__ and __hash__, or keep what it says in numbers, strings and tuples."
 )
 
 
 def _check_static(cls: type[Instance], name: str, value: Any) -> None:
     place = f"{cls.__name__}.{name}"
-    for array in arrays_in(value):
-        raise TypeError(ARRAY_IN_STATIC.format(place=place, array=describe(array)))
+    if hidden := find_hidden(value):
+        array = f"an array ({describe(hidden.value)}){f' at {keystr(hidden.path)}' if hidden.path else ''}"
+        raise TypeError(ARRAY_IN_STATIC.format(place=place, hidden=array))
     try:
         hash(static_key(value))
     except TypeError as error:
-        shown = UNHASHABLE.format(place=place, value=value, kind=type(value).__name__, error=error)
+        shown = UNHASHABLE.format(place=place, value=describe(value), kind=type(value).__name__, error=error)
         raise TypeError(shown) from None
 
 
 def _check_child(cls: type[Instance], name: str, value: Any) -> None:
     # A node has checked its own fields.
     for leaf in optree.tree_leaves(value, is_instance, namespace=NAMESPACE):
-        if isinstance(leaf, mx.array | Instance):
+        if isinstance(leaf, LEAF) or (isinstance(leaf, Instance) and is_finished(leaf)):
             continue
-        if hasattr(leaf, "__array__") and type(leaf).__hash__ is None:
+        if isinstance(leaf, Instance):
+            reason = (
+                " of the module that is being built, which can't hold itself or its methods. Call them in __call__ instead."
+            )
+        elif is_foreign_array(leaf):
             reason = "; the leaves of a module are mx.array. Pass mx.array(...) of it."
         elif isinstance(leaf, mlx.nn.Module):  # type: ignore[attr-defined]
             reason = ", which frostleaf can't look into. Use the layer of that name in fl.nn."
@@ -155,9 +163,25 @@ def _check_child(cls: type[Instance], name: str, value: Any) -> None:
                 ", which frostleaf can't look into. Give a plain dict or list of it, or register its class with "
                 "fl.register_pytree_node."
             )
+        elif isinstance(leaf, Iterator):
+            reason = ", which can be gone through once. Give a list of what it yields."
+        elif hidden := find_hidden(leaf):
+            where = f"holds {hidden} where it would not be trained, cast or saved"
+            reason = f", which {where}. {_advice(leaf)}"
         else:
             continue
-        raise TypeError(f"{cls.__name__}.{name} was given a {class_name(leaf)}{reason}")
+        given = "a method" if isinstance(value, types.MethodType) else f"a {class_name(leaf)}"
+        raise TypeError(f"{cls.__name__}.{name} was given {given}{reason}")
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, types.FunctionType | functools.partial):
+        return "Make it a method, or a module that holds the arrays in fields."
+    if isinstance(value, set | frozenset):
+        return "Give a list or a tuple."
+    if dataclasses.is_dataclass(value) or attrs.has(type(value)):
+        return "Register its class with fl.register_dataclass, or make it an fl.Module."
+    return "Make its class an fl.Module, or register it with fl.register_pytree_node."
 
 
 def _same(cls: type[Instance], name: str, value: Any, old: Any) -> bool:

@@ -12,6 +12,7 @@ import optree
 from .containers import static_key
 from .instance import Instance, level_of
 from .registration import NAMESPACE
+from .shapes import LEAF
 from .words import Path
 
 
@@ -60,7 +61,7 @@ def one_level(value: Any) -> tuple[Any, Sequence[Any]] | None:
     """
     if isinstance(value, Instance):
         return level_of(value)
-    if value is None or isinstance(value, mx.array) or optree.tree_is_leaf(value, namespace=NAMESPACE):
+    if value is None or isinstance(value, LEAF) or optree.tree_is_leaf(value, namespace=NAMESPACE):
         return None
     children, metadata, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
     return Recipe(metadata, entries, make), children

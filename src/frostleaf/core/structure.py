@@ -9,10 +9,12 @@ from typing import Any
 import mlx.core as mx
 
 from .containers import static_key
+from .hidden import is_foreign_array
 from .instance import Instance, Metadata, flat_kept, keep_flat, level_of
 from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
-from .words import Path, keystr
+from .shapes import LEAF, ShapeDtypeStruct
+from .words import Path, class_name, keystr
 
 
 class Structure:
@@ -127,7 +129,7 @@ class Deferred:
 class Flat:
     """A tree taken apart: its leaves and its structure. A module keeps its own, since neither can change.
 
-    A module that was made of leaves keeps these too. They may be no arrays, which :meth:`valid` finds out.
+    A module that was made of leaves keeps these too. They may be something else, which :meth:`valid` finds out.
     """
 
     __slots__ = ("_checked", "leaves", "signature", "structure")
@@ -141,14 +143,19 @@ class Flat:
         self._checked = checked
 
     def valid(self) -> bool:
-        """Return whether all leaves are arrays."""
+        """Return whether all leaves are ones."""
         if not self._checked:
-            self._checked = all(type(leaf) is _ARRAY for leaf in self.leaves)
+            self._checked = all(isinstance(leaf, LEAF) for leaf in self.leaves)
         return self._checked
 
     def signed(self) -> Signature:
-        """Return the structure with shapes and dtypes."""
+        """Return the structure with shapes and dtypes.
+
+        Raises:
+            TypeError: If one of the leaves has no numbers.
+        """
         if self.signature is None:
+            require_numbers(self)
             self.signature = Signature(self.structure, tuple([(leaf.shape, leaf.dtype) for leaf in self.leaves]))
         return self.signature
 
@@ -159,14 +166,43 @@ class Flat:
         return metadata, [unflatten(spec, leaves) for spec in child_specs(specs)]
 
 
+def require_numbers(flat: Flat) -> None:
+    """Raise an error if one of the leaves is a ``ShapeDtypeStruct``.
+
+    Raises:
+        TypeError: If that is so; the message names the first.
+    """
+    for name, leaf in zip(flat.structure.leaf_names(), flat.leaves, strict=True) if _has_shapes(flat.leaves) else ():
+        if isinstance(leaf, ShapeDtypeStruct):
+            raise TypeError(f"{name or 'it'} is a ShapeDtypeStruct, {leaf!r}, and has no numbers to compute with")
+
+
+def _has_shapes(leaves: list[mx.array]) -> bool:
+    return ShapeDtypeStruct in {*map(type, leaves)}
+
+
 _ARRAY = mx.array  # found faster than in mx, by the loops that look at every array
 
 
+class ForeignArrayError(TypeError):
+    """Raised where a tree has an array of NumPy or another library, which is no leaf."""
+
+
 def flat_of(tree: Any) -> Flat:
-    """Return the tree taken apart, as it is kept with a module."""
+    """Return the tree taken apart, as it is kept with a module.
+
+    Raises:
+        TypeError: If there is an array of another library in it; the message has its path.
+    """
     leaves: list[mx.array] = []
     if not isinstance(tree, Instance):
-        return Flat(leaves, Structure(_flatten_around(tree, leaves), len(leaves)))
+        try:
+            return Flat(leaves, Structure(_flatten_around(tree, leaves), len(leaves)))
+        except ForeignArrayError:
+            path, value = next(_foreign_arrays((), tree))
+            place = f" at {keystr(path)}" if path else ""
+            given = f"{class_name(value)} of shape {getattr(value, 'shape', None)}{place}"
+            raise ForeignArrayError(f"{given} is no leaf of a tree: leaves are mx.array. Pass mx.array(...) of it.") from None
     flat = flat_kept(tree)
     if flat is None or not flat.valid():
         structure = Structure(_flatten(tree, leaves), len(leaves))
@@ -181,15 +217,23 @@ def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
         flat = flat_of(value)
         leaves += flat.leaves
         return flat.structure
-    node = None if isinstance(value, mx.array) else one_level(value)
+    node = None if isinstance(value, LEAF) else one_level(value)
     if node is None:
         return _flatten(value, leaves)
     metadata, children = node
     for child in children:
-        if type(child) is not _ARRAY:
+        if type(child) is not _ARRAY and type(child) is not ShapeDtypeStruct:
             return type(value), metadata, tuple([_flatten_around(child, leaves) for child in children])
     leaves += children
     return type(value), metadata, len(children)
+
+
+def _foreign_arrays(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
+    if is_foreign_array(value):
+        yield path, value
+    node = None if isinstance(value, Instance) else one_level(value)  # a module has none, which is checked as it is built
+    for entry, child in zip(entries_of(type(value), node[0]), node[1], strict=True) if node else ():
+        yield from _foreign_arrays((*path, entry), child)
 
 
 def _flatten(value: Any, leaves: list[mx.array]) -> Any:
@@ -204,13 +248,15 @@ def _flatten(value: Any, leaves: list[mx.array]) -> Any:
     else:
         node = one_level(value)
         if node is None:
-            if isinstance(value, mx.array):
-                leaves.append(value)
+            if isinstance(value, LEAF):
+                leaves.append(value)  # type: ignore[arg-type]
                 return mx.array
+            if is_foreign_array(value):
+                raise ForeignArrayError
             return None if value is None else Static(value)
         metadata, children = node
     for child in children:
-        if type(child) is not _ARRAY:
+        if type(child) is not _ARRAY and type(child) is not ShapeDtypeStruct:
             return type(value), metadata, tuple([_flatten(child, leaves) for child in children])
     leaves += children
     return type(value), metadata, len(children)

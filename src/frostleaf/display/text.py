@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import mlx.core as mx
-
 from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
+from ..core.shapes import LEAF
 from ..core.words import describe, keystr
 
 WIDTH = 100
@@ -33,7 +32,7 @@ def _text(value: Any, owner: Node | None, name: str, training: bool, tied: dict[
     """
     if name in tied:
         return TIED_MARK + tied[name]
-    if isinstance(value, mx.array):
+    if isinstance(value, LEAF):
         mark = FROZEN_MARK if owner is not None and metadata_of(owner).freezes(name) else ""
         return mark + describe(value)
     if isinstance(value, Node):

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..core import fields
 from ..core.definition import Node
+from ..core.shapes import LEAF
 from ..core.words import Path, describe
 from ..tree.walk import Descend, rewrite
 
@@ -46,7 +47,7 @@ def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = is_floating) 
         if isinstance(value, Node) and predicate is is_floating:
             declared = value.__frostleaf__.fields
             left_alone.update((*path, name) for name, field in declared.items() if not fields.cast(field))
-        if not isinstance(value, mx.array):
+        if not isinstance(value, LEAF):
             return Descend
         wanted = value.dtype != dtype and (predicate is None or predicate(value.dtype))
         return value.astype(dtype) if wanted else value

@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.instance import children_of
 from ..core.levels import replace_at
+from ..core.shapes import LEAF
 from ..core.words import Path, keystr, nearest
 from ..tree.walk import checked_level, rewrite
 from .views import Filter, filter_and_map, items, parameters, valid_parameter
@@ -27,11 +28,11 @@ def update(module: N, parameters: Any, strict: bool) -> N:
     """Replace some parameters. See :meth:`Module.update`."""
 
     def new_leaf(current: Any, new: Any, path: Path) -> Any:
-        if not isinstance(current, mx.array):
+        if not isinstance(current, LEAF):
             return _DESCEND
         if not strict and isinstance(new, dict) and not new:
             return current  # the place of what is not named, in a list
-        if strict and not isinstance(new, mx.array):
+        if strict and not isinstance(new, LEAF):
             raise ValueError(f"Received invalid type: {type(new).__name__} for {keystr(path)}.")
         return new
 

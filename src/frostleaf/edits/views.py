@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..core import fields
 from ..core.definition import Node
 from ..core.instance import children_of, metadata_of
+from ..core.shapes import LEAF
 from ..core.words import Path
 from ..tree.walk import ties_in
 
@@ -33,7 +33,7 @@ def valid_child(module: Any, key: str, value: Any) -> bool:
 def valid_parameter(module: Any, key: str, value: Any) -> bool:
     """Return whether the value is, or may hold, an array that is saved with the model."""
     field = module.__frostleaf__.fields[key.split(".")[0]]
-    return isinstance(value, Node | dict | list | mx.array) and fields.persistent(field)
+    return isinstance(value, (Node, dict, list, *LEAF)) and fields.persistent(field)
 
 
 def trainable_parameter(module: Any, key: str, value: Any) -> bool:
@@ -115,9 +115,7 @@ def named_modules(module: Node) -> list[tuple[str, Any]]:
 
 
 def _contents(module: Node) -> list[tuple[str, Any]]:
-    return [
-        (name, value) for name, value in children_of(module).items() if isinstance(value, mx.array | Node | tuple | Mapping)
-    ]
+    return [(name, value) for name, value in children_of(module).items() if isinstance(value, (*LEAF, Node, tuple, Mapping))]
 
 
 def _as_mlx(value: Any) -> Any:

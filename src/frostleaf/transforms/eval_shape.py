@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.shapes import ShapeDtypeStruct, as_array
 from ..tree.functions import flatten, unflatten
-from ..tree.shapes import ShapeDtypeStruct, zeros_for_struct
 from .binding import unbind
 from .random import restore_state, saved_state
 from .stateful import records
@@ -34,8 +34,8 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     f32[7,3]
     """
     inner, bound_args, bound_kwargs = unbind(fn)
-    given, form = flatten(((*bound_args, *args), {**bound_kwargs, **kwargs}))
-    arrays, structure = flatten(unflatten(form, given, static=zeros_for_struct))
+    given, structure = flatten(((*bound_args, *args), {**bound_kwargs, **kwargs}))
+    arrays = [as_array(leaf) for leaf in given]
     result: Any = None
 
     def on_leaves(leaves: list[mx.array]) -> list[mx.array]:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..core.containers import static_key
 from ..core.definition import Node
 from ..core.instance import Metadata, metadata_of
+from ..core.shapes import LEAF
 from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr
 from .functions import flatten
@@ -70,10 +71,10 @@ def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, e
     True
     """
     (first, structure), (second, other) = flatten(left), flatten(right)
-    return structure == other and all(
-        a.shape == b.shape and bool(mx.allclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan))
-        for a, b in zip(first, second, strict=True)
-    )
+    if structure != other or any(a.shape != b.shape or type(a) is not type(b) for a, b in zip(first, second, strict=True)):
+        return False
+    arrays = [(a, b) for a, b in zip(first, second, strict=True) if isinstance(a, mx.array)]
+    return all(bool(mx.allclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan)) for a, b in arrays)
 
 
 def diff(left: Any, right: Any) -> Diff:
@@ -87,6 +88,7 @@ def diff(left: Any, right: Any) -> Diff:
     n: static 1 -> 2
     """
     changes: list[Change] = []
+    flat_of(left), flat_of(right)  # raises where there is an array of another library, which can't be compared
     _compare((), left, right, changes, frozenset())
     return Diff(changes)
 
@@ -116,7 +118,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
     if left is right or path in tied:
         return
     name = keystr(path)
-    if isinstance(left, mx.array) and isinstance(right, mx.array):
+    if isinstance(left, LEAF) and isinstance(right, LEAF):
         if left.dtype != right.dtype:
             changes.append(Change(name, "dtype", left, right))
         elif left.shape != right.shape:
@@ -126,7 +128,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
         return
     first, second = field_level(left), field_level(right)
     if first is None or second is None:
-        if first or second or isinstance(left, mx.array) or isinstance(right, mx.array):
+        if first or second or isinstance(left, LEAF) or isinstance(right, LEAF):
             changes.append(Change(name, "type", left, right))
         elif static_key(left) != static_key(right):
             changes.append(Change(name, "static", left, right))
@@ -161,9 +163,11 @@ def _shown_ties(metadata: Metadata) -> frozenset[str]:
     return frozenset(f"{keystr(target)} = {keystr(source)}" for target, source in metadata.ties)
 
 
-def _same(left: mx.array, right: mx.array) -> bool:
+def _same(left: Any, right: Any) -> bool:
     if left is right:
         return True
+    if not (isinstance(left, mx.array) and isinstance(right, mx.array)):
+        return bool(left == right)  # one of them is a shape
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     inexact = mx.issubdtype(left.dtype, mx.inexact)

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.levels import Recipe, entries_of, one_level
+from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr
 
@@ -60,7 +61,7 @@ def _align(
     tree: Any, other: Any, children_of: Callable[[Any, Any, Any], Sequence[Any] | None], what: str, path: Path, found: list[Any]
 ) -> None:
     """Append to ``found`` what ``other`` has in the place of each array."""
-    if isinstance(tree, mx.array):
+    if isinstance(tree, LEAF):
         found.append(other)
         return
     node = one_level(tree)

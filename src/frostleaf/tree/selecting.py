@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeGuard
 
-import mlx.core as mx
-
+from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, nearest, nearest_paths
 from .walk import Descend, rewrite, tied_places
@@ -31,12 +30,12 @@ def matcher(where: Where) -> Callable[[Path, Any], bool]:
         arrays_only = where.split(".")[-1] == "**"
         # The root has no name, so only "**" selects it, where it is an array.
         return lambda path, value: (
-            (isinstance(value, mx.array) if arrays_only else bool(path)) and pattern.fullmatch(keystr(path)) is not None
+            (isinstance(value, LEAF) if arrays_only else bool(path)) and pattern.fullmatch(keystr(path)) is not None
         )
     if isinstance(where, type):
         return lambda path, value: isinstance(value, where)
     if callable(where) and _takes_two(where):
-        return lambda path, value: isinstance(value, mx.array) and bool(where(keystr(path), value))
+        return lambda path, value: isinstance(value, LEAF) and bool(where(keystr(path), value))
     if _is_several(where):
         matchers = [matcher(one) for one in where]
         return lambda path, value: any(matches(path, value) for matches in matchers)
@@ -59,7 +58,7 @@ def mask(tree: Any, where: Where) -> list[bool]:
 
     def enter(path: Path, value: Any) -> Any:
         picked = path[:-1] in holders or matches(path, value)
-        if isinstance(value, mx.array):
+        if isinstance(value, LEAF):
             chosen.append(picked)
         elif picked:
             holders.add(path)

@@ -10,7 +10,10 @@ import optree
 from ..core.definition import Node
 from ..core.levels import one_level
 from ..core.registration import NAMESPACE
+from ..core.shapes import ShapeDtypeStruct
+from ..core.structure import flat_of
 from ..core.words import Path, class_name, describe, keystr
+from ..transforms.eval_shape import eval_shape
 from ..tree.walk import Descend, rewrite
 
 T = TypeVar("T")
@@ -105,8 +108,9 @@ def _given(answer: Any, options: dict[str, Any], name: str, layer: Any) -> dict[
 
 
 def _quantized(layer: Any, given: dict[str, Any], name: str) -> Any:
+    shapes_only = any(isinstance(leaf, ShapeDtypeStruct) for leaf in flat_of(layer).leaves)
     try:
-        return layer.to_quantized(**given)
+        return eval_shape(type(layer).to_quantized, layer, **given) if shapes_only else layer.to_quantized(**given)
     except (ValueError, NotImplementedError) as error:
         kind = ValueError if isinstance(error, ValueError) else NotImplementedError
         reason = str(error).rstrip(".")
