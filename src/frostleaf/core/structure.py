@@ -1,4 +1,4 @@
-"""The structure of a tree: what is left of it when its arrays are taken out, and how it is put together again."""
+"""The structure of a tree: what is left when its arrays are taken out, and how the tree is put together again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from .words import Path, keystr
 class Structure:
     """What is left of a tree when its arrays are taken out: classes, containers, names and static values.
 
-    Two structures are equal when everything in them is, types included; a structure can be hashed when its static values can.
+    Two structures are equal if everything in them is, types included; a structure can be hashed if its static values can.
 
     Args:
         spec: ``mx.array`` for a leaf, ``None`` for ``None``, a :class:`Static`, or for a node its class, its metadata and the
-            specs of its children: their number if all are arrays. A module's metadata is its
-            :class:`~frostleaf.core.instance.Metadata`, that of other nodes a :class:`~frostleaf.core.levels.Recipe`.
+            specs of its children, or just their number if all are arrays. A module's metadata is its
+            :class:`~frostleaf.core.instance.Metadata`, another node's a :class:`~frostleaf.core.levels.Recipe`.
         num_leaves: The number of arrays in a tree of this structure.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.tree.structure({"a": mx.array(1), "b": (2, None)})
+    Structure({'a': *, 'b': (2, None)})
     """
 
     __slots__ = ("__weakref__", "_hash", "_names", "num_leaves", "spec")
@@ -46,7 +50,7 @@ class Structure:
         return self._names
 
     def static_values(self) -> Iterator[tuple[Path, Any]]:
-        """Yield the path and the value of whatever is neither an array nor a container."""
+        """Yield the path and the value of everything that is neither an array nor a container."""
         return ((path, spec.value) for path, spec in specs_in(self) if isinstance(spec, Static))
 
     def __eq__(self, other: object) -> bool:
@@ -95,7 +99,7 @@ class Signature:
 
 
 class Static:
-    """The spec of a number, a string, a function: of whatever is neither array nor container. Equal if interchangeable."""
+    """The spec of what is neither an array nor a container: a number, a string, a function. Equal if interchangeable."""
 
     __slots__ = ("value",)
 
@@ -113,7 +117,7 @@ class Static:
 
 
 class Deferred:
-    """The spec of a module that is put together when it is first looked into; with its signature, if that is known."""
+    """The spec of a module that is put together when something first looks inside it; with its signature, if known."""
 
     __slots__ = ("kind", "num_leaves", "signature", "structure")
 
@@ -127,7 +131,7 @@ class Deferred:
 class Flat:
     """A tree taken apart: its leaves and its structure. A module keeps its own, since neither can change.
 
-    A module that was made of leaves keeps these too. They may be no arrays, which :meth:`valid` finds out.
+    A module that was put together from leaves keeps those; they need not be arrays, which :meth:`valid` finds out.
     """
 
     __slots__ = ("_checked", "leaves", "signature", "structure")
@@ -147,23 +151,23 @@ class Flat:
         return self._checked
 
     def signed(self) -> Signature:
-        """Return the structure with shapes and dtypes."""
+        """Return the structure with the shapes and dtypes of the leaves."""
         if self.signature is None:
             self.signature = Signature(self.structure, tuple([(leaf.shape, leaf.dtype) for leaf in self.leaves]))
         return self.signature
 
     def level(self) -> tuple[Any, list[Any]]:
-        """Return the metadata and the children of the module that this is."""
+        """Return the metadata and the children of the module that was taken apart."""
         _, metadata, specs = self.structure.spec
         leaves = iter(self.leaves)
         return metadata, [unflatten(spec, leaves) for spec in child_specs(specs)]
 
 
-_ARRAY = mx.array  # found faster than in mx, by the loops that look at every array
+_ARRAY = mx.array  # one look-up fewer, in the loops that go through all arrays
 
 
 def flat_of(tree: Any) -> Flat:
-    """Return the tree taken apart, as it is kept with a module."""
+    """Take a tree apart. A module does so once and keeps the result."""
     leaves: list[mx.array] = []
     if not isinstance(tree, Instance):
         return Flat(leaves, Structure(_flatten_around(tree, leaves), len(leaves)))
@@ -176,7 +180,7 @@ def flat_of(tree: Any) -> Flat:
 
 
 def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
-    """As :func:`_flatten`, for what is not in a module: a module found here is kept with its leaves, as its own structure."""
+    """As :func:`_flatten`, around modules: a module found here keeps its leaves and structure, which stands as its spec."""
     if isinstance(value, Instance):
         flat = flat_of(value)
         leaves += flat.leaves
@@ -195,8 +199,8 @@ def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
 def _flatten(value: Any, leaves: list[mx.array]) -> Any:
     """Append the arrays in ``value`` to ``leaves`` and return its spec.
 
-    This is ``optree.tree_flatten``, in a fraction of its time: a module is opened without asking optree, and its arrays are not
-    looked up in the registry one by one.
+    The same as ``optree.tree_flatten`` in a fraction of the time: modules are opened without asking optree, and their arrays
+    are not looked up in the registry one by one.
     """
     if isinstance(value, Instance):
         level = value._frostleaf_level  # type: ignore[attr-defined]
@@ -217,7 +221,7 @@ def _flatten(value: Any, leaves: list[mx.array]) -> Any:
 
 
 def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None = None) -> Any:
-    """Return the tree of a structure or a spec with leaves from an iterator, and ``static(value)`` for each static value."""
+    """Put a tree together from a structure or a spec, leaves from an iterator, and ``static(value)`` for each static value."""
     if type(spec) is tuple:
         kind, metadata, specs = spec
         if type(specs) is int:
@@ -245,7 +249,7 @@ def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | N
 
 
 def defer(spec: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:
-    """Return the spec of a tree so that its modules are put together when they are first looked into.
+    """Return the spec of a tree whose modules are put together when something first looks inside them.
 
     Args:
         spec: The spec of a structure, as :func:`flat_of` makes it.
@@ -280,12 +284,12 @@ def specs_in(spec: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def child_specs(specs: Any) -> Sequence[Any]:
-    """Return the spec of each child of a node, where their number stands for arrays."""
+    """Return the spec of each child of a node; a number stands for that many arrays."""
     return (mx.array,) * specs if isinstance(specs, int) else specs
 
 
 class _Star:
-    """Stands for an array where a structure is printed."""
+    """Stands for an array in the ``repr`` of a structure."""
 
     def __repr__(self) -> str:
         return "*"

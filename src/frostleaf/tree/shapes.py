@@ -1,4 +1,4 @@
-"""The shape and dtype of an array, in the place of one."""
+"""The shape and dtype of an array, without the array."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _as_shape(shape: Iterable[int]) -> tuple[int, ...]:
 
 @attrs.frozen(repr=False)
 class ShapeDtypeStruct:
-    """The shape and the dtype of an array, in the place of one. Equal and of equal hash if both are; static in a tree.
+    """The shape and the dtype of an array, without the array. Compared and hashed by both; a static value in a tree.
 
     Attributes:
         shape: The length of each axis.
@@ -56,7 +56,7 @@ class ShapeDtypeStruct:
 
 
 def zeros_for_struct(value: Any) -> Any:
-    """Return zeros for a :class:`ShapeDtypeStruct`, which MLX makes when somebody looks at them; any other value as it is."""
+    """Return zeros for a :class:`ShapeDtypeStruct`, which MLX computes only if they are used; any other value as it is."""
     return mx.zeros(value.shape, value.dtype) if isinstance(value, ShapeDtypeStruct) else value
 
 
