@@ -53,7 +53,10 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
     (4, 5, 3)
     """
     if not isinstance(in_axes, int | tuple | list | None):
-        raise TypeError(f"in_axes must be an integer, None or a tuple with one for each argument, and is {describe(in_axes)}")
+        raise TypeError(
+            "in_axes must be an integer, None or a tuple with an entry for each positional argument, and is "
+            f"{describe(in_axes)}"
+        )
     name = function_name(fn)
 
     @functools.wraps(fn, updated=())
@@ -81,7 +84,7 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
 
         token = _mapping.set(True)
         try:
-            # MLX doesn't compile what is mapped. The rest would be traced without its checkpoints, in traces used elsewhere too.
+            # MLX doesn't compile what is mapped. The rest would be traced without checkpoints, and the trace used elsewhere too.
             with override(plain=True):
                 results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
         except BaseException:
@@ -152,7 +155,9 @@ def _in_axes(in_axes: Any, args: tuple[Any, ...], name: str) -> list[int | None]
             raise ValueError(f"can't map {name} over axes of different lengths: {one} and {other}")
         axes.append(axis % leaf.ndim)
     if first is None:
-        raise ValueError(f"{name} has nothing to map over: in_axes={in_axes!r} has an axis for none of the arrays given")
+        raise ValueError(
+            f"{name} has nothing to map over: no array in its positional arguments has an axis in in_axes={in_axes!r}"
+        )
     return axes
 
 
