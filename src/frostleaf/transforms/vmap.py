@@ -84,7 +84,7 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
 
         token = _mapping.set(True)
         try:
-            # MLX doesn't compile what is mapped. The rest would be traced without checkpoints, and the trace used elsewhere too.
+            # MLX doesn't compile what is mapped. The rest would be traced without checkpoints, in a trace used elsewhere too.
             with override(plain=True):
                 results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
         except BaseException:

@@ -294,7 +294,7 @@ def test_what_can_not_be_hashed_is_an_error_that_names_the_argument_and_the_path
     message = str(raised.value)
     assert kind in message
     if name is not None:
-        assert message.startswith(f"{name} of {shown} is {kind}, which can be neither a leaf (only mx.array is) nor part of the")
+        assert message.startswith(f"{name} of {shown} is {kind}, which can be neither a leaf (only mx.array is) nor part of")
         assert ("mx.array(" in message) is (value is NUMPY)
         assert ("__hash__" in message) is (value is not NUMPY)
     assert jitted.trace_count == 0
