@@ -249,11 +249,14 @@ def test_an_error_is_of_the_class_that_mlx_raises_and_says_where(make: Any, opti
         fl.quantize(make(fl.nn), **options)
 
 
-def test_a_compiled_function_is_no_model() -> None:
-    model = net(fl.nn)
-    message = "was given frostleaf.transforms.jit.jitted.Jitted: quantize the function's model, and compile that"
-    with pytest.raises(TypeError, match=message):
-        fl.quantize(fl.jit(model.head))
+def test_a_compiled_function_is_quantized_with_its_model() -> None:
+    head = net(fl.nn).head
+    assert fl.tree.equal(fl.quantize(fl.jit(head)).__wrapped__, fl.quantize(head))
+
+
+def test_what_is_no_tree_is_refused() -> None:
+    with pytest.raises(TypeError, match=re.escape("fl.quantize takes a module, or a tree that holds modules")):
+        fl.quantize(lambda x: x)
     with pytest.raises(TypeError, match=re.escape("was given mlx.nn.layers.linear.Linear")):
         fl.quantize(mlx.nn.Linear(64, 2))
     with pytest.raises(TypeError, match=re.escape("fl.quantize takes a module, or a tree that holds modules")):

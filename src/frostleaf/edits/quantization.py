@@ -59,9 +59,7 @@ def quantize(
     (True, Linear(weight=f32[2,64], bias=f32[2]))
     """
     if one_level(model) is None:
-        advice = ": quantize the function's model, and compile that" if hasattr(model, "__wrapped__") else ""
-        given = f"{class_name(model)}{advice}"
-        raise TypeError(f"fl.quantize takes a module, or a tree that holds modules, and was given {given}")
+        raise TypeError(f"fl.quantize takes a module, or a tree that holds modules, and was given {class_name(model)}")
     options = {"group_size": group_size, "bits": bits, "mode": mode, "quantize_input": quantize_input}
     selects = class_predicate or (lambda path, layer: hasattr(layer, "to_quantized"))
     made: dict[int, list[tuple[dict[str, Any], Any]]] = {}

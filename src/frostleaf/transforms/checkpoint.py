@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -17,12 +16,13 @@ from .jit.passing import Inputs, Origins, put_back
 from .random import restore_state, saved_state
 from .stateful import recording
 from .vmap import mapping
+from .wrapping import Wrapped
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
+def checkpoint(fn: Callable[P, R]) -> Checkpointed[P, R]:
     """Make a function that computes the same as ``fn``, and keeps only its arguments for the backward pass.
 
     When gradients are computed, ``fn`` runs again to recompute its intermediate results. Values, gradients and random numbers
@@ -48,15 +48,18 @@ def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
     >>> fl.grad(loss)(layer, mx.ones((3, 2)))
     Linear(weight=f32[1,2], bias=f32[1])
     """
-    if not callable(fn):
-        given = type(fn).__name__
-        raise TypeError(f"fl.checkpoint takes a function, a method or a callable module, and was given {given}")
-    inner, bound_args, bound_kwargs = unbind(fn)
+    return Checkpointed(fn)
 
-    @functools.wraps(fn, updated=())
-    def checkpointed(*args: P.args, **kwargs: P.kwargs) -> R:
+
+class Checkpointed(Wrapped[P, R]):
+    """A function that computes again what it does not keep. :func:`checkpoint` makes it."""
+
+    verb = "checkpoint"
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if recording() or mapping():
-            return fn(*args, **kwargs)
+            return self.__wrapped__(*args, **kwargs)
+        inner, bound_args, bound_kwargs = unbind(self.__wrapped__)
         captured, with_captured = _scope(inner)
         leaves, structure = flatten((captured, (*bound_args, *args), {**bound_kwargs, **kwargs}))
         differs = [_differentiable(leaf) for leaf in leaves]
@@ -93,8 +96,6 @@ def checkpoint(fn: Callable[P, R]) -> Callable[P, R]:
         computed = [next(differentiable) if leaf is None else leaf for leaf in first.others]
         put_back(computed, first.origins, leaves)
         return unflatten(first.structure, computed)  # type: ignore[no-any-return]
-
-    return checkpointed
 
 
 class _Run(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +11,8 @@ import mlx.core as mx
 from ..core.pickling import from_picklable, to_picklable
 from ..core.words import describe
 from ..edits.casting import astype
+from ..tree.functions import flatten, unflatten
+from .wrapping import Wrapped
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,19 +58,13 @@ class Policy:
     compute_dtype: mx.Dtype = attrs.field(default=mx.float32, validator=_require_floating)
     output_dtype: mx.Dtype = attrs.field(default=mx.float32, validator=_require_floating)
 
-    def wrap(self, fn: Callable[P, R]) -> Callable[P, R]:
+    def wrap(self, fn: Callable[P, R]) -> WithPolicy[P, R]:
         """Cast the arguments of ``fn`` to ``compute_dtype`` and its result to ``output_dtype``.
 
-        Gradients pass through the casts, so they have the dtypes of the arguments. A model in the result, as from
-        :func:`stateful`, comes out rounded to ``compute_dtype``: return only its buffers.
+        Gradients pass through the casts, so they have the dtypes of the arguments. What the function returns unchanged comes
+        out as it was before the cast: the parameters of a model in the result of :func:`stateful` are the very arrays that went in.
         """
-
-        @functools.wraps(fn)
-        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-            args, kwargs = self.cast_to_compute((args, kwargs))
-            return self.cast_to_output(fn(*args, **kwargs))
-
-        return wrapped
+        return WithPolicy(fn, self)
 
     def cast_to_param(self, tree: T) -> T:
         """Cast the floating-point arrays of a tree to ``param_dtype``."""
@@ -85,6 +80,22 @@ class Policy:
 
     def __reduce__(self) -> Any:  # MLX's dtypes can't be pickled
         return _policy, (to_picklable((self.param_dtype, self.compute_dtype, self.output_dtype)),)
+
+
+class WithPolicy(Wrapped[P, R]):
+    """A function that computes in another dtype. :meth:`Policy.wrap` makes it."""
+
+    verb = "Policy.wrap"
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        fn, policy = self.__wrapped__, self.options
+        given = flatten((fn, args, kwargs))[0]
+        cast, structure = flatten(policy.cast_to_compute((fn, args, kwargs)))
+        originals = {id(new): old for new, old in zip(cast, given, strict=True)}
+        fn, args, kwargs = unflatten(structure, cast)
+        out, structure = flatten(fn(*args, **kwargs))
+        new = [originals[id(leaf)] if id(leaf) in originals else policy.cast_to_output(leaf) for leaf in out]
+        return unflatten(structure, new)  # type: ignore[no-any-return]
 
 
 def _policy(dtypes: Any) -> Policy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -17,11 +16,12 @@ from .context import override
 from .jit.captured import depends, require_visible
 from .random import restore_state, saved_state
 from .stateful import records
+from .wrapping import Wrapped
 
 _mapping: ContextVar[bool] = ContextVar("mapping", default=False)
 
 
-def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Vmapped:
     """Make a function that computes ``fn`` for each index along an axis of its arguments, all at once.
 
     A model is an argument like any other: with axis ``0`` a stack of models is an ensemble (see :func:`frostleaf.tree.stack`),
@@ -57,10 +57,17 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
             "in_axes must be an integer, None or a tuple with an entry for each positional argument, and is "
             f"{describe(in_axes)}"
         )
-    name = function_name(fn)
+    return Vmapped(fn, (in_axes, out_axes))
 
-    @functools.wraps(fn, updated=())
-    def vmapped(*args: Any, **kwargs: Any) -> Any:
+
+class Vmapped(Wrapped[..., Any]):
+    """A function of many examples. :func:`vmap` makes it."""
+
+    verb = "vmap"
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        fn, (in_axes, out_axes) = self.__wrapped__, self.options
+        name = function_name(fn)
         leaves, structure = flatten(args)
         axes = _in_axes(in_axes, args, name)
         mapped = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis is not None]
@@ -101,8 +108,6 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callabl
             restore_state(state[0])
         assert out_structure is not None
         return unflatten(out_structure, placed)
-
-    return vmapped
 
 
 def mapping() -> bool:

@@ -62,6 +62,8 @@ VALUES = {
     "a partial": (functools.partial(len, X), "a partial with 1 array"),
     "a partial of a module": (functools.partial(MODEL, x=X), "a partial with 3 arrays"),
     "a method of a module": (MODEL.freeze, "a method with 2 arrays"),
+    "a jitted module": (fl.jit(MODEL), "a Jitted with 2 arrays"),
+    "a checkpointed module": (fl.checkpoint(MODEL), "a Checkpointed with 2 arrays"),
     "the state of an optimizer": (fl.optim.SGD(0.1).init(MODEL), "an OptimizerState with 4 arrays"),
 }
 
@@ -80,7 +82,6 @@ NO_ARRAYS = {
     "nothing": None,
     "a function": lambda x: x + SCALE,
     "a jitted function": fl.jit(lambda x: x + SCALE),
-    "a jitted module": fl.jit(MODEL),
     "a package": mx,
     "a class": Plain,
     "an ordinary object": Plain(),

@@ -112,7 +112,7 @@ def test_a_jitted_function_without_a_name_is_jitted_again():
     assert again.__wrapped__ is plain
     for size in range(1, 10):
         again(mx.zeros(size))
-    assert len(again._programs) == 7
+    assert len(again.options.programs) == 7
 
 
 def test_shapeless_is_pickled():

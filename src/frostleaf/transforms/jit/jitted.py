@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import itertools
 import shutil
 import sys
 import threading
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 import mlx.core as mx
 
@@ -22,6 +20,7 @@ from ...core.structure import flat_of
 from ...core.words import class_name, function_name, keystr
 from ..binding import unbind
 from ..context import context, override
+from ..wrapping import Wrapped
 from .captured import warn_of_captured
 from .explanation import History
 from .program import Program, is_hashable
@@ -106,7 +105,29 @@ def disable_jit() -> Iterator[None]:
         yield
 
 
-class Jitted(Generic[P, R]):
+class Traces:
+    """The traces of a function. All copies of a jitted function share them.
+
+    Attributes:
+        fn: The function, without the arguments bound to it.
+        shapeless, max_traces: As given to :func:`jit`.
+        programs: The programs, by the signature of the arguments.
+        latest: The signature of the latest call, and its program.
+        history: What the function was traced for.
+        looked_outside: Whether the function has been searched for arrays from outside.
+    """
+
+    def __init__(self, fn: Any, shapeless: bool, max_traces: int | None) -> None:
+        self.fn = fn
+        self.shapeless = shapeless
+        self.max_traces = max_traces
+        self.programs: dict[Any, Program] = {}
+        self.latest = _NONE_YET
+        self.history = History(max_traces)
+        self.looked_outside = False
+
+
+class Jitted(Wrapped[P, R]):
     """A compiled function. :func:`jit` makes it.
 
     >>> import frostleaf as fl
@@ -114,22 +135,18 @@ class Jitted(Generic[P, R]):
     jit(relu)
     """
 
-    __wrapped__: Callable[P, R]
+    verb = "jit"
 
     def __init__(self, fn: Callable[P, R], shapeless: bool, max_traces: int | None) -> None:
-        if not callable(fn):
-            given = type(fn).__name__
-            raise TypeError(f"fl.jit takes a function, a method or a callable module, and was given {given}")
-        functools.update_wrapper(self, fn, updated=())
-        self._fn, self._bound_args, self._bound_kwargs = unbind(fn)
+        super().__init__(fn, Traces(None, shapeless, max_traces))
         _require_runs_when_called(self._fn)
+
+    def _wrap(self, fn: Any, options: Traces) -> None:
+        self._fn, self._bound_args, self._bound_kwargs = unbind(fn)
         self._is_bound = bool(self._bound_args or self._bound_kwargs)
-        self._shapeless = shapeless
-        self._max_traces = max_traces
-        self._programs: dict[Any, Program] = {}
-        self._history = History(max_traces)
-        self._looked_outside = False
-        self._latest = _NONE_YET
+        if options.fn is not self._fn:  # it is new, or the function has been replaced
+            options = Traces(self._fn, options.shapeless, options.max_traces)
+        super()._wrap(fn, options)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         here = context.get()
@@ -140,25 +157,26 @@ class Jitted(Generic[P, R]):
         if kwargs or self._is_bound:
             names = (*self._bound_kwargs, *kwargs)
             values = (*self._bound_args, *args, *self._bound_kwargs.values(), *kwargs.values())
+        traces = self.options
         given: list[mx.array] = []
         key: list[Any] = [here, names]
         try:
             for value in values:
                 if type(value) is mx.array:
                     given.append(value)
-                    key.append(mx.array if self._shapeless else (value.shape, value.dtype))
+                    key.append(mx.array if traces.shapeless else (value.shape, value.dtype))
                 else:
                     flat = flat_of(value)
                     given += flat.leaves
-                    key.append(flat.structure if self._shapeless else flat.signature or flat.signed())
+                    key.append(flat.structure if traces.shapeless else flat.signature or flat.signed())
             # Most calls are like the one before, and comparing is faster than hashing.
-            latest, program = self._latest
+            latest, program = traces.latest
             if program is None or key != latest:
                 with _lock:  # otherwise a program dropped meanwhile could become the latest again
-                    program = self._programs.get(tuple(key))
+                    program = traces.programs.get(tuple(key))
                     if program is not None:
                         program.used = _tick()
-                        self._latest = key, program
+                        traces.latest = key, program
         except TypeError:
             self._reject_unhashable(values, names)
             raise
@@ -169,14 +187,15 @@ class Jitted(Generic[P, R]):
     def _first_call(self, key: Any, values: Sequence[Any], names: tuple[str, ...], given: list[mx.array]) -> Any:
         """Make a program for new arguments and return its result; keep the program unless tracing it raises."""
         _require_compiler()
-        if not self._looked_outside:
-            self._looked_outside = True
+        traces = self.options
+        if not traces.looked_outside:
+            traces.looked_outside = True
             warn_of_captured(self._fn, self._static(values, names))
         structures = tuple([flat_of(value).structure for value in values])
-        program = Program(self._fn, structures, names, self._shapeless, self._history)
+        program = Program(self._fn, structures, names, traces.shapeless, traces.history)
         program.used = _tick()
         with _lock:
-            program = self._programs.setdefault(key, program)  # another thread may have been faster
+            program = traces.programs.setdefault(key, program)  # another thread may have been faster
         try:
             return program(given)
         finally:
@@ -184,19 +203,24 @@ class Jitted(Generic[P, R]):
 
     def _settle(self, key: Any, program: Program) -> None:
         """Drop the least recently used program if there are too many, or the new one if it could not be traced."""
+        traces = self.options
         dropped: list[Any] = []  # holds the last references until the lock is released
         with _lock:
-            dropped.append(self._latest)
-            self._latest = _NONE_YET  # so that its next use is noted
+            dropped.append(traces.latest)
+            traces.latest = _NONE_YET  # so that its next use is noted
             if not program.traced:
-                dropped.append(self._programs.pop(key, None))
-            elif self._max_traces is not None and len(self._programs) > self._max_traces:
-                dropped.append(self._programs.pop(min(self._programs, key=lambda key: self._programs[key].used)))
+                dropped.append(traces.programs.pop(key, None))
+            elif traces.max_traces is not None and len(traces.programs) > traces.max_traces:
+                dropped.append(traces.programs.pop(min(traces.programs, key=lambda key: traces.programs[key].used)))
 
     @property
     def trace_count(self) -> int:
         """How often the function has been traced so far, dropped traces included."""
         return self._history.count
+
+    @property
+    def _history(self) -> History:
+        return self.options.history  # type: ignore[no-any-return]
 
     def explain(self) -> str:
         """Say which argument, path, shape, dtype or static value was new when the function was last traced.
@@ -224,8 +248,9 @@ class Jitted(Generic[P, R]):
         2
         """
         with _lock:
-            dropped = self._programs, self._latest
-            self._programs, self._latest = {}, _NONE_YET
+            traces = self.options
+            dropped = traces.programs, traces.latest
+            traces.programs, traces.latest = {}, _NONE_YET
         self._history.clear()
         del dropped
 
@@ -233,25 +258,14 @@ class Jitted(Generic[P, R]):
     def _name(self) -> str:
         return getattr(self._fn, "__name__", "the function")
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
-
-    def __copy__(self) -> Jitted[P, R]:
-        return self
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Jitted[P, R]:
-        # Like a function, it is its own copy. But if a method is wrapped, the object that it is bound to is copied.
-        fn = from_picklable(copy.deepcopy(to_picklable(self.__wrapped__), memo))
-        return self if fn is self.__wrapped__ else Jitted(fn, self._shapeless, self._max_traces)
+        fn = super().__deepcopy__(memo).__wrapped__
+        return self if fn is self.__wrapped__ else Jitted(fn, self.options.shapeless, self.options.max_traces)
 
     def __reduce__(self) -> Any:
-        # By name, as functions are, if it can be found by name. Traces are not pickled.
         if is_importable(self):
-            return self.__qualname__  # type: ignore[attr-defined]
-        return _restore, (to_picklable(self.__wrapped__), self._shapeless, self._max_traces)
-
-    def __repr__(self) -> str:
-        return f"jit({function_name(self.__wrapped__)})"
+            return super().__reduce__()
+        return _restore, (to_picklable(self.__wrapped__), self.options.shapeless, self.options.max_traces)
 
     def _reject_unhashable(self, values: Sequence[Any], names: Sequence[str]) -> None:
         for name, value in self._static(values, names):

@@ -1,0 +1,74 @@
+"""Wrapped functions as trees, with what they wrap inside."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+from ..core.pickling import from_picklable, is_importable, to_picklable
+from ..core.registration import register_pytree_node
+from ..core.words import function_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+W = TypeVar("W", bound="Wrapped[..., Any]")
+
+
+class Wrapped(Generic[P, R]):
+    """A function that calls another in its own way. In a tree, a module that it wraps is at ``__wrapped__``.
+
+    A subclass calls what it wraps in ``__call__``. Everything else that it is made of is in ``options``, which is structure.
+    """
+
+    __wrapped__: Callable[P, R]
+    options: Any
+    verb: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        register_pytree_node(cls, lambda wrapped: ((wrapped.__wrapped__,), wrapped.options, ("__wrapped__",)), cls._restored)
+
+    def __init__(self, fn: Callable[P, R], options: Any = ()) -> None:
+        if not callable(fn):
+            kind = type(fn).__name__
+            raise TypeError(f"fl.{self.verb} takes a function, a method or a callable module, and was given {kind}")
+        self._wrap(fn, options)
+
+    def _wrap(self, fn: Any, options: Any) -> None:
+        # Without its attributes, which may be those of a module.
+        functools.update_wrapper(cast(Any, self), fn, updated=())
+        self.options = options
+
+    @classmethod
+    def _restored(cls: type[W], options: Any, children: Any) -> W:
+        wrapped = object.__new__(cls)
+        (fn,) = children  # need not be a function, since a tree may be mapped to a tree of anything
+        wrapped._wrap(fn, options)
+        return wrapped
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(cast(Any, self), instance)
+
+    def __copy__(self: W) -> W:
+        return self
+
+    def __deepcopy__(self: W, memo: dict[int, Any]) -> W:
+        # Like a function, it is its own copy. But if a method is wrapped, the object that it is bound to is copied.
+        fn = from_picklable(copy.deepcopy(to_picklable(self.__wrapped__), memo))
+        return self if fn is self.__wrapped__ else type(self)._restored(self.options, (fn,))
+
+    def __reduce__(self) -> Any:
+        # By name, as functions are, if it can be found by name.
+        if is_importable(self):
+            return self.__qualname__  # type: ignore[attr-defined]
+        return _restore, (type(self), to_picklable(self.__wrapped__), to_picklable(self.options))
+
+    def __repr__(self) -> str:
+        return f"{self.verb}({function_name(self.__wrapped__)})"
+
+
+def _restore(cls: type[W], fn: Any, options: Any) -> W:
+    return cls._restored(from_picklable(options), (from_picklable(fn),))
