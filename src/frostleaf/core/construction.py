@@ -124,7 +124,7 @@ ARRAY_IN_STATIC = (
     "an array belongs in a bare annotation (a parameter) or in fl.buffer()."
 )
 UNHASHABLE = (
-    "{place} is a static field and was given {value!r}, a {kind} that can't be hashed ({error}). Give the class "
+    "{place} is a static field and was given {value}, a {kind} that can't be hashed ({error}). Give the class "
     "__eq__ and __hash__, or store numbers, strings and tuples instead."
 )
 
@@ -137,7 +137,7 @@ def _check_static(cls: type[Instance], name: str, value: Any) -> None:
         hash(static_key(value))
     except TypeError as error:
         kind = type(value).__name__
-        raise TypeError(UNHASHABLE.format(place=place, value=value, kind=kind, error=error)) from None
+        raise TypeError(UNHASHABLE.format(place=place, value=describe(value), kind=kind, error=error)) from None
 
 
 def _check_child(cls: type[Instance], name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from .containers import static_key
 from .instance import Instance, Metadata, flat_kept, keep_flat, level_of
 from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
-from .words import Path, keystr
+from .words import Path, describe, keystr
 
 
 class Structure:
@@ -62,7 +62,8 @@ class Structure:
         return self._hash
 
     def __repr__(self) -> str:
-        return f"Structure({unflatten(self.spec, iter([_Star()] * self.num_leaves))!r})"
+        stars = iter([_Shown("*")] * self.num_leaves)
+        return f"Structure({unflatten(self.spec, stars, lambda value: _Shown(describe(value)))!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self  # it never changes
@@ -288,11 +289,11 @@ def child_specs(specs: Any) -> Sequence[Any]:
     return (mx.array,) * specs if isinstance(specs, int) else specs
 
 
-class _Star:
-    """Stands for an array in the ``repr`` of a structure."""
+class _Shown(str):
+    """What stands for an array or a static value in the ``repr`` of a structure."""
 
     def __repr__(self) -> str:
-        return "*"
+        return str(self)
 
 
 def _static(value: Any) -> Static:

@@ -29,6 +29,10 @@ class Change(NamedTuple):
     left: Any
     right: Any
 
+    def __repr__(self) -> str:
+        left, right = describe(self.left), describe(self.right)
+        return f"Change(path={self.path!r}, kind={self.kind!r}, left={left}, right={right})"
+
     def __str__(self) -> str:
         before, after = (
             f"{{{', '.join(sorted(each))}}}" if self.kind in ("frozen", "ties") else describe(each)

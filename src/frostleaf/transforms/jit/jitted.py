@@ -17,7 +17,7 @@ import mlx.core as mx
 from ...core.containers import static_key
 from ...core.pickling import from_picklable, is_importable, to_picklable
 from ...core.structure import flat_of
-from ...core.words import class_name, function_name, keystr
+from ...core.words import class_name, describe, function_name, keystr
 from ..binding import unbind
 from ..context import context, override
 from ..wrapping import Wrapped
@@ -78,7 +78,8 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     ({'a': array([3, 3], dtype=float32)}, {'a': array([0, 0], dtype=float32)}, 1)
     """
     if max_traces is not None and (type(max_traces) is not int or max_traces < 1):
-        raise ValueError(f"max_traces is the number of traces to keep, 1 or more, or None to keep all, and was {max_traces!r}")
+        given = describe(max_traces)
+        raise ValueError(f"max_traces is the number of traces to keep, 1 or more, or None to keep all, and was {given}")
     if fn is None:
         return functools.partial(jit, shapeless=shapeless, max_traces=max_traces)
     return Jitted(fn, shapeless, max_traces)
