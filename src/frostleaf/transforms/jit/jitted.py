@@ -49,8 +49,8 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
 
     Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or
     static values are new; otherwise MLX replays the trace. It should be pure: side effects happen only when it is traced, and
-    arrays that it reads from outside its arguments are constants, of which the first call warns
-    (:class:`CapturedArrayWarning`). Random numbers are an exception: ``mx.random`` goes on from call to call as it does without
+    arrays that it reads from outside its arguments are constants; the first call warns of them with a
+    :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does without
     ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
 
     A module, or the module of a bound method, is an argument like the others: the trace serves every module of its structure.
@@ -285,7 +285,7 @@ class Jitted(Wrapped[P, R]):
                 yield keystr((self._argument(position, len(values), names), *path)), value
 
     def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
-        """Return the name of one of ``count`` arguments, the last of which were given as ``names``."""
+        """Return the name of one of ``count`` arguments. The last ones were given by the keywords ``names``."""
         if position >= count - len(names):
             return names[position - count]
         try:
