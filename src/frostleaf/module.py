@@ -306,7 +306,7 @@ class Module(Node):
         return freezing.freeze(self, recurse, keys, strict, frozen=True)
 
     def unfreeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
-        """Make parameters trainable again in a copy, by the rules of :meth:`freeze`. Buffers are never trained.
+        """Make parameters trainable again in a copy; arguments and errors as in :meth:`freeze`. Buffers are never trained.
 
         >>> import frostleaf as fl
         >>> fl.nn.Linear(2, 2).freeze().unfreeze(keys="bias")
@@ -359,7 +359,9 @@ class Module(Node):
         return tying.untie(self, places)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training mode in a copy, in which dropout drops, or with ``mode=False`` to evaluation mode.
+        """Switch to training mode in a copy, or with ``mode=False`` to evaluation mode.
+
+        In training mode dropout drops, and batch norm uses the batch's statistics.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Dropout()

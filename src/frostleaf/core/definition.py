@@ -82,7 +82,7 @@ def _frozen(verb: str, cls: type[Node], name: str) -> str:
 
 
 HIDDEN = (
-    "{cls} declares a field {name!r}, but a base class has a property of that name, which would be read instead. "
+    "{cls} declares a field {name!r}, and a base class has a property of that name, which would be read instead. "
     "Choose another name, or leave the declaration to the base class."
 )
 

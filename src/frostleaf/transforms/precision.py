@@ -61,8 +61,8 @@ class Policy:
     def wrap(self, fn: Callable[P, R]) -> WithPolicy[P, R]:
         """Cast the arguments of ``fn`` to ``compute_dtype`` and its result to ``output_dtype``.
 
-        Gradients pass through the casts, so they have the dtypes of the arguments. What ``fn`` returns unchanged comes out as it
-        was before the cast: the parameters of a model in the result of :func:`stateful` are the very arrays that went in.
+        Gradients pass through the casts, so they have the dtypes of the arguments. What ``fn`` returns unchanged comes out
+        uncast: the parameters of a model in the result of :func:`stateful` are the very arrays that went in.
         """
         return WithPolicy(fn, self)
 
