@@ -1,4 +1,4 @@
-"""Instances made and changed: what a field may hold is checked here, and nowhere else."""
+"""Finishing instances, and changing them in copies. What a field may hold is checked here and nowhere else."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def evolve(
     ties: Ties | None = None,
     convert: bool = True,
 ) -> N:
-    """Return the node with some fields, its mode, its frozen names or its ties changed; the node itself if nothing is.
+    """Change fields, the mode, the frozen names or the ties in a copy; return the node itself if nothing changes.
 
-    The converters and validators of the fields that change are run, unless ``convert`` is false.
+    The converters and validators of the fields that change run, unless ``convert`` is false.
 
     Raises:
-        TypeError: If a name isn't a field, or a value can't be held by its field.
+        TypeError: If a name isn't a field, or a field can't hold its value.
         ValueError: If a tied place is gone or tied twice, or the places of a tie were given different arrays.
     """
     cls = type(node)
     metadata = metadata_of(node)
     old = field_values(node)
-    # A child with its tied places taken out, as the tree has it, is no change.
+    # A child as the tree has it, with None at its tied places, is no change.
     in_tree = children_of(node) if metadata.ties else old
     changed: dict[str, Any] = {}
     for name, value in changes.items():
@@ -75,9 +75,9 @@ def close(
     ties: Ties = (),
     old: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Finish an instance: make what the changed fields hold immutable, check that they may hold it, and set its metadata.
+    """Finish an instance: make the values of the changed fields immutable, check them, and set the metadata.
 
-    Where the instance has ties, ``old`` is what its fields held before the change.
+    If the instance has ties, ``old`` is what its fields held before the change.
     """
     cls, definition = type(node), node.__frostleaf__
     values = node.__dict__
@@ -96,7 +96,7 @@ def close(
 
 
 def restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> N:
-    """Return an instance from what it was pickled as."""
+    """Make an instance from its pickled state."""
     node = _blank(cls, {name: from_picklable(value) for name, value in values.items()})
     close(node, values, training, frozen, ties)
     return node
@@ -118,7 +118,7 @@ def field_of(cls: type[Instance], name: str) -> attrs.Attribute[Any]:
 
 
 def checked(node: Instance, attribute: attrs.Attribute[Any], value: Any) -> Any:
-    """Return the value as the field's converter makes it, if its validators accept it."""
+    """Run a field's converter and validators on a value, and return what the converter makes of it."""
     value = attrs.setters.convert(cast(Any, node), attribute, value)
     return attrs.setters.validate(cast(Any, node), attribute, value)
 
@@ -129,7 +129,7 @@ ARRAY_IN_STATIC = (
 )
 UNHASHABLE = (
     "{place} is a static field and was given {value}, a {kind} that can't be hashed ({error}). Give the class "
-    "__eq__ and __hash__, or keep what it says in numbers, strings and tuples."
+    "__eq__ and __hash__, or store numbers, strings and tuples instead."
 )
 
 
@@ -141,12 +141,12 @@ def _check_static(cls: type[Instance], name: str, value: Any) -> None:
     try:
         hash(static_key(value))
     except TypeError as error:
-        shown = UNHASHABLE.format(place=place, value=describe(value), kind=type(value).__name__, error=error)
-        raise TypeError(shown) from None
+        kind = type(value).__name__
+        raise TypeError(UNHASHABLE.format(place=place, value=describe(value), kind=kind, error=error)) from None
 
 
 def _check_child(cls: type[Instance], name: str, value: Any) -> None:
-    # A node has checked its own fields.
+    # A module inside has checked its own fields.
     for leaf in optree.tree_leaves(value, is_instance, namespace=NAMESPACE):
         if isinstance(leaf, LEAF) or (isinstance(leaf, Instance) and is_finished(leaf)):
             continue
@@ -155,12 +155,12 @@ def _check_child(cls: type[Instance], name: str, value: Any) -> None:
                 " of the module that is being built, which can't hold itself or its methods. Call them in __call__ instead."
             )
         elif is_foreign_array(leaf):
-            reason = "; the leaves of a module are mx.array. Pass mx.array(...) of it."
+            reason = "; the leaves of a module are mx.array. Convert it with mx.array(...)."
         elif isinstance(leaf, mlx.nn.Module):  # type: ignore[attr-defined]
             reason = ", which frostleaf can't look into. Use the layer of that name in fl.nn."
         elif isinstance(leaf, Mapping | list):
             reason = (
-                ", which frostleaf can't look into. Give a plain dict or list of it, or register its class with "
+                ", which frostleaf can't look into. Convert it to a plain dict or list, or register its class with "
                 "fl.register_pytree_node."
             )
         elif isinstance(leaf, Iterator):
@@ -185,7 +185,7 @@ def _advice(value: Any) -> str:
 
 
 def _same(cls: type[Instance], name: str, value: Any, old: Any) -> bool:
-    """Return whether a field would be the same with ``value`` in it: the same object, or an equal static value."""
+    """Return whether ``value`` would leave a field unchanged: it is the same object, or an equal static value."""
     return value is old or (name in cls.__frostleaf__.static and static_key(value) == static_key(old))
 
 

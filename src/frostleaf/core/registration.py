@@ -1,4 +1,4 @@
-"""frostleaf's corner of optree's registry."""
+"""frostleaf's namespace in optree's registry."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ C = TypeVar("C", bound=type)
 
 NAMESPACE = "frostleaf"
 
-# The order in which a function meets the items of a dict is part of what it computes, so it is part of the structure.
-# The mode is entered for this namespace only and never left; it would be left if the context manager were collected.
+# The order of a dict's items can change what a function computes, so it is part of the structure. The mode is entered for this
+# namespace only and never left; the name keeps the context manager alive, whose end would leave it.
 _insertion_ordered = optree.registry.dict_insertion_ordered(True, namespace=NAMESPACE)
 _insertion_ordered.__enter__()
 
@@ -28,19 +28,18 @@ def register_pytree_node(
     flatten_func: Callable[[Any], tuple[Iterable[Any], Any] | tuple[Iterable[Any], Any, Iterable[Any]]],
     unflatten_func: Callable[[Any, Iterable[Any]], Any],
 ) -> C:
-    """Register a class whose instances are nodes of a tree, for every function here, ``fl.jit`` and ``fl.grad`` included.
+    """Make the instances of a class nodes of trees, for every function of frostleaf, ``fl.jit`` and ``fl.grad`` included.
 
-    For classes that are not modules, such as a cache. Subclasses are not registered with it.
+    For classes that are not modules, such as a cache. Subclasses must be registered themselves.
 
     Args:
         cls: The class, which is returned.
-        flatten_func: Returns the children of an instance, the metadata to make it again with (compared and hashed as
-            structure), and if you like the children's names for use in paths.
-        unflatten_func: Returns an instance made of metadata and children. It must not check the children, which need not be
-            arrays.
+        flatten_func: Returns the children of an instance, the metadata needed to make it again (compared and hashed as
+            structure), and optionally the children's names, for paths.
+        unflatten_func: Makes an instance from metadata and children. It must not check the children, which need not be arrays.
 
     Raises:
-        ValueError: If the class is registered already, as each module class is.
+        ValueError: If the class is registered already, as every module class is.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> class Cache:

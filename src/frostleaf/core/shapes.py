@@ -1,4 +1,4 @@
-"""The shape and dtype of an array, in the place of one."""
+"""The shape and dtype of an array, without the array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``repr`` of a module: an indented tree with dtypes and shapes in place of numbers."""
+"""``repr`` of a module: an indented tree with dtypes and shapes for arrays."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ TIED_MARK = "→"
 def text(node: Node) -> str:
     """Print a node as text. Nothing is evaluated.
 
-    A frozen array is marked with a snowflake, and a module whose mode is not that of the module around it with ``eval`` or
-    ``train`` (a model as a whole is taken to be training). In a tied place stands an arrow and the path of its source, in the
+    A frozen array is marked with a snowflake. A module whose mode differs from that of the module around it is marked ``eval``
+    or ``train``, and so is a whole model in evaluation mode. A tied place shows an arrow and the path of its source in the
     module that has the tie. A node that fits on one line takes one.
     """
     return _text(node, None, "", True, {})
 
 
 def _text(value: Any, owner: Node | None, name: str, training: bool, tied: dict[str, str]) -> str:
-    """Return the text of a value that stands in ``owner`` under ``name``, inside something in the given mode.
+    """Return the text of a value that ``owner`` holds under ``name``, inside a module in the given mode.
 
-    ``tied`` has the source of each tied place in ``owner``.
+    ``tied`` maps each tied place in ``owner`` to its source.
     """
     if name in tied:
         return TIED_MARK + tied[name]

@@ -1,6 +1,6 @@
-"""Copies with other parameters frozen, and which parameters are trainable.
+"""Freezing parameters in copies, and finding out which are trainable.
 
-A module keeps the names of its frozen fields; an array inside a container is named with its index or key (``"ws.0"``). A
+A module keeps the names of its frozen fields; an array inside a container has its index or key in the name (``"ws.0"``). A
 name covers everything below it.
 """
 
@@ -54,7 +54,7 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
 
 
 def with_frozen(tree: T, where: Where, frozen: bool) -> T:
-    """Freeze the selected parameters, or make them trainable, and leave the others as they are."""
+    """Freeze the selected parameters, or make them trainable."""
     chosen = mask(tree, where)
     wanted = [frozen if pick and parameter else now for pick, (parameter, now) in zip(chosen, _status(tree), strict=True)]
     return _with_status(tree, iter(wanted))  # type: ignore[no-any-return]
@@ -102,7 +102,7 @@ def _with_status(tree: Any, wanted: Iterator[bool]) -> Any:
 def _node_with_status(node: Node, wanted: Iterator[bool]) -> Node:
     before = metadata_of(node).frozen
     wants = {path: list(islice(wanted, len(flat_of(value).leaves))) for _, (path, value) in _own(node)}
-    # A name may stay if all that it covers is to be frozen; where one goes, what it covered is named piece by piece.
+    # A name may stay if everything that it covers is to be frozen. If one goes, what it covered gets names of its own.
     goes = {name for path, want in wants.items() if not all(want) for name in names_above(keystr(path)) if name in before}
     stays = before - goes
     added: set[str] = set()

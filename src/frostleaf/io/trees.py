@@ -26,7 +26,17 @@ _FORMAT, _STRUCTURE, _VALUES, _METADATA = "frostleaf", "frostleaf.structure", "f
 
 
 class OtherStructureError(CheckpointError):
-    """Raised if the file is undamaged, but holds a tree of another structure than the one asked for."""
+    """Raised if the file is undamaged, but holds a tree of another structure than the one asked for.
+
+    >>> import frostleaf as fl, mlx.core as mx, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fl.save(f"{folder}/a.safetensors", [mx.array(0)])
+    ...     try:
+    ...         fl.load(f"{folder}/a.safetensors", like={"x": mx.array(0)})
+    ...     except fl.OtherStructureError:
+    ...         print("another structure")
+    another structure
+    """
 
 
 class Snapshot(NamedTuple):

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of results, without the results."""
+"""The shapes and dtypes of a result, without computing it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .stateful import records
 
 
 def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Trace ``fn(*args, **kwargs)`` and return its result with a :class:`ShapeDtypeStruct` in the place of each array.
+    """Trace ``fn(*args, **kwargs)`` and return its result with a :class:`ShapeDtypeStruct` for each array.
 
     Nothing is computed and no memory is allocated for the result: the function is only traced, as by :func:`jit`. A module
-    comes out as a module. The random state is left as it was.
+    comes out as a module. The random state does not change.
 
     Args:
-        fn: A function, a method or a module. It must not look at the values of its arguments.
+        fn: A function, a method or a module. It must not use the values of its arguments in Python.
         *args, **kwargs: Trees of arrays, of :class:`ShapeDtypeStruct`, or of both.
 
     Raises:
