@@ -85,6 +85,7 @@ def test_initial_weights(case):
     assert bits(ours.trainable_parameters()) == bits(theirs.trainable_parameters())
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 @pytest.mark.usefixtures("eager")
 @each_dtype
 @each_case
@@ -115,6 +116,7 @@ def test_outputs_and_gradients(case, dtype):
         assert bits(mx.grad(our_loss, argnums)(parameters, *inputs)) == bits(gradients)
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 @pytest.mark.parametrize("name", FIRST.values(), ids=FIRST)
 def test_jitted_outputs(name):
     case = CASES[name]

@@ -218,7 +218,7 @@ def _owned(value: Any) -> Any:
     if isinstance(value, (*LEAF, Instance)) or type(value) is types.MethodType:
         return value
     node = one_level(value)
-    if node is None:
+    if node is None or (hasattr(type(value), "__copy__") and value.__copy__() is value):  # which then can't be changed
         return value
     metadata, children = node
     new = [_owned(child) for child in children]

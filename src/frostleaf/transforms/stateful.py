@@ -14,7 +14,7 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.instance import metadata_of
 from ..core.levels import replace_at
-from ..core.words import Path, describe, level_of_caller, nearest
+from ..core.words import Path, level_of_caller, nearest
 from ..tree.functions import flatten, unflatten
 from ..tree.walk import Descend, checked_level, nodes_in, rewrite
 from .context import override
@@ -27,7 +27,14 @@ records: ContextVar[dict[int, tuple[Node, Node]] | None] = ContextVar("records",
 
 
 class UncollectedStateWarning(UserWarning):
-    """A layer in training mode recorded new buffers, such as batch-norm statistics, and nobody collected them."""
+    """A layer in training mode recorded new buffers, such as batch-norm statistics, and nobody collected them.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     _ = fl.nn.BatchNorm(2)(mx.ones((3, 2)))
+    >>> caught[0].category.__name__
+    'UncollectedStateWarning'
+    """
 
 
 @overload
@@ -72,7 +79,7 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     has_modules = [any(isinstance(each, Node) for each in nodes_in(owner)) for owner in owners]
     if not callable(model) or not any(has_modules):
         raise TypeError(
-            f"fl.stateful takes a module, a bound method of one or a function of one, and was given {describe(model)}"
+            f"fl.stateful takes a module, a bound method of one or a function of one, and was given {type(model).__name__}"
         )
     # A module at two places is two parts of the model, each with its own buffers, as it is once jit has taken the tree apart.
     # Putting the tree together anew gives each place an object of its own, to recognise it by.

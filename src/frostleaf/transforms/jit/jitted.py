@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 import mlx.core as mx
 
 from ...core.containers import static_key
-from ...core.pickling import from_picklable, is_importable, to_picklable
+from ...core.pickling import from_picklable, to_picklable
 from ...core.structure import ForeignArrayError, flat_of
 from ...core.words import class_name, describe, function_name, keystr
 from ..binding import unbind
@@ -264,7 +264,7 @@ class Jitted(Wrapped[P, R]):
         return self if fn is self.__wrapped__ else Jitted(fn, self.options.shapeless, self.options.max_traces)
 
     def __reduce__(self) -> Any:
-        if is_importable(self):
+        if self._has_name():
             return super().__reduce__()
         return _restore, (to_picklable(self.__wrapped__), self.options.shapeless, self.options.max_traces)
 
