@@ -8,7 +8,7 @@ from .edits.quantization import quantize
 from .edits.selection import Selection
 from .io.checkpointer import Checkpointer, NoCheckpointError
 from .io.safetensors import CheckpointError
-from .io.trees import OtherStructureError, load, load_metadata, save
+from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
 from .module import Module
 from .nn.dtypes import default_dtype
 from .transforms.checkpoint import checkpoint
@@ -27,10 +27,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "FrozenModuleError", "Jitted", "Module", "NoCheckpointError",
-    "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "default_dtype",
-    "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn", "optim", "parameter",
-    "quantize", "record", "recorded", "register_pytree_node", "rng", "save", "stateful", "static", "tree", "value_and_grad",
-    "vjp", "vmap",
+    "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "UncomparedValueWarning", "async_eval", "buffer",
+    "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata",
+    "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_pytree_node", "rng", "save",
+    "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -68,4 +68,4 @@ def restore_state(state: mx.array) -> None:
     """Make ``state`` this thread's random state."""
     # Seeding puts a new array in place; the old one, which somebody may hold, must not be written to.
     mx.random.seed(0)
-    _STATE[0][...] = state
+    _STATE[0][:] = state
