@@ -1,5 +1,8 @@
 """frostleaf: functional parameters for MLX."""
 
+from .core import versions as _versions  # noqa: F401  # before what older versions lack
+
+# isort: split
 from . import nn, optim, tree
 from .core.definition import FrozenModuleError
 from .core.fields import buffer, parameter, static

@@ -28,7 +28,7 @@ class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
     """The ``FrozenInstanceError`` of attrs, with a message that says which class and field, and what to call instead."""
 
     def __init__(self, message: str) -> None:
-        super().__init__()
+        AttributeError.__init__(self, message)  # before attrs 26 a class attribute hides args from str()
         self.args = (message,)
         self.msg = message
 
