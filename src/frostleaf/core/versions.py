@@ -10,7 +10,7 @@ import optree
 # As in pyproject.toml, with what the versions before lack.
 LOWEST = {
     "mlx": ("0.32", "a random state for each thread"),
-    "optree": ("0.12.1", "dicts that keep their order"),
+    "optree": ("0.12.1", "an import without a warning, and before 0.12 dicts that keep their order"),
 }
 
 _TOO_OLD = (
