@@ -35,5 +35,5 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"(?:^|(?<=\d)\.)(\d+)", version.split("+")[0].split(".dev")[0])]
 
 
-require("mlx", mx.__version__)
+require("mlx", mx.__version__)  # type: ignore[attr-defined]
 require("optree", optree.__version__)
