@@ -1,5 +1,8 @@
 """frostleaf: functional parameters for MLX."""
 
+from .core import versions as _versions  # noqa: F401  # before what older versions lack
+
+# isort: split
 from . import nn, optim, tree
 from .core.definition import FrozenModuleError
 from .core.fields import buffer, parameter, static
@@ -8,7 +11,7 @@ from .core.shapes import ShapeDtypeStruct
 from .edits.selection import Selection
 from .io.checkpointer import Checkpointer, NoCheckpointError
 from .io.safetensors import CheckpointError
-from .io.trees import OtherStructureError, load, load_metadata, save
+from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
 from .module import Module
 from .nn.dtypes import default_dtype
 from .nn.quantization import quantize
@@ -27,10 +30,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "FrozenModuleError", "Jitted", "Module", "NoCheckpointError",
-    "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "async_eval", "buffer",
-    "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata",
-    "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node",
-    "rng", "save", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning",
+    "async_eval", "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load",
+    "load_metadata", "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass",
+    "register_pytree_node", "rng", "save", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

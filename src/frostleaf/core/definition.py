@@ -34,7 +34,7 @@ class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__()
+        AttributeError.__init__(self, message)  # before attrs 26 a class attribute hides args from str()
         self.args = (message,)
         self.msg = message
 

@@ -22,5 +22,5 @@ def unbind(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...],
     if isinstance(fn, types.MethodType) and isinstance(fn.__self__, Node):
         return fn.__func__, (fn.__self__,), {}
     if isinstance(fn, Wrapped) and flat_of(fn).leaves:
-        return type(fn).__call__, (fn,), {}  # type: ignore[attr-defined]
+        return type(fn).__call__, (fn,), {}
     return fn, (), {}
