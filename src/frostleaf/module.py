@@ -253,8 +253,8 @@ class Module(Node):
         Args:
             dtype: The new dtype.
             predicate: Called with the dtype of each array; says whether to cast it. ``None`` casts every array. Default: those
-                of a floating-point dtype, buffers and the scales of quantized weights included; but not those of a field declared
-                with ``buffer(cast=False)``, such as an optimizer's learning rate.
+                of a floating-point dtype, buffers and the scales of quantized weights included; but not those of a field
+                declared with ``buffer(cast=False)``, such as an optimizer's learning rate.
 
         Raises:
             TypeError: If ``dtype`` is not an ``mx.Dtype``.

@@ -70,7 +70,7 @@ class QuantizedLinear(_Quantized):
     Weight, scales and biases are buffers: ``unfreeze`` does not make them trainable. The bias starts frozen, and ``unfreeze``
     makes it trainable. ``astype`` casts the bias, and in mode ``"affine"`` scales and biases, but never what is packed or of
     8 bits, as ``mlx.nn`` does: scales in half precision are rounded, which a cast back does not undo. The output has the widest
-    dtype of input, floating-point scales and bias. MLX does not map products with a quantized weight: ``vmap`` raises its error.
+    dtype of input, floating-point scales and bias. MLX does not map products with a quantized weight: ``vmap`` raises an error.
 
     Args:
         input_dims: The length of the input's last axis, a multiple of ``group_size``.
