@@ -62,7 +62,7 @@ VALUES = {
     "a partial": (functools.partial(len, X), "a partial with 1 array"),
     "a partial of a module": (functools.partial(MODEL, x=X), "a partial with 3 arrays"),
     "a method of a module": (MODEL.freeze, "a method with 2 arrays"),
-    "the state of an optimizer": (fl.optim.SGD(0.1).init(MODEL), "an OptimizerState with 4 arrays"),
+    "the state of an optimizer": (fl.optim.SGD(0.1).init(MODEL), "an OptimizerState with 5 arrays"),
 }
 
 
