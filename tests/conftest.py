@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 # How many examples every law is checked with: few, drawn anew each day, and with pytest -m long many.
-settings.register_profile("few", max_examples=16)
+settings.register_profile("few", max_examples=20)
 settings.register_profile("many", max_examples=200)
 
 

@@ -197,7 +197,11 @@ def test_a_module_below_a_frozen_name_is_not_trained_by_the_model_but_by_itself(
 
 
 def test_a_private_field_is_not_trained() -> None:
-    assert trainable(Block(None, mx.ones(1), mx.ones(1))) == ["first"]
+    model = Block(None, mx.ones(1), mx.ones(1))
+    assert trainable(model) == ["first"]
+    gradient = fl.grad(lambda model: (model.first + model._private).sum())(model)
+    assert gradient.first.tolist() == [1.0]
+    assert gradient._private is None
 
 
 @pytest.mark.parametrize("method", ["freeze", "unfreeze"])
