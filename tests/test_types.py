@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
@@ -95,44 +94,47 @@ def calls(layer):
     yield call(layer, **{name: value for name, value in named.items() if name not in required}) + "  # error" * bool(required)
 
 
-def lines_by_mypy(file):
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file=", file.name]
-    environment = {**os.environ, "MYPYPATH": str(ROOT / "src")}
-    done = subprocess.run(command, cwd=file.parent, env=environment, capture_output=True, text=True, check=False)
+def of_each_layer():
+    head = ["from typing import Any", "", "import frostleaf as fl", "", "anything: Any = None"]
+    return "\n".join([*head, *(line for layer in LAYERS for line in calls(layer))]) + "\n"
+
+
+# What is checked, in one run of each checker, since it is the library that takes them long: the code of a user, and whether
+# each layer takes what its signature says.
+FILES = {"user.py": USER, "each_layer.py": of_each_layer()}
+EXPECTED = {
+    (name, number)
+    for name, source in FILES.items()
+    for number, line in enumerate(source.splitlines(), 1)
+    if line.endswith("# error")
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, source in FILES.items():
+        (tmp_path / name).write_text(source)
+    return tmp_path
+
+
+def test_mypy_accepts_the_library_and_finds_the_errors_of_its_users(folder):
+    files = [str(folder / name) for name in FILES]
+    command = [sys.executable, "-m", "mypy", "--no-incremental", "--show-absolute-path", str(ROOT / "src"), *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # with the options in pyproject.toml
     assert done.returncode in (0, 1), done.stdout + done.stderr
-    return {int(line) for line in re.findall(rf"^{file.name}:(\d+): error", done.stdout, re.M)}, done.stdout
+    found = re.findall(r"^(.+?):(\d+):(?:\d+:)? error", done.stdout, re.M)
+    assert {Path(file) for file, _ in found} <= {folder / name for name in FILES}, done.stdout
+    assert {(Path(file).name, int(line)) for file, line in found} == EXPECTED, done.stdout
 
 
-def lines_by_pyright(file):
-    config = {"typeCheckingMode": "strict", "include": [file.name], "extraPaths": [str(ROOT / "src")]}
-    (file.parent / "pyrightconfig.json").write_text(json.dumps(config))
+def test_pyright_finds_the_errors_of_users(folder):
+    config = {"typeCheckingMode": "strict", "include": list(FILES), "extraPaths": [str(ROOT / "src")]}
+    (folder / "pyrightconfig.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     errors = [each for each in json.loads(done.stdout)["generalDiagnostics"] if each["severity"] == "error"]
-    return {each["range"]["start"]["line"] + 1 for each in errors}, done.stdout
-
-
-each_checker = pytest.mark.parametrize("lines_with_errors", [lines_by_mypy, lines_by_pyright])
-
-
-def check(source, lines_with_errors, tmp_path):
-    file = tmp_path / "user.py"
-    file.write_text(source)
-    expected = {number for number, line in enumerate(source.splitlines(), 1) if line.endswith("# error")}
-    found, output = lines_with_errors(file)
-    assert found == expected, output
-
-
-@each_checker
-def test_code_of_a_user(lines_with_errors, tmp_path):
-    check(USER, lines_with_errors, tmp_path)
-
-
-@each_checker
-def test_each_layer_takes_what_its_signature_says(lines_with_errors, tmp_path):
-    head = ["from typing import Any", "", "import frostleaf as fl", "", "anything: Any = None"]
-    check("\n".join([*head, *(line for layer in LAYERS for line in calls(layer))]) + "\n", lines_with_errors, tmp_path)
+    assert {(Path(each["file"]).name, each["range"]["start"]["line"] + 1) for each in errors} == EXPECTED, done.stdout
 
 
 def test_the_lines_without_an_error_run():

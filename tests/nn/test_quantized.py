@@ -381,7 +381,14 @@ def test_a_single_index(mode):
     layer = fl.nn.QuantizedEmbedding(5, 64, mode=mode)
     rows = layer(mx.array([3, 4]))
     assert mx.array_equal(layer(mx.array(3)), rows[0])
-    assert mx.array_equal(fl.jit(layer)(mx.array(4)), rows[1])
+
+
+@pytest.mark.parametrize(
+    "mode", ["mxfp8", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("affine", "mxfp4", "nvfp4"))]
+)
+def test_a_single_index_inside_jit(mode):
+    layer = fl.nn.QuantizedEmbedding(5, 64, mode=mode)
+    assert mx.array_equal(fl.jit(layer)(mx.array(4)), layer(mx.array([3, 4]))[1])
 
 
 @each_mode

@@ -409,7 +409,7 @@ def twins():
     return ours, Twin(mlx.nn)
 
 
-@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("jitted", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_batch_norm_trained_by_a_jitted_step_has_the_statistics_of_mlx(jitted):
     ours, theirs = twins()
     rule, opt = mlx.optimizers.SGD(0.1), fl.optim.SGD(0.1)
