@@ -22,8 +22,8 @@ T = TypeVar("T")
 def flatten(tree: Any) -> tuple[list[mx.array], core.Structure]:
     """Take a tree apart into its arrays, in order, and the structure that is left.
 
-    Only an ``mx.array`` is a leaf, or a :class:`frostleaf.ShapeDtypeStruct` that stands for one. ``None`` and empty containers have no leaves; numbers, strings, functions and all else that
-    is not a container are part of the structure.
+    Only an ``mx.array`` is a leaf, or a :class:`frostleaf.ShapeDtypeStruct` that stands for one. ``None`` and empty containers
+    have no leaves; numbers, strings, functions and all else that is not a container are part of the structure.
 
     Args:
         tree: Any nesting of modules, tuples, lists, dicts and registered classes.
