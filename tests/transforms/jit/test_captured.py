@@ -80,7 +80,7 @@ NO_ARRAYS = {
     "a number": 3,
     "a string": "text",
     "nothing": None,
-    "a function": lambda x: x + SCALE,
+    "a function": lambda x: x + 1,
     "a jitted function": fl.jit(lambda x: x + SCALE),
     "a package": mx,
     "a class": Plain,

@@ -14,16 +14,18 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 import mlx.core as mx
 
-from ...core.containers import static_key
+from ...core.instance import Metadata
 from ...core.pickling import from_picklable, is_importable, to_picklable
-from ...core.structure import flat_of
-from ...core.words import class_name, function_name, keystr
+from ...core.structure import flat_of, specs_in
+from ...core.words import function_name, keystr
 from ..binding import unbind
 from ..context import context, override
 from ..wrapping import Wrapped
+from .arguments import Numbers, require_no_arrays, unhashable, warn_of_addmm, warn_of_mutable
 from .captured import warn_of_captured
 from .explanation import History
-from .program import Program, is_hashable
+from .program import NeedsShapes, Program
+from .weak import Weak, weakened, with_structure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,7 +69,8 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
 
     Raises:
         ValueError: If ``max_traces`` is not a positive integer.
-        TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable.
+        TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable, or is an object that
+            holds arrays, or if the result has an iterator or a mutable object in it.
         RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -106,12 +109,6 @@ def disable_jit() -> Iterator[None]:
         yield
 
 
-UNHASHABLE = (
-    "{name} of {fn} is {given}, which can be neither a leaf (only mx.array is) nor part of the structure, since it can't be "
-    "hashed. {advice}"
-)
-
-
 class Traces:
     """The traces of a function. All copies of a jitted function share them.
 
@@ -122,6 +119,9 @@ class Traces:
         latest: The signature of the latest call, and its program.
         history: What the function was traced for.
         looked_outside: Whether the function has been looked through for arrays from outside.
+        warned: The classes of mutable arguments that have been warned of.
+        numbers: The numbers that it was traced for.
+        any_order: Whether the order of keyword arguments makes no difference.
     """
 
     def __init__(self, fn: Any, shapeless: bool, max_traces: int | None) -> None:
@@ -132,6 +132,15 @@ class Traces:
         self.latest = _NONE_YET
         self.history = History(max_traces)
         self.looked_outside = False
+        self.warned: set[type] = set()
+        self.numbers = Numbers()
+        self.any_order = _has_no_other_keywords(fn)
+
+    def drop_gone(self) -> list[Any]:
+        """Take out the programs for values that are gone, which nobody can give again, and return them."""
+        gone = [key for key, program in self.programs.items() if program.is_for_nobody()]
+        latest, self.latest = self.latest, _NONE_YET
+        return [latest, *[self.programs.pop(key) for key in gone]]
 
 
 class Jitted(Wrapped[P, R]):
@@ -153,13 +162,14 @@ class Jitted(Wrapped[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         here = context.get()
         if here.plain:
-            return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
+            return self._fn(*self._bound_args, *args, **{**self._bound_kwargs, **kwargs})  # type: ignore[no-any-return]
+        traces = self.options
         names: Any = ()
         values: tuple[Any, ...] = args
         if kwargs or self._is_bound:
-            names = (*self._bound_kwargs, *kwargs)
-            values = (*self._bound_args, *args, *self._bound_kwargs.values(), *kwargs.values())
-        traces = self.options
+            named = {**self._bound_kwargs, **kwargs}
+            names = tuple(sorted(named) if traces.any_order else named)
+            values = (*self._bound_args, *args, *[named[name] for name in names])
         given: list[mx.array] = []
         key: list[Any] = [here, names]
         try:
@@ -178,30 +188,45 @@ class Jitted(Wrapped[P, R]):
                     program = traces.programs.get(tuple(key))
                     if program is not None:
                         program.used = _tick()
-                        traces.latest = key, program
+                        traces.latest = program.key, program
         except TypeError:
-            self._reject_unhashable(values, names)
-            raise
-        if program is None:
-            return self._first_call(tuple(key), values, names, given)  # type: ignore[no-any-return]
-        return program(given)  # type: ignore[no-any-return]
+            refused = unhashable(self._fn, self._static(values, names))
+            if refused is None:
+                raise
+            raise refused from None
+        try:
+            if program is None:
+                return self._first_call(key, values, names, given)  # type: ignore[no-any-return]
+            return program(given)  # type: ignore[no-any-return]
+        except NeedsShapes:
+            warn_of_addmm(self._fn)
+            traces.shapeless = False
+        return self(*args, **kwargs)
 
-    def _first_call(self, key: Any, values: Sequence[Any], names: tuple[str, ...], given: list[mx.array]) -> Any:
+    def _first_call(self, key: list[Any], values: Sequence[Any], names: tuple[str, ...], given: list[mx.array]) -> Any:
         """Return the result for arguments that there is no program for, which there is afterwards, unless the call raises."""
         _require_compiler()
         traces = self.options
+        static = list(self._static(values, names))
+        require_no_arrays(self._fn, static)
         if not traces.looked_outside:
             traces.looked_outside = True
-            warn_of_captured(self._fn, self._static(values, names))
-        structures = tuple([flat_of(value).structure for value in values])
-        program = Program(self._fn, structures, names, traces.shapeless, traces.history)
+            warn_of_captured(self._fn, static, _classes(values))
+        warn_of_mutable(self._fn, static, traces.warned)
+        traces.numbers.add(self._fn, static, given)
+        weak: list[Weak] = []
+        structures = tuple([weakened(flat_of(value).structure, weak) for value in values])
+        key[2:] = map(with_structure, key[2:], structures)
+        program = Program(self._fn, structures, key, traces.shapeless, traces.history, weak)
         program.used = _tick()
         with _lock:
-            program = traces.programs.setdefault(key, program)  # another thread may have been faster
+            dropped = traces.drop_gone()
+            program = traces.programs.setdefault(tuple(key), program)  # another thread may have been faster
+        del dropped  # outside the lock
         try:
             return program(given)
         finally:
-            self._settle(key, program)
+            self._settle(tuple(key), program)
 
     def _settle(self, key: Any, program: Program) -> None:
         """Keep a new program in the place of the one used least recently, or not at all if it could not be traced."""
@@ -269,14 +294,6 @@ class Jitted(Wrapped[P, R]):
             return super().__reduce__()
         return _restore, (to_picklable(self.__wrapped__), self.options.shapeless, self.options.max_traces)
 
-    def _reject_unhashable(self, values: Sequence[Any], names: Sequence[str]) -> None:
-        for name, value in self._static(values, names):
-            if not is_hashable(static_key(value)):
-                is_array = hasattr(value, "__array__")
-                advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
-                given = class_name(value)
-                raise TypeError(UNHASHABLE.format(name=name, fn=self._name, given=f"a {given}", advice=advice)) from None
-
     def _static(self, values: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
         """Yield the name and the value of whatever is static in the arguments."""
         for position, argument in enumerate(values):
@@ -310,6 +327,21 @@ def _require_runs_when_called(fn: Callable[..., Any]) -> None:
     for kind, is_kind in kinds.items():
         if is_kind(fn) or is_kind(type(fn).__call__):
             raise TypeError(RUNS_LATER.format(fn=function_name(fn), kind=kind))
+
+
+def _has_no_other_keywords(fn: Any) -> bool:
+    """Return whether a function has no ``**kwargs``, whose order it could see."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # functions of MLX have no signature
+        return False
+    return all(each.kind is not each.VAR_KEYWORD for each in parameters)
+
+
+def _classes(values: Sequence[Any]) -> list[type]:
+    """Return the classes of the modules in the arguments."""
+    specs = [spec for value in values for _, spec in specs_in(flat_of(value).structure)]
+    return list(dict.fromkeys([spec[0] for spec in specs if isinstance(spec, tuple) and isinstance(spec[1], Metadata)]))
 
 
 def _restore(fn: Any, shapeless: bool, max_traces: int | None) -> Jitted[..., Any]:
