@@ -18,7 +18,7 @@ from ..random import restore_state, saved_state
 from .arguments import require_no_arrays, require_unchanging
 from .captured import require_visible
 from .compiled import Dropped, Shell, dropped
-from .explanation import History, Traced
+from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, graph_of, put_back
 from .weak import Weak
 
@@ -70,7 +70,9 @@ class Program:
             else:
                 spec, static = out.structure, _own
             computed, origins = inputs.separate(out.leaves)
-            return computed, _Result(spec, origins, static, Traced(names, structures, arrays, context.get().dtype))
+            return computed, _Result(
+                spec, origins, static, Traced(names, tuple(map(remembered, structures)), arrays, context.get().dtype)
+            )
 
         Shell.forget_retired()
         self._shell = Shell(on_leaves)
