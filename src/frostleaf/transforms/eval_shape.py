@@ -10,7 +10,8 @@ import mlx.core as mx
 from ..tree.functions import flatten, unflatten
 from ..tree.shapes import ShapeDtypeStruct, zeros_for_struct
 from .binding import unbind
-from .random import restore_state, saved_state
+from .context import setting
+from .random import unchanged_state
 from .stateful import records
 
 
@@ -45,11 +46,8 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         result = unflatten(out_structure, [ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in out])
         return []
 
-    before, outer = saved_state(), records.get()
-    token = records.set(None if outer is None else dict(outer))  # what layers record here has no values
-    try:
+    outer = records.get()
+    # What layers record here has no values.
+    with unchanged_state(), setting(records, None if outer is None else dict(outer)):
         mx.compile(on_leaves)(arrays)
-    finally:
-        records.reset(token)
-        restore_state(before)
     return result

@@ -15,7 +15,7 @@ from ..core.levels import replace_at
 from ..core.words import Path, nearest
 from ..tree.functions import flatten, unflatten
 from ..tree.walk import Descend, checked_level, rewrite
-from .context import override
+from .context import override, setting
 
 M = TypeVar("M", bound=Node)
 R = TypeVar("R")
@@ -60,12 +60,9 @@ def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tup
     leaves, structure = flatten(owner)
     called = unflatten(structure, leaves)
     recorded: dict[int, tuple[Node, Node]] = {}
-    token = records.set(recorded)
-    try:
-        with override(plain=True):  # what layers record is a side effect, which a replayed trace would not have
-            out = called(*args, **kwargs) if owner is model else model.__func__(called, *args, **kwargs)  # type: ignore[union-attr]
-    finally:
-        records.reset(token)
+    # What layers record is a side effect, which a replayed trace would not have.
+    with setting(records, recorded), override(plain=True):
+        out = called(*args, **kwargs) if owner is model else model.__func__(called, *args, **kwargs)  # type: ignore[union-attr]
     return out, _with_records(owner, called, recorded)
 
 

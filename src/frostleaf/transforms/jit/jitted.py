@@ -9,7 +9,6 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, overload
 
 import mlx.core as mx
@@ -19,7 +18,7 @@ from ...core.pickling import from_picklable, is_importable, to_picklable
 from ...core.structure import flat_of, specs_in
 from ...core.words import function_name, keystr
 from ..binding import unbind
-from ..context import context, override
+from ..context import Scope, context, override
 from ..wrapping import Wrapped
 from .arguments import Numbers, require_no_arrays, unhashable, warn_of_addmm, warn_of_mutable
 from .captured import warn_of_captured
@@ -88,8 +87,7 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     return Jitted(fn, shapeless, max_traces)
 
 
-@contextmanager
-def disable_jit() -> Iterator[None]:
+def disable_jit() -> Scope:
     """Run jitted functions as plain Python inside a ``with`` block, those that have been traced before included.
 
     Then a debugger stops in them, and ``print`` shows numbers. It holds for the thread or ``asyncio`` task that entered it.
@@ -105,8 +103,7 @@ def disable_jit() -> Iterator[None]:
     called with array(2, dtype=int32)
     (array(2, dtype=int32), array(4, dtype=int32))
     """
-    with override(plain=True):
-        yield
+    return override(plain=True)
 
 
 class Traces:
