@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ...tree.comparison import Change, diff
 from ...tree.functions import map as tree_map
 from ...tree.functions import unflatten
 from ...tree.walk import field_level
+from .weak import is_itself
 
 _lock = threading.RLock()
 
@@ -58,17 +60,20 @@ class Traced:
 class Seen:
     """A static value as it is remembered: how it is shown, and what tells it from others."""
 
-    __slots__ = ("_key", "_text")
+    __slots__ = ("_hash", "_key", "_text")
 
     def __init__(self, value: Any) -> None:
         self._text = describe(value)
-        self._key = type(value).__qualname__, self._text, hash(static_key(value))
+        # Another value may have the address, and so the hash, of one that is gone.
+        told_by = weakref.ref(value) if is_itself(value) else hash(static_key(value))
+        self._key = type(value).__qualname__, self._text, told_by
+        self._hash = hash(self._key)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Seen) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return self._hash
 
     def __repr__(self) -> str:
         return self._text

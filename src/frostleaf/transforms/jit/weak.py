@@ -39,7 +39,7 @@ def weakened(spec: Any, found: list[Weak]) -> Any:
     faster.
     """
     if isinstance(spec, Static):
-        if not _is_itself(spec.value):
+        if not is_itself(spec.value):
             return spec
         found.append(Weak(spec.value))
         return found[-1]
@@ -60,7 +60,7 @@ def with_structure(part: Any, structure: Structure) -> Any:
     return structure if isinstance(part, Structure) else part
 
 
-def _is_itself(value: Any) -> bool:
+def is_itself(value: Any) -> bool:
     """Return whether a value is equal to nothing but itself, and can be referred to weakly."""
     kind: Any = type(value)
     by_identity = kind.__eq__ is object.__eq__ and kind.__hash__ is object.__hash__
