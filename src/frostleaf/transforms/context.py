@@ -56,6 +56,8 @@ Leaving = Callable[[], Any]
 
 
 def _leave(leaving: Leaving, kind: type | None = None, *rest: object) -> None:
+    if leaving() is None:  # collected in a cycle, together with a generator that had not left the block, and undone by that
+        return
     undo = leaving().undo
     error = undo()
     leaving().undo = None
