@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.jit.arguments import ADDMM, CHANGING, HIDDEN, MUTABLE, RETURNED
+from frostleaf.transforms.jit.arguments import ADDMM, CHANGING, HIDDEN, MUTABLE, RETURNED, USED_UP
 from frostleaf.transforms.jit.captured import PASSES
 
 X = mx.arange(3.0)
@@ -226,6 +226,15 @@ def test_an_iterator_in_a_result_is_refused(make, kind, where):
             transform(make)(X)
         name = f"fl.{transform.__name__}"
         assert str(raised.value) == PASSES.format(fn="<lambda>", kind=kind, where=where, transformation=name)
+
+
+@pytest.mark.parametrize("given", [iter([1]), map(len, []), (n for n in [X]), {"a": X}.values()])
+def test_an_iterator_in_an_argument_is_refused(given):
+    jitted = fl.jit(lambda x, numbers: x)
+    with pytest.raises(TypeError) as raised:
+        jitted(X, {"all": given})
+    kind = f"a {type(given).__name__}"
+    assert str(raised.value) == USED_UP.format(name="numbers.all", fn="<lambda>", kind=kind)
 
 
 OUTSIDE = Cache()

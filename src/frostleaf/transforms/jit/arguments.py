@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, MappingView, Sequence
 from numbers import Number
 from typing import Any
 
@@ -70,6 +70,23 @@ def require_no_arrays(fn: Callable[..., Any], static: Iterable[tuple[str, Any]])
             cls = type(value).__name__
             said = {"name": name, "fn": function_name(fn), "kind": with_article(cls), "hidden": hidden, "cls": cls}
             raise TypeError(HIDDEN.format(**said))
+
+
+USED_UP = (
+    "{name} of {fn} is {kind}, an iterator or a view: fl.jit would compile in what it gives when it is traced. Pass a list of "
+    "what is in it."
+)
+
+
+def require_no_iterator(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> None:
+    """Raise an error if a static value gives something else each time.
+
+    Raises:
+        TypeError: If it does; the message says where.
+    """
+    for name, value in static:
+        if isinstance(value, Iterator | MappingView):
+            raise TypeError(USED_UP.format(name=name, fn=function_name(fn), kind=with_article(type(value).__name__)))
 
 
 MUTABLE = (

@@ -8,6 +8,7 @@ import inspect
 import io
 import os
 import sys
+import sysconfig
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
@@ -21,7 +22,10 @@ from ...core.words import describe, function_name, keystr, with_article
 from ..wrapping import Wrapped
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
-_LIBRARIES = (_PACKAGE, os.path.dirname(mx.__file__) + os.sep)
+# Whose functions read nothing that could go stale: this package, and what is installed, MLX among it.
+_INSTALLED = [sysconfig.get_paths()[each] for each in ("stdlib", "purelib", "platlib")]
+_LIBRARIES = (_PACKAGE, *[path + os.sep for path in (os.path.dirname(mx.__file__), *_INSTALLED)])
+_DEEPEST = 4
 _PROBE = "frostleaf_probe"
 _MOST_NAMES = 1000  # that a function of MLX can be given
 _MOST_HELPERS = 200
@@ -165,9 +169,9 @@ def _read(
     read = _attribute_names(fn)
     variables = list(_variables(fn, names))
     for name, value in variables:  # which get more on the way
-        if isinstance(value, types.ModuleType) and not _is_library(value):
+        if isinstance(value, types.ModuleType) and not _is_library(value) and name.count(".") < _DEEPEST:
             members = [each for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2]]
-            variables += [(f"{name}.{member}", getattr(value, member)) for _, member in members if hasattr(value, member)]
+            variables += [(f"{name}.{each}", vars(value)[each]) for _, each in members if each in vars(value)]
     yield from [(name + where, value) for name, value in variables]
     for _, value in variables:
         helpers += _helpers(value)
@@ -282,7 +286,7 @@ def _described(value: Any, count: int) -> str:
 
 
 def _is_ours(fn: Any) -> bool:
-    """Return whether a function is one of this package or of MLX, which read nothing that could go stale."""
+    """Return whether a function is one of this package or of another that is installed."""
     return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(_LIBRARIES)
 
 

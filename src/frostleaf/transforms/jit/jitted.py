@@ -20,7 +20,7 @@ from ...core.words import function_name, keystr
 from ..binding import unbind
 from ..context import Scope, context, override
 from ..wrapping import Wrapped
-from .arguments import Numbers, require_no_arrays, unhashable, warn_of_addmm, warn_of_mutable
+from .arguments import Numbers, require_no_arrays, require_no_iterator, unhashable, warn_of_addmm, warn_of_mutable
 from .captured import warn_of_captured
 from .explanation import History
 from .program import NeedsShapes, Program
@@ -205,6 +205,7 @@ class Jitted(Wrapped[P, R]):
         _require_compiler()
         traces = self.options
         static = list(self._static(values, names))
+        require_no_iterator(self._fn, static)
         require_no_arrays(self._fn, static)
         if not traces.looked_outside:
             traces.looked_outside = True
