@@ -139,8 +139,10 @@ def test_an_object_that_holds_arrays_is_refused(given, hidden):
         jitted(X, [given])
     cls = type(given).__name__
     article = "an" if cls[0] in "AEIO" else "a"
-    said = {"name": "cache.0", "fn": "<lambda>", "kind": f"{article} {cls}", "hidden": hidden, "cls": cls}
-    assert str(raised.value) == HIDDEN.format(**said)
+    said = {"name": "cache.0", "fn": "<lambda>", "kind": f"{article} {cls}", "hidden": hidden, "advice": ""}
+    assert str(raised.value).startswith(HIDDEN.format(**said))
+    assert ("bound to" in str(raised.value)) == isinstance(given, functools.partial)
+    assert ("fl.register_dataclass" in str(raised.value)) != isinstance(given, functools.partial)
     assert jitted.trace_count == 0
 
 

@@ -54,7 +54,7 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
 
 HIDDEN = (
     "{name} of {fn} is {kind} that holds arrays ({hidden}), which fl.jit can't find there: they would be compiled in as "
-    "constants. Pass the arrays as arguments, or make {cls} a tree with fl.register_dataclass or fl.register_pytree_node."
+    "constants. {advice}"
 )
 
 
@@ -68,7 +68,12 @@ def require_no_arrays(fn: Callable[..., Any], static: Iterable[tuple[str, Any]])
         hidden = None if isinstance(value, types.FunctionType) else find_hidden(value)
         if hidden is not None:
             cls = type(value).__name__
-            said = {"name": name, "fn": function_name(fn), "kind": with_article(cls), "hidden": hidden, "cls": cls}
+            if isinstance(value, types.MethodType | functools.partial):
+                advice = "Pass what it is bound to as an argument, and call the function with it inside."
+            else:
+                known = "fl.register_dataclass or fl.register_pytree_node"
+                advice = f"Pass the arrays as arguments, or make {cls} a tree with {known}."
+            said = {"name": name, "fn": function_name(fn), "kind": with_article(cls), "hidden": hidden, "advice": advice}
             raise TypeError(HIDDEN.format(**said))
 
 

@@ -54,13 +54,17 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     gives a :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does
     without ``jit``. An array that the function returns as it was given is the caller's own object, as it is without ``jit``.
 
+    Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped. An object that can
+    change gives a :class:`MutableArgumentWarning`, a number that is another in each call a :class:`RetraceWarning`.
+
     A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
     as a decorator in a class body it makes a compiled method.
 
     Args:
         fn: A function, method or module, or a partial application of one.
         shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on
-            them. Default: ``False``.
+            them. One that uses ``mx.addmm``, which MLX then computes wrongly, is traced for each shape with a
+            :class:`RetraceWarning`. Default: ``False``.
         max_traces: How many traces are kept, one for each structure with its shapes and dtypes (with ``shapeless``, one for
             each structure); a new one takes the place of the one used least recently. ``None`` keeps all. A trace holds no
             activations, but that of a large training step takes a megabyte or two: the default has room for the shapes of
