@@ -20,7 +20,7 @@ from .transforms.differentials import jvp, vjp
 from .transforms.eval_shape import eval_shape
 from .transforms.evaluation import async_eval, eval
 from .transforms.gradients import grad, value_and_grad
-from .transforms.jit import CapturedArrayWarning, Jitted, disable_jit, jit
+from .transforms.jit import CapturedArrayWarning, Jitted, MutableArgumentWarning, RetraceWarning, disable_jit, jit
 from .transforms.precision import Policy
 from .transforms.random import next_key, rng
 from .transforms.stateful import UncollectedStateWarning, record, recorded, stateful
@@ -29,11 +29,12 @@ from .transforms.vmap import vmap
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "FrozenModuleError", "Jitted", "Module", "NoCheckpointError",
-    "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning",
-    "async_eval", "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load",
-    "load_metadata", "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass",
-    "register_pytree_node", "rng", "save", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "FrozenModuleError", "Jitted", "Module",
+    "MutableArgumentWarning", "NoCheckpointError", "OtherStructureError", "Policy", "RetraceWarning", "Selection",
+    "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer", "checkpoint",
+    "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn",
+    "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
+    "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

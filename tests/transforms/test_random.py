@@ -1,12 +1,17 @@
 """rng and next_key: random numbers from a key, and MLX's own state left as it was."""
 
+import asyncio
+import contextlib
+import gc
+import subprocess
+import sys
 import threading
 
 import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.random import restore_state, saved_state
+from frostleaf.transforms.random import ELSEWHERE, INTERLEAVED, OUT_OF_ORDER, restore_state, saved_state
 
 NOT_A_KEY = "fl.rng takes one key, u32[2], as from mx.random.key(seed), and was given {given}"
 
@@ -193,3 +198,156 @@ def test_threads_do_not_see_each_others_keys():
         thread.join()
         assert draw() == drawn_from(3, 1)[0]
     assert found == [expected]
+
+
+# Tasks, generators, other threads
+
+
+def drawn(seed):
+    with fl.rng(mx.random.key(seed)):
+        return draw()
+
+
+async def draws_after_awaiting(seed):
+    with fl.rng(mx.random.key(seed)):
+        await asyncio.sleep(0)
+        return draw()
+
+
+def test_a_task_inside_keeps_others_out():
+    mx.random.seed(8)
+    before = state()
+
+    async def both():
+        return await asyncio.gather(*map(draws_after_awaiting, (1, 2, 3)), return_exceptions=True)
+
+    found = asyncio.run(both())
+    assert found[0] == drawn(1)
+    assert [str(each) for each in found[1:]] == [INTERLEAVED] * 2
+    assert state() == before
+
+
+def test_tasks_one_after_the_other_and_tasks_inside_draw_from_their_keys():
+    async def one_by_one():
+        with fl.rng(KEY):
+            return [await asyncio.create_task(draws_after_awaiting(seed)) for seed in (1, 2)]
+
+    assert asyncio.run(one_by_one()) == [drawn(1), drawn(2)]
+
+
+def batches(seed):
+    with fl.rng(mx.random.key(seed)):
+        while True:
+            yield draw()
+
+
+def test_a_generator_that_is_closed_puts_the_state_back():
+    mx.random.seed(8)
+    before, stream = state(), batches(1)
+    assert next(stream) == drawn(1)
+    stream.close()
+    assert state() == before
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_blocks_left_in_another_order_put_the_state_back_with_the_last(first):
+    mx.random.seed(8)
+    before = state()
+    blocks = [fl.rng(mx.random.key(seed)) for seed in range(3)]
+    for block in blocks:
+        block.__enter__()
+    inside = [0, 1, 2]
+    for number in (first, *[each for each in (2, 1, 0) if each != first]):
+        if number == inside[-1]:
+            blocks[number].__exit__(None, None, None)
+        else:
+            with pytest.raises(RuntimeError) as raised:
+                blocks[number].__exit__(None, None, None)
+            assert str(raised.value) == OUT_OF_ORDER
+        inside.remove(number)
+    assert state() == before
+    assert drawn(1) == drawn_from(1, 1)[0]
+
+
+def test_generators_that_are_closed_in_another_order_put_the_state_back():
+    mx.random.seed(8)
+    before = state()
+    streams = [batches(seed) for seed in range(3)]
+    for stream in streams:
+        next(stream)
+    for stream in streams:
+        stream.close()
+    assert state() == before
+
+
+def test_a_generator_that_is_collected_in_a_cycle_puts_the_state_back():
+    mx.random.seed(8)
+    before = state()
+
+    def endless(held):
+        with fl.rng(KEY):
+            yield held
+
+    held = []
+    held.append(endless(held))
+    next(held[0])
+    del held
+    gc.collect()
+    assert state() == before
+
+
+def test_a_context_manager_with_a_block_inside():
+    @contextlib.contextmanager
+    def seeded(seed):
+        with fl.rng(mx.random.key(seed)):
+            yield seed
+
+    mx.random.seed(8)
+    before = state()
+    with seeded(1) as one, seeded(2):
+        assert (one, draw()) == (1, drawn(2))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fl.rng(KEY))
+        stack.enter_context(seeded(1))
+        assert draw() == drawn(1)
+    assert state() == before
+
+
+def test_a_block_left_in_another_thread_is_refused_and_put_back_later():
+    mx.random.seed(8)
+    before, block, errors = state(), fl.rng(KEY), []
+    block.__enter__()
+
+    def leave():
+        try:
+            block.__exit__(None, None, None)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    assert errors == [ELSEWHERE]
+    with fl.rng(KEY):
+        pass
+    assert state() == before
+
+
+SUSPENDED = """
+import frostleaf as fl, mlx.core as mx
+def batches(key):
+    with fl.rng(key):
+        while True:
+            yield mx.random.normal((4,))
+held = [batches(mx.random.key(seed)) for seed in range(3)]
+for each in held:
+    next(each)
+block = fl.rng(mx.random.key(5))
+block.__enter__()
+block.held = block
+"""
+
+
+def test_what_is_suspended_inside_does_not_end_the_process():
+    run = subprocess.run([sys.executable, "-c", SUSPENDED], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, "")

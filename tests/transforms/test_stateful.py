@@ -304,6 +304,7 @@ def test_stateful_inside_stateful_is_a_world_of_its_own():
     assert totals(after.inner) == [([0.0, 0.0], 0)]
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.CapturedArrayWarning")
 def test_an_exception_in_an_inner_stateful_leaves_the_outer_records():
     class Outer(fl.Module):
         counter: Counter

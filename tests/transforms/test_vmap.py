@@ -325,3 +325,14 @@ def test_an_object_that_holds_no_computed_array_is_returned_as_it_is():
     out, given = fl.vmap(lambda x: (x, values))(X)
     assert out.shape == X.shape
     assert all(one is other for one, other in zip(given, values, strict=True))
+
+
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2049])
+def test_trees_of_more_arrays_than_a_call_has_names(count):
+    many = [mx.ones(2) for _ in range(count)]
+    drawn = fl.vmap(lambda many: many[-1] + mx.random.uniform())(many)
+    assert drawn[0].item() == drawn[1].item()
+    fixed = fl.vmap(lambda many: (many[-1], mx.ones(3)), out_axes=(0, None))(many)
+    assert (fixed[0].shape, fixed[1].shape) == ((2,), (3,))
+    with pytest.raises(ValueError, match="depends on the mapped arguments"):
+        fl.vmap(lambda many: many[-1], out_axes=None)(many)

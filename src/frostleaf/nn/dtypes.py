@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import mlx.core as mx
 
-from ..transforms.context import context, override
+from ..transforms.context import Scope, context, override
 
 
-@contextmanager
-def default_dtype(dtype: mx.Dtype) -> Iterator[None]:
+def default_dtype(dtype: mx.Dtype) -> Scope:
     """Build layers in this dtype inside the context, unless they are given another.
 
     It holds for the thread or ``asyncio`` task that entered it, and for building only: a layer computes in the dtypes of its
@@ -29,8 +25,7 @@ def default_dtype(dtype: mx.Dtype) -> Iterator[None]:
     >>> [layer.weight.dtype for layer in (*layers, fl.nn.Linear(2, 3))]
     [mlx.core.bfloat16, mlx.core.float32, mlx.core.float32]
     """
-    with override(dtype=_require_floating(dtype)):
-        yield
+    return override(dtype=_require_floating(dtype))
 
 
 def layer_dtype(dtype: mx.Dtype | None) -> mx.Dtype:

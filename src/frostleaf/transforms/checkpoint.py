@@ -13,7 +13,7 @@ from ..tree.functions import flatten, unflatten
 from .binding import unbind
 from .jit.compiled import outliving
 from .jit.passing import Inputs, Origins, put_back
-from .random import restore_state, saved_state
+from .random import restore_state, saved_state, unchanged_state
 from .stateful import recording
 from .vmap import mapping
 from .wrapping import Wrapped
@@ -69,8 +69,7 @@ class Checkpointed(Wrapped[P, R]):
 
         def on_leaves(inputs: list[mx.array]) -> list[mx.array]:
             nonlocal first
-            outside = saved_state()
-            try:
+            with unchanged_state():
                 restore_state(begin)
                 started = saved_state()
                 rest = iter(inputs)
@@ -79,8 +78,6 @@ class Checkpointed(Wrapped[P, R]):
                 trees, positional, named = unflatten(structure, given)
                 out, out_structure = flatten(with_captured(iter(trees))(*positional, **named))
                 drawn = saved_state()
-            finally:
-                restore_state(outside)
             computed, origins = passing.separate(out)
             if first is None:
                 others = [None if _differentiable(leaf) else leaf for leaf in computed]

@@ -1,9 +1,12 @@
-"""What the result of a function may depend on besides its arguments: the context of the call."""
+"""What the result of a function may depend on besides its arguments, and blocks in which it is something else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+import functools
+import weakref
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,12 +30,128 @@ class Context:
 # One variable for all settings, since every call of a jitted function looks it up.
 context: ContextVar[Context] = ContextVar("context", default=Context())  # noqa: B039
 
+# What leaving a block does. It may be done twice, and returns an error to be raised.
+Undo = Callable[[], Exception | None]
 
-@contextmanager
-def override(**changes: Any) -> Iterator[None]:
+
+class _Leaving:
+    """What is yet to be undone of a block: when the block is left, or else when nobody refers to this any more.
+
+    An interrupt may come before the first instruction of an ``__exit__``, which then does nothing. So what a ``with`` statement
+    is given to call refers to this and is dropped with the call, and no frame of a traceback refers to it.
+    """
+
+    __slots__ = ("__weakref__", "undo")
+
+    def __init__(self) -> None:
+        self.undo: Undo | None = None
+
+    def __del__(self) -> None:
+        if self.undo is not None:
+            self.undo()
+
+
+# A weak reference, since a frame that is interrupted keeps its variables for as long as there is a traceback.
+Leaving = Callable[[], Any]
+
+
+def _leave(leaving: Leaving, kind: type | None = None, *rest: object) -> None:
+    if leaving() is None:  # collected in a cycle, together with a generator that had not left the block, and undone by that
+        return
+    undo = leaving().undo
+    error = undo()
+    leaving().undo = None
+    if error is not None and kind is None:
+        raise error
+
+
+class _Exit:
+    """The ``__exit__`` of a scope, which a ``with`` statement looks up before it enters."""
+
+    def __get__(self, scope: Any, owner: type | None = None) -> Any:
+        if scope is None:
+            return self
+        leaving = scope._held.pop() if scope._held else _Leaving()
+        scope._prepared = weakref.ref(leaving)
+        leave: Any = functools.partial(_leave, scope._prepared)
+        leave.leaving = leaving
+        return leave
+
+    def __call__(self, scope: Any, *exception: Any) -> None:
+        scope.__exit__(*exception)
+
+
+class Scope(ContextDecorator):
+    """A block, in a ``with`` statement or a decorated function, that leaves all as it was, whenever it is interrupted.
+
+    A subclass changes something in :meth:`_enter`, having said in ``leaving().undo`` how that is undone.
+    """
+
+    __exit__: Any = _Exit()
+    _prepared: Any = None
+
+    def __init__(self) -> None:
+        self._held: list[_Leaving] = []  # for blocks that are entered in another way than by a ``with`` statement
+
+    def __enter__(self) -> None:
+        if self._prepared is None or self._prepared() is None:
+            self._held.append(_Leaving())
+            self._prepared = weakref.ref(self._held[-1])
+        leaving, self._prepared = self._prepared, None
+        self._enter(leaving)
+
+    def _enter(self, leaving: Leaving) -> None:
+        raise NotImplementedError
+
+    def _recreate_cm(self) -> Scope:
+        again = copy.copy(self)
+        again._held = []
+        return again
+
+
+class setting(Scope):  # noqa: N801
+    """Set a variable inside a ``with`` block, for this thread or ``asyncio`` task."""
+
+    def __init__(self, variable: ContextVar[Any], value: Any) -> None:
+        super().__init__()
+        self._variable = variable
+        self._value = value
+
+    def _enter(self, leaving: Leaving) -> None:
+        before = self._variable.get()
+        leaving().undo = functools.partial(_set, self._variable, before)
+        self._variable.set(self._value)
+
+
+class override(Scope):  # noqa: N801
     """Change the context inside a ``with`` block, for this thread or ``asyncio`` task."""
-    token = context.set(attrs.evolve(context.get(), **changes))
-    try:
-        yield
-    finally:
-        context.reset(token)
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self._changes = changes
+
+    def _enter(self, leaving: Leaving) -> None:
+        before = context.get()
+        leaving().undo = functools.partial(_set, context, before)
+        context.set(attrs.evolve(before, **self._changes))
+
+
+class appended(Scope):  # noqa: N801
+    """Have an object in a list inside a ``with`` block."""
+
+    def __init__(self, items: list[Any], item: Any) -> None:
+        super().__init__()
+        self._items = items
+        self._item = item
+
+    def _enter(self, leaving: Leaving) -> None:
+        leaving().undo = functools.partial(_remove, self._items, self._item)
+        self._items.append(self._item)
+
+
+def _set(variable: ContextVar[Any], value: Any) -> None:
+    variable.set(value)
+
+
+def _remove(items: list[Any], item: Any) -> None:
+    items[:] = [each for each in items if each is not item]

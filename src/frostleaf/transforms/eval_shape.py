@@ -10,7 +10,8 @@ import mlx.core as mx
 from ..core.shapes import ShapeDtypeStruct, as_array
 from ..tree.functions import flatten, unflatten
 from .binding import unbind
-from .random import restore_state, saved_state
+from .context import setting
+from .random import unchanged_state
 from .stateful import records
 
 
@@ -45,11 +46,8 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         result = unflatten(out_structure, [ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in out])
         return []
 
-    before, outer = saved_state(), records.get()
-    token = records.set(dict(outer or {}))  # what layers record here has no values
-    try:
+    outer = records.get()
+    # What layers record here has no values.
+    with unchanged_state(), setting(records, dict(outer or {})):
         mx.compile(on_leaves)(arrays)
-    finally:
-        records.reset(token)
-        restore_state(before)
     return result

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import atexit
+import functools
+import threading
+from contextvars import ContextVar
 
 import mlx.core as mx
 
 from ..core.words import describe
+from .context import Leaving, Scope
+
+# Empty when the interpreter ends, and MLX with it. What is left open then, as by a generator, is not put back.
+_alive = [True]
+atexit.register(_alive.clear)
 
 
-@contextmanager
-def rng(key: mx.array) -> Iterator[None]:
-    """Draw all random numbers inside a ``with`` block from ``key`` instead of the state of ``mx.random``.
+def rng(key: mx.array) -> Scope:
+    """Draw everything inside a ``with`` block from ``key``, in place of the state of ``mx.random``.
 
     The same key gives the same numbers. Afterwards, even after an exception, the random state is what it was before. It also
     works in ``jit``, ``grad`` and ``vmap``, where ``key`` may be an argument of the function.
+
+    MLX has one random state in each thread, so the key is in force for all that runs there until the block is left: while an
+    ``asyncio`` task awaits something inside the block, and while a generator waits that has yielded inside it. Draw first, then
+    await or yield.
 
     Args:
         key: A key from :func:`mlx.core.random.key` or :func:`mlx.core.random.split`: uint32 of shape (2,).
 
     Raises:
         TypeError: If ``key`` is not such a key.
+        RuntimeError: If another task is inside such a block; on leaving, if one that was entered later has not been left, or in
+            another thread. The state is put back even so, when the last is left.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> def draw():
@@ -32,11 +44,92 @@ def rng(key: mx.array) -> Iterator[None]:
     """
     if not isinstance(key, mx.array) or key.shape != (2,) or key.dtype != mx.uint32:
         raise TypeError(f"fl.rng takes one key, u32[2], as from mx.random.key(seed), and was given {describe(key)}")
-    before = saved_state()
-    restore_state(key)
-    try:
-        yield
-    finally:
+    return _Drawing(key)
+
+
+class _Entered:
+    """A block of :func:`rng` that has been entered.
+
+    Attributes:
+        before: The random state that leaving it puts back.
+        thread: The thread that entered it.
+        left: Whether it was left in another thread.
+    """
+
+    def __init__(self) -> None:
+        self.before = saved_state()
+        self.thread = threading.get_ident()
+        self.left = False
+
+
+class _Blocks(threading.local):
+    """The blocks that this thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.entered: list[_Entered] = []
+
+
+_blocks = _Blocks()
+# The innermost block as this task sees it.
+_innermost: ContextVar[_Entered | None] = ContextVar("innermost", default=None)
+
+INTERLEAVED = (
+    "another task is inside fl.rng, and awaits something there. MLX has one random state in each thread, so the two would draw "
+    "from each other's keys: draw inside fl.rng, and await outside it, or pass key=fl.next_key() to what draws later"
+)
+OUT_OF_ORDER = (
+    "this fl.rng was left before one that was entered after it, in another task or generator, so the numbers in between were "
+    "not all drawn from the key of their own block. Draw inside fl.rng, and await or yield outside it"
+)
+ELSEWHERE = "this fl.rng was entered in another thread, whose random state it can't put back from here"
+
+
+class _Drawing(Scope):
+    def __init__(self, key: mx.array) -> None:
+        super().__init__()
+        self._key = key
+
+    def _enter(self, leaving: Leaving) -> None:
+        entered = _blocks.entered
+        while entered and entered[-1].left:
+            restore_state(entered[-1].before)
+            entered.pop()
+        if entered and entered[-1] is not _innermost.get():
+            raise RuntimeError(INTERLEAVED)
+        block = _Entered()
+        leaving().undo = functools.partial(_put_back, block, entered)
+        entered.append(block)
+        _innermost.set(block)
+        restore_state(self._key)
+
+
+def _put_back(block: _Entered, entered: list[_Entered], alive: list[bool] = _alive) -> Exception | None:
+    if not alive or block not in entered:
+        return None
+    if block.thread != threading.get_ident():
+        block.left = True
+        return RuntimeError(ELSEWHERE)
+    position = entered.index(block)
+    if position < len(entered) - 1:
+        entered[position + 1].before = block.before
+        entered.remove(block)
+        return RuntimeError(OUT_OF_ORDER)
+    restore_state(block.before)
+    if _innermost.get() is block:
+        _innermost.set(entered[position - 1] if position else None)
+    entered.pop()
+    return None
+
+
+class unchanged_state(Scope):  # noqa: N801
+    """Leave the random state as it was before a ``with`` block."""
+
+    def _enter(self, leaving: Leaving) -> None:
+        leaving().undo = functools.partial(_restore, saved_state())
+
+
+def _restore(before: mx.array, alive: list[bool] = _alive) -> None:
+    if alive and saved_state() is not before:
         restore_state(before)
 
 
@@ -64,7 +157,15 @@ def saved_state() -> mx.array:
 
 def restore_state(state: mx.array) -> None:
     """Make ``state`` this thread's random state."""
-    # Seeding puts in a new array to write to: other code may hold the old one.
+    try:
+        _put(state)
+    except BaseException:  # an interrupt
+        _put(state)
+        raise
+
+
+def _put(state: mx.array) -> None:
+    # Seeding puts a new array in place; the old one, which somebody may hold, must not be written to.
     mx.random.seed(0)
     _state()[0][:] = state
 

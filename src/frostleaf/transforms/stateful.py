@@ -17,7 +17,7 @@ from ..core.levels import replace_at
 from ..core.words import Path, level_of_caller, nearest
 from ..tree.functions import flatten, unflatten
 from ..tree.walk import Descend, checked_level, nodes_in, rewrite
-from .context import override
+from .context import override, setting
 
 M = TypeVar("M", bound=Node)
 R = TypeVar("R")
@@ -86,12 +86,9 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     # Putting the tree together anew gives each place an object of its own, to recognise it by.
     called = [_apart(owner) if modules else owner for owner, modules in zip(owners, has_modules, strict=True)]
     here: dict[int, tuple[Node, Node]] = {}
-    token = records.set(here)
-    try:
-        with override(plain=True):  # what layers record is a side effect, which a replayed trace would not have
-            out = call(*called, **kwargs)
-    finally:
-        records.reset(token)
+    # What layers record is a side effect, which a replayed trace would not have.
+    with setting(records, here), override(plain=True):
+        out = call(*called, **kwargs)
     bound = call is not model
     pairs = [each for each in zip(owners, called, has_modules, strict=True) if each[2]][: 1 if bound else None]
     after = [_with_records(owner, apart, here) for owner, apart, _ in pairs]

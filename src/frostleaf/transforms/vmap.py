@@ -12,9 +12,9 @@ from ..core.structure import Structure
 from ..core.words import describe, function_name, keystr
 from ..tree.functions import flatten, unflatten
 from ..tree.prefixes import argument, broadcast_prefix
-from .context import override
+from .context import override, setting
 from .jit.captured import depends, require_visible
-from .random import restore_state, saved_state
+from .random import restore_state, saved_state, unchanged_state
 from .stateful import records
 from .wrapping import Wrapped
 
@@ -89,23 +89,17 @@ class Vmapped(Wrapped[..., Any]):
             drawn = saved_state()
             return [*batched, drawn] if drawn is not before and depends(drawn, examples) else batched
 
-        token = _mapping.set(True)
-        try:
-            # MLX doesn't compile what is mapped. The rest would be traced without checkpoints, in a trace used elsewhere too.
-            with override(plain=True):
-                results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
-        except BaseException:
-            restore_state(before)
-            raise
-        finally:
-            _mapping.reset(token)
+        # MLX compiles nothing that is mapped. What is not would be traced, and used elsewhere, without its checkpoints.
+        with unchanged_state(), setting(_mapping, True), override(plain=True):
+            results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
+            drawn = saved_state()
         stacked = iter(results)
         placed = [
             leaf if axis is None else mx.moveaxis(next(stacked), 0, axis)
             for leaf, axis in zip(out_leaves, positions, strict=True)
         ]
-        for state in stacked:
-            restore_state(state[0])
+        if drawn is not before:
+            restore_state(next((state[0] for state in stacked), drawn))
         assert out_structure is not None
         return unflatten(out_structure, placed)
 
@@ -127,11 +121,8 @@ def _without_records(fn: Callable[..., Any], name: str, args: Any, kwargs: dict[
     if outer is None:
         return fn(*args, **kwargs)
     here = dict(outer)
-    token = records.set(here)
-    try:
+    with setting(records, here):
         out = fn(*args, **kwargs)
-    finally:
-        records.reset(token)
     for key, (module, _) in here.items():
         if here[key] is not outer.get(key):
             raise RuntimeError(RECORDED.format(cls=type(module).__name__, fn=name))

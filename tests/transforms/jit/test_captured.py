@@ -80,7 +80,7 @@ NO_ARRAYS = {
     "a number": 3,
     "a string": "text",
     "nothing": None,
-    "a function": lambda x: x + SCALE,
+    "a function": lambda x: x + 1,
     "a jitted function": fl.jit(lambda x: x + SCALE),
     "a package": mx,
     "a class": Plain,
@@ -270,3 +270,118 @@ def test_a_warning_made_an_error_leaves_the_function_whole():
         jitted(X)
     assert jitted(X)[0].tolist() == [0, 1]
     assert jitted.trace_count == 1
+
+
+# One call away
+
+
+def helper(x):
+    return x + SCALE[:1]
+
+
+def second_helper(x):
+    return helper(x)
+
+
+class Scaled(fl.Module):
+    weight: mx.array
+
+    @property
+    def doubled(self):
+        return self.weight * SCALE[0]
+
+    def __call__(self, x):
+        return x + self.inner(x)
+
+    def inner(self, x):
+        return self.weight.sum() + X[:1]
+
+    def unused(self, x):
+        return weight
+
+
+class WithRate:
+    rate = 1
+
+    def __init__(self, rule=None):
+        self.rule = rule
+
+    @property
+    def scale(self):
+        return self.rate * SCALE[:1]
+
+
+USER = types.ModuleType("user")
+USER.SCALE, USER.helper, USER.inner = SCALE, helper, types.ModuleType("user.inner")
+USER.inner.X = X
+DECORATED = fl.grad(lambda x: (x * SCALE[:1]).sum())
+
+
+def in_closures():
+    w = mx.array(2.0)
+
+    def loss(x):
+        return x * w
+
+    return loss
+
+
+LOSS = in_closures()
+
+AWAY = {
+    "a helper": (lambda x: helper(x), "SCALE in helper (f32[3])"),
+    "a helper of a helper": (lambda x: second_helper(x), "SCALE in helper (f32[3])"),
+    "a helper with a closure": (lambda x: LOSS(x), "w in loss (f32[])"),
+    "a helper that is passed on": (lambda x: list(map(helper, [x])), "SCALE in helper (f32[3])"),
+    "a checkpointed helper": (lambda x: fl.checkpoint(helper)(x), "SCALE in helper (f32[3])"),
+    "a partial helper": (lambda x: functools.partial(helper)(x), "SCALE in helper (f32[3])"),
+    "a helper with a decorator": (lambda x: DECORATED(x), "SCALE in <lambda> (f32[3])"),
+    "a helper in a module": (lambda x: USER.helper(x), "SCALE in helper (f32[3])"),
+    "an array in a module": (lambda x: x + USER.SCALE[:1], "USER.SCALE (f32[3])"),
+    "an array in a module in a module": (lambda x: x + USER.inner.X[:1], "USER.inner.X (i32[2])"),
+    "itself": (lambda x, n=0: x if n else AWAY, None),
+}
+
+
+@pytest.mark.parametrize(("function", "variables"), AWAY.values(), ids=AWAY)
+def test_functions_that_it_calls_are_looked_at(function, variables):
+    jitted = fl.jit(function)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        jitted(mx.zeros(2)) if function is not AWAY["itself"][0] else jitted(mx.zeros(2), 1)
+    found = [str(each.message) for each in caught if each.category is fl.CapturedArrayWarning]
+    assert found == ([] if variables is None else warned("<lambda>", variables))
+
+
+ARGUMENTS = {
+    "a function": (lambda x, fn: fn(x), LOSS, "w in loss (f32[])"),
+    "an object's property": (lambda x, each: x + each.scale, WithRate(), "SCALE in scale (f32[3])"),
+    "an object's rule": (lambda x, each: each.rule(x), WithRate(helper), "SCALE in helper (f32[3])"),
+    "a module": (lambda x, model: model(x), Scaled(SCALE), "X in inner (i32[2])"),
+    "a module's property": (
+        lambda x, model: x + model.doubled[:1],
+        Scaled(SCALE),
+        "SCALE in doubled (f32[3]), X in inner (i32[2])",
+    ),
+    "a layer": (lambda x, model: x + model.weight[0, 0], fl.nn.Linear(2, 2), None),
+    "a module of the same name": (lambda x, SCALE: x + SCALE.weight[:1], fl.nn.LayerNorm(2), None),  # noqa: N803
+}
+
+
+@pytest.mark.parametrize(("function", "given", "variables"), ARGUMENTS.values(), ids=ARGUMENTS)
+@pytest.mark.filterwarnings("ignore::frostleaf.MutableArgumentWarning")
+def test_what_the_arguments_call_is_looked_at_and_they_themselves_are_not(function, given, variables):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fl.jit(function)(mx.zeros(2), given)
+    found = [str(each.message) for each in caught if each.category is fl.CapturedArrayWarning]
+    assert found == ([] if variables is None else warned("<lambda>", variables))
+
+
+def test_a_message_names_a_few_of_many():
+    many = types.ModuleType("many")
+    vars(many).update({f"w{number}": X for number in range(50)})
+    source = "lambda x: (x, " + ", ".join(f"many.w{number}" for number in range(50)) + ")"
+    message = captured(eval(source, {"many": many}))[0]
+    assert message.count("i32[2]") == 8
+    assert ", ... from outside" in message

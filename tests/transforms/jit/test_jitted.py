@@ -72,10 +72,6 @@ class Plain:
     def plus(self, x):
         return x + self.by
 
-    @fl.jit
-    def decorated(self, x):
-        return x + self.by
-
     def __call__(self, x):
         return x + self.by
 
@@ -141,7 +137,6 @@ CALLABLES = {
     "a gradient": (fl.grad(lambda x: x.sum()), 1),
     "an object that can be called": (Plain(TWO), 1),
     "a method of an object": (Plain(TWO).plus, 1),
-    "a jitted method of an object": (Plain(TWO).decorated, 1),
     "stateful": (functools.partial(fl.stateful, Model(TWO)), 1),
 }
 
@@ -550,15 +545,11 @@ def test_clear_drops_the_traces_and_what_they_hold():
 
     jitted = fl.jit(lambda x, value: with_constant(x))
     before = memory()
-    held = weakref.ref(static_value)
     for _ in range(2):
         mx.eval(jitted(mx.arange(2), static_value))
-    del static_value
     assert memory() >= before + 400_000
-    assert held() is not None
     jitted.clear()
     assert memory() <= before + 4096
-    assert held() is None
     assert jitted.trace_count == 1
     jitted(mx.arange(2), None)
     assert jitted.trace_count == 2

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dis
+import functools
+import inspect
 import io
+import os
+import sysconfig
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -14,8 +18,18 @@ import mlx.core as mx
 from ...core.containers import arrays_in
 from ...core.structure import Structure
 from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, with_article
+from ..wrapping import Wrapped
 
+# Whose functions read nothing that could go stale: this package, and what is installed, MLX among it.
+_INSTALLED = [sysconfig.get_paths()[each] for each in ("stdlib", "purelib", "platlib")]
+_LIBRARIES = (PACKAGE, *[path + os.sep for path in (os.path.dirname(mx.__file__), *_INSTALLED)])
+_DEEPEST = 4
 _PROBE = "frostleaf_probe"
+_MOST_NAMES = 1000  # that a function of MLX can be given
+_MOST_HELPERS = 200
+_MOST = 8
+_UNSET = object()
+_Member = types.MemberDescriptorType
 
 
 class CapturedArrayWarning(UserWarning):
@@ -37,18 +51,25 @@ CAPTURED = (
 )
 
 
-def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = ()) -> None:
-    """Warn if a function reads arrays, or trees of arrays, from its closure, its globals, its defaults or an object in these.
+def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = (), classes: Iterable[type] = ()) -> None:
+    """Warn if the function reads arrays, or trees of arrays, from its closure, its globals, its defaults or an object in these.
 
-    The warning points to the line that called into this package. No array is evaluated.
+    So does a function that it reads from there, or from a Python module, and a method or property whose name it reads. The
+    warning is shown at the line that called into this package. No array is evaluated.
 
     Args:
         fn: The function.
-        static: The names and values of the static values in its arguments, whose attributes are searched too.
+        static: The names and the values of what is static in its arguments, whose attributes are looked at as well.
+        classes: Those of the modules in its arguments, whose methods are looked at as well.
     """
-    found = [f"{name} ({_described(value, len(held))})" for name, value in _outside(fn, static) if (held := _arrays(value))]
+    found = {
+        f"{name} ({_described(value, len(held))})": None
+        for name, value in _outside(fn, static, classes)
+        if (held := _arrays(value))
+    }
     if found:
-        message = CAPTURED.format(fn=function_name(fn), variables=", ".join(dict.fromkeys(found)))
+        variables = ", ".join([*found][:_MOST]) + ", ..." * (len(found) > _MOST)
+        message = CAPTURED.format(fn=function_name(fn), variables=variables)
         warnings.warn(message, CapturedArrayWarning, stacklevel=level_of_caller())
 
 
@@ -60,6 +81,10 @@ HIDDEN = (
 RUNS_LATER = (
     "{fn} returned {kind}{where}, whose body has not run yet, and after {transformation} the arrays in it have no values. "
     "Return what it makes, for example in a list."
+)
+PASSES = (
+    "{fn} returned {kind}{where}, an iterator or a view, which {transformation} can't return anew with each call. Return a "
+    "list of what is in it."
 )
 
 
@@ -73,8 +98,8 @@ def require_visible(transformation: str, fn: str, result: Structure, inputs: Seq
         inputs: The arrays that it was given.
 
     Raises:
-        TypeError: If a static value in the result holds an array that was computed from the inputs, or is a generator or a
-            coroutine, which has yet to run.
+        TypeError: If a static value in the result holds an array that was computed from the inputs, has yet to run, or is an
+            iterator.
     """
     for path, value in result.static_values():
         said = {
@@ -85,29 +110,86 @@ def require_visible(transformation: str, fn: str, result: Structure, inputs: Seq
             value.close()  # otherwise Python warns that it was never awaited
         if isinstance(value, types.GeneratorType | types.CoroutineType | types.AsyncGeneratorType):
             raise TypeError(RUNS_LATER.format(**said))
+        if isinstance(value, Iterator | MappingView):
+            raise TypeError(PASSES.format(**said))
         for held in (value, *_inside(value)):
             if any(depends(array, inputs) for array in _arrays(held)):
                 raise TypeError(HIDDEN.format(**said))
 
 
 def depends(array: mx.array, inputs: Sequence[mx.array]) -> bool:
-    """Return whether an array is computed from one of the inputs: whether an operation in its graph takes one."""
-    names = {f"{_PROBE}_{position}": each for position, each in enumerate(inputs)}
-    text = io.StringIO()
-    mx.export_to_dot(text, mx.contiguous(array), **names)  # contiguous takes the array itself, in case it is an input
-    return f'"{_PROBE}_' in "".join(line for line in text.getvalue().splitlines() if " -> " in line)
+    """Return whether an array is computed from one of the inputs: whether something in its graph has one for its input."""
+    probed = mx.contiguous(array)  # of which the array itself is an input
+    for start in range(0, len(inputs), _MOST_NAMES):
+        names = {f"{_PROBE}_{position}": each for position, each in enumerate(inputs[start : start + _MOST_NAMES])}
+        text = io.StringIO()
+        mx.export_to_dot(text, probed, **names)
+        if f'"{_PROBE}_' in "".join(line for line in text.getvalue().splitlines() if " -> " in line):
+            return True
+    return False
 
 
-def _outside(fn: Any, static: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each outside variable, and of each attribute of one, that a function reads."""
-    yield "self", fn  # a method has bound arguments, and a callable object may be a tree
+def is_from_outside(value: Any, fn: Any, static: Iterable[tuple[str, Any]]) -> bool:
+    """Return whether a value is one that the function was given, or can read from outside."""
+    static = list(static)
+    return any(each is value for _, each in (*static, *_outside(fn, static, ())))
+
+
+def names_read_by(fn: Any, cls: type) -> set[str]:
+    """Return the names of the attributes that a function reads, if only in a method of a class, whose name it reads."""
+    read = {name for each in _functions(fn) for kind, name in names_read(each.__code__) if kind == "attribute"}
+    return read.union(*[_attribute_names(each) for each in _methods((cls,), read)])
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return the attributes that an object has itself, slots included."""
+    slots = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+    names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+    members = {name: vars(type(value)).get(name, getattr(type(value), name, None)) for name in names}
+    held = {name: getattr(value, name, _UNSET) for name, each in members.items() if isinstance(each, _Member)}
+    return {**_held(value), **{name: each for name, each in held.items() if each is not _UNSET}}
+
+
+def _outside(fn: Any, static: Iterable[tuple[str, Any]], classes: Iterable[type]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of each variable, and attribute of one, that a function reads and that is not its own."""
+    yield "self", fn  # arguments are bound to a method, and an object that can be called may be a tree
+    static = list(static)
     objects = [("self", getattr(fn, "__self__", fn)), *static]
-    for function in _functions(fn):
-        names = set(_names_read(function.__code__))
-        variables = list(_variables(function, names))
-        yield from variables
-        for name, value in [*objects, *variables]:
-            yield from _attributes(name, value, {each for kind, each in names if kind == "attribute"})
+    own = list(_functions(fn))
+    seen = {each.__code__ for each in own}
+    helpers = [helper for _, value in static for helper in _helpers(value)]
+    for function in own:
+        yield from _read(function, "", objects, helpers)
+    read = set().union(*map(_attribute_names, own))
+    helpers += _methods([each for each in classes if not _is_ours(each.__call__)], {*read, "__call__"})
+    for helper in helpers:  # which get more on the way
+        if helper.__code__ not in seen and not _is_ours(helper) and len(seen) < _MOST_HELPERS:
+            seen.add(helper.__code__)
+            yield from _read(helper, f" in {helper.__name__}", (), helpers)
+
+
+def _read(
+    fn: types.FunctionType, where: str, objects: Iterable[tuple[str, Any]], helpers: list[types.FunctionType]
+) -> Iterator[tuple[str, Any]]:
+    """As :func:`_outside`, for one function; those that it may call are added to ``helpers``."""
+    names = set(names_read(fn.__code__))
+    read = _attribute_names(fn)
+    variables = list(_variables(fn, names))
+    for name, value in variables:  # which get more on the way
+        if isinstance(value, types.ModuleType) and not _is_library(value) and name.count(".") < _DEEPEST:
+            members = [each for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2]]
+            variables += [(f"{name}.{each}", vars(value)[each]) for _, each in members if each in vars(value)]
+    yield from [(name + where, value) for name, value in variables]
+    for _, value in variables:
+        helpers += _helpers(value)
+    for name, value in [*objects, *variables]:
+        if not isinstance(value, type | types.ModuleType | types.FunctionType) and not _arrays(value):
+            methods = _methods((type(value),), read)
+            helpers += methods
+            inside = read.union(*map(_attribute_names, methods))
+            attributes = [(f"{name}.{each}", held) for each, held in attributes_of(value).items() if each in inside]
+            yield from [(each + where, held) for each, held in attributes]
+            helpers += [helper for _, held in attributes for helper in _helpers(held)]
 
 
 def _functions(fn: Any) -> Iterator[types.FunctionType]:
@@ -118,6 +200,33 @@ def _functions(fn: Any) -> Iterator[types.FunctionType]:
     while isinstance(fn, types.FunctionType):
         yield fn
         fn = getattr(fn, "__wrapped__", None)
+
+
+def _helpers(value: Any) -> Iterator[types.FunctionType]:
+    """Yield the functions that run when a value is called; of a jitted one nothing, which warns itself."""
+    while isinstance(value, functools.partial) or (isinstance(value, Wrapped) and value.verb != "jit"):
+        value = value.func if isinstance(value, functools.partial) else value.__wrapped__
+    if isinstance(value, types.FunctionType | types.MethodType) and not isinstance(getattr(value, "__self__", None), type):
+        yield from _functions(value)
+
+
+def _methods(classes: Iterable[type], read: set[str]) -> list[types.FunctionType]:
+    """Return the methods and properties of classes whose names are read, if only by one that is read itself."""
+    classes = list(classes)
+    found: dict[types.FunctionType, None] = {}
+    new = read
+    while new:
+        members = [inspect.getattr_static(cls, name, None) for cls in classes for name in sorted(new)]
+        functions = [each.fget if isinstance(each, property) else each for each in members]
+        added = [each for each in functions if isinstance(each, types.FunctionType) and each not in found]
+        found.update(dict.fromkeys(added))
+        new = set().union(*map(_attribute_names, added)) - read
+        read = read | new
+    return list(found)
+
+
+def _attribute_names(fn: types.FunctionType) -> set[str]:
+    return {name for kind, name in names_read(fn.__code__) if kind == "attribute"}
 
 
 def _variables(fn: types.FunctionType, names: set[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
@@ -135,29 +244,12 @@ def _variables(fn: types.FunctionType, names: set[tuple[str, str]]) -> Iterator[
     yield from (fn.__kwdefaults__ or {}).items()
 
 
-def _attributes(name: str, value: Any, read: set[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each attribute of an object that is read, by a function or by a method that it reads."""
-    held = _held(value)
-    if isinstance(value, type) or _arrays(value):  # its arrays have been found already
-        return
-    new = read
-    while new:
-        methods = [getattr(type(value), each, None) for each in new]
-        codes = [method.__code__ for method in methods if isinstance(method, types.FunctionType)]
-        new = {each for code in codes for kind, each in _names_read(code) if kind == "attribute"} - read
-        read = read | new
-    yield from [(f"{name}.{each}", held[each]) for each in sorted(read) if each in held]
-
-
 def _inside(value: Any) -> Iterator[Any]:
     """Yield what a static value holds: the variables of a function, the attributes of an object."""
     if isinstance(value, types.FunctionType):
-        yield from [each for _, each in _variables(value, set(_names_read(value.__code__)))]
+        yield from [each for _, each in _variables(value, set(names_read(value.__code__)))]
     elif not isinstance(value, type | types.ModuleType):
-        yield from _held(value).values()
-        slots = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
-        names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
-        yield from [getattr(value, name, None) for name in names]
+        yield from attributes_of(value).values()
 
 
 def _held(value: Any) -> Mapping[str, Any]:
@@ -167,8 +259,12 @@ def _held(value: Any) -> Mapping[str, Any]:
         return {}
 
 
-def _names_read(code: types.CodeType) -> Iterator[tuple[str, str]]:
-    """Yield each name that the code, or code nested in it, reads, preceded by "closure", "global" or "attribute"."""
+def names_read(code: types.CodeType) -> Iterator[tuple[str, Any]]:
+    """Yield what the code, or code nested in it, reads: "closure", "global" or "attribute", and the name.
+
+    For an attribute of something that has a name, "member" and both names as well.
+    """
+    before = ""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield "global", instruction.argval
@@ -176,9 +272,11 @@ def _names_read(code: types.CodeType) -> Iterator[tuple[str, str]]:
             yield "closure", instruction.argval
         elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             yield "attribute", instruction.argval
+            yield "member", (before, instruction.argval)
+        before = instruction.argval if isinstance(instruction.argval, str) else ""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names_read(constant)
+            yield from names_read(constant)
 
 
 def _arrays(value: Any) -> Sequence[mx.array]:
@@ -195,4 +293,9 @@ def _described(value: Any, count: int) -> str:
 
 
 def _is_ours(fn: Any) -> bool:
-    return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(PACKAGE)
+    """Return whether a function is one of this package or of another that is installed."""
+    return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(_LIBRARIES)
+
+
+def _is_library(module: types.ModuleType) -> bool:
+    return (getattr(module, "__file__", None) or "").startswith(_LIBRARIES)

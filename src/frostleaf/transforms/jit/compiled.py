@@ -10,7 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..random import restore_state, saved_state
+from ..context import appended
+from ..random import restore_state, saved_state, unchanged_state
 
 OnLeaves = Callable[[list[mx.array]], tuple[list[mx.array], Any]]
 
@@ -44,17 +45,12 @@ class Shell:
         if self.fn is None:
             return [], None, []
         self.threads.add(threading.get_ident())
-        outside = saved_state()
         held: list[Any] = []
-        outliving.tracing.append(held)
-        try:
+        with unchanged_state(), appended(outliving.tracing, held):
             restore_state(state)
             begun = saved_state()
             outputs, made = self.fn(given)
             drawn = saved_state()
-        finally:
-            outliving.tracing.pop()
-            restore_state(outside)
         self.prune()
         self.held.traces.append((weakref.ref(made), made.spec, held))
         return outputs, made, [] if drawn is begun else [drawn]
@@ -74,14 +70,15 @@ class Shell:
 
     @classmethod
     def forget_retired(cls) -> None:
-        """Make MLX forget, in this thread, what was traced here and has been dropped."""
-        with cls._lock:
-            retired = cls._retired.pop(threading.get_ident(), ())
-        for shell in retired:
-            # The last call and the drop are both in this thread.
+        """Have MLX forget, in this thread, what was traced here and has been dropped."""
+        retired = cls._retired.get(threading.get_ident())
+        while retired:
+            shell = retired[-1]
+            # Here the thread of the last call and that of the drop are the same.
             compiled = mx.compile(shell)
             compiled([], saved_state())
             dropped.add(compiled, shell)
+            retired.remove(shell)  # afterwards, or an interrupt would lose it
             del compiled
         dropped.clear()
 
@@ -107,7 +104,7 @@ class Dropped(threading.local):
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Any, Shell]] = []
-        self.busy = False
+        self.busy: list[bool] = []
 
     def add(self, compiled: Any, shell: Shell) -> None:
         """Queue a compiled function to be dropped by :meth:`clear`."""
@@ -116,15 +113,14 @@ class Dropped(threading.local):
     def clear(self) -> None:
         """Drop all that are queued, unless an outer call is doing so."""
         if not self.busy:
-            self.busy = True
-            while self.waiting:
-                compiled, shell = self.waiting.pop()
-                del compiled
-                shell.prune()
-            self.busy = False
+            with appended(self.busy, True):
+                while self.waiting:
+                    compiled, shell = self.waiting.pop()
+                    del compiled
+                    shell.prune()
 
 
 outliving = Outliving()
 dropped = Dropped()
-# When the interpreter ends, MLX forgets all traces at once. What they held is dropped after that.
-atexit.register(setattr, dropped, "busy", True)
+# When the interpreter ends, MLX forgets all traces at once: what they held is dropped after that.
+atexit.register(dropped.busy.append, True)

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 import mlx.core as mx
 
-from ...core.structure import Structure
-from ...core.words import dtype_name, shape_and_dtype
+from ...core.containers import static_key
+from ...core.instance import Metadata
+from ...core.structure import Static, Structure, flat_of
+from ...core.words import describe, dtype_name, shape_and_dtype
 from ...tree.comparison import Change, diff
 from ...tree.functions import map as tree_map
 from ...tree.functions import unflatten
 from ...tree.walk import field_level
+from .weak import is_itself
 
 _lock = threading.RLock()
 
 
 @attrs.frozen
 class Traced:
-    """What a function was traced for. It holds no arrays.
+    """What a function was traced for. It holds neither arrays nor static values.
 
     Attributes:
-        names: The names of the arguments given by name, which come last.
-        structures: The structure of each argument.
-        arrays: The shape and the dtype of each array; if shapes don't count, the number of dimensions instead of the shape.
-        dtype: The default dtype of new layers.
+        names: Those of the arguments given by name, which come last.
+        structures: Those of all arguments, as :func:`remembered` returns them.
+        arrays: The shape and the dtype of each array; instead of its shape the number of its dimensions if shapes don't count.
+        dtype: That in which layers are built by default.
     """
 
     names: tuple[str, ...]
@@ -51,6 +55,43 @@ class Traced:
             unflatten(structure, [stand_ins[next(rest)] for _ in range(structure.num_leaves)]) for structure in self.structures
         ]
         return dict(zip(labels, values, strict=True))
+
+
+class Seen:
+    """A static value as it is remembered: how it is shown, and what tells it from others."""
+
+    __slots__ = ("_hash", "_key", "_text")
+
+    def __init__(self, value: Any) -> None:
+        self._text = describe(value)
+        # Another value may have the address, and so the hash, of one that is gone.
+        told_by = weakref.ref(value) if is_itself(value) else hash(static_key(value))
+        self._key = type(value).__qualname__, self._text, told_by
+        self._hash = hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Seen) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def remembered(spec: Any) -> Any:
+    """Return a structure or a spec in which each static value is a :class:`Seen`, so that it holds none."""
+    if isinstance(spec, Structure):
+        return Structure(remembered(spec.spec), spec.num_leaves)
+    if isinstance(spec, Static):
+        return Static(Seen(spec.value))
+    if not isinstance(spec, tuple):
+        return spec
+    kind, metadata, specs = spec
+    if isinstance(metadata, Metadata):
+        static = {name: unflatten(remembered(flat_of(each).structure), iter(())) for name, each in metadata.static.items()}
+        metadata = Metadata(static, metadata.training, metadata.frozen, metadata.ties)
+    return kind, metadata, specs if isinstance(specs, int) else tuple([remembered(each) for each in specs])
 
 
 ALIKE = (
@@ -113,14 +154,14 @@ class History:
             *earlier, last = traced
             # Among equals, the latest.
             nearest = max(reversed(earlier), key=last.likeness)
-            first, *others = _differences(nearest, last, argument)
-            more = f" (and {len(others)} more difference{'s' * (len(others) > 1)})" if others else ""
+            first, others = _difference(nearest, last, argument)
+            more = f" (and {others} more difference{'s' * (others > 1)})" if others else ""
             reason = f"for {first}{more}"
         return f"{fn} was traced again (trace {count}) {reason}."
 
 
-def _differences(old: Traced, new: Traced, argument: Callable[[int, int, Sequence[str]], str]) -> list[str]:
-    """Describe each difference between two things that a function was traced for; there is at least one."""
+def _difference(old: Traced, new: Traced, argument: Callable[[int, int, Sequence[str]], str]) -> tuple[str, int]:
+    """Return in words the first difference between what a function was traced for, and how many more there are."""
     labels = [
         [argument(position, len(each.structures), each.names) for position in range(len(each.structures))]
         for each in (old, new)
@@ -128,7 +169,8 @@ def _differences(old: Traced, new: Traced, argument: Callable[[int, int, Sequenc
     stand_ins: dict[Any, mx.array] = {}
     before, after = old.tree(labels[0], stand_ins), new.tree(labels[1], stand_ins)
     dims = {id(array): shape for (shape, _), array in stand_ins.items() if isinstance(shape, int)}
-    found = [_in_words(change, after, dims) for change in diff(before, after)]
+    changes = diff(before, after)
+    found = [_in_words(change, after, dims) for change in changes[:1]]
     if not found:
         found += [f"{name}: given by name, where it was given by position" for name in new.names if name not in old.names]
         found += [f"{name}: given by position, where it was given by name" for name in old.names if name not in new.names]
@@ -137,7 +179,7 @@ def _differences(old: Traced, new: Traced, argument: Callable[[int, int, Sequenc
         found += [f"{label}: built otherwise" for label, one, other in pairs if one != other]
     if old.dtype != new.dtype:
         found.append(f"the default dtype: {dtype_name(old.dtype)} -> {dtype_name(new.dtype)}")
-    return found
+    return found[0], len(found) - 1 + len(changes[1:])
 
 
 def _in_words(change: Change, tree: Any, dims: dict[int, int]) -> str:

@@ -9,21 +9,23 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, overload
 
+import attrs
 import mlx.core as mx
 
-from ...core.containers import static_key
+from ...core.instance import Metadata
 from ...core.pickling import from_picklable, to_picklable
-from ...core.structure import ForeignArrayError, flat_of
-from ...core.words import class_name, describe, function_name, keystr
+from ...core.structure import ForeignArrayError, flat_of, specs_in
+from ...core.words import describe, function_name, keystr
 from ..binding import unbind
-from ..context import context, override
+from ..context import Scope, context, override
 from ..wrapping import Wrapped
+from .arguments import Numbers, require_no_arrays, require_no_iterator, unhashable, warn_of_addmm, warn_of_mutable
 from .captured import warn_of_captured
 from .explanation import History
-from .program import Program, is_hashable
+from .program import NeedsShapes, Program
+from .weak import Weak, weakened, with_structure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,21 +55,26 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does without
     ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
 
-    A module, or the module of a bound method, is an argument like the others: the trace serves every module of its structure.
-    As a decorator in a class body, ``jit`` makes a compiled method.
+    Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped. An object that can
+    change gives a :class:`MutableArgumentWarning`, a number that is another in each call a :class:`RetraceWarning`.
+
+    A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
+    as a decorator in a class body it makes a compiled method.
 
     Args:
         fn: A function, method or module, or a partial application of one.
         shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on
-            them. Default: ``False``.
-        max_traces: How many traces to keep, one for each structure with its shapes and dtypes (with ``shapeless``, one for each
-            structure); a new one replaces the least recently used. ``None`` keeps all. A trace holds no activations, but that
-            of a large training step takes a megabyte or two: the default has room for the shapes of padded or bucketed
-            batches, and bounds the memory that batches of arbitrary lengths take. Default: ``128``.
+            them. One that uses ``mx.addmm``, which MLX then computes wrongly, is traced for each shape with a
+            :class:`RetraceWarning`. Default: ``False``.
+        max_traces: How many traces are kept, one for each structure with its shapes and dtypes (with ``shapeless``, one for
+            each structure); a new one takes the place of the one used least recently. ``None`` keeps all. A trace holds no
+            activations, but that of a large training step takes a megabyte or two: the default has room for the shapes of
+            padded or bucketed batches, and bounds the memory that batches of any length take. Default: ``128``.
 
     Raises:
         ValueError: If ``max_traces`` is not a positive integer.
-        TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable.
+        TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable, or is an object that
+            holds arrays, or if the result has an iterator or a mutable object in it.
         RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -85,9 +92,8 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     return Jitted(fn, shapeless, max_traces)
 
 
-@contextmanager
-def disable_jit() -> Iterator[None]:
-    """Run jitted functions as plain Python inside a ``with`` block, even those that have been traced.
+def disable_jit() -> Scope:
+    """Run jitted functions as plain Python inside a ``with`` block, those that have been traced before included.
 
     Then a debugger stops in them, and ``print`` shows numbers. It applies to the thread or ``asyncio`` task that enters it.
 
@@ -102,10 +108,10 @@ def disable_jit() -> Iterator[None]:
     called with array(2, dtype=int32)
     (array(2, dtype=int32), array(4, dtype=int32))
     """
-    with override(plain=True):
-        yield
+    return override(plain=True)
 
 
+@attrs.define(eq=False, repr=False, weakref_slot=True)
 class Traces:
     """The traces of a function. All copies of a jitted function share them.
 
@@ -115,17 +121,33 @@ class Traces:
         programs: The programs, by the signature of the arguments.
         latest: The signature of the latest call, and its program.
         history: What the function was traced for.
-        looked_outside: Whether the function has been searched for arrays from outside.
+        looked_outside: Whether the function has been looked through for arrays from outside.
+        warned: The classes of mutable arguments that have been warned of.
+        numbers: The numbers that it was traced for.
+        any_order: Whether the order of keyword arguments makes no difference.
     """
 
-    def __init__(self, fn: Any, shapeless: bool, max_traces: int | None) -> None:
-        self.fn = fn
-        self.shapeless = shapeless
-        self.max_traces = max_traces
-        self.programs: dict[Any, Program] = {}
-        self.latest = _NONE_YET
-        self.history = History(max_traces)
-        self.looked_outside = False
+    # What is compared is what a file says of it.
+    fn: Any = attrs.field(eq=False)
+    shapeless: bool
+    max_traces: int | None
+    programs: dict[Any, Program] = attrs.field(factory=dict, eq=False)
+    latest: tuple[list[Any] | None, Program | None] = attrs.field(default=_NONE_YET, eq=False)
+    history: History = attrs.field(default=attrs.Factory(lambda self: History(self.max_traces), True), eq=False)
+    looked_outside: bool = attrs.field(default=False, eq=False)
+    warned: set[type] = attrs.field(factory=set, eq=False)
+    numbers: Numbers = attrs.field(factory=Numbers, eq=False)
+    any_order: bool = attrs.field(eq=False)
+
+    @any_order.default
+    def _accepts_any_order(self) -> bool:
+        return _has_no_other_keywords(self.fn)
+
+    def drop_gone(self) -> list[Any]:
+        """Take out the programs for values that are gone, which nobody can give again, and return them."""
+        gone = [key for key, program in self.programs.items() if program.is_for_nobody()]
+        latest, self.latest = self.latest, _NONE_YET
+        return [latest, *[self.programs.pop(key) for key in gone]]
 
 
 class Jitted(Wrapped[P, R]):
@@ -152,13 +174,14 @@ class Jitted(Wrapped[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         here = context.get()
         if here.plain:
-            return self._fn(*self._bound_args, *args, **self._bound_kwargs, **kwargs)  # type: ignore[no-any-return]
+            return self._fn(*self._bound_args, *args, **{**self._bound_kwargs, **kwargs})  # type: ignore[no-any-return]
+        traces = self.options
         names: Any = ()
         values: tuple[Any, ...] = args
         if kwargs or self._is_bound:
-            names = (*self._bound_kwargs, *kwargs)
-            values = (*self._bound_args, *args, *self._bound_kwargs.values(), *kwargs.values())
-        traces = self.options
+            named = {**self._bound_kwargs, **kwargs}
+            names = tuple(sorted(named) if traces.any_order else named)
+            values = (*self._bound_args, *args, *[named[name] for name in names])
         given: list[mx.array] = []
         key: list[Any] = [here, names]
         try:
@@ -177,30 +200,46 @@ class Jitted(Wrapped[P, R]):
                     program = traces.programs.get(tuple(key))
                     if program is not None:
                         program.used = _tick()
-                        traces.latest = key, program
+                        traces.latest = program.key, program
         except TypeError:
-            self._reject_unhashable(values, names)
-            raise
-        if program is None:
-            return self._first_call(tuple(key), values, names, given)  # type: ignore[no-any-return]
-        return program(given)  # type: ignore[no-any-return]
+            refused = unhashable(self._fn, self._static(values, names))
+            if refused is None:
+                raise
+            raise refused from None
+        try:
+            if program is None:
+                return self._first_call(key, values, names, given)  # type: ignore[no-any-return]
+            return program(given)  # type: ignore[no-any-return]
+        except NeedsShapes:
+            warn_of_addmm(self._fn)
+            traces.shapeless = False
+        return self(*args, **kwargs)
 
-    def _first_call(self, key: Any, values: Sequence[Any], names: tuple[str, ...], given: list[mx.array]) -> Any:
-        """Make a program for new arguments and return its result; keep the program unless tracing it raises."""
+    def _first_call(self, key: list[Any], values: Sequence[Any], names: tuple[str, ...], given: list[mx.array]) -> Any:
+        """Return the result for arguments that there is no program for, which there is afterwards, unless the call raises."""
         _require_compiler()
         traces = self.options
+        static = list(self._static(values, names))
+        require_no_iterator(self._fn, static)
+        require_no_arrays(self._fn, static)
         if not traces.looked_outside:
             traces.looked_outside = True
-            warn_of_captured(self._fn, self._static(values, names))
-        structures = tuple([flat_of(value).structure for value in values])
-        program = Program(self._fn, structures, names, traces.shapeless, traces.history)
+            warn_of_captured(self._fn, static, _classes(values))
+        warn_of_mutable(self._fn, static, traces.warned)
+        traces.numbers.add(self._fn, static, given)
+        weak: list[Weak] = []
+        structures = tuple([weakened(flat_of(value).structure, weak) for value in values])
+        key[2:] = map(with_structure, key[2:], structures)
+        program = Program(self._fn, structures, key, traces.shapeless, traces.history, weak)
         program.used = _tick()
         with _lock:
-            program = traces.programs.setdefault(key, program)  # another thread may have been faster
+            dropped = traces.drop_gone()
+            program = traces.programs.setdefault(tuple(key), program)  # another thread may have been faster
+        del dropped  # outside the lock
         try:
             return program(given)
         finally:
-            self._settle(key, program)
+            self._settle(tuple(key), program)
 
     def _settle(self, key: Any, program: Program) -> None:
         """Drop the least recently used program if there are too many, or the new one if it could not be traced."""
@@ -268,16 +307,6 @@ class Jitted(Wrapped[P, R]):
             return super().__reduce__()
         return _restore, (to_picklable(self.__wrapped__), self.options.shapeless, self.options.max_traces)
 
-    def _reject_unhashable(self, values: Sequence[Any], names: Sequence[str]) -> None:
-        for name, value in self._static(values, names):
-            if not is_hashable(static_key(value)):
-                is_array = hasattr(value, "__array__")
-                advice = "Convert it with mx.array(...)." if is_array else "Give its class __eq__ and __hash__."
-                raise TypeError(
-                    f"{name} of {self._name} is a {class_name(value)}, which can be neither a leaf (only mx.array is) nor part "
-                    f"of the structure, since it can't be hashed. {advice}"
-                ) from None
-
     def _static(self, values: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
         """Yield the name and the value of each static value in the arguments."""
         for position, argument in enumerate(values):
@@ -315,6 +344,21 @@ def _require_runs_when_called(fn: Callable[..., Any]) -> None:
     for kind, is_kind in kinds.items():
         if is_kind(fn) or is_kind(type(fn).__call__):
             raise TypeError(RUNS_LATER.format(fn=function_name(fn), kind=kind))
+
+
+def _has_no_other_keywords(fn: Any) -> bool:
+    """Return whether a function has no ``**kwargs``, whose order it could see."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # functions of MLX have no signature
+        return False
+    return all(each.kind is not each.VAR_KEYWORD for each in parameters)
+
+
+def _classes(values: Sequence[Any]) -> list[type]:
+    """Return the classes of the modules in the arguments."""
+    specs = [spec for value in values for _, spec in specs_in(flat_of(value).structure)]
+    return list(dict.fromkeys([spec[0] for spec in specs if isinstance(spec, tuple) and isinstance(spec[1], Metadata)]))
 
 
 def _restore(fn: Any, shapeless: bool, max_traces: int | None) -> Jitted[..., Any]:

@@ -27,8 +27,8 @@ class Inputs:
 
     def _origin(self, output: mx.array) -> int | None:
         place, begun = self._begun.get(id(output), (None, output))
-        # The function may have assigned into its argument: the same object with another value.
-        return place if place is not None and _graph(output, begun) == _graph(begun, begun) else None
+        # The function may have assigned into its argument: the same object, and another value.
+        return place if place is not None and graph_of([output], begun=begun) == graph_of([begun], begun=begun) else None
 
 
 def put_back(outputs: list[mx.array], origins: Origins, inputs: Sequence[mx.array]) -> None:
@@ -37,8 +37,8 @@ def put_back(outputs: list[mx.array], origins: Origins, inputs: Sequence[mx.arra
         outputs.insert(place, inputs[origin])
 
 
-def _graph(array: mx.array, begun: mx.array) -> str:
-    """Return the graph of an array as text, in which ``begun`` has a name."""
+def graph_of(arrays: Sequence[mx.array], **names: mx.array) -> str:
+    """Return the graph from which arrays are computed as text, in which some have names."""
     text = io.StringIO()
-    mx.export_to_dot(text, array, begun=begun)
+    mx.export_to_dot(text, *arrays, **names)
     return text.getvalue()

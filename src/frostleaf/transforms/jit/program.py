@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 import mlx.core as mx
 
+from ...core.containers import is_hashable
 from ...core.definition import Node
 from ...core.structure import Structure, defer, flat_of, unflatten
-from ...core.words import function_name
+from ...core.words import function_name, keystr
 from ..context import context
 from ..random import restore_state, saved_state
+from .arguments import require_no_arrays, require_unchanging
 from .captured import require_visible
 from .compiled import Dropped, Shell, dropped
-from .explanation import History, Traced
-from .passing import Inputs, Origins, put_back
+from .explanation import History, Traced, remembered
+from .passing import Inputs, Origins, graph_of, put_back
+from .weak import Weak
+
+
+class NeedsShapes(Exception):  # noqa: N818
+    """A trace can't serve all shapes."""
 
 
 class Program:
     """A function compiled for arguments of certain structures, and unless shapeless of certain shapes and dtypes.
 
     Attributes:
-        used: When it was last looked up, as a number that grows with time.
+        key: What tells its calls from others: what holds where it is called, the names of arguments, and their signatures.
+        used: When it was last called; later is more.
         traced: Whether it has been traced.
     """
 
-    __slots__ = ("_compiled", "_history", "_shell", "traced", "used")
+    __slots__ = ("_compiled", "_history", "_shell", "_weak", "key", "traced", "used")
 
     def __init__(
         self,
         fn: Callable[..., Any],
         structures: tuple[Structure, ...],
-        names: tuple[str, ...],
+        key: list[Any],
         shapeless: bool,
         history: History,
+        weak: Sequence[Weak],
     ) -> None:
+        names = key[1]
+
         def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
             begun = saved_state()
             arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
@@ -47,6 +58,11 @@ class Program:
             result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
             out = flat_of(result)
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
+            given = [(keystr(path), value) for structure in structures for path, value in structure.static_values()]
+            require_no_arrays(fn, given)  # which it may have put there
+            require_unchanging(fn, out.structure, given)
+            if shapeless and "AddMM" in graph_of(out.leaves):
+                raise NeedsShapes
             static = None
             if all(is_hashable(value) for _, value in out.structure.static_values()):
                 spec = out.structure if isinstance(result, Node) else out.structure.spec
@@ -54,12 +70,16 @@ class Program:
             else:
                 spec, static = out.structure, _own
             computed, origins = inputs.separate(out.leaves)
-            return computed, _Result(spec, origins, static, Traced(names, structures, arrays, context.get().dtype))
+            return computed, _Result(
+                spec, origins, static, Traced(names, tuple(map(remembered, structures)), arrays, context.get().dtype)
+            )
 
         Shell.forget_retired()
         self._shell = Shell(on_leaves)
         self._compiled = mx.compile(self._shell, shapeless=shapeless)
         self._history = history
+        self._weak = weak
+        self.key = key
         self.used = 0
         self.traced = False
 
@@ -85,6 +105,10 @@ class Program:
             self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
         return out
 
+    def is_for_nobody(self) -> bool:
+        """Return whether a value that it was made for is gone."""
+        return any(each.value is None for each in self._weak)
+
     def __del__(self, dropped: Dropped = dropped) -> None:
         self._shell.retire()
         dropped.add(self._compiled, self._shell)
@@ -107,15 +131,6 @@ class _Result:
     origins: Origins
     static: Callable[[Any], Any] | None
     traced: Traced | None
-
-
-def is_hashable(value: Any) -> bool:
-    """Return whether a value can be hashed."""
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _own(value: Any) -> Any:

@@ -1,0 +1,183 @@
+"""What the arguments of a jitted function may hold besides arrays."""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, MappingView, Sequence
+from numbers import Number
+from typing import Any
+
+import mlx.core as mx
+
+from ...core.containers import find_unhashable, static_key
+from ...core.hidden import find_hidden, is_foreign_array
+from ...core.structure import Structure
+from ...core.words import class_name, describe, function_name, keystr, level_of_caller, with_article
+from .captured import attributes_of, is_from_outside, names_read_by
+
+_FIRST = 4
+_MOST_NUMBERS = 8
+
+
+class MutableArgumentWarning(UserWarning):
+    """An argument of a jitted function is an object that can change, and later changes would not be seen."""
+
+
+class RetraceWarning(UserWarning):
+    """A jitted function is traced again and again, for a reason that can be mended."""
+
+
+UNHASHABLE = (
+    "{name} of {fn} is {given}, which can be neither a leaf (only mx.array is) nor part of the structure, since it can't be "
+    "hashed. {advice}"
+)
+
+
+def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> TypeError | None:
+    """Return the error for the first static value that can't be hashed, which names the place inside it."""
+    for name, value in static:
+        found = find_unhashable(value)
+        if found is not None:
+            path, inner = found
+            if is_foreign_array(inner):
+                advice = "Pass mx.array(...) of it."
+            elif isinstance(inner, list | dict | set):
+                advice = "Give a tuple, a frozenset or a frozen dataclass in its place."
+            else:
+                advice = "Give its class __eq__ and __hash__."
+            given, place = with_article(class_name(inner)), keystr((name, *path))
+            return TypeError(UNHASHABLE.format(name=place, fn=function_name(fn), given=given, advice=advice))
+    return None
+
+
+HIDDEN = (
+    "{name} of {fn} is {kind} that holds arrays ({hidden}), which fl.jit can't find there: they would be compiled in as "
+    "constants. {advice}"
+)
+
+
+def require_no_arrays(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> None:
+    """Raise an error if a static value is an object that holds arrays. Those of a function are warned of as captured.
+
+    Raises:
+        TypeError: If it does; the message says where.
+    """
+    for name, value in static:
+        hidden = None if isinstance(value, types.FunctionType) else find_hidden(value)
+        if hidden is not None:
+            cls = type(value).__name__
+            if isinstance(value, types.MethodType | functools.partial):
+                advice = "Pass what it is bound to as an argument, and call the function with it inside."
+            else:
+                known = "fl.register_dataclass or fl.register_pytree_node"
+                advice = f"Pass the arrays as arguments, or make {cls} a tree with {known}."
+            said = {"name": name, "fn": function_name(fn), "kind": with_article(cls), "hidden": hidden, "advice": advice}
+            raise TypeError(HIDDEN.format(**said))
+
+
+USED_UP = (
+    "{name} of {fn} is {kind}, an iterator or a view: fl.jit would compile in what it gives when it is traced. Pass a list of "
+    "what is in it."
+)
+
+
+def require_no_iterator(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> None:
+    """Raise an error if a static value gives something else each time.
+
+    Raises:
+        TypeError: If it does; the message says where.
+    """
+    for name, value in static:
+        if isinstance(value, Iterator | MappingView):
+            raise TypeError(USED_UP.format(name=name, fn=function_name(fn), kind=with_article(type(value).__name__)))
+
+
+MUTABLE = (
+    "{name} of {fn} is {kind}, an object that can change. fl.jit compiles in what {attributes} are when it traces, and does "
+    "not see later changes, nor repeats its own. Make the class a frozen dataclass if it never changes, a tree with "
+    "fl.register_pytree_node if it does."
+)
+
+
+def warn_of_mutable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]], warned: set[type]) -> None:
+    """Warn of each static value that is a mutable object, once for each class; ``warned`` has those that have been.
+
+    Named are the attributes that the function reads, or else those that the object has.
+    """
+    for name, value in static:
+        if type(value) not in warned and is_mutable(value):
+            warned.add(type(value))
+            held = list(attributes_of(value))
+            read = names_read_by(fn, type(value))
+            shown = [each for each in held if each in read] or held
+            attributes = ", ".join(shown[:_FIRST]) + ", ..." * (len(shown) > _FIRST)
+            kind = with_article(type(value).__name__)
+            message = MUTABLE.format(name=name, fn=function_name(fn), kind=kind, attributes=attributes)
+            warnings.warn(message, MutableArgumentWarning, stacklevel=level_of_caller())
+
+
+def is_mutable(value: Any) -> bool:
+    """Return whether a value is a plain object: with attributes that can be set, and equal to nothing but itself."""
+    kind: Any = type(value)
+    plain = kind.__hash__ is object.__hash__ and kind.__setattr__ is object.__setattr__
+    return plain and not isinstance(value, _OF_OTHER_KINDS) and not hasattr(value, "__wrapped__") and bool(attributes_of(value))
+
+
+RETURNED = (
+    "{fn} returned {kind}{where}, an object that can change: each call would return the one that was made when it was traced. "
+    "Return a tuple, a dict or a module, or make {cls} a tree with fl.register_pytree_node."
+)
+
+
+def require_unchanging(fn: Callable[..., Any], result: Structure, static: Iterable[tuple[str, Any]]) -> None:
+    """Raise an error if the result has a mutable object in it that was neither given nor there before.
+
+    Raises:
+        TypeError: If it has; the message says where.
+    """
+    for path, value in result.static_values():
+        if is_mutable(value) and not is_from_outside(value, fn, static):
+            cls = type(value).__name__
+            where = f" ({keystr(path)} of the result)" if path else ""
+            raise TypeError(RETURNED.format(fn=function_name(fn), kind=with_article(cls), where=where, cls=cls))
+
+
+_OF_OTHER_KINDS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
+
+
+CHANGING = (
+    "{name} of {fn} has had {count} values, the last of them {value}, and each is a trace of its own. Pass "
+    "mx.array({value}), unless a shape depends on it."
+)
+
+
+class Numbers:
+    """The numbers that one jitted function has been traced for."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], set[Any]] = {}
+
+    def add(self, fn: Callable[..., Any], static: Iterable[tuple[str, Any]], arrays: Sequence[mx.array]) -> None:
+        """Note the numbers of a new trace, and warn once of a place that has had many with arrays of the same shapes."""
+        shapes = hash(tuple([(array.shape, array.dtype) for array in arrays]))
+        for name, value in static:
+            if isinstance(value, Number) and not isinstance(value, bool):
+                seen = self._seen.setdefault((name, shapes), set())
+                if len(seen) < _MOST_NUMBERS:
+                    seen.add(static_key(value))
+                    if len(seen) == _MOST_NUMBERS:
+                        said = {"name": name, "fn": function_name(fn), "count": _MOST_NUMBERS, "value": describe(value)}
+                        warnings.warn(CHANGING.format(**said), RetraceWarning, stacklevel=level_of_caller())
+
+
+ADDMM = (
+    "{fn} is traced for each shape, although shapeless=True: it adds a matrix product and an array with mx.addmm, as a Linear "
+    "with a bias does, and one trace of that for all shapes computes other numbers."
+)
+
+
+def warn_of_addmm(fn: Callable[..., Any]) -> None:
+    """Warn that a function can't be traced without shapes."""
+    warnings.warn(ADDMM.format(fn=function_name(fn)), RetraceWarning, stacklevel=level_of_caller())

@@ -1,0 +1,344 @@
+"""What the arguments and results of jitted functions may hold besides arrays: refused, warned of, told apart, let go."""
+
+import collections
+import dataclasses
+import functools
+import gc
+import io
+import types
+import warnings
+import weakref
+from decimal import Decimal
+from typing import Any
+
+import attrs
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import frostleaf as fl
+from frostleaf.transforms.jit.arguments import ADDMM, CHANGING, HIDDEN, MUTABLE, RETURNED, USED_UP
+from frostleaf.transforms.jit.captured import PASSES
+
+X = mx.arange(3.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    scale: Any = 1
+    kinds: Any = ()
+
+
+@attrs.frozen
+class Options:
+    scale: Any
+
+
+class Cache:
+    def __init__(self, **held):
+        self.offset = 0
+        self.__dict__.update(held)
+
+    def grow(self, x):
+        self.keys = x
+        return x * self.offset
+
+
+class Slotted:
+    __slots__ = ("offset",)
+
+    def __init__(self):
+        self.offset = 0
+
+
+# Equal, and not the same
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Config, Options, lambda v: Config(kinds=(Options(v),)), lambda v: functools.partial(max, Config(v)),
+        lambda v: collections.namedtuple("Pair", "a b")(Config(v), 1), lambda v: {"a": [Config(v)]},
+    ],
+    ids=["dataclass", "attrs", "nested", "partial", "named tuple", "tree"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, 1.0), (1, True), (0.0, -0.0), (Decimal("1.0"), Decimal("1.00")), (np.float32(0), np.float32(-0.0))]
+)
+def test_equal_static_values_that_are_not_the_same_are_two_traces(make, one, other):
+    pair = make(one)
+    same = functools.partial(type(pair)) if isinstance(pair, tuple) else None
+    jitted = fl.jit(lambda x, config: x + 1)
+    jitted(X, pair)
+    jitted(X, pair if same else make(one))
+    assert jitted.trace_count == 1
+    jitted(X, type(pair)(Config(other), 1) if same else make(other))
+    assert jitted.trace_count == 2
+
+
+@pytest.mark.parametrize("make", [Config, Options, lambda v: functools.partial(max, v), lambda v: frozenset({v})])
+@pytest.mark.parametrize("number", [lambda: float("nan"), lambda: np.float32("nan"), lambda: Decimal("nan")])
+def test_a_nan_is_one_trace(make, number):
+    jitted = fl.jit(lambda x, config: x + 1)
+    for _ in range(3):
+        jitted(X, make(number()))
+    assert jitted.trace_count == 1
+
+
+class Holder(fl.Module):
+    config: Any = fl.static()
+
+
+def test_an_edit_sees_the_difference():
+    holder = Holder(Config(1))
+    assert type(holder.replace(config=Config(1.0)).config.scale) is float
+    assert holder.replace(config=Config(1)) is holder
+    assert len(fl.tree.diff(holder, Holder(Config(1.0)))) == 1
+    assert fl.tree.equal(Holder(Config(float("nan"))), Holder(Config(float("nan"))))
+
+
+# What can't be hashed
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "kind"),
+    [
+        (Config(kinds=["full"]), "config.kinds", "a builtins.list"),
+        (Config(kinds=(1, {"a": 2})), "config.kinds.1", "a builtins.dict"),
+        (Config(Options([1])), "config.scale.scale", "a builtins.list"),
+        ([Config(Config({1}))], "config.0.scale.scale", "a builtins.set"),
+        (functools.partial(max, bytearray()), "config.args.0", "a builtins.bytearray"),
+        (functools.partial(max, key=bytearray()), "config.keywords.key", "a builtins.bytearray"),
+        (Config(np.ones(2)), "config.scale", "a numpy.ndarray"),
+    ],
+)
+def test_what_can_not_be_hashed_is_named_inside(given, path, kind):
+    jitted = fl.jit(lambda x, config: x)
+    with pytest.raises(TypeError) as raised:
+        jitted(X, given)
+    assert str(raised.value).startswith(f"{path} of <lambda> is {kind}, which")
+    assert jitted.trace_count == 0
+
+
+# Objects
+
+
+@pytest.mark.parametrize(
+    ("given", "hidden"),
+    [
+        (Cache(keys=X), "keys: f32[3]"),
+        (Cache(layers=[fl.nn.Linear(1, 1)]), "layers.0: a Linear"),
+        (Config(X), "scale: f32[3]"),
+        (Options((1, X)), "scale.1: f32[3]"),
+        (functools.partial(max, X), "args.0: f32[3]"),
+    ],
+)
+def test_an_object_that_holds_arrays_is_refused(given, hidden):
+    jitted = fl.jit(lambda x, cache: x)
+    with pytest.raises(TypeError) as raised:
+        jitted(X, [given])
+    cls = type(given).__name__
+    article = "an" if cls[0] in "AEIO" else "a"
+    said = {"name": "cache.0", "fn": "<lambda>", "kind": f"{article} {cls}", "hidden": hidden, "advice": ""}
+    assert str(raised.value).startswith(HIDDEN.format(**said))
+    assert ("bound to" in str(raised.value)) == isinstance(given, functools.partial)
+    assert ("fl.register_dataclass" in str(raised.value)) != isinstance(given, functools.partial)
+    assert jitted.trace_count == 0
+
+
+def test_an_object_that_gets_arrays_while_it_is_traced_is_refused():
+    with pytest.raises(TypeError, match=r"keys: f32\[3\]"), pytest.warns(fl.MutableArgumentWarning):
+        fl.jit(lambda cache, x: cache.grow(x))(Cache(), X)
+
+
+def warned(call, category):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(each.message) for each in caught if each.category is category]
+
+
+@pytest.mark.parametrize(
+    ("given", "attributes"),
+    [
+        (Cache(), "offset"),
+        (Cache(a=1), "offset"),
+        (Slotted(), "offset"),
+        (type("Bag", (), {"__init__": lambda self: vars(self).update(dict.fromkeys("abcdef"))})(), "a, b, c, d, ..."),
+    ],
+)
+def test_a_mutable_object_is_warned_of_once(given, attributes):
+    jitted = fl.jit(lambda cache, x: x * getattr(cache, "n", 1) + (0 if x.size else cache.offset))
+
+    def calls():
+        for x in X, X, X[:1]:
+            jitted(given, x)
+
+    said = {"name": "cache", "fn": "<lambda>", "kind": f"a {type(given).__name__}", "attributes": attributes}
+    assert warned(calls, fl.MutableArgumentWarning) == [MUTABLE.format(**said)]
+    assert warned(calls, fl.MutableArgumentWarning) == []
+
+
+class Colour:
+    """No state of its own."""
+
+
+@pytest.mark.parametrize(
+    "given", [Colour(), Colour, len, mx.tanh, lambda x: x, mx, Config(), Options(1), object(), fl.optim.SGD(0.1), fl.jit(len)]
+)
+def test_what_does_not_change_is_not_warned_of(given):
+    assert warned(lambda: fl.jit(lambda x, given: x)(X, given), fl.MutableArgumentWarning) == []
+
+
+# Numbers
+
+
+def test_a_number_that_changes_is_warned_of_once_with_its_name():
+    jitted = fl.jit(lambda x, state: x * state["step"])
+
+    def calls():
+        for step in range(40):
+            jitted(X, {"step": step, "rate": 0.1, "on": step % 2 == 0})
+
+    said = {"name": "state.step", "fn": "<lambda>", "count": 8, "value": "7"}
+    assert warned(calls, fl.RetraceWarning) == [CHANGING.format(**said)]
+
+
+def test_a_number_that_follows_the_shapes_is_not_warned_of():
+    jitted = fl.jit(lambda x, size: x[:size])
+    assert warned(lambda: [jitted(mx.zeros(size), size) for size in range(1, 20)], fl.RetraceWarning) == []
+
+
+# Results
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "where"),
+    [
+        (lambda x: (x, iter([1])), "a list_iterator", " (1 of the result)"),
+        (lambda x: {"a": [zip([1], [2], strict=True)]}, "a zip", " (a.0 of the result)"),
+        (lambda x: map(len, [x]), "a map", ""),
+        (lambda x: {"a": x}.values(), "a dict_values", ""),
+        (lambda x: io.StringIO(), "a StringIO", ""),
+    ],
+)
+def test_an_iterator_in_a_result_is_refused(make, kind, where):
+    for transform in (fl.jit, fl.vmap):
+        with pytest.raises(TypeError) as raised:
+            transform(make)(X)
+        name = f"fl.{transform.__name__}"
+        assert str(raised.value) == PASSES.format(fn="<lambda>", kind=kind, where=where, transformation=name)
+
+
+@pytest.mark.parametrize("given", [iter([1]), map(len, []), (n for n in [X]), {"a": X}.values()])
+def test_an_iterator_in_an_argument_is_refused(given):
+    jitted = fl.jit(lambda x, numbers: x)
+    with pytest.raises(TypeError) as raised:
+        jitted(X, {"all": given})
+    kind = f"a {type(given).__name__}"
+    assert str(raised.value) == USED_UP.format(name="numbers.all", fn="<lambda>", kind=kind)
+
+
+OUTSIDE = Cache()
+
+
+@pytest.mark.filterwarnings("ignore::frostleaf.MutableArgumentWarning")
+def test_a_mutable_object_in_a_result_is_refused_unless_it_came_from_outside():
+    with pytest.raises(TypeError) as raised:
+        fl.jit(lambda x: [x, Cache()])(X)
+    assert str(raised.value) == RETURNED.format(fn="<lambda>", kind="a Cache", where=" (1 of the result)", cls="Cache")
+    given = Cache()
+    assert fl.jit(lambda x, cache: (x, cache))(X, given)[1] is given
+    assert fl.jit(lambda x: (x, OUTSIDE))(X)[1] is OUTSIDE
+
+
+# What is let go
+
+
+def test_a_function_given_as_an_argument_is_let_go_and_so_is_its_trace():
+    jitted = fl.jit(lambda x, fn: fn(x))
+    references = []
+    for number in range(20):
+        fn = lambda x, number=number: x + number  # noqa: E731
+        references.append(weakref.ref(fn))
+        assert jitted(X, fn).tolist() == jitted(X, fn).tolist() == (X + number).tolist()
+    del fn
+    gc.collect()
+    assert [each() for each in references] == [None] * 20
+    assert len(jitted.options.programs) == 1
+    assert "fn: static <lambda> -> another <lambda>" in jitted.explain()
+
+
+@pytest.mark.filterwarnings("ignore::frostleaf.MutableArgumentWarning")
+def test_an_object_with_a_jitted_method_is_let_go():
+    class Trainer:
+        def __init__(self):
+            self.rate = 2
+
+        @fl.jit
+        def step(self, x):
+            return x * self.rate
+
+    trainers = [Trainer() for _ in range(5)]
+    references = [weakref.ref(each) for each in trainers]
+    assert [each.step(X).tolist() for each in trainers] == [[0, 2, 4]] * 5
+    del trainers
+    gc.collect()
+    assert [each() for each in references] == [None] * 5
+
+
+def test_explain_holds_no_static_value():
+    class Value:
+        pass
+
+    value = types.SimpleNamespace(value=Value())
+    jitted = fl.jit(lambda x, value: x, max_traces=1)
+    reference = weakref.ref(value.value)
+    jitted(X, functools.partial(print, value.value))
+    value.value = None
+    jitted(X, 1)
+    gc.collect()
+    assert reference() is None
+    assert "value: static partial(print, Value(...)) -> 1" in jitted.explain()
+
+
+# Keywords
+
+
+def test_keywords_of_a_partial_can_be_overridden():
+    jitted = fl.jit(functools.partial(lambda x, scale=1.0: x * scale, scale=2.0))
+    assert (jitted(X).tolist(), jitted(X, scale=3.0).tolist()) == ([0, 2, 4], [0, 3, 6])
+    with fl.disable_jit():
+        assert jitted(X, scale=3.0).tolist() == [0, 3, 6]
+    assert fl.checkpoint(functools.partial(lambda x, scale=1.0: x * scale, scale=2.0))(X, scale=3.0).tolist() == [0, 3, 6]
+
+
+def test_the_order_of_keywords_is_no_new_trace_unless_the_function_sees_it():
+    blind, seeing = fl.jit(lambda *, a, b: a - b), fl.jit(lambda **named: list(named))
+    assert blind(a=X, b=X + 1).tolist() == blind(b=X + 1, a=X).tolist() == [-1] * 3
+    assert blind.trace_count == 1
+    assert (seeing(a=X, b=X), seeing(b=X, a=X)) == (["a", "b"], ["b", "a"])
+
+
+# Shapeless
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: lambda m, x: fl.grad(lambda m: f(m, x).sum())(m), fl.checkpoint])
+def test_a_layer_that_adds_a_bias_is_traced_for_each_shape(wrap):
+    layer = fl.nn.Linear(8, 4)
+    function = wrap(lambda m, x: m(x))
+    jitted = fl.jit(function, shapeless=True)
+    said = warned(lambda: jitted(layer, mx.ones((4, 8))), fl.RetraceWarning)
+    assert said == [ADDMM.format(fn=getattr(function, "__name__", "<lambda>"))] or said == []
+    for size in (9, 2, 40):
+        x = mx.random.normal((size, 8))
+        assert fl.tree.allclose(jitted(layer, x), function(layer, x), atol=1e-4)
+
+
+def test_a_layer_without_a_bias_is_traced_once():
+    layer = fl.nn.Linear(8, 4, bias=False)
+    jitted = fl.jit(lambda m, x: m(x), shapeless=True)
+    for size in (4, 9, 2):
+        x = mx.random.normal((size, 8))
+        assert fl.tree.allclose(jitted(layer, x), layer(x), atol=1e-5)
+    assert jitted.trace_count == 1
