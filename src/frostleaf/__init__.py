@@ -2,6 +2,7 @@
 
 from . import nn, optim, tree
 from .core.definition import FrozenModuleError
+from .core.dropped import DroppedResultWarning
 from .core.fields import buffer, parameter, static
 from .core.registration import register_pytree_node
 from .edits.quantization import quantize
@@ -26,11 +27,11 @@ from .tree.shapes import ShapeDtypeStruct
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "FrozenModuleError", "Jitted", "Module", "NoCheckpointError",
-    "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint", "default_dtype",
-    "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn", "optim", "parameter",
-    "quantize", "record", "recorded", "register_pytree_node", "rng", "save", "stateful", "static", "tree", "value_and_grad",
-    "vjp", "vmap",
+    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
+    "NoCheckpointError", "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint",
+    "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn",
+    "optim", "parameter", "quantize", "record", "recorded", "register_pytree_node", "rng", "save", "stateful", "static", "tree",
+    "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

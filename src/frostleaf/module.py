@@ -11,9 +11,10 @@ import mlx.core as mx
 from .core import fields
 from .core.construction import evolve
 from .core.definition import Node
+from .core.dropped import returns_copy
 from .core.instance import metadata_of
 from .display.text import text
-from .edits import casting, freezing, modes, tying, updating, views
+from .edits import casting, freezing, keys, modes, tying, updating, views
 from .edits.selection import Selection
 from .io import weights
 from .tree.selecting import Where
@@ -21,10 +22,17 @@ from .tree.selecting import Where
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
 else:
+    Self = Any  # which Python 3.10 lacks, and typing.get_type_hints is to find
 
     def dataclass_transform(**_: Any) -> Callable[[type], type]:
         """Return the class unchanged: only type checkers read the real one."""
         return lambda cls: cls
+
+
+NOT_ITERABLE = (
+    "a module is one value, and iterating over this {cls} is not possible, nor assigning it to several names. Its parts are in "
+    ".parameters(), .children() and .named_modules()"
+)
 
 
 @dataclass_transform(field_specifiers=(fields.parameter, fields.buffer, fields.static), eq_default=False)
@@ -74,6 +82,39 @@ class Module(Node):
         return text(self)
 
     # Looking into a module
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a field of that name holds an array, a module, or a container of these, as in the dict that MLX has.
+
+        >>> import frostleaf as fl
+        >>> "bias" in fl.nn.Linear(2, 2), "bias" in fl.nn.Linear(2, 2, bias=False)
+        (True, False)
+        """
+        return keys.contains(self, key)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return what the field of that name holds, if the name is ``in`` the module.
+
+        Raises:
+            KeyError: If it is not; the message suggests the nearest name.
+
+        >>> import frostleaf as fl
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> layer["weight"] is layer.weight
+        True
+        """
+        return keys.item(self, key)
+
+    if not TYPE_CHECKING:  # none of these is for code that is written, only for code that was
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            setattr(self, key, value)
+
+        def __delitem__(self, key: str) -> None:
+            delattr(self, key)
+
+        def __iter__(self) -> Any:
+            raise TypeError(NOT_ITERABLE.format(cls=type(self).__name__))
 
     @property
     def training(self) -> bool:
@@ -189,6 +230,7 @@ class Module(Node):
 
     # Editing a copy
 
+    @returns_copy()
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in some fields; everything else is shared.
 
@@ -205,6 +247,8 @@ class Module(Node):
         (array([1, 1], dtype=float32), True)
         """
         return evolve(self, changes)
+
+    __replace__ = replace
 
     def at(self, where: Where) -> Selection[Self]:
         """Return a :class:`Selection` of parts of the module, to be read or edited in a copy.
@@ -231,6 +275,7 @@ class Module(Node):
         """
         return Selection(self, where)
 
+    @returns_copy()
     def apply(self, map_fn: Callable[[mx.array], mx.array], filter_fn: Callable[[Any, str, Any], bool] | None = None) -> Self:
         """Return a copy whose parameters are ``map_fn`` of the parameters.
 
@@ -247,6 +292,7 @@ class Module(Node):
         """
         return updating.apply(self, map_fn, filter_fn)
 
+    @returns_copy()
     def astype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.is_floating) -> Self:
         """Return a copy with arrays cast; what already has the dtype, or is not selected, is shared.
 
@@ -268,6 +314,7 @@ class Module(Node):
         """
         return casting.astype(self, dtype, predicate)
 
+    @returns_copy()
     def set_dtype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.is_floating) -> Self:
         """Return a copy in another dtype; unlike ``mlx.nn``'s method of this name it does not change the module.
 
@@ -280,6 +327,7 @@ class Module(Node):
         """
         return casting.astype(self, dtype, predicate)
 
+    @returns_copy()
     def with_frozen(self, where: Where, frozen: bool = True) -> Self:
         """Return a copy with the selected parameters frozen, or with ``frozen=False`` trainable.
 
@@ -298,6 +346,7 @@ class Module(Node):
         selection = self.at(where)
         return selection.freeze() if frozen else selection.unfreeze()
 
+    @returns_copy()
     def freeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
         """Return a copy with parameters frozen: no gradient is computed for them.
 
@@ -315,6 +364,7 @@ class Module(Node):
         """
         return freezing.freeze(self, recurse, keys, strict, frozen=True)
 
+    @returns_copy()
     def unfreeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
         """Return a copy with parameters trainable again. Buffers are not trained, frozen or not.
 
@@ -330,6 +380,7 @@ class Module(Node):
         """
         return freezing.freeze(self, recurse, keys, strict, frozen=False)
 
+    @returns_copy()
     def tie(self, places: Mapping[str, str]) -> Self:
         """Return a copy in which one array stands at two places, or more, and is one leaf.
 
@@ -364,6 +415,7 @@ class Module(Node):
         """
         return tying.tie(self, places)
 
+    @returns_copy()
     def untie(self, *places: str) -> Self:
         """Return a copy in which tied places have leaves of their own again, which are the same arrays at first.
 
@@ -380,6 +432,7 @@ class Module(Node):
         """
         return tying.untie(self, places)
 
+    @returns_copy()
     def train(self, mode: bool = True) -> Self:
         """Return a copy in training mode, in which dropout drops and batch norm uses the batch's statistics.
 
@@ -393,6 +446,7 @@ class Module(Node):
         """
         return modes.train(self, mode)
 
+    @returns_copy()
     def eval(self) -> Self:
         """Return a copy in evaluation mode. See :meth:`train`.
 
@@ -402,6 +456,7 @@ class Module(Node):
         """
         return modes.train(self, False)
 
+    @returns_copy()
     def update(self, parameters: Any, strict: bool = True) -> Self:
         """Return a copy with some arrays replaced, given as nested dicts and lists such as :meth:`parameters` returns.
 
@@ -419,6 +474,7 @@ class Module(Node):
         """
         return updating.update(self, parameters, strict)
 
+    @returns_copy()
     def update_modules(self, modules: Any, strict: bool = True) -> Self:
         """Return a copy with some submodules replaced, given as nested dicts and lists such as :meth:`children` returns.
 
@@ -435,6 +491,7 @@ class Module(Node):
         """
         return updating.update_modules(self, modules, strict)
 
+    @returns_copy()
     def map_modules(self, fn: Callable[[str, Any], Any]) -> Self:
         """Return a copy in which modules are replaced by what ``fn`` returns for them.
 
@@ -452,6 +509,7 @@ class Module(Node):
 
     # Files
 
+    @returns_copy()
     def load_weights(self, file_or_weights: Any, strict: bool = True, *, rename: weights.Rename | None = None) -> Self:
         """Return a copy with its parameters read from a file, from a directory, or from a list.
 

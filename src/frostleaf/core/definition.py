@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import linecache
+import sys
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -81,6 +82,7 @@ HIDDEN = (
 def _define(cls: type[Node], init: bool) -> None:
     own = _handwritten_init(cls)
     handwritten = own is not None
+    inherits_replace = "__replace__" not in cls.__dict__
     # A hand-written constructor takes what it likes, so the order of the fields' defaults is free: kw_only says so to attrs.
     attrs.define(
         cls,
@@ -92,8 +94,10 @@ def _define(cls: type[Node], init: bool) -> None:
         kw_only=handwritten,
         auto_attribs=True,
     )
-    # attrs has put its own messages here; Node has better ones.
+    # attrs has put its own methods here; Node and Module have better ones.
     del cls.__setattr__, cls.__delattr__
+    if inherits_replace and "__replace__" in cls.__dict__:
+        del cls.__replace__  # type: ignore[attr-defined]
     constructor: Any = own or cls.__init__
     if not hasattr(constructor, "handwritten"):
         constructor = _closing(constructor, handwritten)
@@ -168,6 +172,13 @@ def _assembler(cls: type[Node], children: Iterable[str], static: Iterable[str]) 
     return scope["assemble"]  # type: ignore[no-any-return]
 
 
+# It calls the constructor, to which mode, frozen names and ties can't be given.
+_ATTRS_EVOLVE = attrs.evolve.__code__
+NO_EVOLVE = (
+    "attrs.evolve would make a new {cls} in training mode, with nothing frozen or tied. Write .replace(...), which keeps these."
+)
+
+
 def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None]:
     """Return ``init`` so that the node is open to assignment while it runs and finished when the outermost one returns."""
 
@@ -175,6 +186,8 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
     def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         if is_finished(self):
             raise TypeError(f"__init__ was called on a finished {type(self).__name__}, which can't change. Build a new one.")
+        if sys._getframe(1).f_code is _ATTRS_EVOLVE:
+            raise TypeError(NO_EVOLVE.format(cls=type(self).__name__))
         if OPEN in self.__dict__:
             init(self, *args, **kwargs)
             return

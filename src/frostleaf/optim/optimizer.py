@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import mlx.core as mx
 
 from ..core.definition import Node
+from ..core.dropped import returns_copy
 from ..core.words import describe
 from ..display.text import text
 from ..module import Module
@@ -63,6 +64,7 @@ class Optimizer(Node):
         _warn_of_shared_arrays(parameters)
         return self._init(parameters)
 
+    @returns_copy("model, state = opt.update(model, grads, state)")
     def update(self, model: T, grads: Any, state: Any) -> tuple[T, Any]:
         """Take one step: return the model and the state after it.
 
