@@ -4,14 +4,15 @@ from . import nn, optim, tree
 from .core.definition import FrozenModuleError
 from .core.dropped import DroppedResultWarning
 from .core.fields import buffer, parameter, static
-from .core.registration import register_pytree_node
-from .edits.quantization import quantize
+from .core.registration import register_dataclass, register_pytree_node
+from .core.shapes import ShapeDtypeStruct
 from .edits.selection import Selection
 from .io.checkpointer import Checkpointer, NoCheckpointError
 from .io.safetensors import CheckpointError
 from .io.trees import OtherStructureError, load, load_metadata, save
 from .module import Module
 from .nn.dtypes import default_dtype
+from .nn.quantization import quantize
 from .transforms.checkpoint import checkpoint
 from .transforms.differentials import jvp, vjp
 from .transforms.eval_shape import eval_shape
@@ -22,7 +23,6 @@ from .transforms.precision import Policy
 from .transforms.random import next_key, rng
 from .transforms.stateful import record, recorded, stateful
 from .transforms.vmap import vmap
-from .tree.shapes import ShapeDtypeStruct
 
 __version__ = "0.1.0"
 
@@ -30,8 +30,8 @@ __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
     "NoCheckpointError", "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint",
     "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn",
-    "optim", "parameter", "quantize", "record", "recorded", "register_pytree_node", "rng", "save", "stateful", "static", "tree",
-    "value_and_grad", "vjp", "vmap",
+    "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
+    "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

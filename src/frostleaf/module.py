@@ -1,4 +1,4 @@
-"""``Module``: what a model is made of, and a table of contents of what can be done with it."""
+"""``Module``: what models are made of, and a table of contents of what can be done with them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,12 @@ NOT_ITERABLE = (
 class Module(Node):
     """A model, or a part of one: a frozen tree of arrays that is edited by making copies.
 
-    A subclass declares its fields in its body and either writes an ``__init__`` that assigns them to ``self``, or gets one
-    from attrs. When the outermost ``__init__`` returns the module is finished: its lists have become tuples and its dicts
-    read-only, nothing can be assigned to it any more, and every method that changes something returns a new module which
-    shares all that stayed the same.
+    A subclass declares its fields in its body, and either has an ``__init__`` that assigns them to ``self`` or gets one from
+    attrs. When the outermost ``__init__`` returns, the module is finished: lists have become tuples and dicts read-only,
+    nothing can be assigned any more, and every method that changes something returns a new module that shares the rest.
 
-    An array in a bare annotation or :func:`frostleaf.parameter` is a parameter, one in :func:`frostleaf.buffer` is not
-    trained, and :func:`frostleaf.static` is for everything else. Names that begin with ``_`` are not parameters.
+    A bare annotation or :func:`frostleaf.parameter` declares parameters, :func:`frostleaf.buffer` arrays that are not trained,
+    and :func:`frostleaf.static` everything else. Fields whose names begin with ``_`` are not parameters.
 
     Raises:
         TypeError: If a name is assigned that the class does not declare, if a field is left unset, if a static field is given
@@ -78,7 +77,7 @@ class Module(Node):
         __call__: Callable[..., Any]
 
     def __repr__(self) -> str:
-        """Return an indented tree with dtypes and shapes in place of numbers; nothing is evaluated."""
+        """Print an indented tree with dtypes and shapes for arrays; nothing is evaluated."""
         return text(self)
 
     # Looking into a module
@@ -157,7 +156,7 @@ class Module(Node):
         return self.filter_and_map(self.trainable_parameter_filter)
 
     def children(self) -> dict[str, Any]:
-        """Return the modules that this one holds, as a dict of modules and nested containers of modules.
+        """Return the modules that this one holds, as a dict of modules and nested containers of them.
 
         >>> import frostleaf as fl
         >>> fl.nn.Sequential(fl.nn.Identity()).children()
@@ -184,7 +183,7 @@ class Module(Node):
         return [module for _, module in self.named_modules()]
 
     def named_modules(self) -> list[tuple[str, Any]]:
-        """Return the path and the module for this module (whose path is empty) and every one below it, in MLX's order.
+        """Return pairs of a path and a module, for this module (with an empty path) and every one below it, in MLX's order.
 
         >>> import frostleaf as fl
         >>> [name for name, _ in fl.nn.Sequential(fl.nn.Identity(), fl.nn.Identity()).named_modules()]
@@ -201,11 +200,10 @@ class Module(Node):
         """Return the contents of the module, filtered and mapped, as fresh nested dicts and lists.
 
         Args:
-            filter_fn: Called with a module, a key in it (``"layers.0"`` for what is in a container) and the value there; says
-                whether to keep the value. :meth:`valid_parameter_filter` and its siblings are such functions.
+            filter_fn: Called with a module, a key in it (``"layers.0"`` inside a container) and the value there; returns
+                whether to keep the value. :meth:`valid_parameter_filter` is one.
             map_fn: Called with each leaf that is kept. Default: the identity.
-            is_leaf_fn: Called as ``filter_fn`` is; says whether the value is a leaf. Default: whatever is not a module, dict or
-                list.
+            is_leaf_fn: Called like ``filter_fn``; returns whether the value is a leaf. Default: all but modules, dicts, lists.
 
         >>> import frostleaf as fl
         >>> layer = fl.nn.Linear(2, 3)
@@ -232,10 +230,9 @@ class Module(Node):
 
     @returns_copy()
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with other values in some fields; everything else is shared.
+        """Replace fields in a copy that shares the rest.
 
-        The fields' converters and validators run, and containers become immutable. For something deeper in the tree see
-        :meth:`at`.
+        The fields' converters and validators run, and containers become immutable. :meth:`at` reaches deeper.
 
         Raises:
             TypeError: If a name is not a field, or a field can't hold the value.
@@ -251,14 +248,13 @@ class Module(Node):
     __replace__ = replace
 
     def at(self, where: Where) -> Selection[Self]:
-        """Return a :class:`Selection` of parts of the module, to be read or edited in a copy.
+        """Select parts of the module, to read or to edit in a copy.
 
-        It has the methods ``get``, ``set``, ``apply``, ``astype``, ``freeze``, ``unfreeze`` and ``paths``.
+        The :class:`Selection` has the methods ``get``, ``set``, ``apply``, ``astype``, ``freeze``, ``unfreeze`` and ``paths``.
 
         Args:
             where: A path (``"layers.0.weight"``), a glob (``"layers.*.bias"``, or ``"encoder.**"`` for all arrays in there), a
-                class (``fl.nn.Linear``), a predicate that is called with the dotted path of each array and the array, or a list
-                of these.
+                class (``fl.nn.Linear``), a predicate called with each array's dotted path and the array, or a list of these.
 
         Raises:
             TypeError: If ``where`` is none of these.
@@ -277,11 +273,11 @@ class Module(Node):
 
     @returns_copy()
     def apply(self, map_fn: Callable[[mx.array], mx.array], filter_fn: Callable[[Any, str, Any], bool] | None = None) -> Self:
-        """Return a copy whose parameters are ``map_fn`` of the parameters.
+        """Map the parameters in a copy.
 
         Args:
-            map_fn: Called with each array.
-            filter_fn: Says which arrays, as in :meth:`filter_and_map`. Default: :meth:`valid_parameter_filter`.
+            map_fn: Called with each array; returns the new one.
+            filter_fn: Selects the arrays, as in :meth:`filter_and_map`. Default: :meth:`valid_parameter_filter`.
 
         Raises:
             ValueError: If ``map_fn`` returns something that is not an array.
@@ -294,13 +290,13 @@ class Module(Node):
 
     @returns_copy()
     def astype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.is_floating) -> Self:
-        """Return a copy with arrays cast; what already has the dtype, or is not selected, is shared.
+        """Cast arrays in a copy; those that have the dtype already, or are not selected, are shared.
 
         Args:
             dtype: The new dtype.
-            predicate: Called with the dtype of each array; says whether to cast it. ``None`` casts every array. Default: those
-                of a floating-point dtype, buffers included; but not those of a field declared with ``buffer(cast=False)``, such
-                as the scales of quantized weights.
+            predicate: Called with the dtype of each array; returns whether to cast it. ``None`` casts every array. Default:
+                floating-point dtypes, buffers included, except in fields declared with ``buffer(cast=False)``, such as the
+                scales of quantized weights.
 
         Raises:
             TypeError: If ``dtype`` is not an ``mx.Dtype``.
@@ -316,9 +312,7 @@ class Module(Node):
 
     @returns_copy()
     def set_dtype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.is_floating) -> Self:
-        """Return a copy in another dtype; unlike ``mlx.nn``'s method of this name it does not change the module.
-
-        The same as :meth:`astype`.
+        """Cast arrays in a copy, as :meth:`astype` does; MLX's method of this name changes the module.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> layer = fl.nn.Linear(2, 2)
@@ -329,11 +323,7 @@ class Module(Node):
 
     @returns_copy()
     def with_frozen(self, where: Where, frozen: bool = True) -> Self:
-        """Return a copy with the selected parameters frozen, or with ``frozen=False`` trainable.
-
-        Args:
-            where: What to select, as in :meth:`at`.
-            frozen: Default: ``True``.
+        """Freeze what ``where`` selects (see :meth:`at`) in a copy, or make it trainable with ``frozen=False``.
 
         Raises:
             LookupError: If nothing is selected.
@@ -348,12 +338,12 @@ class Module(Node):
 
     @returns_copy()
     def freeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
-        """Return a copy with parameters frozen: no gradient is computed for them.
+        """Freeze parameters in a copy: no gradient is computed for them.
 
         Args:
-            recurse: Whether the modules below are frozen as well. Default: ``True``.
+            recurse: Whether the modules below are frozen too. Default: ``True``.
             keys: The fields to freeze, such as ``"bias"``, in each module that has them. Default: all parameters.
-            strict: Whether a key that no module in the model has is an error. Default: ``False``.
+            strict: Whether a key that no module has is an error. Default: ``False``.
 
         Raises:
             KeyError: If ``strict`` and a key is nowhere in the model (or, without ``recurse``, not in this module).
@@ -366,13 +356,7 @@ class Module(Node):
 
     @returns_copy()
     def unfreeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
-        """Return a copy with parameters trainable again. Buffers are not trained, frozen or not.
-
-        Args:
-            recurse, keys, strict: As in :meth:`freeze`.
-
-        Raises:
-            KeyError: As :meth:`freeze` does.
+        """Make parameters trainable again in a copy; arguments and errors as in :meth:`freeze`. Buffers are never trained.
 
         >>> import frostleaf as fl
         >>> fl.nn.Linear(2, 2).freeze().unfreeze(keys="bias")
@@ -382,15 +366,14 @@ class Module(Node):
 
     @returns_copy()
     def tie(self, places: Mapping[str, str]) -> Self:
-        """Return a copy in which one array stands at two places, or more, and is one leaf.
+        """Tie places in a copy: one array stands at two places or more, and is one leaf.
 
-        In the tree, among the parameters and in files it is at the place of its source alone: one gradient, the sum of what
-        comes from all places, one optimizer state, one array saved. Whoever reads the tied place finds the array there, after
-        every edit, cast and update and in a jitted function. An edit of one place is an edit of both, and a tied place is
-        frozen when its source is.
+        The tree, the parameters and files have it at its source only: one gradient (the sum over all places), one optimizer
+        state, one array saved. The tied place reads as the same array, after every edit, cast and update, and in a jitted
+        function. An edit of one place is an edit of both, and a tied place is frozen when its source is.
 
         Args:
-            places: For each place that is to be tied, the source whose array it is to have: dotted paths, from this module.
+            places: A dict from each place to be tied to its source, both as dotted paths from this module.
 
         Raises:
             TypeError: If ``places`` is not a mapping of paths.
@@ -407,20 +390,15 @@ class Module(Node):
         >>> model = Language(50, 8).tie({"head.weight": "embedding.weight"})
         >>> model
         Language(embedding=Embedding(weight=f32[50,8]), head=Linear(weight=→embedding.weight, bias=None))
-        >>> fl.tree.paths(model), model.head.weight is model.embedding.weight
-        (['embedding.weight'], True)
         >>> half = model.astype(mx.float16)
-        >>> half.head.weight is half.embedding.weight
-        True
+        >>> fl.tree.paths(half), half.head.weight is half.embedding.weight
+        (['embedding.weight'], True)
         """
         return tying.tie(self, places)
 
     @returns_copy()
     def untie(self, *places: str) -> Self:
-        """Return a copy in which tied places have leaves of their own again, which are the same arrays at first.
-
-        Args:
-            *places: The tied places, as they were given to :meth:`tie` of this module. Default: all.
+        """Untie places of this module, by default all, in a copy: each has a leaf of its own again, at first the same array.
 
         Raises:
             LookupError: If a place is not tied in this module.
@@ -434,10 +412,9 @@ class Module(Node):
 
     @returns_copy()
     def train(self, mode: bool = True) -> Self:
-        """Return a copy in training mode, in which dropout drops and batch norm uses the batch's statistics.
+        """Switch to training mode in a copy, or with ``mode=False`` to evaluation mode.
 
-        Args:
-            mode: ``False`` for evaluation mode. Default: ``True``.
+        In training mode dropout drops, and batch norm uses the batch's statistics.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Dropout()
@@ -448,7 +425,7 @@ class Module(Node):
 
     @returns_copy()
     def eval(self) -> Self:
-        """Return a copy in evaluation mode. See :meth:`train`.
+        """Switch to evaluation mode in a copy. See :meth:`train`.
 
         >>> import frostleaf as fl
         >>> fl.nn.Dropout().eval()
@@ -458,11 +435,10 @@ class Module(Node):
 
     @returns_copy()
     def update(self, parameters: Any, strict: bool = True) -> Self:
-        """Return a copy with some arrays replaced, given as nested dicts and lists such as :meth:`parameters` returns.
+        """Replace arrays in a copy by those in nested dicts and lists, named as in :meth:`parameters`.
 
         Args:
-            parameters: The new arrays under the names of the old; it need not name all of them. A module stands for its
-                parameters.
+            parameters: Some or all of the new arrays. A module stands for its parameters.
             strict: Whether a name that the module doesn't have, or a value that is no array, is an error. Default: ``True``.
 
         Raises:
@@ -476,10 +452,10 @@ class Module(Node):
 
     @returns_copy()
     def update_modules(self, modules: Any, strict: bool = True) -> Self:
-        """Return a copy with some submodules replaced, given as nested dicts and lists such as :meth:`children` returns.
+        """Replace submodules in a copy by those in nested dicts and lists, named as in :meth:`children`.
 
         Args:
-            modules: The new modules under the names of the old; it need not name all of them.
+            modules: Some or all of the new modules.
             strict: Whether a name that the module doesn't have, or a value that is no module, is an error. Default: ``True``.
 
         Raises:
@@ -493,12 +469,11 @@ class Module(Node):
 
     @returns_copy()
     def map_modules(self, fn: Callable[[str, Any], Any]) -> Self:
-        """Return a copy in which modules are replaced by what ``fn`` returns for them.
+        """Replace modules in a copy by what a function returns for them.
 
         Args:
-            fn: Called with the dotted path and the module, for this module (whose path is empty) and every one below it, the
-                inner ones first: a module is seen with its children already replaced. Returns the replacement, or ``None`` to
-                keep the module.
+            fn: Called with the dotted path and the module, for every module below and then this one (with an empty path). Inner
+                modules come first, so a module comes with its children replaced. Returns the replacement, or ``None`` for none.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Dropout())
@@ -511,30 +486,28 @@ class Module(Node):
 
     @returns_copy()
     def load_weights(self, file_or_weights: Any, strict: bool = True, *, rename: weights.Rename | None = None) -> Self:
-        """Return a copy with its parameters read from a file, from a directory, or from a list.
+        """Load the parameters of a copy from a file, a directory, or a list.
 
-        The arrays have the dtypes of the file. Those of a safetensors file are read when they are first used (``fl.eval`` reads
-        them all), in the thread that loaded them, so that no second copy of the model is in memory. For the same reason the
-        model may be one that was never built: a :class:`frostleaf.ShapeDtypeStruct`, as :func:`frostleaf.eval_shape` returns in
-        place of an array, is filled from the file.
+        The arrays have the dtypes of the file. A safetensors file is read as its arrays are first used (``fl.eval`` reads all),
+        in the thread that loaded it, so that no second copy of the model is in memory. The model need not be built either: a
+        :class:`frostleaf.ShapeDtypeStruct`, which :func:`frostleaf.eval_shape` returns for an array, is filled from the file.
 
-        Headers are checked before anything is read. The numbers themselves have a checksum in ``.npz`` alone: a bit that was
-        flipped in another file of weights is not noticed. In what :func:`frostleaf.save` wrote, :func:`frostleaf.load` notices
-        it.
+        Headers are checked before anything is read. Numbers have a checksum in ``.npz`` only: a flipped bit in another file of
+        weights goes unnoticed. :func:`frostleaf.load` notices it in a file that :func:`frostleaf.save` wrote.
 
         Args:
-            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file; that of a directory, or of its
-                ``model.safetensors.index.json``, in Hugging Face's layout; or pairs of a dotted name and an array. From a GGUF
-                file MLX makes float16 of bfloat16 and of the ways of quantizing that it doesn't know.
-            strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise what the model
-                doesn't have is passed over, and shapes are not compared. Default: ``True``.
-            rename: Gives our name for a name in the file: a function, or a mapping, in which names that stay may be left
-                out. With ``None`` for a name the array is left out. Default: the names are the same.
+            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file; of a directory in Hugging Face's
+                layout, or its ``model.safetensors.index.json``; or pairs of a dotted name and an array. In a GGUF file MLX
+                turns bfloat16, and ways of quantizing that it doesn't know, into float16.
+            strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise names that the
+                model doesn't have are ignored, and shapes are not compared. Default: ``True``.
+            rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
+                ``None`` for a name leaves its array out. Default: the names are the same.
 
         Raises:
             ValueError: If ``strict`` and a name is extra or missing, or a value is no array or of another shape; if two names
                 become one; if a file has an unknown ending. It is a :class:`frostleaf.CheckpointError` if a file is broken.
-            FileNotFoundError: If a file is not there.
+            FileNotFoundError: If a file does not exist.
             TypeError: If ``file_or_weights`` or ``rename`` is something else.
 
         >>> import frostleaf as fl, mlx.core as mx
@@ -547,28 +520,28 @@ class Module(Node):
         return weights.load_weights(self, file_or_weights, strict, rename)
 
     def save_weights(self, file: str | os.PathLike[str], *, max_shard_bytes: int | None = None) -> None:
-        """Return nothing, having written the parameters under MLX's names to a file, or to a directory of files.
+        """Save the parameters under MLX's names to a file, or to a directory of files.
 
-        A crash at any instant leaves the old file or the new one, whole. So it is with a directory, as its index tells of it.
+        A crash at any instant leaves the old file or the new one, whole; likewise the old directory or the new, by its index.
 
         A directory gets Hugging Face's layout: ``model-00001-of-00002.safetensors`` and so on, and
-        ``model.safetensors.index.json``, which says what is where. Saved again, the files get other names with a number in
-        them, the new index takes the place of the old one, and then the old files are removed: all that are called
-        ``model.safetensors`` or like the above, or that the old index named.
+        ``model.safetensors.index.json``, which says what is where. When it is saved again, the new files get other numbered
+        names, the new index replaces the old one, and then the old files are removed: those named like the above or
+        ``model.safetensors``, or in the old index.
 
         Args:
-            file: A path that ends in ``.npz``, ``.safetensors`` or ``.gguf``; or a directory: one that is there, a name that
-                ends in a slash, or any name if ``max_shard_bytes`` is given.
-            max_shard_bytes: How many bytes of arrays a file in a directory has at most; a larger array has a file of its own.
-                Default: five gigabytes, 5,000,000,000.
+            file: A path that ends in ``.npz``, ``.safetensors`` or ``.gguf``; or a directory: an existing one, a name that ends
+                in a slash, or any name if ``max_shard_bytes`` is given.
+            max_shard_bytes: The most bytes of arrays in one file of a directory; a larger array gets its own file. Default:
+                5,000,000,000, five gigabytes.
 
         Raises:
             ValueError: If the ending is another, the format can't hold a dtype or a name, two parameters have the same name, or
-                a parameter is a :class:`frostleaf.ShapeDtypeStruct`; if ``max_shard_bytes`` is not positive, or ``file`` the
+                a parameter is a :class:`frostleaf.ShapeDtypeStruct`; if ``max_shard_bytes`` is not positive, or given with the
                 name of a single file.
             TypeError: If ``max_shard_bytes`` is not an int.
-            FileNotFoundError: If the directory that ``file`` is in is not there.
-            NotADirectoryError: If there is a file in the place of the directory.
+            FileNotFoundError: If the directory around ``file`` does not exist.
+            NotADirectoryError: If the directory is a file.
 
         >>> import frostleaf as fl, os, tempfile
         >>> layer = fl.nn.Linear(2, 2)

@@ -754,7 +754,7 @@ MESSAGES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         lambda: Affine(ONE, size=bytearray(b"x")),
         TypeError,
         "Affine.size is a static field and was given bytearray(b'x'), a bytearray that can't be hashed (unhashable type: "
-        "'bytearray'). Give the class __eq__ and __hash__, or keep what it says in numbers, strings and tuples.",
+        "'bytearray'). Give the class __eq__ and __hash__, or store numbers, strings and tuples instead.",
     ),
     (
         "a numpy array in a static field",
@@ -766,20 +766,20 @@ MESSAGES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "a numpy array in a parameter",
         lambda: Affine(np.zeros(1)),
         TypeError,
-        "Affine.weight was given a numpy.ndarray; the leaves of a module are mx.array. Pass mx.array(...) of it.",
+        "Affine.weight was given a numpy.ndarray; the leaves of a module are mx.array. Convert it with mx.array(...).",
     ),
     (
         "a numpy array deep in a parameter",
         lambda: Affine([{"a": np.zeros(1)}]),
         TypeError,
-        "Affine.weight was given a numpy.ndarray; the leaves of a module are mx.array. Pass mx.array(...) of it.",
+        "Affine.weight was given a numpy.ndarray; the leaves of a module are mx.array. Convert it with mx.array(...).",
     ),
     (
         "flatten a module that is being built",
         lambda: _written(lambda self: fl.tree.flatten(self)),
         TypeError,
         "this Assigned is still being built: until its __init__ has returned it is not a tree, and can't be cast, frozen or "
-        "flattened. Do that to the finished module (what may never be trained is declared with fl.buffer()).",
+        "flattened. Do that with the finished module, and declare what is never trained with fl.buffer().",
     ),
     (
         "call __init__ of a finished module",

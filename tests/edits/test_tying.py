@@ -16,9 +16,9 @@ from frostleaf.core.ties import CONFLICT, GONE, TIED_INSIDE
 from frostleaf.optim.optimizer import NO_MODULE, SHARED
 from frostleaf.optim.optimizer import TIE as TIE_THEM
 
-TIED = "{where!r} is tied to {source!r}: select that, and what is done there is done at both places"
+TIED = "{where!r} is tied to {source!r}: select that, and the edit is made at both places"
 ALREADY = "{cls}.{path} is tied to {source} already: {advice}"
-CHAIN = "{cls}.{path} can't be both tied, to {source}, and the source of {target}: tie {target} to {source} too"
+CHAIN = "{cls}.{path} is tied to {source}, so it can't be the source of {target}: tie {target} to {source} too"
 ITSELF = "{cls}.{path} can't be tied to itself: give the path of another array as its source"
 NO_ARRAY = "{cls} has no array at {path!r}{nearest}"
 NOT_PLACES = (
@@ -26,7 +26,7 @@ NOT_PLACES = (
     "{given!r}"
 )
 NOT_TIED = "{cls} has no tie at {path!r}; {tied}"
-WRONG_SHAPE = "{cls}.{target}, {given}, can't be tied to {source}, {expected}: tied places have arrays of one shape"
+WRONG_SHAPE = "{cls}.{target} can't be tied to {source}: they are {given} and {expected}, and must be of one shape"
 
 WORDS, DIMS = 5, 3
 TIE = {"head.weight": "embedding.weight"}
@@ -513,7 +513,7 @@ def test_the_advice_in_the_warning_ties_all_places_and_is_for_modules():
         (
             {"head.weight": "embedding.weight", "embedding.weight": "head.weight"},
             ValueError,
-            "can't be both tied",
+            "so it can't be the source of",
         ),
     ],
 )
@@ -526,7 +526,7 @@ def test_what_can_not_be_tied_is_refused(places, kind, shown):
 
 def test_what_is_tied_can_not_be_tied_to_something_else():
     model = fl.nn.Sequential(*(fl.nn.Linear(2, 2) for _ in range(3))).tie({"layers.1.weight": "layers.0.weight"})
-    advice = "take that away first, with .untie('layers.1.weight')"
+    advice = "take that tie away first, with .untie('layers.1.weight')"
     shown = ALREADY.format(cls="Sequential", path="layers.1.weight", source="layers.0.weight", advice=advice)
     with pytest.raises(ValueError, match=re.escape(shown)):
         model.tie({"layers.1.weight": "layers.2.weight"})
@@ -543,7 +543,7 @@ def test_what_is_tied_can_not_be_tied_to_something_else():
 def test_what_a_module_inside_has_tied_can_not_be_tied_to_something_else():
     model = Wrapped(tied_model(), mx.ones((WORDS, DIMS)))
     assert model.tie({"inner.head.weight": "inner.embedding.weight"}) is model
-    advice = "take that away first, with .untie() of the module inside that has the tie"
+    advice = "take that tie away first, with .untie() of the module inside that has the tie"
     shown = ALREADY.format(cls="Wrapped", path="inner.head.weight", source="inner.embedding.weight", advice=advice)
     with pytest.raises(ValueError, match=re.escape(shown)):
         model.tie({"inner.head.weight": "scale"})

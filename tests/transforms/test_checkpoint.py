@@ -7,7 +7,7 @@ import pytest
 
 import frostleaf as fl
 
-NOT_CALLABLE = "fl.checkpoint takes a function, a method or a module that can be called, and was given {kind}"
+NOT_CALLABLE = "fl.checkpoint takes a function, a method or a callable module, and was given {kind}"
 
 X = mx.array([[1.0, 2.0], [3.0, 4.0]])
 

@@ -8,7 +8,7 @@ from frostleaf.transforms.gradients import NOTHING_TRAINABLE
 
 NO_DERIVATIVE = "{path} is given a tangent, and is not differentiated: it is {reason}. Give None there"
 NOT_A_TUPLE = "fl.{of} takes {what} as a tuple with a tree for each argument, and was given {given}"
-STRAY = "a cotangent goes with no array of the result of {fn}: {given} were given and {used} have a place"
+STRAY = "{given} cotangents were given, and the result of {fn} has an array for {used} of them"
 UNLIKE = "the {what} of {path} is {given}, and must be {expected} or None"
 WRONG_COUNT = "fl.{of} was given {primals} primals and {tangents} tangents"
 MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."

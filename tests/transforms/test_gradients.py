@@ -14,7 +14,7 @@ NAMED_TWICE = "can't differentiate {fn} with respect to arguments {argnums}: one
 NO_ARGUMENT = "can't differentiate {fn} with respect to argument {number}: it was called with {count} positional arguments"
 NO_AUX = "{fn} must return a pair (value, aux) when has_aux=True, and returned {given}"
 NO_NAME = "can't differentiate {fn} with respect to argument {name!r}: it was called with {given}"
-NOT_A_SCALAR = "{fn} must return a scalar floating-point array to be differentiated, and returned {given}{advice}"
+NOT_A_SCALAR = "{fn} must return a scalar floating-point array, and returned {given}{advice}"
 
 X = mx.array([[1.0, 2.0], [3.0, 4.0]])
 

@@ -10,7 +10,7 @@ import frostleaf as fl
 from frostleaf import optim
 from frostleaf.core.words import describe
 
-NOT_FLOATING = "{name} of fl.Policy is a floating-point mx.Dtype, such as mx.bfloat16, and was given as {given}"
+NOT_FLOATING = "{name} of fl.Policy must be a floating-point mx.Dtype, such as mx.bfloat16, and is {given}"
 
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 

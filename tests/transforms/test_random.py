@@ -8,7 +8,7 @@ import pytest
 import frostleaf as fl
 from frostleaf.transforms.random import restore_state, saved_state
 
-NOT_A_KEY = "fl.rng takes one key, such as mx.random.key(seed) returns, u32[2], and was given {given}"
+NOT_A_KEY = "fl.rng takes one key, u32[2], as from mx.random.key(seed), and was given {given}"
 
 KEY = mx.random.key(3)
 

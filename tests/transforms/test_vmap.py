@@ -11,9 +11,9 @@ import frostleaf as fl
 from frostleaf.transforms.jit.captured import HIDDEN, RUNS_LATER
 from frostleaf.transforms.vmap import RECORDED
 
-DIFFERS = "out_axes has None for {path} of the result of {fn}, which depends on the mapped arguments. Give it an axis."
+DIFFERS = "out_axes has None for {path} of {fn}, which depends on the mapped arguments. Give it an axis."
 NO_AXIS = "can't map {fn} over axis {axis} of {path}, which is {array}"
-NO_OUT_AXIS = "can't put the mapped axis at {axis} in the result of {fn}: {path} is {array} for each example"
+NO_OUT_AXIS = "can't put the mapped axis at {axis} in {path} of {fn}, which is {array} for each example"
 NOT_AXES = "{name} must be an integer, None or {tree} of them, and {path} is {given}"
 NOTHING_MAPPED = "{fn} has nothing to map over: no array in its positional arguments has an axis in in_axes={in_axes!r}"
 ONE_TREE = "in_axes must be an integer, None or a tuple with an entry for each positional argument, and is {given}"
@@ -186,7 +186,7 @@ TREE = {"a": mx.zeros((2, 3)), "b": (mx.zeros(3), "text")}
         (lambda: fl.vmap(function, 0, 1.5)(X),
          NOT_AXES.format(name="out_axes", tree="a tree", path="the result", given="1.5")),
         (lambda: fl.vmap(function, 0, 4)(X), NO_OUT_AXIS.format(axis=4, fn="function", path="the result", array="f32[3,4]")),
-        (lambda: fl.vmap(lambda x: {"y": x + 1}, 0, {"y": None})(X), DIFFERS.format(path="y", fn="<lambda>")),
+        (lambda: fl.vmap(lambda x: {"y": x + 1}, 0, {"y": None})(X), DIFFERS.format(path="y of the result", fn="<lambda>")),
         (lambda: fl.vmap(function, 0, None)(X), DIFFERS.format(path="the result", fn="function")),
         (lambda: fl.vmap(function, 0, [0])(TREE["a"][None]),
          NOT_AXES.format(name="out_axes", tree="a tree", path="the result", given="[0]")),

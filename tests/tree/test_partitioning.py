@@ -108,7 +108,7 @@ def test_an_array_object_at_two_places_is_divided_by_place() -> None:
 def test_combining_trees_of_different_shapes_is_an_error_that_shows_where(
     trees: tuple[Any, ...], number: int, difference: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"tree {number} is not of the same structure as the first") as caught:
+    with pytest.raises(ValueError, match=f"tree {number} does not have the structure of the first") as caught:
         fl.tree.combine(*trees)
     assert difference in str(caught.value)
 

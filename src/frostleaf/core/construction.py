@@ -1,22 +1,26 @@
-"""Instances made and changed: what a field may hold is checked here, and nowhere else."""
+"""Finishing instances, and changing them in copies. What a field may hold is checked here and nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import functools
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import attrs
-import mlx.core as mx
 import mlx.nn
 import optree
 
 from . import ties as ties_
-from .containers import arrays_in, freeze_containers, static_key
-from .instance import Instance, Metadata, Ties, children_of, field_values, is_instance, metadata_of, set_level
+from .containers import freeze_containers, static_key
+from .hidden import find_hidden, is_foreign_array
+from .instance import Instance, Metadata, Ties, children_of, field_values, is_finished, is_instance, metadata_of, set_level
 from .pickling import from_picklable
 from .registration import NAMESPACE
-from .words import class_name, describe, nearest
+from .shapes import LEAF
+from .words import class_name, describe, keystr, nearest
 
 N = TypeVar("N", bound=Instance)
 
@@ -30,18 +34,18 @@ def evolve(
     ties: Ties | None = None,
     convert: bool = True,
 ) -> N:
-    """Return the node with some fields, its mode, its frozen names or its ties changed; the node itself if nothing is.
+    """Change fields, the mode, the frozen names or the ties in a copy; return the node itself if nothing changes.
 
-    The converters and validators of the fields that change are run, unless ``convert`` is false.
+    The converters and validators of the fields that change run, unless ``convert`` is false.
 
     Raises:
-        TypeError: If a name isn't a field, or a value can't be held by its field.
+        TypeError: If a name isn't a field, or a field can't hold its value.
         ValueError: If a tied place is gone or tied twice, or the places of a tie were given different arrays.
     """
     cls = type(node)
     metadata = metadata_of(node)
     old = field_values(node)
-    # A child with its tied places taken out, as the tree has it, is no change.
+    # A child as the tree has it, with None at its tied places, is no change.
     in_tree = children_of(node) if metadata.ties else old
     changed: dict[str, Any] = {}
     for name, value in changes.items():
@@ -71,9 +75,9 @@ def close(
     ties: Ties = (),
     old: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Finish an instance: make what the changed fields hold immutable, check that they may hold it, and set its metadata.
+    """Finish an instance: make the values of the changed fields immutable, check them, and set the metadata.
 
-    Where the instance has ties, ``old`` is what its fields held before the change.
+    If the instance has ties, ``old`` is what its fields held before the change.
     """
     cls, definition = type(node), node.__frostleaf__
     values = node.__dict__
@@ -92,7 +96,7 @@ def close(
 
 
 def restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> N:
-    """Return an instance from what it was pickled as."""
+    """Make an instance from its pickled state."""
     node = _blank(cls, {name: from_picklable(value) for name, value in values.items()})
     close(node, values, training, frozen, ties)
     return node
@@ -114,54 +118,74 @@ def field_of(cls: type[Instance], name: str) -> attrs.Attribute[Any]:
 
 
 def checked(node: Instance, attribute: attrs.Attribute[Any], value: Any) -> Any:
-    """Return the value as the field's converter makes it, if its validators accept it."""
+    """Run a field's converter and validators on a value, and return what the converter makes of it."""
     value = attrs.setters.convert(cast(Any, node), attribute, value)
     return attrs.setters.validate(cast(Any, node), attribute, value)
 
 
-# The first words of each: Class.field.
 ARRAY_IN_STATIC = (
-    "{place} is a static field and was given an array ({array}). Static values are structure, compared and hashed; "
-    "an array belongs in a bare annotation (a parameter) or in fl.buffer()."
+    "{place} is a static field and was given {hidden}. Static values are structure, compared and hashed; an array belongs in a "
+    "bare annotation (a parameter) or in fl.buffer()."
 )
 UNHASHABLE = (
-    "{place} is a static field and was given {value!r}, a {kind} that can't be hashed ({error}). Give the class "
-    "__eq__ and __hash__, or keep what it says in numbers, strings and tuples."
+    "{place} is a static field and was given {value}, a {kind} that can't be hashed ({error}). Give the class "
+    "__eq__ and __hash__, or store numbers, strings and tuples instead."
 )
 
 
 def _check_static(cls: type[Instance], name: str, value: Any) -> None:
     place = f"{cls.__name__}.{name}"
-    for array in arrays_in(value):
-        raise TypeError(ARRAY_IN_STATIC.format(place=place, array=describe(array)))
+    if hidden := find_hidden(value):
+        array = f"an array ({describe(hidden.value)}){f' at {keystr(hidden.path)}' if hidden.path else ''}"
+        raise TypeError(ARRAY_IN_STATIC.format(place=place, hidden=array))
     try:
         hash(static_key(value))
     except TypeError as error:
-        shown = UNHASHABLE.format(place=place, value=value, kind=type(value).__name__, error=error)
-        raise TypeError(shown) from None
+        kind = type(value).__name__
+        raise TypeError(UNHASHABLE.format(place=place, value=describe(value), kind=kind, error=error)) from None
 
 
 def _check_child(cls: type[Instance], name: str, value: Any) -> None:
-    # A node has checked its own fields.
+    # A module inside has checked its own fields.
     for leaf in optree.tree_leaves(value, is_instance, namespace=NAMESPACE):
-        if isinstance(leaf, mx.array | Instance):
+        if isinstance(leaf, LEAF) or (isinstance(leaf, Instance) and is_finished(leaf)):
             continue
-        if hasattr(leaf, "__array__") and type(leaf).__hash__ is None:
-            reason = "; the leaves of a module are mx.array. Pass mx.array(...) of it."
+        if isinstance(leaf, Instance):
+            reason = (
+                " of the module that is being built, which can't hold itself or its methods. Call them in __call__ instead."
+            )
+        elif is_foreign_array(leaf):
+            reason = "; the leaves of a module are mx.array. Convert it with mx.array(...)."
         elif isinstance(leaf, mlx.nn.Module):  # type: ignore[attr-defined]
             reason = ", which frostleaf can't look into. Use the layer of that name in fl.nn."
         elif isinstance(leaf, Mapping | list):
             reason = (
-                ", which frostleaf can't look into. Give a plain dict or list of it, or register its class with "
+                ", which frostleaf can't look into. Convert it to a plain dict or list, or register its class with "
                 "fl.register_pytree_node."
             )
+        elif isinstance(leaf, Iterator):
+            reason = ", which can be gone through once. Give a list of what it yields."
+        elif hidden := find_hidden(leaf):
+            where = f"holds {hidden} where it would not be trained, cast or saved"
+            reason = f", which {where}. {_advice(leaf)}"
         else:
             continue
-        raise TypeError(f"{cls.__name__}.{name} was given a {class_name(leaf)}{reason}")
+        given = "a method" if isinstance(value, types.MethodType) else f"a {class_name(leaf)}"
+        raise TypeError(f"{cls.__name__}.{name} was given {given}{reason}")
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, types.FunctionType | functools.partial):
+        return "Make it a method, or a module that holds the arrays in fields."
+    if isinstance(value, set | frozenset):
+        return "Give a list or a tuple."
+    if dataclasses.is_dataclass(value) or attrs.has(type(value)):
+        return "Register its class with fl.register_dataclass, or make it an fl.Module."
+    return "Make its class an fl.Module, or register it with fl.register_pytree_node."
 
 
 def _same(cls: type[Instance], name: str, value: Any, old: Any) -> bool:
-    """Return whether a field would be the same with ``value`` in it: the same object, or an equal static value."""
+    """Return whether ``value`` would leave a field unchanged: it is the same object, or an equal static value."""
     return value is old or (name in cls.__frostleaf__.static and static_key(value) == static_key(old))
 
 

@@ -1,7 +1,4 @@
-"""The definition: what happens as a class of frozen trees is made, and while an instance is built.
-
-The one place where classes are changed as they are made.
-"""
+"""The definition: what happens when a class of frozen trees is defined, and while an instance is built."""
 
 from __future__ import annotations
 
@@ -26,7 +23,15 @@ N = TypeVar("N", bound="Node")
 
 
 class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
-    """The ``FrozenInstanceError`` of attrs, with a message that says which class and field, and what to call instead."""
+    """Raised if a finished module is changed: attrs' ``FrozenInstanceError``, with a message that says what to call instead.
+
+    >>> import frostleaf as fl
+    >>> fl.nn.Linear(2, 2).bias = None
+    Traceback (most recent call last):
+    ...
+    frostleaf.core.definition.FrozenModuleError: can't set Linear.bias: a finished module never changes. .replace(bias=...)
+    returns a new module that shares the rest.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__()
@@ -55,8 +60,10 @@ class Node(Instance):
             raise FrozenModuleError(_frozen("delete", type(self), name))
 
     def _set_training_mode(self: N, mode: bool) -> N:
-        """Return the node in a mode; what it holds is in it already. A layer that keeps its arrays otherwise in each mode
-        overrides this, as in MLX, and returns what it makes of ``super()._set_training_mode(mode)``.
+        """Put the node in a mode, in a copy; everything inside is in that mode already.
+
+        A layer that stores its arrays differently in each mode overrides this, as in MLX, and returns an edit of
+        ``super()._set_training_mode(mode)``.
         """
         return evolve(self, training=mode)
 
@@ -69,12 +76,14 @@ class Node(Instance):
 def _frozen(verb: str, cls: type[Node], name: str) -> str:
     advice = ".train(mode)" if name == "training" else ".replace(...)"
     advice = f".replace({name}=...)" if name in cls.__frostleaf__.fields else advice
-    rule = "a finished module never changes"
-    return f"can't {verb} {cls.__name__}.{name}: {rule}. {advice} returns a new module that shares the rest."
+    return (
+        f"can't {verb} {cls.__name__}.{name}: a finished module never changes. {advice} returns a new module that shares the "
+        "rest."
+    )
 
 
 HIDDEN = (
-    "{cls} declares a field {name!r}, and a base class has a property of that name, which would be read in its place. "
+    "{cls} declares a field {name!r}, and a base class has a property of that name, which would be read instead. "
     "Choose another name, or leave the declaration to the base class."
 )
 
@@ -83,7 +92,7 @@ def _define(cls: type[Node], init: bool) -> None:
     own = _handwritten_init(cls)
     handwritten = own is not None
     inherits_replace = "__replace__" not in cls.__dict__
-    # A hand-written constructor takes what it likes, so the order of the fields' defaults is free: kw_only says so to attrs.
+    # A hand-written constructor takes any arguments, so fields with defaults may come first: kw_only tells attrs so.
     attrs.define(
         cls,
         frozen=True,
@@ -94,7 +103,7 @@ def _define(cls: type[Node], init: bool) -> None:
         kw_only=handwritten,
         auto_attribs=True,
     )
-    # attrs has put its own methods here; Node and Module have better ones.
+    # attrs has put its own here; Node's and Module's are better.
     del cls.__setattr__, cls.__delattr__
     if inherits_replace and "__replace__" in cls.__dict__:
         del cls.__replace__  # type: ignore[attr-defined]
@@ -108,8 +117,10 @@ def _define(cls: type[Node], init: bool) -> None:
     root = next(base for base in reversed(cls.__mro__) if issubclass(base, Node) and base is not Node)
     for name in declared:
         if hasattr(root, name):
-            hides = f"{cls.__name__} declares a field {name!r}, which hides {root.__name__}.{name} of every module"
-            raise TypeError(f"{hides}. Choose another name.")
+            raise TypeError(
+                f"{cls.__name__} declares a field {name!r}, which hides {root.__name__}.{name} of every module. Choose another "
+                "name."
+            )
         if inspect.isdatadescriptor(inspect.getattr_static(cls, name, None)):
             raise TypeError(HIDDEN.format(cls=cls.__name__, name=name))
     static = tuple(name for name, field in declared.items() if fields.kind(field) == "static")
@@ -117,7 +128,7 @@ def _define(cls: type[Node], init: bool) -> None:
     cls.__frostleaf__ = Definition(
         fields=declared,
         children=children,
-        # In C, since it is called for every module of a tree; for fewer than two names itemgetter returns no tuple.
+        # itemgetter runs in C, and pick runs for every module of a tree; for fewer than two names itemgetter returns no tuple.
         pick=itemgetter(*children) if len(children) > 1 else lambda values: tuple([values[name] for name in children]),
         static=static,
         frozen=tuple(name for name, field in declared.items() if fields.frozen(field)),
@@ -138,7 +149,7 @@ def _define(cls: type[Node], init: bool) -> None:
 
 
 def _handwritten_init(cls: type) -> Callable[..., None] | None:
-    """Return the ``__init__`` that somebody wrote for ``cls`` or a base, if there is one: no generated one hides it."""
+    """Return the hand-written ``__init__`` of ``cls`` or a base, if there is one: a generated one does not hide it."""
     for base in cls.__mro__:
         init = base.__dict__.get("__init__")
         if init is None or base is object or getattr(base, "_is_protocol", False):
@@ -149,7 +160,7 @@ def _handwritten_init(cls: type) -> Callable[..., None] | None:
 
 
 def _assembler(cls: type[Node], children: Iterable[str], static: Iterable[str]) -> Callable[[Metadata, Iterable[Any]], Any]:
-    # Written out for each class, which halves the time it takes to put a tree together; a loop over the names does the same.
+    # A loop over the names would do the same; written out for each class it takes half the time to put a tree together.
     targets = ", ".join(f"values[{name!r}]" for name in children)
     sources = [f"    values[{name!r}] = static[{name!r}]" for name in static]
     lines = [
@@ -180,7 +191,7 @@ NO_EVOLVE = (
 
 
 def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None]:
-    """Return ``init`` so that the node is open to assignment while it runs and finished when the outermost one returns."""
+    """Wrap ``init`` so that the node is open to assignment while it runs, and finished when the outermost one returns."""
 
     @functools.wraps(init)
     def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807

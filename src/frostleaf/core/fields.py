@@ -13,13 +13,13 @@ CAST = "frostleaf.cast"
 
 
 def parameter(*, frozen: bool = False, **options: Any) -> Any:
-    """Return a field that holds parameters: arrays, modules, and tuples or mappings of them.
+    """Declare a field of parameters: arrays, modules, and tuples or mappings of them.
 
     A bare annotation means the same; call this to give the field a default, a factory, a converter or a validator.
 
     Args:
-        frozen: Whether the field is frozen in a new module, as if :meth:`Module.freeze` had been called with its name;
-            ``unfreeze`` makes it trainable. Default: ``False``.
+        frozen: Whether the field starts out frozen, as by :meth:`Module.freeze` with its name; ``unfreeze`` makes it
+            trainable. Default: ``False``.
         **options: What :func:`attrs.field` accepts.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -32,17 +32,17 @@ def parameter(*, frozen: bool = False, **options: Any) -> Any:
 
 
 def buffer(*, persistent: bool = True, cast: bool = True, **options: Any) -> Any:
-    """Return a field that holds arrays which are part of the model but never trained, such as running statistics.
+    """Declare a field of arrays that belong to the model but are never trained, such as running statistics.
 
     A buffer is a leaf of the tree like a parameter: it is cast, mapped and passed through ``jit``. It is not among the
     trainable parameters, frozen or not.
 
     Args:
         persistent: Whether the arrays are among :meth:`Module.parameters` and are saved with them. ``False`` is for what is
-            computed again when a model is built, such as rotary tables. Default: ``True``.
+            computed whenever a model is built, such as rotary tables. Default: ``True``.
         cast: Whether :meth:`Module.astype` casts the arrays by default. ``False`` is for numbers that say how others are
-            stored, such as the scales of quantized weights: they are cast only if the caller gives a predicate of their own
-            that says so, or selects them. Default: ``True``.
+            stored, such as the scales of quantized weights: they are cast only if the caller selects them, or gives a
+            predicate that accepts them. Default: ``True``.
         **options: What :func:`attrs.field` accepts.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -55,10 +55,10 @@ def buffer(*, persistent: bool = True, cast: bool = True, **options: Any) -> Any
 
 
 def static(**options: Any) -> Any:
-    """Return a field that holds metadata: a hashable value that is part of the model's structure and never an array.
+    """Declare a field of metadata: a hashable value that is part of the model's structure and never an array.
 
-    Two models are of one structure only if their static values are equal, so ``jit`` traces again when one differs.
-    Lists, dicts and sets are made immutable first and may then be used as well.
+    Two models have the same structure only if their static values are equal, so ``jit`` traces again when one differs.
+    Lists, dicts and sets are allowed too: they are made immutable.
 
     Args:
         **options: What :func:`attrs.field` accepts.
@@ -86,7 +86,7 @@ def persistent(attribute: attrs.Attribute[Any]) -> bool:
 
 
 def frozen(attribute: attrs.Attribute[Any]) -> bool:
-    """Return whether the field is frozen in a new module."""
+    """Return whether the field starts out frozen."""
     return bool(attribute.metadata.get(FROZEN, False))
 
 

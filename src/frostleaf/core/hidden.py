@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from .instance import Instance, level_of
+from .shapes import LEAF
 from .words import describe, keystr
 
-# What holds nothing, and is found in fields most often.
+# Values that hold nothing, among the most frequent in fields.
 _PLAIN = (
     type(None),
     bool,
@@ -28,11 +29,12 @@ _PLAIN = (
     types.BuiltinFunctionType,
     enum.Enum,
 )
+_PLAIN_TYPES = {*_PLAIN, types.FunctionType}
 _DEEPEST = 8
 
 
 class Hidden(NamedTuple):
-    """An array or a module inside a value: the attributes, variables and keys that lead to it, and what it is."""
+    """An array or a module inside a value, and the attributes, variables and keys that lead to it."""
 
     path: tuple[str, ...]
     value: Any
@@ -43,21 +45,21 @@ class Hidden(NamedTuple):
 
 
 def find_hidden(value: Any) -> Hidden | None:
-    """Return the first array, or module with arrays, inside a value; ``None`` if there is none.
+    """Find the first array, or module with arrays, inside a value; return ``None`` if there is none.
 
-    Looks into containers, the attributes of objects, the closure and defaults of functions, what methods and partial functions
-    are bound to; not into global variables, classes and Python modules. Nothing is called.
+    It looks into containers, attributes of objects, closures and defaults of functions, and what methods and partial functions
+    are bound to; not into global variables, classes or Python modules. Nothing is called.
 
     >>> find_hidden(functools.partial(mx.add, mx.zeros(2))), find_hidden(functools.partial(mx.add, 1))
     (Hidden(path=('args', '0'), value=array([0, 0], dtype=float32)), None)
     """
     if isinstance(value, _PLAIN):
         return None
-    # Breadth first, so that the shortest path is told.
+    # Breadth first, to find the shortest path.
     found: list[tuple[tuple[str, ...], Any]] = [((), value)]
     seen: set[int] = set()
     for path, each in found:
-        if isinstance(each, mx.array) or is_foreign_array(each) or (isinstance(each, Instance) and _has_arrays(each)):
+        if isinstance(each, LEAF) or is_foreign_array(each) or (isinstance(each, Instance) and _has_arrays(each)):
             return Hidden(path, each)
         if isinstance(each, _PLAIN) or id(each) in seen or len(path) == _DEEPEST:
             continue
@@ -67,14 +69,14 @@ def find_hidden(value: Any) -> Hidden | None:
 
 
 def is_foreign_array(value: Any) -> bool:
-    """Return whether a value is an array of another library, such as NumPy's or PyTorch's; their scalars are numbers.
+    """Return whether a value is an array of another library, such as NumPy or PyTorch. Their scalars count as numbers.
 
     >>> import numpy as np
     >>> is_foreign_array(np.zeros(2)), is_foreign_array(np.float32(1)), is_foreign_array(mx.zeros(2)), is_foreign_array("text")
     (True, False, False, False)
     """
     kind = type(value)
-    if kind in _PLAIN or isinstance(value, mx.array):
+    if kind in _PLAIN_TYPES or isinstance(value, LEAF):
         return False
     return hasattr(kind, "__dlpack__") or (hasattr(kind, "__array__") and kind.__hash__ is None)
 
@@ -88,7 +90,7 @@ def _has_arrays(node: Instance) -> bool:
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each thing that a value holds itself."""
+    """Yield the name and the value of everything that a value holds directly."""
     if isinstance(value, Instance):
         return
     if isinstance(value, types.FunctionType):
@@ -134,5 +136,5 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
 def _tried(items: Any) -> Iterable[Any]:
     try:
         return list(items())
-    except Exception:  # of a mapping with ways of its own
+    except Exception:  # an unusual mapping
         return ()

@@ -1,4 +1,4 @@
-"""The instance: what every frozen tree keeps beside its fields."""
+"""The instance: what every frozen tree keeps besides its fields."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .registration import NAMESPACE
 from .words import Path, describe
 
 I = TypeVar("I", bound="Instance")  # noqa: E741
-# The tied places in a module: the path of each, and the path of the array that stands there too.
+# A module's ties: the path of each tied place, and the path of its source.
 Ties = tuple[tuple[Path, Path], ...]
 
-# In the __dict__ of an instance that is open to assignment. No field has this name, which is not an identifier.
+# A key in the __dict__ of an instance that is open to assignment. It is not an identifier, so no field has this name.
 OPEN = "<open>"
 
 _building = threading.RLock()
@@ -29,7 +29,7 @@ _building = threading.RLock()
 class Metadata:
     """A module's own part of its structure: its static values, its mode, the names of its frozen fields, and its ties.
 
-    Equal when interchangeable (:func:`~frostleaf.core.containers.static_key`).
+    Two are equal if they are interchangeable, by :func:`~frostleaf.core.containers.static_key`.
     """
 
     __slots__ = ("_hash", "_key", "frozen", "static", "ties", "training")
@@ -68,23 +68,23 @@ class Metadata:
         return f"Metadata({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __reduce__(self) -> Any:
-        # The hash is made anew: that of a string is another in each process.
+        # The hash is computed again, since a string's hash differs from process to process.
         static = {name: to_picklable(value) for name, value in self.static.items()}
         return _metadata, (static, self.training, self.frozen, self.ties)
 
 
 @attrs.frozen
 class Definition:
-    """What is known of a class of frozen trees.
+    """What frostleaf knows about a class of frozen trees.
 
     Attributes:
-        fields: Its fields by name, in order.
-        children: The names of those whose values are children in the tree.
-        pick: Returns the values of these, as a tuple, from a dict of fields.
-        static: The names of those whose values are structure.
-        frozen: The names of those that are frozen in a new instance.
-        assemble: Makes a finished instance of metadata and children as they are: nothing is converted or checked.
-        deferrable: Whether an instance may be put together when it is first looked into, which is when ``__getattr__`` runs.
+        fields: All fields by name, in order.
+        children: The names of the fields whose values are children in the tree.
+        pick: Returns the values of ``children``, as a tuple, from a dict of fields.
+        static: The names of the fields whose values are structure.
+        frozen: The names of the fields that start out frozen.
+        assemble: Makes a finished instance from metadata and children as they are: nothing is converted or checked.
+        deferrable: Whether an instance may be put together late, when ``__getattr__`` runs because its fields are missing.
     """
 
     fields: Mapping[str, attrs.Attribute[Any]]
@@ -97,11 +97,11 @@ class Definition:
 
 
 class Instance:
-    """The state of a frozen tree: its fields, which are in its ``__dict__``, and two slots.
+    """The state of a frozen tree: its fields, in its ``__dict__``, and two slots.
 
-    ``_frostleaf_level`` has its metadata, once it is finished and put together, and its children, once they have been asked
-    for; a tied array is in the ``__dict__`` at all its places, and in the children at one. ``_frostleaf_flat`` has its leaves
-    and its structure, once it has been flattened, or if it was made of them.
+    ``_frostleaf_level`` holds its metadata once it is finished and put together, with its children once something has asked for
+    them. A tied array is in the ``__dict__`` at all its places, and among the children at one. ``_frostleaf_flat`` holds its
+    leaves and structure once it has been flattened, or from the start if it was made from them.
     """
 
     __slots__ = ("_frostleaf_flat", "_frostleaf_level")
@@ -111,8 +111,8 @@ class Instance:
     if not TYPE_CHECKING:  # a checker that saw this would take every name for an attribute
 
         def __getattr__(self, name: str) -> Any:
-            # Reached only by a name that is not there. The instance may not have been put together yet, or its __init__ is
-            # still running and the field has a default.
+            # Called for missing names only. The instance may not have been put together yet, or its __init__ is still running
+            # and the field has a default.
             if name == "_frostleaf_level" or flat_kept(self) is not None:
                 level_of(self)
             field = type(self).__frostleaf__.fields.get(name)
@@ -128,7 +128,7 @@ class Instance:
 
     def __dir__(self) -> Any:
         if flat_kept(self) is not None:
-            level_of(self)  # completion is to show the fields, which one that has not been put together does not have
+            level_of(self)  # puts it together, so that completion shows the fields
         return super().__dir__()
 
     def __copy__(self: I) -> I:
@@ -173,12 +173,12 @@ def is_built(node: Instance) -> bool:
 
 
 def is_finished(node: Instance) -> bool:
-    """Return whether ``__init__`` has returned, so that the instance can't change any more."""
+    """Return whether the instance is finished: its ``__init__`` has returned, and it never changes again."""
     return is_built(node) or flat_kept(node) is not None
 
 
 def level_of(node: Instance) -> tuple[Metadata, tuple[Any, ...]]:
-    """Return the instance's metadata, and what is in its parameter and buffer fields, in order.
+    """Return the instance's metadata and its children: the values of its parameter and buffer fields, in order.
 
     Raises:
         TypeError: If its ``__init__`` is still running.
@@ -193,10 +193,10 @@ def level_of(node: Instance) -> tuple[Metadata, tuple[Any, ...]]:
     return level  # type: ignore[no-any-return]
 
 
-# Shown to somebody who calls a method of self in __init__.
+# For a method of self that is called in __init__.
 STILL_BUILDING = (
     "this {cls} is still being built: until its __init__ has returned it is not a tree, and can't be cast, frozen or "
-    "flattened. Do that to the finished module (what may never be trained is declared with fl.buffer())."
+    "flattened. Do that with the finished module, and declare what is never trained with fl.buffer()."
 )
 
 
@@ -205,7 +205,7 @@ def _put_together(node: Instance) -> Any:
     if flat is None:
         raise TypeError(STILL_BUILDING.format(cls=type(node).__name__))
     with _building:
-        if not is_built(node):  # or another thread was faster
+        if not is_built(node):  # another thread may have been faster
             built = node.__frostleaf__.assemble(*flat.level())
             node.__dict__.update(built.__dict__)
             set_level(node, _get_level(built))
@@ -222,12 +222,12 @@ def metadata_of(node: Instance) -> Metadata:
 
 
 def children_of(node: Instance) -> dict[str, Any]:
-    """Return what is in the instance's parameter and buffer fields, by name; an array that is tied at one of its places."""
+    """Return the instance's children by name: its parameter and buffer fields, with ``None`` at tied places."""
     return dict(zip(node.__frostleaf__.children, level_of(node)[1], strict=True))
 
 
 def field_values(node: Instance) -> dict[str, Any]:
-    """Return the instance's fields by name, in the order of their declaration.
+    """Return the instance's fields by name, in the order in which they are declared.
 
     Raises:
         TypeError: If its ``__init__`` is still running.
@@ -238,7 +238,7 @@ def field_values(node: Instance) -> dict[str, Any]:
 
 
 def names_above(name: str) -> Iterator[str]:
-    """Yield a dotted name, and each shorter one that leads to it."""
+    """Yield a dotted name and the names of all that it is inside of: ``"a.b"``, ``"a"``."""
     while name:
         yield name
         name = name.rpartition(".")[0]

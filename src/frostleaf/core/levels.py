@@ -1,4 +1,4 @@
-"""One level of any tree: a node's children, and how it is made again from others."""
+"""One level of a tree: a node's children, and how to make the node again from others."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import optree
 from .containers import static_key
 from .instance import Instance, level_of
 from .registration import NAMESPACE
+from .shapes import LEAF
 from .words import Path
 
 
 class Recipe:
-    """How a node that is no module is made again, as optree tells it: from its metadata and its children."""
+    """How optree makes a node that is not a module again, from metadata and children."""
 
     __slots__ = ("entries", "make", "metadata")
 
@@ -35,18 +36,18 @@ class Recipe:
         return static_key(_plain(self.metadata))
 
     def __reduce__(self) -> Any:
-        # How a node is made is known by its class, and told by any node of it.
+        # Pickled as an example: from any node of the class, optree tells how such nodes are made.
         node = self.make(self.metadata, [_EXAMPLE] * len(self.entries))
-        is_proxy = isinstance(node, MappingProxyType)  # which can't be pickled
+        is_proxy = isinstance(node, MappingProxyType)  # can't be pickled
         return _recipe_of, (dict(node) if is_proxy else node, is_proxy)
 
 
-# Stands for the children of a node that is pickled for its recipe.
+# Stands for each child of the node that a recipe is pickled as.
 _EXAMPLE = mx.array(0)
 
 
 class Level(NamedTuple):
-    """The children of a node, their names, and the function that makes the node again from other children."""
+    """A node's children, their names, and the function that makes the node again from other children."""
 
     entries: Sequence[Any]
     children: Sequence[Any]
@@ -54,13 +55,13 @@ class Level(NamedTuple):
 
 
 def one_level(value: Any) -> tuple[Any, Sequence[Any]] | None:
-    """Return a node's metadata and children; ``None`` for an array, ``None``, or a static value, which have no inside.
+    """Return a node's metadata and children, or ``None`` for what is not a node: an array, ``None``, a static value.
 
-    The metadata of a module is its :class:`~frostleaf.core.instance.Metadata`, that of other nodes a :class:`Recipe`.
+    A module's metadata is its :class:`~frostleaf.core.instance.Metadata`, another node's a :class:`Recipe`.
     """
     if isinstance(value, Instance):
         return level_of(value)
-    if value is None or isinstance(value, mx.array) or optree.tree_is_leaf(value, namespace=NAMESPACE):
+    if value is None or isinstance(value, LEAF) or optree.tree_is_leaf(value, namespace=NAMESPACE):
         return None
     children, metadata, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
     return Recipe(metadata, entries, make), children
@@ -72,7 +73,7 @@ def entries_of(kind: type, metadata: Any) -> Sequence[Any]:
 
 
 def tree_level(value: Any) -> Level | None:
-    """Return one level of a tree as it is flattened: of a module the parameter and buffer fields."""
+    """Return one level of a tree as :func:`one_level` opens it, or ``None`` for what is not a node."""
     node = one_level(value)
     if node is None:
         return None
@@ -84,9 +85,9 @@ def tree_level(value: Any) -> Level | None:
 
 
 def replace_at(value: Any, new: Mapping[Path, Any], level: Callable[[Any], Level | None] = tree_level) -> Any:
-    """Return the tree with other values at some paths; what lies on none of them is shared.
+    """Put new values at some paths of a tree, and share what lies on none of them.
 
-    A path that leads nowhere is passed over.
+    A path that leads nowhere is ignored.
 
     >>> replace_at({"a": (1, 2), "b": 3}, {("a", 1): 5})
     {'a': (1, 5), 'b': 3}

@@ -1,4 +1,4 @@
-"""What can't be pickled as it is, put so that it can."""
+"""Rewriting values that can't be pickled so that they can be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MLX_FUNCTIONS = {type(mx.tanh), type(mx.compile(mx.tanh))}
 
 
 class Named(NamedTuple):
-    """A value that is pickled as the name of an attribute of a module."""
+    """A value that is pickled by name, as an attribute of a module."""
 
     module: str
     name: str
@@ -32,7 +32,7 @@ class Bound(NamedTuple):
 
 
 def to_picklable(value: Any) -> Any:
-    """Return ``value`` so that it can be pickled: a mapping proxy, a dtype of MLX and a function of MLX can't as they are.
+    """Rewrite a value so that it can be pickled. Mapping proxies, and MLX's dtypes and functions, can't be pickled directly.
 
     >>> to_picklable((mx.float16, mx.tanh))
     (Named(module='mlx.core', name='float16'), Named(module='mlx.core', name='tanh'))
@@ -56,7 +56,7 @@ def to_picklable(value: Any) -> Any:
 
 
 def from_picklable(value: Any) -> Any:
-    """Return what :func:`to_picklable` was given, but for dicts in place of mapping proxies."""
+    """Undo :func:`to_picklable`, except that mapping proxies come back as dicts."""
     if isinstance(value, Named):
         return getattr(importlib.import_module(value.module), value.name)
     if isinstance(value, Bound):
@@ -71,7 +71,7 @@ def from_picklable(value: Any) -> Any:
 
 
 def is_importable(function: Any) -> bool:
-    """Return whether a function is what stands under its name in its module, so that it can be pickled as that name.
+    """Return whether a function can be pickled by name: it is what its module has under that name.
 
     >>> is_importable(mx.tanh), is_importable(mx.vmap(mx.tanh)), is_importable(lambda: None)
     (True, False, False)

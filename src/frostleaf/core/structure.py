@@ -1,4 +1,4 @@
-"""The structure of a tree: what is left of it when its arrays are taken out, and how it is put together again."""
+"""The structure of a tree: what is left when its arrays are taken out, and how the tree is put together again."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from typing import Any
 import mlx.core as mx
 
 from .containers import static_key
+from .hidden import is_foreign_array
 from .instance import Instance, Metadata, flat_kept, keep_flat, level_of
 from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
-from .words import Path, keystr
+from .shapes import LEAF, ShapeDtypeStruct
+from .words import Path, class_name, describe, keystr
 
 
 class Structure:
     """What is left of a tree when its arrays are taken out: classes, containers, names and static values.
 
-    Two structures are equal when everything in them is, types included; a structure can be hashed when its static values can.
+    Two structures are equal if everything in them is, types included; a structure can be hashed if its static values can.
 
     Args:
         spec: ``mx.array`` for a leaf, ``None`` for ``None``, a :class:`Static`, or for a node its class, its metadata and the
-            specs of its children: their number if all are arrays. A module's metadata is its
-            :class:`~frostleaf.core.instance.Metadata`, that of other nodes a :class:`~frostleaf.core.levels.Recipe`.
+            specs of its children, or just their number if all are arrays. A module's metadata is its
+            :class:`~frostleaf.core.instance.Metadata`, another node's a :class:`~frostleaf.core.levels.Recipe`.
         num_leaves: The number of arrays in a tree of this structure.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> fl.tree.structure({"a": mx.array(1), "b": (2, None)})
+    Structure({'a': *, 'b': (2, None)})
     """
 
     __slots__ = ("__weakref__", "_hash", "_names", "num_leaves", "spec")
@@ -46,7 +52,7 @@ class Structure:
         return self._names
 
     def static_values(self) -> Iterator[tuple[Path, Any]]:
-        """Yield the path and the value of whatever is neither an array nor a container."""
+        """Yield the path and the value of everything that is neither an array nor a container."""
         return ((path, spec.value) for path, spec in specs_in(self) if isinstance(spec, Static))
 
     def __eq__(self, other: object) -> bool:
@@ -58,7 +64,8 @@ class Structure:
         return self._hash
 
     def __repr__(self) -> str:
-        return f"Structure({unflatten(self.spec, iter([_Star()] * self.num_leaves))!r})"
+        stars = iter([_Shown("*")] * self.num_leaves)
+        return f"Structure({unflatten(self.spec, stars, lambda value: _Shown(describe(value)))!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self  # it never changes
@@ -95,7 +102,7 @@ class Signature:
 
 
 class Static:
-    """The spec of a number, a string, a function: of whatever is neither array nor container. Equal if interchangeable."""
+    """The spec of what is neither an array nor a container: a number, a string, a function. Equal if interchangeable."""
 
     __slots__ = ("value",)
 
@@ -113,7 +120,7 @@ class Static:
 
 
 class Deferred:
-    """The spec of a module that is put together when it is first looked into; with its signature, if that is known."""
+    """The spec of a module that is put together when something first looks inside it; with its signature, if known."""
 
     __slots__ = ("kind", "num_leaves", "signature", "structure")
 
@@ -127,7 +134,7 @@ class Deferred:
 class Flat:
     """A tree taken apart: its leaves and its structure. A module keeps its own, since neither can change.
 
-    A module that was made of leaves keeps these too. They may be no arrays, which :meth:`valid` finds out.
+    A module that was put together from leaves keeps those; they need not be arrays, which :meth:`valid` finds out.
     """
 
     __slots__ = ("_checked", "leaves", "signature", "structure")
@@ -141,32 +148,68 @@ class Flat:
         self._checked = checked
 
     def valid(self) -> bool:
-        """Return whether all leaves are arrays."""
+        """Return whether all leaves are ones."""
         if not self._checked:
-            self._checked = all(type(leaf) is _ARRAY for leaf in self.leaves)
+            self._checked = all(isinstance(leaf, LEAF) for leaf in self.leaves)
         return self._checked
 
     def signed(self) -> Signature:
-        """Return the structure with shapes and dtypes."""
+        """Return the structure with shapes and dtypes.
+
+        Raises:
+            TypeError: If one of the leaves has no numbers.
+        """
         if self.signature is None:
+            require_numbers(self)
             self.signature = Signature(self.structure, tuple([(leaf.shape, leaf.dtype) for leaf in self.leaves]))
         return self.signature
 
     def level(self) -> tuple[Any, list[Any]]:
-        """Return the metadata and the children of the module that this is."""
+        """Return the metadata and the children of the module that was taken apart."""
         _, metadata, specs = self.structure.spec
         leaves = iter(self.leaves)
         return metadata, [unflatten(spec, leaves) for spec in child_specs(specs)]
 
 
+def require_numbers(flat: Flat) -> None:
+    """Raise an error if one of the leaves is a ``ShapeDtypeStruct``.
+
+    Raises:
+        TypeError: If that is so; the message names the first.
+    """
+    for name, leaf in zip(flat.structure.leaf_names(), flat.leaves, strict=True) if _has_shapes(flat.leaves) else ():
+        if isinstance(leaf, ShapeDtypeStruct):
+            raise TypeError(f"{name or 'it'} is a ShapeDtypeStruct, {leaf!r}, and has no numbers to compute with")
+
+
+def _has_shapes(leaves: list[mx.array]) -> bool:
+    return ShapeDtypeStruct in {*map(type, leaves)}
+
+
 _ARRAY = mx.array  # found faster than in mx, by the loops that look at every array
 
 
+class ForeignArrayError(TypeError):
+    """Raised where a tree has an array of NumPy or another library, which is no leaf."""
+
+
 def flat_of(tree: Any) -> Flat:
-    """Return the tree taken apart, as it is kept with a module."""
+    """Return the tree taken apart, as it is kept with a module.
+
+    Raises:
+        TypeError: If there is an array of another library in it; the message has its path.
+    """
     leaves: list[mx.array] = []
     if not isinstance(tree, Instance):
-        return Flat(leaves, Structure(_flatten_around(tree, leaves), len(leaves)))
+        try:
+            return Flat(leaves, Structure(_flatten_around(tree, leaves), len(leaves)))
+        except ForeignArrayError:
+            path, value = next(_foreign_arrays((), tree))
+            place = f" at {keystr(path)}" if path else ""
+            given = f"{class_name(value)} of shape {getattr(value, 'shape', None)}{place}"
+            raise ForeignArrayError(
+                f"{given} is no leaf of a tree: leaves are mx.array. Convert it with mx.array(...)."
+            ) from None
     flat = flat_kept(tree)
     if flat is None or not flat.valid():
         structure = Structure(_flatten(tree, leaves), len(leaves))
@@ -176,27 +219,35 @@ def flat_of(tree: Any) -> Flat:
 
 
 def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
-    """As :func:`_flatten`, for what is not in a module: a module found here is kept with its leaves, as its own structure."""
+    """As :func:`_flatten`, around modules: a module found here keeps its leaves and structure, which stands as its spec."""
     if isinstance(value, Instance):
         flat = flat_of(value)
         leaves += flat.leaves
         return flat.structure
-    node = None if isinstance(value, mx.array) else one_level(value)
+    node = None if isinstance(value, LEAF) else one_level(value)
     if node is None:
         return _flatten(value, leaves)
     metadata, children = node
     for child in children:
-        if type(child) is not _ARRAY:
+        if type(child) is not _ARRAY and type(child) is not ShapeDtypeStruct:
             return type(value), metadata, tuple([_flatten_around(child, leaves) for child in children])
     leaves += children
     return type(value), metadata, len(children)
 
 
+def _foreign_arrays(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
+    if is_foreign_array(value):
+        yield path, value
+    node = None if isinstance(value, Instance) else one_level(value)  # a module has none, which is checked as it is built
+    for entry, child in zip(entries_of(type(value), node[0]), node[1], strict=True) if node else ():
+        yield from _foreign_arrays((*path, entry), child)
+
+
 def _flatten(value: Any, leaves: list[mx.array]) -> Any:
     """Append the arrays in ``value`` to ``leaves`` and return its spec.
 
-    This is ``optree.tree_flatten``, in a fraction of its time: a module is opened without asking optree, and its arrays are not
-    looked up in the registry one by one.
+    The same as ``optree.tree_flatten`` in a fraction of the time: modules are opened without asking optree, and their arrays
+    are not looked up in the registry one by one.
     """
     if isinstance(value, Instance):
         level = value._frostleaf_level  # type: ignore[attr-defined]
@@ -204,20 +255,22 @@ def _flatten(value: Any, leaves: list[mx.array]) -> Any:
     else:
         node = one_level(value)
         if node is None:
-            if isinstance(value, mx.array):
-                leaves.append(value)
+            if isinstance(value, LEAF):
+                leaves.append(value)  # type: ignore[arg-type]
                 return mx.array
+            if is_foreign_array(value):
+                raise ForeignArrayError
             return None if value is None else Static(value)
         metadata, children = node
     for child in children:
-        if type(child) is not _ARRAY:
+        if type(child) is not _ARRAY and type(child) is not ShapeDtypeStruct:
             return type(value), metadata, tuple([_flatten(child, leaves) for child in children])
     leaves += children
     return type(value), metadata, len(children)
 
 
 def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None = None) -> Any:
-    """Return the tree of a structure or a spec with leaves from an iterator, and ``static(value)`` for each static value."""
+    """Put a tree together from a structure or a spec, leaves from an iterator, and ``static(value)`` for each static value."""
     if type(spec) is tuple:
         kind, metadata, specs = spec
         if type(specs) is int:
@@ -245,7 +298,7 @@ def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | N
 
 
 def defer(spec: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:
-    """Return the spec of a tree so that its modules are put together when they are first looked into.
+    """Return the spec of a tree whose modules are put together when something first looks inside them.
 
     Args:
         spec: The spec of a structure, as :func:`flat_of` makes it.
@@ -280,15 +333,15 @@ def specs_in(spec: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def child_specs(specs: Any) -> Sequence[Any]:
-    """Return the spec of each child of a node, where their number stands for arrays."""
+    """Return the spec of each child of a node; a number stands for that many arrays."""
     return (mx.array,) * specs if isinstance(specs, int) else specs
 
 
-class _Star:
-    """Stands for an array where a structure is printed."""
+class _Shown(str):
+    """What stands for an array or a static value in the ``repr`` of a structure."""
 
     def __repr__(self) -> str:
-        return "*"
+        return str(self)
 
 
 def _static(value: Any) -> Static:

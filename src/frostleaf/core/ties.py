@@ -1,8 +1,8 @@
 """Tied places: one array that stands at two places of a module, and is one leaf of its tree.
 
-The fields of the module that has the ties hold the array at both places, for whoever reads them. In the tree ``None`` stands at
-the tied place: the array is taken out where a module is taken apart (:func:`taken_out`), put back where it is put together
-(:func:`fill`), and after an edit one place follows the other (:func:`follow`).
+The fields hold the array at both places. The tree has ``None`` at the tied place: the array is taken out when the module is
+taken apart (:func:`taken_out`) and put back when it is put together (:func:`fill`). After an edit of one place the others
+follow (:func:`follow`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _MISSING: Any = object()
 
 
 def taken_out(cls: type[Instance], children: tuple[Any, ...], ties: Ties) -> tuple[Any, ...]:
-    """Return the children of a node with ``None`` in each tied place."""
+    """Return a node's children with ``None`` at each tied place."""
     values = dict(zip(cls.__frostleaf__.children, children, strict=True))
     _put(values, {target: None for target, _ in ties})
     return tuple(values.values())
 
 
 def fill(node: Instance, ties: Ties) -> None:
-    """Put the arrays in their tied places, in a node that was put together of children without them.
+    """Put the arrays at their tied places, in a node that was put together without them.
 
-    The children may be anything, since trees are mapped to trees of other things. A place that is not there stays so.
+    They need not be arrays, since a tree may be mapped to a tree of anything. A missing place is left missing.
     """
     values = node.__dict__
     arrays = {target: _get(values, source) for target, source in ties if _get(values, target) is not _MISSING}
@@ -35,24 +35,24 @@ def fill(node: Instance, ties: Ties) -> None:
 
 
 def refilled(name: str, value: Any, ties: Ties, old: Mapping[str, Any]) -> Any:
-    """Return the new value of a field with the old arrays in tied places where it has ``None``, as it has in the tree."""
+    """Return a field's new value with the old arrays at tied places where it has ``None``, as a value from the tree has."""
     values = {name: value}
     _put(values, {target: _get(old, target) for target, _ in ties if target[0] == name and _get(values, target) is None})
     return values[name]
 
 
 CONFLICT = (
-    "{cls}.{target} is tied to {source}, and this edit leaves unlike arrays there: {given} and {expected}. Change both alike, "
-    "or take the tie away first: .untie({target!r})"
+    "{cls}.{target} is tied to {source}, and this edit leaves unlike arrays there: {given} and {expected}. Change both in the "
+    "same way, or take the tie away first: .untie({target!r})"
 )
 
 
 def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
-    """Bring all places of each tied array in line, in a node that was edited: whichever was changed, the others follow.
+    """Bring the places of each tied array in line after an edit: whichever was changed, the others follow.
 
-    Where several were changed, as by an edit of every layer, their shapes and dtypes must be the same, and the source's array
-    stands for all. One alone may change in dtype or shape, but not into the array of another class: the packed bits of a
-    quantized layer are of no use to one that is not.
+    If several were changed, as by an edit of every layer, they must agree in shape and dtype, and all get the source's array.
+    If one was changed, its dtype and shape may differ from before, unless the shape differs because a layer was replaced by one
+    of another class: the packed bits of a quantized layer are no use to a plain one.
 
     Args:
         node: The node, whose fields have their new values.
@@ -60,7 +60,7 @@ def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
         old: The fields' values before the edit.
 
     Raises:
-        ValueError: If one of the places is gone or is tied further inside as well, or different arrays were put there.
+        ValueError: If a place is gone or is tied further inside as well, or the places were given different arrays.
     """
     values = node.__dict__
     places: dict[Path, list[Path]] = {}
@@ -100,7 +100,7 @@ TIED_INSIDE = (
 
 
 def _check_place(node: Instance, target: Path, source: Path) -> None:
-    """Raise a ``ValueError`` unless both places of a tie are there, and no module inside has a tie there too."""
+    """Raise a ``ValueError`` unless both places of a tie exist and neither is tied in a module further inside."""
     names = {"cls": type(node).__name__, "target": keystr(target), "source": keystr(source)}
     for path in (target, source):
         if _get(node.__dict__, path) is _MISSING:
@@ -119,7 +119,7 @@ def _get(values: Mapping[str, Any], path: Path) -> Any:
         if isinstance(value, Instance):
             level_of(value)
             value = value.__dict__.get(name, _MISSING)
-        elif type(value) is tuple:  # the other items, which may be many, need no look
+        elif type(value) is tuple:  # without looking at the other items, which may be many
             value = value[name] if name in range(len(value)) else _MISSING
         elif isinstance(value, Mapping):
             value = value.get(name, _MISSING)
@@ -130,12 +130,12 @@ def _get(values: Mapping[str, Any], path: Path) -> Any:
 
 
 def _put(values: dict[str, Any], new: Mapping[Path, Any]) -> None:
-    """Put something else at paths below a dict of fields, where there is anything."""
+    """Put new values at paths below a dict of fields; a path that leads nowhere is ignored."""
     values.update(replace_at(values, new))
 
 
 def _holder(values: Mapping[str, Any], path: Path) -> type | None:
-    """Return the class of the innermost node that a path leads through."""
+    """Return the class of the innermost module that a path leads through."""
     above = [_get(values, path[:length]) for length in range(1, len(path))]
     return next((type(value) for value in reversed(above) if isinstance(value, Instance)), None)
 

@@ -1,4 +1,4 @@
-"""Paths and values in the words of messages."""
+"""How messages name paths and values."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def keystr(path: Iterable[Any]) -> str:
 
 @functools.singledispatch
 def describe(value: Any, depth: int = 2) -> str:
-    """Return an array's dtype and shape, a function's name, or a short text for anything else, without addresses.
+    """Describe a value in a few words: an array by its dtype and shape, a function by its name, anything else by a short text.
 
-    Nothing is evaluated. Of containers the first items are shown, and those of the first ``depth`` levels.
+    Nothing is evaluated, and no memory address is shown. A container shows its first items, to a depth of ``depth`` levels.
 
     >>> describe(mx.zeros((2, 3), mx.bfloat16)), describe(mx.tanh), describe({"a": [mx.array(1), 3]})
     ('bf16[2,3]', 'tanh', "{'a': [i32[], 3]}")
     """
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if isinstance(name, str):
-        # MLX calls each of its schedules "schedule", so a closure goes by the name of what made it.
+        # Each of MLX's schedules is called "schedule", so a closure goes by the name of the function that made it.
         *makers, own = name.split(".<locals>.")
         return f"{makers[-1]}(...)" if makers and own != "<lambda>" and getattr(value, "__closure__", None) else own
     text = repr(value)
@@ -100,17 +100,17 @@ def shape_and_dtype(shape: Iterable[object], dtype: mx.Dtype) -> str:
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
-    """Return the name of a dtype without its module, such as ``"float32"``."""
+    """Return the name of a dtype without its module: ``"float32"``."""
     return str(dtype).removeprefix("mlx.core.")
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """Return the name of a function, or the class of another object that can be called."""
+    """Return the name of a function, or of the class of another callable."""
     return getattr(function, "__name__", None) or type(function).__name__
 
 
 def class_name(value: Any) -> str:
-    """Return the qualified name of a value's class, such as ``"numpy.ndarray"``."""
+    """Return the qualified name of a value's class: ``"numpy.ndarray"``."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
@@ -120,12 +120,12 @@ def with_article(noun: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``"; the nearest is 'x'"`` for a message, or nothing if no name is near."""
+    """Return ``"; the nearest is 'x'"`` for a message, or an empty string if no name is near."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; the nearest is {close[0]!r}" if close else ""
 
 
 def nearest_paths(path: str, paths: Iterable[str]) -> str:
-    """Return ``". The nearest paths are 'x', 'y'"`` for a message, or nothing if no path is near."""
+    """Return ``". The nearest paths are 'x', 'y'"`` for a message, or an empty string if no path is near."""
     close = difflib.get_close_matches(path, list(paths), n=3, cutoff=0.4)
     return f". The nearest paths are {', '.join(map(repr, close))}" if close else ""

@@ -1,14 +1,13 @@
-"""``repr`` of a module: an indented tree with dtypes and shapes in place of numbers."""
+"""``repr`` of a module: an indented tree with dtypes and shapes for arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import mlx.core as mx
-
 from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
+from ..core.shapes import LEAF
 from ..core.words import describe, keystr
 
 WIDTH = 100
@@ -19,21 +18,21 @@ TIED_MARK = "→"
 def text(node: Node) -> str:
     """Print a node as text. Nothing is evaluated.
 
-    A frozen array is marked with a snowflake, and a module whose mode is not that of the module around it with ``eval`` or
-    ``train`` (a model as a whole is taken to be training). In a tied place stands an arrow and the path of its source, in the
+    A frozen array is marked with a snowflake. A module whose mode differs from that of the module around it is marked ``eval``
+    or ``train``, and so is a whole model in evaluation mode. A tied place shows an arrow and the path of its source in the
     module that has the tie. A node that fits on one line takes one.
     """
     return _text(node, None, "", True, {})
 
 
 def _text(value: Any, owner: Node | None, name: str, training: bool, tied: dict[str, str]) -> str:
-    """Return the text of a value that stands in ``owner`` under ``name``, inside something in the given mode.
+    """Return the text of a value that ``owner`` holds under ``name``, inside a module in the given mode.
 
-    ``tied`` has the source of each tied place in ``owner``.
+    ``tied`` maps each tied place in ``owner`` to its source.
     """
     if name in tied:
         return TIED_MARK + tied[name]
-    if isinstance(value, mx.array):
+    if isinstance(value, LEAF):
         mark = FROZEN_MARK if owner is not None and metadata_of(owner).freezes(name) else ""
         return mark + describe(value)
     if isinstance(value, Node):

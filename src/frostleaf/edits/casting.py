@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..core import fields
 from ..core.definition import Node
+from ..core.shapes import LEAF
 from ..core.words import Path, describe
 from ..tree.walk import Descend, rewrite
 
@@ -25,15 +26,15 @@ class _IsFloating:
         return "is_floating"
 
 
-# The default predicate: whether a dtype is a real floating-point one. An object, so that signatures show a name.
+# The default predicate: whether a dtype is a real floating-point one. An object whose repr is a name, for signatures.
 is_floating = _IsFloating()
 
 
 def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = is_floating) -> T:
-    """Cast the leaves whose dtype the predicate selects; all of them where it is ``None``.
+    """Cast the leaves whose dtype the predicate accepts; all leaves if it is ``None``.
 
-    The default, :data:`is_floating` itself, leaves alone what is in a field declared with ``buffer(cast=False)``. Any other
-    predicate is the caller's own word, and is asked about those arrays too.
+    The default, :data:`is_floating`, skips fields declared with ``buffer(cast=False)``. Any other predicate is the caller's
+    choice, and decides about those arrays too.
     """
     if not isinstance(dtype, mx.Dtype):
         raise TypeError(f"can't cast to {describe(dtype)}: give an mx.Dtype, such as mx.float16")
@@ -46,7 +47,7 @@ def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = is_floating) 
         if isinstance(value, Node) and predicate is is_floating:
             declared = value.__frostleaf__.fields
             left_alone.update((*path, name) for name, field in declared.items() if not fields.cast(field))
-        if not isinstance(value, mx.array):
+        if not isinstance(value, LEAF):
             return Descend
         wanted = value.dtype != dtype and (predicate is None or predicate(value.dtype))
         return value.astype(dtype) if wanted else value

@@ -1,6 +1,6 @@
-"""Copies with other parameters frozen, and which parameters are trainable.
+"""Freezing parameters in copies, and finding out which are trainable.
 
-A module keeps the names of its frozen fields; an array inside a container is named with its index or key (``"ws.0"``). A
+A module keeps the names of its frozen fields; an array inside a container has its index or key in the name (``"ws.0"``). A
 name covers everything below it.
 """
 
@@ -17,6 +17,7 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.instance import children_of, metadata_of, names_above
 from ..core.levels import tree_level
+from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
 from ..tree.selecting import Where, mask
@@ -53,7 +54,7 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
 
 
 def with_frozen(tree: T, where: Where, frozen: bool) -> T:
-    """Freeze the selected parameters, or make them trainable, and leave the others as they are."""
+    """Freeze the selected parameters, or make them trainable."""
     chosen = mask(tree, where)
     wanted = [frozen if pick and parameter else now for pick, (parameter, now) in zip(chosen, _status(tree), strict=True)]
     return _with_status(tree, iter(wanted))  # type: ignore[no-any-return]
@@ -72,7 +73,7 @@ def trainable(tree: Any) -> list[bool]:
 
 def _status(value: Any, parameter: bool = True, frozen: bool = False) -> Iterator[tuple[bool, bool]]:
     """Yield for each leaf whether it is a parameter (and not a buffer), and whether it is frozen."""
-    if isinstance(value, mx.array):
+    if isinstance(value, LEAF):
         yield parameter, frozen
     elif isinstance(value, Node):
         metadata = metadata_of(value)
@@ -90,7 +91,7 @@ def _with_status(tree: Any, wanted: Iterator[bool]) -> Any:
     """Freeze each leaf as ``wanted`` says, in the order of the leaves."""
 
     def enter(path: Path, value: Any) -> Any:
-        if isinstance(value, mx.array):
+        if isinstance(value, LEAF):
             next(wanted)
             return value
         return _node_with_status(value, wanted) if isinstance(value, Node) else Descend
@@ -101,7 +102,7 @@ def _with_status(tree: Any, wanted: Iterator[bool]) -> Any:
 def _node_with_status(node: Node, wanted: Iterator[bool]) -> Node:
     before = metadata_of(node).frozen
     wants = {path: list(islice(wanted, len(flat_of(value).leaves))) for _, (path, value) in _own(node)}
-    # A name may stay if all that it covers is to be frozen; where one goes, what it covered is named piece by piece.
+    # A name may stay if everything that it covers is to be frozen. If one goes, what it covered gets names of its own.
     goes = {name for path, want in wants.items() if not all(want) for name in names_above(keystr(path)) if name in before}
     stays = before - goes
     added: set[str] = set()
@@ -124,7 +125,7 @@ def _own(node: Node) -> Iterator[tuple[str, tuple[Path, Any]]]:
     """Yield the arrays and modules that a node holds itself or in its containers, with the field and the path of each."""
 
     def inside(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
-        if isinstance(value, mx.array | Node):
+        if isinstance(value, (*LEAF, Node)):
             yield path, value
         elif (here := tree_level(value)) is not None:
             for entry, child in zip(here.entries, here.children, strict=True):
@@ -139,9 +140,7 @@ def _own_parameters(node: Node) -> list[str]:
     return [
         keystr(path)
         for name, (path, value) in _own(node)
-        if isinstance(value, mx.array)
-        and fields.kind(node.__frostleaf__.fields[name]) == "parameter"
-        and not name.startswith("_")
+        if isinstance(value, LEAF) and fields.kind(node.__frostleaf__.fields[name]) == "parameter" and not name.startswith("_")
     ]
 
 

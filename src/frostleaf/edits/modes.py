@@ -1,4 +1,4 @@
-"""Copies in training or evaluation mode."""
+"""Switching to training or evaluation mode in copies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def train(tree: T, mode: bool) -> T:
-    """Put every module in a tree in training mode, or in evaluation mode."""
+    """Switch every module in a tree to training mode, or to evaluation mode."""
 
     def leave(path: Path, value: Any) -> Any:
         return value._set_training_mode(bool(mode)) if isinstance(value, Node) else value

@@ -1,4 +1,4 @@
-"""``model.at(where)``: a selection as a value, to be read or replaced in a copy."""
+"""``model.at(where)``: a selection as an object, to read or to edit in a copy."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SHOWN = 8
 
 
 class Selection(Generic[T]):
-    """Some values in a tree, with the edits that can be made to them. Made by :meth:`Module.at`.
+    """Some values in a tree, and the edits that can be made to them. :meth:`Module.at` makes it.
 
-    It has a length, and iterating over it gives the dotted path and the value of each. They never overlap: where a selected
-    value is inside another, the outer one stands for both. Each edit returns a tree that shares every array and every module
-    in which nothing was selected.
+    It has a length, and iterating over it gives the dotted path and the value of each. They never overlap: a selected value
+    inside another selected one is left out. Each edit returns a tree that shares every array and module in which nothing was
+    selected.
 
     >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
     >>> class Net(fl.Module):
@@ -59,7 +59,7 @@ class Selection(Generic[T]):
         return [keystr(path) for path in self._required()]
 
     def get(self) -> Any:
-        """Return the selected value when the selection is one path, otherwise a dict from path to value.
+        """Return the selected value if the selection is one path, otherwise a dict from path to value.
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
@@ -74,7 +74,7 @@ class Selection(Generic[T]):
 
     @returns_copy("model = model.at(...).{name}(...)")
     def set(self, value: Any) -> T:
-        """Put a value in the place of each selected one.
+        """Replace each selected value by ``value``.
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
@@ -87,7 +87,7 @@ class Selection(Generic[T]):
 
     @returns_copy("model = model.at(...).{name}(...)")
     def apply(self, function: Callable[[Any], Any]) -> T:
-        """Put ``function(value)`` in the place of each selected value.
+        """Replace each selected value by ``function(value)``.
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
@@ -101,7 +101,7 @@ class Selection(Generic[T]):
 
     @returns_copy("model = model.at(...).{name}(...)")
     def astype(self, dtype: mx.Dtype, predicate: Predicate | None = is_floating) -> T:
-        """Cast the arrays in the selected values, as :meth:`Module.astype` casts them.
+        """Cast the arrays in the selected values, as :meth:`Module.astype` does.
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
@@ -150,9 +150,8 @@ class Selection(Generic[T]):
     def __repr__(self) -> str:
         shown = [f"{keystr(path) or '(root)'} {describe(value)}" for path, value in [*self._selected.items()][:_SHOWN]]
         more = ["..."] * (len(self) > _SHOWN)
-        return (
-            f"Selection of {len(self) or 'nothing'} in {type(self._tree).__name__}{': ' * bool(shown)}{', '.join(shown + more)}"
-        )
+        values = ": " * bool(shown) + ", ".join(shown + more)
+        return f"Selection of {len(self) or 'nothing'} in {type(self._tree).__name__}{values}"
 
     @cached_property
     def _selected(self) -> dict[Path, Any]:

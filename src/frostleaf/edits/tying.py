@@ -1,4 +1,4 @@
-"""Copies in which one array stands at several places."""
+"""Tying places in copies: one array stands at several."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def tie(module: N, places: Mapping[str, str]) -> N:
         for path in (target, source):
             if path in sources:
                 untie = f".untie({path!r})" if path in own else ".untie() of the module inside that has the tie"
-                advice = f"tie {target} to that" if path == source else f"take that away first, with {untie}"
+                advice = f"tie {target} to that" if path == source else f"take that tie away first, with {untie}"
                 raise ValueError(f"{cls}.{path} is tied to {sources[path]} already: {advice}")
             if path not in arrays:
                 raise LookupError(f"{cls} has no array at {path!r}{nearest_paths(path, arrays)}")
         (place, given), (origin, expected) = arrays[target], arrays[source]
         if given.shape != expected.shape:
-            unlike = f"{cls}.{target}, {describe(given)}, can't be tied to {source}, {describe(expected)}"
-            raise ValueError(f"{unlike}: tied places have arrays of one shape")
+            shapes = f"{describe(given)} and {describe(expected)}"
+            raise ValueError(f"{cls}.{target} can't be tied to {source}: they are {shapes}, and must be of one shape")
         ties.append((place, origin))
     _refuse_chains(cls, ties)
     return evolve(module, ties=tuple(sorted(ties, key=str)))
@@ -64,5 +64,5 @@ def _refuse_chains(cls: str, ties: Sequence[tuple[Path, Path]]) -> None:
     for target, source in ties:
         if source in sources:
             path, origin, place = keystr(source), keystr(sources[source]), keystr(target)
-            both = f"{cls}.{path} can't be both tied, to {origin}, and the source of {place}"
-            raise ValueError(f"{both}: tie {place} to {origin} too")
+            tied = f"{cls}.{path} is tied to {origin}"
+            raise ValueError(f"{tied}, so it can't be the source of {place}: tie {place} to {origin} too")

@@ -1,4 +1,4 @@
-"""Copies with other parameters or other submodules, given as MLX gives them: dicts and lists."""
+"""Replacing parameters or submodules in copies, given as MLX gives them: dicts and lists."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.instance import children_of
 from ..core.levels import replace_at
+from ..core.shapes import LEAF
 from ..core.words import Path, keystr, nearest
 from ..tree.walk import checked_level, rewrite
 from .views import Filter, filter_and_map, items, parameters, valid_parameter
@@ -27,11 +28,11 @@ def update(module: N, parameters: Any, strict: bool) -> N:
     """Replace some parameters. See :meth:`Module.update`."""
 
     def new_leaf(current: Any, new: Any, path: Path) -> Any:
-        if not isinstance(current, mx.array):
+        if not isinstance(current, LEAF):
             return _DESCEND
         if not strict and isinstance(new, dict) and not new:
-            return current  # the place of what is not named, in a list
-        if strict and not isinstance(new, mx.array):
+            return current  # in a list, {} stands for what is not named
+        if strict and not isinstance(new, LEAF):
             raise ValueError(f"Received invalid type: {type(new).__name__} for {keystr(path)}.")
         return new
 
@@ -56,7 +57,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
 
 
 def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:
-    """Replace modules by what a function returns for them. See :meth:`Module.map_modules`."""
+    """Replace modules by what ``fn`` returns for them. See :meth:`Module.map_modules`."""
 
     def leave(path: Path, value: Any) -> Any:
         if not isinstance(value, Node):
@@ -73,15 +74,15 @@ _DESCEND: Any = object()
 def _replacements(
     target: Any, new: Any, strict: bool, new_leaf: Callable[[Any, Any, Path], Any], what: str, path: Path = ()
 ) -> Iterator[tuple[Path, Any]]:
-    """Yield the path of what ``new`` names in ``target``, and what ``new_leaf`` makes of it.
+    """Yield the path of everything in ``target`` that ``new`` names, and what ``new_leaf`` makes of it.
 
-    Names that ``target`` doesn't have, and values that can't be there, are errors when strict. The words are MLX's.
+    If strict, names that ``target`` doesn't have and values that can't be there are errors, in MLX's words.
     """
     at = f" in {keystr(path)}" if path else ""
     if isinstance(new, Node):
         new = parameters(new)
     if isinstance(new, Mapping):
-        # A module's own children, and not the views of them, so that what stays is the same object.
+        # A module's own children, not MLX's view of them, so that what is kept is the same object.
         there = (
             [name for name, _ in items(target)] if isinstance(target, Node) else target if isinstance(target, Mapping) else ()
         )

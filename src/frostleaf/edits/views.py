@@ -1,16 +1,16 @@
-"""A module's contents as fresh dicts and lists, under the names that ``mlx.nn.Module`` gives them."""
+"""Viewing a module's contents as fresh dicts and lists, under the names that ``mlx.nn.Module`` gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..core import fields
 from ..core.definition import Node
 from ..core.instance import children_of, metadata_of
+from ..core.shapes import LEAF
 from ..core.words import Path
 from ..tree.walk import ties_in
 
@@ -18,26 +18,41 @@ Filter = Callable[[Any, str, Any], bool]
 
 
 def items(module: Node) -> list[tuple[str, Any]]:
-    """Return the names and values of the fields that MLX would keep in the module's dict, with containers as MLX has them.
+    """Return the names and values of the fields that MLX would keep in the module's dict, with fresh lists and dicts inside.
 
-    An array that stands at tied places is at one of them.
+    A tied array is at its source only.
     """
     return [(name, _as_mlx(value)) for name, value in _contents(module)]
 
 
 def valid_child(module: Any, key: str, value: Any) -> bool:
-    """Return whether the value may hold modules."""
+    """Return whether a value may hold modules, as a filter for :meth:`Module.filter_and_map`.
+
+    >>> import frostleaf as fl
+    >>> fl.nn.Sequential(fl.nn.Identity()).filter_and_map(fl.Module.valid_child_filter)
+    {'layers': [{}]}
+    """
     return isinstance(value, Node | dict | list)
 
 
 def valid_parameter(module: Any, key: str, value: Any) -> bool:
-    """Return whether the value is, or may hold, an array that is saved with the model."""
+    """Return whether a value is or may hold an array that is saved, as a filter for :meth:`Module.filter_and_map`.
+
+    >>> import frostleaf as fl
+    >>> list(fl.nn.BatchNorm(2).filter_and_map(fl.Module.valid_parameter_filter))
+    ['weight', 'bias', 'running_mean', 'running_var']
+    """
     field = module.__frostleaf__.fields[key.split(".")[0]]
-    return isinstance(value, Node | dict | list | mx.array) and fields.persistent(field)
+    return isinstance(value, (Node, dict, list, *LEAF)) and fields.persistent(field)
 
 
 def trainable_parameter(module: Any, key: str, value: Any) -> bool:
-    """Return whether the value is, or may hold, a parameter that isn't frozen."""
+    """Return whether a value is or may hold a parameter that isn't frozen, as a filter for :meth:`Module.filter_and_map`.
+
+    >>> import frostleaf as fl
+    >>> list(fl.nn.BatchNorm(2).filter_and_map(fl.Module.trainable_parameter_filter))
+    ['weight', 'bias']
+    """
     field = module.__frostleaf__.fields[key.split(".")[0]]
     return valid_parameter(module, key, value) and fields.kind(field) == "parameter" and not metadata_of(module).freezes(key)
 
@@ -50,7 +65,7 @@ def filter_and_map(
 ) -> dict[str, Any]:
     """Filter and map the contents of a module. See :meth:`Module.filter_and_map`.
 
-    The functions are given whole modules, and an array that stands at tied places at one of them.
+    The functions see whole modules, with the array at each tied place; the result has a tied array at its source only.
     """
     map_fn = map_fn or (lambda value: value)
     is_leaf_fn = is_leaf_fn or (lambda _, __, value: not isinstance(value, Node | dict | list))
@@ -89,7 +104,7 @@ def parameters(module: Node) -> dict[str, Any]:
 
 
 def children(module: Node) -> dict[str, Any]:
-    """Return the modules that this one holds itself or in its containers."""
+    """Return the modules that a module holds itself or in its containers."""
     return filter_and_map(module, valid_child, is_leaf_fn=lambda _, __, value: isinstance(value, Node))
 
 
@@ -115,9 +130,7 @@ def named_modules(module: Node) -> list[tuple[str, Any]]:
 
 
 def _contents(module: Node) -> list[tuple[str, Any]]:
-    return [
-        (name, value) for name, value in children_of(module).items() if isinstance(value, mx.array | Node | tuple | Mapping)
-    ]
+    return [(name, value) for name, value in children_of(module).items() if isinstance(value, (*LEAF, Node, tuple, Mapping))]
 
 
 def _as_mlx(value: Any) -> Any:

@@ -26,7 +26,16 @@ _STEP, _TIME, _METRICS = "step", "saved", "metrics"
 
 
 class NoCheckpointError(CheckpointError, FileNotFoundError):
-    """Raised if there is no checkpoint, or none of the step asked for."""
+    """Raised if there is no checkpoint, or none of the step asked for.
+
+    >>> import frostleaf as fl, mlx.core as mx, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
+    ...     try:
+    ...         checkpoints.restore(mx.array(0))
+    ...     except fl.NoCheckpointError:
+    ...         print("a new run")
+    a new run
+    """
 
 
 class _CheckpointInfo(NamedTuple):

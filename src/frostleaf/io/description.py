@@ -21,7 +21,6 @@ from ..core.definition import Node
 from ..core.levels import Recipe
 from ..core.structure import Static, Structure, flat_of, specs_in
 from ..core.words import describe, keystr, nearest
-from ..tree.shapes import ShapeDtypeStruct
 from . import safetensors
 
 # The leaves that are no arrays, and are saved with their values.
@@ -77,8 +76,8 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
     for path, shape in specs_in(structure):
         name = keystr(path)
         value = shape.value if isinstance(shape, Static) else None
-        if shape is mx.array or isinstance(value, ShapeDtypeStruct):
-            kind = describe(next(rest) if shape is mx.array else value)
+        if shape is mx.array:
+            kind = describe(next(rest))
             facts.append(Fact(name, "", f"array {kind}"))
             in_file = _name_in_file(name)
             if in_file in arrays:

@@ -33,7 +33,17 @@ _HEADER_TOO_LONG = "the header has {length} bytes, where {limit} are allowed"
 
 
 class CheckpointError(ValueError):
-    """Raised if a file is not a complete checkpoint, or not one of the tree asked for. The message names the file and why."""
+    """Raised if a file is not a complete checkpoint, or not one of the tree asked for. The message names the file and why.
+
+    >>> import frostleaf as fl, mlx.core as mx, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "empty.safetensors").write_bytes(b"")
+    ...     try:
+    ...         fl.load(f"{folder}/empty.safetensors", like=mx.array(0))
+    ...     except fl.CheckpointError:
+    ...         print("damaged")
+    damaged
+    """
 
 
 class Entry(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import mlx.core as mx
 
-from ..core.structure import flat_of, unflatten
-from ..core.words import describe, keystr
-from ..tree.shapes import ShapeDtypeStruct
+from ..core.shapes import ShapeDtypeStruct
+from ..core.structure import flat_of, require_numbers, unflatten
+from ..core.words import describe
 from . import safetensors
 from .atomic import atomic_write
 from .description import SCALARS, Fact, describe_tree, differences
@@ -26,7 +26,17 @@ _FORMAT, _STRUCTURE, _VALUES, _METADATA = "frostleaf", "frostleaf.structure", "f
 
 
 class OtherStructureError(CheckpointError):
-    """Raised if the file is undamaged, but holds a tree of another structure than the one asked for."""
+    """Raised if the file is undamaged, but holds a tree of another structure than the one asked for.
+
+    >>> import frostleaf as fl, mlx.core as mx, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fl.save(f"{folder}/a.safetensors", [mx.array(0)])
+    ...     try:
+    ...         fl.load(f"{folder}/a.safetensors", like={"x": mx.array(0)})
+    ...     except fl.OtherStructureError:
+    ...         print("another structure")
+    another structure
+    """
 
 
 class Snapshot(NamedTuple):
@@ -113,15 +123,13 @@ def load(path: str | os.PathLike[str], like: T) -> T:
         values = _values(header)
         if in_file != arrays or list(map(type, values)) != list(map(type, expected)):
             fail(header.file, "the header describes other arrays or values than the file has")
-        leaves = iter([safetensors.read_array(file, header, name, checksums[name]) for name in arrays])
+        leaves = [safetensors.read_array(file, header, name, checksums[name]) for name in arrays]
     scalars = iter(values)
 
     def restored(value: Any) -> Any:
-        if isinstance(value, ShapeDtypeStruct):
-            return next(leaves)
         return next(scalars) if type(value) in SCALARS else value
 
-    return unflatten(flat.structure, leaves, restored)  # type: ignore[no-any-return]
+    return unflatten(flat.structure, iter(leaves), restored)  # type: ignore[no-any-return]
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -147,9 +155,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
     """Evaluate a tree's arrays and return them with what else is saved. Later assignments to the arrays don't change it."""
     flat = flat_of(tree)
     facts, names, values = describe_tree(flat.structure, flat.leaves)
-    for path, value in flat.structure.static_values():
-        if isinstance(value, ShapeDtypeStruct):
-            raise TypeError(f"save writes arrays, and {keystr(path) or 'the root'} is a ShapeDtypeStruct, which has no numbers")
+    require_numbers(flat)
     header_metadata = {
         _FORMAT: _VERSION,
         _STRUCTURE: _encode_facts(facts),

@@ -11,10 +11,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..core.definition import Node
+from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.words import keystr, nearest
 from ..edits.views import parameters
-from ..tree.functions import flatten, paths, unflatten
-from ..tree.shapes import ShapeDtypeStruct, zeros_for_struct
+from ..tree.functions import flatten
 from ..tree.walk import Descend, rewrite
 from . import formats, sharded
 from .atomic import atomic_write
@@ -28,15 +28,14 @@ _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename | None) -> N:
     """Return the module with its parameters read from files or a list of pairs. See :meth:`Module.load_weights`."""
     weights, origins = _rename(_read(file_or_weights), rename)
-    filled = _fill_placeholders(module)
-    current = _named_parameters(filled)
+    current = _named_parameters(module)
     if strict:
         _check_weights(weights, current, origins)
-        _check_placeholders(module, filled, current)
+        _check_placeholders(module, current)
     new = {name: weights[name] for name in current if name in weights}
 
     def enter(path: tuple[Any, ...], value: Any) -> Any:
-        return new.get(keystr(path), value) if isinstance(value, mx.array | ShapeDtypeStruct) else Descend
+        return new.get(keystr(path), value) if isinstance(value, LEAF) else Descend
 
     return rewrite(module, enter, convert=True)  # type: ignore[no-any-return]
 
@@ -55,11 +54,10 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
         raise ValueError(_FILE_AND_SHARDS.format(file=name))
     in_shards = max_shard_bytes is not None or os.path.isdir(name) or name.endswith(os.sep)
     ending = "" if in_shards else formats.ending_of(name, ", with a slash at the end if it is to be made")
-    filled = _fill_placeholders(module)
-    arrays = _named_parameters(filled)
-    for placeholder in _placeholder_names(module, filled):
-        if placeholder in arrays:
-            raise ValueError(f"can't save {placeholder}, which is a ShapeDtypeStruct and has no numbers")
+    arrays = _named_parameters(module)
+    for parameter, array in arrays.items():
+        if isinstance(array, ShapeDtypeStruct):
+            raise ValueError(f"can't save {parameter}, which is a ShapeDtypeStruct and has no numbers")
     if in_shards:
         sharded.write_directory(name, arrays, sharded.MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes)
     else:
@@ -121,24 +119,13 @@ _SAME_NAME = (
 
 def _named_parameters(module: Node) -> dict[str, mx.array]:
     pairs: list[tuple[str, Any]] = tree_flatten(parameters(module))  # type: ignore[assignment]
-    named: dict[str, mx.array] = {}
+    named: dict[str, Any] = {}
     for name, value in pairs:
-        if isinstance(value, mx.array):
+        if isinstance(value, LEAF):
             if name in named:
                 raise ValueError(_SAME_NAME.format(name=name))
             named[name] = value
     return named
-
-
-def _fill_placeholders(module: N) -> N:
-    """Put zeros, which nobody evaluates, in place of each ``ShapeDtypeStruct``."""
-    leaves, structure = flatten(module)
-    return unflatten(structure, leaves, static=zeros_for_struct)  # type: ignore[no-any-return]
-
-
-def _placeholder_names(module: Node, filled: Node) -> list[str]:
-    arrays = set(paths(module))
-    return [name for name in paths(filled) if name not in arrays]
 
 
 _NOT_SAVED = (
@@ -147,8 +134,10 @@ _NOT_SAVED = (
 )
 
 
-def _check_placeholders(module: Node, filled: Node, loaded: Mapping[str, Any]) -> None:
-    remaining = [name for name in _placeholder_names(module, filled) if name not in loaded]
+def _check_placeholders(module: Node, loaded: Mapping[str, Any]) -> None:
+    leaves, structure = flatten(module)
+    names = zip(structure.leaf_names(), leaves, strict=True)
+    remaining = [name for name, leaf in names if isinstance(leaf, ShapeDtypeStruct) and name not in loaded]
     if remaining:
         raise ValueError(_NOT_SAVED.format(names=", ".join(remaining), name=remaining[0]))
 

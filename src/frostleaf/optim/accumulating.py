@@ -22,6 +22,10 @@ class AccumulateState(Module):
         inner: The state of the optimizer.
         gradients: The sum of the gradients since the last step, by dotted path; for half-precision parameters in float32.
         count: The number of gradients in the sum, uint32, shape ().
+
+    >>> import frostleaf as fl
+    >>> fl.optim.accumulate(fl.optim.SGD(0.1), 4).init(fl.nn.Linear(2, 1)).count
+    array(0, dtype=uint32)
     """
 
     inner: Any = buffer()
@@ -30,7 +34,12 @@ class AccumulateState(Module):
 
 
 class Accumulate(StatefulWrapper):
-    """An optimizer that takes a step for several batches, as made by :func:`accumulate`."""
+    """An optimizer that takes a step for several batches, as made by :func:`accumulate`.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.accumulate(fl.optim.SGD(0.1), 4).n
+    4
+    """
 
     n: int = static()
 

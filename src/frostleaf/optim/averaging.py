@@ -23,6 +23,10 @@ class EMAState(Module):
     Attributes:
         inner: The state of the optimizer.
         average: The average of each parameter, by dotted path; for half-precision parameters in float32.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.ema(fl.optim.SGD(0.1), 0.99).init(fl.nn.Linear(2, 1)).average["bias"].shape
+    (1,)
     """
 
     inner: Any = buffer()
@@ -30,7 +34,12 @@ class EMAState(Module):
 
 
 class EMA(StatefulWrapper):
-    """An optimizer that keeps an average of the model, as made by :func:`ema`."""
+    """An optimizer that keeps an average of the model, as made by :func:`ema`.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.ema(fl.optim.SGD(0.1), 0.99).decay
+    0.99
+    """
 
     decay: float = static()
 

@@ -19,7 +19,12 @@ OTHER_GRADIENTS = (
 
 
 class Chain(Wrapper):
-    """An optimizer whose gradients go through functions first, as made by :func:`chain`."""
+    """An optimizer whose gradients go through functions first, as made by :func:`chain`.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.chain(fl.optim.clip_by_value(1.0), fl.optim.SGD(0.1)).transforms
+    (ClipByValue(max_value=1.0),)
+    """
 
     transforms: tuple[Any, ...]
     optimizer: Optimizer

@@ -15,7 +15,12 @@ from ..display.text import text
 
 
 class ClipByGlobalNorm(Node):
-    """A function that scales gradients down to a norm, as made by :func:`clip_by_global_norm`."""
+    """A function that scales gradients down to a norm, as made by :func:`clip_by_global_norm`.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.clip_by_global_norm(1.0)
+    ClipByGlobalNorm(max_norm=1.0)
+    """
 
     max_norm: float = static()
 
@@ -31,7 +36,12 @@ class ClipByGlobalNorm(Node):
 
 
 class ClipByValue(Node):
-    """A function that clips each number of the gradients, as made by :func:`clip_by_value`."""
+    """A function that clips each number of the gradients, as made by :func:`clip_by_value`.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.clip_by_value(1.0)
+    ClipByValue(max_value=1.0)
+    """
 
     max_value: float = static()
 

@@ -33,13 +33,23 @@ class FlattenedState(OptimizerState):
 
     Attributes:
         trained: The arrays in the vectors, and the large ones.
+
+    >>> import frostleaf as fl
+    >>> state = fl.optim.flatten(fl.optim.Adam(0.1)).init(fl.nn.Linear(2, 1))
+    >>> state.slots["vectors.float32"]["m"].shape
+    (3,)
     """
 
     trained: TrainedArrays = static()
 
 
 class Flattened(Optimizer):
-    """An optimizer that works on packed arrays, as made by :func:`flatten`."""
+    """An optimizer that works on packed arrays, as made by :func:`flatten`.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.flatten(fl.optim.Adam(0.1)).max_size
+    4096
+    """
 
     optimizer: Rule
     max_size: int = static()

@@ -16,7 +16,12 @@ from .wrapper import Wrapper
 
 
 class Masked(Wrapper):
-    """An optimizer for a part of a model, as made by :func:`masked`."""
+    """An optimizer for a part of a model, as made by :func:`masked`.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.masked(fl.optim.SGD(0.1), "**.weight").where
+    '**.weight'
+    """
 
     where: Any = static()
 

@@ -17,7 +17,13 @@ from .parameters import PACKED_NAMES, Parameters
 
 
 class MultiState(Module):
-    """What :func:`multi` remembers: the states of its optimizers, in order."""
+    """What :func:`multi` remembers: the states of its optimizers, in order.
+
+    >>> import frostleaf as fl
+    >>> state = fl.optim.multi({"weight": fl.optim.Muon(0.02), "bias": fl.optim.SGD(0.1)}).init(fl.nn.Linear(2, 1))
+    >>> [each.rule for each in state.inner]
+    ['Muon', 'SGD']
+    """
 
     inner: tuple[Any, ...] = buffer()
 

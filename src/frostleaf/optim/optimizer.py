@@ -19,7 +19,16 @@ T = TypeVar("T")
 
 
 class SharedArrayWarning(UserWarning):
-    """A model given to an optimizer has one array at several places that are not tied."""
+    """A model given to an optimizer has one array at several places that are not tied.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> w = mx.array(1.0)
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = fl.optim.SGD(0.1).init({"a": w, "b": w})
+    >>> caught[0].category.__name__
+    'SharedArrayWarning'
+    """
 
 
 NOTHING_TO_TRAIN = (
@@ -39,6 +48,10 @@ class Optimizer(Node):
     An optimizer holds no arrays and never changes, so one value serves any number of models. What it remembers is a tree that
     is passed in and returned. A new kind of optimizer is a subclass that defines the methods below whose names begin with an
     underscore, which are given arrays by name instead of a model.
+
+    >>> import frostleaf as fl
+    >>> isinstance(fl.optim.SGD(0.1), fl.optim.Optimizer)
+    True
     """
 
     # The class of its states.

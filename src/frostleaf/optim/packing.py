@@ -52,6 +52,10 @@ class Packed(Module, Generic[T]):
         vectors: By the name of a dtype (``"float32"``), a vector of all small trainable arrays of that dtype.
         large: The other trainable arrays, in order.
         rest: Arrays that are not trained: frozen parameters, buffers and integers.
+
+    >>> import frostleaf as fl
+    >>> fl.optim.pack(fl.nn.BatchNorm(2))
+    Packed(float32=(4,), large=0, rest=2)
     """
 
     vectors: Mapping[str, mx.array]
@@ -133,7 +137,13 @@ def check_size(max_size: Any) -> None:
 
 @attrs.frozen
 class TrainedArrays:
-    """The arrays that a packed tree trains: for each its dotted path, where it is packed, and its shape."""
+    """The arrays that a packed tree trains: for each its dotted path, where it is packed, and its shape.
+
+    >>> import frostleaf as fl
+    >>> state = fl.optim.flatten(fl.optim.SGD(0.1)).init(fl.nn.Linear(2, 1))
+    >>> state.trained.arrays
+    (('weight', 'float32', (1, 2)), ('bias', 'float32', (1,)))
+    """
 
     arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
 

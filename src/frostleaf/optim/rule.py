@@ -29,6 +29,11 @@ class OptimizerState(Module):
         hyperparameters: The scalars that may change, by MLX's names, such as ``"learning_rate"``.
         slots: For the dotted path of each trainable parameter, arrays by MLX's names, such as ``"m"`` and ``"v"``.
         rule: The name of the rule.
+
+    >>> import frostleaf as fl
+    >>> state = fl.optim.SGD(0.1).init(fl.nn.Linear(2, 1))
+    >>> state.step, list(state.hyperparameters), list(state.slots)
+    (array(0, dtype=uint64), ['learning_rate'], ['weight', 'bias'])
     """
 
     step: mx.array = buffer()
@@ -63,6 +68,10 @@ class Rule(Optimizer):
     Raises:
         TypeError: If ``rule`` is something else, or has no ``apply_single``, or doesn't take the arguments, or the learning
             rate is neither a number nor a schedule.
+
+    >>> import frostleaf as fl, mlx.optimizers
+    >>> fl.optim.Rule(mlx.optimizers.SGD, 0.1)
+    Rule(SGD, learning_rate=0.1)
     """
 
     rule: type[mlx.optimizers.Optimizer] = static()

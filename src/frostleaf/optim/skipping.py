@@ -21,6 +21,10 @@ class SkipState(Module):
     Attributes:
         inner: The state of the optimizer.
         skipped: The number of steps that were skipped, uint32, shape ().
+
+    >>> import frostleaf as fl
+    >>> fl.optim.skip_nonfinite(fl.optim.SGD(0.1)).init(fl.nn.Linear(2, 1)).skipped
+    array(0, dtype=uint32)
     """
 
     inner: Any = buffer()
@@ -28,7 +32,12 @@ class SkipState(Module):
 
 
 class SkipNonfinite(StatefulWrapper):
-    """An optimizer that skips steps whose gradients are not finite, as made by :func:`skip_nonfinite`."""
+    """An optimizer that skips steps whose gradients are not finite, as made by :func:`skip_nonfinite`.
+
+    >>> import frostleaf as fl
+    >>> type(fl.optim.skip_nonfinite(fl.optim.SGD(0.1))).__name__
+    'SkipNonfinite'
+    """
 
     __state__ = SkipState
 

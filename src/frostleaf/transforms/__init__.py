@@ -1,1 +1,1 @@
-"""Functions of functions: jit, gradients, random numbers, state."""
+"""Transformations of functions, and what they depend on: random numbers and recorded state."""

@@ -1,4 +1,4 @@
-"""The arguments that are bound to a function already."""
+"""The arguments that a function is bound to already."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.definition import Node
 
 
 def unbind(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """Return a function and the arguments already bound to it, the module that a method is bound to included."""
+    """Return the function inside a partial, method or module, and the arguments bound to it, the module included."""
     if isinstance(fn, functools.partial):
         inner, args, kwargs = unbind(fn.func)
         return inner, (*args, *fn.args), {**kwargs, **fn.keywords}

@@ -1,4 +1,4 @@
-"""Gradients in less memory: what a function computes on the way is computed again instead of kept."""
+"""Gradients in less memory: intermediate results are computed again instead of kept."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ R = TypeVar("R")
 def checkpoint(fn: Callable[P, R]) -> Checkpointed[P, R]:
     """Make a function that computes the same as ``fn``, and keeps only its arguments for the backward pass.
 
-    When gradients are computed, ``fn`` runs a second time to find what it computed on the way. Values, gradients and random
-    numbers are those of ``fn``, dropout masks included. Gradients go to every array in the arguments, in the module that ``fn``
-    is or is a bound method of, and in the variables and defaults that ``fn`` takes from the scope where it is defined; not to
-    arrays that it reaches in another way, such as global variables, which are constants.
+    When gradients are computed, ``fn`` runs again to recompute its intermediate results. Values, gradients and random numbers
+    are those of ``fn``, dropout masks included. Gradients reach every array in the arguments, in the module that ``fn`` is or
+    is a method of, and in the closure and the defaults of ``fn``. Arrays that it reaches in another way, such as global
+    variables, are constants.
 
-    Inside :func:`vmap`, for which MLX has no such function, and inside :func:`stateful` nothing is computed again.
+    Inside :func:`vmap`, which MLX can't combine with this, and inside :func:`stateful` nothing is computed again.
 
     Args:
         fn: A function of trees that returns a tree: a function, a method or a module, or a partial application of one.
@@ -52,7 +52,7 @@ def checkpoint(fn: Callable[P, R]) -> Checkpointed[P, R]:
 
 
 class Checkpointed(Wrapped[P, R]):
-    """A function that computes again what it does not keep, as made by :func:`checkpoint`."""
+    """A function that computes again what it does not keep. :func:`checkpoint` makes it."""
 
     verb = "checkpoint"
 
@@ -99,13 +99,13 @@ class Checkpointed(Wrapped[P, R]):
 
 
 class _Run(NamedTuple):
-    """What is known of the result once the function has run for the first time.
+    """What the first run of the function tells about its result.
 
     Attributes:
-        structure: The result's.
-        others: The arrays that were computed and have no gradient, and ``None`` for each that has one.
+        structure: The structure of the result.
+        others: The computed arrays that have no gradient, and ``None`` for each that has one.
         origins: Which arrays of the result are arguments passed through.
-        state: The random state, if numbers were drawn.
+        state: The new random state, if numbers were drawn.
     """
 
     structure: Structure
@@ -119,9 +119,9 @@ def _differentiable(leaf: mx.array) -> bool:
 
 
 def _scope(fn: Any, around: tuple[Any, ...] = ()) -> tuple[list[Any], Callable[[Iterator[Any]], Any]]:
-    """Return the trees with differentiable arrays that a function has in its closure and defaults, and how to put others there.
+    """Return the differentiable trees in a function's closure and defaults, and a function that makes it anew with others.
 
-    MLX would take these arrays for constants. Functions in the closure are looked into as well.
+    MLX would take these arrays for constants. Functions in the closure are looked into too.
     """
     if isinstance(fn, types.FunctionType) and fn not in around:
         cells = fn.__closure__ or ()
@@ -136,7 +136,7 @@ def _scope(fn: Any, around: tuple[Any, ...] = ()) -> tuple[list[Any], Callable[[
 
 
 def _with_scope(fn: types.FunctionType, new: list[Any]) -> types.FunctionType:
-    """Return the function with other values in its closure and defaults, where those given are not ``None``."""
+    """Make a function anew, with those of the new values for its closure and defaults that are not ``None``."""
     cells, defaults, named = fn.__closure__ or (), fn.__defaults__ or (), fn.__kwdefaults__ or {}
     values = iter(new)
     closure = tuple([cell if (value := next(values)) is None else types.CellType(value) for cell in cells])
@@ -149,5 +149,5 @@ def _with_scope(fn: types.FunctionType, new: list[Any]) -> types.FunctionType:
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # a variable that has no value yet
+    except ValueError:  # a variable without a value yet
         return None

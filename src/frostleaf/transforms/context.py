@@ -1,4 +1,4 @@
-"""What the result of a function may depend on besides its arguments."""
+"""What the result of a function may depend on besides its arguments: the context of the call."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import mlx.core as mx
 
 @attrs.frozen
 class Context:
-    """What holds where a jitted function is called, besides its arguments.
+    """The settings in force where a jitted function is called.
 
     Attributes:
         plain: Whether it runs as plain Python.
-        dtype: That in which layers are built.
+        dtype: The default dtype of new layers.
     """
 
     plain: bool = False
     dtype: mx.Dtype = mx.float32
 
 
-# One variable for all of it, since every call of a jitted function looks it up.
+# One variable for all settings, since every call of a jitted function looks it up.
 context: ContextVar[Context] = ContextVar("context", default=Context())  # noqa: B039
 
 

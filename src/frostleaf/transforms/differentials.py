@@ -14,16 +14,16 @@ from .gradients import NOTHING_TRAINABLE, Differentiated, found_in, take_apart
 
 
 def vjp(fn: Callable[..., Any], primals: Sequence[Any], cotangents: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Compute ``fn(*primals)`` and the product of ``cotangents`` with its Jacobian: how they change with each primal.
+    """Compute ``fn(*primals)`` and the product of ``cotangents`` with its Jacobian: a gradient for each primal.
 
-    As in :func:`grad`, the trainable floating-point leaves are differentiated with respect to, and each gradient has the class
+    As in :func:`grad`, the derivatives are with respect to the trainable floating-point leaves, and each gradient has the class
     and shape of its primal, with ``None`` everywhere else.
 
     Args:
         fn: A function of trees that returns a tree.
         primals: The arguments, in a tuple.
-        cotangents: A tree like the result. ``None`` in the place of an array, or of a each of the tree, means zero. As in MLX,
-            a result that is not a tuple may have its cotangent in a tuple.
+        cotangents: A tree like the result. ``None`` for an array, or for a whole subtree, means zero. As in MLX, the cotangent
+            of a result that is not a tuple may be given in a tuple.
 
     Returns:
         The result, and a tuple with a gradient for each primal.
@@ -48,16 +48,15 @@ def vjp(fn: Callable[..., Any], primals: Sequence[Any], cotangents: Any) -> tupl
         rest = iter(leaves)
         out = fn(*[each.tree_with(rest) for each in apart])
         result.append(out)
-        # Outputs in the order of the cotangents, which MLX must be given before the result is known. MLX passes over an output
-        # whose gradient is stopped, and would give its cotangent to the next; contiguous hides that.
+        # Outputs come in the order of the cotangents, which MLX needs before the result is known. MLX skips an output whose
+        # gradient is stopped, and would give its cotangent to the next; contiguous hides the stop.
         places: dict[int, list[mx.array]] = {}
         for leaf, cotangent in _matched(out, cotangents):
             flowing = leaf if mx.issubdtype(leaf.dtype, mx.inexact) else mx.stop_gradient(leaf)
             places.setdefault(id(cotangent), []).append(mx.contiguous(flowing))
         used = sum(map(len, places.values()))
         if used != len(given):
-            stray = f"a cotangent goes with no array of the result of {name}"
-            raise ValueError(f"{stray}: {len(given)} were given and {used} have a place")
+            raise ValueError(f"{len(given)} cotangents were given, and the result of {name} has an array for {used} of them")
         return [places[id(cotangent)].pop() for cotangent in given]
 
     trained = [leaf for each in apart for leaf in each.trainable_leaves()]
@@ -75,8 +74,8 @@ def jvp(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any])
     Args:
         fn: A function of trees that returns a tree.
         primals: The arguments, in a tuple.
-        tangents: A tuple with a tree like each primal. ``None`` in the place of an array, or of a each of the tree, means zero;
-            what is not trainable has nothing else. So a gradient is a tangent.
+        tangents: A tuple with a tree like each primal. ``None`` for an array, or for a whole subtree, means zero; what is not
+            trainable must have ``None``. So a gradient is a tangent.
 
     Returns:
         The result, and a tree like it with an array for each floating-point leaf and ``None`` everywhere else.
@@ -131,7 +130,7 @@ def _not_a_tuple(of: str, what: str, given: Any) -> ValueError:
 
 
 def _matched(out: Any, cotangents: Any) -> Iterator[tuple[mx.array, mx.array]]:
-    """Yield each array of the result that has a cotangent, and the cotangent."""
+    """Yield each array of the result that has a cotangent, with the cotangent."""
     alone = isinstance(cotangents, tuple | list) and len(cotangents) == 1 and not isinstance(out, tuple | list)
     for path, leaf, cotangent in broadcast_prefix(cotangents[0] if alone else cotangents, out, "the tree of cotangents"):
         if cotangent is not None:

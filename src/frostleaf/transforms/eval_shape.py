@@ -1,4 +1,4 @@
-"""Shapes and dtypes of results, without the results."""
+"""The shapes and dtypes of a result, without computing it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.shapes import ShapeDtypeStruct, as_array
 from ..tree.functions import flatten, unflatten
-from ..tree.shapes import ShapeDtypeStruct, zeros_for_struct
 from .binding import unbind
 from .random import restore_state, saved_state
 from .stateful import records
 
 
 def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Trace ``fn(*args, **kwargs)`` and return its result with a :class:`ShapeDtypeStruct` in the place of each array.
+    """Trace ``fn(*args, **kwargs)`` and return its result with a :class:`ShapeDtypeStruct` for each array.
 
     Nothing is computed and no memory is allocated for the result: the function is only traced, as by :func:`jit`. A module
-    comes out as a module. The random state is left as it was.
+    comes out as a module. The random state does not change.
 
     Args:
-        fn: A function, a method or a module. It must not look at the values of its arguments.
+        fn: A function, a method or a module. It must not use the values of its arguments in Python.
         *args, **kwargs: Trees of arrays, of :class:`ShapeDtypeStruct`, or of both.
 
     Raises:
@@ -34,8 +34,8 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     f32[7,3]
     """
     inner, bound_args, bound_kwargs = unbind(fn)
-    given, form = flatten(((*bound_args, *args), {**bound_kwargs, **kwargs}))
-    arrays, structure = flatten(unflatten(form, given, static=zeros_for_struct))
+    given, structure = flatten(((*bound_args, *args), {**bound_kwargs, **kwargs}))
+    arrays = [as_array(leaf) for leaf in given]
     result: Any = None
 
     def on_leaves(leaves: list[mx.array]) -> list[mx.array]:

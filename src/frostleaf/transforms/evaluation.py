@@ -1,4 +1,4 @@
-"""Evaluation of whole trees."""
+"""Evaluating whole trees."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import mlx.core as mx
 from ..core.words import describe
 from ..tree.functions import leaves
 
-# On the CPU it costs next to nothing to wait between pieces of this size. A GPU would be idle meanwhile.
+# On the CPU, waiting between pieces of this size costs next to nothing. A GPU would be idle meanwhile.
 _AT_ONCE_ON_CPU = 2 * 2**20
 
 
 def eval(*trees: Any, at_once: float | None = None) -> None:
-    """Evaluate every array in the trees. Static values are passed over.
+    """Evaluate every array in the trees.
 
-    Piece by piece this takes less memory. MLX lets go of what only the computation still holds between one ``mx.eval`` and the
-    next: the old parameters and moments that ``model, state = step(model, state, x)`` has replaced, or the random bits from
-    which a new model is drawn. The price is that MLX can't compute two pieces at the same time.
+    Piece by piece this takes less memory: between one ``mx.eval`` and the next, MLX frees what only the computation still
+    held, such as the old parameters and moments that ``model, state = step(model, state, x)`` has replaced, or the random bits
+    from which a new model is drawn. But MLX can't compute two pieces at the same time.
 
     Args:
-        *trees: Any trees, computed in the order in which they are given.
-        at_once: Up to how many bytes of the result to compute in one go (an array larger than that goes by itself). ``0``
-            is one array at a time, ``float("inf")`` all in one go. Default: 2 MiB where MLX computes on the CPU, else all.
+        *trees: Any trees, computed in the order given.
+        at_once: The most bytes of results to compute in one go (a larger array goes by itself). ``0`` is one array at a time,
+            ``float("inf")`` all in one go. Default: 2 MiB if MLX computes on the CPU, else all.
 
     Raises:
         ValueError: If ``at_once`` is not a number of bytes.
@@ -42,7 +42,7 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
 
 
 def async_eval(*trees: Any) -> None:
-    """Start to evaluate every array in the trees, and return at once. Static values are passed over.
+    """Start to evaluate every array in the trees, and return at once.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.async_eval([mx.ones(2) + 1, "text"])

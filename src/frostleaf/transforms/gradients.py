@@ -1,4 +1,4 @@
-"""Derivatives with respect to the trainable each of a tree."""
+"""Derivatives with respect to the trainable arrays of trees."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def value_and_grad(
 
     Args:
         fn: Returns a scalar, or with ``has_aux`` a pair of a scalar and any tree.
-        argnums: The position of the argument to differentiate with respect to, or several. Default: ``0``, or none if there are
-            ``argnames``.
-        has_aux: Whether ``fn`` returns something besides the scalar. Default: ``False``.
-        argnames: The name of a keyword argument to differentiate with respect to, or several. Default: none.
+        argnums: The position of the argument to differentiate with respect to, or several positions. Default: ``0``, or none if
+            there are ``argnames``.
+        has_aux: Whether ``fn`` returns a pair. Default: ``False``.
+        argnames: The name of a keyword argument to differentiate with respect to, or several names. Default: none.
 
     Returns:
         A function of the same arguments that returns ``(value, grad)``, or ``((value, aux), grad)`` with ``has_aux``, as in
-        JAX. For several ``argnums`` the gradient is a tuple. With ``argnames`` it is, as in MLX, a pair of what it would be
-        without them (``None`` if there are no ``argnums``) and a dict of gradients by name.
+        JAX. For several ``argnums`` the gradient is a tuple. With ``argnames`` it is a pair, as in MLX: the gradient for
+        ``argnums`` (``None`` if there are none), and a dict of gradients by name.
 
     Raises:
-        TypeError: If ``argnums`` is a function, as for ``nn.value_and_grad(model, fn)`` of MLX.
-        ValueError: When called, if an argument is not there or has nothing trainable, or ``fn`` returns something else.
+        TypeError: If ``argnums`` is a function, as in MLX's ``nn.value_and_grad(model, fn)``.
+        ValueError: When called, if an argument is missing or has nothing trainable, or ``fn`` returns something else.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Linear(2, 1).freeze(keys="bias")
@@ -66,7 +66,7 @@ def value_and_grad(
         aux: Any = None
 
         def on_leaves(leaves: list[mx.array]) -> mx.array:
-            # MLX stops the gradient of what comes with the value, and a surrounding grad is to see it: aux goes past MLX.
+            # aux goes past MLX, which would stop its gradient: a surrounding grad must see it.
             nonlocal aux
             rest = iter(leaves)
             trees = [each.tree_with(rest) for each in differentiated]
@@ -111,7 +111,7 @@ def grad(
 
 
 class Differentiated(NamedTuple):
-    """An argument that is differentiated with respect to: its leaves, which of them count, and its structure."""
+    """An argument taken apart, to differentiate with respect to it: its leaves, which are trained, and its structure."""
 
     leaves: list[mx.array]
     mask: list[bool]
@@ -130,7 +130,7 @@ class Differentiated(NamedTuple):
 
 
 def _positions(argnums: Sequence[int], count: int, name: str) -> list[int]:
-    """Return which of ``count`` positional arguments are meant, counted from the front."""
+    """Return the positions that ``argnums`` names among ``count`` positional arguments, counted from the front."""
     for number in argnums:
         if not -count <= number < count:
             called = f"it was called with {count} positional arguments"
@@ -154,19 +154,18 @@ def _require_once(places: Sequence[Any], given: Sequence[Any], name: str) -> Non
 
 
 def take_apart(tree: Any) -> Differentiated:
-    """Return an argument taken apart."""
+    """Take an argument apart."""
     leaves, structure = flatten(tree)
     return Differentiated(leaves, trainable(tree), structure)
 
 
 def found_in(given: Differentiated) -> str:
-    """Return the paths, dtypes and shapes of the first arrays of an argument, for use in a message."""
+    """List the paths, dtypes and shapes of the first arrays of an argument, for a message."""
     named = [*zip(given.structure.leaf_names(), given.leaves, strict=True)][:8]
     found = ", ".join(f"{path or '(the argument)'} {describe(leaf)}" for path, leaf in named) or "no array"
     return found + ", ..." * (len(given.leaves) > 8)
 
 
-# The number of the argument, or its name.
 NOTHING_TRAINABLE = (
     "argument {number} of {fn} has nothing to differentiate: it needs an array of a floating-point dtype that is neither "
     "frozen nor a buffer, and has {found}"
@@ -186,6 +185,5 @@ def _split(out: Any, has_aux: bool, name: str) -> tuple[mx.array, Any]:
     value, aux = out if has_aux else (out, None)
     if not isinstance(value, mx.array) or value.ndim != 0 or not mx.issubdtype(value.dtype, mx.floating):
         advice = ". For a pair (loss, aux) say has_aux=True" if isinstance(value, tuple) else ""
-        needed = "a scalar floating-point array to be differentiated"
-        raise ValueError(f"{name} must return {needed}, and returned {describe(value)}{advice}")
+        raise ValueError(f"{name} must return a scalar floating-point array, and returned {describe(value)}{advice}")
     return value, aux

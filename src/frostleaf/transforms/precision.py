@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 def _require_floating(policy: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if not isinstance(value, mx.Dtype) or not mx.issubdtype(value, mx.floating):
-        expected = f"{attribute.name} of fl.Policy is a floating-point mx.Dtype, such as mx.bfloat16"
-        raise TypeError(f"{expected}, and was given as {describe(value)}")
+        given = describe(value)
+        raise TypeError(f"{attribute.name} of fl.Policy must be a floating-point mx.Dtype, such as mx.bfloat16, and is {given}")
 
 
 @attrs.frozen
 class Policy:
-    """Keep a model in one dtype, compute in another, and answer in a third.
+    """Keep a model in one dtype, compute in another, and return results in a third.
 
-    With a ``compute_dtype`` of half the size of ``param_dtype`` a step takes half the memory for activations, and on a GPU
-    less time, while small updates are not lost in the parameters: Micikevicius et al., `Mixed precision training
+    With a ``compute_dtype`` of half the size of ``param_dtype``, activations take half the memory and a step on a GPU less
+    time, and yet small updates are not lost in the parameters: Micikevicius et al., `Mixed precision training
     <https://arxiv.org/abs/1710.03740>`_. For ``mx.float16``, whose range is small, see also :class:`fl.optim.DynamicLossScale`.
 
     Only floating-point arrays are cast, and the scales of quantized weights are not (see :meth:`Module.astype`).
@@ -61,9 +61,8 @@ class Policy:
     def wrap(self, fn: Callable[P, R]) -> WithPolicy[P, R]:
         """Cast the arguments of ``fn`` to ``compute_dtype`` and its result to ``output_dtype``.
 
-        The gradient of the result goes through the cast, and so has the dtype of the argument. What the function returns as it
-        was given is returned as it was before the cast: the parameters of a model in the result of :func:`stateful` are the
-        very arrays that went in.
+        Gradients pass through the casts, so they have the dtypes of the arguments. What ``fn`` returns unchanged comes out
+        uncast: the parameters of a model in the result of :func:`stateful` are the very arrays that went in.
         """
         return WithPolicy(fn, self)
 
@@ -84,7 +83,7 @@ class Policy:
 
 
 class WithPolicy(Wrapped[P, R]):
-    """A function that computes in another dtype, as made by :meth:`Policy.wrap`."""
+    """A function that computes in another dtype. :meth:`Policy.wrap` makes it."""
 
     verb = "Policy.wrap"
 

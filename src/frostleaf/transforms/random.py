@@ -1,4 +1,4 @@
-"""Random numbers from an explicit key. The only place that touches MLX's random state."""
+"""Drawing random numbers from an explicit key. Only this file touches MLX's random state."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _STATE: list[mx.array] = mx.random.state  # type: ignore[assignment]
 
 @contextmanager
 def rng(key: mx.array) -> Iterator[None]:
-    """Draw everything inside a ``with`` block from ``key``, in place of the state of ``mx.random``.
+    """Draw all random numbers inside a ``with`` block from ``key`` instead of the state of ``mx.random``.
 
-    The same key gives the same numbers. Afterwards, also after an exception, the random state is what it was before.
-    Works under ``jit``, ``grad`` and ``vmap`` too, where ``key`` may be an argument of the function.
+    The same key gives the same numbers. Afterwards, even after an exception, the random state is what it was before. It also
+    works in ``jit``, ``grad`` and ``vmap``, where ``key`` may be an argument of the function.
 
     Args:
-        key: As returned by :func:`mlx.core.random.key` or :func:`mlx.core.random.split`, uint32 of shape (2,).
+        key: A key from :func:`mlx.core.random.key` or :func:`mlx.core.random.split`: uint32 of shape (2,).
 
     Raises:
         TypeError: If ``key`` is not such a key.
@@ -33,7 +33,7 @@ def rng(key: mx.array) -> Iterator[None]:
     True
     """
     if not isinstance(key, mx.array) or key.shape != (2,) or key.dtype != mx.uint32:
-        raise TypeError(f"fl.rng takes one key, such as mx.random.key(seed) returns, u32[2], and was given {describe(key)}")
+        raise TypeError(f"fl.rng takes one key, u32[2], as from mx.random.key(seed), and was given {describe(key)}")
     before = saved_state()
     restore_state(key)
     try:
@@ -45,7 +45,7 @@ def rng(key: mx.array) -> Iterator[None]:
 def next_key() -> mx.array:
     """Draw a key, uint32 of shape (2,), from the random state: the one that the next draw would have used.
 
-    Inside :func:`rng` it comes from that context's key.
+    Inside :func:`rng` it comes from the key given there.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> mx.random.seed(0)
@@ -60,12 +60,12 @@ def next_key() -> mx.array:
 
 
 def saved_state() -> mx.array:
-    """Return this thread's random state. MLX puts another array in its place when a number is drawn."""
+    """Return this thread's random state. MLX replaces the array whenever a number is drawn."""
     return _STATE[0]
 
 
 def restore_state(state: mx.array) -> None:
     """Make ``state`` this thread's random state."""
-    # Seeding puts a new array in place; the old one, which somebody may hold, must not be written to.
+    # Seeding puts in a new array to write to: other code may hold the old one.
     mx.random.seed(0)
     _STATE[0][...] = state

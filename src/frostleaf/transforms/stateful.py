@@ -1,4 +1,4 @@
-"""State that a forward pass produces, such as batch-norm statistics, as a second result instead of a mutation."""
+"""Returning the state that a forward pass produces, such as batch-norm statistics, instead of mutating the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .context import override
 M = TypeVar("M", bound=Node)
 R = TypeVar("R")
 
-# For each module that has recorded something in the innermost fl.stateful: the module as it was, and as it is now.
+# Each module that has recorded something in the innermost fl.stateful, by id: as it was, and as it is now.
 records: ContextVar[dict[int, tuple[Node, Node]] | None] = ContextVar("records", default=None)
 
 
@@ -33,14 +33,14 @@ def stateful(model: Callable[..., R], /, *args: Any, **kwargs: Any) -> tuple[R, 
 
 
 def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, M]:
-    """Call a model, and return the result and the model with the buffers that the call recorded.
+    """Call a model, and return the result and a copy of the model with the buffers that the call recorded.
 
-    The model itself is unchanged. The result shares every array that was not recorded. Inside ``jit`` and
-    ``value_and_grad`` this is the same; return the new model from the function, as auxiliary data from a loss.
+    The copy shares every array that was not recorded. It works the same inside ``jit`` and ``value_and_grad``: return the new
+    model from the function, as auxiliary data if it is a loss.
 
     Args:
-        model: A module, or a bound method of one (``model.encode``), which is then what is called.
-        *args, **kwargs: What it is called with.
+        model: A module, or a bound method of one to call instead (``model.encode``).
+        *args, **kwargs: The arguments of the call.
 
     Raises:
         TypeError: If ``model`` is neither.
@@ -55,8 +55,8 @@ def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tup
     owner = model if isinstance(model, Node) else getattr(model, "__self__", None)
     if not isinstance(owner, Node):
         raise TypeError(f"fl.stateful takes a module or a bound method of one, and was given {type(model).__name__}")
-    # A module that stands at two places is two parts of the model, each with its own buffers, as it is after jit has
-    # taken the tree apart. Putting the tree together anew gives each place an object of its own to recognise it by.
+    # A module at two places is two parts of the model, each with its own buffers, as it is once jit has taken the tree apart.
+    # Putting the tree together anew gives each place an object of its own, to recognise it by.
     leaves, structure = flatten(owner)
     called = unflatten(structure, leaves)
     recorded: dict[int, tuple[Node, Node]] = {}
@@ -70,9 +70,9 @@ def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tup
 
 
 def record(module: Node, /, **buffers: mx.array) -> None:
-    """Record new buffers of a module: the enclosing :func:`stateful` returns the model with them.
+    """Record new buffers of a module, with which the enclosing :func:`stateful` returns the model.
 
-    For use in a layer's ``__call__``. Outside :func:`stateful` nothing is recorded. What was recorded is :func:`recorded`.
+    For use in a layer's ``__call__``. Outside :func:`stateful` it does nothing. :func:`recorded` returns what was recorded.
 
     Args:
         module: The layer, ``self``.
@@ -93,17 +93,17 @@ def record(module: Node, /, **buffers: mx.array) -> None:
     known = _buffers(module)
     for name in buffers:
         if name not in known:
-            missing = f"{type(module).__name__} has no buffer {name!r} to record{nearest(name, known)}"
-            raise TypeError(f"{missing}. Declare it with fl.buffer() in the class body.")
+            cls, near = type(module).__name__, nearest(name, known)
+            raise TypeError(f"{cls} has no buffer {name!r} to record{near}. Declare it with fl.buffer() in the class body.")
     here = records.get()
     if here is not None:
         here[id(module)] = module, evolve(recorded(module), buffers)
 
 
 def recorded(module: M) -> M:
-    """Return the module with what has been recorded for it so far in the enclosing :func:`stateful`; without one, the module.
+    """Return a module with the buffers recorded so far in the enclosing :func:`stateful`, or as it is if there are none.
 
-    A layer that is called twice in one forward pass goes on from what its first call recorded.
+    With this, a layer that is called twice in one forward pass goes on from what its first call recorded.
 
     >>> import frostleaf as fl
     >>> layer = fl.nn.BatchNorm(2)
@@ -115,7 +115,7 @@ def recorded(module: M) -> M:
 
 
 def recording() -> bool:
-    """Return whether a :func:`stateful` is running, so that what layers record will be used."""
+    """Return whether :func:`stateful` is running, so that what layers record will be used."""
     return records.get() is not None
 
 

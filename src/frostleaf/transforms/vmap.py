@@ -1,4 +1,4 @@
-"""Functions of one example made functions of many."""
+"""Turning functions of one example into functions of many."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Vmapped
     """Make a function that computes ``fn`` for each index along an axis of its arguments, all at once.
 
     A model is an argument like any other: with axis ``0`` a stack of models is an ensemble (see :func:`frostleaf.tree.stack`),
-    with ``None`` one model is shared. Static values are never mapped, nor are keyword arguments. Random numbers that ``fn``
-    draws are the same for every index; give each a key of its own and draw under :func:`rng`, or build layers with ``key=``.
+    with ``None`` one model is shared. Static values and keyword arguments are never mapped. Random numbers that ``fn`` draws
+    are the same for every index; give each its own key and draw under :func:`rng`, or build layers with ``key=``.
 
     Args:
         fn: A function of trees that returns a tree.
         in_axes: An integer for all positional arguments, or a tuple with an entry for each: an integer, ``None`` for an
-            argument that every index shares, or a tree of these that has the form of the argument, or of its outer part.
+            argument that every index shares, or a tree of these shaped like the argument, or like its outer part.
             Default: ``0``.
         out_axes: Where the mapped axis goes in the result: an integer, ``None`` for what does not depend on the mapped
-            arguments, or a tree of these that has the form of the result, or of its outer part. Default: ``0``.
+            arguments, or a tree of these shaped like the result, or like its outer part. Default: ``0``.
 
     Returns:
         A function of the same arguments.
 
     Raises:
-        TypeError: If ``in_axes`` is of another form; when called, if the result holds arrays in an object that is no tree.
+        TypeError: If ``in_axes`` is something else; when called, if the result holds arrays in an object that is not a tree.
         RuntimeError: When called inside :func:`stateful`, if a layer records a buffer.
-        ValueError: When called, if an axis is not there, lengths differ, nothing is mapped, or the form of ``in_axes`` or
-            ``out_axes`` is not that of the arguments or the result. The message names the path.
+        ValueError: When called, if an axis is missing, lengths differ, nothing is mapped, or ``in_axes`` or ``out_axes`` does
+            not fit the arguments or the result. The message names the path.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> ensemble = fl.vmap(lambda key: fl.nn.Linear(2, 3, key=key))(mx.random.split(mx.random.key(0), 4))
@@ -53,13 +53,15 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Vmapped
     (4, 5, 3)
     """
     if not isinstance(in_axes, int | tuple | list | None):
-        needed = "an integer, None or a tuple with an entry for each positional argument"
-        raise TypeError(f"in_axes must be {needed}, and is {describe(in_axes)}")
+        raise TypeError(
+            "in_axes must be an integer, None or a tuple with an entry for each positional argument, and is "
+            f"{describe(in_axes)}"
+        )
     return Vmapped(fn, (in_axes, out_axes))
 
 
 class Vmapped(Wrapped[..., Any]):
-    """A function of many examples, as made by :func:`vmap`."""
+    """A function of many examples. :func:`vmap` makes it."""
 
     verb = "vmap"
 
@@ -83,13 +85,13 @@ class Vmapped(Wrapped[..., Any]):
             require_visible("fl.vmap", name, out_structure, examples)
             positions = _out_axes(out_axes, out, examples, name)
             batched = [leaf for leaf, axis in zip(out_leaves, positions, strict=True) if axis is not None]
-            # The state that a compiled function leaves looks as if it depended on the index, and is the same for each.
+            # The random state that a compiled function leaves seems to depend on the index, but is the same for all.
             drawn = saved_state()
             return [*batched, drawn] if drawn is not before and depends(drawn, examples) else batched
 
         token = _mapping.set(True)
         try:
-            # MLX compiles nothing that is mapped. What is not would be traced, and used elsewhere, without its checkpoints.
+            # MLX doesn't compile what is mapped. The rest would be traced without checkpoints, in a trace used elsewhere too.
             with override(plain=True):
                 results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
         except BaseException:
@@ -120,7 +122,7 @@ RECORDED = (
 
 
 def _without_records(fn: Callable[..., Any], name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Return ``fn(*args, **kwargs)``, in which layers find what ``stateful`` has recorded, and can't add to it."""
+    """Return ``fn(*args, **kwargs)``, in which layers see what ``stateful`` has recorded but may not add to it."""
     outer = records.get()
     if outer is None:
         return fn(*args, **kwargs)
@@ -139,8 +141,7 @@ def _without_records(fn: Callable[..., Any], name: str, args: Any, kwargs: dict[
 def _in_axes(in_axes: Any, args: tuple[Any, ...], name: str) -> list[int | None]:
     """Return for each array in the arguments the axis it is mapped over, counted from the front, or ``None``."""
     if isinstance(in_axes, tuple | list) and len(in_axes) != len(args):
-        called = f"{name} was called with {len(args)} positional arguments"
-        raise ValueError(f"in_axes has {len(in_axes)} entries and {called}")
+        raise ValueError(f"in_axes has {len(in_axes)} entries and {name} was called with {len(args)} positional arguments")
     axes: list[int | None] = []
     first: tuple[str, mx.array, int] | None = None
     for path, leaf, axis in broadcast_prefix(in_axes, args, "in_axes"):
@@ -159,8 +160,9 @@ def _in_axes(in_axes: Any, args: tuple[Any, ...], name: str) -> list[int | None]
             raise ValueError(f"can't map {name} over axes of different lengths: {one} and {other}")
         axes.append(axis % leaf.ndim)
     if first is None:
-        found = f"no array in its positional arguments has an axis in in_axes={in_axes!r}"
-        raise ValueError(f"{name} has nothing to map over: {found}")
+        raise ValueError(
+            f"{name} has nothing to map over: no array in its positional arguments has an axis in in_axes={in_axes!r}"
+        )
     return axes
 
 
@@ -168,15 +170,15 @@ def _out_axes(out_axes: Any, out: Any, examples: tuple[mx.array, ...], name: str
     """Return for each array in the result where its mapped axis goes, or ``None`` if it has none."""
     axes: list[int | None] = []
     for path, leaf, axis in broadcast_prefix(out_axes, out, "out_axes"):
-        where = keystr(path) or "the result"
+        where = f"{keystr(path)} of the result" if path else "the result"
         _check_axis("out_axes", axis, where, "a tree")
         if axis is None:
             if depends(leaf, examples):
-                differs = f"{where} of the result of {name}, which depends on the mapped arguments"
-                raise ValueError(f"out_axes has None for {differs}. Give it an axis.")
+                depending = f"{where} of {name}, which depends on the mapped arguments"
+                raise ValueError(f"out_axes has None for {depending}. Give it an axis.")
         elif not -leaf.ndim - 1 <= axis <= leaf.ndim:
-            found = f"{where} is {describe(leaf)} for each example"
-            raise ValueError(f"can't put the mapped axis at {axis} in the result of {name}: {found}")
+            found = f"which is {describe(leaf)} for each example"
+            raise ValueError(f"can't put the mapped axis at {axis} in {where} of {name}, {found}")
         axes.append(axis)
     return axes
 

@@ -1,4 +1,4 @@
-"""Functions that are called in another way, as trees: what they wrap is inside."""
+"""Wrapped functions as trees, with what they wrap inside."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ W = TypeVar("W", bound="Wrapped[..., Any]")
 
 
 class Wrapped(Generic[P, R]):
-    """A function that is called in another way. In a tree, a module that it wraps is at ``__wrapped__``.
+    """A function that calls another in its own way. In a tree, a module that it wraps is at ``__wrapped__``.
 
-    A subclass calls what it wraps in ``__call__``; what else it is made of is in ``options``, which is structure.
+    A subclass calls what it wraps in ``__call__``. Everything else that it is made of is in ``options``, which is structure.
     """
 
     __wrapped__: Callable[P, R]
@@ -34,7 +34,7 @@ class Wrapped(Generic[P, R]):
     def __init__(self, fn: Callable[P, R], options: Any = ()) -> None:
         if not callable(fn):
             kind = type(fn).__name__
-            raise TypeError(f"fl.{self.verb} takes a function, a method or a module that can be called, and was given {kind}")
+            raise TypeError(f"fl.{self.verb} takes a function, a method or a callable module, and was given {kind}")
         self._wrap(fn, options)
 
     def _wrap(self, fn: Any, options: Any) -> None:
@@ -45,7 +45,7 @@ class Wrapped(Generic[P, R]):
     @classmethod
     def _restored(cls: type[W], options: Any, children: Any) -> W:
         wrapped = object.__new__(cls)
-        (fn,) = children  # which need not be a function: trees are mapped to trees of other things
+        (fn,) = children  # need not be a function, since a tree may be mapped to a tree of anything
         wrapped._wrap(fn, options)
         return wrapped
 
@@ -56,12 +56,12 @@ class Wrapped(Generic[P, R]):
         return self
 
     def __deepcopy__(self: W, memo: dict[int, Any]) -> W:
-        # As a function, it is its own copy. But the object that a method is bound to is copied with what holds the method.
+        # Like a function, it is its own copy. But if a method is wrapped, the object that it is bound to is copied.
         fn = from_picklable(copy.deepcopy(to_picklable(self.__wrapped__), memo))
         return self if fn is self.__wrapped__ else type(self)._restored(self.options, (fn,))
 
     def __reduce__(self) -> Any:
-        # By name, as functions are, if there is a name: that of what a decorator made.
+        # By name, as functions are, if it can be found by name.
         if is_importable(self):
             return self.__qualname__  # type: ignore[attr-defined]
         return _restore, (type(self), to_picklable(self.__wrapped__), to_picklable(self.options))

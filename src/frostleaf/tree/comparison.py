@@ -1,4 +1,4 @@
-"""Trees compared: whether they are the same, nearly the same, and where they differ."""
+"""Comparing trees: whether they are equal, or close, and where they differ."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..core.containers import static_key
 from ..core.definition import Node
 from ..core.instance import Metadata, metadata_of
+from ..core.shapes import LEAF
 from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr
 from .functions import flatten
@@ -17,12 +18,21 @@ from .walk import field_level, ties_in
 
 
 class Change(NamedTuple):
-    """One difference between two trees: where, of what kind, and what stands there in each."""
+    """One difference between two trees: its path, its kind, and what each tree has there.
+
+    >>> import frostleaf as fl
+    >>> fl.tree.diff([1, 2], [1, 3])[0]
+    Change(path='1', kind='static', left=2, right=3)
+    """
 
     path: str
     kind: Literal["class", "mode", "frozen", "ties", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
     left: Any
     right: Any
+
+    def __repr__(self) -> str:
+        left, right = describe(self.left), describe(self.right)
+        return f"Change(path={self.path!r}, kind={self.kind!r}, left={left}, right={right})"
 
     def __str__(self) -> str:
         before, after = (
@@ -34,16 +44,21 @@ class Change(NamedTuple):
 
 
 class Diff(tuple[Change, ...]):
-    """The differences between two trees, one :class:`Change` each, printed a line each. Empty, and false, if there are none."""
+    """The differences between two trees: a tuple of :class:`Change`, printed one to a line. Empty if there are none.
+
+    >>> import frostleaf as fl
+    >>> fl.tree.diff([1, 2], [1, 2])
+    no difference
+    """
 
     def __repr__(self) -> str:
         return "\n".join(map(str, self)) if self else "no difference"
 
 
 def equal(*trees: Any) -> bool:
-    """Compare trees: the same structure, and leaves of the same dtypes, shapes and values.
+    """Return whether trees have the same structure, and leaves of the same dtypes, shapes and values.
 
-    ``nan`` equals ``nan``. Evaluates the arrays, unless they are the same objects.
+    ``nan`` equals ``nan``. Arrays are evaluated unless they are the same objects.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.equal((mx.array(1), "a"), (mx.array(1), "a")), fl.tree.equal(mx.array(1), mx.array(1.0))
@@ -54,7 +69,7 @@ def equal(*trees: Any) -> bool:
 
 
 def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, equal_nan: bool = False) -> bool:
-    """Compare two trees: the same structure, and leaves of the same shapes and nearly the same values.
+    """Return whether two trees have the same structure, and leaves of the same shapes and nearly the same values.
 
     Two leaves are close where ``abs(left - right) <= atol + rtol * abs(right)``, as in :func:`mlx.core.allclose`. Dtypes may
     differ, so a model can be compared with its cast.
@@ -70,10 +85,10 @@ def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, e
     True
     """
     (first, structure), (second, other) = flatten(left), flatten(right)
-    return structure == other and all(
-        a.shape == b.shape and bool(mx.allclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan))
-        for a, b in zip(first, second, strict=True)
-    )
+    if structure != other or any(a.shape != b.shape or type(a) is not type(b) for a, b in zip(first, second, strict=True)):
+        return False
+    arrays = [(a, b) for a, b in zip(first, second, strict=True) if isinstance(a, mx.array)]
+    return all(bool(mx.allclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan)) for a, b in arrays)
 
 
 def diff(left: Any, right: Any) -> Diff:
@@ -87,15 +102,16 @@ def diff(left: Any, right: Any) -> Diff:
     n: static 1 -> 2
     """
     changes: list[Change] = []
+    flat_of(left), flat_of(right)  # raises where there is an array of another library, which can't be compared
     _compare((), left, right, changes, frozenset())
     return Diff(changes)
 
 
 def require_alike(trees: Sequence[Any]) -> Structure:
-    """Return the structure that all trees have, of which there is at least one.
+    """Return the structure of at least one tree, and require that all have the same.
 
     Raises:
-        ValueError: If they have different structures; the message shows where.
+        ValueError: If one has another; the message shows where.
     """
     first = flat_of(trees[0]).structure
     for number, tree in enumerate(trees[1:], 2):
@@ -105,8 +121,8 @@ def require_alike(trees: Sequence[Any]) -> Structure:
 
 
 def unlike(number: int, first: Any, tree: Any) -> ValueError:
-    """Return the error for a tree that is not of the same structure as the first."""
-    return ValueError(f"tree {number} is not of the same structure as the first:\n{diff(first, tree)}")
+    """Return the error for a tree whose structure is not that of the first."""
+    return ValueError(f"tree {number} does not have the structure of the first:\n{diff(first, tree)}")
 
 
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
@@ -116,7 +132,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
     if left is right or path in tied:
         return
     name = keystr(path)
-    if isinstance(left, mx.array) and isinstance(right, mx.array):
+    if isinstance(left, LEAF) and isinstance(right, LEAF):
         if left.dtype != right.dtype:
             changes.append(Change(name, "dtype", left, right))
         elif left.shape != right.shape:
@@ -126,7 +142,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
         return
     first, second = field_level(left), field_level(right)
     if first is None or second is None:
-        if first or second or isinstance(left, mx.array) or isinstance(right, mx.array):
+        if first or second or isinstance(left, LEAF) or isinstance(right, LEAF):
             changes.append(Change(name, "type", left, right))
         elif static_key(left) != static_key(right):
             changes.append(Change(name, "static", left, right))
@@ -161,9 +177,11 @@ def _shown_ties(metadata: Metadata) -> frozenset[str]:
     return frozenset(f"{keystr(target)} = {keystr(source)}" for target, source in metadata.ties)
 
 
-def _same(left: mx.array, right: mx.array) -> bool:
+def _same(left: Any, right: Any) -> bool:
     if left is right:
         return True
+    if not (isinstance(left, mx.array) and isinstance(right, mx.array)):
+        return bool(left == right)  # one of them is a shape
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     inexact = mx.issubdtype(left.dtype, mx.inexact)

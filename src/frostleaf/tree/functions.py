@@ -1,4 +1,4 @@
-"""Trees taken apart and put together, and functions of their leaves."""
+"""Taking trees apart and putting them together, and functions of their leaves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import attrs
 import mlx.core as mx
 
 from ..core import structure as core
@@ -15,10 +16,10 @@ T = TypeVar("T")
 
 
 def flatten(tree: Any) -> tuple[list[mx.array], core.Structure]:
-    """Take a tree apart: return its arrays, in order, and the structure that is left.
+    """Take a tree apart into its arrays, in order, and the structure that is left.
 
-    A leaf is an ``mx.array``, and nothing else is. ``None`` and empty containers have no leaves; numbers, strings,
-    functions and whatever else is not a container are part of the structure.
+    Only an ``mx.array`` is a leaf. ``None`` and empty containers have no leaves; numbers, strings, functions and all else that
+    is not a container are part of the structure.
 
     Args:
         tree: Any nesting of modules, tuples, lists, dicts and registered classes.
@@ -39,14 +40,14 @@ def flatten(tree: Any) -> tuple[list[mx.array], core.Structure]:
 def unflatten(structure: core.Structure, leaves: Iterable[Any], static: Callable[[Any], Any] | None = None) -> Any:
     """Put a tree together from a structure and leaves.
 
-    The inverse of :func:`flatten`: classes and static values are those of the first tree, and the leaves are the very
-    objects given. They need not be arrays.
+    The inverse of :func:`flatten`: classes and static values come from the structure, and the leaves are the very objects
+    given. They need not be arrays.
 
     Args:
         structure: As returned by :func:`flatten` or :func:`structure`.
         leaves: As many values as the structure has leaves.
-        static: Called with each value that is neither leaf nor container nor in a static field; returns what is to stand in its
-            place. Default: the identity.
+        static: Called with each value that is neither leaf nor container nor in a static field; returns its replacement.
+            Default: the identity.
 
     Raises:
         ValueError: If there are more or fewer leaves.
@@ -72,7 +73,7 @@ def leaves(tree: Any) -> list[mx.array]:
 
 
 def structure(tree: Any) -> core.Structure:
-    """Return the structure of a tree: what :func:`flatten` leaves when the arrays are taken out.
+    """Return the structure of a tree: what :func:`flatten` leaves without the arrays.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.structure((mx.array(1), 1)) == fl.tree.structure((mx.array(2), 1))
@@ -97,9 +98,9 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
     """Apply a function to each leaf and return a tree of the results, of the same structure.
 
     Args:
-        function: Called with each leaf, and with what stands at the same place in each tree of ``rest``.
+        function: Called with each leaf and the value at the same place in each tree of ``rest``.
         tree: The tree that gives the structure.
-        *rest: Trees of that structure. Where the first tree has a leaf, another may have a whole subtree, or ``None``.
+        *rest: Trees of that structure. Where the first has a leaf, the others may have a whole subtree, or ``None``.
 
     Raises:
         ValueError: If a tree of ``rest`` has another structure; the message shows where.
@@ -127,16 +128,13 @@ def map_with_path(function: Callable[..., Any], tree: T, *rest: Any) -> T:
     return unflatten(shape, [function(*values) for values in zip(shape.leaf_names(), first, *others, strict=True)])  # type: ignore[no-any-return]
 
 
-_NO_INITIALIZER: Any = object()
-
-
-def reduce(function: Callable[[Any, mx.array], Any], tree: Any, initializer: Any = _NO_INITIALIZER) -> Any:
+def reduce(function: Callable[[Any, mx.array], Any], tree: Any, initializer: Any = attrs.NOTHING) -> Any:
     """Fold the leaves from the left: ``function(function(initializer, first), second)`` and so on.
 
     Args:
-        function: Called with what has been folded so far and the next leaf.
+        function: Called with the result so far and the next leaf.
         tree: Any tree.
-        initializer: What to begin with. Without it, the first leaf.
+        initializer: What to begin with. Default: the first leaf.
 
     Raises:
         TypeError: If the tree has no leaf and there is no initializer.
@@ -145,6 +143,6 @@ def reduce(function: Callable[[Any, mx.array], Any], tree: Any, initializer: Any
     >>> fl.tree.reduce(lambda total, leaf: total + leaf.size, [mx.zeros(3), mx.zeros((2, 2))], 0)
     7
     """
-    if initializer is _NO_INITIALIZER:
+    if initializer is attrs.NOTHING:
         return functools.reduce(function, leaves(tree))
     return functools.reduce(function, leaves(tree), initializer)

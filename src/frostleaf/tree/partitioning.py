@@ -1,4 +1,4 @@
-"""Trees divided by a selection, and put together again."""
+"""Dividing trees by a selection, and merging them again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def partition(tree: T, where: Where) -> tuple[T, T]:
-    """Divide a tree in two: the selected arrays with ``None`` for the rest, and the rest with ``None`` for them.
+    """Divide a tree in two: the selected arrays with ``None`` for the rest, and the rest with ``None`` for those.
 
-    Static values stay in both. :func:`combine` puts the two together again.
+    Both keep the static values. :func:`combine` merges the two again.
 
     Args:
         tree: Any tree.
@@ -37,7 +37,7 @@ def partition(tree: T, where: Where) -> tuple[T, T]:
 
 
 def combine(*trees: T) -> T:
-    """Merge trees into one that has at each place the array of the first tree with one there.
+    """Merge trees into one: each place gets its array from the first tree that has one there.
 
     Args:
         *trees: Trees of one shape, with ``None`` where an array is missing, as :func:`partition` and :func:`filter` return.
@@ -64,9 +64,7 @@ def combine(*trees: T) -> T:
 
 
 def filter(tree: T, where: Where) -> T:
-    """Put ``None`` for every array that ``where`` does not select.
-
-    The first half of :func:`partition`.
+    """Replace every array that ``where`` does not select by ``None``: the first half of :func:`partition`.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.filter([mx.array(1), mx.array(2.0)], lambda path, array: array.dtype == mx.float32)

@@ -1,4 +1,4 @@
-"""Trees that go with a tree: one value for each of its leaves, or one for a whole branch of it."""
+"""Trees aligned with another tree: one value for each of its leaves, or one for a whole branch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.levels import Recipe, entries_of, one_level
+from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr
 
 
 def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
-    """Return what another tree of the same structure has in the place of each array: a leaf, a subtree, or ``None``.
+    """Return what another tree of the same structure has for each array: a leaf, a subtree, or ``None``.
 
     Args:
         tree: Any tree.
-        other: A tree with the same nodes. The order of a dict's items does not matter, and static values are passed over.
-        what: What ``other`` is, for the error.
+        other: A tree with the same nodes. The order of a dict's items does not matter, and static values are ignored.
+        what: What to call ``other`` in an error.
 
     Raises:
         ValueError: If a node or ``None`` is something else in ``other``; the message names the path.
@@ -29,16 +30,16 @@ def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
 
 
 def broadcast_prefix(prefix: Any, tree: Any, what: str) -> Iterator[tuple[Path, mx.array, Any]]:
-    """Yield the path of each array in a tree, the array, and what goes with it in a prefix of the tree.
+    """Yield the path of each array in a tree, the array, and its value in a prefix of the tree.
 
     Args:
-        prefix: A tree of the same names, or the beginning of one: ``None`` or a number in the place of a node goes with every
-            array in it. A list may stand for a tuple, and one mapping for another. Static values are passed over.
+        prefix: A tree of the same names, or its outer part: ``None`` or a number instead of a node goes with every array in
+            that. A list may stand for a tuple, and one mapping for another. Static values are ignored.
         tree: Any tree.
-        what: What ``prefix`` is, for the error.
+        what: What to call ``prefix`` in an error.
 
     Raises:
-        ValueError: If ``prefix`` has something else in the place of a node; the message names the path.
+        ValueError: If ``prefix`` has something else instead of a node; the message names the path.
     """
     found: list[Any] = []
     _align(tree, prefix, _prefix_node, what, (), found)
@@ -47,7 +48,7 @@ def broadcast_prefix(prefix: Any, tree: Any, what: str) -> Iterator[tuple[Path, 
 
 
 def argument(path: Path) -> str:
-    """Return the name of a place in the arguments of a function, whose path begins with the number of the argument.
+    """Name a place in the arguments of a function, given its path, which begins with the number of the argument.
 
     >>> argument((0, "layers", 1, "weight")), argument((2,))
     ('layers.1.weight of argument 0', 'argument 2')
@@ -59,8 +60,8 @@ def argument(path: Path) -> str:
 def _align(
     tree: Any, other: Any, children_of: Callable[[Any, Any, Any], Sequence[Any] | None], what: str, path: Path, found: list[Any]
 ) -> None:
-    """Append to ``found`` what ``other`` has in the place of each array."""
-    if isinstance(tree, mx.array):
+    """Append to ``found`` what ``other`` has for each array in ``tree``."""
+    if isinstance(tree, LEAF):
         found.append(other)
         return
     node = one_level(tree)
@@ -83,21 +84,21 @@ def _align(
 
 
 def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
-    """Return the children of ``other``, if it is a node like ``tree``, in the order of those of ``tree``."""
+    """Return the children of ``other`` in the order of those of ``tree``, or ``None`` if the two nodes differ."""
     if node is None:
         return None if tree is None and other is not None else ()
     there = one_level(other) if type(other) is type(tree) else None
     if there is None:
         return None
     if isinstance(other, Mapping):
-        # Here, unlike for a function that is given the whole dict, the order of the items does not matter.
+        # A function that is given a whole dict may depend on the order of its items. Here the order does not matter.
         entries = node[0].entries
         return [other[entry] for entry in entries] if other.keys() == set(entries) else None
     return there[1] if there[0] == node[0] and len(there[1]) == len(node[1]) else None
 
 
 def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
-    """Return what ``other`` has for each child of ``tree``, for which one number or ``None`` may stand."""
+    """Return what ``other``, which may be one number or ``None``, has for each child of ``tree``; ``None`` if they differ."""
     if node is None:
         return ()
     entries = entries_of(type(tree), node[0])
@@ -111,12 +112,12 @@ def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
 
 
 def _kind(value: Any) -> type:
-    """Return the class of a node, in which a list is a tuple and all mappings are one."""
+    """Return the class of a node, counting a list as a tuple and all mappings as one class."""
     return tuple if isinstance(value, list) else Mapping if isinstance(value, Mapping) else type(value)
 
 
 def _contents(value: Any, node: Any) -> str:
-    """Return a node's class and the names of its children, or another value, in a few words."""
+    """Describe a node by its class and the names of its children, and any other value in a few words."""
     if node is None:
         return describe(value)
     entries = entries_of(type(value), node[0])
@@ -124,7 +125,7 @@ def _contents(value: Any, node: Any) -> str:
 
 
 def _definition(value: Any, node: Any) -> str:
-    """Return a module's class and what tells it from others of the class."""
+    """Describe a module by its class and what tells it from others of that class."""
     metadata, name = node[0], type(value).__name__
     said = [f"{field}={describe(each)}" for field, each in metadata.static.items()]
     said += ["in evaluation mode"] * (not metadata.training)

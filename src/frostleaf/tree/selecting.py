@@ -1,4 +1,4 @@
-"""What a selection selects in a tree: a path, a glob, a class, a predicate, or several of these."""
+"""What is selected in a tree by a path, a glob, a class, a predicate, or a list of these."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeGuard
 
-import mlx.core as mx
-
+from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, nearest, nearest_paths
 from .walk import Descend, rewrite, tied_places
@@ -17,11 +16,11 @@ Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 
 
 def matcher(where: Where) -> Callable[[Path, Any], bool]:
-    """Return the function of a path and a value that says whether ``where`` selects that value.
+    """Make a function of a path and a value that tells whether ``where`` selects the value.
 
-    A path names one value. In a glob ``*`` stands for any text in one name and ``**`` for any number of names; a glob that
-    ends in ``**`` selects the arrays below. A class selects its instances. A predicate is asked about each array, with its
-    dotted path.
+    A path names one value. In a glob ``*`` matches any text in one name and ``**`` any number of names; a glob that ends in
+    ``**`` selects the arrays below. A class selects its instances. A predicate is called with each array's dotted path and the
+    array.
 
     Raises:
         TypeError: If ``where`` is none of these.
@@ -29,14 +28,14 @@ def matcher(where: Where) -> Callable[[Path, Any], bool]:
     if isinstance(where, str):
         pattern = re.compile(_regex(where), re.DOTALL)
         arrays_only = where.split(".")[-1] == "**"
-        # The root has no name, so only "**" selects it, where it is an array.
+        # The root has no name, so only "**" selects it, if it is an array.
         return lambda path, value: (
-            (isinstance(value, mx.array) if arrays_only else bool(path)) and pattern.fullmatch(keystr(path)) is not None
+            (isinstance(value, LEAF) if arrays_only else bool(path)) and pattern.fullmatch(keystr(path)) is not None
         )
     if isinstance(where, type):
         return lambda path, value: isinstance(value, where)
     if callable(where) and _takes_two(where):
-        return lambda path, value: isinstance(value, mx.array) and bool(where(keystr(path), value))
+        return lambda path, value: isinstance(value, LEAF) and bool(where(keystr(path), value))
     if _is_several(where):
         matchers = [matcher(one) for one in where]
         return lambda path, value: any(matches(path, value) for matches in matchers)
@@ -47,19 +46,19 @@ def matcher(where: Where) -> Callable[[Path, Any], bool]:
 
 
 def is_path(where: Where) -> bool:
-    """Return whether a selection is one path, which must lead somewhere."""
+    """Return whether a selection is a single path, and no glob."""
     return isinstance(where, str) and not set("*?") & set(where)
 
 
 def mask(tree: Any, where: Where) -> list[bool]:
-    """Return for each leaf whether ``where`` selects it or something that holds it."""
+    """Return for each leaf whether ``where`` selects it, or something that holds it."""
     matches = matcher(where)
     chosen: list[bool] = []
-    holders: set[Path] = set()  # of what is selected, and of all that is in there
+    holders: set[Path] = set()  # the selected nodes, and all nodes inside them
 
     def enter(path: Path, value: Any) -> Any:
         picked = path[:-1] in holders or matches(path, value)
-        if isinstance(value, mx.array):
+        if isinstance(value, LEAF):
             chosen.append(picked)
         elif picked:
             holders.add(path)
@@ -70,7 +69,7 @@ def mask(tree: Any, where: Where) -> list[bool]:
 
 
 def select(tree: Any, where: Where) -> dict[Path, Any]:
-    """Return what ``where`` selects, by path. Where one selected value is inside another, the outer one stands for both."""
+    """Return what ``where`` selects, by path. A selected value inside another selected one is left out."""
     matches = matcher(where)
     found: dict[Path, Any] = {}
 
@@ -85,7 +84,7 @@ def select(tree: Any, where: Where) -> dict[Path, Any]:
 
 
 def require_selected(tree: Any, where: Where, selected: Mapping[Path, Any]) -> None:
-    """Raise an error unless ``where``, and each of several, selects something: a misspelt path must not pass among others.
+    """Require that ``where``, and every item of a list, selects something: a misspelt path must not hide among others.
 
     Args:
         tree: The tree.
@@ -93,7 +92,7 @@ def require_selected(tree: Any, where: Where, selected: Mapping[Path, Any]) -> N
         selected: What :func:`select` returned for it.
 
     Raises:
-        LookupError: If that is so; the message suggests the nearest paths, or the source of a tied place.
+        LookupError: If one selects nothing; the message suggests the nearest paths, or the source of a tied place.
     """
     for each in where if _is_several(where) else ():
         require_selected(tree, each, select(tree, each))
@@ -101,7 +100,7 @@ def require_selected(tree: Any, where: Where, selected: Mapping[Path, Any]) -> N
         return
     tied = tied_places(tree)
     if isinstance(where, str) and where in tied:
-        raise LookupError(f"{where!r} is tied to {tied[where]!r}: select that, and what is done there is done at both places")
+        raise LookupError(f"{where!r} is tied to {tied[where]!r}: select that, and the edit is made at both places")
     paths: list[str] = []
     rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
     suggestion = nearest_paths(where, paths) if isinstance(where, str) else ""
@@ -109,10 +108,10 @@ def require_selected(tree: Any, where: Where, selected: Mapping[Path, Any]) -> N
 
 
 def require_arrays(tree: Any, where: Where) -> None:
-    """Raise an error if a path, or one of several, leads to no array. A glob, class or predicate may select nothing.
+    """Require that a path, and every path in a list, leads to an array. A glob, class or predicate may select nothing.
 
     Raises:
-        ValueError: If that is so; the message has the nearest path, or the source of a tied place.
+        ValueError: If one leads to none; the message has the nearest path, or the source of a tied place.
     """
     for each in where if _is_several(where) else ():
         require_arrays(tree, each)
@@ -133,13 +132,13 @@ def _takes_two(function: Callable[..., Any]) -> bool:
         inspect.signature(function).bind("path", None)
     except TypeError:
         return False
-    except ValueError:  # a function of MLX has no signature
+    except ValueError:  # MLX's functions have no signature
         return True
     return True
 
 
 def _regex(glob: str) -> str:
-    """Return the regular expression of a glob over dotted names; ``**`` may stand for no name, and then takes its dot along."""
+    """Translate a glob over dotted names to a regular expression; ``**`` may match no name, and then its dot goes too."""
     any_names = "\0"
     names = [
         any_names if name == "**" else re.escape(name).replace(r"\*", "[^.]*").replace(r"\?", "[^.]")

@@ -1,4 +1,4 @@
-"""Trees as numbers in a row: many trees stacked into one, one tree laid out as a vector, and how much is in it."""
+"""Stacking trees, laying a tree out as vectors, and counting the numbers in it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from .functions import flatten, unflatten
 
 T = TypeVar("T")
 
-NOTHING_TO_STACK = "there is no tree to stack: give at least one"
-
 
 def stack(trees: Sequence[T], axis: int = 0) -> T:
     """Stack the leaves of trees along a new axis.
 
     Args:
-        trees: At least one tree; all of one structure and with the same shapes.
+        trees: At least one tree; all with the same structure and shapes.
         axis: Where the new axis goes. Default: ``0``.
 
     Raises:
@@ -33,7 +31,7 @@ def stack(trees: Sequence[T], axis: int = 0) -> T:
     {'a': array([1, 2], dtype=int32)}
     """
     if not trees:
-        raise ValueError(NOTHING_TO_STACK)
+        raise ValueError("there is no tree to stack: give at least one")
     structure = require_alike(trees)
     stacked = []
     for name, *values in zip(structure.leaf_names(), *(flatten(tree)[0] for tree in trees), strict=True):
@@ -45,14 +43,14 @@ def stack(trees: Sequence[T], axis: int = 0) -> T:
 
 
 def unstack(tree: T, axis: int = 0) -> list[T]:
-    """Undo :func:`stack`: return a tree for each index along an axis of the leaves.
+    """Undo :func:`stack`: return one tree for each index along an axis of the leaves.
 
     Args:
-        tree: A tree with at least one leaf, all of one length along ``axis``.
-        axis: The axis that is taken apart. Default: ``0``.
+        tree: A tree with at least one leaf; all leaves have the same length along ``axis``.
+        axis: The axis to split. Default: ``0``.
 
     Raises:
-        ValueError: If a leaf has no such axis or another length; the message names its path.
+        ValueError: If there is no leaf, or one has no such axis or another length; the message names its path.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> [each["a"].item() for each in fl.tree.unstack({"a": mx.array([1, 2])})]
@@ -60,7 +58,7 @@ def unstack(tree: T, axis: int = 0) -> list[T]:
     """
     leaves, structure = flatten(tree)
     if not leaves:
-        raise ValueError(NOTHING_TO_STACK)
+        raise ValueError("there is nothing to unstack: the tree has no array")
     names = structure.leaf_names()
     for name, leaf in zip(names, leaves, strict=True):
         if not -leaf.ndim <= axis < leaf.ndim:
@@ -75,7 +73,7 @@ def unstack(tree: T, axis: int = 0) -> list[T]:
 
 
 def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array]], T]]:
-    """Lay the leaves end to end, in one vector for each dtype, and return the function that makes the tree of them again.
+    """Lay the leaves end to end in one vector for each dtype, and return these with a function that makes the tree again.
 
     Args:
         tree: Any tree.
@@ -113,7 +111,7 @@ def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array
 
 
 def concatenate(arrays: Sequence[mx.array]) -> mx.array:
-    """Lay the numbers of one array or more end to end in a vector."""
+    """Lay arrays, at least one, end to end in a vector."""
     return arrays[0].reshape(-1) if len(arrays) == 1 else mx.concatenate([array.reshape(-1) for array in arrays])
 
 
@@ -145,7 +143,7 @@ def size(tree: Any) -> int:
 
 
 def nbytes(tree: Any) -> int:
-    """Count the bytes of the leaves of a tree. An array object that stands at several places counts once.
+    """Count the bytes in the leaves of a tree. An array object at several places counts once.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> shared = mx.zeros(4, mx.float16)

@@ -1,4 +1,4 @@
-"""Trees walked and edited by all their fields: the ground on which edits share what they do not touch."""
+"""Walking trees through all their fields, and editing them so that what is not touched is shared."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..core.words import Path, keystr
 
 
 def field_level(value: Any, convert: bool = False) -> Level | None:
-    """Return one level of a tree, with all fields of a module, static ones included; ``None`` for what has no inside.
+    """Return one level of a tree, with all fields of a module, static ones included; ``None`` for what is not a node.
 
-    With ``convert`` a module that is made again runs the converters and validators of the fields that differ.
+    With ``convert``, making a module again runs the converters and validators of the fields that differ.
     """
     if not isinstance(value, Node):
         return tree_level(value)
@@ -25,12 +25,12 @@ def field_level(value: Any, convert: bool = False) -> Level | None:
     return Level(entries, [*fields.values()], lambda new: evolve(value, dict(zip(entries, new, strict=True)), convert=convert))
 
 
-# As field_level, for replace_at, where what is put in is to be checked.
+# For replace_at, where new values are to be checked.
 checked_level = partial(field_level, convert=True)
 
 
 class Descend:
-    """What :func:`rewrite`'s ``enter`` returns to leave a value as it is and go on with what is inside."""
+    """What ``enter`` returns in :func:`rewrite` to keep a value and go on with its children."""
 
 
 def rewrite(
@@ -41,18 +41,18 @@ def rewrite(
     convert: bool = False,
     tied: frozenset[Path] = frozenset(),
 ) -> Any:
-    """Walk a tree and replace what the functions say; everything in which nothing was replaced is the same object.
+    """Walk a tree and replace values; whatever holds no replaced value stays the same object.
 
-    An array that stands at tied places is met once, at the place of its source.
+    A tied array is visited once, at its source.
 
     Args:
         value: The tree.
-        enter: Called with the path and the value of each node and leaf, before its children. What it returns takes the place of
-            the value, unless that is ``Descend``.
-        leave: Called with the path and the value of each whose children have been dealt with.
+        enter: Called with the path and the value of each node and leaf, before its children. Returns the replacement, or
+            ``Descend`` to go on with the children.
+        leave: Called with the path and the value of each node and leaf after its children. Returns the replacement.
         path: The path of ``value`` in a larger tree.
-        convert: Whether the converters and validators of the fields run on what is put into them.
-        tied: The paths of the tied places of what is around ``value``.
+        convert: Whether the converters and validators of fields run on new values.
+        tied: The paths of the tied places in the modules around ``value``.
     """
     if tied and path in tied and not isinstance(value, Node):
         return value
@@ -73,13 +73,13 @@ def rewrite(
 
 
 def ties_in(value: Any, path: Path = ()) -> frozenset[Path]:
-    """Return the paths of a module's own tied places, which is at a path itself."""
+    """Return the paths of a module's own tied places, where ``path`` is that of the module."""
     ties = metadata_of(value).ties if isinstance(value, Node) else ()
     return frozenset((*path, *target) for target, _ in ties)
 
 
 def tied_places(tree: Any) -> dict[str, str]:
-    """Return the source of each tied place in a tree, both as dotted paths."""
+    """Map each tied place in a tree to its source, both as dotted paths."""
     found: dict[str, str] = {}
 
     def enter(path: Path, value: Any) -> Any:

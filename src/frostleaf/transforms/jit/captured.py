@@ -1,4 +1,4 @@
-"""Arrays that a trace can't see: read from outside its arguments, or inside of values that are not trees."""
+"""Arrays that a trace can't see: read from outside the arguments, or held by values that are not trees."""
 
 from __future__ import annotations
 
@@ -22,23 +22,32 @@ _PROBE = "frostleaf_probe"
 
 
 class CapturedArrayWarning(UserWarning):
-    """A jitted function reads arrays from outside its arguments, whose values would be compiled in and go stale."""
+    """Warned of if a jitted function reads arrays from outside its arguments: their values are compiled in and go stale.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> shift = mx.array(1)
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = fl.jit(lambda x: x + shift)(mx.array(2))
+    >>> caught[0].category.__name__
+    'CapturedArrayWarning'
+    """
 
 
 CAPTURED = (
-    "{fn} reads {variables} from outside the trees that it is given. fl.jit compiles what is there at the first call in as a "
-    "constant, and does not see later values. Pass it as an argument."
+    "{fn} reads {variables} from outside its arguments. fl.jit compiles in the value at the first call as a constant, and does "
+    "not see later values. Pass it as an argument."
 )
 
 
 def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = ()) -> None:
-    """Warn if the function reads arrays, or trees of arrays, from its closure, its globals, its defaults or an object in these.
+    """Warn if a function reads arrays, or trees of arrays, from its closure, its globals, its defaults or an object in these.
 
-    The warning is shown at the line that called into this package. No array is evaluated.
+    The warning points to the line that called into this package. No array is evaluated.
 
     Args:
         fn: The function.
-        static: The names and the values of what is static in its arguments, whose attributes are looked at as well.
+        static: The names and values of the static values in its arguments, whose attributes are searched too.
     """
     found = [f"{name} ({_described(value, len(held))})" for name, value in _outside(fn, static) if (held := _arrays(value))]
     if found:
@@ -47,8 +56,8 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
 
 
 HIDDEN = (
-    "{fn} returned {kind}{where} that holds a computed array, which {transformation} can't find there: it looks into modules, "
-    "tuples, lists, dicts and registered classes only. Return the array in one of these, or make the class one with "
+    "{fn} returned {kind}{where} that holds a computed array, which {transformation} can't find there: it looks only into "
+    "modules, tuples, lists, dicts and registered classes. Return the array in one of these, or register the class with "
     "fl.register_pytree_node."
 )
 RUNS_LATER = (
@@ -58,16 +67,17 @@ RUNS_LATER = (
 
 
 def require_visible(transformation: str, fn: str, result: Structure, inputs: Sequence[mx.array]) -> None:
-    """Raise an error if the result of a traced function holds arrays where they can't be found.
+    """Require that the result of a traced function holds its arrays where they can be found.
 
     Args:
-        transformation: The name of what traces the function.
+        transformation: The name of the transformation that traces the function.
         fn: The name of the function.
-        result: What it returned.
+        result: The structure of its result.
         inputs: The arrays that it was given.
 
     Raises:
-        TypeError: If a static value in the result holds an array that was computed from the inputs, or has yet to run.
+        TypeError: If a static value in the result holds an array that was computed from the inputs, or is a generator or a
+            coroutine, which has yet to run.
     """
     for path, value in result.static_values():
         said = {
@@ -75,7 +85,7 @@ def require_visible(transformation: str, fn: str, result: Structure, inputs: Seq
             "transformation": transformation,
         }  # fmt: skip
         if isinstance(value, types.CoroutineType):
-            value.close()  # or Python warns that it was never awaited
+            value.close()  # otherwise Python warns that it was never awaited
         if isinstance(value, types.GeneratorType | types.CoroutineType | types.AsyncGeneratorType):
             raise TypeError(RUNS_LATER.format(**said))
         for held in (value, *_inside(value)):
@@ -84,16 +94,16 @@ def require_visible(transformation: str, fn: str, result: Structure, inputs: Seq
 
 
 def depends(array: mx.array, inputs: Sequence[mx.array]) -> bool:
-    """Return whether an array is computed from one of the inputs: whether something in its graph has one for its input."""
+    """Return whether an array is computed from one of the inputs: whether an operation in its graph takes one."""
     names = {f"{_PROBE}_{position}": each for position, each in enumerate(inputs)}
     text = io.StringIO()
-    mx.export_to_dot(text, mx.contiguous(array), **names)  # of which the array itself is an input
+    mx.export_to_dot(text, mx.contiguous(array), **names)  # contiguous takes the array itself, in case it is an input
     return f'"{_PROBE}_' in "".join(line for line in text.getvalue().splitlines() if " -> " in line)
 
 
 def _outside(fn: Any, static: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each variable, and attribute of one, that a function reads and that is not its own."""
-    yield "self", fn  # arguments are bound to a method, and an object that can be called may be a tree
+    """Yield the name and the value of each outside variable, and of each attribute of one, that a function reads."""
+    yield "self", fn  # a method has bound arguments, and a callable object may be a tree
     objects = [("self", getattr(fn, "__self__", fn)), *static]
     for function in _functions(fn):
         names = set(_names_read(function.__code__))
@@ -104,7 +114,7 @@ def _outside(fn: Any, static: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, 
 
 
 def _functions(fn: Any) -> Iterator[types.FunctionType]:
-    """Yield the function that runs; then, if that is one with a decorator, or a gradient, the function that somebody wrote."""
+    """Yield the function that runs, and, if that wraps others, as a decorator or a gradient does, these in turn."""
     fn = getattr(fn, "__func__", fn)
     if not isinstance(fn, types.FunctionType) and not _is_ours(type(fn).__call__):
         fn = type(fn).__call__
@@ -114,7 +124,7 @@ def _functions(fn: Any) -> Iterator[types.FunctionType]:
 
 
 def _variables(fn: types.FunctionType, names: set[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of those variables in the closure and the globals that are read, and of the defaults."""
+    """Yield the name and the value of the variables that are read from closure and globals, and of the defaults."""
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
         if ("closure", name) in names:
             try:
@@ -129,9 +139,9 @@ def _variables(fn: types.FunctionType, names: set[tuple[str, str]]) -> Iterator[
 
 
 def _attributes(name: str, value: Any, read: set[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each attribute of an object that is read, if only by a method that is read itself."""
+    """Yield the name and the value of each attribute of an object that is read, by a function or by a method that it reads."""
     held = _held(value)
-    if isinstance(value, type) or _arrays(value):  # which have been found
+    if isinstance(value, type) or _arrays(value):  # its arrays have been found already
         return
     new = read
     while new:
@@ -156,12 +166,12 @@ def _inside(value: Any) -> Iterator[Any]:
 def _held(value: Any) -> Mapping[str, Any]:
     try:
         return dict(vars(value))
-    except Exception:  # of a class without attributes, or with ways of its own
+    except Exception:  # its class has no __dict__, or an unusual one
         return {}
 
 
 def _names_read(code: types.CodeType) -> Iterator[tuple[str, str]]:
-    """Yield what the code, or code nested in it, reads: "closure", "global" or "attribute", and the name."""
+    """Yield each name that the code, or code nested in it, reads, preceded by "closure", "global" or "attribute"."""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield "global", instruction.argval
@@ -177,7 +187,7 @@ def _names_read(code: types.CodeType) -> Iterator[tuple[str, str]]:
 def _arrays(value: Any) -> Sequence[mx.array]:
     try:
         return () if value is mx.random.state else list(arrays_in(value))  # the random state is what jit threads through
-    except Exception:  # of a class that somebody else registered, or of a list that holds itself
+    except Exception:  # from a user's registered class, or a list that holds itself
         return ()
 
 
@@ -192,7 +202,7 @@ def _is_ours(fn: Any) -> bool:
 
 
 def _level_of_caller() -> int:
-    """Return the level of the caller of this package, as :func:`warnings.warn` counts it in the function that calls this."""
+    """Return the ``stacklevel`` for :func:`warnings.warn`, in the function that calls this, of the caller of this package."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1

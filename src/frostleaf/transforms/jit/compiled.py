@@ -1,4 +1,4 @@
-"""What ``mx.compile`` is given, so that it forgets what has been dropped and leaves the random state as it was."""
+"""The function given to ``mx.compile``, made so that MLX forgets what is dropped and the random state is left as it was."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ OnLeaves = Callable[[list[mx.array]], tuple[list[mx.array], Any]]
 
 
 class Shell:
-    """A function of arrays and of the random state, as MLX is to compile it.
+    """A function of arrays and the random state, in the form that MLX compiles.
 
     It returns what the function returns, arrays and an object, and the new random state in a list, which is empty if no numbers
-    were drawn. MLX keeps the object with the trace, and hands it out with each result of that trace.
+    were drawn. MLX keeps the object with the trace, and returns it with each result of that trace.
 
     MLX forgets a trace under a lock that the next call in that thread needs. No Python code may run meanwhile, as it would if
-    the trace were the last to hold something with a ``__del__``. So what is in it is held here for longer: the ``spec`` of the
-    object, and what :data:`outliving` is given.
+    the trace held the last reference to something with a ``__del__``. So its contents are held here for longer: the ``spec`` of
+    the object, and what :data:`outliving` is given.
 
-    MLX knows a compiled function by its address, has a cache in each thread, and forgets a function that is dropped in one of
-    them: that of the drop or of the last call. One that was traced in other threads stays, empty, until each of them has
-    forgotten it, so that no other function is ever taken for it, and its traces do not pile up there.
+    MLX knows a compiled function by its address and has a cache in each thread, but forgets a dropped function in only one of
+    them: the thread of the drop or of the last call. So a shell that was traced in other threads stays, empty, until each of
+    them has forgotten it. Thus no other function is ever taken for it, and its traces do not pile up there.
     """
 
     __slots__ = ("fn", "held", "threads")
@@ -60,11 +60,12 @@ class Shell:
         return outputs, made, [] if drawn is begun else [drawn]
 
     def prune(self) -> None:
-        """Let go of what is held for traces of this thread that MLX has forgotten."""
+        """Release what is held for traces of this thread that MLX has forgotten."""
         self.held.traces = [each for each in getattr(self.held, "traces", ()) if each[0]() is not None]
 
     def retire(self, get_ident: Callable[[], int] = threading.get_ident) -> None:
-        # get_ident is kept here because, when the interpreter ends, this may run after the module's own names are gone.
+        """Release the function, and have the other threads that traced it forget it."""
+        # get_ident is a default because this may run when the interpreter ends, after the module's own names are gone.
         self.fn = None
         if not self.threads <= {get_ident()}:
             with self._lock:
@@ -73,11 +74,11 @@ class Shell:
 
     @classmethod
     def forget_retired(cls) -> None:
-        """Have MLX forget, in this thread, what was traced here and has been dropped."""
+        """Make MLX forget, in this thread, what was traced here and has been dropped."""
         with cls._lock:
             retired = cls._retired.pop(threading.get_ident(), ())
         for shell in retired:
-            # Here the thread of the last call and that of the drop are the same.
+            # The last call and the drop are both in this thread.
             compiled = mx.compile(shell)
             compiled([], saved_state())
             dropped.add(compiled, shell)
@@ -86,13 +87,13 @@ class Shell:
 
 
 class Outliving(threading.local):
-    """Functions that MLX is given in this thread while something is traced, and that are to outlive the trace."""
+    """Functions given to MLX in this thread during a trace, which must outlive the trace."""
 
     def __init__(self) -> None:
         self.tracing: list[list[Any]] = []
 
     def add(self, fn: Callable[..., Any]) -> None:
-        """Have all that is being traced hold a function."""
+        """Keep a function alive with every trace now being made."""
         for held in self.tracing:
             held.append(fn)
 
@@ -100,8 +101,8 @@ class Outliving(threading.local):
 class Dropped(threading.local):
     """Compiled functions that this thread drops one after another.
 
-    A trace may hold the last reference to another compiled function, inside a checkpoint. MLX ends the process if that goes
-    while MLX forgets the trace, so it goes afterwards.
+    A trace may hold the last reference to another compiled function, inside a checkpoint. MLX ends the process if that is
+    dropped while it forgets the trace, so it is dropped afterwards.
     """
 
     def __init__(self) -> None:
@@ -109,11 +110,11 @@ class Dropped(threading.local):
         self.busy = False
 
     def add(self, compiled: Any, shell: Shell) -> None:
-        """Have it wait for :meth:`clear`."""
+        """Queue a compiled function to be dropped by :meth:`clear`."""
         self.waiting.append((compiled, shell))
 
     def clear(self) -> None:
-        """Drop all that are waiting, unless that is being done further out."""
+        """Drop all that are queued, unless an outer call is doing so."""
         if not self.busy:
             self.busy = True
             while self.waiting:
@@ -125,5 +126,5 @@ class Dropped(threading.local):
 
 outliving = Outliving()
 dropped = Dropped()
-# When the interpreter ends, MLX forgets all traces at once: what they held is dropped after that.
+# When the interpreter ends, MLX forgets all traces at once. What they held is dropped after that.
 atexit.register(setattr, dropped, "busy", True)

@@ -1,4 +1,4 @@
-"""Why a jitted function was traced again."""
+"""Explaining why a jitted function was traced again."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Traced:
     """What a function was traced for. It holds no arrays.
 
     Attributes:
-        names: Those of the arguments given by name, which come last.
-        structures: Those of all arguments.
-        arrays: The shape and the dtype of each array; instead of its shape the number of its dimensions if shapes don't count.
-        dtype: That in which layers are built by default.
+        names: The names of the arguments given by name, which come last.
+        structures: The structure of each argument.
+        arrays: The shape and the dtype of each array; if shapes don't count, the number of dimensions instead of the shape.
+        dtype: The default dtype of new layers.
     """
 
     names: tuple[str, ...]
@@ -36,13 +36,13 @@ class Traced:
     dtype: mx.Dtype
 
     def likeness(self, other: Traced) -> tuple[bool, bool, int, int]:
-        """Return a key by which what is more like ``other`` comes later."""
+        """Return a key that is larger the more this is like ``other``."""
         structures = sum(one == two for one, two in zip(self.structures, other.structures, strict=False))
         arrays = sum(one == two for one, two in zip(self.arrays, other.arrays, strict=False))
         return self.dtype == other.dtype, self.names == other.names, structures, arrays
 
     def tree(self, labels: Sequence[str], stand_ins: dict[Any, mx.array]) -> dict[str, Any]:
-        """Return the arguments under their names, with an array that is never evaluated for each kind of array."""
+        """Return the arguments under their names, with stand-ins for arrays: one, never evaluated, for each shape and dtype."""
         for shape, dtype in self.arrays:
             if (shape, dtype) not in stand_ins:
                 stand_ins[shape, dtype] = mx.zeros((0,) * shape if isinstance(shape, int) else shape, dtype)
@@ -60,10 +60,10 @@ ALIKE = (
 
 
 class History:
-    """The traces of one jitted function: how many there have been, and what the latest of them were made for.
+    """The traces of one jitted function: how many there have been, and what the latest were made for.
 
     Args:
-        max_traces: How many of them are kept at a time. As many again are remembered, so as to know one that comes back.
+        max_traces: How many traces are kept at a time. As many again are remembered, to recognise one that comes back.
     """
 
     def __init__(self, max_traces: int | None) -> None:
@@ -76,8 +76,8 @@ class History:
         """Note that the function has been traced.
 
         Args:
-            traced: What for.
-            in_new_program: Whether there was no program for it.
+            traced: What it was traced for.
+            in_new_program: Whether the trace is the first of its program.
         """
         with _lock:
             self.count += 1
@@ -92,12 +92,12 @@ class History:
                 del self._traced[next(iter(self._traced))]
 
     def clear(self) -> None:
-        """Forget all but their number."""
+        """Forget all traces but their number."""
         with _lock:
             self._traced = {}
 
     def explain(self, fn: str, argument: Callable[[int, int, Sequence[str]], str]) -> str:
-        """Return a sentence that says why the function was last traced.
+        """Say in a sentence why the function was last traced.
 
         Args:
             fn: The name of the function.
@@ -111,7 +111,7 @@ class History:
             return f"{fn} was traced once."
         if reason is None:
             *earlier, last = traced
-            # Of those that are equally alike the latest.
+            # Among equals, the latest.
             nearest = max(reversed(earlier), key=last.likeness)
             first, *others = _differences(nearest, last, argument)
             more = f" (and {len(others)} more difference{'s' * (len(others) > 1)})" if others else ""
@@ -120,7 +120,7 @@ class History:
 
 
 def _differences(old: Traced, new: Traced, argument: Callable[[int, int, Sequence[str]], str]) -> list[str]:
-    """Return in words each difference between what a function was traced for; there is at least one."""
+    """Describe each difference between two things that a function was traced for; there is at least one."""
     labels = [
         [argument(position, len(each.structures), each.names) for position in range(len(each.structures))]
         for each in (old, new)
@@ -141,7 +141,7 @@ def _differences(old: Traced, new: Traced, argument: Callable[[int, int, Sequenc
 
 
 def _in_words(change: Change, tree: Any, dims: dict[int, int]) -> str:
-    """Return a change as ``fl.tree.diff`` prints it, with the number of dimensions of an array for which only that counts."""
+    """Describe a change as ``fl.tree.diff`` prints it, but with stars for the shape of an array if shapes don't count."""
     path = _with_field_names(change.path, tree) or "the arguments"
 
     def shown(array: mx.array) -> Any:
@@ -156,7 +156,7 @@ class _Shown(str):
 
 
 def _with_field_names(path: str, tree: Any) -> str:
-    """Return the path with the names of named tuples' fields, which fl.tree counts, in place of their indices."""
+    """Replace the indices of named tuples in a path by their fields' names."""
     names = path.split(".")
     for position, name in enumerate(names):
         here = field_level(tree)

@@ -17,7 +17,7 @@ import mlx.core as mx
 from ...core.containers import static_key
 from ...core.pickling import from_picklable, is_importable, to_picklable
 from ...core.structure import flat_of
-from ...core.words import class_name, function_name, keystr
+from ...core.words import class_name, describe, function_name, keystr
 from ..binding import unbind
 from ..context import context, override
 from ..wrapping import Wrapped
@@ -31,7 +31,7 @@ R = TypeVar("R")
 _NONE_YET: tuple[list[Any] | None, Program | None] = None, None
 
 _tick = itertools.count().__next__
-_lock = threading.RLock()  # reentrant, since what is dropped inside may call a jitted function
+_lock = threading.RLock()  # reentrant, since dropping an object may call a jitted function
 
 
 @overload
@@ -48,22 +48,22 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     """Compile a function of trees.
 
     Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or
-    static values are new; otherwise MLX replays what was traced. It should be pure: what it does besides computing its result
-    happens only when it is traced, and arrays that it reads from outside its arguments are constants, for which the first call
-    gives a :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does
-    without ``jit``. An array that the function returns as it was given is the caller's own object, as it is without ``jit``.
+    static values are new; otherwise MLX replays the trace. It should be pure: side effects happen only when it is traced, and
+    arrays that it reads from outside its arguments are constants; the first call warns of them with a
+    :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does without
+    ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
 
-    A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
-    as a decorator in a class body it makes a compiled method.
+    A module, or the module of a bound method, is an argument like the others: the trace serves every module of its structure.
+    As a decorator in a class body, ``jit`` makes a compiled method.
 
     Args:
         fn: A function, method or module, or a partial application of one.
         shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on
             them. Default: ``False``.
-        max_traces: How many traces are kept, one for each structure with its shapes and dtypes (with ``shapeless``, one for
-            each structure); a new one takes the place of the one used least recently. ``None`` keeps all. A trace holds no
-            activations, but that of a large training step takes a megabyte or two: the default has room for the shapes of
-            padded or bucketed batches, and bounds the memory that batches of any length take. Default: ``128``.
+        max_traces: How many traces to keep, one for each structure with its shapes and dtypes (with ``shapeless``, one for each
+            structure); a new one replaces the least recently used. ``None`` keeps all. A trace holds no activations, but that
+            of a large training step takes a megabyte or two: the default has room for the shapes of padded or bucketed
+            batches, and bounds the memory that batches of arbitrary lengths take. Default: ``128``.
 
     Raises:
         ValueError: If ``max_traces`` is not a positive integer.
@@ -78,8 +78,8 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     ({'a': array([3, 3], dtype=float32)}, {'a': array([0, 0], dtype=float32)}, 1)
     """
     if max_traces is not None and (type(max_traces) is not int or max_traces < 1):
-        needed = "the number of traces to keep, 1 or more, or None to keep all"
-        raise ValueError(f"max_traces is {needed}, and was {max_traces!r}")
+        given = describe(max_traces)
+        raise ValueError(f"max_traces is the number of traces to keep, 1 or more, or None to keep all, and was {given}")
     if fn is None:
         return functools.partial(jit, shapeless=shapeless, max_traces=max_traces)
     return Jitted(fn, shapeless, max_traces)
@@ -87,9 +87,9 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
 
 @contextmanager
 def disable_jit() -> Iterator[None]:
-    """Run jitted functions as plain Python inside a ``with`` block, those that have been traced before included.
+    """Run jitted functions as plain Python inside a ``with`` block, even those that have been traced.
 
-    Then a debugger stops in them, and ``print`` shows numbers. It holds for the thread or ``asyncio`` task that entered it.
+    Then a debugger stops in them, and ``print`` shows numbers. It applies to the thread or ``asyncio`` task that enters it.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> @fl.jit
@@ -106,22 +106,16 @@ def disable_jit() -> Iterator[None]:
         yield
 
 
-UNHASHABLE = (
-    "{name} of {fn} is {given}, which can be neither a leaf (only mx.array is) nor part of the structure, since it can't be "
-    "hashed. {advice}"
-)
-
-
 class Traces:
     """The traces of a function. All copies of a jitted function share them.
 
     Attributes:
-        fn: The function, without the arguments that were bound to it.
+        fn: The function, without the arguments bound to it.
         shapeless, max_traces: As given to :func:`jit`.
-        programs: The programs by signature of the arguments.
+        programs: The programs, by the signature of the arguments.
         latest: The signature of the latest call, and its program.
         history: What the function was traced for.
-        looked_outside: Whether the function has been looked through for arrays from outside.
+        looked_outside: Whether the function has been searched for arrays from outside.
     """
 
     def __init__(self, fn: Any, shapeless: bool, max_traces: int | None) -> None:
@@ -135,7 +129,12 @@ class Traces:
 
 
 class Jitted(Wrapped[P, R]):
-    """A compiled function, as made by :func:`jit`."""
+    """A compiled function. :func:`jit` makes it.
+
+    >>> import frostleaf as fl
+    >>> fl.jit(fl.nn.relu)
+    jit(relu)
+    """
 
     verb = "jit"
 
@@ -174,7 +173,7 @@ class Jitted(Wrapped[P, R]):
             # Most calls are like the one before, and comparing is faster than hashing.
             latest, program = traces.latest
             if program is None or key != latest:
-                with _lock:  # or what is dropped meanwhile would be the latest again
+                with _lock:  # otherwise a program dropped meanwhile could become the latest again
                     program = traces.programs.get(tuple(key))
                     if program is not None:
                         program.used = _tick()
@@ -187,7 +186,7 @@ class Jitted(Wrapped[P, R]):
         return program(given)  # type: ignore[no-any-return]
 
     def _first_call(self, key: Any, values: Sequence[Any], names: tuple[str, ...], given: list[mx.array]) -> Any:
-        """Return the result for arguments that there is no program for, which there is afterwards, unless the call raises."""
+        """Make a program for new arguments and return its result; keep the program unless tracing it raises."""
         _require_compiler()
         traces = self.options
         if not traces.looked_outside:
@@ -204,12 +203,12 @@ class Jitted(Wrapped[P, R]):
             self._settle(key, program)
 
     def _settle(self, key: Any, program: Program) -> None:
-        """Keep a new program in the place of the one used least recently, or not at all if it could not be traced."""
+        """Drop the least recently used program if there are too many, or the new one if it could not be traced."""
         traces = self.options
-        dropped: list[Any] = []  # what it holds is let go of outside the lock
+        dropped: list[Any] = []  # holds the last references until the lock is released
         with _lock:
             dropped.append(traces.latest)
-            traces.latest = _NONE_YET  # so that its next use counts as one
+            traces.latest = _NONE_YET  # so that its next use is noted
             if not program.traced:
                 dropped.append(traces.programs.pop(key, None))
             elif traces.max_traces is not None and len(traces.programs) > traces.max_traces:
@@ -217,7 +216,7 @@ class Jitted(Wrapped[P, R]):
 
     @property
     def trace_count(self) -> int:
-        """How often the function has been traced so far, traces that were dropped included."""
+        """How often the function has been traced so far, dropped traces included."""
         return self._history.count
 
     @property
@@ -227,7 +226,7 @@ class Jitted(Wrapped[P, R]):
     def explain(self) -> str:
         """Say which argument, path, shape, dtype or static value was new when the function was last traced.
 
-        What is named is the difference to the most similar of the earlier calls, which are remembered without their arrays.
+        It names the difference from the most similar of the earlier calls, which are remembered without their arrays.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> @fl.jit
@@ -241,7 +240,7 @@ class Jitted(Wrapped[P, R]):
         return self._history.explain(self._name, self._argument)
 
     def clear(self) -> None:
-        """Drop all traces, with the constants and static values that they hold. Later calls trace anew.
+        """Drop all traces, with the constants and static values that they hold. Later calls trace again.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> double = fl.jit(lambda x: x + x)
@@ -273,31 +272,33 @@ class Jitted(Wrapped[P, R]):
         for name, value in self._static(values, names):
             if not is_hashable(static_key(value)):
                 is_array = hasattr(value, "__array__")
-                advice = "Pass mx.array(...) of it." if is_array else "Give its class __eq__ and __hash__."
-                given = class_name(value)
-                raise TypeError(UNHASHABLE.format(name=name, fn=self._name, given=f"a {given}", advice=advice)) from None
+                advice = "Convert it with mx.array(...)." if is_array else "Give its class __eq__ and __hash__."
+                raise TypeError(
+                    f"{name} of {self._name} is a {class_name(value)}, which can be neither a leaf (only mx.array is) nor part "
+                    f"of the structure, since it can't be hashed. {advice}"
+                ) from None
 
     def _static(self, values: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-        """Yield the name and the value of whatever is static in the arguments."""
+        """Yield the name and the value of each static value in the arguments."""
         for position, argument in enumerate(values):
             for path, value in flat_of(argument).structure.static_values():
                 yield keystr((self._argument(position, len(values), names), *path)), value
 
     def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
-        """Return the name of an argument, of which there are ``count``, the last of them under ``names``."""
+        """Return the name of one of ``count`` arguments. The last ones were given by the keywords ``names``."""
         if position >= count - len(names):
             return names[position - count]
         try:
             parameters = list(inspect.signature(self._fn).parameters.values())
-        except ValueError:  # functions of MLX have no signature
+        except ValueError:  # MLX's functions have no signature
             parameters = []
         known = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
         return known[position] if position < len(known) else f"argument {position}"
 
 
 RUNS_LATER = (
-    "fl.jit can't compile {fn}, which is {kind}: a call of it returns before its body has run, so there is nothing to trace. "
-    "Compile a plain function that it calls."
+    "fl.jit can't compile {fn}, which is {kind}: a call returns before its body has run, so there is nothing to trace. Compile "
+    "a plain function that it calls."
 )
 
 
@@ -329,7 +330,7 @@ def _require_compiler() -> None:
 
 
 def _mlx_compiles() -> bool:
-    """Return whether MLX compiles at all, which :func:`mlx.core.disable_compile` and an environment variable turn off."""
+    """Return whether MLX compiles at all: :func:`mlx.core.disable_compile` and an environment variable turn it off."""
     calls: list[mx.array] = []
     probe = mx.compile(lambda x: calls.append(x) or x)  # type: ignore[func-returns-value]
     probe(mx.array(0))

@@ -1,4 +1,4 @@
-"""One trace of a jitted function, and the trees that go in and come out of it."""
+"""One trace of a jitted function, and the trees that go into it and come out."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .passing import Inputs, Origins, put_back
 
 
 class Program:
-    """A function compiled for arguments of certain structures; of certain shapes and dtypes as well, unless shapeless.
+    """A function compiled for arguments of certain structures, and unless shapeless of certain shapes and dtypes.
 
     Attributes:
-        used: When it was last called; later is more.
+        used: When it was last looked up, as a number that grows with time.
         traced: Whether it has been traced.
     """
 
@@ -70,7 +70,7 @@ class Program:
         except ValueError as error:
             if "uncaptured inputs" not in str(error):  # as MLX words it
                 raise
-            # The function reads from outside an array that it was given as well: MLX can't tell constant and argument apart.
+            # The function also reads one of its arguments from outside, and MLX can't tell the constant from the argument.
             outputs, result, drawn = self._compiled([mx.contiguous(array) for array in given], mx.contiguous(state))
         if drawn:
             restore_state(drawn[0])
@@ -82,7 +82,7 @@ class Program:
         out = unflatten(result.spec, iter(outputs), result.static)
         if traced is not None:
             del result
-            self._shell.prune()  # inside other transformations MLX has forgotten the trace already
+            self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
         return out
 
     def __del__(self, dropped: Dropped = dropped) -> None:
@@ -97,9 +97,9 @@ class _Result:
     """What one trace found out about its result.
 
     Attributes:
-        spec: The result's, in the terms of :class:`~frostleaf.core.structure.Structure`.
+        spec: The spec of the result, as in :class:`~frostleaf.core.structure.Structure`.
         origins: Which of its leaves are arguments passed through.
-        static: What makes the static values of each call: copies, if one of them could be changed by a caller.
+        static: Makes the static values of each call: copies, where a caller could change them. ``None`` if no caller could.
         traced: What the function was traced for, until that has been noted.
     """
 
@@ -110,7 +110,7 @@ class _Result:
 
 
 def is_hashable(value: Any) -> bool:
-    """Return whether the value can be hashed."""
+    """Return whether a value can be hashed."""
     try:
         hash(value)
     except TypeError:

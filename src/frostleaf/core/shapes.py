@@ -1,4 +1,4 @@
-"""The shape and dtype of an array, in the place of one."""
+"""The shape and dtype of an array, without the array."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
-from ..core.pickling import from_picklable, to_picklable
-from ..core.words import shape_and_dtype
+from .pickling import from_picklable, to_picklable
+from .words import describe, shape_and_dtype
 
 
 def _as_shape(shape: Iterable[int]) -> tuple[int, ...]:
@@ -19,7 +19,7 @@ def _as_shape(shape: Iterable[int]) -> tuple[int, ...]:
 
 @attrs.frozen(repr=False)
 class ShapeDtypeStruct:
-    """The shape and the dtype of an array, in the place of one. Equal and of equal hash if both are; static in a tree.
+    """The shape and the dtype of an array, in the place of one: a leaf of a tree, as an array is. Equal if both are.
 
     Attributes:
         shape: The length of each axis.
@@ -48,6 +48,10 @@ class ShapeDtypeStruct:
         """The number of bytes that such an array takes."""
         return self.size * self.dtype.size
 
+    def astype(self, dtype: mx.Dtype) -> ShapeDtypeStruct:
+        """Return the shape with another dtype."""
+        return ShapeDtypeStruct(self.shape, dtype)
+
     def __repr__(self) -> str:
         return shape_and_dtype(self.shape, self.dtype)
 
@@ -55,9 +59,18 @@ class ShapeDtypeStruct:
         return _restore, (self.shape, to_picklable(self.dtype))
 
 
-def zeros_for_struct(value: Any) -> Any:
-    """Return zeros for a :class:`ShapeDtypeStruct`, which MLX makes when somebody looks at them; any other value as it is."""
-    return mx.zeros(value.shape, value.dtype) if isinstance(value, ShapeDtypeStruct) else value
+# The leaves of a tree.
+LEAF = mx.array, ShapeDtypeStruct
+
+
+def as_array(leaf: mx.array | ShapeDtypeStruct) -> mx.array:
+    """Return an array; for a shape, zeros, which MLX makes when somebody looks at them."""
+    return leaf if isinstance(leaf, mx.array) else mx.zeros(leaf.shape, leaf.dtype)
+
+
+@describe.register
+def _(value: ShapeDtypeStruct, depth: int = 2) -> str:
+    return repr(value)
 
 
 def _restore(shape: tuple[int, ...], dtype: Any) -> ShapeDtypeStruct:

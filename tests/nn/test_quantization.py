@@ -217,7 +217,7 @@ BIASED = lambda nn: nn.Sequential(nn.Linear(64, 2))  # noqa: E731
         (BIASED, {"bits": 7}, ValueError, "can't quantize layers.0: [quantize] The requested number of bits 7 is not"),
         (
             lambda nn: nn.Sequential(nn.Sequential(nn.Linear(100, 2))), {}, ValueError,
-            "has shape (2,100). Give a class_predicate that returns False, or options that suit, for it",
+            "has shape (2,100). Give a class_predicate that returns False for it, or other options",
         ),
         (
             BIASED, {"mode": "affine", "quantize_input": True}, ValueError,

@@ -1,4 +1,4 @@
-"""Copies in which layers are quantized."""
+"""Quantizing layers in copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.levels import one_level
 from ..core.registration import NAMESPACE
+from ..core.shapes import ShapeDtypeStruct
+from ..core.structure import flat_of
 from ..core.words import Path, class_name, describe, keystr
+from ..transforms.eval_shape import eval_shape
 from ..tree.walk import Descend, rewrite
 
 T = TypeVar("T")
@@ -29,29 +32,28 @@ def quantize(
 ) -> T:
     """Quantize the layers of a model in a copy that shares the rest.
 
-    A layer is a module that holds no other. It is quantized by its method ``to_quantized``, which :class:`frostleaf.nn.Linear`
-    and :class:`frostleaf.nn.Embedding` have. A layer that the model holds in several places is quantized once and held in the
-    same places, and a model that is itself such a layer is quantized too. Frozen biases stay frozen, and what is in
-    evaluation mode stays in it.
+    A layer is a module that holds no other. Its method ``to_quantized`` quantizes it; :class:`frostleaf.nn.Linear` and
+    :class:`frostleaf.nn.Embedding` have one. A layer that the model holds at several places is quantized once and is one object
+    there again; a model may itself be such a layer. Frozen biases stay frozen, and evaluation mode stays on.
 
-    Nothing is computed yet. ``fl.eval(small, at_once=0)`` does it layer by layer, and lets go of each weight of a model that
-    nobody holds any more as it is quantized.
+    Nothing is computed yet. ``fl.eval(small, at_once=0)`` computes it layer by layer; if the first model is not referenced any
+    more, that frees each weight as soon as it is quantized.
 
     Args:
         model: A module, or any tree that holds modules.
         group_size: How many neighbouring numbers share a scale. Default: that of the mode.
         bits: How many bits a number takes. Default: that of the mode.
         mode: ``"affine"``, ``"mxfp4"``, ``"nvfp4"`` or ``"mxfp8"``; see :func:`mlx.core.quantize`. Default: ``"affine"``.
-        quantize_input: Whether the input of a layer is quantized as well; for linear layers without bias, in modes ``"nvfp4"``
+        quantize_input: Whether the inputs of layers are quantized too; for linear layers without bias, in modes ``"nvfp4"``
             and ``"mxfp8"``. Default: ``False``.
         class_predicate: Called with the dotted path of each layer and the layer. Returns whether to quantize it, or a dict of
-            what to give to ``to_quantized`` in place of the above. Default: whether the layer has that method.
+            arguments for ``to_quantized`` instead of the above. Default: whether the layer has that method.
 
     Raises:
         TypeError: If ``model`` is neither a module nor a container.
-        ValueError: If the predicate returns something else, or selects what has no ``to_quantized``; if a layer can't be
-            quantized so, for example because ``group_size`` does not divide its width.
-        NotImplementedError: If the input of a layer with a bias is to be quantized.
+        ValueError: If the predicate returns something else, or selects a layer without ``to_quantized``; if a layer can't be
+            quantized this way, for example because ``group_size`` does not divide its width.
+        NotImplementedError: If ``quantize_input`` and a selected layer has a bias.
 
     >>> import frostleaf as fl
     >>> model = fl.nn.Sequential(fl.nn.Embedding(9, 64), fl.nn.LayerNorm(64), fl.nn.Linear(64, 2))
@@ -92,7 +94,7 @@ def _holds_modules(node: Node) -> bool:
 
 
 def _given(answer: Any, options: dict[str, Any], name: str, layer: Any) -> dict[str, Any]:
-    """Return the arguments for ``to_quantized`` that the predicate's answer stands for."""
+    """Return the arguments for ``to_quantized``, given what the predicate returned."""
     if not hasattr(layer, "to_quantized"):
         kind = type(layer).__name__
         raise ValueError(
@@ -102,16 +104,17 @@ def _given(answer: Any, options: dict[str, Any], name: str, layer: Any) -> dict[
         returned = f"{describe(answer)} for {name}"
         raise ValueError(f"class_predicate must return a bool or a dict of options for to_quantized, and returned {returned}")
     given = options if isinstance(answer, bool) else answer
-    # Not passed on where it is False: another's to_quantized need not know it.
+    # Not passed on if it is False: a user's own to_quantized need not know it.
     return {key: value for key, value in given.items() if key != "quantize_input" or value}
 
 
 def _quantized(layer: Any, given: dict[str, Any], name: str) -> Any:
+    shapes_only = any(isinstance(leaf, ShapeDtypeStruct) for leaf in flat_of(layer).leaves)
     try:
-        return layer.to_quantized(**given)
+        return eval_shape(type(layer).to_quantized, layer, **given) if shapes_only else layer.to_quantized(**given)
     except (ValueError, NotImplementedError) as error:
         kind = ValueError if isinstance(error, ValueError) else NotImplementedError
         reason = str(error).rstrip(".")
         raise kind(
-            f"can't quantize {name}: {reason}. Give a class_predicate that returns False, or options that suit, for it"
+            f"can't quantize {name}: {reason}. Give a class_predicate that returns False for it, or other options"
         ) from error
