@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -14,7 +14,10 @@ from .random import restore_state, saved_state
 from .stateful import records
 
 
-def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+R = TypeVar("R")
+
+
+def eval_shape(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> R:
     """Trace ``fn(*args, **kwargs)`` and return its result with a :class:`ShapeDtypeStruct` for each array.
 
     Nothing is computed and no memory is allocated for the result: the function is only traced, as by :func:`jit`. A module
@@ -52,4 +55,4 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     finally:
         records.reset(token)
         restore_state(before)
-    return result
+    return result  # type: ignore[no-any-return]
