@@ -74,7 +74,7 @@ class Module(Node):
     """
 
     if TYPE_CHECKING:
-        __call__: Callable[..., Any]
+        __call__: Any  # so that one that is jitted may take its place
 
     def __repr__(self) -> str:
         """Print an indented tree with dtypes and shapes for arrays; nothing is evaluated."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import mlx.core as mx
 
@@ -16,6 +16,16 @@ from ..module import Module
 from .parameters import Parameters, gradients_of, parameters_of, with_parameters
 
 T = TypeVar("T")
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
+
+class _Beginning(Protocol[S_co]):
+    """What :meth:`Optimizer.init` needs of an optimizer, whose ``_init`` says of which class its states are."""
+
+    def _init(self, parameters: Parameters) -> S_co: ...
+
+    def _parameters(self, model: Any, method: str) -> Parameters: ...
 
 
 class SharedArrayWarning(UserWarning):
@@ -57,7 +67,7 @@ class Optimizer(Node):
     # The class of its states.
     __state__: ClassVar[type[Module]]
 
-    def init(self, model: Any) -> Any:
+    def init(self: _Beginning[S], model: Any) -> S:
         """Return the initial state for a model.
 
         Args:
@@ -78,7 +88,7 @@ class Optimizer(Node):
         return self._init(parameters)
 
     @returns_copy("model, state = opt.update(model, grads, state)")
-    def update(self, model: T, grads: Any, state: Any) -> tuple[T, Any]:
+    def update(self, model: T, grads: Any, state: S) -> tuple[T, S]:
         """Take one step: return the model and the state after it.
 
         Args:
@@ -104,7 +114,7 @@ class Optimizer(Node):
         new, after = self._update(parameters, gradients_of(parameters, grads), state)
         return with_parameters(model, new), after
 
-    def adapt(self, state: Any, model: Any) -> Any:
+    def adapt(self, state: S, model: Any) -> S:
         """Return the state for a model that was frozen, unfrozen or changed, with what still applies carried over.
 
         What is remembered of a parameter applies if its name, shape and dtype are the same; for other parameters it is that of
@@ -126,7 +136,7 @@ class Optimizer(Node):
         (['weight', 'bias'], True)
         """
         self._require_state(state, "adapt")
-        return self._adapt(state, self._parameters(model, "adapt"))
+        return self._adapt(state, self._parameters(model, "adapt"))  # type: ignore[no-any-return]
 
     def learning_rate(self, state: Any) -> mx.array:
         """Return the learning rate in a state, float32, shape (): that of the last step, if there is a schedule.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import mlx.core as mx
 
@@ -13,11 +13,18 @@ from .binding import unbind
 from .random import restore_state, saved_state
 from .stateful import records
 
-
 R = TypeVar("R")
 
 
-def eval_shape(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> R:
+@overload
+def eval_shape(fn: Callable[..., mx.array], /, *args: Any, **kwargs: Any) -> ShapeDtypeStruct: ...
+
+
+@overload
+def eval_shape(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> R: ...
+
+
+def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Trace ``fn(*args, **kwargs)`` and return its result with a :class:`ShapeDtypeStruct` for each array.
 
     Nothing is computed and no memory is allocated for the result: the function is only traced, as by :func:`jit`. A module
@@ -55,4 +62,4 @@ def eval_shape(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> R:
     finally:
         records.reset(token)
         restore_state(before)
-    return result  # type: ignore[no-any-return]
+    return result

@@ -13,7 +13,6 @@ from ..core.words import describe, function_name
 from ..edits.freezing import trainable
 from ..tree.functions import flatten, unflatten
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A")
