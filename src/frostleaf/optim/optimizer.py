@@ -91,6 +91,8 @@ class Optimizer(Node):
     def update(self, model: T, grads: Any, state: S) -> tuple[T, S]:
         """Take one step: return the model and the state after it.
 
+        MLX computes them when they are needed. ``fl.eval(model, state)`` computes them now; ``mx.eval`` can't look into them.
+
         Args:
             model: The tree that ``state`` was made for.
             grads: Its gradients, as :func:`frostleaf.grad` returns them: an array for each trainable leaf, ``None`` elsewhere.
