@@ -81,6 +81,7 @@ USED = [
     "def f():\n    yield m.eval()\nlist(f())",
     "thread = threading.Thread(target=m.eval)\nthread.start()\nthread.join()",
     "fl.jit(fl.Module.freeze)(m)",
+    "__import__('timeit').timeit('m.freeze()', number=1, globals={'m': m})",
     "fl.tree.map(fl.nn.relu, m.eval())",
     # They return the module itself, so nothing is lost.
     "m.train()",

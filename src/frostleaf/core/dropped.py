@@ -31,6 +31,8 @@ _ANY_INSTEAD = "the function of fl, fl.nn or fl.optim that does the same, or mod
 _IS_KNOWN = sys.implementation.name == "cpython" and (3, 10) <= sys.version_info < (3, 15)
 _POP_TOP = dis.opmap.get("POP_TOP", -1)
 _CACHE = dis.opmap.get("CACHE", -1)
+# What timeit and the %timeit of notebooks name the code that they time, which drops every result.
+_TIMED = "<timeit-src>", "<magic-timeit>"
 
 
 def returns_copy(write: str = "model = model.{name}(...)") -> Callable[[F], F]:
@@ -72,7 +74,11 @@ def returns_copy(write: str = "model = model.{name}(...)") -> Callable[[F], F]:
 def _tell(caller: FrameType, method: Callable[..., Any], write: str, changed: bool) -> None:
     module = str(caller.f_globals.get("__name__"))
     by_mlx = module.startswith("mlx.")
-    if not (by_mlx or changed) or _called(caller.f_code, caller.f_lasti) != method.__name__:
+    if (
+        not (by_mlx or changed)
+        or caller.f_code.co_filename in _TIMED
+        or _called(caller.f_code, caller.f_lasti) != method.__name__
+    ):
         return
     if by_mlx:
         instead = _INSTEAD.get(module, _ANY_INSTEAD)
