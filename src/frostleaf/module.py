@@ -83,7 +83,7 @@ class Module(Node):
     # Looking into a module
 
     def __contains__(self, key: object) -> bool:
-        """Whether a field of that name holds an array, a module, or a container of these, as in the dict that MLX has.
+        """Return whether a field of that name holds an array, a module, or a container, as in the dict that a module of MLX is.
 
         >>> import frostleaf as fl
         >>> "bias" in fl.nn.Linear(2, 2), "bias" in fl.nn.Linear(2, 2, bias=False)
@@ -104,7 +104,7 @@ class Module(Node):
         """
         return keys.item(self, key)
 
-    if not TYPE_CHECKING:  # none of these is for code that is written, only for code that was
+    if not TYPE_CHECKING:  # code from elsewhere gets a message of ours, and new code one of its checker
 
         def __setitem__(self, key: str, value: Any) -> None:
             setattr(self, key, value)

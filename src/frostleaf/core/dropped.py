@@ -14,7 +14,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class DroppedResultWarning(UserWarning):
-    """A method that returns a changed copy was called as a statement, so that the copy is lost."""
+    """A method that returns a changed copy was called as a statement, so that the copy is lost.
+
+    >>> import frostleaf as fl, warnings
+    >>> def set_up(model):
+    ...     model.freeze()
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     set_up(fl.nn.Linear(2, 2))
+    >>> print(caught[0].message)
+    Module.freeze changes nothing in place: it returns a changed copy, which this statement drops. Write
+    model = model.freeze(...).
+    """
 
 
 DROPPED = "{method} changes nothing in place: it returns a changed copy, which this statement drops. Write {write}."
