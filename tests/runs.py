@@ -41,7 +41,7 @@ def step(model: Any, state: Any, x: mx.array) -> tuple[Any, Any]:
 
 def go_on(tree: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the tree of the run after more steps. Batches come from the key in the tree, dropout from MLX's random state."""
-    mx.random.state[0][...] = tree["random"]
+    mx.random.state[0][:] = tree["random"]
     model, state, key = tree["model"], tree["state"], tree["key"]
     for _ in range(steps):
         key, drawn = mx.random.split(key)

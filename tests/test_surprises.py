@@ -143,9 +143,9 @@ def test_a_predicate_of_one_argument_is_refused_before_it_is_called():
         fl.nn.Linear(1, 1).at(lambda model: model.weight)
 
 
-def test_gradients_of_another_mode_are_refused_in_words():
-    layer = fl.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match=r"Linear where there is Linear \(in evaluation mode\)"):
-        fl.tree.map(lambda *_: None, layer.eval(), layer)
-    with pytest.raises(ValueError, match=r"Linear \(with bias frozen\)"):
-        fl.tree.map(lambda *_: None, layer.freeze(keys="bias"), layer)
+def test_a_frozen_teacher_is_averaged_with_its_student():
+    student = fl.nn.Sequential(fl.nn.Linear(1, 1), fl.nn.BatchNorm(1))
+    teacher = student.freeze().eval()
+    after = fl.tree.map(lambda old, new: 0.5 * old + 0.5 * new, teacher, student.apply(lambda leaf: leaf + 2))
+    assert fl.tree.structure(after) == fl.tree.structure(teacher)
+    assert fl.tree.allclose(after, teacher.apply(lambda leaf: leaf + 1))

@@ -1,5 +1,8 @@
 """frostleaf: functional parameters for MLX."""
 
+from .core import versions as _versions  # noqa: F401  # before what older versions lack
+
+# isort: split
 from . import nn, optim, tree
 from .core.definition import FrozenModuleError
 from .core.dropped import DroppedResultWarning
@@ -9,7 +12,7 @@ from .core.shapes import ShapeDtypeStruct
 from .edits.selection import Selection
 from .io.checkpointer import Checkpointer, NoCheckpointError
 from .io.safetensors import CheckpointError
-from .io.trees import OtherStructureError, load, load_metadata, save
+from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
 from .module import Module
 from .nn.dtypes import default_dtype
 from .nn.quantization import quantize
@@ -21,17 +24,17 @@ from .transforms.gradients import grad, value_and_grad
 from .transforms.jit import CapturedArrayWarning, Jitted, disable_jit, jit
 from .transforms.precision import Policy
 from .transforms.random import next_key, rng
-from .transforms.stateful import record, recorded, stateful
+from .transforms.stateful import UncollectedStateWarning, record, recorded, stateful
 from .transforms.vmap import vmap
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
-    "NoCheckpointError", "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "async_eval", "buffer", "checkpoint",
-    "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn",
-    "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
-    "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "NoCheckpointError", "OtherStructureError", "Policy", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning",
+    "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape",
+    "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded",
+    "register_dataclass", "register_pytree_node", "rng", "save", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

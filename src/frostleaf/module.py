@@ -294,9 +294,9 @@ class Module(Node):
 
         Args:
             dtype: The new dtype.
-            predicate: Called with the dtype of each array; returns whether to cast it. ``None`` casts every array. Default:
-                floating-point dtypes, buffers included, except in fields declared with ``buffer(cast=False)``, such as the
-                scales of quantized weights.
+            predicate: Called with the dtype of each array; says whether to cast it. ``None`` casts every array. Default: those
+                of a floating-point dtype, buffers and the scales of quantized weights included; but not those of a field
+                declared with ``buffer(cast=False)``, such as an optimizer's learning rate.
 
         Raises:
             TypeError: If ``dtype`` is not an ``mx.Dtype``.

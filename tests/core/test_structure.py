@@ -315,6 +315,33 @@ def test_static_values_are_those_of_the_first_tree() -> None:
     assert fl.tree.map(lambda a, b: 0, [A, 1, "x"], [B, 2, "y"]) == [0, 1, "x"]
 
 
+class Twins(fl.Module):
+    first: fl.nn.Linear
+    second: fl.nn.Linear
+    norm: fl.nn.BatchNorm
+
+
+TWINS = Twins(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2), fl.nn.BatchNorm(2))
+COPIES = {
+    "frozen": TWINS.freeze(),
+    "partly frozen": TWINS.at("first").freeze(),
+    "evaluating": TWINS.eval(),
+    "tied": TWINS.tie({"second.weight": "first.weight"}),
+    "tied the other way": TWINS.tie({"first.weight": "second.weight"}),
+    "all of it": TWINS.tie({"second.weight": "first.weight"}).freeze().eval(),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("other", ["as it was", *COPIES])
+def test_a_model_goes_with_its_copy_that_is_frozen_tied_or_in_another_mode(name: str, other: str) -> None:
+    first, second = COPIES[name], {"as it was": TWINS, **COPIES}[other]
+    mean = fl.tree.map(lambda a, b: 0.5 * a + 0.5 * b, first, second)
+    assert fl.tree.structure(mean) == fl.tree.structure(first)
+    assert fl.tree.allclose(mean, first) or {"tied", "all"} & {*(other + " " + name).split()}
+    assert mean.norm.weight.tolist() == TWINS.norm.weight.tolist()
+
+
 @pytest.mark.parametrize("function", [fl.tree.map, fl.tree.map_with_path])
 @pytest.mark.parametrize(
     ("first", "others", "number", "where"),
@@ -324,8 +351,7 @@ def test_static_values_are_those_of_the_first_tree() -> None:
         ({"a": A}, [{"b": A}], 2, "the root"),
         ([A], [[B], [[], A]], 3, "the root"),
         (Net(A), [Net(A, size=3)], 2, "the root"),
-        (Net(A), [Net(A).eval()], 2, "the root"),
-        ({"n": Net(A)}, [{"n": Net(A).freeze()}], 2, "n"),
+        ({"n": Net(A)}, [{"n": Net(A, size=3)}], 2, "n"),
         ({"n": [Net([A])]}, [{"n": [Net((A, B))]}], 2, "n.0.weight"),
         ([[A]], [[A]], 2, "0"),
         ([None], [[A]], 2, "0"),

@@ -42,7 +42,7 @@ def test_freeze_leaves_trainable_what_mlx_leaves_trainable(model: tuple[Any, Any
 
 @pytest.mark.parametrize("recurse", RECURSE)
 @pytest.mark.parametrize("keys", KEYS, ids=str)
-@pytest.mark.parametrize("frozen", [None, "weight", ["ws", "table", "layers"]], ids=str)
+@pytest.mark.parametrize("frozen", [None, pytest.param("weight", marks=pytest.mark.long), ["ws", "table", "layers"]], ids=str)
 def test_unfreeze_makes_trainable_what_mlx_makes_trainable(
     model: tuple[Any, Any], frozen: Any, keys: Any, recurse: bool
 ) -> None:
@@ -79,9 +79,10 @@ def test_strict_without_keys_is_no_error() -> None:
 steps = st.tuples(st.sampled_from(["freeze", "unfreeze"]), st.booleans(), st.sampled_from(KEYS))
 
 
+@pytest.mark.parametrize("examples", [20, pytest.param(200, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["deep", "arrays in a list", "arrays in a dict", "all things", "a dict of layers", "buffers"])
-def test_any_sequence_of_freezing_and_unfreezing_ends_as_in_mlx(name: str) -> None:
-    @settings(deadline=None, max_examples=60)
+def test_any_sequence_of_freezing_and_unfreezing_ends_as_in_mlx(name: str, examples: int) -> None:
+    @settings(deadline=None, max_examples=examples)
     @given(st.lists(steps, max_size=5))
     def check(sequence: list[Any]) -> None:
         ours, theirs = subject(name)
@@ -196,7 +197,11 @@ def test_a_module_below_a_frozen_name_is_not_trained_by_the_model_but_by_itself(
 
 
 def test_a_private_field_is_not_trained() -> None:
-    assert trainable(Block(None, mx.ones(1), mx.ones(1))) == ["first"]
+    model = Block(None, mx.ones(1), mx.ones(1))
+    assert trainable(model) == ["first"]
+    gradient = fl.grad(lambda model: (model.first + model._private).sum())(model)
+    assert gradient.first.tolist() == [1.0]
+    assert gradient._private is None
 
 
 @pytest.mark.parametrize("method", ["freeze", "unfreeze"])

@@ -602,6 +602,42 @@ def test_a_tied_place_can_not_go(change, missing):
     _ = model.untie().replace(**change)
 
 
+NEW_HEADS = {
+    "replace": lambda m: m.replace(head=fl.nn.Linear(DIMS, 9)),
+    "set": lambda m: m.at("head").set(fl.nn.Linear(DIMS, 9)),
+    "map_modules": lambda m: m.map_modules(lambda path, layer: fl.nn.Linear(DIMS, 9) if path == "head" else None),
+    "update_modules": lambda m: m.update_modules({"head": fl.nn.Linear(DIMS, 9)}),
+    "an array": lambda m: m.replace(head=m.head.replace(weight=mx.zeros((9, DIMS)))),
+    "in another dtype": lambda m: m.replace(head=fl.nn.Linear(DIMS, 9, dtype=mx.float16)),
+}
+
+
+@pytest.mark.parametrize("edit", NEW_HEADS.values(), ids=NEW_HEADS)
+def test_another_shape_at_the_tied_place_does_not_replace_the_source(edit):
+    model = tied_model()
+    with pytest.raises(ValueError, match=re.escape("Language.head.weight is tied to embedding.weight")) as raised:
+        edit(model)
+    assert ".untie('head.weight')" in str(raised.value)
+    after = edit(model.untie("head.weight"))
+    assert (after.head.weight.shape, after.embedding) == ((9, DIMS), model.embedding)
+
+
+@pytest.mark.parametrize("changed", [(1,), (1, 2)])
+def test_one_of_several_tied_places_of_another_shape_is_refused(changed):
+    model = fl.nn.Sequential(*(fl.nn.Linear(2, 2, bias=False) for _ in range(3)))
+    model = model.tie({f"layers.{place}.weight": "layers.0.weight" for place in (1, 2)})
+    new = [fl.nn.Linear(2, 3, bias=False) if place in changed else layer for place, layer in enumerate(model.layers)]
+    with pytest.raises(ValueError, match=r"layers\.1\.weight is tied to layers\.0\.weight.*f32\[3,2\] and f32\[2,2\].*untie"):
+        model.replace(layers=new)
+
+
+def test_another_shape_at_the_source_takes_the_tied_place_along():
+    model = tied_model()
+    after = model.replace(embedding=fl.nn.Embedding(9, DIMS))
+    assert after.head.weight is after.embedding.weight
+    assert after.head.weight.shape == (9, DIMS)
+
+
 def test_two_different_arrays_can_not_be_put_at_tied_places():
     model = tied_model()
     shown = CONFLICT.format(

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten, tree_unflatten
 from twins import MODELS, Bag, Block, Linear, Norm, Nothing, Stack, Twin, linear, outcome, same, subject, twin
 
 import frostleaf as fl
@@ -331,3 +332,41 @@ def test_map_modules_meets_a_shared_module_at_each_of_its_places() -> None:
     layer = linear()
     Block(layer, layer).map_modules(lambda path, module: paths.append(path))
     assert paths == ["second", "first", ""]
+
+
+class Cells:
+    def __init__(self, cells: Any, names: Any) -> None:
+        self.cells, self.names = cells, names
+
+
+fl.register_pytree_node(
+    Cells, lambda node: (node.cells, node.names, node.names), lambda names, cells: Cells(list(cells), names)
+)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], [0, 1, 2]], ids=str)
+def test_update_goes_into_a_registered_node_by_the_names_of_its_children(names: list[Any]) -> None:
+    bag = Bag(Cells([mx.zeros(2), linear(), None], names))
+    first, second, _ = names
+    named = dict(tree_flatten(bag.parameters()))
+    assert list(named) == [f"ws.{first}", f"ws.{second}.weight", f"ws.{second}.bias"]
+    new = bag.update(tree_unflatten([(name, array + 1) for name, array in named.items()]))
+    assert new.ws.cells[0].tolist() == [1, 1]
+    assert all(mx.array_equal(value, named[name] + 1) for name, value in tree_flatten(new.parameters()))
+    one = bag.update({"ws": {second: {"bias": NEW}}})
+    assert one.ws.cells[1].bias is NEW
+    assert one.ws.cells[0] is bag.ws.cells[0]
+    assert one.ws.cells[1].weight is bag.ws.cells[1].weight
+    assert bag.update(new).ws.cells[0] is new.ws.cells[0]
+    assert bag.update({"ws": new.ws}).ws.cells[0] is new.ws.cells[0]
+    assert bag.apply(mx.zeros_like).ws.cells[1].weight.sum().item() == 0
+    with pytest.raises(ValueError, match='does not have parameter named "other" in ws'):
+        bag.update({"ws": {"other": NEW}})
+    assert bag.update({"ws": {"other": NEW}}, strict=False) is bag
+
+
+def test_update_modules_goes_into_a_registered_node() -> None:
+    bag, new = Bag(Cells([linear(), [linear()]], ["a", "b"])), linear()
+    assert bag.update_modules({"ws": {"a": new}}).ws.cells[0] is new
+    assert bag.update_modules({"ws": {"b": [new]}}).ws.cells[1][0] is new
+    assert bag.update_modules(bag.leaf_modules()) is bag

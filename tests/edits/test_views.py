@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import strategies
 from mlx.utils import tree_flatten
 from twins import MODELS, Bag, Norm, Stack, linear, outcome, same, subject
 
 import frostleaf as fl
+from frostleaf.core.fields import persistent
+from frostleaf.core.levels import tree_level
+from frostleaf.core.structure import flat_of
+from frostleaf.edits.freezing import trainable
 
 VIEWS = ["parameters", "trainable_parameters", "children", "leaf_modules"]
 
@@ -201,3 +209,98 @@ def test_static_fields_are_in_no_view() -> None:
 def test_is_module(value: Any, expected: bool) -> None:
     assert fl.Module.is_module(value) is expected
     assert linear().is_module(value) is expected
+
+
+class Pair:
+    """Registered, with names for its children."""
+
+    def __init__(self, a: Any, b: Any) -> None:
+        self.a, self.b = a, b
+
+
+class Cells:
+    """Registered, without names for its children."""
+
+    def __init__(self, cells: Any) -> None:
+        self.cells = cells
+
+
+fl.register_pytree_node(Pair, lambda pair: ([pair.a, pair.b], None, ["a", "b"]), lambda _, children: Pair(*children))
+fl.register_pytree_node(Cells, lambda cells: (cells.cells, None), lambda _, children: Cells(list(children)))
+
+
+def test_a_registered_node_is_shown_as_a_dict_of_its_children() -> None:
+    w, layer = mx.ones(1), linear()
+    bag = Bag(Pair(w, [Cells([layer, 3, {"k": w}]), None]))
+    assert bag.state["ws"]["a"] is w
+    assert bag.state["ws"]["b"][0][2] == {"k": w}
+    assert fl.tree.paths(bag) == ["ws.a", "ws.b.0.0.weight", "ws.b.0.0.bias", "ws.b.0.2.k"]
+    assert [name for name, _ in tree_flatten(bag.parameters())] == fl.tree.paths(bag)
+    assert [name for name, _ in tree_flatten(bag.freeze(keys="ws.a", recurse=False).trainable_parameters())] == [
+        "ws.b.0.0.weight",
+        "ws.b.0.0.bias",
+        "ws.b.0.2.k",
+    ]
+    assert bag.children() == {"ws": {"a": {}, "b": [{0: layer, 1: {}, 2: {"k": {}}}, {}]}}
+    assert bag.leaf_modules() == bag.children()
+    assert [name for name, _ in bag.named_modules()] == ["", "ws.b.0.0"]
+
+
+def test_an_array_tied_into_a_registered_node_is_shown_once() -> None:
+    w = mx.ones(1)
+    bag = Bag({"here": w, "there": Cells([mx.zeros(1), w])}).tie({"ws.there.1": "ws.here"})
+    assert [name for name, _ in tree_flatten(bag.parameters())] == ["ws.here", "ws.there.0"] == fl.tree.paths(bag)
+
+
+def test_two_children_of_one_name_are_an_error() -> None:
+    class Twice(Cells): ...
+
+    fl.register_pytree_node(Twice, lambda node: (node.cells, None, ["a", "a"]), lambda _, children: Twice(list(children)))
+    with pytest.raises(ValueError, match="two children of a Twice have the same name"):
+        Bag(Twice([mx.ones(1), mx.ones(1)])).parameters()
+
+
+def registered() -> st.SearchStrategy[Any]:
+    leaves = st.one_of(strategies.arrays(), strategies.scalars)
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.builds(Pair, inner, inner),
+            st.lists(inner, max_size=2).map(Cells),
+            st.lists(inner, max_size=2),
+            st.lists(inner, max_size=2).map(deque),
+            st.dictionaries(st.sampled_from(strategies.KEYS), inner, max_size=2),
+            strategies.modules(inner, max_leaves=2),
+        ),
+        max_leaves=6,
+    )
+
+
+def is_saved(module: Any, path: tuple[Any, ...]) -> bool:
+    """Return whether no field on the way to an array is private or not persistent."""
+    value = module
+    for entry in path:
+        if isinstance(value, fl.Module) and not persistent(type(value).__frostleaf__.fields[entry]):
+            return False
+        level = tree_level(value)
+        value = level.children[list(level.entries).index(entry)]
+    return True
+
+
+@given(strategies.modules(registered(), max_leaves=3))
+@strategies.law
+def test_the_names_of_the_parameters_are_the_paths_of_what_is_saved(module: fl.Module) -> None:
+    flat = flat_of(module)
+    saved = [".".join(map(str, path)) for path in flat.structure.leaf_paths() if is_saved(module, path)]
+    named = [(name, value) for name, value in tree_flatten(module.parameters()) if isinstance(value, mx.array)]
+    assert [name for name, _ in named] == saved
+    trained = {name for name, trains in zip(fl.tree.paths(module), trainable(module), strict=True) if trains}
+    assert trained <= set(saved)
+    if len(set(saved)) == len(saved):
+        assert fl.tree.equal(module.update(module.parameters()), module)
+        loaded = module.load_weights([(name, mx.zeros_like(value)) for name, value in named])
+        assert all(
+            mx.array_equal(value, mx.zeros_like(value))
+            for _, value in tree_flatten(loaded.parameters())
+            if isinstance(value, mx.array)
+        )

@@ -92,3 +92,16 @@ def test_a_directory_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError) as raised, atomic_write(tmp_path / "no" / "a"):
         pass
     assert raised.value.filename == os.path.realpath(tmp_path / "no")
+
+
+def test_what_can_not_be_removed_is_no_error(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    write(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+    (tmp_path / ".frostleaf-0123456789abcdef-a").touch()
+    remove_temporaries(tmp_path, lambda name: name == "a")
+    with pytest.raises(KeyError), atomic_write(tmp_path / "a"):
+        raise KeyError

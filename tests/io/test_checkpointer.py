@@ -331,3 +331,23 @@ def test_going_on_in_a_new_process_computes_what_going_on_here_does(tmp_path: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fl.tree.equal(go_on(half, 10), straight)
+
+
+def test_a_checkpoint_that_can_not_be_removed_is_no_failed_save_and_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def refuse(path: Any) -> None:
+        if path.endswith("step-00000001.safetensors"):
+            raise PermissionError(path)
+        unlink(path)
+
+    with fl.Checkpointer(tmp_path, keep=1) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", refuse)
+            for step in (1, 2, 3):
+                checkpoints.save(step, {"w": mx.array(step)})
+            assert checkpoints.steps() == [1, 3]
+        checkpoints.save(4, {"w": mx.array(4)})
+        assert checkpoints.steps() == [4]

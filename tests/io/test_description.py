@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 import functools
+import ipaddress
 import json
 import math
 import os
+import pathlib
 import random
+import re
 import subprocess
 import sys
 import time
+import uuid
 from collections import OrderedDict, defaultdict, deque
-from dataclasses import InitVar, dataclass
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
 
+import attrs
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -56,6 +66,65 @@ class Config:
 @dataclass(frozen=True)
 class Seeded:
     seed: InitVar[int]
+
+
+class Rate:
+    """A value as it is written without a generator of classes."""
+
+    def __init__(self, low: Any, high: Any) -> None:
+        self.low, self.high = low, high
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rate) and (self.low, self.high) == (other.low, other.high)
+
+    def __hash__(self) -> int:
+        return hash((self.low, self.high))
+
+    @functools.cached_property
+    def span(self) -> Any:
+        return self.high - self.low
+
+    def rise(self) -> None: ...
+
+
+class Slots:
+    __slots__ = ("__high", "low", "unset")
+
+    def __init__(self, low: Any, high: Any) -> None:
+        self.low, self.__high = low, high
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slots) and (self.low, self.__high) == (other.low, other.__high)
+
+    def __hash__(self) -> int:
+        return hash((self.low, self.__high))
+
+
+class SlotsAndMore(Slots):
+    def __init__(self, low: Any, high: Any, more: Any) -> None:
+        super().__init__(low, high)
+        self.more = more
+
+
+@attrs.frozen
+class Spec:
+    size: Any
+    seen: Any = attrs.field(default=None, eq=False)
+
+
+@dataclass(frozen=True)
+class Named:
+    size: Any
+    seen: Any = field(default=None, compare=False)
+
+
+class Day(datetime.date):
+    """Holds more than its fields show."""
+
+    note: str
+
+
+UTC, HOUR = datetime.timezone.utc, datetime.timezone(datetime.timedelta(hours=1))
 
 
 class Cache:
@@ -171,7 +240,21 @@ STATIC: list[Any] = [
     fl.nn.Dropout(0.5), fl.nn.Dropout(0.25), Layer.method, fl.nn.Dropout(0.5).train, fl.nn.Dropout(0.25).train, flat_of((W,
     1)).structure, flat_of((W, 2)).structure, flat_of((1, W)).structure, Access(0), Access.READ, Access.READ | Access.WRITE,
     Access.READ | Access.RUN, str.upper, str.lower, "a".join, "b".join, dict.fromkeys, [].append, random.random,
-    np.float32(1), np.float32(2), np.float64(1), type("Name", (str,), {})("a"),
+    np.float32(1), np.float32(2), np.float64(1), type("Name", (str,), {})("a"), pathlib.Path("a"), pathlib.Path("b"),
+    pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("a"), datetime.date(2020, 1, 1), datetime.date(2021, 1, 1),
+    datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, fold=1), datetime.datetime(2020, 1, 1, tzinfo=UTC),
+    datetime.datetime(2020, 1, 1, tzinfo=HOUR), datetime.datetime(2020, 1, 1, 1, tzinfo=HOUR),
+    datetime.datetime(2020, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+    datetime.datetime(2020, 1, 1, tzinfo=ZoneInfo("Europe/Paris")), datetime.time(1), datetime.time(1, tzinfo=UTC),
+    datetime.time(1, tzinfo=HOUR), datetime.timedelta(1), datetime.timedelta(2), UTC, HOUR, ZoneInfo("Europe/Berlin"),
+    ZoneInfo("Europe/Paris"), range(3), range(4), range(0, 3, 2), re.compile("a"), re.compile("b"), re.compile(b"a"),
+    re.compile("a", re.IGNORECASE), uuid.UUID(int=1), uuid.UUID(int=2), Decimal(1), Decimal("1.0"), Decimal("NaN"),
+    Decimal("-0"), Decimal(0), Fraction(1), Fraction(1, 2), ipaddress.ip_address("::1"), ipaddress.ip_address("::2"), math,
+    os, list[int], list[str], int | None, str | None, Callable[[int], str], Callable[[str], str], Literal["a"], Literal["b"],
+    Rate(1, 2), Rate(1, 3), Rate(1.0, 2), Slots(1, 2), Slots(1, 3), Slots(1, Slots(1, 2)), SlotsAndMore(1, 2, 3),
+    SlotsAndMore(1, 2, 4), Spec(1), Spec(True), functools.partial(scaled, Rate(1, 2)), functools.partial(scaled, range(3)),
+    Rate(pathlib.Path("a"), 2), Rate(pathlib.Path("b"), 2), Pair(range(3), 1), Pair(range(4), 1),
+    {"a": range(3)}, Rate(1, 2).rise, Rate(1, 3).rise, Config(1, range(3)), Config(1, range(4)),
 ]  # fmt: skip
 
 
@@ -238,11 +321,63 @@ def test_two_processes_describe_a_tree_alike(tmp_path: Path) -> None:
         "if __name__ == '__main__': fl.save(sys.argv[1], tree())\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, script, tmp_path / "a"], check=True, env=environment)
+    said = subprocess.run(
+        [sys.executable, script, tmp_path / "a"], check=True, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert "UncomparedValueWarning: load will not notice if net.other (a builtins.object) becomes another" in said.stderr
     sys.path.insert(0, str(tmp_path))
     try:
         import script as imported  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(tmp_path))
     assert fl.tree.equal(fl.load(tmp_path / "a", imported.tree())["net"], imported.tree()["net"])
-    assert "0x" not in json.dumps(list(io_trees.take_snapshot(imported.tree(), None).metadata.values()))
+    with pytest.warns(fl.UncomparedValueWarning):
+        assert "0x" not in json.dumps(list(io_trees.take_snapshot(imported.tree(), None).metadata.values()))
+
+
+def test_static_values_of_one_kind_and_content_are_one() -> None:
+    once, again = Rate(1, 2), Rate(1, 2)
+    assert once.span == 1  # which is kept in its __dict__
+    for one, other in ((once, again), (Spec(1, 2), Spec(1, 3)), (Named(1, 2), Named(1, 3)), (Pair(once, 1), Pair(again, 1))):
+        assert facts_of(one) == facts_of(other)
+
+
+def facts_of(value: Any) -> list[description.Fact]:
+    return description.describe_tree(*reversed(parts(Layer(W, kind=value)))).facts
+
+
+@pytest.mark.parametrize("values", [(Path("a"), Path("b")), (Rate(1, range(2)), Rate(1, range(3)))], ids=["paths", "values"])
+def test_a_static_value_that_is_another_is_an_error_that_shows_both(values: tuple[Any, Any], tmp_path: Path) -> None:
+    (line,) = reason(tmp_path, Layer(W, kind=values[0]), Layer(W, kind=values[1]))
+    assert line.startswith("kind (static): ")
+    assert fl.load(tmp_path / "tree.safetensors", Layer(W * 0, kind=values[0])).kind == values[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (object(), "builtins.object"), (Day(2020, 1, 1), f"{__name__}.Day"), (Rate(1, object()), "builtins.object"),
+        (functools.partial(scaled, object()), "builtins.object"), (np.dtype("f4"), "numpy.dtypes.Float32DType"),
+    ],
+    ids=["object", "subclass of a built-in class", "inside a value", "inside a partial", "of another library"],
+)  # fmt: skip
+def test_a_value_that_can_not_be_described_is_warned_of_when_it_is_saved(value: Any, kind: str, tmp_path: Path) -> None:
+    tree = {"net": [Layer(W, kind=value)]}
+    with pytest.warns(fl.UncomparedValueWarning, match=rf"load will not notice if net\.0\.kind \(a {kind}\) becomes") as seen:
+        fl.save(tmp_path / "a", tree)
+    assert seen[0].filename == __file__
+    with pytest.warns(fl.UncomparedValueWarning) as seen, fl.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(1, tree)
+    assert seen[0].filename == __file__
+    fl.load(tmp_path / "a", tree)
+
+
+def test_the_warning_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    with pytest.warns(fl.UncomparedValueWarning, match=r"or 2\.kind \(a builtins.object\) \(and 97 more\) becomes"):
+        fl.save(tmp_path / "a", [Layer(W, kind=object()) for _ in range(100)])
+
+
+def test_a_value_that_holds_itself_is_described() -> None:
+    ring = Rate(1, [])
+    ring.high.append(ring)
+    assert "Rate(high=[...], low=1)" in description._Writer()._static("", ring)

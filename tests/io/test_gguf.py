@@ -89,12 +89,16 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "an odd alignment": (gguf(array(), values=(value(8, string("x"), "general.alignment"),)), "general.alignment is None"),
     "many axes": (gguf(array(shape=(1,) * 9)), "array 'a' has 9 axes, and GGUF allows 8"),
     "a long axis": (gguf(array(shape=(2**31, 0))), "the shape [2147483648, 0], in which a length is out of range"),
-    "too large": (gguf(array(shape=(2**31 - 1,) * 8)), "array 'a' lies in bytes"),
+    "too large": (gguf(array(shape=(2**31 - 1,) * 8)), "the arrays are said to take 1809251387"),
     "elsewhere": (gguf(array(offset=2**63)), "array 'a' lies in bytes 9223372036854775872"),
     "a type without size": (gguf(array(shape=(256,), kind=4)), "array 'a' is of the GGUF type 4, which MLX can't read"),
     "a type left out": (gguf(array(shape=(256,), kind=39)), "array 'a' is of the GGUF type 39, which MLX can't read"),
     "half a block": (gguf(array(shape=(2, 40), kind=8)), "blocks of 32 numbers, which don't divide its last axis in [2, 40]"),
     "a name twice": (gguf(array(), array()), "the name 'a' is there twice"),
+    "many arrays in one place": (
+        gguf(*(array(f"{number}", (1024,)) for number in range(9))),
+        "the arrays are said to take 36864 bytes, and the file has",
+    ),
     "not text": (gguf(array().replace(b"a", b"\xff", 1)), "can't be read as GGUF"),
 }  # fmt: skip
 

@@ -364,3 +364,18 @@ def test_arrays_that_the_index_does_not_name_are_passed_over(tmp_path: Path) -> 
     loaded = linear().load_weights(tmp_path)
     assert mx.array_equal(loaded.weight, linear(1).weight)
     assert mx.array_equal(loaded.bias, linear(2).bias)
+
+
+def test_an_old_file_that_can_not_be_removed_is_no_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
+    model, new = fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)
+    model.save_weights(f"{tmp_path}/")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "remove", refuse)
+        new.save_weights(f"{tmp_path}/")
+    assert fl.tree.equal(model.load_weights(tmp_path), new)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    new.save_weights(f"{tmp_path}/")
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1

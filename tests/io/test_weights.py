@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from twins import MODELS, Bag, Norm, Stack, Twin, linear, outcome, same, subject
@@ -254,7 +255,7 @@ def test_buffers_are_saved_and_recomputed_arrays_are_not(tmp_path: Path) -> None
         ),
         (
             [("weight", 3), ("bias", mx.zeros(2))],
-            "Expected mx.array but received <class 'int'> for parameter weight",
+            "Expected mx.array but received <class 'int'> for parameter weight: give mx.array(...)",
         ),
     ],
     ids=str,
@@ -446,3 +447,33 @@ def test_a_limit_and_the_name_of_one_file_contradict_each_other(tmp_path: Path) 
     with pytest.raises(ValueError, match="is the name of one file, and max_shard_bytes asks for a directory"):
         linear().save_weights(tmp_path / "weights.npz", max_shard_bytes=100)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("strict", STRICT)
+@pytest.mark.parametrize("value", [np.ones(2, np.float32), [1.0, 2.0], 3, None, "text", fl.ShapeDtypeStruct((2,))], ids=repr)
+def test_what_is_no_array_is_not_loaded(value: Any, strict: bool) -> None:
+    with pytest.raises(ValueError, match=r"Expected mx.array but received .* for parameter bias: give mx.array"):
+        linear().load_weights([("weight", mx.ones((2, 2))), ("bias", value)], strict=strict)
+
+
+class Pair:
+    def __init__(self, a: Any, b: Any) -> None:
+        self.a, self.b = a, b
+
+
+fl.register_pytree_node(Pair, lambda pair: ([pair.a, pair.b], None, ["a", "b"]), lambda _, children: Pair(*children))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_in_registered_nodes_is_saved_and_loaded(place: str, tmp_path: Path) -> None:
+    def make(number: float) -> Any:
+        return Bag([Pair(mx.array([number]), {"k": Pair(linear(), mx.array([number]))}), mx.array([number])])
+
+    model, other = make(1.0), make(2.0)
+    model.save_weights(f"{tmp_path}/{place}")
+    loaded = other.load_weights(f"{tmp_path}/{place}")
+    assert fl.tree.equal(loaded, model)
+    named = dict(pairs(model))
+    assert set(named) == set(fl.optim.SGD(0.1, 0.9).init(model).slots)
+    with pytest.raises(ValueError, match=r"Missing 1 parameters: \nws.0.a."):
+        other.load_weights([(name, array) for name, array in named.items() if name != "ws.0.a"])

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import frostleaf as fl
 from frostleaf.core.instance import is_built, metadata_of
 
-#: What every law is checked with. Whoever looks for a counterexample in earnest raises max_examples.
-law = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+#: What every law is checked with. Whoever looks for a counterexample in earnest runs pytest -m long, see conftest.py.
+law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 #: The same for a law that is checked of many methods, one after the other.
-law_for_each = settings(law, max_examples=10)
+law_for_each = settings(law, max_examples=law.max_examples * 3 // 8)
 
 DTYPES = [
     mx.bool_, mx.uint8, mx.uint16, mx.uint32, mx.uint64, mx.int8, mx.int16, mx.int32, mx.int64,

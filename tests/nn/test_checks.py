@@ -199,6 +199,7 @@ def test_a_group_size_and_bits_that_are_no_sizes(layer, name, value):
         layer(64, 64, **{name: value})
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 @pytest.mark.parametrize(("layer", "name"), MAY_BE_0)
 def test_a_layer_of_no_features(layer, name):
     arguments = {**next(arguments for other, arguments in SIZED if other is layer), name: 0}

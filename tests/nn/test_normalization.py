@@ -54,6 +54,7 @@ def test_layer_norm_keeps_no_bias_without_weight():
     assert fl.tree.paths(fl.nn.LayerNorm(2, bias=False)) == ["weight"]
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 def test_a_plain_call_changes_nothing():
     norm = fl.nn.BatchNorm(2)
     leaves = fl.tree.leaves(norm)
@@ -97,6 +98,7 @@ def test_without_running_statistics_evaluation_is_like_training():
     assert fl.stateful(norm, X)[1] is norm
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 def test_statistics_can_be_switched_off_later():
     _, norm = fl.stateful(fl.nn.BatchNorm(2), X)
     off = norm.replace(track_running_stats=False)
@@ -111,6 +113,7 @@ def test_one_value_per_channel():
     assert norm.eval()(mx.ones((1, 1, 2))).shape == (1, 1, 2)
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 def test_weight_without_bias():
     norm = fl.nn.BatchNorm(2)
     assert mx.array_equal(norm.replace(bias=None, weight=mx.full(2, 3.0))(X), 3 * norm(X))

@@ -133,22 +133,54 @@ def test_a_step_trains_the_bias_alone():
     assert after.scales is model.scales
 
 
+@each_mode
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("method", ["astype", "set_dtype"])
-def test_a_cast_leaves_scales_and_biases_alone_unless_it_is_asked_for_them(method):
-    layer = fl.nn.QuantizedLinear(64, 4)
-    cast = getattr(layer, method)(mx.float16)
-    assert cast.bias.dtype == mx.float16
-    assert all(getattr(cast, name) is getattr(layer, name) for name in ["weight", "scales", "biases"])
-    assert cast(mx.ones((2, 64), mx.float16)).dtype == mx.float32
-    asked = getattr(layer, method)(mx.float16, lambda dtype: dtype == mx.float32)
-    assert (asked.weight.dtype, asked.scales.dtype, asked.biases.dtype) == (mx.uint32, mx.float16, mx.float16)
-    assert asked(mx.ones((2, 64), mx.float16)).dtype == mx.float16
+def test_a_quantized_model_is_cast_as_by_mlx(method, dtype, mode):
+    def build(nn):
+        return nn.Sequential(nn.Embedding(5, 64), nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64, bias=False))
+
+    ours, theirs = fl.quantize(build(fl.nn), mode=mode), build(mlx.nn)
+    mlx.nn.quantize(theirs, mode=mode)
+    theirs.update(ours.parameters())
+    x = mx.array([[3, 4]])
+    before, kept = ours(x), ours.parameters()
+    theirs.set_dtype(dtype)
+    cast = getattr(ours, method)(dtype)
+    assert same(cast.parameters(), theirs.parameters())
+    assert (cast(x).dtype, mx.array_equal(cast(x), theirs(x)).item()) == (theirs(x).dtype, True)
+    assert mode != "affine" or cast(x).dtype == dtype
+    packed = [path for path, array in tree_flatten(kept) if array.dtype in (mx.uint32, mx.uint8)]
+    assert {dict(tree_flatten(cast.parameters()))[path] is dict(tree_flatten(kept))[path] for path in packed} == {True}
+    assert same(ours.parameters(), kept)
+    assert mx.array_equal(ours(x), before)
 
 
-def test_an_embedding_has_nothing_to_cast():
-    layer = fl.nn.QuantizedEmbedding(5, 64)
+def test_a_cast_of_a_part_or_by_a_predicate():
+    model = fl.nn.Sequential(fl.nn.QuantizedLinear(64, 64), fl.nn.QuantizedLinear(64, 64, dtype=mx.float16))
+    half = model.at("layers.0").astype(mx.bfloat16)
+    assert [layer.scales.dtype for layer in half.layers] == [mx.bfloat16, mx.float16]
+    wide = model.astype(mx.bfloat16, lambda dtype: dtype == mx.float32)
+    assert [layer.biases.dtype for layer in wide.layers] == [mx.bfloat16, mx.float16]
+    assert wide.layers[1] is model.layers[1]
+
+
+def test_where_nothing_is_floating_nothing_is_cast():
+    layer = fl.nn.QuantizedEmbedding(5, 64, mode="mxfp8")
     assert layer.astype(mx.float16) is layer
-    assert layer.at("scales").astype(mx.float16).scales.dtype == mx.float16
+
+
+def test_a_quantized_layer_of_qqlinear_is_cast_in_full_alone():
+    layer = fl.nn.QQLinear(64, 4)
+    assert layer.astype(mx.bfloat16).weight.dtype == mx.bfloat16
+    assert layer.eval().astype(mx.bfloat16).scales.dtype == mx.uint8
+
+
+def test_a_default_dtype_is_for_building_and_a_cast_is_for_what_was_built():
+    with fl.default_dtype(mx.bfloat16):
+        built = fl.nn.QuantizedLinear(64, 4)
+    cast = fl.nn.QuantizedLinear(64, 4).astype(mx.bfloat16)
+    assert [leaf.dtype for leaf in fl.tree.leaves(built)] == [leaf.dtype for leaf in fl.tree.leaves(cast)]
 
 
 # QQLinear
@@ -349,7 +381,14 @@ def test_a_single_index(mode):
     layer = fl.nn.QuantizedEmbedding(5, 64, mode=mode)
     rows = layer(mx.array([3, 4]))
     assert mx.array_equal(layer(mx.array(3)), rows[0])
-    assert mx.array_equal(fl.jit(layer)(mx.array(4)), rows[1])
+
+
+@pytest.mark.parametrize(
+    "mode", ["mxfp8", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("affine", "mxfp4", "nvfp4"))]
+)
+def test_a_single_index_inside_jit(mode):
+    layer = fl.nn.QuantizedEmbedding(5, 64, mode=mode)
+    assert mx.array_equal(fl.jit(layer)(mx.array(4)), layer(mx.array([3, 4]))[1])
 
 
 @each_mode

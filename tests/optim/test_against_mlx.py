@@ -321,6 +321,7 @@ def test_schedules_are_those_of_mlx_bit_for_bit(ours_of, theirs_of, name):
 # Jitted
 
 
+@pytest.mark.long  # The steps of tests/edits/test_tying.py are jitted and those of MLX every day.
 @pytest.mark.parametrize("name", ["SGD with momentum", "AdamW"])
 def test_jitted_steps_are_those_of_mlx_within_rounding_and_traced_once(name):
     opt, rule = both(name)
@@ -349,7 +350,14 @@ def compiled_by_mlx(rule, compiled):
     return parameters
 
 
-@pytest.mark.parametrize("name", sorted({cls for cls, _ in RULES.values()}))
+# Two of the rules take MLX's compiler a dozen kernels that nothing else shares.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(cls, marks=pytest.mark.long if cls in ("Adafactor", "Muon") else ())
+        for cls in sorted({cls for cls, _ in RULES.values()})
+    ],
+)
 def test_jitted_updates_are_as_near_to_mlx_as_its_own_compiled_ones(name):
     opt, rule = both(name)
     eager, compiled = compiled_by_mlx(rule, False), compiled_by_mlx(both(name)[1], True)
@@ -365,7 +373,15 @@ def test_jitted_updates_are_as_near_to_mlx_as_its_own_compiled_ones(name):
     assert state.step.item() == STEPS
 
 
-@each_schedule
+@pytest.mark.parametrize(
+    ("ours_of", "theirs_of"),
+    [
+        pytest.param(
+            *both, id=name, marks=pytest.mark.long if name in ("step_decay", "linear_schedule", "cosine_decay") else ()
+        )
+        for name, both in SCHEDULES.items()
+    ],
+)
 def test_a_schedule_does_not_trace_again(ours_of, theirs_of):
     opt = optim.SGD(ours_of())
     update = fl.jit(opt.update)

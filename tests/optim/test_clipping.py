@@ -68,3 +68,39 @@ def test_what_clips_is_a_value(function, shown):
     assert fl.tree.structure(pickle.loads(pickle.dumps(clip))) == fl.tree.structure(clip)
     with pytest.raises(AttributeError):
         clip.max_norm = 1.0
+
+
+def layers():
+    return fl.nn.Sequential(fl.nn.Linear(4, 2).freeze(keys="bias"), fl.nn.BatchNorm(2))
+
+
+@each_gradient
+@pytest.mark.parametrize("limit", [0, 0.5, 13.0, math.inf])
+def test_the_gradients_and_their_norm_are_those_of_mlx(grads, limit):
+    clipped, norm = optim.clip_grad_norm(grads, limit)
+    expected, expected_norm = mlx.optimizers.clip_grad_norm(grads, limit)
+    assert fl.tree.equal(clipped, expected)
+    assert mx.array_equal(norm, expected_norm, equal_nan=True)
+    assert norm.dtype == expected_norm.dtype
+
+
+@pytest.mark.parametrize("wrap", [lambda clip: clip, fl.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_a_tree_of_gradients_keeps_its_class_and_what_is_none(wrap, dtype):
+    model = layers().astype(dtype)
+    grads = fl.grad(lambda m: 100 * m.layers[0](mx.ones((3, 4), dtype)).sum() + m.layers[1].weight.sum())(model)
+    clipped, norm = wrap(lambda grads: optim.clip_grad_norm(grads, 2.0))(grads)
+    assert fl.tree.structure(clipped) == fl.tree.structure(grads)
+    assert clipped.layers[0].bias is None
+    assert {leaf.dtype for leaf in fl.tree.leaves(clipped)} == {dtype}
+    assert norm.item() == pytest.approx(math.sqrt(8 * 300**2 + 2), rel=1e-2)
+    expected, _ = mlx.optimizers.clip_grad_norm(fl.tree.leaves(grads), 2.0)
+    assert fl.tree.allclose(fl.tree.leaves(clipped), expected, rtol=1e-2)
+    lists, _ = optim.clip_grad_norm([{"a": mx.ones(4)}, (None, mx.ones(5))], 1.0)
+    assert (type(lists), type(lists[1]), lists[1][0]) == (list, tuple, None)
+
+
+@pytest.mark.parametrize("given", [-1.0, math.nan, "1", None, True], ids=str)
+def test_what_is_no_norm_is_refused(given):
+    with pytest.raises(ValueError, match="max_norm of clip_grad_norm is a number, 0 or more, and was given as"):
+        optim.clip_grad_norm({"a": mx.ones(2)}, given)

@@ -87,7 +87,8 @@ def test_a_scale_is_a_tree_that_is_not_cast(make):
         scale.value = mx.array(1.0)
 
 
-def test_small_gradients_survive_float16_and_large_ones_lower_the_scale():
+@pytest.mark.parametrize("jitted", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_small_gradients_survive_float16_and_large_ones_lower_the_scale(jitted):
     """Half precision computes, float32 is kept: without a scale the gradient is zero, with one too large it overflows."""
     policy, opt = fl.Policy(compute_dtype=mx.float16), optim.skip_nonfinite(optim.SGD(1.0))
 
@@ -100,14 +101,18 @@ def test_small_gradients_survive_float16_and_large_ones_lower_the_scale():
     model, x = {"w": mx.ones(1)}, mx.array([2.0**-13])
     unscaled, _, _ = step(model, opt.init(model), optim.StaticLossScale(1.0), x)
     assert unscaled["w"].item() == 1.0
-    state, scale, values, jitted = opt.init(model), optim.DynamicLossScale(2.0**17, period=3), [], fl.jit(step)
+    state, scale, values, run = opt.init(model), optim.DynamicLossScale(2.0**17, period=3), [], fl.jit(step) if jitted else step
     for _ in range(6):
-        model, state, scale = jitted(model, state, scale, x)
+        model, state, scale = run(model, state, scale, x)
         values.append(scale.value.item())
     assert values == [2.0**16, 2.0**15, 2.0**15, 2.0**15, 2.0**16, 2.0**15]
     assert state.skipped.item() == 3
     assert 1.0 - model["w"].item() == pytest.approx(3 * 2.0**-26, abs=2.0**-23)
-    assert jitted.trace_count == 1
+    assert not jitted or run.trace_count == 1
+    adjust = fl.jit(lambda scale, finite: scale.adjust(finite))
+    for finite in mx.array(True), mx.array(False):
+        assert fl.tree.equal(adjust(scale, finite), scale.adjust(finite))
+    assert adjust.trace_count == 1
 
 
 def test_a_scale_for_each_of_an_ensemble():

@@ -1,5 +1,8 @@
 """Optimizers for parts of a model: which parameter goes where, against the optimizers alone."""
 
+import gc
+from typing import Any
+
 import mlx.core as mx
 import mlx.optimizers
 import pytest
@@ -7,6 +10,7 @@ from optim.stacks import gradients_of, named, trained
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.optim import parameters
 from frostleaf.optim.multi_optimizer import COUNT
 from frostleaf.optim.optimizer import NOT_A_STATE, NOT_AN_OPTIMIZER, OTHER_STATE
 
@@ -243,3 +247,76 @@ def test_the_states_of_other_optimizers_are_refused():
     differences = [f"{path!r} {what}" for path in sorted(ALL) for what in ("has no state", "is not trainable")]
     shown = "; ".join(differences[:6]) + "; ..."
     assert str(raised.value) == OTHER_STATE.format(optimizer="MultiOptimizer", method="update", differences=shown)
+
+
+def counted(monkeypatch):
+    """Return a list to which each pass over a model to find what is selected adds the selection."""
+    passes, mask = [], parameters.mask
+    monkeypatch.setattr(parameters, "mask", lambda model, where: passes.append(where) or mask(model, where))
+    return passes
+
+
+SEVERAL = ("layers.0.weight", "layers.1", "**.bias")
+MAKERS = {
+    "masked by a path": lambda: optim.masked(optim.SGD(0.1), "layers.0.weight"),
+    "masked by many": lambda: optim.masked(optim.SGD(0.1), SEVERAL),
+    "masked by a list": lambda: optim.masked(optim.SGD(0.1), [*SEVERAL, fl.nn.Linear]),
+    "multi": lambda: optim.multi({SEVERAL: optim.SGD(0.1), fl.nn.Linear: optim.Adam(0.1), "**": optim.SGD(0.5)}),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_what_is_selected_is_found_once_for_a_structure(make, monkeypatch):
+    class Own(fl.nn.Sequential):
+        """For a structure that no other test has."""
+
+    opt, model = make(), Own(*net().layers)
+    passes = counted(monkeypatch)
+    state = opt.init(model)
+    found = len(passes)
+    assert 0 < found <= 3
+    for step in range(3):
+        model, state = opt.update(model, gradients_of(model, step), state)
+    assert len(passes) == found
+    # Another structure is another question, and the first one is still answered.
+    frozen = model.freeze(keys="bias")
+    state = opt.adapt(state, frozen)
+    opt.update(frozen, gradients_of(frozen), state)
+    assert len(passes) == 2 * found
+    make().init(model)
+    assert len(passes) == 2 * found
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_predicate_is_asked_about_the_arrays_of_each_model(several):
+    def is_short(path, array):
+        return array.size == 2
+
+    opt = optim.masked(optim.SGD(1.0), (is_short, "tree.w") if several else is_short)
+    models = [{"a": mx.ones(2), "b": mx.ones(3), "w": mx.ones(3)}, {"a": mx.ones(3), "b": mx.ones(2), "w": mx.ones(3)}]
+    models = [Holder(tree) for tree in models]
+    assert fl.tree.structure(models[0]) == fl.tree.structure(models[1])
+    assert [sorted(opt.init(model).slots) for model in models] == [
+        [name, "tree.w"] if several else [name] for name in ("tree.a", "tree.b")
+    ]
+
+
+class Holder(fl.Module):
+    tree: Any
+
+
+def test_what_was_found_is_let_go_with_the_structure():
+    opt = optim.masked(optim.SGD(1.0), "w")
+
+    def make():
+        class Net(fl.Module):
+            w: mx.array
+
+        opt.init(Net(mx.ones(2)))
+
+    gc.collect()
+    before = len(parameters._masks)
+    for _ in range(5):
+        make()
+    gc.collect()
+    assert len(parameters._masks) <= before

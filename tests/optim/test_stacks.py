@@ -161,7 +161,11 @@ RATES = {
     "a number": 0.1,
     "a schedule": optim.linear_schedule(0.1, 0.2, 3),
 }
-TRACED = [*((names, "a number") for names in SINGLES), (("skip_nonfinite", "accumulate", "ema"), "a schedule")]
+TRACED = [
+    *((names, "a number") for names in SINGLES),
+    (("ema",), "a schedule"),
+    pytest.param(("skip_nonfinite", "accumulate", "ema"), "a schedule", marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize(("names", "rate"), TRACED)

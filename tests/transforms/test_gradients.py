@@ -258,6 +258,7 @@ def test_a_gradient_can_be_jitted_and_the_jitted_differentiated():
     assert fl.tree.allclose(fl.value_and_grad(fl.jit(loss))(model), plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 def test_only_trainable_parts_have_a_gradient():
     norm = fl.nn.BatchNorm(2)
     gradient = fl.grad(loss)(Tied(fl.nn.Linear(2, 2).freeze(keys="bias"), norm))

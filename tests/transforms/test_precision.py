@@ -80,8 +80,19 @@ def test_what_is_not_floating_point_is_left_alone():
     tree = {"ids": mx.array([1]), "mask": mx.array(True), "z": mx.array(1j), "rate": 0.5, "key": mx.random.key(0), "none": None}
     policy = fl.Policy(param_dtype=mx.float16, compute_dtype=mx.bfloat16, output_dtype=mx.float16)
     assert fl.tree.equal(policy.wrap(lambda tree: tree)(tree), tree)
+
+
+def test_a_quantized_model_computes_in_the_dtype_of_the_policy():
+    seen = []
+
+    def model_output(model, x):
+        seen.append((model.weight.dtype, model.scales.dtype, model(x).dtype))
+        return model(x)
+
     quantized = fl.quantize(fl.nn.Linear(64, 64), bits=8)
-    assert policy.cast_to_compute(quantized).scales is quantized.scales
+    out = fl.Policy(compute_dtype=mx.bfloat16).wrap(model_output)(quantized, mx.ones((1, 64)))
+    assert seen == [(mx.uint32, mx.bfloat16, mx.bfloat16)]
+    assert (out.dtype, quantized.scales.dtype) == (mx.float32, mx.float32)
 
 
 def test_the_names_of_the_function_are_kept_and_any_callable_is_taken():

@@ -13,7 +13,7 @@ import frostleaf as fl
 from frostleaf.transforms.stateful import STRANGER
 
 NOT_A_BUFFER = "{cls} has no buffer {name!r} to record{nearest}. Declare it with fl.buffer() in the class body."
-NOT_A_MODEL = "fl.stateful takes a module or a bound method of one, and was given {kind}"
+NOT_A_MODEL = "fl.stateful takes a module, a bound method of one or a function of one, and was given {kind}"
 
 X = mx.array([1.0, 2.0])
 
@@ -166,6 +166,7 @@ def test_a_jitted_method_can_be_called_by_stateful_or_says_that_it_can_not():
         assert totals(after) == [([1.0, 2.0], 1)]
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 def test_statistics_are_not_lost_when_the_layer_was_jitted_before():
     layer = fl.jit(lambda counter, x: counter(x))
     layer(Counter(), X)
@@ -185,12 +186,18 @@ def test_statistics_are_not_lost_when_the_layer_was_jitted_before():
 
 def test_a_plain_call_records_nothing():
     counter = Counter()
-    counter(X)
+    with pytest.warns(fl.UncollectedStateWarning, match=r"a Counter .* recorded total, .* fl\.stateful .* model\.eval\(\)"):
+        counter(X)
     assert totals(counter) == [([0.0, 0.0], 0)]
     assert fl.recorded(counter) is counter
-    fl.record(counter, calls=mx.array(5))
+    with pytest.warns(fl.UncollectedStateWarning):
+        fl.record(counter, calls=mx.array(5))
     assert fl.recorded(counter) is counter
-    fl.jit(counter)(X)
+    with pytest.warns(fl.UncollectedStateWarning) as caught:
+        fl.jit(counter)(X)
+    assert caught[0].filename == __file__
+    counter.eval()(X)  # of which nobody expects statistics
+    assert isinstance(fl.eval_shape(counter, X), fl.ShapeDtypeStruct)
     assert totals(fl.stateful(counter, X)[1]) == [([1.0, 2.0], 1)]
 
 
@@ -275,7 +282,8 @@ def test_an_exception_leaves_nothing_behind():
         with pytest.raises(KeyError, match="mine"):
             call(model, X, True)
         assert fl.recorded(model.counter) is model.counter
-        fl.record(model.counter, calls=mx.array(9))
+        with pytest.warns(fl.UncollectedStateWarning):
+            fl.record(model.counter, calls=mx.array(9))
         assert totals(call(model, X, False)[1]) == [([1.0, 2.0], 1)]
 
 
@@ -401,7 +409,7 @@ def twins():
     return ours, Twin(mlx.nn)
 
 
-@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("jitted", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_batch_norm_trained_by_a_jitted_step_has_the_statistics_of_mlx(jitted):
     ours, theirs = twins()
     rule, opt = mlx.optimizers.SGD(0.1), fl.optim.SGD(0.1)

@@ -60,6 +60,7 @@ def test_axes_are_given_for_parts_of_an_argument(in_axes, example):
     assert fl.tree.equal(ours, fl.tree.stack([total({"a": a, "b": b, "n": 3}) for a, b in each]))
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 def test_a_constructor_given_keys_makes_an_ensemble_that_can_be_taken_apart():
     def make(key):
         return fl.nn.Sequential(fl.nn.Linear(4, 3, key=key), fl.nn.relu, fl.nn.BatchNorm(3))

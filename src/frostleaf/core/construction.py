@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import is_
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -16,7 +17,20 @@ import optree
 from . import ties as ties_
 from .containers import freeze_containers, static_key
 from .hidden import find_hidden, is_foreign_array
-from .instance import Instance, Metadata, Ties, children_of, field_values, is_finished, is_instance, metadata_of, set_level
+from .instance import (
+    OPEN,
+    Instance,
+    Metadata,
+    Ties,
+    children_of,
+    field_values,
+    is_finished,
+    is_instance,
+    level_of,
+    metadata_of,
+    set_level,
+)
+from .levels import one_level
 from .pickling import from_picklable
 from .registration import NAMESPACE
 from .shapes import LEAF
@@ -82,7 +96,7 @@ def close(
     cls, definition = type(node), node.__frostleaf__
     values = node.__dict__
     for name in changed:
-        values[name] = freeze_containers(values[name])
+        values[name] = _owned(freeze_containers(values[name]))
         if name in definition.static:
             _check_static(cls, name, values[name])
         else:
@@ -100,6 +114,21 @@ def restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozen
     node = _blank(cls, {name: from_picklable(value) for name, value in values.items()})
     close(node, values, training, frozen, ties)
     return node
+
+
+def restored_copy(node: N) -> N:
+    """Return another instance with the same fields and metadata."""
+    copy = _blank(type(node), node.__dict__)
+    set_level(copy, level_of(node))
+    return copy
+
+
+def postpone(node: N, edit: Callable[[N], N]) -> bool:
+    """Have an edit made once the node's ``__init__`` has returned; return whether it is still running."""
+    edits = node.__dict__.get(OPEN)
+    if edits is not None:
+        edits.append(edit)
+    return edits is not None
 
 
 def field_of(cls: type[Instance], name: str) -> attrs.Attribute[Any]:
@@ -182,6 +211,20 @@ def _advice(value: Any) -> str:
     if dataclasses.is_dataclass(value) or attrs.has(type(value)):
         return "Register its class with fl.register_dataclass, or make it an fl.Module."
     return "Make its class an fl.Module, or register it with fl.register_pytree_node."
+
+
+def _owned(value: Any) -> Any:
+    """Return a value in which nodes of registered classes, which may be mutable, are other objects of the same contents."""
+    if isinstance(value, (*LEAF, Instance)) or type(value) is types.MethodType:
+        return value
+    node = one_level(value)
+    if node is None or (hasattr(type(value), "__copy__") and value.__copy__() is value):  # which then can't be changed
+        return value
+    metadata, children = node
+    new = [_owned(child) for child in children]
+    if isinstance(value, tuple | MappingProxyType) and all(map(is_, new, children)):
+        return value
+    return metadata.make(metadata.metadata, new)
 
 
 def _same(cls: type[Instance], name: str, value: Any, old: Any) -> bool:

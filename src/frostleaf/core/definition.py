@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import linecache
@@ -14,7 +15,7 @@ import attrs
 import optree
 
 from . import fields, ties
-from .construction import checked, close, evolve, field_of, restore
+from .construction import checked, close, evolve, field_of, restore, restored_copy
 from .instance import OPEN, Definition, Instance, Metadata, field_values, is_finished, level_of, metadata_of, set_level
 from .pickling import to_picklable
 from .registration import NAMESPACE
@@ -34,7 +35,7 @@ class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__()
+        AttributeError.__init__(self, message)  # before attrs 26 a class attribute hides args from str()
         self.args = (message,)
         self.msg = message
 
@@ -89,6 +90,11 @@ HIDDEN = (
 
 
 def _define(cls: type[Node], init: bool) -> None:
+    for name, value in [*vars(cls).items()]:
+        if isinstance(value, dataclasses.Field):
+            setattr(cls, name, _attrs_field(value))
+    if "__init_subclass__" in vars(cls):
+        cls.__init_subclass__ = classmethod(_defining(cls.__init_subclass__.__func__))  # type: ignore[attr-defined, assignment]
     own = _handwritten_init(cls)
     handwritten = own is not None
     inherits_replace = "__replace__" not in cls.__dict__
@@ -148,6 +154,25 @@ def _define(cls: type[Node], init: bool) -> None:
     )
 
 
+def _attrs_field(field: dataclasses.Field[Any]) -> Any:
+    default: Any = attrs.NOTHING if field.default is dataclasses.MISSING else field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = attrs.Factory(field.default_factory)
+    return attrs.field(default=default, init=field.init, kw_only=field.kw_only is True, metadata=dict(field.metadata))
+
+
+def _defining(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return ``hook``, an ``__init_subclass__``, so that subclasses are defined also if it does not call ``super()``'s."""
+
+    @functools.wraps(hook)
+    def __init_subclass__(cls: type[Node], **options: Any) -> None:  # noqa: N807
+        hook(cls, **options)
+        if "__frostleaf__" not in vars(cls):
+            _define(cls, options.get("init", True))
+
+    return __init_subclass__
+
+
 def _handwritten_init(cls: type) -> Callable[..., None] | None:
     """Return the hand-written ``__init__`` of ``cls`` or a base, if there is one: a generated one does not hide it."""
     for base in cls.__mro__:
@@ -202,15 +227,24 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
         if OPEN in self.__dict__:
             init(self, *args, **kwargs)
             return
-        self.__dict__[OPEN] = True
+        edits: list[Callable[[Any], Any]] = []
+        self.__dict__[OPEN] = edits
         try:
             init(self, *args, **kwargs)
+            if not handwritten and hasattr(type(self), "__post_init__"):
+                cast(Any, self).__post_init__()
             _fill_defaults(self)
         finally:
             del self.__dict__[OPEN]
         definition = type(self).__frostleaf__
         frozen = frozenset(name for name in definition.frozen if self.__dict__[name] is not None)
         close(self, definition.fields, training=True, frozen=frozen)
+        if edits:
+            edited = restored_copy(self)
+            for edit in edits:
+                edited = edit(edited)
+            self.__dict__.update(edited.__dict__)
+            set_level(self, level_of(edited))
 
     __init__.handwritten = handwritten  # type: ignore[attr-defined]
     return __init__

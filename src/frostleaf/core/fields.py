@@ -39,10 +39,10 @@ def buffer(*, persistent: bool = True, cast: bool = True, **options: Any) -> Any
 
     Args:
         persistent: Whether the arrays are among :meth:`Module.parameters` and are saved with them. ``False`` is for what is
-            computed whenever a model is built, such as rotary tables. Default: ``True``.
-        cast: Whether :meth:`Module.astype` casts the arrays by default. ``False`` is for numbers that say how others are
-            stored, such as the scales of quantized weights: they are cast only if the caller selects them, or gives a
-            predicate that accepts them. Default: ``True``.
+            computed again when a model is built, such as rotary tables. Default: ``True``.
+        cast: Whether :meth:`Module.astype` casts the arrays by default. ``False`` is for numbers that half precision would
+            ruin, such as an optimizer's learning rate: they are cast only if the caller gives a predicate of their own that
+            says so, or selects them. Default: ``True``.
         **options: What :func:`attrs.field` accepts.
 
     >>> import frostleaf as fl, mlx.core as mx

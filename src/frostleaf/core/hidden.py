@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from .instance import Instance, level_of
-from .shapes import LEAF
 from .words import describe, keystr
 
 # Values that hold nothing, among the most frequent in fields.
@@ -59,7 +58,7 @@ def find_hidden(value: Any) -> Hidden | None:
     found: list[tuple[tuple[str, ...], Any]] = [((), value)]
     seen: set[int] = set()
     for path, each in found:
-        if isinstance(each, LEAF) or is_foreign_array(each) or (isinstance(each, Instance) and _has_arrays(each)):
+        if isinstance(each, mx.array) or is_foreign_array(each) or (isinstance(each, Instance) and _has_arrays(each)):
             return Hidden(path, each)
         if isinstance(each, _PLAIN) or id(each) in seen or len(path) == _DEEPEST:
             continue
@@ -76,7 +75,7 @@ def is_foreign_array(value: Any) -> bool:
     (True, False, False, False)
     """
     kind = type(value)
-    if kind in _PLAIN_TYPES or isinstance(value, LEAF):
+    if kind in _PLAIN_TYPES or isinstance(value, mx.array):
         return False
     return hasattr(kind, "__dlpack__") or (hasattr(kind, "__array__") and kind.__hash__ is None)
 

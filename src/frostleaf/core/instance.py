@@ -32,14 +32,15 @@ class Metadata:
     Two are equal if they are interchangeable, by :func:`~frostleaf.core.containers.static_key`.
     """
 
-    __slots__ = ("_hash", "_key", "frozen", "static", "ties", "training")
+    __slots__ = ("_hash", "_key", "frozen", "static", "static_key", "ties", "training")
 
     def __init__(self, static: Mapping[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> None:
         self.static = static
         self.training = training
         self.frozen = frozen
         self.ties = ties
-        self._key = (training, frozen, ties, tuple(static_key(value) for value in static.values()))
+        self.static_key = tuple([static_key(value) for value in static.values()])
+        self._key = (training, frozen, ties, self.static_key)
         self._hash = hash(self._key)
 
     def freezes(self, name: str) -> bool:
@@ -224,6 +225,12 @@ def metadata_of(node: Instance) -> Metadata:
 def children_of(node: Instance) -> dict[str, Any]:
     """Return the instance's children by name: its parameter and buffer fields, with ``None`` at tied places."""
     return dict(zip(node.__frostleaf__.children, level_of(node)[1], strict=True))
+
+
+def children_in_fields(node: Instance) -> tuple[Any, ...]:
+    """Return what is in the instance's parameter and buffer fields, in order; an array that is tied at all its places."""
+    level_of(node)
+    return node.__frostleaf__.pick(node.__dict__)
 
 
 def field_values(node: Instance) -> dict[str, Any]:

@@ -190,7 +190,19 @@ _ARRAY = mx.array  # found faster than in mx, by the loops that look at every ar
 
 
 class ForeignArrayError(TypeError):
-    """Raised where a tree has an array of NumPy or another library, which is no leaf."""
+    """Raised where a tree has an array of NumPy or another library, which is no leaf.
+
+    Attributes:
+        path: Where in the tree.
+        value: The array.
+    """
+
+    def __init__(self, path: Path, value: Any) -> None:
+        place = f" at {keystr(path)}" if path else ""
+        given = f"a {class_name(value)} of shape {getattr(value, 'shape', None)}{place}"
+        super().__init__(f"{given} is no leaf of a tree: leaves are mx.array. Convert it with mx.array(...).")
+        self.path = path
+        self.value = value
 
 
 def flat_of(tree: Any) -> Flat:
@@ -203,13 +215,8 @@ def flat_of(tree: Any) -> Flat:
     if not isinstance(tree, Instance):
         try:
             return Flat(leaves, Structure(_flatten_around(tree, leaves), len(leaves)))
-        except ForeignArrayError:
-            path, value = next(_foreign_arrays((), tree))
-            place = f" at {keystr(path)}" if path else ""
-            given = f"{class_name(value)} of shape {getattr(value, 'shape', None)}{place}"
-            raise ForeignArrayError(
-                f"{given} is no leaf of a tree: leaves are mx.array. Convert it with mx.array(...)."
-            ) from None
+        except ForeignArrayError:  # which was raised without its path, since only this has it
+            raise next(_foreign_arrays((), tree)) from None
     flat = flat_kept(tree)
     if flat is None or not flat.valid():
         structure = Structure(_flatten(tree, leaves), len(leaves))
@@ -235,9 +242,9 @@ def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
     return type(value), metadata, len(children)
 
 
-def _foreign_arrays(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
+def _foreign_arrays(path: Path, value: Any) -> Iterator[ForeignArrayError]:
     if is_foreign_array(value):
-        yield path, value
+        yield ForeignArrayError(path, value)
     node = None if isinstance(value, Instance) else one_level(value)  # a module has none, which is checked as it is built
     for entry, child in zip(entries_of(type(value), node[0]), node[1], strict=True) if node else ():
         yield from _foreign_arrays((*path, entry), child)
@@ -259,7 +266,7 @@ def _flatten(value: Any, leaves: list[mx.array]) -> Any:
                 leaves.append(value)  # type: ignore[arg-type]
                 return mx.array
             if is_foreign_array(value):
-                raise ForeignArrayError
+                raise ForeignArrayError((), value)
             return None if value is None else Static(value)
         metadata, children = node
     for child in children:

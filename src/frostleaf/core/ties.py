@@ -50,9 +50,10 @@ CONFLICT = (
 def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
     """Bring the places of each tied array in line after an edit: whichever was changed, the others follow.
 
-    If several were changed, as by an edit of every layer, they must agree in shape and dtype, and all get the source's array.
-    If one was changed, its dtype and shape may differ from before, unless the shape differs because a layer was replaced by one
-    of another class: the packed bits of a quantized layer are no use to a plain one.
+    Where several were changed, as by an edit of every layer, their shapes and dtypes must be the same, and the source's array
+    stands for all. One alone may change in dtype. The source alone may also change in shape, but not into the array of another
+    class: the packed bits of a quantized layer are of no use to one that is not. A target of another shape is a new head, not
+    a new embedding, so it must be untied first.
 
     Args:
         node: The node, whose fields have their new values.
@@ -78,8 +79,8 @@ def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
             if path in changed:
                 fits = _kind(array) == _kind(given[first])
             else:
-                fits = _shape(before) == _shape(given[first]) or all(
-                    _holder(old, each) is _holder(values, each) for each in (path, first)
+                fits = _shape(before) == _shape(given[first]) or (
+                    first == source and all(_holder(old, each) is _holder(values, each) for each in (path, first))
                 )
             if not fits:
                 target, expected = (first, array) if path == source else (path, given[first])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +15,9 @@ import mlx.core as mx
 
 # The names, keys and indices that lead to a value inside a tree.
 Path = tuple[Any, ...]
+
+# The folder of this package, with which the names of its files begin.
+PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 _LONGEST = 80
 _FIRST = 8
@@ -129,3 +134,11 @@ def nearest_paths(path: str, paths: Iterable[str]) -> str:
     """Return ``". The nearest paths are 'x', 'y'"`` for a message, or an empty string if no path is near."""
     close = difflib.get_close_matches(path, list(paths), n=3, cutoff=0.4)
     return f". The nearest paths are {', '.join(map(repr, close))}" if close else ""
+
+
+def level_of_caller() -> int:
+    """Return the ``stacklevel`` for :func:`warnings.warn`, in the function that calls this, of the caller of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level

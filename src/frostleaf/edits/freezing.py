@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ..core import fields
-from ..core.construction import evolve
+from ..core.construction import evolve, postpone
 from ..core.definition import Node
 from ..core.instance import children_of, metadata_of, names_above
 from ..core.levels import tree_level
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: bool, frozen: bool) -> T:
     """Freeze or unfreeze fields by MLX's rules. See :meth:`Module.freeze`."""
+    if isinstance(module, Node) and postpone(module, lambda finished: freeze(finished, recurse, keys, strict, frozen)):
+        return module
     names = None if keys is None else [keys] if isinstance(keys, str) else list(keys)
     if strict and names is not None:
         _require(module, names, recurse)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from ..core.construction import evolve
+from ..core.construction import evolve, postpone
 from ..core.definition import Node
 from ..core.instance import metadata_of
 from ..core.structure import flat_of
@@ -17,6 +17,8 @@ N = TypeVar("N", bound=Node)
 
 def tie(module: N, places: Mapping[str, str]) -> N:
     """Tie places to others. See :meth:`Module.tie`."""
+    if postpone(module, lambda finished: tie(finished, places)):
+        return module
     if not isinstance(places, Mapping) or not all(isinstance(each, str) for each in [*places, *places.values()]):
         raise TypeError(
             "tie takes a dict from each place to be tied to its source, such as {'head.weight': 'embedding.weight'}, and was "

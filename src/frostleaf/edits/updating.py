@@ -13,7 +13,7 @@ from ..core.levels import replace_at
 from ..core.shapes import LEAF
 from ..core.words import Path, keystr, nearest
 from ..tree.walk import checked_level, rewrite
-from .views import Filter, filter_and_map, items, parameters, valid_parameter
+from .views import Filter, filter_and_map, is_content, items, node_children, parameters, valid_parameter
 
 T = TypeVar("T")
 N = TypeVar("N", bound=Node)
@@ -46,7 +46,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
     def new_leaf(current: Any, new: Any, path: Path) -> Any:
         if isinstance(current, Node) and isinstance(new, Node):
             return new
-        if isinstance(current, Node | Mapping | tuple):
+        if is_content(current) and not isinstance(current, mx.array):
             return _DESCEND
         if strict and new != {}:
             raise ValueError(f"Received invalid type: {type(new).__name__} for {keystr(path)}.")
@@ -81,6 +81,12 @@ def _replacements(
     at = f" in {keystr(path)}" if path else ""
     if isinstance(new, Node):
         new = parameters(new)
+    elif (given := node_children(new)) is not None:
+        new = {name: value for name, value in given.items() if is_content(value)}
+    if (named := node_children(target)) is not None:
+        # Of what has numbers for names tree_unflatten makes a list.
+        numbered = isinstance(new, list | tuple) and [*named] == [*range(len(named))]
+        target = [*named.values()] if numbered else named
     if isinstance(new, Mapping):
         # A module's own children, not MLX's view of them, so that what is kept is the same object.
         there = (

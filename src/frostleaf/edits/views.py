@@ -10,11 +10,34 @@ from mlx.utils import tree_flatten
 from ..core import fields
 from ..core.definition import Node
 from ..core.instance import children_of, metadata_of
+from ..core.levels import tree_level
 from ..core.shapes import LEAF
 from ..core.words import Path
 from ..tree.walk import ties_in
 
 Filter = Callable[[Any, str, Any], bool]
+
+
+def node_children(value: Any) -> dict[Any, Any] | None:
+    """Return the children of a node of a registered class by their names; ``None`` for a module, a tuple, a list or a mapping.
+
+    Raises:
+        ValueError: If two children have the same name.
+    """
+    if isinstance(value, (*LEAF, Node, tuple, list, Mapping)) or (level := tree_level(value)) is None:
+        return None
+    named = dict(zip(level.entries, level.children, strict=True))
+    if len(named) < len(level.children):
+        raise ValueError(_SAME_NAME.format(kind=type(value).__name__))
+    return named
+
+
+def is_content(value: Any) -> bool:
+    """Return whether a value is an array or may hold some, and not a number, a string or ``None``."""
+    return isinstance(value, (*LEAF, Node, tuple, list, Mapping)) or node_children(value) is not None
+
+
+_SAME_NAME = "two children of a {kind} have the same name: return one name for each from what fl.register_pytree_node was given"
 
 
 def items(module: Node) -> list[tuple[str, Any]]:
@@ -130,11 +153,12 @@ def named_modules(module: Node) -> list[tuple[str, Any]]:
 
 
 def _contents(module: Node) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in children_of(module).items() if isinstance(value, (*LEAF, Node, tuple, Mapping))]
+    return [(name, value) for name, value in children_of(module).items() if is_content(value)]
 
 
 def _as_mlx(value: Any) -> Any:
-    """Return a field's value with fresh lists and dicts in place of tuples and mappings, however deep."""
-    if isinstance(value, tuple):
+    """Return a field's value with fresh lists and dicts in place of tuples, mappings and registered nodes, however deep."""
+    if isinstance(value, tuple | list):
         return [_as_mlx(item) for item in value]
-    return {key: _as_mlx(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+    contents = value if isinstance(value, Mapping) else node_children(value)
+    return value if contents is None else {key: _as_mlx(item) for key, item in contents.items()}

@@ -19,7 +19,7 @@ def atomic_write(file: str | os.PathLike[str]) -> Iterator[str]:
 
     The temporary file is in the same directory. It is flushed to disk before it is renamed, and the directory after that, so a
     crash leaves the old file or the new one, whole. After an exception ``file`` is as it was. If ``file`` is a link, its target
-    is replaced. The mode of the old file is kept.
+    is replaced. The mode of the old file is kept. That a temporary file can't be removed is no error.
 
     Raises:
         FileNotFoundError: If the directory doesn't exist; the error names it.
@@ -37,15 +37,16 @@ def atomic_write(file: str | os.PathLike[str]) -> Iterator[str]:
         os.replace(temporary, target)
         fsync(directory)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(temporary)
 
 
 def remove_temporaries(directory: str, selects: Callable[[str], Any]) -> None:
-    """Remove the temporary files in a directory that :func:`atomic_write` would rename to a selected name."""
+    """Remove the temporary files in a directory that :func:`atomic_write` would rename to a selected name, if it can."""
     for entry in os.listdir(directory):
         if entry.startswith(_PREFIX) and selects(entry[len(_PREFIX) + _RANDOM + 1 :]):
-            os.unlink(os.path.join(directory, entry))
+            with suppress(OSError):
+                os.unlink(os.path.join(directory, entry))
 
 
 def fsync(path: str) -> None:

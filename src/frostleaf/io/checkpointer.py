@@ -282,7 +282,8 @@ class Checkpointer:
         try:
             write_snapshot(self._file(step), snapshot)
             self._own[step] = info
-            self._prune()
+            with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
+                self._prune()
         except Exception as error:
             failure = f"the checkpoint of step {step} could not be saved in {self._directory}: {error}"
             self._failure = CheckpointError(failure)
@@ -297,11 +298,16 @@ class Checkpointer:
             del self._own[step]
         latest = sorted(self._own, key=lambda step: self._own[step].time)[-self._keep :]
         for step in self._own.keys() - {*latest, self._best_of(self._own)}:
-            known, current = self._own.pop(step), self._info(step)
+            current = self._info(step)
             # Another process may have replaced the checkpoint or removed it.
-            if current is not None and current.time == known.time:
-                with suppress(FileNotFoundError):
+            if current is not None and current.time == self._own[step].time:
+                try:
                     os.unlink(self._file(step))
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    continue  # it is tried again after the next save
+            del self._own[step]
 
     def _restore_latest(self, like: T) -> tuple[int, T]:
         reasons: dict[int, str] = {}

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
-import numbers
-import os
 import re
-import sys
 import types
+import typing
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import attrs
 import mlx.core as mx
 
 from ..core.definition import Node
@@ -22,6 +18,7 @@ from ..core.levels import Recipe
 from ..core.structure import Static, Structure, flat_of, specs_in
 from ..core.words import describe, keystr, nearest
 from . import safetensors
+from .values import declared_fields, fields_text, qualified_name, value_text
 
 # The leaves that are no arrays, and are saved with their values.
 SCALARS = (bool, int, float, complex, str, bytes)
@@ -50,11 +47,13 @@ class Description(NamedTuple):
         facts: Everything in which another tree may differ, in order.
         arrays: The dtype and shape of each array by its name in the file, in order. A ``ShapeDtypeStruct`` counts as an array.
         values: The leaves that are numbers, strings and bytes, in order.
+        unknown: The class of each static value of which it is all that can be told, by path.
     """
 
     facts: list[Fact]
     arrays: dict[str, str]
     values: list[Any]
+    unknown: dict[str, str]
 
 
 _SAME_NAME = (
@@ -70,6 +69,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
         ValueError: If two arrays have the same dotted name.
     """
     rest = iter(leaves)
+    writer = _Writer()
     facts: list[Fact] = []
     arrays: dict[str, str] = {}
     values: list[Any] = []
@@ -87,8 +87,8 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
             facts.append(Fact(name, "", f"a Python {type(value).__name__}"))
             values.append(value)
         else:
-            facts += _facts_of(name, shape, functools.partial(_refuse, name or "the root"))
-    return Description(facts, arrays, values)
+            facts += writer.facts_of(name, shape, functools.partial(_refuse, name or "the root"))
+    return Description(facts, arrays, values, writer.unknown)
 
 
 def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
@@ -147,24 +147,6 @@ def _excerpts(one: str, other: str) -> tuple[str, str]:
     return excerpt(one), excerpt(other)
 
 
-def _qualified_name(value: Any) -> str:
-    """Return the module and the qualified name of a class or a function.
-
-    What the running script defines gets the name under which another script would import it. What MLX and frostleaf define gets
-    the name of the package that exports it, whichever file it is in.
-    """
-    module = getattr(value, "__module__", None) or "builtins"  # methods written in C have no module
-    packages = module.split(".")
-    if packages[0] in ("frostleaf", "mlx"):
-        above = (".".join(packages[:length]) for length in range(1, len(packages)))
-        module = next((name for name in above if getattr(sys.modules[name], value.__qualname__, None) is value), module)
-    if module in ("__main__", "__mp_main__"):
-        main = sys.modules[module]
-        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-        module = spec.name if spec else os.path.splitext(os.path.basename(file))[0] if file else module
-    return f"{module}.{value.__qualname__}"
-
-
 def _name_in_file(name: str) -> str:
     """Return a dotted path as an array's name in the file, with unsafe characters percent-encoded."""
     encoded = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name)
@@ -174,84 +156,110 @@ def _name_in_file(name: str) -> str:
 _UNSAFE = re.compile(r"[%/\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def _facts_of(name: str, shape: Any, fallback: Callable[[Any], str]) -> list[Fact]:
-    """Return the facts about one place of a tree: a node without its children, ``None``, or a static value."""
-    if shape is None:
-        return [Fact(name, "", "None")]
-    if isinstance(shape, Static):
-        return [Fact(name, "", _canonical(shape.value, fallback))]
-    kind, metadata, _ = shape
-    if not isinstance(metadata, Recipe):
-        facts = [Fact(name, "", _qualified_name(kind))]
-        facts += [Fact(name, "mode", _EVALUATION)] * (not metadata.training)
-        facts += [Fact(name, "frozen", ", ".join(sorted(metadata.frozen)))] * bool(metadata.frozen)
-        ties = ", ".join(f"{keystr(target)} to {keystr(source)}" for target, source in metadata.ties)
-        facts += [Fact(name, "tied", ties)] * bool(ties)
-        prefix = f"{name}." if name else ""
-        return facts + [
-            Fact(prefix + field, "static", _canonical(value, _by_class)) for field, value in metadata.static.items()
-        ]
-    if kind in (tuple, list):
-        return [Fact(name, "", f"{kind.__name__} of {len(metadata.entries)}")]
-    if kind in (dict, OrderedDict, types.MappingProxyType):
-        return [
-            Fact(name, "", kind.__name__),
-            Fact(name, "keys", ", ".join(_canonical(key, fallback) for key in metadata.entries)),
-        ]
-    return [Fact(name, "", _qualified_name(kind)), Fact(name, "metadata", _canonical(metadata.metadata, _by_class))]
+Fallback = Callable[[Any, Callable[[Any], str]], str]
 
 
-def _canonical(value: Any, fallback: Callable[[Any], str]) -> str:
-    """Return a text that two values share if they are interchangeable; ``fallback(value)`` if the kind of value is unknown."""
+class _Writer:
+    """Puts the places of a tree in words, and notes what it has none for.
 
-    def text(each: Any) -> str:
-        return _canonical(each, fallback)
+    Attributes:
+        unknown: The class of each static value that is described by its class alone, by path.
+    """
 
-    def texts(each: Iterable[Any]) -> str:
-        return ", ".join(map(text, each))
+    def __init__(self) -> None:
+        self.unknown: dict[str, str] = {}
 
-    if isinstance(value, enum.Flag):  # a combination has no name before Python 3.11
-        return f"{_qualified_name(type(value))}({value.value})"
-    if isinstance(value, enum.Enum):
-        return f"{_qualified_name(type(value))}.{value.name}"
-    if value is None or value is ... or type(value) in (bool, str, bytes, float, complex):
-        return ascii(value)
-    if type(value) is int:
-        return str(value) if abs(value) < 2**64 else hex(value)
-    if isinstance(value, mx.Dtype):
-        return str(value)
-    if isinstance(value, tuple):
-        return f"({texts(value)})" if type(value) is tuple else f"{_qualified_name(type(value))}({texts(value)})"
-    if isinstance(value, list):
-        return f"[{texts(value)}]"
-    if type(value) in (set, frozenset):
-        return f"{type(value).__name__}({', '.join(sorted(map(text, value)))})"
-    if type(value) in (dict, OrderedDict, defaultdict, types.MappingProxyType):
-        return f"{type(value).__name__}({', '.join(f'{text(key)}: {text(item)}' for key, item in value.items())})"
-    if isinstance(value, functools.partial):
-        return f"partial({text(value.func)}, {text(value.args)}, {text(value.keywords)})"
-    owner = value.__self__ if isinstance(value, types.MethodType | types.BuiltinMethodType) else None
-    if not isinstance(owner, types.ModuleType | None):
-        return f"{text(owner)}.{value.__name__}"
-    if callable(value) and isinstance(getattr(value, "__qualname__", None), str):
-        return _qualified_name(value)
-    if isinstance(value, Structure):
-        shapes = [(keystr(path), shape) for path, shape in specs_in(value)]
-        facts = [fact for name, shape in shapes if shape is not mx.array for fact in _facts_of(name, shape, fallback)]
-        return f"({'; '.join(' '.join(fact) for fact in facts)}; {texts(name for name, shape in shapes if shape is mx.array)})"
-    if isinstance(value, Node):
-        return text(flat_of(value).structure)
-    if attrs.has(type(value)) or dataclasses.is_dataclass(value):
-        fields: Iterable[Any] = attrs.fields(type(value)) if attrs.has(type(value)) else dataclasses.fields(value)
-        items = (f"{field.name}={text(getattr(value, field.name))}" for field in fields)
-        return f"{_qualified_name(type(value))}({', '.join(items)})"
-    return fallback(value)
+    def facts_of(self, name: str, shape: Any, fallback: Fallback) -> list[Fact]:
+        """Return the facts about one place of a tree: a node without its children, ``None``, or a static value."""
+        if shape is None:
+            return [Fact(name, "", "None")]
+        if isinstance(shape, Static):
+            return [Fact(name, "", self.canonical(shape.value, fallback))]
+        kind, metadata, _ = shape
+        if not isinstance(metadata, Recipe):
+            facts = [Fact(name, "", qualified_name(kind))]
+            facts += [Fact(name, "mode", _EVALUATION)] * (not metadata.training)
+            facts += [Fact(name, "frozen", ", ".join(sorted(metadata.frozen)))] * bool(metadata.frozen)
+            ties = ", ".join(f"{keystr(target)} to {keystr(source)}" for target, source in metadata.ties)
+            facts += [Fact(name, "tied", ties)] * bool(ties)
+            prefix = f"{name}." if name else ""
+            return facts + [
+                Fact(prefix + field, "static", self._static(prefix + field, value)) for field, value in metadata.static.items()
+            ]
+        if kind in (tuple, list):
+            return [Fact(name, "", f"{kind.__name__} of {len(metadata.entries)}")]
+        if kind in (dict, OrderedDict, types.MappingProxyType):
+            return [
+                Fact(name, "", kind.__name__),
+                Fact(name, "keys", ", ".join(self.canonical(key, fallback) for key in metadata.entries)),
+            ]
+        return [Fact(name, "", qualified_name(kind)), Fact(name, "metadata", self._static(name, metadata.metadata))]
 
+    def canonical(self, value: Any, fallback: Fallback, around: tuple[int, ...] = ()) -> str:
+        """Return a text that two values share if they are interchangeable; what ``fallback`` says of an unknown kind.
 
-def _by_class(value: Any) -> str:
-    if isinstance(value, numbers.Number | str):  # such as NumPy's numbers
-        return f"{_qualified_name(type(value))}({value!s})"
-    return f"a {_qualified_name(type(value))}"
+        Args:
+            value: The value.
+            fallback: Called with a value of an unknown kind and the function that returns the text of what is inside.
+            around: The ids of the values that this one is in.
+        """
+
+        def text(each: Any) -> str:
+            return self.canonical(each, fallback, (*around, id(value)))
+
+        def texts(each: Iterable[Any]) -> str:
+            return ", ".join(map(text, each))
+
+        if id(value) in around:  # it holds itself
+            return "..."
+        if isinstance(value, enum.Flag):  # a combination has no name before Python 3.11
+            return f"{qualified_name(type(value))}({value.value})"
+        if isinstance(value, enum.Enum):
+            return f"{qualified_name(type(value))}.{value.name}"
+        if value is None or value is ... or type(value) in (bool, str, bytes, float, complex):
+            return ascii(value)
+        if type(value) is int:
+            return str(value) if abs(value) < 2**64 else hex(value)
+        if isinstance(value, mx.Dtype):
+            return str(value)
+        if isinstance(value, tuple):
+            return f"({texts(value)})" if type(value) is tuple else f"{qualified_name(type(value))}({texts(value)})"
+        if isinstance(value, list):
+            return f"[{texts(value)}]"
+        if type(value) in (set, frozenset):
+            return f"{type(value).__name__}({', '.join(sorted(map(text, value)))})"
+        if type(value) in (dict, OrderedDict, defaultdict, types.MappingProxyType):
+            return f"{type(value).__name__}({', '.join(f'{text(key)}: {text(item)}' for key, item in value.items())})"
+        if isinstance(value, functools.partial):
+            return f"partial({text(value.func)}, {text(value.args)}, {text(value.keywords)})"
+        owner = value.__self__ if isinstance(value, types.MethodType | types.BuiltinMethodType) else None
+        if not isinstance(owner, types.ModuleType | None):
+            return f"{text(owner)}.{value.__name__}"
+        if (origin := typing.get_origin(value)) is not None:  # such as list[int]
+            return f"{text(origin)}[{texts(typing.get_args(value))}]"
+        if callable(value) and isinstance(getattr(value, "__qualname__", None), str):
+            return qualified_name(value)
+        if isinstance(value, Structure):
+            shapes = [(keystr(path), shape) for path, shape in specs_in(value)]
+            facts = [fact for name, shape in shapes if shape is not mx.array for fact in self.facts_of(name, shape, fallback)]
+            arrays = texts(name for name, shape in shapes if shape is mx.array)
+            return f"({'; '.join(' '.join(fact) for fact in facts)}; {arrays})"
+        if isinstance(value, Node):
+            return text(flat_of(value).structure)
+        fields = declared_fields(value)
+        return fallback(value, text) if fields is None else fields_text(value, fields, text)
+
+    def _static(self, path: str, value: Any) -> str:
+        """Return the text of a static value, which is never refused."""
+
+        def fallback(each: Any, text: Callable[[Any], str]) -> str:
+            found = value_text(each, text)
+            if found is None:
+                found = f"a {qualified_name(type(each))}"
+                self.unknown[path or "the root"] = found
+            return found
+
+        return self.canonical(value, fallback)
 
 
 _NOT_SAVEABLE = (
@@ -260,5 +268,5 @@ _NOT_SAVEABLE = (
 )
 
 
-def _refuse(path: str, value: Any) -> str:
-    raise TypeError(_NOT_SAVEABLE.format(path=path, kind=_qualified_name(type(value))))
+def _refuse(path: str, value: Any, _: Callable[[Any], str]) -> str:
+    raise TypeError(_NOT_SAVEABLE.format(path=path, kind=qualified_name(type(value))))

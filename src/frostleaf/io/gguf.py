@@ -92,6 +92,8 @@ def _check(data: mmap.mmap, size: int) -> None:
                 raise ValueError(f"the metadata general.alignment is {value!r}, which isn't a positive whole number")
     arrays = [_read_array(cursor) for _ in range(tensors)]
     base = -(-cursor.at // alignment) * alignment
+    if (total := sum(length for _, _, length in arrays)) > size:
+        raise ValueError(f"the arrays are said to take {total} bytes, and the file has {size}")
     names = set()
     for name, offset, length in arrays:
         if name in names:

@@ -39,13 +39,19 @@ def read_npz(path: str) -> dict[str, mx.array]:
         size = os.fstat(file.fileno()).st_size
         try:
             with zipfile.ZipFile(file) as archive:
+                room: float = size
+                for info in archive.infolist():
+                    ratio = ratios.get(info.compress_type)
+                    if ratio is None:
+                        raise ValueError(f"{info.filename!r:.80} is compressed in a way that .npz files are not")
+                    room -= info.file_size / ratio
+                if room < 0:
+                    total = sum(info.file_size for info in archive.infolist())
+                    raise ValueError(f"its arrays are said to take {total} bytes, more than a file of this size can hold")
                 for info in archive.infolist():
                     name = info.filename.removesuffix(_ENDING)
                     if name in arrays:
                         raise ValueError(f"the name {name!r:.80} is there twice")
-                    if info.file_size > size * ratios.get(info.compress_type, 0):
-                        claim = f"array {name!r:.80} is said to take {info.file_size} bytes"
-                        raise ValueError(f"{claim}, more than a file of this size can hold")
                     with archive.open(info) as stream:
                         arrays[name] = _read_npy(stream, name, info.file_size)
         except Exception as error:  # zipfile raises errors of many classes

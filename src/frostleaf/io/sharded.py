@@ -97,7 +97,7 @@ def write_directory(directory: str, arrays: Mapping[str, mx.array], limit: int) 
             for file, shard in zip(files, shards, strict=True):
                 write_file(stack.enter_context(atomic_write(os.path.join(directory, file))), shard, ".safetensors")
         for file in old:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # the next save tries again
                 os.remove(os.path.join(directory, file))
 
 

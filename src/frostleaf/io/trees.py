@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from io import BufferedReader
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -21,6 +22,7 @@ from .safetensors import CheckpointError, fail, parse_json
 T = TypeVar("T")
 
 _VERSION = "1"
+_SHOWN = 3
 # The keys of the header's metadata.
 _FORMAT, _STRUCTURE, _VALUES, _METADATA = "frostleaf", "frostleaf.structure", "frostleaf.values", "frostleaf.metadata"
 
@@ -39,6 +41,10 @@ class OtherStructureError(CheckpointError):
     """
 
 
+class UncomparedValueWarning(UserWarning):
+    """Warned with if :func:`save` can't describe a static value, so that :func:`load` can't tell it from another."""
+
+
 class Snapshot(NamedTuple):
     """A tree that any thread can write: its evaluated arrays by their names in the file, and the header's metadata."""
 
@@ -51,11 +57,12 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
 
     Arrays are saved with dtype and shape, and so are the Python numbers, strings and bytes among the leaves, and ``None``.
     Everything else (classes, containers, static fields, modes, what is frozen) is described in the file for :func:`load` to
-    compare. It is a safetensors file with a checksum for each array and one for the header; other tools read its arrays under
-    the names of :func:`frostleaf.tree.paths`. A crash at any instant leaves the old file or the new one, whole.
+    compare: static values by what they are, functions by their names. It is a safetensors file with a checksum for each array
+    and one for the header; other tools read its arrays under the names of :func:`frostleaf.tree.paths`. A crash at any instant
+    leaves the old file or the new one, whole.
 
     The random state of ``mx.random`` is an array too: put ``mx.random.state[0]`` in the tree, and write
-    ``mx.random.state[0][...] = tree["random"]`` to continue from it.
+    ``mx.random.state[0][:] = tree["random"]`` to continue from it.
 
     Args:
         path: The file, which is replaced if it exists. Any extension will do; other tools know ``.safetensors``.
@@ -67,6 +74,10 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
         TypeError: If something in the tree can't be saved, or ``metadata`` is not such a mapping.
         ValueError: If two arrays have the same dotted name.
         FileNotFoundError: If the file's directory doesn't exist.
+
+    Warns:
+        UncomparedValueWarning: If a static value is of a class that doesn't say when two are equal, such as one without an
+            ``__eq__``. Only its class is compared then.
 
     >>> import frostleaf as fl, tempfile
     >>> model = fl.nn.Linear(2, 3)
@@ -113,7 +124,7 @@ def load(path: str | os.PathLike[str], like: T) -> T:
     weights: nothing in the file, array f32[2] in like; the nearest is 'weight'
     """
     flat = flat_of(like)
-    facts, arrays, expected = describe_tree(flat.structure, flat.leaves)
+    facts, arrays, expected, _ = describe_tree(flat.structure, flat.leaves)
     with safetensors.open_regular(path) as file:
         header, checksums = _read_header(file)
         if header.metadata.get(_STRUCTURE) != _encode_facts(facts):
@@ -151,11 +162,21 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
 
 
+_UNCOMPARED = (
+    "load will not notice if {places}{more} becomes another object of its class, which doesn't say when two are equal. Make it "
+    "a frozen dataclass, or give it an __eq__"
+)
+
+
 def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
     """Evaluate a tree's arrays and return them with what else is saved. Later assignments to the arrays don't change it."""
     flat = flat_of(tree)
-    facts, names, values = describe_tree(flat.structure, flat.leaves)
+    facts, names, values, unknown = describe_tree(flat.structure, flat.leaves)
     require_numbers(flat)
+    if unknown:
+        shown = " or ".join(f"{place} ({kind})" for place, kind in [*unknown.items()][:_SHOWN])
+        more = f" (and {len(unknown) - _SHOWN} more)" if len(unknown) > _SHOWN else ""
+        warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=3)
     header_metadata = {
         _FORMAT: _VERSION,
         _STRUCTURE: _encode_facts(facts),

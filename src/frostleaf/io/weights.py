@@ -29,10 +29,13 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     """Return the module with its parameters read from files or a list of pairs. See :meth:`Module.load_weights`."""
     weights, origins = _rename(_read(file_or_weights), rename)
     current = _named_parameters(module)
+    new = {name: weights[name] for name in current if name in weights}
+    for name, value in new.items():
+        if not isinstance(value, mx.array):
+            raise ValueError(f"Expected mx.array but received {type(value)} for parameter {name}: give mx.array(...)")
     if strict:
         _check_weights(weights, current, origins)
         _check_placeholders(module, current)
-    new = {name: weights[name] for name in current if name in weights}
 
     def enter(path: tuple[Any, ...], value: Any) -> Any:
         return new.get(keystr(path), value) if isinstance(value, LEAF) else Descend
@@ -151,8 +154,6 @@ def _check_weights(weights: Mapping[str, Any], current: Mapping[str, mx.array], 
         raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.")
     for name, array in current.items():
         new = weights[name]
-        if not isinstance(new, mx.array):
-            raise ValueError(f"Expected mx.array but received {type(new)} for parameter {name}")
         if new.shape != array.shape:
             raise ValueError(f"Expected shape {array.shape} but received shape {new.shape} for parameter {name}")
 

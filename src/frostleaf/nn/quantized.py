@@ -29,8 +29,8 @@ class _Quantized(Module):
     """Hold a weight that is quantized for good."""
 
     weight: mx.array = buffer()
-    scales: mx.array = buffer(cast=False)
-    biases: mx.array | None = buffer(cast=False)
+    scales: mx.array = buffer()
+    biases: mx.array | None = buffer()
     group_size: int = static()
     bits: int = static()
     mode: str = static()
@@ -71,9 +71,9 @@ class QuantizedLinear(_Quantized):
     ``fl.eval(model, at_once=0)`` does so layer by layer, with one full weight at a time. Its bias starts at 0.
 
     Weight, scales and biases are buffers: ``unfreeze`` does not make them trainable. The bias starts frozen, and ``unfreeze``
-    makes it trainable. ``astype`` casts the bias alone, since scales and biases belong to the quantized weight, unless a
-    predicate asks for them: ``layer.astype(mx.float16, lambda dtype: dtype == mx.float32)``. The output has the widest dtype of
-    input, scales and bias. MLX does not map products with a quantized weight: ``vmap`` raises its error.
+    makes it trainable. ``astype`` casts the bias, and in mode ``"affine"`` scales and biases, but never what is packed or of
+    8 bits, as ``mlx.nn`` does: scales in half precision are rounded, which a cast back does not undo. The output has the widest
+    dtype of input, floating-point scales and bias. MLX does not map products with a quantized weight: ``vmap`` raises an error.
 
     Args:
         input_dims: The length of the input's last axis, a multiple of ``group_size``.

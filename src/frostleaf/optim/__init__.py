@@ -3,9 +3,10 @@
 from mlx.optimizers import cosine_decay, exponential_decay, join_schedules, linear_schedule, step_decay
 
 from .accumulating import Accumulate, AccumulateState, accumulate
+from .applying import apply_updates
 from .averaging import EMA, EMAState, ema
 from .chaining import Chain, chain
-from .clipping import ClipByGlobalNorm, ClipByValue, clip_by_global_norm, clip_by_value
+from .clipping import ClipByGlobalNorm, ClipByValue, clip_by_global_norm, clip_by_value, clip_grad_norm
 from .flattening import Flattened, FlattenedState, flatten
 from .masking import Masked, masked
 from .multi_optimizer import MultiOptimizer, MultiState, multi
@@ -20,9 +21,9 @@ __all__ = [
     "EMA", "SGD", "Accumulate", "AccumulateState", "AdaDelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Chain",
     "ClipByGlobalNorm", "ClipByValue", "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion", "Masked",
     "MultiOptimizer", "MultiState", "Muon", "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "SharedArrayWarning",
-    "SkipNonfinite", "SkipState", "StaticLossScale", "TrainedArrays", "accumulate", "all_finite", "chain",
-    "clip_by_global_norm", "clip_by_value", "cosine_decay", "ema", "exponential_decay", "flatten", "join_schedules",
-    "linear_schedule", "masked", "multi", "pack", "skip_nonfinite", "step_decay", "wrap",
+    "SkipNonfinite", "SkipState", "StaticLossScale", "TrainedArrays", "accumulate", "all_finite", "apply_updates", "chain",
+    "clip_by_global_norm", "clip_by_value", "clip_grad_norm", "cosine_decay", "ema", "exponential_decay", "flatten",
+    "join_schedules", "linear_schedule", "masked", "multi", "pack", "skip_nonfinite", "step_decay", "wrap",
 ]  # fmt: skip
 
 

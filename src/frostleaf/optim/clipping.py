@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.optimizers
@@ -12,6 +12,9 @@ import mlx.optimizers
 from ..core.definition import Node
 from ..core.fields import static
 from ..display.text import text
+from ..tree.functions import flatten, unflatten
+
+T = TypeVar("T")
 
 
 class ClipByGlobalNorm(Node):
@@ -28,8 +31,7 @@ class ClipByGlobalNorm(Node):
         self.max_norm = max_norm
 
     def __call__(self, gradients: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        clipped: dict[str, mx.array] = mlx.optimizers.clip_grad_norm(dict(gradients), self.max_norm)[0]  # type: ignore[no-untyped-call]
-        return clipped
+        return clip_grad_norm(dict(gradients), self.max_norm)[0]
 
     def __repr__(self) -> str:
         return text(self)
@@ -53,6 +55,36 @@ class ClipByValue(Node):
 
     def __repr__(self) -> str:
         return text(self)
+
+
+def clip_grad_norm(grads: T, max_norm: float) -> tuple[T, mx.array]:
+    r"""Return gradients scaled down to a norm, and the norm that they had.
+
+    .. math:: g \leftarrow g \min\left(1, \frac{c}{\lVert g \rVert + 10^{-6}}\right), \qquad
+        \lVert g \rVert = \sqrt{\textstyle\sum_i \lVert g_i \rVert^2}
+
+    over all gradients :math:`g_i` together, as ``mlx.optimizers.clip_grad_norm`` computes it. For a training loop that watches
+    the norm; :func:`clip_by_global_norm` is the same as a part of an optimizer.
+
+    Args:
+        grads: Gradients as :func:`frostleaf.grad` returns them, or any tree of arrays. What is ``None`` stays so.
+        max_norm: :math:`c`.
+
+    Returns:
+        The gradients, in the dtypes they had, and the norm, of shape (), in float32 unless all of them are of ``mx.bfloat16``.
+
+    Raises:
+        ValueError: If ``max_norm`` is not a number, or negative.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> grads, norm = fl.optim.clip_grad_norm({"w": mx.array([3.0, 4.0]), "b": None}, 1.0)
+    >>> grads["w"].round(4), grads["b"], norm
+    (array([0.6, 0.8], dtype=float32), None, array(5, dtype=float32))
+    """
+    limit = _limit(max_norm, "max_norm", "clip_grad_norm")
+    leaves, structure = flatten(grads)
+    clipped, norm = mlx.optimizers.clip_grad_norm(leaves, limit)  # type: ignore[no-untyped-call]
+    return unflatten(structure, clipped), norm
 
 
 def clip_by_global_norm(max_norm: float) -> ClipByGlobalNorm:

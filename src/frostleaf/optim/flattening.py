@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ from .adapting import carry_over_packed
 from .optimizer import Optimizer
 from .packing import Packed, TrainedArrays, check_size, pack, trained_arrays_of
 from .parameters import Parameters, pack_gradients, parameters_of, with_parameters
-from .rule import OptimizerState, Rule, carried_scalars, require_rule_of
+from .rule import OptimizerState, Rule, require_rule_of
 
 ELEMENTWISE = {
     mlx.optimizers.SGD,
@@ -88,11 +88,16 @@ class Flattened(Optimizer):
             new, old = ({name: slot[key] for name, slot in each.items() if key in slot} for each in (slots, state.slots))
             for vector, array in carry_over_packed(new, old, fresh.trained, state.trained).items():
                 slots[vector][key] = array
-        scalars = carried_scalars(fresh, state)
-        return FlattenedState(state.step, scalars, slots, fresh.rule, fresh.trained)
+        return self.optimizer._carried(fresh, state).replace(slots=slots)
 
     def _learning_rate(self, state: FlattenedState) -> mx.array:
         return self.optimizer._learning_rate(state)
+
+    def _hyperparameters(self, state: FlattenedState) -> Collection[str]:
+        return self.optimizer._hyperparameters(state)
+
+    def _with_hyperparameters(self, state: FlattenedState, values: Mapping[str, Any]) -> FlattenedState:
+        return self.optimizer._with_hyperparameters(state, values)
 
     def _require_state(self, state: Any, method: str) -> None:
         super()._require_state(state, method)
@@ -145,7 +150,8 @@ def _arrays(packed: Packed[Any]) -> Parameters:
 
 
 def _flattened_state(state: OptimizerState, packed: Packed[Any]) -> FlattenedState:
-    return FlattenedState(state.step, state.hyperparameters, state.slots, state.rule, trained_arrays_of(packed))
+    trained = trained_arrays_of(packed)
+    return FlattenedState(state.step, state.hyperparameters, state.configured, state.slots, state.rule, trained)
 
 
 def _differences(expected: TrainedArrays, given: TrainedArrays) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -90,6 +90,17 @@ class MultiOptimizer(Optimizer):
 
     def _learning_rate(self, state: MultiState) -> mx.array:
         return self.optimizers[0]._learning_rate(state.inner[0])
+
+    def _hyperparameters(self, state: MultiState) -> Collection[str]:
+        each = zip(self.optimizers, state.inner, strict=True)
+        return {name for opt, inner in each for name in opt._hyperparameters(inner)}
+
+    def _with_hyperparameters(self, state: MultiState, values: Mapping[str, Any]) -> MultiState:
+        after = []
+        for opt, inner in zip(self.optimizers, state.inner, strict=True):
+            own = {name: values[name] for name in opt._hyperparameters(inner) if name in values}
+            after.append(opt._with_hyperparameters(inner, own))
+        return MultiState(tuple(after))
 
     def _require_state(self, state: Any, method: str) -> None:
         super()._require_state(state, method)

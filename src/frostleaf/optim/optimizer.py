@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import mlx.core as mx
@@ -49,6 +49,10 @@ NOT_A_STATE = "{optimizer}.{method} takes the state that {optimizer}.init(model)
 OTHER_STATE = (
     "the state given to {optimizer}.{method} is not the state of this optimizer and model: {differences}. If the model was "
     "frozen or changed since, carry over what still applies with {optimizer}.adapt(state, model)"
+)
+NOT_IN_STATE = (
+    "{name} is not in the state of {optimizer}, which has {names}. Make another optimizer with it, and go on from this state: "
+    "state = other.adapt(state, model)"
 )
 
 
@@ -97,7 +101,11 @@ class Optimizer(Node):
             model: The tree that ``state`` was made for.
             grads: Its gradients, as :func:`frostleaf.grad` returns them: an array for each trainable leaf, ``None`` elsewhere.
                 For a packed model, the gradients of the unpacked model.
-            state: As returned by :meth:`init` or by the last update.
+            state: As returned by :meth:`init` or by the last update. Its learning rate is used, which may not be this
+                optimizer's own: see :meth:`adapt`.
+
+        Returns:
+            The model, with the dtypes it had, and the state.
 
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer.
@@ -117,13 +125,17 @@ class Optimizer(Node):
         return with_parameters(model, new), after
 
     def adapt(self, state: S, model: Any) -> S:
-        """Return the state for a model that was frozen, unfrozen or changed, with what still applies carried over.
+        """Return the state for this optimizer and a model that was frozen, unfrozen or changed, with what applies carried over.
 
         What is remembered of a parameter applies if its name, shape and dtype are the same; for other parameters it is that of
-        a new state. Step counts and hyperparameters are carried over.
+        a new state. Step counts are carried over. So are hyperparameters such as the learning rate, with what was changed in
+        the state, but for those that this optimizer was given another value of than the one that the state is from.
+
+        A state keeps its learning rate wherever it is passed, through a file as well, and :meth:`update` uses that one. To
+        resume with another, adapt what was restored, or change it with :meth:`with_learning_rate`.
 
         Args:
-            state: A state of this optimizer.
+            state: A state of this optimizer, or of one of its kind with other arguments.
             model: The model to go on with.
 
         Raises:
@@ -136,6 +148,9 @@ class Optimizer(Node):
         >>> after = opt.adapt(state, layer)
         >>> list(after.slots), after.slots["weight"]["m"] is state.slots["weight"]["m"]
         (['weight', 'bias'], True)
+        >>> slower = fl.optim.Adam(1e-4)
+        >>> slower.learning_rate(state), slower.learning_rate(slower.adapt(state, layer))
+        (array(0.001, dtype=float32), array(0.0001, dtype=float32))
         """
         self._require_state(state, "adapt")
         return self._adapt(state, self._parameters(model, "adapt"))  # type: ignore[no-any-return]
@@ -143,22 +158,63 @@ class Optimizer(Node):
     def learning_rate(self, state: Any) -> mx.array:
         """Return the learning rate in a state, float32, shape (): that of the last step, if there is a schedule.
 
-        To change one that is not scheduled, change the state: ``state.at("hyperparameters.learning_rate").set(mx.array(0.1))``.
-        In the state of a wrapper it is further down: ``"**.hyperparameters.learning_rate"`` selects every one.
-
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer.
             ValueError: If the rule has no learning rate.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> opt = fl.optim.SGD(0.5)
-        >>> state = opt.init(mx.array(1.0))
-        >>> changed = state.at("hyperparameters.learning_rate").set(mx.array(0.25))
-        >>> opt.learning_rate(state), opt.learning_rate(changed)
-        (array(0.5, dtype=float32), array(0.25, dtype=float32))
+        >>> opt.learning_rate(opt.init(mx.array(1.0)))
+        array(0.5, dtype=float32)
         """
         self._require_state(state, "learning_rate")
         return self._learning_rate(state)
+
+    def with_learning_rate(self, state: S, learning_rate: float | mx.array) -> S:
+        """Return the state with another learning rate, which holds from the next update on.
+
+        Args:
+            state: A state of this optimizer.
+            learning_rate: A number, or an array of shape (), which may be one that :func:`frostleaf.jit` traces.
+
+        Raises:
+            TypeError, ValueError: As :meth:`with_hyperparameters` does: one on a schedule is refused.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> opt = fl.optim.ema(fl.optim.SGD(0.5), 0.9)
+        >>> state = opt.with_learning_rate(opt.init(mx.array(1.0)), 0.25)
+        >>> opt.learning_rate(state)
+        array(0.25, dtype=float32)
+        """
+        return self.with_hyperparameters(state, learning_rate=learning_rate)
+
+    def with_hyperparameters(self, state: S, **values: float | mx.array) -> S:
+        """Return the state with other values of the hyperparameters that are in it.
+
+        MLX's rules have the learning rate there, rules of your own what they say. All others are arguments of the optimizer:
+        make another one. In :func:`multi` the values are for each optimizer that has them.
+
+        Args:
+            state: A state of this optimizer.
+            **values: By name, numbers or arrays of shape (). They are cast to the dtype of those in the state.
+
+        Raises:
+            TypeError: If ``state`` is not the state of such an optimizer, or a value is no number.
+            ValueError: If there is no such hyperparameter in the state, or it is on a schedule, which sets it in each step.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> opt = fl.optim.SGD(0.5, momentum=0.9)
+        >>> state = opt.with_hyperparameters(opt.init(mx.array(1.0)), learning_rate=0.25)
+        >>> state.hyperparameters["learning_rate"]
+        array(0.25, dtype=float32)
+        """
+        self._require_state(state, "with_hyperparameters")
+        names = self._hyperparameters(state)
+        for name in values:
+            if name not in names:
+                shown = ", ".join(sorted(names)) or "none"
+                raise ValueError(NOT_IN_STATE.format(name=name, optimizer=describe(self), names=shown))
+        return self._with_hyperparameters(state, values)  # type: ignore[no-any-return]
 
     def _init(self, parameters: Parameters) -> Any:
         """Return the initial state for the parameters, which may be none."""
@@ -178,6 +234,14 @@ class Optimizer(Node):
 
     def _learning_rate(self, state: Any) -> mx.array:
         """Return the learning rate in a state."""
+        raise NotImplementedError
+
+    def _hyperparameters(self, state: Any) -> Collection[str]:
+        """Return the names of the hyperparameters in a state."""
+        raise NotImplementedError
+
+    def _with_hyperparameters(self, state: Any, values: Mapping[str, Any]) -> Any:
+        """Return the state with other hyperparameters, each of which is somewhere in it."""
         raise NotImplementedError
 
     def _require_state(self, state: Any, method: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import attrs
 import mlx.core as mx
 
-from ..core.structure import flat_of, specs_in
+from ..core.structure import Structure, flat_of, specs_in
 from ..core.words import describe
 from ..edits.freezing import trainable
 from ..tree.functions import flatten, unflatten
@@ -47,7 +48,7 @@ class Parameters:
         """
         if self.is_packed:
             raise ValueError(PACKED_NAMES)
-        chosen = dict(zip(_names(self.model), mask(self.model, where), strict=True))
+        chosen = dict(zip(_names(self.model), _mask(self.model, where), strict=True))
         return Parameters({name: array for name, array in self.arrays.items() if chosen[name]}, self.model)
 
 
@@ -120,6 +121,23 @@ def with_parameters(model: T, new: Mapping[str, mx.array]) -> T:
     return unflatten(structure, [new.get(name, leaf) for name, leaf in named])  # type: ignore[no-any-return]
 
 
+# What a selection selects depends on the structure alone, unless it is a predicate, which is shown the arrays.
+_masks: WeakKeyDictionary[Structure, dict[Any, list[bool]]] = WeakKeyDictionary()
+
+
+def _mask(model: Any, where: Any) -> list[bool]:
+    if not _is_structural(where):
+        return mask(model, where)
+    masks = _masks.setdefault(flat_of(model).structure, {})
+    if where not in masks:
+        masks[where] = mask(model, where)
+    return masks[where]
+
+
+def _is_structural(where: Any) -> bool:
+    return isinstance(where, str | type) or (isinstance(where, tuple | frozenset) and all(map(_is_structural, where)))
+
+
 def _names(model: Any) -> tuple[str, ...]:
     return flat_of(model).structure.leaf_names()
 
@@ -130,5 +148,6 @@ NO_GRADIENT = "there is no gradient for {path!r}, which is trainable ({array}); 
 def _check_gradient(name: str, leaf: mx.array, gradient: Any) -> None:
     if not isinstance(gradient, mx.array):
         raise ValueError(NO_GRADIENT.format(path=name, array=describe(leaf), given=describe(gradient)))
-    if gradient.shape != leaf.shape:
+    exact = gradient.dtype != leaf.dtype and not mx.issubdtype(gradient.dtype, mx.floating)
+    if gradient.shape != leaf.shape or exact:
         raise ValueError(f"the gradient for {name!r} is {describe(gradient)}, and the parameter is {describe(leaf)}")

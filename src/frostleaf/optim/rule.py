@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.optimizers
@@ -16,6 +16,8 @@ from ..core.words import describe
 from ..module import Module
 from .optimizer import NOT_A_STATE, Optimizer
 from .parameters import Parameters
+
+S = TypeVar("S", bound="OptimizerState")
 
 # Reading a signature takes longer than making a rule, and a rule is made twice in each update.
 _signature: Any = functools.cache(inspect.signature)
@@ -27,7 +29,10 @@ class OptimizerState(Module):
     Attributes:
         step: Number of updates so far, uint64, shape ().
         hyperparameters: The scalars that may change, by MLX's names, such as ``"learning_rate"``.
-        slots: For the dotted path of each trainable parameter, arrays by MLX's names, such as ``"m"`` and ``"v"``.
+        configured: In the order of their sorted names, what the optimizer or its schedule set them to. A scalar that is another
+            by now was changed in the state.
+        slots: For the dotted path of each trainable parameter, arrays by MLX's names, such as ``"m"`` and ``"v"``. MLX's rules
+            have them in the dtype of the parameter, whatever that of the gradients.
         rule: The name of the rule.
 
     >>> import frostleaf as fl
@@ -38,6 +43,7 @@ class OptimizerState(Module):
 
     step: mx.array = buffer()
     hyperparameters: Mapping[str, mx.array] = buffer(cast=False)
+    configured: tuple[mx.array, ...] = buffer(cast=False)
     slots: Mapping[str, Mapping[str, mx.array]] = buffer()
     rule: str = static()
 
@@ -47,6 +53,12 @@ NOT_A_SCHEDULE = (
     "the schedule of the learning rate of {rule} must return an mx.array of shape () for the step, which is one as well, and "
     "returned {given} for step 0"
 )
+SCHEDULED = (
+    "the {name} of {optimizer} is on a schedule, which sets it in each step. Make another optimizer, with a number or another "
+    "schedule, and go on from this state: state = other.adapt(state, model)"
+)
+NOT_A_VALUE = "{name} of {optimizer} is a number or an mx.array of shape (), and was given as {given}{advice}"
+A_SCHEDULE = ". For a schedule make another optimizer, and go on from this state: state = other.adapt(state, model)"
 PACKED = (
     "a packed model is trained by fl.optim.flatten(opt), which refuses rules that look at whole arrays, and not by opt itself"
 )
@@ -97,7 +109,9 @@ class Rule(Optimizer):
         if parameters.is_packed:
             raise ValueError(PACKED)
         rule = self._new_rule()
-        return OptimizerState(rule.step, _scalars(rule), _slots(rule, parameters.arrays), self.rule.__name__)
+        scalars = _scalars(rule)
+        configured = tuple([scalars[name] for name in sorted(scalars)])
+        return OptimizerState(rule.step, scalars, configured, _slots(rule, parameters.arrays), self.rule.__name__)
 
     def _update(
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: OptimizerState
@@ -108,8 +122,15 @@ class Rule(Optimizer):
         rule.state = {"step": state.step, **state.hyperparameters, "slots": slots}
         arrays = {"slots": dict(parameters.arrays)}
         updated = rule.apply_gradients({"slots": dict(gradients)}, arrays).get("slots", {})
+        after = rule.state["slots"]
+        if any(gradients[name].dtype != array.dtype for name, array in parameters.arrays.items()):
+            # The step was computed in the wider of the two dtypes.
+            updated = _in_dtypes_of(parameters.arrays, updated)
+            after = {name: _in_dtypes_of(slot, after[name]) for name, slot in state.slots.items()}
         scalars = {name: rule.state[name] for name in state.hyperparameters}
-        return updated, OptimizerState(rule.step, scalars, rule.state["slots"], state.rule)
+        own = zip(sorted(scalars), state.configured, strict=True)
+        configured = tuple([scalars[name] if name in rule._schedulers else value for name, value in own])
+        return updated, OptimizerState(rule.step, scalars, configured, after, state.rule)
 
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
         if parameters.is_packed:
@@ -125,12 +146,39 @@ class Rule(Optimizer):
                 yield f"{name!r} has no state"
 
     def _adapt(self, state: OptimizerState, parameters: Parameters) -> OptimizerState:
-        fresh = self._init(parameters)
+        fresh = self._carried(self._init(parameters), state)
         slots = dict(fresh.slots)
         for name in slots.keys() & state.slots.keys():
             if not any(_slot_differences(name, slots[name], state.slots[name])):
                 slots[name] = state.slots[name]
-        return OptimizerState(state.step, carried_scalars(fresh, state), slots, fresh.rule)
+        return fresh.replace(slots=slots)
+
+    def _carried(self, fresh: S, state: OptimizerState) -> S:
+        """Return a fresh state with the step of another, and its hyperparameters unless this optimizer's are new."""
+        scheduled = self._new_rule()._schedulers
+        values, configured = dict(fresh.hyperparameters), []
+        then = dict(zip(sorted(state.hyperparameters), state.configured, strict=True))
+        for name, own in sorted(values.items()):
+            value = state.hyperparameters.get(name)
+            if name in scheduled and value is not None:
+                values[name] = own = value  # that of the last step; the schedule sets the next
+            elif isinstance(value, mx.array):  # anything else is refused by the next update
+                same = own == then[name]
+                values[name], own = _either(same, value, own), _either(same, then[name], own)
+            configured.append(own)
+        return fresh.replace(step=state.step, hyperparameters=values, configured=tuple(configured))
+
+    def _hyperparameters(self, state: OptimizerState) -> Collection[str]:
+        return state.hyperparameters.keys()
+
+    def _with_hyperparameters(self, state: S, values: Mapping[str, Any]) -> S:
+        scheduled = self._new_rule()._schedulers
+        new = dict(state.hyperparameters)
+        for name, value in values.items():
+            if name in scheduled:
+                raise ValueError(SCHEDULED.format(name=name, optimizer=describe(self)))
+            new[name] = _like(new[name], value, name, self)
+        return state.replace(hyperparameters=new)
 
     def _learning_rate(self, state: OptimizerState) -> mx.array:
         try:
@@ -175,11 +223,6 @@ def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Rule]:
     return functools.partial(Rule, rule)
 
 
-def carried_scalars(fresh: OptimizerState, state: OptimizerState) -> dict[str, mx.array]:
-    """Return the hyperparameters of a fresh state, with their values in another state."""
-    return {name: state.hyperparameters.get(name, value) for name, value in fresh.hyperparameters.items()}
-
-
 def require_rule_of(state: OptimizerState, opt: Rule, name: str, method: str) -> None:
     """Raise a ``TypeError`` if the state is that of another rule. The message calls the optimizer ``name``."""
     if state.rule != opt.rule.__name__:
@@ -202,7 +245,7 @@ def _is_number(value: Any) -> bool:
 
 TRACED = (
     "an optimizer is made of numbers, and was given an array that is still to be computed, as in fl.jit and fl.vmap. Make the "
-    'optimizer outside, and put the learning rate in its state: state.at("hyperparameters.learning_rate").set(rate)'
+    "optimizer outside, and put the learning rate in its state: state = opt.with_learning_rate(state, rate)"
 )
 
 
@@ -214,6 +257,27 @@ def _number(value: Any) -> Any:
         return value.item()
     except ValueError:
         raise TypeError(TRACED) from None
+
+
+def _like(old: mx.array, value: Any, name: str, opt: Rule) -> mx.array:
+    """Return a new value for a hyperparameter in the dtype and shape that it has."""
+    if not (isinstance(value, mx.array) and value.shape in ((), old.shape)) and not _is_number(value):
+        advice = A_SCHEDULE if callable(value) else ""
+        raise TypeError(NOT_A_VALUE.format(name=name, optimizer=describe(opt), given=describe(value), advice=advice))
+    return mx.broadcast_to(mx.array(value, old.dtype), old.shape)
+
+
+def _either(condition: mx.array, x: mx.array, y: mx.array) -> mx.array:
+    """Return ``x`` itself or ``y`` itself, or their mixture while the condition is still to be computed."""
+    try:
+        return x if condition.item() else y
+    except ValueError:
+        return mx.where(condition, x, y)
+
+
+def _in_dtypes_of(old: Mapping[str, mx.array], new: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Return new arrays cast to the dtypes of the old ones of the same names."""
+    return {name: array.astype(old[name].dtype) for name, array in new.items()}
 
 
 def _slots(rule: mlx.optimizers.Optimizer, arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
@@ -237,8 +301,7 @@ def _slot_differences(
         return
     for name, array in expected.items():
         value = given[name]
-        fits = any_dtype and isinstance(value, mx.array) and value.shape == array.shape
-        if not fits and describe(array) != describe(value):
+        if not isinstance(value, mx.array) or value.shape != array.shape or not (any_dtype or value.dtype == array.dtype):
             yield f"{name} of {what} is {describe(array)} and the state has {describe(value)}"
 
 

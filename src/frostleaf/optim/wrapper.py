@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -34,6 +34,12 @@ class Wrapper(Optimizer):
     def _learning_rate(self, state: Any) -> mx.array:
         return self.optimizer._learning_rate(state)
 
+    def _hyperparameters(self, state: Any) -> Collection[str]:
+        return self.optimizer._hyperparameters(state)
+
+    def _with_hyperparameters(self, state: Any, values: Mapping[str, Any]) -> Any:
+        return self.optimizer._with_hyperparameters(state, values)
+
     def _require_state(self, state: Any, method: str) -> None:
         self.optimizer._require_state(state, method)
 
@@ -46,6 +52,12 @@ class StatefulWrapper(Wrapper):
 
     def _learning_rate(self, state: Any) -> mx.array:
         return self.optimizer._learning_rate(state.inner)
+
+    def _hyperparameters(self, state: Any) -> Collection[str]:
+        return self.optimizer._hyperparameters(state.inner)
+
+    def _with_hyperparameters(self, state: Any, values: Mapping[str, Any]) -> Any:
+        return state.replace(inner=self.optimizer._with_hyperparameters(state.inner, values))
 
     def _require_state(self, state: Any, method: str) -> None:
         Optimizer._require_state(self, state, method)

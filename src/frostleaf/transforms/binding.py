@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.definition import Node
+from ..core.structure import flat_of
+from .wrapping import Wrapped
 
 
 def unbind(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
@@ -19,4 +21,6 @@ def unbind(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...],
         return type(fn).__call__, (fn,), {}
     if isinstance(fn, types.MethodType) and isinstance(fn.__self__, Node):
         return fn.__func__, (fn.__self__,), {}
+    if isinstance(fn, Wrapped) and flat_of(fn).leaves:
+        return type(fn).__call__, (fn,), {}
     return fn, (), {}

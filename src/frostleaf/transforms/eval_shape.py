@@ -56,7 +56,7 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return []
 
     before, outer = saved_state(), records.get()
-    token = records.set(None if outer is None else dict(outer))  # what layers record here has no values
+    token = records.set(dict(outer or {}))  # what layers record here has no values
     try:
         mx.compile(on_leaves)(arrays)
     finally:

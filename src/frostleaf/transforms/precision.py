@@ -33,7 +33,7 @@ class Policy:
     time, and yet small updates are not lost in the parameters: Micikevicius et al., `Mixed precision training
     <https://arxiv.org/abs/1710.03740>`_. For ``mx.float16``, whose range is small, see also :class:`fl.optim.DynamicLossScale`.
 
-    Only floating-point arrays are cast, and the scales of quantized weights are not (see :meth:`Module.astype`).
+    Only floating-point arrays are cast, those of quantized layers included (see :meth:`Module.astype`).
 
     Args:
         param_dtype: The dtype of the parameters, of their gradients and of the optimizer's state. Default: ``mx.float32``.

@@ -9,8 +9,6 @@ import mlx.core as mx
 
 from ..core.words import describe
 
-_STATE: list[mx.array] = mx.random.state  # type: ignore[assignment]
-
 
 @contextmanager
 def rng(key: mx.array) -> Iterator[None]:
@@ -54,18 +52,22 @@ def next_key() -> mx.array:
     >>> fl.tree.equal(drawn, mx.random.normal((2,)))
     True
     """
-    carried, key = mx.random.split(_STATE[0])
+    carried, key = mx.random.split(saved_state())
     restore_state(carried)
     return key
 
 
 def saved_state() -> mx.array:
     """Return this thread's random state. MLX replaces the array whenever a number is drawn."""
-    return _STATE[0]
+    return _state()[0]
 
 
 def restore_state(state: mx.array) -> None:
     """Make ``state`` this thread's random state."""
     # Seeding puts in a new array to write to: other code may hold the old one.
     mx.random.seed(0)
-    _STATE[0][...] = state
+    _state()[0][:] = state
+
+
+def _state() -> list[mx.array]:
+    return mx.random.state  # type: ignore[return-value]  # in MLX 0.32.0 each thread finds a list of its own here

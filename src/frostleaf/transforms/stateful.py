@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar, overload
@@ -11,10 +12,11 @@ import mlx.core as mx
 from ..core import fields
 from ..core.construction import evolve
 from ..core.definition import Node
+from ..core.instance import metadata_of
 from ..core.levels import replace_at
-from ..core.words import Path, nearest
+from ..core.words import Path, level_of_caller, nearest
 from ..tree.functions import flatten, unflatten
-from ..tree.walk import Descend, checked_level, rewrite
+from ..tree.walk import Descend, checked_level, nodes_in, rewrite
 from .context import override
 
 M = TypeVar("M", bound=Node)
@@ -24,55 +26,96 @@ R = TypeVar("R")
 records: ContextVar[dict[int, tuple[Node, Node]] | None] = ContextVar("records", default=None)
 
 
+class UncollectedStateWarning(UserWarning):
+    """A layer in training mode recorded new buffers, such as batch-norm statistics, and nobody collected them.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     _ = fl.nn.BatchNorm(2)(mx.ones((3, 2)))
+    >>> caught[0].category.__name__
+    'UncollectedStateWarning'
+    """
+
+
 @overload
 def stateful(model: M, /, *args: Any, **kwargs: Any) -> tuple[Any, M]: ...
 
 
 @overload
-def stateful(model: Callable[..., R], /, *args: Any, **kwargs: Any) -> tuple[R, Any]: ...
+def stateful(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, ...]: ...
 
 
-def stateful(model: M | Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, M]:
+def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call a model, and return the result and a copy of the model with the buffers that the call recorded.
 
     The copy shares every array that was not recorded. It works the same inside ``jit`` and ``value_and_grad``: return the new
     model from the function, as auxiliary data if it is a loss.
 
     Args:
-        model: A module, or a bound method of one to call instead (``model.encode``).
+        model: A module, a bound method of one (``model.encode``), or a function of modules.
         *args, **kwargs: The arguments of the call.
 
+    Returns:
+        The result and the new module. For a function, the result and then each of the positional arguments that has a module in
+        it, with what was recorded: ``loss, encoder, decoder = fl.stateful(loss_fn, encoder, decoder, x)``.
+
     Raises:
-        TypeError: If ``model`` is neither.
-        RuntimeError: If a module that is not part of the model recorded a buffer.
+        TypeError: If there is no module.
+        RuntimeError: If a module that is in none of these recorded a buffer.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> norm = fl.nn.BatchNorm(2)
     >>> out, after = fl.stateful(norm, mx.array([[0.0, 2.0], [2.0, 4.0]]))
     >>> after.running_mean, norm.running_mean, after.weight is norm.weight
     (array([0.1, 0.3], dtype=float32), array([0, 0], dtype=float32), True)
+    >>> loss, after = fl.stateful(lambda norm, x: norm(x).sum(), norm, mx.ones((3, 2)))
     """
-    owner = model if isinstance(model, Node) else getattr(model, "__self__", None)
-    if not isinstance(owner, Node):
-        raise TypeError(f"fl.stateful takes a module or a bound method of one, and was given {type(model).__name__}")
+    if isinstance(model, Node):
+        call, owners = type(model).__call__, [model, *args]
+    elif isinstance(getattr(model, "__self__", None), Node):
+        call, owners = model.__func__, [model.__self__, *args]
+    else:
+        call, owners = model, [*args]
+    has_modules = [any(isinstance(each, Node) for each in nodes_in(owner)) for owner in owners]
+    if not callable(model) or not any(has_modules):
+        raise TypeError(
+            f"fl.stateful takes a module, a bound method of one or a function of one, and was given {type(model).__name__}"
+        )
     # A module at two places is two parts of the model, each with its own buffers, as it is once jit has taken the tree apart.
     # Putting the tree together anew gives each place an object of its own, to recognise it by.
-    leaves, structure = flatten(owner)
-    called = unflatten(structure, leaves)
-    recorded: dict[int, tuple[Node, Node]] = {}
-    token = records.set(recorded)
+    called = [_apart(owner) if modules else owner for owner, modules in zip(owners, has_modules, strict=True)]
+    here: dict[int, tuple[Node, Node]] = {}
+    token = records.set(here)
     try:
         with override(plain=True):  # what layers record is a side effect, which a replayed trace would not have
-            out = called(*args, **kwargs) if owner is model else model.__func__(called, *args, **kwargs)  # type: ignore[union-attr]
+            out = call(*called, **kwargs)
     finally:
         records.reset(token)
-    return out, _with_records(owner, called, recorded)
+    bound = call is not model
+    pairs = [each for each in zip(owners, called, has_modules, strict=True) if each[2]][: 1 if bound else None]
+    after = [_with_records(owner, apart, here) for owner, apart, _ in pairs]
+    for module, recorded_module in here.values():
+        names = ", ".join(_changed(module, recorded_module))
+        raise RuntimeError(STRANGER.format(cls=type(module).__name__, names=names))
+    return (out, *after)
+
+
+def _apart(tree: Any) -> Any:
+    leaves, structure = flatten(tree)
+    return unflatten(structure, leaves)
+
+
+UNCOLLECTED = (
+    "a {cls} in training mode recorded {names}, and nobody collects it, so that evaluation mode will not know of it. Call the "
+    "model through fl.stateful and go on with the model that it returns, or put the model in evaluation mode: model.eval()"
+)
 
 
 def record(module: Node, /, **buffers: mx.array) -> None:
     """Record new buffers of a module, with which the enclosing :func:`stateful` returns the model.
 
-    For use in a layer's ``__call__``. Outside :func:`stateful` it does nothing. :func:`recorded` returns what was recorded.
+    For use in a layer's ``__call__``. Outside :func:`stateful` it does nothing but warn, if the module is in training mode.
+    :func:`recorded` returns what was recorded.
 
     Args:
         module: The layer, ``self``.
@@ -80,6 +123,9 @@ def record(module: Node, /, **buffers: mx.array) -> None:
 
     Raises:
         TypeError: If a name is not a buffer of the module.
+
+    Warns:
+        UncollectedStateWarning: If the module is in training mode and there is no :func:`stateful` around the call.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> class Counter(fl.Module):
@@ -98,6 +144,9 @@ def record(module: Node, /, **buffers: mx.array) -> None:
     here = records.get()
     if here is not None:
         here[id(module)] = module, evolve(recorded(module), buffers)
+    elif metadata_of(module).training:
+        message = UNCOLLECTED.format(cls=type(module).__name__, names=", ".join(buffers))
+        warnings.warn(message, UncollectedStateWarning, stacklevel=level_of_caller())
 
 
 def recorded(module: M) -> M:
@@ -136,8 +185,6 @@ def _with_records(owner: M, called: M, recorded: dict[int, tuple[Node, Node]]) -
         return Descend
 
     rewrite(called, enter)
-    for module, after in recorded.values():
-        raise RuntimeError(STRANGER.format(cls=type(module).__name__, names=", ".join(_changed(module, after))))
     return replace_at(owner, new, checked_level)  # type: ignore[no-any-return]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
-from ..core.pickling import from_picklable, is_importable, to_picklable
+from ..core.pickling import from_picklable, to_picklable
 from ..core.registration import register_pytree_node
 from ..core.words import function_name
 
@@ -69,12 +71,26 @@ class Wrapped(Generic[P, R]):
 
     def __reduce__(self) -> Any:
         # By name, as functions are, if it can be found by name.
-        if is_importable(self):
-            return self.__qualname__  # type: ignore[attr-defined]
+        if self._has_name():
+            return _named, (self.__module__, self.__qualname__)  # type: ignore[attr-defined]
         return _restore, (type(self), to_picklable(self.__wrapped__), to_picklable(self.options))
+
+    def _has_name(self) -> bool:
+        """Return whether this is, or is a copy of, what stands under its name in its module, as what a decorator made does."""
+        found = _named(self.__module__, getattr(self, "__qualname__", ""))
+        same = isinstance(found, type(self)) and found.__wrapped__ is self.__wrapped__
+        return same and found.options is self.options
 
     def __repr__(self) -> str:
         return f"{self.verb}({function_name(self.__wrapped__)})"
+
+
+def _named(module: str, qualname: str) -> Any:
+    """Return what stands under a name in a module that has been imported, or ``None``."""
+    found: Any = importlib.import_module(module) if module in sys.modules else None
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _restore(cls: type[W], fn: Any, options: Any) -> W:

@@ -7,9 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.instance import Metadata, children_in_fields
 from ..core.levels import Recipe, entries_of, one_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
+from ..core.ties import taken_out
 from ..core.words import Path, describe, keystr
 
 
@@ -94,6 +96,12 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
         # A function that is given a whole dict may depend on the order of its items. Here the order does not matter.
         entries = node[0].entries
         return [other[entry] for entry in entries] if other.keys() == set(entries) else None
+    if isinstance(node[0], Metadata):
+        # A copy that is frozen, in another mode, or tied at other places has the same arrays.
+        if there[0].static_key != node[0].static_key:
+            return None
+        ties = node[0].ties
+        return there[1] if there[0].ties == ties else taken_out(type(tree), children_in_fields(other), ties)
     return there[1] if there[0] == node[0] and len(there[1]) == len(node[1]) else None
 
 

@@ -72,6 +72,19 @@ def rewrite(
     return value if leave is None else leave(path, value)
 
 
+def nodes_in(tree: Any) -> list[Any]:
+    """Return every module in a tree."""
+    found: list[Any] = []
+
+    def enter(path: Path, value: Any) -> Any:
+        if isinstance(value, Node):
+            found.append(value)
+        return Descend
+
+    rewrite(tree, enter)
+    return found
+
+
 def ties_in(value: Any, path: Path = ()) -> frozenset[Path]:
     """Return the paths of a module's own tied places, where ``path`` is that of the module."""
     ties = metadata_of(value).ties if isinstance(value, Node) else ()

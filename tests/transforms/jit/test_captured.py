@@ -64,7 +64,7 @@ VALUES = {
     "a method of a module": (MODEL.freeze, "a method with 2 arrays"),
     "a jitted module": (fl.jit(MODEL), "a Jitted with 2 arrays"),
     "a checkpointed module": (fl.checkpoint(MODEL), "a Checkpointed with 2 arrays"),
-    "the state of an optimizer": (fl.optim.SGD(0.1).init(MODEL), "an OptimizerState with 4 arrays"),
+    "the state of an optimizer": (fl.optim.SGD(0.1).init(MODEL), "an OptimizerState with 5 arrays"),
 }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dis
 import io
-import os
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +13,8 @@ import mlx.core as mx
 
 from ...core.containers import arrays_in
 from ...core.structure import Structure
-from ...core.words import describe, function_name, keystr, with_article
+from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, with_article
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
 _PROBE = "frostleaf_probe"
 
 
@@ -52,7 +49,7 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
     found = [f"{name} ({_described(value, len(held))})" for name, value in _outside(fn, static) if (held := _arrays(value))]
     if found:
         message = CAPTURED.format(fn=function_name(fn), variables=", ".join(dict.fromkeys(found)))
-        warnings.warn(message, CapturedArrayWarning, stacklevel=_level_of_caller())
+        warnings.warn(message, CapturedArrayWarning, stacklevel=level_of_caller())
 
 
 HIDDEN = (
@@ -198,12 +195,4 @@ def _described(value: Any, count: int) -> str:
 
 
 def _is_ours(fn: Any) -> bool:
-    return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(_PACKAGE)
-
-
-def _level_of_caller() -> int:
-    """Return the ``stacklevel`` for :func:`warnings.warn`, in the function that calls this, of the caller of this package."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame, level = frame.f_back, level + 1
-    return level
+    return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(PACKAGE)

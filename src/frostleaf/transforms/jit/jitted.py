@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 import mlx.core as mx
 
 from ...core.containers import static_key
-from ...core.pickling import from_picklable, is_importable, to_picklable
-from ...core.structure import flat_of
+from ...core.pickling import from_picklable, to_picklable
+from ...core.structure import ForeignArrayError, flat_of
 from ...core.words import class_name, describe, function_name, keystr
 from ..binding import unbind
 from ..context import context, override
@@ -276,7 +276,7 @@ class Jitted(Wrapped[P, R]):
         return self if fn is self.__wrapped__ else Jitted(fn, self.options.shapeless, self.options.max_traces)
 
     def __reduce__(self) -> Any:
-        if is_importable(self):
+        if self._has_name():
             return super().__reduce__()
         return _restore, (to_picklable(self.__wrapped__), self.options.shapeless, self.options.max_traces)
 
@@ -293,8 +293,12 @@ class Jitted(Wrapped[P, R]):
     def _static(self, values: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
         """Yield the name and the value of each static value in the arguments."""
         for position, argument in enumerate(values):
-            for path, value in flat_of(argument).structure.static_values():
-                yield keystr((self._argument(position, len(values), names), *path)), value
+            name = self._argument(position, len(values), names)
+            try:
+                found = list(flat_of(argument).structure.static_values())
+            except ForeignArrayError as error:
+                found = [(error.path, error.value)]
+            yield from [(keystr((name, *path)), value) for path, value in found]
 
     def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
         """Return the name of one of ``count`` arguments. The last ones were given by the keywords ``names``."""
