@@ -47,6 +47,7 @@ DROPPED = [
     "for each in [m]: each.eval()",
     "if m: m.eval()",
     "opt.update(m, grads, opt.init(m))",
+    "opt.with_learning_rate(opt.init(m), 0.2)",
     "class Sub(fl.nn.Linear, init=False):\n    def all(self):\n        super().freeze()\nSub(2, 2).all()",
     "class Own(fl.Module):\n    child: fl.nn.Linear\n"
     "    def __init__(self):\n        self.child = m\n        self.child.freeze()\nOwn()",
@@ -83,6 +84,7 @@ USED = [
     "fl.jit(fl.Module.freeze)(m)",
     "__import__('timeit').timeit('m.freeze()', number=1, globals={'m': m})",
     "fl.tree.map(fl.nn.relu, m.eval())",
+    "class Own(fl.Module):\n    def __init__(self):\n        self.a = m\n        self.freeze()\n    a: fl.Module\nOwn()",
     # They return the module itself, so nothing is lost.
     "m.train()",
     "m.unfreeze()",

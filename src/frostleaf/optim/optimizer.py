@@ -170,6 +170,7 @@ class Optimizer(Node):
         self._require_state(state, "learning_rate")
         return self._learning_rate(state)
 
+    @returns_copy("state = opt.{name}(state, ...)")
     def with_learning_rate(self, state: S, learning_rate: float | mx.array) -> S:
         """Return the state with another learning rate, which holds from the next update on.
 
@@ -188,6 +189,7 @@ class Optimizer(Node):
         """
         return self.with_hyperparameters(state, learning_rate=learning_rate)
 
+    @returns_copy("state = opt.{name}(state, ...)")
     def with_hyperparameters(self, state: S, **values: float | mx.array) -> S:
         """Return the state with other values of the hyperparameters that are in it.
 
