@@ -265,7 +265,8 @@ FUNCTIONS = {
     "diff": lambda t: fl.tree.diff(t, t),
     "stack": lambda t: fl.tree.stack([t, t]),
     "size": fl.tree.size,
-    "map": lambda t: fl.tree.map(lambda leaf: leaf, t),
+    "map of two": lambda t: fl.tree.map(lambda leaf, other: leaf, t, t),
+    "map_with_path": lambda t: fl.tree.map_with_path(lambda path, leaf: leaf, t),
     "partition": lambda t: fl.tree.partition(t, "**"),
     "grad": lambda t: fl.grad(lambda t: t["x"][1].sum())(t),
     "vmap": lambda t: fl.vmap(lambda t: t)(t),
@@ -281,6 +282,12 @@ FUNCTIONS = {
 def test_an_array_of_numpy_in_a_tree_is_refused_with_its_path(function: Any) -> None:
     with pytest.raises(TypeError, match=r"x\.1.*mx\.array\("):
         function(NUMPY)
+
+
+def test_map_converts_arrays_of_numpy() -> None:
+    converted = fl.tree.map(mx.array, {**NUMPY, "n": 3, "m": mx.zeros(1)})
+    assert fl.tree.paths(converted) == ["x.1", "m"]
+    assert (converted["n"], converted["x"][1].dtype) == (3, mx.float32)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -42,7 +42,17 @@ class OtherStructureError(CheckpointError):
 
 
 class UncomparedValueWarning(UserWarning):
-    """Warned with if :func:`save` can't describe a static value, so that :func:`load` can't tell it from another."""
+    """A static value was saved that can't be described, so that :func:`load` can't tell it from another of its class.
+
+    >>> import frostleaf as fl, tempfile, warnings
+    >>> class Note(fl.Module):
+    ...     about: object = fl.static()
+    >>> with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
+    ...     warnings.simplefilter("always")
+    ...     fl.save(f"{folder}/note", Note(object()))
+    >>> caught[0].category.__name__
+    'UncomparedValueWarning'
+    """
 
 
 class Snapshot(NamedTuple):

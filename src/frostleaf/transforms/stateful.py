@@ -31,6 +31,7 @@ class UncollectedStateWarning(UserWarning):
 
     >>> import frostleaf as fl, mlx.core as mx, warnings
     >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
     ...     _ = fl.nn.BatchNorm(2)(mx.ones((3, 2)))
     >>> caught[0].category.__name__
     'UncollectedStateWarning'

@@ -8,8 +8,12 @@ from typing import Any, TypeVar
 
 import attrs
 import mlx.core as mx
+import optree
 
 from ..core import structure as core
+from ..core.hidden import is_foreign_array
+from ..core.registration import NAMESPACE
+from ..core.shapes import LEAF
 from .prefixes import flatten_up_to
 
 T = TypeVar("T")
@@ -18,8 +22,8 @@ T = TypeVar("T")
 def flatten(tree: Any) -> tuple[list[mx.array], core.Structure]:
     """Take a tree apart into its arrays, in order, and the structure that is left.
 
-    Only an ``mx.array`` is a leaf. ``None`` and empty containers have no leaves; numbers, strings, functions and all else that
-    is not a container are part of the structure.
+    Only an ``mx.array`` is a leaf, or a :class:`frostleaf.ShapeDtypeStruct` that stands for one. ``None`` and empty containers
+    have no leaves; numbers, strings, functions and all else that is not a container are part of the structure.
 
     Args:
         tree: Any nesting of modules, tuples, lists, dicts and registered classes.
@@ -99,7 +103,8 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
 
     Args:
         function: Called with each leaf and the value at the same place in each tree of ``rest``.
-        tree: The tree that gives the structure.
+        tree: The tree that gives the structure. If it is the only one, it may have arrays of NumPy, which the function is given
+            too: ``fl.tree.map(mx.array, batch)`` converts a batch.
         *rest: Trees of that structure. Where the first has a leaf, the others may have a whole subtree, or ``None``.
 
     Raises:
@@ -109,9 +114,21 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
     >>> fl.tree.map(lambda a, b: (a + b).item(), {"x": mx.array(1), "n": 7}, {"x": mx.array(2), "n": 8})
     {'x': 3, 'n': 7}
     """
-    first, shape = flatten(tree)
+    try:
+        first, shape = flatten(tree)
+    except core.ForeignArrayError:
+        if rest:
+            raise
+        return _map_foreign(function, tree)  # type: ignore[no-any-return]
     others = [flatten_up_to(tree, other, f"tree {number}") for number, other in enumerate(rest, 2)]
     return unflatten(shape, [function(*values) for values in zip(first, *others, strict=True)])  # type: ignore[no-any-return]
+
+
+def _map_foreign(function: Callable[..., Any], tree: Any) -> Any:
+    def mapped(value: Any) -> Any:
+        return function(value) if isinstance(value, LEAF) or is_foreign_array(value) else value
+
+    return optree.tree_map(mapped, tree, namespace=NAMESPACE)
 
 
 def map_with_path(function: Callable[..., Any], tree: T, *rest: Any) -> T:
