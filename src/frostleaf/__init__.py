@@ -5,6 +5,7 @@ from .core import versions as _versions  # noqa: F401  # before what older versi
 # isort: split
 from . import nn, optim, tree
 from .core.definition import FrozenModuleError
+from .core.dropped import DroppedResultWarning
 from .core.fields import buffer, parameter, static
 from .core.registration import register_dataclass, register_pytree_node
 from .core.shapes import ShapeDtypeStruct
@@ -29,7 +30,7 @@ from .transforms.vmap import vmap
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "FrozenModuleError", "Jitted", "Module",
+    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
     "MutableArgumentWarning", "NoCheckpointError", "OtherStructureError", "Policy", "RetraceWarning", "Selection",
     "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer", "checkpoint",
     "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn",

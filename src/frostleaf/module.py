@@ -11,9 +11,10 @@ import mlx.core as mx
 from .core import fields
 from .core.construction import evolve
 from .core.definition import Node
+from .core.dropped import returns_copy
 from .core.instance import metadata_of
 from .display.text import text
-from .edits import casting, freezing, modes, tying, updating, views
+from .edits import casting, freezing, keys, modes, tying, updating, views
 from .edits.selection import Selection
 from .io import weights
 from .tree.selecting import Where
@@ -21,10 +22,17 @@ from .tree.selecting import Where
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
 else:
+    Self = Any  # which Python 3.10 lacks, and typing.get_type_hints is to find
 
     def dataclass_transform(**_: Any) -> Callable[[type], type]:
         """Return the class unchanged: only type checkers read the real one."""
         return lambda cls: cls
+
+
+NOT_ITERABLE = (
+    "a module is one value, and iterating over this {cls} is not possible, nor assigning it to several names. Its parts are in "
+    ".parameters(), .children() and .named_modules()"
+)
 
 
 @dataclass_transform(field_specifiers=(fields.parameter, fields.buffer, fields.static), eq_default=False)
@@ -66,13 +74,46 @@ class Module(Node):
     """
 
     if TYPE_CHECKING:
-        __call__: Callable[..., Any]
+        __call__: Any  # so that one that is jitted may take its place
 
     def __repr__(self) -> str:
         """Print an indented tree with dtypes and shapes for arrays; nothing is evaluated."""
         return text(self)
 
     # Looking into a module
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether a field of that name holds an array, a module, or a container, as in the dict that a module of MLX is.
+
+        >>> import frostleaf as fl
+        >>> "bias" in fl.nn.Linear(2, 2), "bias" in fl.nn.Linear(2, 2, bias=False)
+        (True, False)
+        """
+        return keys.contains(self, key)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return what the field of that name holds, if the name is ``in`` the module.
+
+        Raises:
+            KeyError: If it is not; the message suggests the nearest name.
+
+        >>> import frostleaf as fl
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> layer["weight"] is layer.weight
+        True
+        """
+        return keys.item(self, key)
+
+    if not TYPE_CHECKING:  # code from elsewhere gets a message of ours, and new code one of its checker
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            setattr(self, key, value)
+
+        def __delitem__(self, key: str) -> None:
+            delattr(self, key)
+
+        def __iter__(self) -> Any:
+            raise TypeError(NOT_ITERABLE.format(cls=type(self).__name__))
 
     @property
     def training(self) -> bool:
@@ -187,6 +228,7 @@ class Module(Node):
 
     # Editing a copy
 
+    @returns_copy()
     def replace(self, **changes: Any) -> Self:
         """Replace fields in a copy that shares the rest.
 
@@ -202,6 +244,8 @@ class Module(Node):
         (array([1, 1], dtype=float32), True)
         """
         return evolve(self, changes)
+
+    __replace__ = replace
 
     def at(self, where: Where) -> Selection[Self]:
         """Select parts of the module, to read or to edit in a copy.
@@ -227,6 +271,7 @@ class Module(Node):
         """
         return Selection(self, where)
 
+    @returns_copy()
     def apply(self, map_fn: Callable[[mx.array], mx.array], filter_fn: Callable[[Any, str, Any], bool] | None = None) -> Self:
         """Map the parameters in a copy.
 
@@ -243,6 +288,7 @@ class Module(Node):
         """
         return updating.apply(self, map_fn, filter_fn)
 
+    @returns_copy()
     def astype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.is_floating) -> Self:
         """Cast arrays in a copy; those that have the dtype already, or are not selected, are shared.
 
@@ -264,6 +310,7 @@ class Module(Node):
         """
         return casting.astype(self, dtype, predicate)
 
+    @returns_copy()
     def set_dtype(self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = casting.is_floating) -> Self:
         """Cast arrays in a copy, as :meth:`astype` does; MLX's method of this name changes the module.
 
@@ -274,6 +321,7 @@ class Module(Node):
         """
         return casting.astype(self, dtype, predicate)
 
+    @returns_copy()
     def with_frozen(self, where: Where, frozen: bool = True) -> Self:
         """Freeze what ``where`` selects (see :meth:`at`) in a copy, or make it trainable with ``frozen=False``.
 
@@ -288,6 +336,7 @@ class Module(Node):
         selection = self.at(where)
         return selection.freeze() if frozen else selection.unfreeze()
 
+    @returns_copy()
     def freeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
         """Freeze parameters in a copy: no gradient is computed for them.
 
@@ -305,6 +354,7 @@ class Module(Node):
         """
         return freezing.freeze(self, recurse, keys, strict, frozen=True)
 
+    @returns_copy()
     def unfreeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
         """Make parameters trainable again in a copy; arguments and errors as in :meth:`freeze`. Buffers are never trained.
 
@@ -314,6 +364,7 @@ class Module(Node):
         """
         return freezing.freeze(self, recurse, keys, strict, frozen=False)
 
+    @returns_copy()
     def tie(self, places: Mapping[str, str]) -> Self:
         """Tie places in a copy: one array stands at two places or more, and is one leaf.
 
@@ -345,6 +396,7 @@ class Module(Node):
         """
         return tying.tie(self, places)
 
+    @returns_copy()
     def untie(self, *places: str) -> Self:
         """Untie places of this module, by default all, in a copy: each has a leaf of its own again, at first the same array.
 
@@ -358,6 +410,7 @@ class Module(Node):
         """
         return tying.untie(self, places)
 
+    @returns_copy()
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode in a copy, or with ``mode=False`` to evaluation mode.
 
@@ -370,6 +423,7 @@ class Module(Node):
         """
         return modes.train(self, mode)
 
+    @returns_copy()
     def eval(self) -> Self:
         """Switch to evaluation mode in a copy. See :meth:`train`.
 
@@ -379,6 +433,7 @@ class Module(Node):
         """
         return modes.train(self, False)
 
+    @returns_copy()
     def update(self, parameters: Any, strict: bool = True) -> Self:
         """Replace arrays in a copy by those in nested dicts and lists, named as in :meth:`parameters`.
 
@@ -395,6 +450,7 @@ class Module(Node):
         """
         return updating.update(self, parameters, strict)
 
+    @returns_copy()
     def update_modules(self, modules: Any, strict: bool = True) -> Self:
         """Replace submodules in a copy by those in nested dicts and lists, named as in :meth:`children`.
 
@@ -411,6 +467,7 @@ class Module(Node):
         """
         return updating.update_modules(self, modules, strict)
 
+    @returns_copy()
     def map_modules(self, fn: Callable[[str, Any], Any]) -> Self:
         """Replace modules in a copy by what a function returns for them.
 
@@ -427,6 +484,7 @@ class Module(Node):
 
     # Files
 
+    @returns_copy()
     def load_weights(self, file_or_weights: Any, strict: bool = True, *, rename: weights.Rename | None = None) -> Self:
         """Load the parameters of a copy from a file, a directory, or a list.
 

@@ -171,7 +171,7 @@ def test_none_can_be_selected_by_its_path_and_filled() -> None:
 
 def test_where_one_selected_part_lies_in_another_the_outer_one_is_changed_once() -> None:
     calls: list[Any] = []
-    NET.at(["layers", "layers.0", mx.array]).apply(lambda part: calls.append(part) or part)
+    _ = NET.at(["layers", "layers.0", mx.array]).apply(lambda part: calls.append(part) or part)
     assert NET.layers in calls
     assert not any(part is NET.layers[0].weight for part in calls)
     assert len(calls) == len(NET.at(["layers", mx.array]).paths())

@@ -566,7 +566,7 @@ def test_a_place_can_not_be_tied_in_two_modules(outer, inner, path):
     shown = TIED_INSIDE.format(cls="Wrapped", target=target, source=source, path=path, holder="inner")
     with pytest.raises(ValueError, match=re.escape(shown)):
         model.at("inner").apply(lambda module: module.tie(inner))
-    model.untie().at("inner").apply(lambda module: module.tie(inner))
+    _ = model.untie().at("inner").apply(lambda module: module.tie(inner))
 
 
 def test_what_is_not_tied_can_not_be_untied():
@@ -599,7 +599,7 @@ def test_a_tied_place_can_not_go(change, missing):
     shown = GONE.format(cls="Language", target="head.weight", source="embedding.weight", missing=missing)
     with pytest.raises(ValueError, match=re.escape(shown)):
         model.replace(**change)
-    model.untie().replace(**change)
+    _ = model.untie().replace(**change)
 
 
 NEW_HEADS = {

@@ -305,9 +305,9 @@ def test_the_arguments_of_edits_stay_as_they_were(module: fl.Module) -> None:
     where = ["**", mx.array]
     snapshots = [Snapshot(each) for each in (parameters, children, pairs, keys, where)]
     after = module.update(parameters)
-    module.update_modules(children)
-    module.load_weights(pairs)
-    module.freeze(keys=keys)
+    _ = module.update_modules(children)
+    _ = module.load_weights(pairs)
+    _ = module.freeze(keys=keys)
     attempt(lambda m: m.with_frozen(where), module)
     for snapshot in snapshots:
         snapshot.assert_unchanged()

@@ -124,7 +124,7 @@ def test_to_quantize_again_changes_nothing() -> None:
 def test_nothing_is_drawn() -> None:
     model = net(fl.nn)
     before = mx.random.state[0].tolist()
-    fl.quantize(model)
+    _ = fl.quantize(model)
     assert mx.random.state[0].tolist() == before
 
 
@@ -203,7 +203,7 @@ def test_a_layer_of_ones_own(options: Any, seen: Any) -> None:
 
 def test_the_predicates_dict_is_not_changed() -> None:
     answer = {"bits": 8, "quantize_input": False}
-    fl.quantize(fl.nn.Linear(64, 2), class_predicate=lambda path, layer: answer)
+    _ = fl.quantize(fl.nn.Linear(64, 2), class_predicate=lambda path, layer: answer)
     assert answer == {"bits": 8, "quantize_input": False}
 
 

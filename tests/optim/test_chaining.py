@@ -51,7 +51,7 @@ def test_a_function_is_given_the_gradients_by_path_and_of_what_is_trained_alone(
 
     model = [fl.nn.Linear(2, 3).freeze(keys="bias"), MODEL]
     opt = optim.chain(look, SGD)
-    opt.update(model, gradients_of(model), opt.init(model))
+    _ = opt.update(model, gradients_of(model), opt.init(model))
     assert seen == [{"0.weight": (3, 2), "1.a": (2, 2), "1.b.0": (3,)}]
 
 

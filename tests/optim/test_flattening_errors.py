@@ -171,7 +171,7 @@ def test_what_does_not_belong_together_is_an_error_that_names_paths(call, messag
     assert str(raised.value) == message
     snapshot.assert_unchanged()
     assert [leaf.tolist() for leaf in fl.tree.leaves(given)] == before
-    ADAM.update(LAYER, GRADIENT, STATE)
+    _ = ADAM.update(LAYER, GRADIENT, STATE)
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_what_is_selected_is_found_once_for_a_structure(make, monkeypatch):
     # Another structure is another question, and the first one is still answered.
     frozen = model.freeze(keys="bias")
     state = opt.adapt(state, frozen)
-    opt.update(frozen, gradients_of(frozen), state)
+    _ = opt.update(frozen, gradients_of(frozen), state)
     assert len(passes) == 2 * found
     make().init(model)
     assert len(passes) == 2 * found

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import linecache
+import sys
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -96,6 +97,7 @@ def _define(cls: type[Node], init: bool) -> None:
         cls.__init_subclass__ = classmethod(_defining(cls.__init_subclass__.__func__))  # type: ignore[attr-defined, assignment]
     own = _handwritten_init(cls)
     handwritten = own is not None
+    inherits_replace = "__replace__" not in cls.__dict__
     # A hand-written constructor takes any arguments, so fields with defaults may come first: kw_only tells attrs so.
     attrs.define(
         cls,
@@ -107,8 +109,10 @@ def _define(cls: type[Node], init: bool) -> None:
         kw_only=handwritten,
         auto_attribs=True,
     )
-    # attrs has put its own here; Node's have better messages.
+    # attrs has put its own here; Node's and Module's are better.
     del cls.__setattr__, cls.__delattr__
+    if inherits_replace and "__replace__" in cls.__dict__:
+        del cls.__replace__  # type: ignore[attr-defined]
     constructor: Any = own or cls.__init__
     if not hasattr(constructor, "handwritten"):
         constructor = _closing(constructor, handwritten)
@@ -204,6 +208,13 @@ def _assembler(cls: type[Node], children: Iterable[str], static: Iterable[str]) 
     return scope["assemble"]  # type: ignore[no-any-return]
 
 
+# It calls the constructor, to which mode, frozen names and ties can't be given.
+_ATTRS_EVOLVE = attrs.evolve.__code__
+NO_EVOLVE = (
+    "attrs.evolve would make a new {cls} in training mode, with nothing frozen or tied. Write .replace(...), which keeps these."
+)
+
+
 def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None]:
     """Wrap ``init`` so that the node is open to assignment while it runs, and finished when the outermost one returns."""
 
@@ -211,6 +222,8 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
     def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         if is_finished(self):
             raise TypeError(f"__init__ was called on a finished {type(self).__name__}, which can't change. Build a new one.")
+        if sys._getframe(1).f_code is _ATTRS_EVOLVE:
+            raise TypeError(NO_EVOLVE.format(cls=type(self).__name__))
         if OPEN in self.__dict__:
             init(self, *args, **kwargs)
             return

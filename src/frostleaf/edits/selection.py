@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
+from ..core.dropped import returns_copy
 from ..core.levels import replace_at
 from ..core.words import Path, describe, keystr
 from ..tree.selecting import Where, is_path, matcher, require_selected, select
@@ -71,6 +72,7 @@ class Selection(Generic[T]):
         values = {keystr(path): value for path, value in self._required().items()}
         return values[str(self._where)] if is_path(self._where) else values
 
+    @returns_copy("model = model.at(...).{name}(...)")
     def set(self, value: Any) -> T:
         """Replace each selected value by ``value``.
 
@@ -83,6 +85,7 @@ class Selection(Generic[T]):
         """
         return self.apply(lambda _: value)
 
+    @returns_copy("model = model.at(...).{name}(...)")
     def apply(self, function: Callable[[Any], Any]) -> T:
         """Replace each selected value by ``function(value)``.
 
@@ -96,6 +99,7 @@ class Selection(Generic[T]):
         new = {path: function(value) for path, value in self._required().items()}
         return replace_at(self._tree, new, checked_level)  # type: ignore[no-any-return]
 
+    @returns_copy("model = model.at(...).{name}(...)")
     def astype(self, dtype: mx.Dtype, predicate: Predicate | None = is_floating) -> T:
         """Cast the arrays in the selected values, as :meth:`Module.astype` does.
 
@@ -109,6 +113,7 @@ class Selection(Generic[T]):
         new = {path: astype(value, dtype, predicate) for path, value in self._required().items()}
         return replace_at(self._tree, new, field_level)  # type: ignore[no-any-return]
 
+    @returns_copy("model = model.at(...).{name}(...)")
     def freeze(self) -> T:
         """Freeze the selected parameters, and those in selected modules and containers.
 
@@ -122,6 +127,7 @@ class Selection(Generic[T]):
         self._required()
         return with_frozen(self._tree, self._where, True)
 
+    @returns_copy("model = model.at(...).{name}(...)")
     def unfreeze(self) -> T:
         """Make the selected parameters trainable, and those in selected modules and containers.
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import optree
 
 from ..core.definition import Node
+from ..core.dropped import returns_copy
 from ..core.levels import one_level
 from ..core.registration import NAMESPACE
 from ..core.shapes import ShapeDtypeStruct
@@ -19,6 +20,7 @@ from ..tree.walk import Descend, rewrite
 T = TypeVar("T")
 
 
+@returns_copy("model = fl.quantize(model, ...)")
 def quantize(
     model: T,
     group_size: int | None = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from ..core.construction import evolve
+from ..core.dropped import returns_copy
 from ..core.fields import buffer, parameter, static
 from ..core.instance import metadata_of
 from ..module import Module
@@ -17,6 +18,8 @@ from .initial import normal, uniform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+else:
+    Self = Any  # which Python 3.10 lacks, and typing.get_type_hints is to find
 
 # The default group size and bits of each mode.
 _MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
@@ -339,6 +342,7 @@ class QQLinear(Module):
         except ValueError as error:
             raise misfit(self, f"[N, {dims}]", x, error) from error
 
+    @returns_copy("layer = layer.{name}()")
     def quantize(self) -> Self:
         """Return the layer with its weight quantized, in the same training mode. :meth:`eval` does this too.
 
@@ -351,6 +355,7 @@ class QQLinear(Module):
         weight, scales, _ = _quantized(self.weight, self.group_size, self.bits, self.mode)
         return evolve(self, {"weight": weight, "scales": scales})
 
+    @returns_copy("layer = layer.{name}()")
     def dequantize(self) -> Self:
         """Return the layer with its weight dequantized, in ``mx.bfloat16``. :meth:`train` does this too.
 

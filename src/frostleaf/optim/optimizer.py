@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import mlx.core as mx
 
 from ..core.definition import Node
+from ..core.dropped import returns_copy
 from ..core.words import describe
 from ..display.text import text
 from ..module import Module
@@ -16,6 +17,15 @@ from .parameters import Parameters, gradients_of, parameters_of, with_parameters
 
 T = TypeVar("T")
 S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
+
+class _Beginning(Protocol[S_co]):
+    """What :meth:`Optimizer.init` needs of an optimizer, whose ``_init`` says of which class its states are."""
+
+    def _init(self, parameters: Parameters) -> S_co: ...
+
+    def _parameters(self, model: Any, method: str) -> Parameters: ...
 
 
 class SharedArrayWarning(UserWarning):
@@ -61,7 +71,7 @@ class Optimizer(Node):
     # The class of its states.
     __state__: ClassVar[type[Module]]
 
-    def init(self, model: Any) -> Any:
+    def init(self: _Beginning[S], model: Any) -> S:
         """Return the initial state for a model.
 
         Args:
@@ -81,8 +91,11 @@ class Optimizer(Node):
         _warn_of_shared_arrays(parameters)
         return self._init(parameters)
 
-    def update(self, model: T, grads: Any, state: Any) -> tuple[T, Any]:
+    @returns_copy("model, state = opt.update(model, grads, state)")
+    def update(self, model: T, grads: Any, state: S) -> tuple[T, S]:
         """Take one step: return the model and the state after it.
+
+        MLX computes them when they are needed. ``fl.eval(model, state)`` computes them now; ``mx.eval`` can't look into them.
 
         Args:
             model: The tree that ``state`` was made for.
@@ -157,6 +170,7 @@ class Optimizer(Node):
         self._require_state(state, "learning_rate")
         return self._learning_rate(state)
 
+    @returns_copy("state = opt.{name}(state, ...)")
     def with_learning_rate(self, state: S, learning_rate: float | mx.array) -> S:
         """Return the state with another learning rate, which holds from the next update on.
 
@@ -175,6 +189,7 @@ class Optimizer(Node):
         """
         return self.with_hyperparameters(state, learning_rate=learning_rate)
 
+    @returns_copy("state = opt.{name}(state, ...)")
     def with_hyperparameters(self, state: S, **values: float | mx.array) -> S:
         """Return the state with other values of the hyperparameters that are in it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import mlx.core as mx
 
@@ -13,6 +13,16 @@ from .binding import unbind
 from .context import setting
 from .random import unchanged_state
 from .stateful import records
+
+R = TypeVar("R")
+
+
+@overload
+def eval_shape(fn: Callable[..., mx.array], /, *args: Any, **kwargs: Any) -> ShapeDtypeStruct: ...
+
+
+@overload
+def eval_shape(fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> R: ...
 
 
 def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

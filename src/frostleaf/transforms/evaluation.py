@@ -21,6 +21,8 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
     held, such as the old parameters and moments that ``model, state = step(model, state, x)`` has replaced, or the random bits
     from which a new model is drawn. But MLX can't compute two pieces at the same time.
 
+    ``mx.eval(model)`` can't look into a module: it does nothing, and does not say so. ``mx.eval(fl.tree.leaves(model))`` does.
+
     Args:
         *trees: Any trees, computed in the order given.
         at_once: The most bytes of results to compute in one go (a larger array goes by itself). ``0`` is one array at a time,
@@ -32,6 +34,9 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.eval({"a": mx.ones(2) + 1, "n": 3}, None)
     >>> fl.eval([mx.ones(2), mx.zeros(3)], at_once=0)
+    >>> model = fl.nn.Linear(2, 2)
+    >>> fl.eval(model)
+    >>> mx.eval(fl.tree.leaves(model))
     """
     if at_once is None:
         at_once = _AT_ONCE_ON_CPU if mx.default_device().type == mx.cpu else float("inf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 import mlx.core as mx
 
@@ -12,6 +12,40 @@ from ..core.structure import Structure
 from ..core.words import describe, function_name
 from ..edits.freezing import trainable
 from ..tree.functions import flatten, unflatten
+
+P = ParamSpec("P")
+R = TypeVar("R")
+A = TypeVar("A")
+# The argument that is differentiated with respect to. The bound lets checkers accept anything that a lambda does with it.
+T = TypeVar("T", bound=Any)
+
+
+@overload
+def value_and_grad(  # type: ignore[overload-overlap]
+    fn: Callable[Concatenate[T, P], R], argnums: Literal[0] | None = None, has_aux: Literal[False] = False
+) -> Callable[Concatenate[T, P], tuple[R, T]]: ...
+
+
+@overload
+def value_and_grad(  # type: ignore[overload-overlap]
+    fn: Callable[Concatenate[T, P], tuple[R, A]], argnums: Literal[0] | None = None, *, has_aux: Literal[True]
+) -> Callable[Concatenate[T, P], tuple[tuple[R, A], T]]: ...
+
+
+@overload
+def value_and_grad(
+    fn: Callable[P, R], argnums: int | Sequence[int] | None, has_aux: bool = False, argnames: str | Sequence[str] = ()
+) -> Callable[P, tuple[R, Any]]: ...
+
+
+@overload
+def value_and_grad(
+    fn: Callable[P, R],
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    *,
+    argnames: str | Sequence[str],
+) -> Callable[P, tuple[R, Any]]: ...
 
 
 def value_and_grad(
@@ -86,6 +120,34 @@ def value_and_grad(
     return value_and_grad_of
 
 
+@overload
+def grad(
+    fn: Callable[Concatenate[T, P], Any], argnums: Literal[0] | None = None, has_aux: Literal[False] = False
+) -> Callable[Concatenate[T, P], T]: ...
+
+
+@overload
+def grad(
+    fn: Callable[Concatenate[T, P], tuple[Any, A]], argnums: Literal[0] | None = None, *, has_aux: Literal[True]
+) -> Callable[Concatenate[T, P], tuple[T, A]]: ...
+
+
+@overload
+def grad(
+    fn: Callable[P, Any], argnums: int | Sequence[int] | None, has_aux: bool = False, argnames: str | Sequence[str] = ()
+) -> Callable[P, Any]: ...
+
+
+@overload
+def grad(
+    fn: Callable[P, Any],
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    *,
+    argnames: str | Sequence[str],
+) -> Callable[P, Any]: ...
+
+
 def grad(
     fn: Callable[..., Any],
     argnums: int | Sequence[int] | None = None,
@@ -100,7 +162,7 @@ def grad(
     >>> fl.grad(lambda tree: (tree["a"] * tree["n"]).sum())({"a": mx.ones(2), "n": 3})
     {'a': array([3, 3], dtype=float32), 'n': None}
     """
-    with_value = value_and_grad(fn, argnums, has_aux, argnames)
+    with_value: Callable[..., tuple[Any, Any]] = value_and_grad(fn, argnums, has_aux, argnames)
 
     @functools.wraps(fn)
     def grad_of(*args: Any, **kwargs: Any) -> Any:

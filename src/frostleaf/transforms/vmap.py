@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
 
@@ -18,10 +18,13 @@ from .random import restore_state, saved_state, unchanged_state
 from .stateful import records
 from .wrapping import Wrapped
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _mapping: ContextVar[bool] = ContextVar("mapping", default=False)
 
 
-def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Vmapped:
+def vmap(fn: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0) -> Vmapped[P, R]:
     """Make a function that computes ``fn`` for each index along an axis of its arguments, all at once.
 
     A model is an argument like any other: with axis ``0`` a stack of models is an ensemble (see :func:`frostleaf.tree.stack`),
@@ -60,12 +63,12 @@ def vmap(fn: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Vmapped
     return Vmapped(fn, (in_axes, out_axes))
 
 
-class Vmapped(Wrapped[..., Any]):
+class Vmapped(Wrapped[P, R]):
     """A function of many examples. :func:`vmap` makes it."""
 
     verb = "vmap"
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         fn, (in_axes, out_axes) = self.__wrapped__, self.options
         name = function_name(fn)
         leaves, structure = flatten(args)
@@ -101,7 +104,7 @@ class Vmapped(Wrapped[..., Any]):
         if drawn is not before:
             restore_state(next((state[0] for state in stacked), drawn))
         assert out_structure is not None
-        return unflatten(out_structure, placed)
+        return unflatten(out_structure, placed)  # type: ignore[no-any-return]
 
 
 def mapping() -> bool:

@@ -8,13 +8,14 @@ import importlib
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from ..core.pickling import from_picklable, to_picklable
 from ..core.registration import register_pytree_node
 from ..core.words import function_name
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 W = TypeVar("W", bound="Wrapped[..., Any]")
 
@@ -50,6 +51,12 @@ class Wrapped(Generic[P, R]):
         (fn,) = children  # need not be a function, since a tree may be mapped to a tree of anything
         wrapped._wrap(fn, options)
         return wrapped
+
+    @overload
+    def __get__(self: W, instance: None, owner: type | None = None) -> W: ...
+
+    @overload
+    def __get__(self: Wrapped[Concatenate[Any, Q], R], instance: object, owner: type | None = None) -> Callable[Q, R]: ...
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(cast(Any, self), instance)

@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 import attrs
 import mlx.core as mx
@@ -28,7 +28,9 @@ from .program import NeedsShapes, Program
 from .weak import Weak, weakened, with_structure
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
+J = TypeVar("J", bound="Jitted[..., Any]")
 
 _NONE_YET: tuple[list[Any] | None, Program | None] = None, None
 
@@ -252,6 +254,16 @@ class Jitted(Wrapped[P, R]):
                 dropped.append(traces.programs.pop(key, None))
             elif traces.max_traces is not None and len(traces.programs) > traces.max_traces:
                 dropped.append(traces.programs.pop(min(traces.programs, key=lambda key: traces.programs[key].used)))
+
+    if TYPE_CHECKING:  # a bound method has the attributes of its function
+
+        @overload
+        def __get__(self: J, instance: None, owner: type | None = None) -> J: ...
+
+        @overload
+        def __get__(self: Jitted[Concatenate[Any, Q], R], instance: object, owner: type | None = None) -> Jitted[Q, R]: ...
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
 
     @property
     def trace_count(self) -> int:

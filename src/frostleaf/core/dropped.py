@@ -1,0 +1,114 @@
+"""Statements that call for a changed copy and drop it, as is right where models change in place."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class DroppedResultWarning(UserWarning):
+    """A method that returns a changed copy was called as a statement, so that the copy is lost.
+
+    >>> import frostleaf as fl, warnings
+    >>> def set_up(model):
+    ...     model.freeze()
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     set_up(fl.nn.Linear(2, 2))
+    >>> print(caught[0].message)
+    Module.freeze changes nothing in place: it returns a changed copy, which this statement drops. Write
+    model = model.freeze(...).
+    """
+
+
+DROPPED = "{method} changes nothing in place: it returns a changed copy, which this statement drops. Write {write}."
+DROPPED_BY_MLX = "{caller} calls {method} to change a model in place, and frostleaf's models never change. Write {write}."
+# What does the same here as the functions of MLX in these of its modules.
+_INSTEAD = {
+    "mlx.nn.utils": "fl.value_and_grad(fn)(model, ...), or fl.checkpoint(model)",
+    "mlx.nn.layers.quantized": "model = fl.quantize(model, ...)",
+    "mlx.optimizers.optimizers": "model, state = opt.update(model, grads, state), with an optimizer of fl.optim",
+}
+_ANY_INSTEAD = "the function of fl, fl.nn or fl.optim that does the same, or model = model.update(...)"
+
+# Bytecode is another in each version of Python. In one that this was not written for, nothing is said.
+_IS_KNOWN = sys.implementation.name == "cpython" and (3, 10) <= sys.version_info < (3, 15)
+_POP_TOP = dis.opmap.get("POP_TOP", -1)
+_CACHE = dis.opmap.get("CACHE", -1)
+# What timeit and the %timeit of notebooks name the code that they time, which drops every result.
+_TIMED = "<timeit-src>", "<magic-timeit>"
+
+
+def returns_copy(write: str = "model = model.{name}(...)") -> Callable[[F], F]:
+    """Decorate a method that returns a changed copy, so that whoever calls it as a statement is told what to write.
+
+    Args:
+        write: The statement to write.
+
+    Raises:
+        TypeError: When the method is called, if it is a function of MLX that drops the result.
+
+    Warns:
+        DroppedResultWarning: When the method is called, if a statement drops a result that is another than what was given.
+    """
+
+    def decorate(method: F) -> F:
+        if not _IS_KNOWN:
+            return method
+
+        @functools.wraps(method)
+        def noticing(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            caller = sys._getframe().f_back
+            if caller is not None:
+                # What follows the call, and the entries that Python keeps there for itself.
+                code, after = caller.f_code.co_code, caller.f_lasti + 2
+                while code[after] == _CACHE:
+                    after += 2
+                if code[after] == _POP_TOP:
+                    changed = all(result is not given for given in (*args, *kwargs.values()))
+                    _tell(caller, method, write, changed)
+            return result
+
+        return cast(F, noticing)
+
+    return decorate
+
+
+def _tell(caller: FrameType, method: Callable[..., Any], write: str, changed: bool) -> None:
+    module = str(caller.f_globals.get("__name__"))
+    by_mlx = module.startswith("mlx.")
+    if (
+        not (by_mlx or changed)
+        or caller.f_code.co_filename in _TIMED
+        or _called(caller.f_code, caller.f_lasti) != method.__name__
+    ):
+        return
+    if by_mlx:
+        instead = _INSTEAD.get(module, _ANY_INSTEAD)
+        raise TypeError(DROPPED_BY_MLX.format(caller=module, method=method.__qualname__, write=instead))
+    message = DROPPED.format(method=method.__qualname__, write=write.format(name=method.__name__))
+    warnings.warn(message, DroppedResultWarning, stacklevel=3)
+
+
+def _called(code: CodeType, offset: int) -> str | None:
+    """Return the name of the function or method that is called by the instruction at an offset, if that can be told.
+
+    A function in C has no frame: the frame that calls ``results.extend(map(Module.eval, models))`` calls ``extend``.
+    """
+    before = [each for each in dis.get_instructions(code) if each.offset <= offset]
+    # What lies on the stack below the arguments: the function, and what it is bound to, or a place for that.
+    below = 1 if sys.version_info < (3, 11) and before[-1].opname != "CALL_METHOD" else 2
+    depth = 1  # of the stack after the call: its result
+    for instruction in reversed(before):
+        if depth <= below and isinstance(instruction.argval, str):
+            return instruction.argval
+        depth -= dis.stack_effect(instruction.opcode, instruction.arg)
+    return None
