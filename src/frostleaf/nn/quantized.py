@@ -151,7 +151,7 @@ class QuantizedLinear(_Quantized):
         output_dims, input_dims = _matrix(cls, linear).shape
         layer = cls(input_dims, output_dims, False, group_size, bits, mode, **_undrawn())
         bias = getattr(linear, "bias", None)
-        frozen = bias is not None and metadata_of(linear).freezes("bias")
+        frozen = bias is not None and metadata_of(linear).freezes(("bias",))
         return layer._quantizing(linear, frozenset({"bias"} if frozen else ()), bias=bias)
 
 
@@ -392,7 +392,7 @@ class QQLinear(Module):
         if getattr(linear, "bias", None) is not None:
             advice = "Give it a Linear without: Linear(..., bias=False), or linear.replace(bias=None)"
             raise NotImplementedError(f"QQLinear does not support bias yet. {advice}.")
-        frozen = frozenset({"weight"} if metadata_of(linear).freezes("weight") else ())
+        frozen = frozenset({"weight"} if metadata_of(linear).freezes(("weight",)) else ())
         return evolve(layer, {"weight": linear.weight}, frozen=frozen).train(linear.training)
 
 
