@@ -331,3 +331,18 @@ def test_going_on_in_a_new_process_computes_what_going_on_here_does(tmp_path: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fl.tree.equal(go_on(half, 10), straight)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint of step")
+def test_many_damaged_checkpoints_are_each_read_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    load_metadata = module.load_metadata
+    monkeypatch.setattr(module, "load_metadata", lambda path: read.append(path) or load_metadata(path))
+    for step in range(50):
+        (tmp_path / f"step-{step:08d}.safetensors").write_bytes(b"damaged")
+    with pytest.raises(fl.CheckpointError, match=r"no checkpoint that can be restored") as caught:
+        fl.Checkpointer(tmp_path).restore({"w": mx.zeros(1)})
+    assert len(read) <= 2 * 50
+    assert str(caught.value).endswith(" and 42 more")
+    fl.save(tmp_path / "step-00000003.safetensors", {"w": mx.ones(1)})
+    assert fl.Checkpointer(tmp_path).restore({"w": mx.zeros(1)})[0] == 3

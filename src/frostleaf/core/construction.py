@@ -125,7 +125,7 @@ ARRAY_IN_STATIC = (
     "an array belongs in a bare annotation (a parameter) or in fl.buffer()."
 )
 UNHASHABLE = (
-    "{place} is a static field and was given {value!r}, a {kind} that can't be hashed ({error}). Give the class "
+    "{place} is a static field and was given {value}, a {kind} that can't be hashed ({error}). Give the class "
     "__eq__ and __hash__, or keep what it says in numbers, strings and tuples."
 )
 
@@ -137,7 +137,7 @@ def _check_static(cls: type[Instance], name: str, value: Any) -> None:
     try:
         hash(static_key(value))
     except TypeError as error:
-        shown = UNHASHABLE.format(place=place, value=value, kind=type(value).__name__, error=error)
+        shown = UNHASHABLE.format(place=place, value=describe(value), kind=type(value).__name__, error=error)
         raise TypeError(shown) from None
 
 

@@ -28,18 +28,21 @@ T = TypeVar("T")
 
 def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: bool, frozen: bool) -> T:
     """Freeze or unfreeze fields by MLX's rules. See :meth:`Module.freeze`."""
-    names = None if keys is None else [keys] if isinstance(keys, str) else list(keys)
+    names = None if keys is None else frozenset([keys] if isinstance(keys, str) else keys)
     if strict and names is not None:
         _require(module, names, recurse)
+    by_field: dict[str, list[str]] = {}
+    for name in names or ():
+        by_field.setdefault(name.split(".")[0], []).append(name)
 
     def marked(node: Node) -> Node:
         before = metadata_of(node).frozen
         if not frozen:
-            return evolve(node, frozen=frozenset() if names is None else before.difference(names))
+            return evolve(node, frozen=frozenset() if names is None else before - names)
         wanted = (
             _own_parameters(node)
             if names is None
-            else [name for name in names if name.split(".")[0] in node.__frostleaf__.children]
+            else [name for field in node.__frostleaf__.children for name in by_field.get(field, ())]
         )
         return evolve(node, frozen=before.union(wanted))
 
@@ -154,7 +157,7 @@ def _own_parameters(node: Node) -> list[str]:
     ]
 
 
-def _require(module: Any, names: list[str], recurse: bool) -> None:
+def _require(module: Any, names: Iterable[str], recurse: bool) -> None:
     holders = [node for _, node in named_modules(module)] if recurse else [module]
     there = {name for node in holders for name, _ in items(node)}
     for name in names:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
+from ..core.words import describe
 from ..transforms.context import context, override
 
 
@@ -50,5 +51,5 @@ def layer_dtype(dtype: mx.Dtype | None) -> mx.Dtype:
 def _require_floating(dtype: mx.Dtype, advice: str = "") -> mx.Dtype:
     if not isinstance(dtype, mx.Dtype) or not mx.issubdtype(dtype, mx.floating):
         wanted = f"Give a floating-point mx.Dtype, such as mx.bfloat16{advice}"
-        raise TypeError(f"a layer can't be made in dtype {dtype!r}. {wanted}.")
+        raise TypeError(f"a layer can't be made in dtype {describe(dtype)}. {wanted}.")
     return dtype

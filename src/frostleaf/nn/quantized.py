@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..core.construction import evolve
 from ..core.fields import buffer, parameter, static
 from ..core.instance import metadata_of
+from ..core.words import describe
 from ..module import Module
 from .checks import lookup, misfit, size
 from .dtypes import layer_dtype
@@ -324,7 +325,7 @@ class QQLinear(Module):
         dtype = layer_dtype(dtype)
         self.group_size, self.bits = _settings(self, group_size, bits, mode)
         if mode not in ("nvfp4", "mxfp8"):
-            raise ValueError(f"Quantized activations are only supported for 'nvfp4' and 'mxfp8' modes, got {mode!r}.")
+            raise ValueError(f"Quantized activations are only supported for 'nvfp4' and 'mxfp8' modes, got {describe(mode)}.")
         self.mode = mode
         self.weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
         self.scales = None
@@ -408,7 +409,8 @@ def _matrix(cls: type[Module], layer: Any) -> mx.array:
     weight = getattr(layer, "weight", None) if isinstance(layer, Module) else None
     if not isinstance(weight, mx.array) or weight.ndim != 2 or not mx.issubdtype(weight.dtype, mx.floating):
         wanted = "a frostleaf module that has a floating-point weight of two axes"
-        raise ValueError(f"{cls.__name__} is made of {wanted}, and was given {layer!r}")
+        held = "" if weight is None else f", whose weight is {describe(weight)}"
+        raise ValueError(f"{cls.__name__} is made of {wanted}, and was given {describe(layer)}{held}")
     return weight
 
 

@@ -11,9 +11,11 @@ from ..core.containers import static_key
 from ..core.definition import Node
 from ..core.instance import Metadata, metadata_of
 from ..core.structure import Structure, flat_of
-from ..core.words import Path, describe, keystr
+from ..core.words import Path, describe, keystr, listed
 from .functions import flatten
 from .walk import field_level, ties_in
+
+_LINES = 100
 
 
 class Change(NamedTuple):
@@ -26,7 +28,7 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         before, after = (
-            f"{{{', '.join(sorted(each))}}}" if self.kind in ("frozen", "ties") else describe(each)
+            f"{{{listed(sorted(each))}}}" if self.kind in ("frozen", "ties") else describe(each)
             for each in (self.left, self.right)
         )
         another = "another " * (before == after and self.kind != "value")
@@ -34,10 +36,13 @@ class Change(NamedTuple):
 
 
 class Diff(tuple[Change, ...]):
-    """The differences between two trees, one :class:`Change` each, printed a line each. Empty, and false, if there are none."""
+    """The differences between two trees, one :class:`Change` each. Empty, and false, if there are none.
+
+    Printed are the first hundred, a line each.
+    """
 
     def __repr__(self) -> str:
-        return "\n".join(map(str, self)) if self else "no difference"
+        return listed(map(str, self), _LINES, "\n") if self else "no difference"
 
 
 def equal(*trees: Any) -> bool:
@@ -87,7 +92,7 @@ def diff(left: Any, right: Any) -> Diff:
     n: static 1 -> 2
     """
     changes: list[Change] = []
-    _compare((), left, right, changes, frozenset())
+    _compare((), left, right, changes, frozenset(), values=True)
     return Diff(changes)
 
 
@@ -106,13 +111,17 @@ def require_alike(trees: Sequence[Any]) -> Structure:
 
 def unlike(number: int, first: Any, tree: Any) -> ValueError:
     """Return the error for a tree that is not of the same structure as the first."""
-    return ValueError(f"tree {number} is not of the same structure as the first:\n{diff(first, tree)}")
+    changes: list[Change] = []
+    _compare((), first, tree, changes, frozenset(), values=False)
+    shown = listed(map(str, changes), separator="\n")
+    return ValueError(f"tree {number} is not of the same structure as the first:\n{shown}")
 
 
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
-def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: frozenset[Path]) -> None:
+def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: frozenset[Path], values: bool) -> None:
+    """Append the changes below a path. Arrays of one shape and dtype are evaluated and compared where ``values``."""
     if left is right or path in tied:
         return
     name = keystr(path)
@@ -121,7 +130,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
             changes.append(Change(name, "dtype", left, right))
         elif left.shape != right.shape:
             changes.append(Change(name, "shape", left, right))
-        elif not _same(left, right):
+        elif values and not _same(left, right):
             changes.append(Change(name, "value", left, right))
         return
     first, second = field_level(left), field_level(right)
@@ -149,7 +158,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
     there = dict(zip(second.entries, second.children, strict=True))
     for entry, child in here.items():
         if entry in there:
-            _compare((*path, entry), child, there[entry], changes, tied)
+            _compare((*path, entry), child, there[entry], changes, tied, values)
         else:
             changes.append(Change(keystr((*path, entry)), "removed", child, _MISSING))
     for entry, child in there.items():
