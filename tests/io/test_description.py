@@ -142,12 +142,12 @@ DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
     "a long static value": (
         Layer(W, kind="x" * 1000 + "a"),
         Layer(W, kind="x" * 1000 + "b" + "y" * 1000),
-        [f"kind (static): ...{'x' * 50}a' in the file, ...{'x' * 50}b{'y' * 149}... in like"],
+        [f"kind (static): ...{'x' * 20}a' in the file, ...{'x' * 20}b{'y' * 59}... in like"],
     ),
     "more than can be shown": (
         dict.fromkeys(range(30), W),
         dict.fromkeys(range(30), 1),
-        [*(f"{number}: array f32[2] in the file, a Python int in like" for number in range(20)), "and 10 more"],
+        [*(f"{number}: array f32[2] in the file, a Python int in like" for number in range(6)), "and 24 more"],
     ),
     "twins": (
         [{1: None, "1": 2}, W],

@@ -8,6 +8,7 @@ import mlx.optimizers
 import pytest
 
 import frostleaf as fl
+from frostleaf.core.words import describe
 from frostleaf import optim
 
 GRADIENTS = {
@@ -54,7 +55,7 @@ def test_what_is_no_limit_is_refused(function, given):
     name = "max_norm" if function is optim.clip_by_global_norm else "max_value"
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         function(given)
-    assert str(raised.value) == f"{name} of {function.__name__} is a number, 0 or more, and was given as {given!r}"
+    assert str(raised.value) == f"{name} of {function.__name__} is a number, 0 or more, and was given as {describe(given)}"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
+from frostleaf.core.words import describe
 from frostleaf import optim
 
 SCALES = {"static": lambda: optim.StaticLossScale(8.0), "dynamic": lambda: optim.DynamicLossScale(8.0, period=2)}
@@ -122,7 +123,7 @@ def test_a_scale_for_each_of_an_ensemble():
 def test_what_is_no_scale_is_refused(make, given):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         make(given)
-    assert str(raised.value) == f"a loss scale is a number above 0, and was given as {given!r}"
+    assert str(raised.value) == f"a loss scale is a number above 0, and was given as {describe(given)}"
 
 
 NOT_A_PERIOD = "period is the number of finite gradients after which the scale grows, 1 or more, and was given as "

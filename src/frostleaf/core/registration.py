@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import optree
 
+from .words import describe
+
 C = TypeVar("C", bound=type)
 
 NAMESPACE = "frostleaf"
@@ -35,6 +37,7 @@ def register_pytree_node(
             arrays.
 
     Raises:
+        TypeError: If ``cls`` is no class.
         ValueError: If the class is registered already, as each module class is.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -45,6 +48,8 @@ def register_pytree_node(
     >>> fl.tree.paths({"cache": Cache(mx.zeros(2), 2)})
     ['cache.keys']
     """
+    if not isinstance(cls, type):
+        raise TypeError(f"register_pytree_node takes a class, and was given {describe(cls)}")
     optree.register_pytree_node(cls, flatten_func, unflatten_func, namespace=NAMESPACE)
     return cls
 

@@ -55,7 +55,7 @@ def untie(module: N, places: Sequence[str]) -> N:
     for path in places:
         if path not in ties:
             tied = f"tied are {listed(map(repr, ties))}" if ties else "nothing in it is tied"
-            raise LookupError(f"{type(module).__name__} has no tie at {path!r}; {tied}")
+            raise LookupError(f"{type(module).__name__} has no tie at {describe(path)}; {tied}")
     untied = {*places} or ties.keys()
     return evolve(module, ties=tuple(tie for path, tie in ties.items() if path not in untied))
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 from ...core.containers import static_key
 from ...core.pickling import from_picklable, is_importable, to_picklable
 from ...core.structure import flat_of
-from ...core.words import class_name, function_name, keystr
+from ...core.words import class_name, describe, function_name, keystr
 from ..binding import unbind
 from ..context import context, override
 from ..wrapping import Wrapped
@@ -67,7 +67,7 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
 
     Raises:
         ValueError: If ``max_traces`` is not a positive integer.
-        TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable.
+        TypeError: If ``fn`` can't be called, or ``shapeless`` is no bool; on a call, if an argument is neither an array nor hashable.
         RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -77,9 +77,11 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     >>> scale({"a": mx.ones(2)}, 3), scale({"a": mx.zeros(2)}, 3), scale.trace_count
     ({'a': array([3, 3], dtype=float32)}, {'a': array([0, 0], dtype=float32)}, 1)
     """
+    if not isinstance(shapeless, bool):
+        raise TypeError(f"shapeless is True or False, and was given as {describe(shapeless)}")
     if max_traces is not None and (type(max_traces) is not int or max_traces < 1):
         needed = "the number of traces to keep, 1 or more, or None to keep all"
-        raise ValueError(f"max_traces is {needed}, and was {max_traces!r}")
+        raise ValueError(f"max_traces is {needed}, and was {describe(max_traces)}")
     if fn is None:
         return functools.partial(jit, shapeless=shapeless, max_traces=max_traces)
     return Jitted(fn, shapeless, max_traces)
