@@ -206,3 +206,36 @@ def test_what_an_optimizer_says_is_short(name: str) -> None:
             check(f"{what} as a state to adapt", lambda value=value: opt.adapt(value, given.model))
             check(f"{what} as gradients", lambda value=value: opt.update(given.model, value, opt.init(given.model)))
             check(f"{what} as a model", lambda value=value: opt.init(value))
+
+
+def ones(count: int, cls: Any = Layer) -> Model:
+    return Model([cls(mx.ones(1)) for _ in range(count)])
+
+
+def test_what_is_said_of_two_large_trees_is_short(tmp_path: Any) -> None:
+    model, fewer = ones(LAYERS), ones(LAYERS - 5)
+    named = Model({f"layer {index}": layer for index, layer in enumerate(model.layers)})
+    half = model.astype(mx.float16)
+    other = model.freeze().eval()
+    fl.save(tmp_path / "model", model)
+    weights = [(f"x.{path}", leaf) for path, leaf in zip(fl.tree.paths(model), fl.tree.leaves(model), strict=True)]
+    for tree in (fewer, named, half, other):
+        check("load", lambda tree=tree: fl.load(tmp_path / "model", tree))
+        check("map", lambda tree=tree: fl.tree.map(lambda *_: None, model, tree))
+        check("stack", lambda tree=tree: fl.tree.stack([model, tree]))
+        check("combine", lambda tree=tree: fl.tree.combine(model, tree))
+        check("update", lambda tree=tree: model.update(tree.parameters()))
+        check("load_weights", lambda tree=tree: tree.load_weights(weights))
+    with pytest.raises(ValueError, match="and 1,992 more"):
+        model.load_weights(weights)
+    with pytest.raises(ValueError, match=r"Missing 2000 parameters"):
+        model.load_weights([])
+    assert len(repr(fl.tree.diff(model, half)).splitlines()) == 100
+
+
+def test_the_error_for_unlike_trees_compares_no_values() -> None:
+    @traced
+    def test(given: Given) -> None:
+        one, other, *_ = given.model.layers
+        with pytest.raises(ValueError, match=r"not of the same structure as the first:\nlayers.0: mode 'train' -> 'eval'$"):
+            fl.tree.stack([Model([one]), Model([other.eval()])])

@@ -5,8 +5,8 @@ import pytest
 from optim.stacks import gradients_of, named
 
 import frostleaf as fl
-from frostleaf.core.words import describe
 from frostleaf import optim
+from frostleaf.core.words import describe
 from frostleaf.optim.optimizer import NOT_A_STATE, NOT_AN_OPTIMIZER, OTHER_STATE
 
 LAYER = fl.nn.Linear(3, 2, key=mx.random.key(0))

@@ -8,8 +8,8 @@ import mlx.optimizers
 import pytest
 
 import frostleaf as fl
-from frostleaf.core.words import describe
 from frostleaf import optim
+from frostleaf.core.words import describe
 
 GRADIENTS = {
     "of several shapes": {"a": mx.array([[3.0, -4.0]]), "b": mx.array(12.0), "c": mx.zeros((0,))},

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from laws.strategies import Snapshot, arrays_of, law, modules, parts, trees
 
 import frostleaf as fl
-from frostleaf.core.words import describe
 from frostleaf import optim
 from frostleaf.core.instance import metadata_of
+from frostleaf.core.words import describe
 from frostleaf.edits.freezing import trainable
 from frostleaf.optim.packing import KEEPS_MODE
 from frostleaf.tree.prefixes import flatten_up_to

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.core.words import describe
 from frostleaf import optim
+from frostleaf.core.words import describe
 
 SCALES = {"static": lambda: optim.StaticLossScale(8.0), "dynamic": lambda: optim.DynamicLossScale(8.0, period=2)}
 each_scale = pytest.mark.parametrize("make", SCALES.values(), ids=SCALES)

@@ -67,7 +67,7 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
 
     Raises:
         ValueError: If ``max_traces`` is not a positive integer.
-        TypeError: If ``fn`` can't be called, or ``shapeless`` is no bool; on a call, if an argument is neither an array nor hashable.
+        TypeError: If ``fn`` can't be called or ``shapeless`` is no bool; on a call, if an argument is no array and has no hash.
         RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
 
     >>> import frostleaf as fl, mlx.core as mx
