@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from twins import MODELS, Bag, Block, Norm, Stack, linear, outcome, same, subject
 
 import frostleaf as fl
+from frostleaf.edits.freezing import trainable as trainable_leaves
 
 KEYS = [
     None, "weight", "bias", "ws", "ws.0", "ws.1", "table", "table.a", "layers", "layers.0", "second", "running_mean",
@@ -213,3 +214,53 @@ def test_a_model_without_arrays_can_be_frozen(method: str) -> None:
 def test_the_arguments_of_freeze_are_given_by_name() -> None:
     with pytest.raises(TypeError, match="positional"):
         linear().freeze(True)
+
+
+class Table(fl.Module):
+    table: Any
+
+
+def arrays(*keys: Any) -> dict[Any, Any]:
+    return {key: mx.ones(1) for key in keys}
+
+
+DOTTED: list[tuple[Any, str, list[str]]] = [
+    (arrays("enc", "enc.attn"), "table.enc", ["enc"]),
+    (arrays("enc", "enc.attn"), "table.enc.attn", ["enc.attn"]),
+    ({"enc": arrays("a", "b"), "enc.attn": mx.ones(1)}, "table.enc", ["enc"]),
+    ({"enc": arrays("a", "b"), "enc.a.x": mx.ones(1)}, "table.enc.a", ["enc.a"]),
+    ({"enc": linear(), "enc.attn": linear()}, "table.enc", ["enc"]),
+    ({"enc": linear(), "enc.weight.x": mx.ones(1)}, "table.enc.weight", ["enc.weight"]),
+    (arrays("1", "10", "1.0", "1.1"), "table.1", ["1"]),
+    (arrays(1, 10, "1.5"), "table.1", ["1"]),
+    ([arrays("0", "0.0"), mx.ones(1)], "table.0.0", ["0.0"]),
+    (arrays("table", "weight", "table.weight"), "table.table", ["table"]),
+    ({"a": arrays("b.c", "b"), "a.b": mx.ones(1)}, "table.a.b.c", ["a.b.c"]),
+]
+
+
+@pytest.mark.parametrize(("table", "where", "expected"), DOTTED, ids=[f"{where} of {[*held]}" for held, where, _ in DOTTED])
+def test_keys_with_dots_do_not_freeze_their_neighbours(table: Any, where: str, expected: list[str]) -> None:
+    model = Table(table)
+    every = fl.tree.paths(model)
+    chosen = {path for path in every if path in fl.tree.paths(fl.tree.filter(model, where))}
+    assert chosen
+    assert chosen < {*every}
+    one, others = model.with_frozen(where), model.freeze().with_frozen(where, frozen=False)
+    assert trained(one) == {*every} - chosen
+    assert trained(others) == chosen
+    assert {*fl.tree.paths(one.trainable_parameters())} == {*every} - chosen
+    assert {*fl.tree.paths(others.trainable_parameters())} == chosen
+    assert repr(one).count("❄") == len(chosen)
+
+
+def trained(model: Any) -> set[str]:
+    return {path for path, trains in zip(fl.tree.paths(model), trainable_leaves(model), strict=True) if trains}
+
+
+def test_places_of_one_dotted_name_can_not_be_frozen_apart() -> None:
+    model = Table({"enc": arrays("a", "b"), "enc.a": mx.ones(1)})
+    with pytest.raises(ValueError, match=r"Table has two places of the name 'table\.enc\.a'.*rename a key"):
+        model.with_frozen("table.enc")
+    assert trained(model.with_frozen("table.enc.a")) == {"table.enc.b"}
+    assert trained(model.freeze(keys="table.enc.a")) == {"table.enc.b"}

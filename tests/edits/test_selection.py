@@ -11,6 +11,7 @@ from shown import shown
 
 import frostleaf as fl
 from frostleaf.edits.selection import Selection
+from frostleaf.tree import selecting, walk
 
 
 class Linear(fl.Module):
@@ -218,6 +219,102 @@ def test_a_predicate_is_asked_about_arrays_only_with_their_paths() -> None:
     NET.at(lambda path, array: asked.append((path, array)) or True).paths()
     assert [path for path, _ in asked] == ARRAYS
     assert all(isinstance(array, mx.array) for _, array in asked)
+
+
+def test_each_of_several_predicates_is_asked_about_each_array_once() -> None:
+    asked: list[tuple[int, str]] = []
+
+    def predicate(number: int, answer: Any) -> Any:
+        return lambda path, array: asked.append((number, path)) or answer(path)
+
+    first, second = predicate(1, lambda path: path == "seen"), predicate(2, lambda path: path == "layers.0.weight")
+    NET.at(["layers", first, second, "table.b"]).get()
+    assert len(asked) == len(set(asked))
+    assert {path for number, path in asked if number == 1} == {*ARRAYS}
+
+
+# Costs, counted in nodes that are opened
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, function: Any) -> int:
+    count = 0
+
+    def counting(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        return level(*args)
+
+    level = walk.field_level
+    with monkeypatch.context() as patch:
+        patch.setattr(walk, "field_level", counting)
+        patch.setattr(selecting, "field_level", counting)
+        function()
+    return count
+
+
+MANY = Net([linear() for _ in range(100)], {"a": linear(), "a.b": linear(), 3: linear()}, None)
+
+
+@pytest.mark.parametrize(
+    ("where", "most"), [("layers.50.weight", 3), ("layers", 1), ("table.a.b", 4), ("table.a.b.bias", 4), ("table.3.weight", 3)]
+)
+def test_a_path_is_followed(monkeypatch: pytest.MonkeyPatch, where: str, most: int) -> None:
+    assert opened(monkeypatch, MANY.at(where).get) <= most
+
+
+USES = {
+    **{name: getattr(Selection, name) for name in ("get", "freeze", "unfreeze", "paths")},
+    "set": lambda selection: selection.set(mx.ones((2, 2))),
+    "astype": lambda selection: selection.astype(mx.float16),
+    "with_frozen": lambda selection: selection._tree.with_frozen(selection._where),
+    "partition": lambda selection: fl.tree.partition(selection._tree, selection._where),
+    "filter": lambda selection: fl.tree.filter(selection._tree, selection._where),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_many_paths_are_found_in_one_walk(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
+    def work(size: int) -> int:
+        model = Net([linear() for _ in range(size)], {}, None)
+        paths = [f"layers.{number}.weight" for number in range(size)]
+        return opened(monkeypatch, lambda: USES[use](model.at(paths)))
+
+    few, many = work(10), work(80)
+    assert many <= 8 * few
+
+
+@pytest.mark.parametrize("where", [["layers", "layers.0", "nope"], [Linear, "layers.0.wieght", "seen"], ["**", ["layers.x"]]])
+def test_one_that_selects_nothing_is_named_among_others(where: Any) -> None:
+    wrong = {"nope", "layers.0.wieght", "layers.x"}
+    with pytest.raises(LookupError, match="|".join(wrong)) as caught:
+        NET.at(where).get()
+    assert not any(repr(each) in str(caught.value).split(" selects")[0] for each in ("layers", "seen", "**"))
+
+
+@pytest.mark.parametrize(
+    ("table", "where"),
+    [
+        ({"a": {"b": 1, "b.c": 2}, "a.b": {"c": 3}, "a.b.c": 4}, "table.a.b.c"),
+        ({"a": {"b": 1}, "a.b": 2}, "table.a.b"),
+        ({0: [1, 2], "0": [3], "0.1": 4}, "table.0.1"),
+        ({"": {"": 1}, ".": 2}, "table.."),
+        ({"": 1}, "table."),
+    ],
+    ids=shown,
+)
+def test_following_a_path_finds_what_a_walk_finds(table: Any, where: str) -> None:
+    model = Net([], table, None)
+    followed, walked = model.at(where), model.at([where])
+    assert followed.paths() == walked.paths() != []
+    assert list(followed) == list(walked)
+
+
+def test_a_tied_place_is_followed_to_its_source() -> None:
+    model = Net([linear(), linear()], {}, None).tie({"layers.1.weight": "layers.0.weight"})
+    for where in ("layers.1.weight", ["layers.1.weight", "seen"]):
+        with pytest.raises(LookupError, match=r"'layers\.1\.weight' is tied to 'layers\.0\.weight': select that"):
+            model.at(where).get()
+    assert model.at("layers.1").get() is model.layers[1]
 
 
 # Errors

@@ -351,3 +351,18 @@ def test_a_checkpoint_that_can_not_be_removed_is_no_failed_save_and_is_removed_l
             assert checkpoints.steps() == [1, 3]
         checkpoints.save(4, {"w": mx.array(4)})
         assert checkpoints.steps() == [4]
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint of step")
+def test_many_damaged_checkpoints_are_each_read_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    load_metadata = module.load_metadata
+    monkeypatch.setattr(module, "load_metadata", lambda path: read.append(path) or load_metadata(path))
+    for step in range(50):
+        (tmp_path / f"step-{step:08d}.safetensors").write_bytes(b"damaged")
+    with pytest.raises(fl.CheckpointError, match=r"no checkpoint that can be restored") as caught:
+        fl.Checkpointer(tmp_path).restore({"w": mx.zeros(1)})
+    assert len(read) <= 2 * 50
+    assert str(caught.value).endswith(" and 42 more")
+    fl.save(tmp_path / "step-00000003.safetensors", {"w": mx.ones(1)})
+    assert fl.Checkpointer(tmp_path).restore({"w": mx.zeros(1)})[0] == 3

@@ -8,6 +8,7 @@ import pytest
 from cases import CASES
 
 import frostleaf as fl
+from frostleaf.core.words import describe
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 each_dtype = pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=lambda dtype: str(dtype)[9:])
@@ -125,7 +126,7 @@ def test_the_default_dtype_ends_with_an_exception():
 def test_a_default_dtype_that_does_not_suit(dtype):
     with pytest.raises(TypeError) as raised, fl.default_dtype(dtype):
         pass
-    message = f"a layer can't be made in dtype {dtype!r}. Give a floating-point mx.Dtype, such as mx.bfloat16."
+    message = f"a layer can't be made in dtype {describe(dtype)}. Give a floating-point mx.Dtype, such as mx.bfloat16."
     assert str(raised.value) == message
 
 

@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import frostleaf as fl
+from frostleaf.core.words import describe
 
 MODES = ["affine", "mxfp4", "nvfp4", "mxfp8"]
 each_mode = pytest.mark.parametrize("mode", MODES)
@@ -366,7 +367,9 @@ def test_input_that_does_not_fit(call, shape, takes):
 )
 def test_what_a_layer_is_not_made_of(make, layer):
     cls = make.__self__.__name__
-    message = f"{cls} is made of a frostleaf module that has a floating-point weight of two axes, and was given {layer!r}"
+    message = (
+        f"{cls} is made of a frostleaf module that has a floating-point weight of two axes, and was given {describe(layer)}"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         make(layer)
     with pytest.raises(ValueError, match="QuantizedEmbedding is made of"):

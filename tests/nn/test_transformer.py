@@ -137,7 +137,9 @@ def test_an_error_of_ones_own_is_left_as_it_is():
 @pytest.mark.parametrize("make", [make for make, _ in COMPOSED.values()], ids=COMPOSED)
 def test_an_activation_that_is_no_function(make, value):
     before = generator()
-    with pytest.raises(TypeError, match=re.escape(f"takes a function or a module as activation, and was given {value!r}")):
+    with pytest.raises(
+        TypeError, match=re.escape(f"takes a function or a module as activation, and was given {describe(value)}")
+    ):
         make(activation=value, key=KEY)
     assert generator() == before
 

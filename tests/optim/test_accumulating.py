@@ -6,6 +6,7 @@ from optim.stacks import gradients_of
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.core.words import describe
 from frostleaf.optim.accumulating import AccumulateState
 from frostleaf.optim.optimizer import NOT_A_STATE, NOT_AN_OPTIMIZER, OTHER_STATE
 
@@ -129,7 +130,9 @@ def test_what_was_summed_is_carried_over_for_what_is_still_trained():
 def test_what_is_no_number_of_batches_is_refused(given):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         optim.accumulate(optim.SGD(0.1), given)
-    assert str(raised.value) == f"accumulate takes the number of batches for each step, 1 or more, and was given {given!r}"
+    assert (
+        str(raised.value) == f"accumulate takes the number of batches for each step, 1 or more, and was given {describe(given)}"
+    )
 
 
 @pytest.mark.parametrize(("given", "shown"), [(None, "None"), (optim.Adam, "Adam"), (2, "2")])

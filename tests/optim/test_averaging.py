@@ -6,6 +6,7 @@ from optim.stacks import gradients_of, named
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.core.words import describe
 from frostleaf.optim.optimizer import NOT_A_STATE, NOT_AN_OPTIMIZER, OTHER_STATE
 
 LAYER = fl.nn.Linear(3, 2, key=mx.random.key(0))
@@ -93,7 +94,7 @@ def test_the_average_of_a_packed_model_is_a_packed_model():
 def test_what_is_no_decay_is_refused(given):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         optim.ema(optim.SGD(0.1), given)
-    assert str(raised.value) == f"ema takes a decay from 0 to 1, and was given {given!r}"
+    assert str(raised.value) == f"ema takes a decay from 0 to 1, and was given {describe(given)}"
 
 
 @pytest.mark.parametrize(("given", "shown"), [(None, "None"), (optim.Adam, "Adam"), (0.9, "0.9")])

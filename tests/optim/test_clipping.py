@@ -9,6 +9,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.core.words import describe
 
 GRADIENTS = {
     "of several shapes": {"a": mx.array([[3.0, -4.0]]), "b": mx.array(12.0), "c": mx.zeros((0,))},
@@ -54,7 +55,7 @@ def test_what_is_no_limit_is_refused(function, given):
     name = "max_norm" if function is optim.clip_by_global_norm else "max_value"
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         function(given)
-    assert str(raised.value) == f"{name} of {function.__name__} is a number, 0 or more, and was given as {given!r}"
+    assert str(raised.value) == f"{name} of {function.__name__} is a number, 0 or more, and was given as {describe(given)}"
 
 
 @pytest.mark.parametrize(

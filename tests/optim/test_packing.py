@@ -13,6 +13,7 @@ from laws.strategies import Snapshot, arrays_of, law, modules, parts, trees
 import frostleaf as fl
 from frostleaf import optim
 from frostleaf.core.instance import metadata_of
+from frostleaf.core.words import describe
 from frostleaf.edits.freezing import trainable
 from frostleaf.optim.packing import KEEPS_MODE
 from frostleaf.tree.prefixes import flatten_up_to
@@ -220,7 +221,8 @@ def test_what_is_no_number_of_elements_is_refused(tree, given):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         optim.pack(tree, given)
     assert (
-        str(raised.value) == f"max_size is the number of elements up to which an array is packed, 0 or more, and was {given!r}"
+        str(raised.value)
+        == f"max_size is the number of elements up to which an array is packed, 0 or more, and was {describe(given)}"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.core.words import describe
 
 SCALES = {"static": lambda: optim.StaticLossScale(8.0), "dynamic": lambda: optim.DynamicLossScale(8.0, period=2)}
 each_scale = pytest.mark.parametrize("make", SCALES.values(), ids=SCALES)
@@ -127,7 +128,7 @@ def test_a_scale_for_each_of_an_ensemble():
 def test_what_is_no_scale_is_refused(make, given):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         make(given)
-    assert str(raised.value) == f"a loss scale is a number above 0, and was given as {given!r}"
+    assert str(raised.value) == f"a loss scale is a number above 0, and was given as {describe(given)}"
 
 
 NOT_A_PERIOD = "period is the number of finite gradients after which the scale grows, 1 or more, and was given as "

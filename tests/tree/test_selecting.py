@@ -77,3 +77,31 @@ def test_the_root_has_no_name() -> None:
 def test_numbers_in_a_path_are_names() -> None:
     assert matcher("a.0")(("a", 0), ARRAY)
     assert not matcher("a.0")(("a", 1), ARRAY)
+
+
+ADVERSE = ["*a*a*a*a*a*a*a*a*b", "?".join("*" * 30) + "b", "a*" * 40 + "b"]
+
+
+@pytest.mark.parametrize("glob", ADVERSE)
+def test_the_stars_of_a_glob_are_never_tried_in_all_ways(glob: str) -> None:
+    matches = matcher(f"layers.{glob}")
+    assert not matches(("layers", "a" * 200), ARRAY)
+    assert matches(("layers", "a" * 200 + "b"), ARRAY)
+
+
+def test_the_double_stars_of_a_glob_are_never_tried_in_all_ways() -> None:
+    matches = matcher(".".join(["**.a"] * 30) + ".**.b")
+    assert not matches(("a",) * 200, ARRAY)
+    assert matches((*("a",) * 200, "b"), ARRAY)
+
+
+@pytest.mark.parametrize(
+    ("glob", "name", "expected"),
+    [
+        ("[ab]*", "[ab]c", True), ("[ab]*", "a", False), ("[!a]?", "[!a]x", True), ("(*", "(x", True), ("*\n?", "a\nb", True),
+        ("*", "a\nb", True), ("a?", "A?", False), ("?*", "", False), ("*", "", True), ("a**b", "axyb", True),
+        ("*|*", "a|b", True),
+    ],
+)  # fmt: skip
+def test_only_stars_and_question_marks_are_special_in_a_glob(glob: str, name: str, expected: bool) -> None:
+    assert matcher(f"d.{glob}")(("d", name), ARRAY) is expected

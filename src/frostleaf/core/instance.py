@@ -14,7 +14,7 @@ import optree
 from .containers import freeze_containers, static_key
 from .pickling import from_picklable, to_picklable
 from .registration import NAMESPACE
-from .words import Path, describe
+from .words import Path, describe, keystr
 
 I = TypeVar("I", bound="Instance")  # noqa: E741
 # A module's ties: the path of each tied place, and the path of its source.
@@ -43,9 +43,9 @@ class Metadata:
         self._key = (training, frozen, ties, self.static_key)
         self._hash = hash(self._key)
 
-    def freezes(self, name: str) -> bool:
-        """Return whether a dotted name is frozen: it is one of the frozen names, or below one."""
-        return bool(self.frozen) and any(each in self.frozen for each in names_above(name))
+    def freezes(self, path: Path) -> bool:
+        """Return whether what stands at a path in the module is frozen: its name is, or that of what holds it."""
+        return bool(self.frozen) and any(name in self.frozen for name in names_above(path))
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
@@ -244,11 +244,9 @@ def field_values(node: Instance) -> dict[str, Any]:
     return {name: values[name] for name in node.__frostleaf__.fields}
 
 
-def names_above(name: str) -> Iterator[str]:
-    """Yield a dotted name and the names of all that it is inside of: ``"a.b"``, ``"a"``."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
+def names_above(path: Path) -> Iterator[str]:
+    """Yield the dotted name of a path, and of each shorter one that leads to it: a dot in a key is no step."""
+    return (keystr(path[:length]) for length in range(len(path), 0, -1))
 
 
 @describe.register

@@ -39,7 +39,8 @@ def register_pytree_node(
         unflatten_func: Makes an instance from metadata and children. It must not check the children, which need not be arrays.
 
     Raises:
-        ValueError: If the class is registered already, as every module class is.
+        TypeError: If ``cls`` is no class.
+        ValueError: If the class is registered already, as each module class is.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> class Cache:
@@ -49,6 +50,8 @@ def register_pytree_node(
     >>> fl.tree.paths({"cache": Cache(mx.zeros(2), 2)})
     ['cache.keys']
     """
+    if not isinstance(cls, type):
+        raise TypeError(f"register_pytree_node takes a class, and was given {describe(cls)}")
     optree.register_pytree_node(cls, flatten_func, unflatten_func, namespace=NAMESPACE)
     return cls
 

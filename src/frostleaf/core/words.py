@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import functools
+import gc
 import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 _LONGEST = 80
 _FIRST = 8
+_MOST = 200
 _BRACKETS: dict[type, tuple[str, str]] = {
     tuple: ("(", ")"),
     list: ("[", "]"),
@@ -50,8 +52,24 @@ def describe(value: Any, depth: int = 2) -> str:
         # Each of MLX's schedules is called "schedule", so a closure goes by the name of the function that made it.
         *makers, own = name.split(".<locals>.")
         return f"{makers[-1]}(...)" if makers and own != "<lambda>" and getattr(value, "__closure__", None) else own
-    text = repr(value)
+    try:
+        text = f"{type(value).__name__}(...)" if _is_large(value) else repr(value)
+    except Exception:  # of a class whose way to show itself fails
+        text = " at 0x"
     return f"{type(value).__name__}(...)" if " at 0x" in text else _shortened(text)
+
+
+def _is_large(value: Any) -> bool:
+    """Return whether the ``repr`` of a value might print an array, and evaluate it, or print hundreds of things."""
+    seen: dict[int, Any] = {}
+    waiting = [value]
+    for each in waiting:
+        if isinstance(each, mx.array) or len(seen) == _MOST:
+            return True
+        if id(each) not in seen and not isinstance(each, type | ModuleType | FunctionType):
+            seen[id(each)] = each
+            waiting += gc.get_referents(each)
+    return False
 
 
 @describe.register
@@ -67,7 +85,7 @@ def _(value: type, depth: int = 2) -> str:
 @describe.register
 def _(value: functools.partial, depth: int = 2) -> str:  # type: ignore[type-arg]
     named = [f"{name}={describe(each)}" for name, each in value.keywords.items()]
-    return f"partial({', '.join([*map(describe, (value.func, *value.args)), *named])})"
+    return _shortened(f"partial({', '.join([*map(describe, (value.func, *value.args)), *named])})")
 
 
 @describe.register(tuple)
@@ -117,6 +135,17 @@ def function_name(function: Callable[..., Any]) -> str:
 def class_name(value: Any) -> str:
     """Return the qualified name of a value's class: ``"numpy.ndarray"``."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def listed(texts: Iterable[str], most: int = _FIRST, separator: str = ", ") -> str:
+    """Return the first texts of many for a message, and how many there are beyond them.
+
+    >>> listed(map(str, range(100)), most=3)
+    '0, 1, 2 and 97 more'
+    """
+    every = list(texts)
+    shown = separator.join(every[:most])
+    return f"{shown} and {len(every) - most:,} more" if len(every) > most else shown
 
 
 def with_article(noun: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
 from ..core.shapes import LEAF
-from ..core.words import describe, keystr
+from ..core.words import Path, describe, keystr
 
 WIDTH = 100
 FROZEN_MARK = "❄"
@@ -22,39 +22,36 @@ def text(node: Node) -> str:
     or ``train``, and so is a whole model in evaluation mode. A tied place shows an arrow and the path of its source in the
     module that has the tie. A node that fits on one line takes one.
     """
-    return _text(node, None, "", True, {})
+    return _text(node, None, (), 0, True, {})
 
 
-def _text(value: Any, owner: Node | None, name: str, training: bool, tied: dict[str, str]) -> str:
-    """Return the text of a value that ``owner`` holds under ``name``, inside a module in the given mode.
+def _text(value: Any, owner: Node | None, path: Path, start: int, training: bool, tied: dict[Path, str]) -> str:
+    """Return the text of a value that stands at a path in ``owner``, inside something in the given mode.
 
-    ``tied`` maps each tied place in ``owner`` to its source.
+    The path is that from the root, and in ``owner`` it is what begins at ``start``. ``tied`` has the source of each tied place.
     """
-    if name in tied:
-        return TIED_MARK + tied[name]
+    if path in tied:
+        return TIED_MARK + tied[path]
     if isinstance(value, LEAF):
-        mark = FROZEN_MARK if owner is not None and metadata_of(owner).freezes(name) else ""
+        mark = FROZEN_MARK if owner is not None and metadata_of(owner).freezes(path[start:]) else ""
         return mark + describe(value)
     if isinstance(value, Node):
         if not is_finished(value):
             return f"{type(value).__name__}(<being built>)"
         mode = metadata_of(value).training
         mark = "" if mode == training else "[train]" if mode else "[eval]"
-        inside = {keystr(target): keystr(source) for target, source in metadata_of(value).ties}
-        if tied:
-            above = f"{name}."
-            inside |= {target.removeprefix(above): source for target, source in tied.items() if target.startswith(above)}
+        tied.update(((*path, *target), keystr(source)) for target, source in metadata_of(value).ties)
         fields = value._shown_fields() if hasattr(value, "_shown_fields") else field_values(value).items()
-        texts = [(field, _text(child, value, field, mode, inside)) for field, child in fields]
+        texts = [(field, _text(child, value, (*path, field), len(path), mode, tied)) for field, child in fields]
         parts = [f"{field}={shown}" if field.isidentifier() else f"{field}{shown}" for field, shown in texts]
         return _bracketed(f"{type(value).__name__}{mark}(", parts, ")")
     if isinstance(value, tuple | list):
-        parts = [_text(child, owner, f"{name}.{index}", training, tied) for index, child in enumerate(value)]
+        parts = [_text(child, owner, (*path, index), start, training, tied) for index, child in enumerate(value)]
         if isinstance(value, list):
             return _bracketed("[", parts, "]")
         return _bracketed("(", parts, ",)" if len(parts) == 1 else ")")
     if isinstance(value, Mapping):
-        parts = [f"{key!r}: {_text(child, owner, f'{name}.{key}', training, tied)}" for key, child in value.items()]
+        parts = [f"{key!r}: {_text(child, owner, (*path, key), start, training, tied)}" for key, child in value.items()]
         return _bracketed("{", parts, "}")
     return describe(value)
 

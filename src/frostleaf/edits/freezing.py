@@ -6,7 +6,7 @@ name covers everything below it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from ..core.levels import tree_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
-from ..tree.selecting import Where, mask
+from ..tree.selecting import mask_of
 from ..tree.walk import Descend, rewrite
 from .views import items, named_modules
 
@@ -31,18 +31,21 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
     """Freeze or unfreeze fields by MLX's rules. See :meth:`Module.freeze`."""
     if isinstance(module, Node) and postpone(module, lambda finished: freeze(finished, recurse, keys, strict, frozen)):
         return module
-    names = None if keys is None else [keys] if isinstance(keys, str) else list(keys)
+    names = None if keys is None else frozenset([keys] if isinstance(keys, str) else keys)
     if strict and names is not None:
         _require(module, names, recurse)
+    by_field: dict[str, list[str]] = {}
+    for name in names or ():
+        by_field.setdefault(name.split(".")[0], []).append(name)
 
     def marked(node: Node) -> Node:
         before = metadata_of(node).frozen
         if not frozen:
-            return evolve(node, frozen=frozenset() if names is None else before.difference(names))
+            return evolve(node, frozen=frozenset() if names is None else before - names)
         wanted = (
             _own_parameters(node)
             if names is None
-            else [name for name in names if name.split(".")[0] in node.__frostleaf__.children]
+            else [name for field in node.__frostleaf__.children for name in by_field.get(field, ())]
         )
         return evolve(node, frozen=before.union(wanted))
 
@@ -55,9 +58,9 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
     return rewrite(module, leave=leave)  # type: ignore[no-any-return]
 
 
-def with_frozen(tree: T, where: Where, frozen: bool) -> T:
-    """Freeze the selected parameters, or make them trainable."""
-    chosen = mask(tree, where)
+def with_frozen(tree: T, selected: Collection[Path], frozen: bool) -> T:
+    """Freeze the parameters at and below some paths, or make them trainable, and leave the others as they are."""
+    chosen = mask_of(tree, selected)
     wanted = [frozen if pick and parameter else now for pick, (parameter, now) in zip(chosen, _status(tree), strict=True)]
     return _with_status(tree, iter(wanted))  # type: ignore[no-any-return]
 
@@ -82,7 +85,7 @@ def _status(value: Any, parameter: bool = True, frozen: bool = False) -> Iterato
         for name, (path, part) in _own(value):
             field = value.__frostleaf__.fields[name]
             trains = parameter and fields.kind(field) == "parameter" and not name.startswith("_")
-            yield from _status(part, trains, frozen or metadata.freezes(keystr(path)))
+            yield from _status(part, trains, frozen or metadata.freezes(path))
     else:
         here = tree_level(value)
         for child in here.children if here else ():
@@ -101,18 +104,24 @@ def _with_status(tree: Any, wanted: Iterator[bool]) -> Any:
     return rewrite(tree, enter)
 
 
+_SAME_NAME = (
+    "{cls} has two places of the name {name!r}, so that one can't be frozen without the other: rename a key of the dict that "
+    "holds one of them"
+)
+
+
 def _node_with_status(node: Node, wanted: Iterator[bool]) -> Node:
     before = metadata_of(node).frozen
     wants = {path: list(islice(wanted, len(flat_of(value).leaves))) for _, (path, value) in _own(node)}
-    # A name may stay if everything that it covers is to be frozen. If one goes, what it covered gets names of its own.
-    goes = {name for path, want in wants.items() if not all(want) for name in names_above(keystr(path)) if name in before}
+    # A name may stay if all that it covers is to be frozen; where one goes, what it covered is named piece by piece.
+    goes = {name for path, want in wants.items() if not all(want) for name in names_above(path) if name in before}
     stays = before - goes
     added: set[str] = set()
 
     def enter(path: Path, value: Any) -> Any:
         if path not in wants:
             return Descend
-        if not stays.intersection(names_above(keystr(path))):
+        if not stays.intersection(names_above(path)):
             if isinstance(value, Node):
                 return _node_with_status(value, iter(wants[path]))
             if all(wants[path]):
@@ -120,6 +129,9 @@ def _node_with_status(node: Node, wanted: Iterator[bool]) -> Node:
         return value
 
     changes = {name: rewrite(child, enter, path=(name,)) for name, child in children_of(node).items()}
+    for path, want in wants.items():
+        if not all(want) and (name := keystr(path)) in added:
+            raise ValueError(_SAME_NAME.format(cls=type(node).__name__, name=name))
     return evolve(node, changes, frozen=frozenset(stays | added), convert=False)
 
 
@@ -146,9 +158,10 @@ def _own_parameters(node: Node) -> list[str]:
     ]
 
 
-def _require(module: Any, names: list[str], recurse: bool) -> None:
+def _require(module: Any, names: Iterable[str], recurse: bool) -> None:
     holders = [node for _, node in named_modules(module)] if recurse else [module]
+    there = {name for node in holders for name, _ in items(node)}
     for name in names:
-        if not any(name in dict(items(node)) for node in holders):
+        if name not in there:
             cls = type(module).__name__
             raise KeyError(f"no module in this {cls} has a field {name!r} that holds an array, a module or a container")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import mlx.core as mx
 from ..core.dropped import returns_copy
 from ..core.levels import replace_at
 from ..core.words import Path, describe, keystr
-from ..tree.selecting import Where, is_path, matcher, require_selected, select
+from ..tree.selecting import Found, Where, is_path, matcher, require_found, search
 from ..tree.walk import checked_level, field_level
 from .casting import Predicate, astype, is_floating
 from .freezing import with_frozen
@@ -124,8 +125,7 @@ class Selection(Generic[T]):
         >>> fl.nn.Linear(2, 2).at("weight").freeze()
         Linear(weight=❄f32[2,2], bias=f32[2])
         """
-        self._required()
-        return with_frozen(self._tree, self._where, True)
+        return with_frozen(self._tree, self._required(), True)
 
     @returns_copy("model = model.at(...).{name}(...)")
     def unfreeze(self) -> T:
@@ -138,25 +138,25 @@ class Selection(Generic[T]):
         >>> fl.nn.Linear(2, 2).freeze().at("bias").unfreeze()
         Linear(weight=❄f32[2,2], bias=f32[2])
         """
-        self._required()
-        return with_frozen(self._tree, self._where, False)
+        return with_frozen(self._tree, self._required(), False)
 
     def __len__(self) -> int:
-        return len(self._selected)
+        return len(self._found.values)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return iter([(keystr(path), value) for path, value in self._selected.items()])
+        return iter([(keystr(path), value) for path, value in self._found.values.items()])
 
     def __repr__(self) -> str:
-        shown = [f"{keystr(path) or '(root)'} {describe(value)}" for path, value in [*self._selected.items()][:_SHOWN]]
+        first = islice(self._found.values.items(), _SHOWN)
+        shown = [f"{keystr(path) or '(root)'} {describe(value)}" for path, value in first]
         more = ["..."] * (len(self) > _SHOWN)
         values = ": " * bool(shown) + ", ".join(shown + more)
         return f"Selection of {len(self) or 'nothing'} in {type(self._tree).__name__}{values}"
 
     @cached_property
-    def _selected(self) -> dict[Path, Any]:
-        return select(self._tree, self._where)
+    def _found(self) -> Found:
+        return search(self._tree, self._where)
 
     def _required(self) -> dict[Path, Any]:
-        require_selected(self._tree, self._where, self._selected)
-        return self._selected
+        require_found(self._tree, self._found)
+        return self._found.values

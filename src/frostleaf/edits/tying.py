@@ -9,7 +9,7 @@ from ..core.construction import evolve, postpone
 from ..core.definition import Node
 from ..core.instance import metadata_of
 from ..core.structure import flat_of
-from ..core.words import Path, describe, keystr, nearest_paths
+from ..core.words import Path, describe, keystr, listed, nearest_paths
 from ..tree.walk import tied_places
 
 N = TypeVar("N", bound=Node)
@@ -56,9 +56,10 @@ def untie(module: N, places: Sequence[str]) -> N:
     ties = {keystr(target): (target, source) for target, source in metadata_of(module).ties}
     for path in places:
         if path not in ties:
-            tied = f"tied are {', '.join(map(repr, ties))}" if ties else "nothing in it is tied"
-            raise LookupError(f"{type(module).__name__} has no tie at {path!r}; {tied}")
-    return evolve(module, ties=tuple(tie for path, tie in ties.items() if places and path not in places))
+            tied = f"tied are {listed(map(repr, ties))}" if ties else "nothing in it is tied"
+            raise LookupError(f"{type(module).__name__} has no tie at {describe(path)}; {tied}")
+    untied = {*places} or ties.keys()
+    return evolve(module, ties=tuple(tie for path, tie in ties.items() if path not in untied))
 
 
 def _refuse_chains(cls: str, ties: Sequence[tuple[Path, Path]]) -> None:

@@ -12,7 +12,7 @@ from ..core.definition import Node
 from ..core.instance import children_of, metadata_of
 from ..core.levels import tree_level
 from ..core.shapes import LEAF
-from ..core.words import Path
+from ..core.words import Path, keystr
 from ..tree.walk import ties_in
 
 Filter = Callable[[Any, str, Any], bool]
@@ -77,7 +77,20 @@ def trainable_parameter(module: Any, key: str, value: Any) -> bool:
     ['weight', 'bias']
     """
     field = module.__frostleaf__.fields[key.split(".")[0]]
-    return valid_parameter(module, key, value) and fields.kind(field) == "parameter" and not metadata_of(module).freezes(key)
+    path = key.path if isinstance(key, _Key) else tuple(key.split("."))
+    return valid_parameter(module, key, value) and fields.kind(field) == "parameter" and not metadata_of(module).freezes(path)
+
+
+class _Key(str):
+    """A key as MLX writes it, ``"layers.0"``, that knows its path: a dot may be in the key of a dict."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, path: Path) -> _Key:
+        key = cls(keystr(path))
+        key.path = path
+        return key
 
 
 def filter_and_map(
@@ -99,23 +112,23 @@ def filter_and_map(
         tied.update(ties_in(node, path))
         values = [(name, _as_mlx(getattr(node, name))) for name, _ in _contents(node)]
         return {
-            name: shown(node, name, value, (*path, name))
+            name: shown(node, _Key.of((name,)), value, (*path, name))
             for name, value in values
             if (*path, name) not in tied and filter_fn(node, name, value)
         }
 
-    def shown(owner: Node, key: str, value: Any, path: Path) -> Any:
+    def shown(owner: Node, key: _Key, value: Any, path: Path) -> Any:
         if is_leaf_fn(owner, key, value):
             return map_fn(value)
         if isinstance(value, Node):
             return inside(value, path)
         if isinstance(value, dict):
-            return {name: element(owner, f"{key}.{name}", child, (*path, name)) for name, child in value.items()}
+            return {name: element(owner, _Key.of((*key.path, name)), child, (*path, name)) for name, child in value.items()}
         if isinstance(value, list):
-            return [element(owner, f"{key}.{index}", child, (*path, index)) for index, child in enumerate(value)]
+            return [element(owner, _Key.of((*key.path, index)), child, (*path, index)) for index, child in enumerate(value)]
         raise RuntimeError(f"is_leaf_fn says that {key!r} is not a leaf, and {type(value).__name__} can't be looked into")
 
-    def element(owner: Node, key: str, value: Any, path: Path) -> Any:
+    def element(owner: Node, key: _Key, value: Any, path: Path) -> Any:
         return shown(owner, key, value, path) if path not in tied and filter_fn(owner, key, value) else {}
 
     return inside(module, ())

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, TypeVar
 
+from ..core.words import describe, listed
 from .atomic import remove_temporaries
 from .directory_lock import DirectoryLock
 from .safetensors import CheckpointError
@@ -100,7 +101,7 @@ class Checkpointer:
         self._keep = keep if keep is None else _whole("keep", keep, 1)
         self._every = _whole("every", every, 1)
         if mode not in ("min", "max"):
-            raise ValueError(f"mode is 'min' or 'max', and was given as {mode!r}")
+            raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
         self._best, self._mode = best, mode
         # It stays the same when a link to it or the current directory changes.
         self._directory = os.path.realpath(directory)
@@ -311,29 +312,26 @@ class Checkpointer:
 
     def _restore_latest(self, like: T) -> tuple[int, T]:
         reasons: dict[int, str] = {}
-        while True:
-            # Read again each time: others may save and prune in the meantime.
-            infos = {step: info for step, info in self._infos().items() if step not in reasons}
-            if not infos:
-                break
-            step = max(infos, key=lambda step: (infos[step].time, step))
-            try:
-                return step, load(self._file(step), like)
-            except FileNotFoundError:
-                reasons[step] = "it was removed while it was to be read"
-            except OtherStructureError:
-                raise
-            except (CheckpointError, OSError) as error:
-                reasons[step] = str(error)
-                warnings.warn(f"the checkpoint of step {step} is passed over: {error}", RuntimeWarning, stacklevel=3)
+        while infos := {step: info for step, info in self._infos().items() if step not in reasons}:
+            for _, step in sorted(((info.time, step) for step, info in infos.items()), reverse=True):
+                try:
+                    return step, load(self._file(step), like)
+                except FileNotFoundError:
+                    reasons[step] = "it was removed while it was to be read"
+                    break  # others save and prune: what is there now?
+                except OtherStructureError:
+                    raise
+                except (CheckpointError, OSError) as error:
+                    reasons[step] = str(error)
+                    warnings.warn(f"the checkpoint of step {step} is passed over: {error}", RuntimeWarning, stacklevel=3)
         if reasons:
-            lines = "\n".join(reasons.values())
+            lines = listed(reasons.values(), separator="\n")
             raise CheckpointError(f"{self._directory} has no checkpoint that can be restored:\n{lines}")
         self._no_checkpoint()
 
     def _no_checkpoint(self, step: int | None = None) -> NoReturn:
         which = "" if step is None else f" of step {step}"
-        steps = ", ".join(map(str, self._steps())) or "none at all"
+        steps = listed(map(str, self._steps())) or "none at all"
         raise NoCheckpointError(f"{self._directory} has no checkpoint{which}; it has {steps}") from None
 
     def _best_of(self, infos: Mapping[int, _CheckpointInfo]) -> int | None:
@@ -372,7 +370,7 @@ def _whole(name: str, given: Any, least: int) -> int:
     except TypeError:
         number = least - 1
     if number < least:
-        raise ValueError(f"{name} is a whole number, {least} or more, and was given as {given!r}")
+        raise ValueError(f"{name} is a whole number, {least} or more, and was given as {describe(given)}")
     return number
 
 
@@ -382,7 +380,7 @@ def _numbers(metrics: Any) -> dict[str, Any]:
         numbers = {name: value.item() if getattr(value, "size", 0) == 1 else value for name, value in (metrics or {}).items()}
         if all(isinstance(name, str) and isinstance(value, int | float) for name, value in numbers.items()):
             return numbers
-    raise TypeError(f"metrics is a mapping of names to numbers, and was given as {metrics!r}")
+    raise TypeError(f"metrics is a mapping of names to numbers, and was given as {describe(metrics)}")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -23,8 +23,8 @@ from .values import declared_fields, fields_text, qualified_name, value_text
 # The leaves that are no arrays, and are saved with their values.
 SCALARS = (bool, int, float, complex, str, bytes)
 
-_LINES = 20
-_LONGEST = 200
+_LINES = 6
+_LONGEST = 80
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 _TRAINING, _EVALUATION = "training", "evaluation"
 
@@ -109,7 +109,7 @@ def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))
         lines = [f"{one.path or '(root)'}: {one.text} in the file, where like has {other.path or '(root)'}: {other.text}"]
-    return [*lines, f"and {len(places) - _LINES} more"] if len(places) > _LINES else lines
+    return [*lines, f"and {len(places) - _LINES:,} more"] if len(places) > _LINES else lines
 
 
 def _ancestors(path: str) -> Iterator[str]:

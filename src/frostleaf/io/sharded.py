@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..core.words import nearest
+from ..core.words import describe, listed, nearest
 from .atomic import atomic_write, fsync, remove_temporaries
 from .formats import ENDINGS, check_arrays, read_file, write_file
 from .safetensors import fail, open_regular, parse_json
@@ -40,7 +40,7 @@ def read_directory(directory: str) -> dict[str, mx.array]:
     if os.path.exists(single):
         return read_file(single)
     files = sorted(name for name in os.listdir(directory) if name.endswith((*ENDINGS, INDEX_ENDING)))
-    others = f"; what it has is {', '.join(files)}" if files else ""
+    others = f"; what it has is {listed(files)}" if files else ""
     raise FileNotFoundError(f"{directory} has neither a {INDEX} nor a {SINGLE}{others}")
 
 
@@ -71,7 +71,7 @@ def write_directory(directory: str, arrays: Mapping[str, mx.array], limit: int) 
     """
     if type(limit) is not int or limit < 1:
         error = ValueError if type(limit) is int else TypeError
-        raise error(f"max_shard_bytes is a positive whole number of bytes, and was given as {limit!r}")
+        raise error(f"max_shard_bytes is a positive whole number of bytes, and was given as {describe(limit)}")
     check_arrays(arrays, ".safetensors", directory)
     if not os.path.isdir(directory):
         if os.path.lexists(directory):

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from ..core.definition import Node
 from ..core.shapes import LEAF, ShapeDtypeStruct
-from ..core.words import keystr, nearest
+from ..core.words import describe, keystr, listed, nearest
 from ..edits.views import parameters
 from ..tree.functions import flatten
 from ..tree.walk import Descend, rewrite
@@ -22,6 +22,7 @@ from .atomic import atomic_write
 N = TypeVar("N", bound=Node)
 Rename = Callable[[str], str | None] | Mapping[str, str | None]
 
+_LINES = 8
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 
 
@@ -82,7 +83,7 @@ def _read(source: Any) -> dict[str, Any]:
         for name in weights:
             if not isinstance(name, str):
                 hint = "give pairs of a dotted name and an array"
-                raise TypeError(f"the weights have a name that isn't a string but {name!r}: {hint}")
+                raise TypeError(f"the weights have a name that isn't a string but {describe(name)}: {hint}")
         return weights
     if not isinstance(source, str | os.PathLike):
         raise TypeError(_NOT_WEIGHTS.format(kind=type(source).__name__))
@@ -108,7 +109,7 @@ def _rename(weights: dict[str, Any], rename: Rename | None) -> tuple[dict[str, A
         if new is None:
             continue
         if not isinstance(new, str):
-            raise TypeError(f"rename gave {new!r} for {name!r}, where a string or None is needed")
+            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
         if new in origins:
             raise ValueError(f"rename gives {new!r} for {origins[new]!r} and for {name!r}")
         origins[new] = name
@@ -142,7 +143,7 @@ def _check_placeholders(module: Node, loaded: Mapping[str, Any]) -> None:
     names = zip(structure.leaf_names(), leaves, strict=True)
     remaining = [name for name, leaf in names if isinstance(leaf, ShapeDtypeStruct) and name not in loaded]
     if remaining:
-        raise ValueError(_NOT_SAVED.format(names=", ".join(remaining), name=remaining[0]))
+        raise ValueError(_NOT_SAVED.format(names=listed(remaining), name=remaining[0]))
 
 
 def _check_weights(weights: Mapping[str, Any], current: Mapping[str, mx.array], origins: Mapping[str, str]) -> None:
@@ -160,7 +161,8 @@ def _check_weights(weights: Mapping[str, Any], current: Mapping[str, mx.array], 
 
 def _listed(names: Iterable[str], others: Iterable[str], origins: Mapping[str, str]) -> str:
     lines = []
-    for count, name in enumerate(sorted(names)):
+    ordered = sorted(names)
+    for count, name in enumerate(ordered[:_LINES]):
         origin = f" (given as {origins[name]!r})" if origins.get(name, name) != name else ""
         lines.append(f"{name}{origin}{nearest(name, others) if count < _SUGGESTIONS else ''}")
-    return ",\n".join(lines)
+    return ",\n".join(lines) + f"\nand {len(ordered) - _LINES:,} more" * (len(ordered) > _LINES)

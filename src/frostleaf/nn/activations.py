@@ -38,6 +38,7 @@ from mlx.nn.layers.activations import (
 )
 
 from ..core.fields import static
+from ..core.words import describe
 from ..module import Module
 from .checks import misfit, number, size
 from .dtypes import layer_dtype
@@ -122,7 +123,9 @@ _GELUS: dict[str, Callable[[mx.array], mx.array]] = {
 
 def _require_approximation(_: Module, __: attrs.Attribute[str], approx: str) -> None:
     if not isinstance(approx, str) or approx not in _GELUS:
-        raise ValueError(f"approx is 'none', 'precise', 'tanh' (the same as 'precise') or 'fast', and was given as {approx!r}")
+        raise ValueError(
+            f"approx is 'none', 'precise', 'tanh' (the same as 'precise') or 'fast', and was given as {describe(approx)}"
+        )
 
 
 class GELU(Module):

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
-from ..core.words import describe
+from ..core.words import describe, listed
 from ..module import Module
 
 
@@ -42,7 +42,7 @@ def size(layer: Module, name: str, value: Any, *, least: int = 1) -> int:
         number = -1
     if number < least:
         kind = "a positive int" if least else "an int of 0 or more"
-        raise ValueError(f"{type(layer).__name__} takes {kind} as {name}, and was given {value!r}")
+        raise ValueError(f"{type(layer).__name__} takes {kind} as {name}, and was given {describe(value)}")
     return number
 
 
@@ -63,7 +63,7 @@ def sizes(layer: Module, name: str, value: Any, count: int) -> Any:
         values = ()
     if len(values) != count:
         cls = type(layer).__name__
-        raise ValueError(f"{cls} takes an int, or {count} of them in a tuple, as {name}, and was given {value!r}")
+        raise ValueError(f"{cls} takes an int, or {count} of them in a tuple, as {name}, and was given {describe(value)}")
     return values
 
 
@@ -71,13 +71,13 @@ def positive(layer: Module, field: attrs.Attribute[Any], value: Any) -> None:
     """Validate that a field's number, or each in a tuple of numbers, is > 0."""
     values = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(each, Real) and each > 0 for each in values):  # type: ignore[operator]
-        raise ValueError(f"{type(layer).__name__} takes {field.name} > 0, and was given {value!r}")
+        raise ValueError(f"{type(layer).__name__} takes {field.name} > 0, and was given {describe(value)}")
 
 
 def number(layer: Module, field: attrs.Attribute[Any], value: Any) -> None:
     """Validate that a field's value is a number."""
     if not isinstance(value, Real):
-        raise ValueError(f"{type(layer).__name__} takes a number as {field.name}, and was given {value!r}")
+        raise ValueError(f"{type(layer).__name__} takes a number as {field.name}, and was given {describe(value)}")
 
 
 def require_callable(layer: Module, name: str, value: Any) -> Any:
@@ -87,7 +87,7 @@ def require_callable(layer: Module, name: str, value: Any) -> Any:
         TypeError: If it can't.
     """
     if not callable(value):
-        raise TypeError(f"{type(layer).__name__} takes a function or a module as {name}, and was given {value!r}")
+        raise TypeError(f"{type(layer).__name__} takes a function or a module as {name}, and was given {describe(value)}")
     return value
 
 
@@ -117,7 +117,7 @@ def misfit(layer: Module, shape: str, x: Any, error: Exception | None = None) ->
 
 def model_misfit(model: Module, inputs: Iterable[Any], error: MisfitError) -> MisfitError:
     """Return the error for a model in which a layer can't take its input: the model's inputs, and that layer's error."""
-    given = ", ".join(map(describe, inputs))
+    given = listed(map(describe, inputs))
     return MisfitError(f"{type(model).__name__} was called with {given}. In it, {error}")
 
 

@@ -9,6 +9,7 @@ import attrs
 import mlx.core as mx
 
 from ..core.fields import static
+from ..core.words import describe
 from ..module import Module
 from .checks import misfit
 from .initial import require_key
@@ -16,7 +17,7 @@ from .initial import require_key
 
 def _probability(layer: Module, _: attrs.Attribute[float], p: float) -> None:
     if not isinstance(p, Real) or not 0 <= p < 1:
-        raise ValueError(f"'p' must be >= 0 and < 1, and {type(layer).__name__} was given: {p!r}")
+        raise ValueError(f"'p' must be >= 0 and < 1, and {type(layer).__name__} was given: {describe(p)}")
 
 
 class _Dropout(Module):

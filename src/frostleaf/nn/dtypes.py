@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..core.words import describe
 from ..transforms.context import Scope, context, override
 
 
@@ -45,5 +46,5 @@ def layer_dtype(dtype: mx.Dtype | None) -> mx.Dtype:
 def _require_floating(dtype: mx.Dtype, advice: str = "") -> mx.Dtype:
     if not isinstance(dtype, mx.Dtype) or not mx.issubdtype(dtype, mx.floating):
         wanted = f"Give a floating-point mx.Dtype, such as mx.bfloat16{advice}"
-        raise TypeError(f"a layer can't be made in dtype {dtype!r}. {wanted}.")
+        raise TypeError(f"a layer can't be made in dtype {describe(dtype)}. {wanted}.")
     return dtype

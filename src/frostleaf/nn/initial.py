@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from ..core.words import describe
+
 
 def uniform(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array | None) -> mx.array:
     """Draw numbers uniform in ``[-scale, scale)``, from ``mx.random``'s own state if there is no key."""
@@ -36,4 +38,6 @@ def require_key(key: object) -> None:
         TypeError: If it is something else.
     """
     if key is not None and not (isinstance(key, mx.array) and key.dtype == mx.uint32 and key.shape == (2,)):
-        raise TypeError(f"key must be an array of two uint32 numbers, such as mx.random.key(0), and was given as {key!r}")
+        raise TypeError(
+            f"key must be an array of two uint32 numbers, such as mx.random.key(0), and was given as {describe(key)}"
+        )

@@ -10,6 +10,7 @@ import attrs
 import mlx.core as mx
 
 from ..core.fields import static
+from ..core.words import describe
 from ..module import Module
 from .checks import misfit, positive, sizes
 from .convolution import AXES
@@ -26,7 +27,7 @@ _sizes = attrs.Converter(_for_each_axis, takes_self=True, takes_field=True)
 
 def _not_negative(pool: Any, field: attrs.Attribute[Any], value: tuple[int, ...]) -> None:
     if min(value) < 0:
-        raise ValueError(f"{type(pool).__name__} takes {field.name} >= 0, and was given {value!r}")
+        raise ValueError(f"{type(pool).__name__} takes {field.name} >= 0, and was given {describe(value)}")
 
 
 class _Pool(Module, Generic[Size]):

@@ -18,7 +18,9 @@ from .dtypes import layer_dtype
 def _require_pairs(layer: Module, _: attrs.Attribute[int], dims: int) -> None:
     if not hasattr(dims, "__index__") or dims <= 0 or dims % 2 != 0:
         cls = type(layer).__name__
-        raise ValueError(f"{cls} works on pairs of features, so dims must be a positive even int, and was given as {dims!r}")
+        raise ValueError(
+            f"{cls} works on pairs of features, so dims must be a positive even int, and was given as {describe(dims)}"
+        )
 
 
 class RoPE(Module):

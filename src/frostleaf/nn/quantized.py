@@ -11,6 +11,7 @@ from ..core.construction import evolve
 from ..core.dropped import returns_copy
 from ..core.fields import buffer, parameter, static
 from ..core.instance import metadata_of
+from ..core.words import describe
 from ..module import Module
 from .checks import lookup, misfit, size
 from .dtypes import layer_dtype
@@ -154,7 +155,7 @@ class QuantizedLinear(_Quantized):
         output_dims, input_dims = _matrix(cls, linear).shape
         layer = cls(input_dims, output_dims, False, group_size, bits, mode, **_undrawn())
         bias = getattr(linear, "bias", None)
-        frozen = bias is not None and metadata_of(linear).freezes("bias")
+        frozen = bias is not None and metadata_of(linear).freezes(("bias",))
         return layer._quantizing(linear, frozenset({"bias"} if frozen else ()), bias=bias)
 
 
@@ -327,7 +328,7 @@ class QQLinear(Module):
         dtype = layer_dtype(dtype)
         self.group_size, self.bits = _settings(self, group_size, bits, mode)
         if mode not in ("nvfp4", "mxfp8"):
-            raise ValueError(f"Quantized activations are only supported for 'nvfp4' and 'mxfp8' modes, got {mode!r}.")
+            raise ValueError(f"Quantized activations are only supported for 'nvfp4' and 'mxfp8' modes, got {describe(mode)}.")
         self.mode = mode
         self.weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
         self.scales = None
@@ -397,7 +398,7 @@ class QQLinear(Module):
         if getattr(linear, "bias", None) is not None:
             advice = "Give it a Linear without: Linear(..., bias=False), or linear.replace(bias=None)"
             raise NotImplementedError(f"QQLinear does not support bias yet. {advice}.")
-        frozen = frozenset({"weight"} if metadata_of(linear).freezes("weight") else ())
+        frozen = frozenset({"weight"} if metadata_of(linear).freezes(("weight",)) else ())
         return evolve(layer, {"weight": linear.weight}, frozen=frozen).train(linear.training)
 
 
@@ -413,7 +414,8 @@ def _matrix(cls: type[Module], layer: Any) -> mx.array:
     weight = getattr(layer, "weight", None) if isinstance(layer, Module) else None
     if not isinstance(weight, mx.array) or weight.ndim != 2 or not mx.issubdtype(weight.dtype, mx.floating):
         wanted = "a frostleaf module that has a floating-point weight of two axes"
-        raise ValueError(f"{cls.__name__} is made of {wanted}, and was given {layer!r}")
+        held = "" if weight is None else f", whose weight is {describe(weight)}"
+        raise ValueError(f"{cls.__name__} is made of {wanted}, and was given {describe(layer)}{held}")
     return weight
 
 

@@ -67,7 +67,9 @@ class RNN(Module):
         key: mx.array | None = None,
     ) -> None:
         if nonlinearity is not None and not callable(nonlinearity):
-            raise ValueError(f"nonlinearity is a function or a module, or None for tanh, and was given as {nonlinearity!r}")
+            raise ValueError(
+                f"nonlinearity is a function or a module, or None for tanh, and was given as {describe(nonlinearity)}"
+            )
         dtype = layer_dtype(dtype)
         input_size, hidden_size = size(self, "input_size", input_size), size(self, "hidden_size", hidden_size)
         input_key, hidden_key, bias_key = split(key, 3)

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx.nn.layers.upsample import upsample_cubic, upsample_linear, upsample_nearest
 
 from ..core.fields import static
+from ..core.words import describe
 from ..module import Module
 from .checks import misfit
 
@@ -21,13 +22,13 @@ def _factors(value: Any) -> float | tuple[float, ...]:
         factors = ()
     if not factors or not all(0 < each < math.inf for each in factors):
         wanted = "a positive number, or a tuple of one for each axis but the first and last"
-        raise ValueError(f"scale_factor is {wanted}, and was given as {value!r}")
+        raise ValueError(f"scale_factor is {wanted}, and was given as {describe(value)}")
     return factors if isinstance(value, tuple | list) else factors[0]
 
 
 def _require_mode(_: Module, __: attrs.Attribute[str], mode: str) -> None:
     if mode not in ("nearest", "linear", "cubic"):
-        raise ValueError(f"mode is 'nearest', 'linear' or 'cubic', and was given as {mode!r}")
+        raise ValueError(f"mode is 'nearest', 'linear' or 'cubic', and was given as {describe(mode)}")
 
 
 class Upsample(Module):

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.fields import buffer, static
+from ..core.words import describe
 from ..module import Module
 from .adapting import carry_over
 from .optimizer import Optimizer, array_differences, require_optimizer
@@ -97,7 +98,7 @@ def accumulate(opt: Optimizer, n: int) -> Accumulate:
     """
     require_optimizer(opt, "accumulate")
     if type(n) is not int or n < 1:
-        raise ValueError(f"accumulate takes the number of batches for each step, 1 or more, and was given {n!r}")
+        raise ValueError(f"accumulate takes the number of batches for each step, 1 or more, and was given {describe(n)}")
     return Accumulate(opt, n)
 
 

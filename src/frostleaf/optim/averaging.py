@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ..core.fields import buffer, static
+from ..core.words import describe
 from ..module import Module
 from .adapting import carry_over
 from .optimizer import Optimizer, array_differences, require_optimizer
@@ -110,7 +111,7 @@ def ema(opt: Optimizer, decay: float) -> EMA:
     """
     require_optimizer(opt, "ema")
     if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 <= decay <= 1:
-        raise ValueError(f"ema takes a decay from 0 to 1, and was given {decay!r}")
+        raise ValueError(f"ema takes a decay from 0 to 1, and was given {describe(decay)}")
     return EMA(opt, float(decay))
 
 

@@ -11,6 +11,7 @@ import mlx.optimizers
 
 from ..core.definition import Node
 from ..core.fields import static
+from ..core.words import describe
 from ..display.text import text
 from ..tree.functions import flatten, unflatten
 
@@ -131,5 +132,5 @@ def clip_by_value(max_value: float) -> ClipByValue:
 
 def _limit(given: Any, name: str, function: str) -> float:
     if not isinstance(given, int | float) or isinstance(given, bool) or not given >= 0 or math.isnan(given):
-        raise ValueError(f"{name} of {function} is a number, 0 or more, and was given as {given!r}")
+        raise ValueError(f"{name} of {function} is a number, 0 or more, and was given as {describe(given)}")
     return float(given)

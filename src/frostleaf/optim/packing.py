@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..core.fields import buffer, static
 from ..core.structure import Structure
-from ..core.words import dtype_name
+from ..core.words import describe, dtype_name
 from ..edits.freezing import trainable
 from ..module import Module
 from ..tree.functions import flatten, unflatten
@@ -132,7 +132,7 @@ def check_size(max_size: Any) -> None:
     """Raise a ``ValueError`` if this is not a number of elements."""
     if type(max_size) is not int or max_size < 0:
         message = "max_size is the number of elements up to which an array is packed, 0 or more, and was"
-        raise ValueError(f"{message} {max_size!r}")
+        raise ValueError(f"{message} {describe(max_size)}")
 
 
 @attrs.frozen

@@ -8,6 +8,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from ..core.fields import buffer, static
+from ..core.words import describe
 from ..module import Module
 from ..tree.functions import map as tree_map
 
@@ -89,9 +90,9 @@ class DynamicLossScale(_LossScale):
     def __init__(self, value: float = 2.0**15, period: int = 2000, factor: float = 2.0) -> None:
         if type(period) is not int or period < 1:
             message = "period is the number of finite gradients after which the scale grows, 1 or more"
-            raise ValueError(f"{message}, and was given as {period!r}")
+            raise ValueError(f"{message}, and was given as {describe(period)}")
         if not _is_number(factor) or not 1 < factor < math.inf:
-            raise ValueError(f"factor is the number by which the scale changes, above 1, and was given as {factor!r}")
+            raise ValueError(f"factor is the number by which the scale changes, above 1, and was given as {describe(factor)}")
         self.value = _scale(value)
         self.count = mx.array(0, mx.uint32)
         self.period, self.factor = period, factor
@@ -112,7 +113,7 @@ class DynamicLossScale(_LossScale):
 
 def _scale(value: float) -> mx.array:
     if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"a loss scale is a number above 0, and was given as {value!r}")
+        raise ValueError(f"a loss scale is a number above 0, and was given as {describe(value)}")
     return mx.array(value, mx.float32)
 
 

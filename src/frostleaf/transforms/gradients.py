@@ -72,8 +72,8 @@ def value_and_grad(
         ``argnums`` (``None`` if there are none), and a dict of gradients by name.
 
     Raises:
-        TypeError: If ``argnums`` is a function, as in MLX's ``nn.value_and_grad(model, fn)``.
-        ValueError: When called, if an argument is missing or has nothing trainable, or ``fn`` returns something else.
+        TypeError: If ``argnums`` are no ints; if it is a function, as for ``nn.value_and_grad(model, fn)`` of MLX.
+        ValueError: When called, if an argument is not there or has nothing trainable, or ``fn`` returns something else.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Linear(2, 1).freeze(keys="bias")
@@ -90,6 +90,8 @@ def value_and_grad(
     names = (argnames,) if isinstance(argnames, str) else tuple(argnames)
     argnums = 0 if argnums is None and not names else argnums
     numbers = () if argnums is None else (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if any(isinstance(each, mx.array) or not hasattr(each, "__index__") for each in numbers):
+        raise TypeError(f"argnums is an int, or several in a tuple, and was given as {describe(argnums)}")
 
     @functools.wraps(fn)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -12,9 +12,11 @@ from ..core.definition import Node
 from ..core.instance import Metadata, metadata_of
 from ..core.shapes import LEAF
 from ..core.structure import Structure, flat_of
-from ..core.words import Path, describe, keystr
+from ..core.words import Path, describe, keystr, listed
 from .functions import flatten
 from .walk import field_level, ties_in
+
+_LINES = 100
 
 
 class Change(NamedTuple):
@@ -36,7 +38,7 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         before, after = (
-            f"{{{', '.join(sorted(each))}}}" if self.kind in ("frozen", "ties") else describe(each)
+            f"{{{listed(sorted(each))}}}" if self.kind in ("frozen", "ties") else describe(each)
             for each in (self.left, self.right)
         )
         another = "another " * (before == after and self.kind != "value")
@@ -44,7 +46,9 @@ class Change(NamedTuple):
 
 
 class Diff(tuple[Change, ...]):
-    """The differences between two trees: a tuple of :class:`Change`, printed one to a line. Empty if there are none.
+    """The differences between two trees: a tuple of :class:`Change`. Empty if there are none.
+
+    Printed are the first hundred, a line each.
 
     >>> import frostleaf as fl
     >>> fl.tree.diff([1, 2], [1, 2])
@@ -52,7 +56,7 @@ class Diff(tuple[Change, ...]):
     """
 
     def __repr__(self) -> str:
-        return "\n".join(map(str, self)) if self else "no difference"
+        return listed(map(str, self), _LINES, "\n") if self else "no difference"
 
 
 def equal(*trees: Any) -> bool:
@@ -103,7 +107,7 @@ def diff(left: Any, right: Any) -> Diff:
     """
     changes: list[Change] = []
     flat_of(left), flat_of(right)  # raises where there is an array of another library, which can't be compared
-    _compare((), left, right, changes, frozenset())
+    _compare((), left, right, changes, frozenset(), values=True)
     return Diff(changes)
 
 
@@ -121,14 +125,18 @@ def require_alike(trees: Sequence[Any]) -> Structure:
 
 
 def unlike(number: int, first: Any, tree: Any) -> ValueError:
-    """Return the error for a tree whose structure is not that of the first."""
-    return ValueError(f"tree {number} does not have the structure of the first:\n{diff(first, tree)}")
+    """Return the error for a tree that is not of the same structure as the first."""
+    changes: list[Change] = []
+    _compare((), first, tree, changes, frozenset(), values=False)
+    shown = listed(map(str, changes), separator="\n")
+    return ValueError(f"tree {number} does not have the structure of the first:\n{shown}")
 
 
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
-def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: frozenset[Path]) -> None:
+def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: frozenset[Path], values: bool) -> None:
+    """Append the changes below a path. Arrays of one shape and dtype are evaluated and compared where ``values``."""
     if left is right or path in tied:
         return
     name = keystr(path)
@@ -137,7 +145,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
             changes.append(Change(name, "dtype", left, right))
         elif left.shape != right.shape:
             changes.append(Change(name, "shape", left, right))
-        elif not _same(left, right):
+        elif values and not _same(left, right):
             changes.append(Change(name, "value", left, right))
         return
     first, second = field_level(left), field_level(right)
@@ -165,7 +173,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
     there = dict(zip(second.entries, second.children, strict=True))
     for entry, child in here.items():
         if entry in there:
-            _compare((*path, entry), child, there[entry], changes, tied)
+            _compare((*path, entry), child, there[entry], changes, tied, values)
         else:
             changes.append(Change(keystr((*path, entry)), "removed", child, _MISSING))
     for entry, child in there.items():

@@ -12,7 +12,7 @@ from ..core.levels import Recipe, entries_of, one_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.ties import taken_out
-from ..core.words import Path, describe, keystr
+from ..core.words import Path, describe, keystr, listed
 
 
 def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
@@ -129,7 +129,7 @@ def _contents(value: Any, node: Any) -> str:
     if node is None:
         return describe(value)
     entries = entries_of(type(value), node[0])
-    return f"{type(value).__name__} of {len(entries)} ({', '.join(map(str, entries))})"
+    return f"{type(value).__name__} of {len(entries)} ({listed(map(str, entries))})"
 
 
 def _definition(value: Any, node: Any) -> str:
@@ -137,6 +137,7 @@ def _definition(value: Any, node: Any) -> str:
     metadata, name = node[0], type(value).__name__
     said = [f"{field}={describe(each)}" for field, each in metadata.static.items()]
     said += ["in evaluation mode"] * (not metadata.training)
-    said += [f"with {', '.join(sorted(metadata.frozen))} frozen"] * bool(metadata.frozen)
-    said += [f"with {keystr(target)} tied to {keystr(source)}" for target, source in metadata.ties]
+    said += [f"with {listed(sorted(metadata.frozen))} frozen"] * bool(metadata.frozen)
+    ties = listed(f"{keystr(target)} tied to {keystr(source)}" for target, source in metadata.ties)
+    said += [f"with {ties}"] * bool(ties)
     return f"{name} ({', '.join(said)})" if said else name

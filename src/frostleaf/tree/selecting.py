@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
+from ..core.definition import Node
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, nearest, nearest_paths
-from .walk import Descend, rewrite, tied_places
+from .walk import Descend, field_level, rewrite, tied_places, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
+Matcher = Callable[[Path, Any], bool]
 
 
-def matcher(where: Where) -> Callable[[Path, Any], bool]:
-    """Make a function of a path and a value that tells whether ``where`` selects the value.
+def matcher(where: Where) -> Matcher:
+    """Return the function of a path and a value that says whether ``where`` selects that value.
 
     A path names one value. In a glob ``*`` matches any text in one name and ``**`` any number of names; a glob that ends in
     ``**`` selects the arrays below. A class selects its instances. A predicate is called with each array's dotted path and the
@@ -25,13 +28,14 @@ def matcher(where: Where) -> Callable[[Path, Any], bool]:
     Raises:
         TypeError: If ``where`` is none of these.
     """
+    if is_path(where):
+        return lambda path, value: bool(path) and keystr(path) == where
     if isinstance(where, str):
-        pattern = re.compile(_regex(where), re.DOTALL)
-        arrays_only = where.split(".")[-1] == "**"
-        # The root has no name, so only "**" selects it, if it is an array.
-        return lambda path, value: (
-            (isinstance(value, LEAF) if arrays_only else bool(path)) and pattern.fullmatch(keystr(path)) is not None
-        )
+        matches = _glob(where)
+        # The root has no name, so only "**" selects it, where it is an array.
+        if where.split(".")[-1] == "**":
+            return lambda path, value: isinstance(value, LEAF) and matches(_names(path))
+        return lambda path, value: bool(path) and matches(_names(path))
     if isinstance(where, type):
         return lambda path, value: isinstance(value, where)
     if callable(where) and _takes_two(where):
@@ -45,65 +49,117 @@ def matcher(where: Where) -> Callable[[Path, Any], bool]:
     )
 
 
-def is_path(where: Where) -> bool:
-    """Return whether a selection is a single path, and no glob."""
+def is_path(where: Where) -> TypeGuard[str]:
+    """Return whether a selection is one path, which must lead somewhere."""
     return isinstance(where, str) and not set("*?") & set(where)
 
 
-def mask(tree: Any, where: Where) -> list[bool]:
-    """Return for each leaf whether ``where`` selects it, or something that holds it."""
-    matches = matcher(where)
-    chosen: list[bool] = []
-    holders: set[Path] = set()  # the selected nodes, and all nodes inside them
+class Found(NamedTuple):
+    """What a selection selects in a tree.
+
+    Attributes:
+        values: The selected values by path. Where one is inside another, the outer one stands for both.
+        missing: What selects nothing: the selection, or those of several.
+    """
+
+    values: dict[Path, Any]
+    missing: list[Where]
+
+
+def search(tree: Any, where: Where) -> Found:
+    """Return what ``where`` selects. One path is followed; anything else takes one walk, however many they are."""
+    if is_path(where):
+        values = dict(places(tree, where))
+        return Found(values, [] if values else [where])
+    parts = [*_parts(where)]
+    paths = {part for part in parts if is_path(part)}
+    # By number, since a part need not be hashable.
+    others = {number: matcher(part) for number, part in enumerate(parts) if not is_path(part)}
+    missing_paths, missing_others = set(paths), set(others)
+    selected: dict[Path, Any] = {}
+    inside: set[Path] = set()  # the paths of what is selected and of what was walked through in there
+
+    def picks(path: Path, value: Any, covered: bool) -> bool:
+        """Return whether a value is selected. What is ``covered`` is asked for only by what has selected nothing yet."""
+        picked = bool(path) and keystr(path) in paths
+        if picked:
+            missing_paths.discard(keystr(path))
+        for number, matches in others.items():
+            if (number in missing_others or not (picked or covered)) and matches(path, value):
+                missing_others.discard(number)
+                picked = True
+        return picked
 
     def enter(path: Path, value: Any) -> Any:
-        picked = path[:-1] in holders or matches(path, value)
-        if isinstance(value, LEAF):
-            chosen.append(picked)
-        elif picked:
-            holders.add(path)
+        covered = bool(path) and path[:-1] in inside
+        picked = picks(path, value, covered)
+        if picked and not covered:
+            selected[path] = value
+        if not picked and not covered:
+            return Descend
+        if not missing_paths and not missing_others:
+            return value
+        inside.add(path)
         return Descend
 
     rewrite(tree, enter)
-    return chosen
+    missing = [
+        part for number, part in enumerate(parts) if number in missing_others or (is_path(part) and part in missing_paths)
+    ]
+    return Found(selected, missing)
 
 
-def select(tree: Any, where: Where) -> dict[Path, Any]:
-    """Return what ``where`` selects, by path. A selected value inside another selected one is left out."""
-    matches = matcher(where)
-    found: dict[Path, Any] = {}
-
-    def enter(path: Path, value: Any) -> Any:
-        if not matches(path, value):
-            return Descend
-        found[path] = value
-        return value
-
-    rewrite(tree, enter)
-    return found
+def mask(tree: Any, where: Where) -> list[bool]:
+    """Return for each leaf whether ``where`` selects it or something that holds it."""
+    return mask_of(tree, search(tree, where).values)
 
 
-def require_selected(tree: Any, where: Where, selected: Mapping[Path, Any]) -> None:
-    """Require that ``where``, and every item of a list, selects something: a misspelt path must not hide among others.
+def mask_of(tree: Any, selected: Collection[Path]) -> list[bool]:
+    """Return for each leaf whether its path, or the path of something that holds it, is selected."""
+    return [any(path[:length] in selected for length in range(len(path) + 1)) for path in flat_of(tree).structure.leaf_paths()]
+
+
+def places(value: Any, name: str, path: Path = (), tied: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, Any]]:
+    """Yield the path and the value of what a dotted name leads to: one place, or none, unless keys have dots in them.
 
     Args:
-        tree: The tree.
-        where: The selection.
-        selected: What :func:`select` returned for it.
+        value: The tree.
+        name: The name, from there.
+        path: The path of ``value`` in a larger tree.
+        tied: The paths of the tied places of what is around ``value``, which lead nowhere.
+    """
+    here = field_level(value)
+    if here is None:
+        return
+    tied |= ties_in(value, path)
+    for entry, child in zip(here.entries, here.children, strict=True):
+        own, below = str(entry), (*path, entry)
+        if not name.startswith(own) or (below in tied and not isinstance(child, Node)):
+            continue
+        if own == name:
+            yield below, child
+        elif name[len(own)] == ".":
+            yield from places(child, name[len(own) + 1 :], below, tied)
+
+
+def require_found(tree: Any, found: Found) -> None:
+    """Raise an error unless the selection, and each of several, selects something: a misspelt path must not pass among others.
 
     Raises:
         LookupError: If one selects nothing; the message suggests the nearest paths, or the source of a tied place.
     """
-    for each in where if _is_several(where) else ():
-        require_selected(tree, each, select(tree, each))
-    if selected:
+    if not found.missing:
         return
-    tied = tied_places(tree)
-    if isinstance(where, str) and where in tied:
-        raise LookupError(f"{where!r} is tied to {tied[where]!r}: select that, and the edit is made at both places")
-    paths: list[str] = []
-    rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
-    suggestion = nearest_paths(where, paths) if isinstance(where, str) else ""
+    where, suggestion = found.missing[0], ""
+    if isinstance(where, str):
+        tied = tied_places(tree)
+        if where in tied:
+            raise LookupError(
+                f"{where!r} is tied to {tied[where]!r}: select that, and what is done there is done at both places"
+            )
+        paths: list[str] = []
+        rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
+        suggestion = nearest_paths(where, paths)
     raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{suggestion}.")
 
 
@@ -113,14 +169,23 @@ def require_arrays(tree: Any, where: Where) -> None:
     Raises:
         ValueError: If one leads to none; the message has the nearest path, or the source of a tied place.
     """
-    for each in where if _is_several(where) else ():
-        require_arrays(tree, each)
-    if isinstance(where, str) and is_path(where) and not any(mask(tree, where)):
-        source = tied_places(tree).get(where)
-        leaves = flat_of(tree).structure.leaf_paths()
-        places = {keystr(path[:length]) for path in leaves for length in range(1, len(path) + 1)}
-        advice = f". It is tied to {source!r}: select that" if source else nearest(where, sorted(places))
-        raise ValueError(f"{where!r} selects no array of the {type(tree).__name__}{advice}")
+    paths = [part for part in _parts(where) if is_path(part)]
+    leaves = flat_of(tree).structure.leaf_paths() if paths else ()
+    there = {keystr(path[:length]) for path in leaves for length in range(1, len(path) + 1)}
+    for path in paths:
+        if path not in there:
+            source = tied_places(tree).get(path)
+            advice = f". It is tied to {source!r}: select that" if source else nearest(path, sorted(there))
+            raise ValueError(f"{describe(path)} selects no array of the {type(tree).__name__}{advice}")
+
+
+def _parts(where: Where) -> Iterator[Where]:
+    """Yield each of several selections, and of several in these; none at all is one that selects nothing."""
+    if not _is_several(where) or not where:
+        yield where
+        return
+    for each in where:
+        yield from _parts(each)
 
 
 def _is_several(where: Any) -> TypeGuard[Collection[Any]]:
@@ -137,12 +202,42 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _regex(glob: str) -> str:
-    """Translate a glob over dotted names to a regular expression; ``**`` may match no name, and then its dot goes too."""
-    any_names = "\0"
-    names = [
-        any_names if name == "**" else re.escape(name).replace(r"\*", "[^.]*").replace(r"\?", "[^.]")
+def _names(path: Path) -> list[str]:
+    """Return the names that a glob goes through. A key with dots in it is several, as it is where it is written."""
+    return keystr(path).split(".") if path else []
+
+
+def _glob(glob: str) -> Callable[[Sequence[str]], bool]:
+    """Return the function of names that says whether a glob matches them.
+
+    It follows all ways to match at once, name by name, so that the time is at most the product of the two lengths.
+    """
+    any_names = None
+    parts = [
+        # fnmatch's stars never go back to an earlier one; its sets in brackets are text here.
+        any_names if name == "**" else re.compile(fnmatch.translate(name.replace("[", "[[]"))).match
         for name in glob.split(".")
     ]
-    pattern = r"\.".join(names)
-    return pattern.replace(any_names + r"\.", r"(?:.+\.)?").replace(r"\." + any_names, r"(?:\..+)?").replace(any_names, ".*")
+
+    def reached(positions: Iterable[int]) -> set[int]:
+        """Return the positions in ``parts``, and those after each ``**``, which may stand for no name."""
+        found: set[int] = set()
+        for at in positions:
+            found.add(at)
+            while at < len(parts) and parts[at] is any_names and at + 1 not in found:
+                at += 1
+                found.add(at)
+        return found
+
+    def matches(names: Sequence[str]) -> bool:
+        positions = reached([0])
+        for name in names:
+            after = []
+            for at in positions:
+                part = parts[at] if at < len(parts) else None
+                if at < len(parts) and (part is None or part(name)):
+                    after.append(at if part is None else at + 1)
+            positions = reached(after)
+        return len(parts) in positions
+
+    return matches

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..core.words import describe, dtype_name
+from ..core.words import describe, dtype_name, listed
 from .comparison import require_alike
 from .functions import flatten, unflatten
 
@@ -36,7 +36,7 @@ def stack(trees: Sequence[T], axis: int = 0) -> T:
     stacked = []
     for name, *values in zip(structure.leaf_names(), *(flatten(tree)[0] for tree in trees), strict=True):
         if len({value.shape for value in values}) > 1:
-            shapes = " and ".join(dict.fromkeys(map(describe, values)))
+            shapes = listed(dict.fromkeys(map(describe, values)), separator=" and ")
             raise ValueError(f"can't stack {name!r}: it is {shapes} in the trees given, and must be of one shape")
         stacked.append(mx.stack(values, axis))
     return unflatten(structure, stacked)  # type: ignore[no-any-return]

@@ -75,8 +75,8 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
 
     Raises:
         ValueError: If ``max_traces`` is not a positive integer.
-        TypeError: If ``fn`` can't be called; on a call, if an argument is neither an array nor hashable, or is an object that
-            holds arrays, or if the result has an iterator or a mutable object in it.
+        TypeError: If ``fn`` can't be called or ``shapeless`` is no bool; on a call, if an argument is neither an array nor
+            hashable, or is an object that holds arrays, or if the result has an iterator or a mutable object in it.
         RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -86,6 +86,8 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     >>> scale({"a": mx.ones(2)}, 3), scale({"a": mx.zeros(2)}, 3), scale.trace_count
     ({'a': array([3, 3], dtype=float32)}, {'a': array([0, 0], dtype=float32)}, 1)
     """
+    if not isinstance(shapeless, bool):
+        raise TypeError(f"shapeless is True or False, and was given as {describe(shapeless)}")
     if max_traces is not None and (type(max_traces) is not int or max_traces < 1):
         given = describe(max_traces)
         raise ValueError(f"max_traces is the number of traces to keep, 1 or more, or None to keep all, and was {given}")
