@@ -237,5 +237,5 @@ def test_the_error_for_unlike_trees_compares_no_values() -> None:
     @traced
     def test(given: Given) -> None:
         one, other, *_ = given.model.layers
-        with pytest.raises(ValueError, match=r"not of the same structure as the first:\nlayers.0: mode 'train' -> 'eval'$"):
+        with pytest.raises(ValueError, match=r"does not have the structure of the first:\nlayers.0: mode 'train' -> 'eval'$"):
             fl.tree.stack([Model([one]), Model([other.eval()])])

@@ -317,6 +317,26 @@ def test_a_tied_place_is_followed_to_its_source() -> None:
     assert model.at("layers.1").get() is model.layers[1]
 
 
+def test_several_paths_are_set_to_several_values_in_the_order_of_the_paths() -> None:
+    layer = fl.nn.Linear(2, 3)
+    weight, bias = mx.zeros((3, 2)), mx.zeros(3)
+    for where in (["bias", "weight"], ("bias", "weight")):
+        after = layer.at(where).set((bias, weight))
+        assert after.weight is weight
+        assert after.bias is bias
+    assert fl.nn.Sequential(layer).at("layers").set([layer, layer]).layers == (layer, layer)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [(["weight", "bias"], [1]), (["*"], [1, 2]), (["weight", fl.nn.Linear], (1, 2)), (["weight", "weight"], [1, 2])],
+    ids=str,
+)
+def test_a_list_of_other_length_or_for_no_list_of_paths_is_refused(where: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"set was given \d values and the selection is .*, which selects \d\. Give as many"):
+        fl.nn.Linear(2, 3).at(where).set(value)
+
+
 # Errors
 
 METHODS = {

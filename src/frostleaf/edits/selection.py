@@ -75,16 +75,28 @@ class Selection(Generic[T]):
 
     @returns_copy("model = model.at(...).{name}(...)")
     def set(self, value: Any) -> T:
-        """Replace each selected value by ``value``.
+        """Replace each selected value by ``value``, or the values at several paths by those in a list.
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths.
+            ValueError: If selection and value are lists or tuples, and there are not as many paths as values.
 
-        >>> import frostleaf as fl
+        >>> import frostleaf as fl, mlx.core as mx
         >>> fl.nn.Linear(2, 2).at("bias").set(None)
         Linear(weight=f32[2,2], bias=None)
+        >>> fl.nn.Linear(2, 2).at(["weight", "bias"]).set([mx.ones((3, 2)), mx.zeros(3)])
+        Linear(weight=f32[3,2], bias=f32[3])
         """
-        return self.apply(lambda _: value)
+        where = self._where
+        if not isinstance(value, list | tuple) or not isinstance(where, list | tuple):
+            return self.apply(lambda _: value)
+        values = self._required()
+        if not all(map(is_path, where)) or not len(where) == len(values) == len(value):
+            given = f"{len(value)} values and the selection is {describe(where)}, which selects {len(values)}"
+            raise ValueError(f"set was given {given}. Give as many values as paths, or use apply to put a list at each place")
+        paths = {keystr(path): path for path in values}
+        new = {paths[name]: each for name, each in zip(where, value, strict=True)}
+        return replace_at(self._tree, new, checked_level)  # type: ignore[no-any-return]
 
     @returns_copy("model = model.at(...).{name}(...)")
     def apply(self, function: Callable[[Any], Any]) -> T:

@@ -154,9 +154,7 @@ def require_found(tree: Any, found: Found) -> None:
     if isinstance(where, str):
         tied = tied_places(tree)
         if where in tied:
-            raise LookupError(
-                f"{where!r} is tied to {tied[where]!r}: select that, and what is done there is done at both places"
-            )
+            raise LookupError(f"{where!r} is tied to {tied[where]!r}: select that, and the edit is made at both places")
         paths: list[str] = []
         rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
         suggestion = nearest_paths(where, paths)

@@ -22,11 +22,32 @@ _MOST_NUMBERS = 8
 
 
 class MutableArgumentWarning(UserWarning):
-    """An argument of a jitted function is an object that can change, and later changes would not be seen."""
+    """An argument of a jitted function is an object that can change, and later changes would not be seen.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> class Config:
+    ...     def __init__(self):
+    ...         self.scale = 2
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = fl.jit(lambda config, x: config.scale * x)(Config(), mx.ones(2))
+    >>> caught[0].category.__name__
+    'MutableArgumentWarning'
+    """
 
 
 class RetraceWarning(UserWarning):
-    """A jitted function is traced again and again, for a reason that can be mended."""
+    """A jitted function is traced again and again, for a reason that can be mended.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> step = fl.jit(lambda x, number: x * number)
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     for number in range(10):
+    ...         _ = step(mx.ones(2), number)  # write mx.array(number)
+    >>> [each.category.__name__ for each in caught]
+    ['RetraceWarning']
+    """
 
 
 UNHASHABLE = (
