@@ -150,9 +150,17 @@ def next_key() -> mx.array:
     return key
 
 
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.state: list[mx.array] = mx.random.state  # type: ignore[assignment]  # in MLX 0.32.0 a list for each thread
+
+
+_thread = _Thread()
+
+
 def saved_state() -> mx.array:
     """Return this thread's random state. MLX replaces the array whenever a number is drawn."""
-    return _state()[0]
+    return _thread.state[0]
 
 
 def restore_state(state: mx.array) -> None:
@@ -167,8 +175,4 @@ def restore_state(state: mx.array) -> None:
 def _put(state: mx.array) -> None:
     # Seeding puts a new array in place; the old one, which somebody may hold, must not be written to.
     mx.random.seed(0)
-    _state()[0][:] = state
-
-
-def _state() -> list[mx.array]:
-    return mx.random.state  # type: ignore[return-value]  # in MLX 0.32.0 each thread finds a list of its own here
+    _thread.state[0][:] = state

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 import frostleaf as fl
+from frostleaf.core.instance import Metadata
+from frostleaf.core.words import describe
 from frostleaf.transforms.jit.jitted import NO_COMPILER
 
 BAD_MAX_TRACES = "max_traces is the number of traces to keep, 1 or more, or None to keep all, and was {given!r}"
@@ -420,6 +422,24 @@ def test_the_trace_used_least_recently_makes_room_for_a_new_one():
     assert lengths(jitted, 3, 2) == 0
     assert lengths(jitted, 1) == 1
     assert jitted.trace_count == 5
+
+
+@pytest.mark.parametrize("extra", [None, "a name", first_row], ids=describe)
+def test_a_step_on_its_own_results_looks_into_no_structure(monkeypatch, extra):
+    @fl.jit
+    def step(model, moments, extra):
+        return fl.tree.map(lambda leaf: leaf + 1, model), fl.tree.map(lambda leaf: leaf * 2, moments)
+
+    model = fl.nn.Linear(2, 2)
+    now = model, {"a": model, "b": [mx.zeros(2)]}
+    for _ in range(3):
+        now = step(*now, extra)
+    compared = []
+    equal = Metadata.__eq__
+    monkeypatch.setattr(Metadata, "__eq__", lambda self, other: compared.append(self) or equal(self, other))
+    for _ in range(3):
+        now = step(*now, extra)
+    assert not compared
 
 
 def test_each_use_of_the_latest_trace_counts():

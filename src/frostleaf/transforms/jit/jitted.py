@@ -25,7 +25,7 @@ from .arguments import Numbers, require_no_arrays, require_no_iterator, unhashab
 from .captured import warn_of_captured
 from .explanation import History
 from .program import NeedsShapes, Program
-from .weak import Weak, weakened, with_structure
+from .weak import Weak, weakened
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -204,7 +204,7 @@ class Jitted(Wrapped[P, R]):
                     program = traces.programs.get(tuple(key))
                     if program is not None:
                         program.used = _tick()
-                        traces.latest = program.key, program
+                        traces.latest = program.latest(key), program
         except TypeError:
             refused = unhashable(self._fn, self._static(values, names))
             if refused is None:
@@ -233,17 +233,17 @@ class Jitted(Wrapped[P, R]):
         traces.numbers.add(self._fn, static, given)
         weak: list[Weak] = []
         structures = tuple([weakened(flat_of(value).structure, weak) for value in values])
-        key[2:] = map(with_structure, key[2:], structures)
         program = Program(self._fn, structures, key, traces.shapeless, traces.history, weak)
         program.used = _tick()
+        kept = tuple(program.key)
         with _lock:
             dropped = traces.drop_gone()
-            program = traces.programs.setdefault(tuple(key), program)  # another thread may have been faster
+            program = traces.programs.setdefault(kept, program)  # another thread may have been faster
         del dropped  # outside the lock
         try:
             return program(given)
         finally:
-            self._settle(tuple(key), program)
+            self._settle(kept, program)
 
     def _settle(self, key: Any, program: Program) -> None:
         """Drop the least recently used program if there are too many, or the new one if it could not be traced."""

@@ -20,7 +20,7 @@ from .captured import require_visible
 from .compiled import Dropped, Shell, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, graph_of, put_back
-from .weak import Weak
+from .weak import Weak, with_structure
 
 
 class NeedsShapes(Exception):  # noqa: N818
@@ -30,13 +30,21 @@ class NeedsShapes(Exception):  # noqa: N818
 class Program:
     """A function compiled for arguments of certain structures, and unless shapeless of certain shapes and dtypes.
 
-    Attributes:
+    Args:
+        fn: The function.
+        structures: Those of the arguments, weakened.
         key: What tells its calls from others: what holds where it is called, the names of arguments, and their signatures.
+        shapeless: Whether it serves all shapes.
+        history: What its function was traced for.
+        weak: The values it was made for that may go.
+
+    Attributes:
+        key: The same with the weakened structures.
         used: When it was last called; later is more.
         traced: Whether it has been traced.
     """
 
-    __slots__ = ("_compiled", "_history", "_shell", "_weak", "key", "traced", "used")
+    __slots__ = ("_compiled", "_history", "_shell", "_weak", "_weak_parts", "key", "traced", "used")
 
     def __init__(
         self,
@@ -79,7 +87,8 @@ class Program:
         self._compiled = mx.compile(self._shell, shapeless=shapeless)
         self._history = history
         self._weak = weak
-        self.key = key
+        self.key = [*key[:2], *map(with_structure, key[2:], structures)]
+        self._weak_parts = [at for at, part in enumerate(self.key) if part is not key[at]]
         self.used = 0
         self.traced = False
 
@@ -104,6 +113,15 @@ class Program:
             del result
             self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
         return out
+
+    def latest(self, key: list[Any]) -> list[Any]:
+        """Return the key of one of its calls with no more than weak references to values that may go.
+
+        The next call is likely to have the very same structures, which need not be looked into to find them equal.
+        """
+        for at in self._weak_parts:
+            key[at] = self.key[at]
+        return key
 
     def is_for_nobody(self) -> bool:
         """Return whether a value that it was made for is gone."""
