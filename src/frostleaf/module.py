@@ -9,34 +9,21 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from .core import fields
+from .core.annotations import Self, dataclass_transform
 from .core.construction import evolve
 from .core.definition import Node
 from .core.dropped import returns_copy
 from .core.instance import metadata_of
 from .display.text import text
-from .edits import casting, freezing, keys, modes, tying, updating, views
+from .edits import casting, freezing, modes, tying, updating, views
+from .edits.keys import Keyed
 from .edits.selection import Selection
 from .io import weights
 from .tree.selecting import Where
 
-if TYPE_CHECKING:
-    from typing_extensions import Self, dataclass_transform
-else:
-    Self = Any  # which Python 3.10 lacks, and typing.get_type_hints is to find
-
-    def dataclass_transform(**_: Any) -> Callable[[type], type]:
-        """Return the class unchanged: only type checkers read the real one."""
-        return lambda cls: cls
-
-
-NOT_ITERABLE = (
-    "a module is one value, and iterating over this {cls} is not possible, nor assigning it to several names. Its parts are in "
-    ".parameters(), .children() and .named_modules()"
-)
-
 
 @dataclass_transform(field_specifiers=(fields.parameter, fields.buffer, fields.static), eq_default=False)
-class Module(Node):
+class Module(Keyed, Node):
     """A model, or a part of one: a frozen tree of arrays that is edited by making copies.
 
     A subclass declares its fields in its body, and either has an ``__init__`` that assigns them to ``self`` or gets one from
@@ -81,39 +68,6 @@ class Module(Node):
         return text(self)
 
     # Looking into a module
-
-    def __contains__(self, key: object) -> bool:
-        """Return whether a field of that name holds an array, a module, or a container, as in the dict that a module of MLX is.
-
-        >>> import frostleaf as fl
-        >>> "bias" in fl.nn.Linear(2, 2), "bias" in fl.nn.Linear(2, 2, bias=False)
-        (True, False)
-        """
-        return keys.contains(self, key)
-
-    def __getitem__(self, key: str) -> Any:
-        """Return what the field of that name holds, if the name is ``in`` the module.
-
-        Raises:
-            KeyError: If it is not; the message suggests the nearest name.
-
-        >>> import frostleaf as fl
-        >>> layer = fl.nn.Linear(2, 2)
-        >>> layer["weight"] is layer.weight
-        True
-        """
-        return keys.item(self, key)
-
-    if not TYPE_CHECKING:  # code from elsewhere gets a message of ours, and new code one of its checker
-
-        def __setitem__(self, key: str, value: Any) -> None:
-            setattr(self, key, value)
-
-        def __delitem__(self, key: str) -> None:
-            delattr(self, key)
-
-        def __iter__(self) -> Any:
-            raise TypeError(NOT_ITERABLE.format(cls=type(self).__name__))
 
     @property
     def training(self) -> bool:
@@ -200,8 +154,8 @@ class Module(Node):
         """Return the contents of the module, filtered and mapped, as fresh nested dicts and lists.
 
         Args:
-            filter_fn: Called with a module, a key in it (``"layers.0"`` inside a container) and the value there; returns
-                whether to keep the value. :meth:`valid_parameter_filter` is one.
+            filter_fn: Called with a module, a key in it (``"layers.0"`` inside a container) and the value there; says if it
+                is kept. :meth:`valid_parameter_filter` is one.
             map_fn: Called with each leaf that is kept. Default: the identity.
             is_leaf_fn: Called like ``filter_fn``; returns whether the value is a leaf. Default: all but modules, dicts, lists.
 
@@ -381,18 +335,13 @@ class Module(Node):
             ValueError: If the two arrays have different shapes, or a place is tied already, or is both tied and a source.
 
         >>> import frostleaf as fl, mlx.core as mx
-        >>> class Language(fl.Module):
-        ...     embedding: fl.nn.Embedding
-        ...     head: fl.nn.Linear
-        ...     def __init__(self, words, dims):
-        ...         self.embedding = fl.nn.Embedding(words, dims)
-        ...         self.head = fl.nn.Linear(dims, words, bias=False)
-        >>> model = Language(50, 8).tie({"head.weight": "embedding.weight"})
+        >>> model = fl.nn.Sequential(fl.nn.Embedding(50, 8), fl.nn.Linear(8, 50, bias=False))
+        >>> model = model.tie({"layers.1.weight": "layers.0.weight"})
         >>> model
-        Language(embedding=Embedding(weight=f32[50,8]), head=Linear(weight=→embedding.weight, bias=None))
+        Sequential(layers=(Embedding(weight=f32[50,8]), Linear(weight=→layers.0.weight, bias=None)))
         >>> half = model.astype(mx.float16)
-        >>> fl.tree.paths(half), half.head.weight is half.embedding.weight
-        (['embedding.weight'], True)
+        >>> fl.tree.paths(half), half.layers[1].weight is half.layers[0].weight
+        (['layers.0.weight'], True)
         """
         return tying.tie(self, places)
 
@@ -511,8 +460,6 @@ class Module(Node):
             TypeError: If ``file_or_weights`` or ``rename`` is something else.
 
         >>> import frostleaf as fl, mlx.core as mx
-        >>> fl.nn.Linear(1, 2).load_weights([("bias", mx.ones(2))], strict=False).bias
-        array([1, 1], dtype=float32)
         >>> given = {"fc.W": mx.ones((2, 1)), "fc.b": mx.ones(2)}
         >>> fl.eval_shape(fl.nn.Linear, 1, 2).load_weights(given, rename={"fc.W": "weight", "fc.b": "bias"})
         Linear(weight=f32[2,1], bias=f32[2])
@@ -524,10 +471,9 @@ class Module(Node):
 
         A crash at any instant leaves the old file or the new one, whole; likewise the old directory or the new, by its index.
 
-        A directory gets Hugging Face's layout: ``model-00001-of-00002.safetensors`` and so on, and
-        ``model.safetensors.index.json``, which says what is where. When it is saved again, the new files get other numbered
-        names, the new index replaces the old one, and then the old files are removed: those named like the above or
-        ``model.safetensors``, or in the old index.
+        A directory gets Hugging Face's layout: numbered files of weights, and ``model.safetensors.index.json``, which says what
+        is where. When it is saved again, the new files get other numbers, the new index replaces the old one, and then the old
+        files are removed: ``model.safetensors``, numbered ones, and those in the old index.
 
         Args:
             file: A path that ends in ``.npz``, ``.safetensors`` or ``.gguf``; or a directory: an existing one, a name that ends
@@ -536,22 +482,19 @@ class Module(Node):
                 5,000,000,000, five gigabytes.
 
         Raises:
-            ValueError: If the ending is another, the format can't hold a dtype or a name, two parameters have the same name, or
-                a parameter is a :class:`frostleaf.ShapeDtypeStruct`; if ``max_shard_bytes`` is not positive, or given with the
-                name of a single file.
+            ValueError: If the ending is another, the format can't hold a dtype or a name, two names are the same, or an array is
+                a :class:`frostleaf.ShapeDtypeStruct`; if ``max_shard_bytes`` is not positive, or given for a single file.
             TypeError: If ``max_shard_bytes`` is not an int.
-            FileNotFoundError: If the directory around ``file`` does not exist.
-            NotADirectoryError: If the directory is a file.
+            OSError: If the directory around ``file`` does not exist, or is a file.
 
         >>> import frostleaf as fl, os, tempfile
         >>> layer = fl.nn.Linear(2, 2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     layer.save_weights(f"{folder}/layer.safetensors")
-        ...     copy = fl.nn.Linear(2, 2).load_weights(f"{folder}/layer.safetensors")
+        ...     fl.tree.equal(layer, fl.nn.Linear(2, 2).load_weights(f"{folder}/layer.safetensors"))
         ...     layer.save_weights(f"{folder}/model", max_shard_bytes=16)
         ...     sorted(os.listdir(f"{folder}/model"))
-        ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors', 'model.safetensors.index.json']
-        >>> fl.tree.equal(layer, copy)
         True
+        ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors', 'model.safetensors.index.json']
         """
         weights.save_weights(self, file, max_shard_bytes)

@@ -3,35 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..core.definition import Node
+from ..core.instance import Instance
 from ..core.words import describe, nearest
-
-
-def contains(module: Node, key: object) -> bool:
-    """Return whether a field of that name holds an array, a module, or a container. See :meth:`Module.__contains__`."""
-    is_child = isinstance(key, str) and key in module.__frostleaf__.children
-    return is_child and isinstance(_value(module, key), mx.array | Node | tuple | Mapping)
-
 
 NO_SUCH_KEY = "{cls} has no array or module {key}{near}"
 NOT_IN_THE_DICT = "{cls} has no array or module {key}: it is {value}, which {cls}.{name} returns"
+NOT_ITERABLE = (
+    "a module is one value, and iterating over this {cls} is not possible, nor assigning it to several names. Its parts are in "
+    ".parameters(), .children() and .named_modules()"
+)
 
 
-def item(module: Node, key: Any) -> Any:
-    """Return what a field holds. See :meth:`Module.__getitem__`."""
-    if contains(module, key):
-        return _value(module, key)
-    cls = type(module).__name__
-    definition = module.__frostleaf__
-    if isinstance(key, str) and key in definition.fields:
-        raise KeyError(NOT_IN_THE_DICT.format(cls=cls, key=describe(key), name=key, value=describe(_value(module, key))))
-    there = [name for name in definition.children if contains(module, name)]
-    raise KeyError(NO_SUCH_KEY.format(cls=cls, key=describe(key), near=nearest(str(key), there)))
+class Keyed(Instance):
+    """What gives :class:`Module` its keys."""
+
+    __slots__ = ()
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether a field of that name holds an array, a module, or a container, as in the dict that a module of MLX is.
+
+        >>> import frostleaf as fl
+        >>> "bias" in fl.nn.Linear(2, 2), "bias" in fl.nn.Linear(2, 2, bias=False)
+        (True, False)
+        """
+        is_child = isinstance(key, str) and key in self.__frostleaf__.children
+        return is_child and isinstance(_value(self, key), mx.array | Instance | tuple | Mapping)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return what the field of that name holds, if the name is ``in`` the module.
+
+        Raises:
+            KeyError: If it is not; the message suggests the nearest name.
+
+        >>> import frostleaf as fl
+        >>> layer = fl.nn.Linear(2, 2)
+        >>> layer["weight"] is layer.weight
+        True
+        """
+        if key in self:
+            return _value(self, key)
+        cls = type(self).__name__
+        definition = self.__frostleaf__
+        if isinstance(key, str) and key in definition.fields:
+            raise KeyError(NOT_IN_THE_DICT.format(cls=cls, key=describe(key), name=key, value=describe(_value(self, key))))
+        there = [name for name in definition.children if name in self]
+        raise KeyError(NO_SUCH_KEY.format(cls=cls, key=describe(key), near=nearest(str(key), there)))
+
+    if not TYPE_CHECKING:  # code from elsewhere gets a message of ours, and new code one of its checker
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            setattr(self, key, value)
+
+        def __delitem__(self, key: str) -> None:
+            delattr(self, key)
+
+        def __iter__(self) -> Any:
+            raise TypeError(NOT_ITERABLE.format(cls=type(self).__name__))
 
 
-def _value(module: Node, key: Any) -> Any:
+def _value(module: Instance, key: Any) -> Any:
     return getattr(module, key, None)  # which a module that is being built need not have yet

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 
+from ..core.annotations import Self
 from ..core.construction import evolve
 from ..core.dropped import returns_copy
 from ..core.fields import buffer, parameter, static
@@ -16,11 +17,6 @@ from ..module import Module
 from .checks import lookup, misfit, size
 from .dtypes import layer_dtype
 from .initial import normal, uniform
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-else:
-    Self = Any  # which Python 3.10 lacks, and typing.get_type_hints is to find
 
 # The default group size and bits of each mode.
 _MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
