@@ -154,8 +154,8 @@ class Module(Keyed, Node):
         """Return the contents of the module, filtered and mapped, as fresh nested dicts and lists.
 
         Args:
-            filter_fn: Called with a module, a key in it (``"layers.0"`` inside a container) and the value there; says if it
-                is kept. :meth:`valid_parameter_filter` is one.
+            filter_fn: Called with a module, a key in it (``"layers.0"`` inside a container) and the value there; says if
+                it is kept. :meth:`valid_parameter_filter` is one.
             map_fn: Called with each leaf that is kept. Default: the identity.
             is_leaf_fn: Called like ``filter_fn``; returns whether the value is a leaf. Default: all but modules, dicts, lists.
 
