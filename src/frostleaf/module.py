@@ -482,8 +482,8 @@ class Module(Keyed, Node):
                 5,000,000,000, five gigabytes.
 
         Raises:
-            ValueError: If the ending is another, the format can't hold a dtype or a name, two names are the same, or an array is
-                a :class:`frostleaf.ShapeDtypeStruct`; if ``max_shard_bytes`` is not positive, or given for a single file.
+            ValueError: If the ending is another, the format can't hold a dtype or a name, two names are the same, or a value
+                is a :class:`frostleaf.ShapeDtypeStruct`; if ``max_shard_bytes`` is not positive, or given for a single file.
             TypeError: If ``max_shard_bytes`` is not an int.
             OSError: If the directory around ``file`` does not exist, or is a file.
 
