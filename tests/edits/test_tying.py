@@ -524,6 +524,12 @@ def test_what_can_not_be_tied_is_refused(places, kind, shown):
     assert len(fl.tree.leaves(model)) == 5
 
 
+def test_arrays_of_another_length_can_not_be_tied():
+    model = fl.nn.Sequential(fl.nn.Linear(2, 3), fl.nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=re.escape("they are f32[2,3] and f32[3,2], and must be of one shape")):
+        model.tie({"layers.1.weight": "layers.0.weight"})
+
+
 def test_what_is_tied_can_not_be_tied_to_something_else():
     model = fl.nn.Sequential(*(fl.nn.Linear(2, 2) for _ in range(3))).tie({"layers.1.weight": "layers.0.weight"})
     advice = "take that tie away first, with .untie('layers.1.weight')"
@@ -636,6 +642,15 @@ def test_another_shape_at_the_source_takes_the_tied_place_along():
     after = model.replace(embedding=fl.nn.Embedding(9, DIMS))
     assert after.head.weight is after.embedding.weight
     assert after.head.weight.shape == (9, DIMS)
+
+
+def test_arrays_of_two_dtypes_can_not_be_put_at_tied_places():
+    model = tied_model()
+    weight = mx.ones((WORDS, DIMS))
+    embedding = model.embedding.replace(weight=weight)
+    head = model.head.replace(weight=weight.astype(mx.float16))
+    with pytest.raises(ValueError, match=re.escape("f16[5,3]")):
+        model.replace(embedding=embedding, head=head)
 
 
 def test_two_different_arrays_can_not_be_put_at_tied_places():

@@ -76,6 +76,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "isn't a GGUF file"),
     "text": (b"hello\n" * 50, "isn't a GGUF file"),
     "an old version": (gguf(array(), version=1), "is GGUF of version 1, and MLX reads versions 2 and 3"),
+    "a new version": (gguf(array(), version=4), "is GGUF of version 4, and MLX reads versions 2 and 3"),
     "cut off": (gguf(array(), data=b"\0" * 15), "array 'a' lies in bytes 64 to 80, and the file has 79"),
     "cut off in the header": (gguf(array())[:40], "the header is cut off, or is damaged"),
     "more arrays than there are": (gguf(array(), counts=(2**63, 0)), "the header is cut off, or is damaged"),
