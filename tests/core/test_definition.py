@@ -1038,7 +1038,7 @@ class Pair(NamedTuple):
         (Pair([ONE], None), Pair((ONE,), None)),
         ({1, 2}, frozenset({1, 2})),
         (None, None),
-        (3, 3),
+        ("three", "three"),
     ],
     ids=repr,
 )

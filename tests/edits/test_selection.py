@@ -420,7 +420,7 @@ def test_what_a_predicate_raises_comes_through() -> None:
 def test_a_key_of_any_kind_is_selected_by_its_dotted_name(key: Any, where: str) -> None:
     model = Net([], {key: mx.ones(1), "other": mx.ones(2)}, None)
     assert model.at(where).get() is model.table[key]
-    assert model.at(where).set(5).table == {key: 5, "other": model.table["other"]}
+    assert model.at(where).set("five").table == {key: "five", "other": model.table["other"]}
 
 
 def test_a_path_is_a_whole_name_and_not_a_part_of_one() -> None:

@@ -236,7 +236,8 @@ def wrong_gradients():
     grads = gradients_of(net())
     layer = grads.layers[0]
     yield grads.at("layers.0.bias").set(None), NO_GRADIENT.format(path="layers.0.bias", array="f32[3]", given="None")
-    yield grads.at("layers.0.bias").set(1.0), NO_GRADIENT.format(path="layers.0.bias", array="f32[3]", given="1.0")
+    with_a_number = fl.tree.map_with_path(lambda path, array: 1.0 if path == "layers.0.bias" else array, grads)
+    yield with_a_number, NO_GRADIENT.format(path="layers.0.bias", array="f32[3]", given="1.0")
     for wrong, shown in ((layer.weight.T, "f32[2,3]"), (mx.ones((3, 1)), "f32[3,1]")):
         message = f"the gradient for 'layers.0.weight' is {shown}, and the parameter is f32[3,2]"
         yield grads.at("layers.0.weight").set(wrong), message

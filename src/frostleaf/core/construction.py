@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Number
 from operator import is_
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -74,6 +75,8 @@ def evolve(
     ties = metadata.ties if ties is None else ties
     if not changed and training == metadata.training and frozen == metadata.frozen and ties == metadata.ties:
         return node
+    for name, value in changed.items():
+        _require_no_number(f"{cls.__name__}.{name}", value, old[name])
     new = _blank(cls, {**old, **changed})
     if ties != metadata.ties:
         ties_.fill(new, ties)
@@ -107,6 +110,41 @@ def close(
     if ties:
         children = ties_.taken_out(cls, children, ties)
     set_level(node, (Metadata({name: values[name] for name in definition.static}, training, frozen, ties), children))
+
+
+NO_ARRAY = "{place} {held}, and was given {value}, which would not be trained, cast or saved. Write mx.array(...) of it{other}"
+
+
+def require_arrays(node: Instance) -> None:
+    """Raise a ``TypeError`` if a field of a new instance holds numbers and is declared to hold an array."""
+    for name in node.__frostleaf__.arrays:
+        value = node.__dict__[name]
+        if _is_numbers(value):
+            place = f"{type(node).__name__}.{name}"
+            said = {"held": "is declared as an array", "other": ", or fl.static() at the field."}
+            raise TypeError(NO_ARRAY.format(place=place, value=describe(value), **said))
+
+
+def _require_no_number(place: str, value: Any, old: Any) -> None:
+    """Raise a ``TypeError`` if numbers would take the place of an array."""
+    if isinstance(old, (*LEAF, Instance)):
+        if _is_numbers(value) and (isinstance(old, LEAF) or find_hidden(old)):
+            raise TypeError(NO_ARRAY.format(place=place, held=f"held {describe(old)}", value=describe(value), other="."))
+    elif isinstance(old, tuple) and isinstance(value, list | tuple) and len(value) == len(old):
+        for index, (new, before) in enumerate(zip(value, old, strict=True)):
+            _require_no_number(f"{place}.{index}", new, before)
+    elif isinstance(old, Mapping) and isinstance(value, Mapping):
+        for key in old.keys() & value.keys():
+            _require_no_number(f"{place}.{key}", value[key], old[key])
+
+
+def _is_numbers(value: Any) -> bool:
+    """Return whether a value is a number, or a container with numbers alone."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return len(value) > 0 and all(map(_is_numbers, value))
+    return isinstance(value, Number)
 
 
 def restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> N:

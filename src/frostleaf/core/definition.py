@@ -7,7 +7,7 @@ import functools
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -15,10 +15,13 @@ import attrs
 import optree
 
 from . import fields, ties
-from .construction import checked, close, evolve, field_of, restore, restored_copy
+from .construction import checked, close, evolve, field_of, require_arrays, restore, restored_copy
+from .hidden import find_hidden, is_foreign_array
 from .instance import OPEN, Definition, Instance, Metadata, field_values, is_finished, level_of, metadata_of, set_level
 from .pickling import to_picklable
 from .registration import NAMESPACE
+from .shapes import LEAF
+from .words import describe
 
 N = TypeVar("N", bound="Node")
 
@@ -129,6 +132,9 @@ def _define(cls: type[Node], init: bool) -> None:
             )
         if inspect.isdatadescriptor(inspect.getattr_static(cls, name, None)):
             raise TypeError(HIDDEN.format(cls=cls.__name__, name=name))
+    for base in cls.__mro__:
+        if base is cls or not issubclass(base, Node):
+            _require_annotations(cls, vars(base))
     static = tuple(name for name, field in declared.items() if fields.kind(field) == "static")
     children = tuple(name for name in declared if name not in static)
     cls.__frostleaf__ = Definition(
@@ -137,6 +143,7 @@ def _define(cls: type[Node], init: bool) -> None:
         # itemgetter runs in C, and pick runs for every module of a tree; for fewer than two names itemgetter returns no tuple.
         pick=itemgetter(*children) if len(children) > 1 else lambda values: tuple([values[name] for name in children]),
         static=static,
+        arrays=tuple(name for name in children if fields.is_array(declared[name])),
         frozen=tuple(name for name, field in declared.items() if fields.frozen(field)),
         assemble=_assembler(cls, children, static),
         deferrable=(
@@ -152,6 +159,20 @@ def _define(cls: type[Node], init: bool) -> None:
         path_entry_type=optree.GetAttrEntry,
         namespace=NAMESPACE,
     )
+
+
+NO_ANNOTATION = (
+    "{cls}.{name} is {value} in the class body, without an annotation: all instances would share it, and it would not be "
+    "trained, cast or saved. Annotate it and set it in __init__, or annotate it as a ClassVar if it never changes."
+)
+
+
+def _require_annotations(cls: type[Node], members: Mapping[str, Any]) -> None:
+    """Raise a ``TypeError`` if there is an array or a module in a class body that is neither a field nor a ``ClassVar``."""
+    for name, value in members.items():
+        is_held = isinstance(value, (*LEAF, Instance, list, tuple, dict)) or is_foreign_array(value)
+        if is_held and find_hidden(value) and name not in members.get("__annotations__", ()):
+            raise TypeError(NO_ANNOTATION.format(cls=cls.__name__, name=name, value=describe(value)))
 
 
 def _attrs_field(field: dataclasses.Field[Any]) -> Any:
@@ -237,6 +258,7 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
         finally:
             del self.__dict__[OPEN]
         definition = type(self).__frostleaf__
+        require_arrays(self)
         frozen = frozenset(name for name in definition.frozen if self.__dict__[name] is not None)
         close(self, definition.fields, training=True, frozen=frozen)
         if edits:
@@ -245,6 +267,9 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
                 edited = edit(edited)
             self.__dict__.update(edited.__dict__)
             set_level(self, level_of(edited))
+        for cls in type(self).__mro__:
+            if "__check_init__" in vars(cls):
+                cls.__check_init__(self)  # type: ignore[attr-defined]
 
     __init__.handwritten = handwritten  # type: ignore[attr-defined]
     return __init__

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import types
+from typing import Any, Union, get_args, get_origin
 
 import attrs
+import mlx.core as mx
 
 KIND = "frostleaf.kind"
 PERSISTENT = "frostleaf.persistent"
@@ -98,3 +101,13 @@ def cast(attribute: attrs.Attribute[Any]) -> bool:
 def _field(kind: str, options: dict[str, Any], marks: dict[str, Any]) -> Any:
     options["metadata"] = {**(options.get("metadata") or {}), KIND: kind, **marks}
     return attrs.field(**options)
+
+
+def is_array(field: attrs.Attribute[Any]) -> bool:
+    """Return whether a field is declared to hold one array, or ``None`` in its place."""
+    annotation: Any = field.type
+    if isinstance(annotation, str):
+        named = re.sub(r"^(typing\.)?Optional\[(.*)\]$", r"\2 | None", annotation)
+        return {each.strip() for each in named.split("|")} - {"None"} == {"mx.array"}
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return set(options) - {types.NoneType} == {mx.array}

@@ -83,6 +83,7 @@ class Definition:
         children: The names of the fields whose values are children in the tree.
         pick: Returns the values of ``children``, as a tuple, from a dict of fields.
         static: The names of the fields whose values are structure.
+        arrays: The names of the fields that are declared to hold one array or ``None``.
         frozen: The names of the fields that start out frozen.
         assemble: Makes a finished instance from metadata and children as they are: nothing is converted or checked.
         deferrable: Whether an instance may be put together late, when ``__getattr__`` runs because its fields are missing.
@@ -92,6 +93,7 @@ class Definition:
     children: tuple[str, ...]
     pick: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     static: tuple[str, ...]
+    arrays: tuple[str, ...]
     frozen: tuple[str, ...]
     assemble: Callable[[Metadata, Iterable[Any]], Any]
     deferrable: bool
