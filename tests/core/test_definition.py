@@ -689,6 +689,11 @@ def test_a_module_can_be_held_weakly() -> None:
 
 # Errors, each by its message
 
+
+def _added(module: Any) -> None:
+    module.weight += 1
+
+
 MESSAGES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     (
         "set a field",
@@ -714,15 +719,57 @@ MESSAGES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "replace what is no field",
         lambda: Affine(ONE).replace(wieght=ONE),
         TypeError,
-        "Affine has no field 'wieght'; the nearest is 'weight'. Declare it in the class body, for example as `wieght: "
-        "mx.array`.",
+        "Affine has no field 'wieght'; the nearest is 'weight'",
     ),
     (
         "replace what is like no field",
         lambda: Affine(ONE).replace(xyz=ONE),
         TypeError,
-        "Affine has no field 'xyz'. Declare it in the class body, for example as `xyz: mx.array`.",
+        "Affine has no field 'xyz'; its fields are weight, bias, size",
     ),
+    (
+        "change an array in place",
+        lambda: _added(Affine(mx.zeros(1))),
+        FrozenModuleError,
+        "can't set Affine.weight: a finished module never changes. .replace(weight=...) returns a new module that shares the "
+        "rest. (An array that += was tried on has changed already: write .at('weight').apply(lambda array: array + ...).)",
+    ),
+    (
+        "a class with its own __setattr__",
+        lambda: type("Own", (fl.Module,), {"__setattr__": object.__setattr__, "__module__": __name__}),
+        TypeError,
+        "Own defines __setattr__, and a module can't: its attributes are set while __init__ runs, and never again. Give the "
+        "field a converter or a validator, or edit a copy with .replace(...).",
+    ),
+    (
+        "two fields of one argument",
+        lambda: type("Two", (fl.Module,), {"__annotations__": {"w": Any, "_w": Any}, "__module__": __name__}),
+        TypeError,
+        "the constructor of Two has a duplicate argument 'w' in function definition: a field's name without its underscore is "
+        "its argument, beside self. Rename the field, or write fl.parameter(alias=...).",
+    ),
+    (
+        "a dataclass",
+        lambda: dataclasses.dataclass(type("Data", (fl.Module,), {"__annotations__": {"w": Any}, "__module__": __name__}))(ONE),
+        TypeError,
+        "Data is decorated with @dataclass, which replaces how modules are printed, compared and hashed. Take the decorator "
+        "away: a class of fl.Module gets its constructor without one.",
+    ),
+    *[
+        (
+            f"assign an undeclared {kind}",
+            lambda value=value: _written(lambda self: setattr(self, "xyz", value)),
+            TypeError,
+            f"Assigned has no field 'xyz'. Declare it in the class body, for example as `xyz: {kind}`.",
+        )
+        for kind, value in {
+            "fl.nn.Linear": fl.nn.Linear(1, 1),
+            "Affine": Affine(ONE),
+            "mx.array": ONE,
+            "list": [ONE],
+            "float = fl.static()": 0.5,
+        }.items()
+    ],
     (
         "leave fields unset",
         lambda: _written(lambda self: None),

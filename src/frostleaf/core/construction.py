@@ -35,7 +35,7 @@ from .levels import one_level
 from .pickling import from_picklable
 from .registration import NAMESPACE
 from .shapes import LEAF
-from .words import class_name, describe, keystr, nearest
+from .words import class_name, describe, keystr, listed, nearest
 
 N = TypeVar("N", bound=Instance)
 
@@ -177,10 +177,8 @@ def field_of(cls: type[Instance], name: str) -> attrs.Attribute[Any]:
     """
     fields = cls.__frostleaf__.fields
     if name not in fields:
-        raise TypeError(
-            f"{cls.__name__} has no field {name!r}{nearest(name, fields)}. Declare it in the class body, for example as "
-            f"`{name}: mx.array`."
-        )
+        there = nearest(name, fields) or (f"; its fields are {listed(fields)}" if fields else "")
+        raise TypeError(f"{cls.__name__} has no field {name!r}{there}")
     return fields[name]
 
 

@@ -12,16 +12,17 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
+import mlx.core as mx
 import optree
 
 from . import fields, ties
-from .construction import checked, close, evolve, field_of, require_arrays, restore, restored_copy
+from .construction import checked, close, evolve, require_arrays, restore, restored_copy
 from .hidden import find_hidden, is_foreign_array
 from .instance import OPEN, Definition, Instance, Metadata, field_values, is_finished, level_of, metadata_of, set_level
 from .pickling import to_picklable
 from .registration import NAMESPACE
 from .shapes import LEAF
-from .words import describe
+from .words import describe, nearest
 
 N = TypeVar("N", bound="Node")
 
@@ -43,6 +44,10 @@ class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
         self.msg = message
 
 
+UNDECLARED = "{cls} has no field {name!r}{near}. Declare it in the class body, for example as `{name}: {type}`."
+IN_PLACE = " (An array that += was tried on has changed already: write .at({name!r}).apply(lambda array: array + ...).)"
+
+
 class Node(Instance):
     """The base of :class:`Module`: a class whose instances are frozen trees."""
 
@@ -56,9 +61,15 @@ class Node(Instance):
 
         def __setattr__(self, name: str, value: Any) -> None:
             cls = type(self)
+            fields = cls.__frostleaf__.fields
             if OPEN not in self.__dict__:
-                raise FrozenModuleError(_frozen("set", cls, name))
-            self.__dict__[name] = checked(self, field_of(cls, name), value)
+                changed = IN_PLACE.format(name=name) if name in fields and value is self.__dict__.get(name) else ""
+                raise FrozenModuleError(_frozen("set", cls, name) + changed)
+            if name not in fields:
+                raise TypeError(
+                    UNDECLARED.format(cls=cls.__name__, name=name, near=nearest(name, fields), type=_type_of(value))
+                )
+            self.__dict__[name] = checked(self, fields[name], value)
 
         def __delattr__(self, name: str) -> None:
             raise FrozenModuleError(_frozen("delete", type(self), name))
@@ -92,7 +103,32 @@ HIDDEN = (
 )
 
 
+def _type_of(value: Any) -> str:
+    """Return an annotation for a field that is to hold a value."""
+    if isinstance(value, mx.array):
+        return "mx.array"
+    if isinstance(value, list | tuple | dict):
+        return type(value).__name__
+    if isinstance(value, Instance):
+        cls = type(value)
+        return f"fl.nn.{cls.__name__}" if cls.__module__.startswith("frostleaf.nn") else cls.__name__
+    return f"{type(value).__name__} = fl.static()"
+
+
+SAME_ARGUMENT = (
+    "the constructor of {cls} has a {error}: a field's name without its underscore is its argument, beside self. Rename the "
+    "field, or write fl.parameter(alias=...)."
+)
+OWN_SETATTR = (
+    "{cls} defines {name}, and a module can't: its attributes are set while __init__ runs, and never again. Give the field a "
+    "converter or a validator, or edit a copy with .replace(...)."
+)
+
+
 def _define(cls: type[Node], init: bool) -> None:
+    for name in ("__setattr__", "__delattr__"):
+        if name in vars(cls):
+            raise TypeError(OWN_SETATTR.format(cls=cls.__name__, name=name))
     for name, value in [*vars(cls).items()]:
         if isinstance(value, dataclasses.Field):
             setattr(cls, name, _attrs_field(value))
@@ -102,16 +138,11 @@ def _define(cls: type[Node], init: bool) -> None:
     handwritten = own is not None
     inherits_replace = "__replace__" not in cls.__dict__
     # A hand-written constructor takes any arguments, so fields with defaults may come first: kw_only tells attrs so.
-    attrs.define(
-        cls,
-        frozen=True,
-        slots=False,
-        eq=False,
-        repr=False,
-        init=init and not handwritten,
-        kw_only=handwritten,
-        auto_attribs=True,
-    )
+    options: Any = {"frozen": True, "slots": False, "eq": False, "repr": False, "auto_attribs": True}
+    try:
+        attrs.define(cls, init=init and not handwritten, kw_only=handwritten, **options)
+    except SyntaxError as error:
+        raise TypeError(SAME_ARGUMENT.format(cls=cls.__name__, error=error.msg)) from None
     # attrs has put its own here; Node's and Module's are better.
     del cls.__setattr__, cls.__delattr__
     if inherits_replace and "__replace__" in cls.__dict__:
@@ -236,11 +267,19 @@ NO_EVOLVE = (
 )
 
 
+DECORATED = (
+    "{cls} is decorated with @dataclass, which replaces how modules are printed, compared and hashed. Take the decorator away: "
+    "a class of fl.Module gets its constructor without one."
+)
+
+
 def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None]:
     """Wrap ``init`` so that the node is open to assignment while it runs, and finished when the outermost one returns."""
 
     @functools.wraps(init)
     def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if "__dataclass_fields__" in vars(type(self)):
+            raise TypeError(DECORATED.format(cls=type(self).__name__))
         if is_finished(self):
             raise TypeError(f"__init__ was called on a finished {type(self).__name__}, which can't change. Build a new one.")
         if sys._getframe(1).f_code is _ATTRS_EVOLVE:
