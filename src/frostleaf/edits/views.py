@@ -17,6 +17,9 @@ from ..tree.walk import ties_in
 
 Filter = Callable[[Any, str, Any], bool]
 
+_WHOLE = (*LEAF, Node)
+_CONTENT = (*_WHOLE, tuple, list, Mapping)
+
 
 def node_children(value: Any) -> dict[Any, Any] | None:
     """Return the children of a node of a registered class by their names; ``None`` for a module, a tuple, a list or a mapping.
@@ -24,7 +27,7 @@ def node_children(value: Any) -> dict[Any, Any] | None:
     Raises:
         ValueError: If two children have the same name.
     """
-    if isinstance(value, (*LEAF, Node, tuple, list, Mapping)) or (level := tree_level(value)) is None:
+    if isinstance(value, _CONTENT) or (level := tree_level(value)) is None:
         return None
     named = dict(zip(level.entries, level.children, strict=True))
     if len(named) < len(level.children):
@@ -34,7 +37,7 @@ def node_children(value: Any) -> dict[Any, Any] | None:
 
 def is_content(value: Any) -> bool:
     """Return whether a value is an array or may hold some, and not a number, a string or ``None``."""
-    return isinstance(value, (*LEAF, Node, tuple, list, Mapping)) or node_children(value) is not None
+    return isinstance(value, _CONTENT) or node_children(value) is not None
 
 
 _SAME_NAME = "two children of a {kind} have the same name: return one name for each from what fl.register_pytree_node was given"
@@ -171,6 +174,8 @@ def _contents(module: Node) -> list[tuple[str, Any]]:
 
 def _as_mlx(value: Any) -> Any:
     """Return a field's value with fresh lists and dicts in place of tuples, mappings and registered nodes, however deep."""
+    if isinstance(value, _WHOLE):
+        return value
     if isinstance(value, tuple | list):
         return [_as_mlx(item) for item in value]
     contents = value if isinstance(value, Mapping) else node_children(value)
