@@ -280,7 +280,7 @@ class Module(Keyed, Node):
         """Freeze what ``where`` selects (see :meth:`at`) in a copy, or make it trainable with ``frozen=False``.
 
         Raises:
-            LookupError: If nothing is selected.
+            LookupError: If nothing is selected, a path leads to a static field, or the arrays there are tied to ones elsewhere.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 1))

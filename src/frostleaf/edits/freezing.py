@@ -6,7 +6,7 @@ name covers everything below it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
 from ..tree.selecting import mask_of
-from ..tree.walk import Descend, rewrite
+from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
 
 T = TypeVar("T")
@@ -59,10 +59,37 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
 
 
 def with_frozen(tree: T, selected: Collection[Path], frozen: bool) -> T:
-    """Freeze the parameters at and below some paths, or make them trainable, and leave the others as they are."""
-    chosen = mask_of(tree, selected)
-    wanted = [frozen if pick and parameter else now for pick, (parameter, now) in zip(chosen, _status(tree), strict=True)]
+    """Freeze the parameters at and below some paths, or make them trainable, and leave the others as they are.
+
+    Raises:
+        LookupError: If what stands at a path has no array of its own, and is tied to one that is not selected and would stay
+            as it is.
+    """
+    chosen, status = mask_of(tree, selected), list(_status(tree))
+    wanted = [frozen if pick and parameter else now for pick, (parameter, now) in zip(chosen, status, strict=True)]
+    if ties := all_ties(tree):
+        paths = flat_of(tree).structure.leaf_paths()
+        stay = {
+            path for path, (parameter, _), after in zip(paths, status, wanted, strict=True) if parameter and after != frozen
+        }
+        _require_sources(_empty(paths, selected), ties, stay, "trainable" if frozen else "frozen")
     return _with_status(tree, iter(wanted))  # type: ignore[no-any-return]
+
+
+def require_no_static(tree: Any, paths: Iterable[Path]) -> None:
+    """Require that no path leads to a static field, or into one.
+
+    Raises:
+        LookupError: If one does.
+    """
+    for path in paths:
+        value = tree
+        for entry in path:
+            if isinstance(value, Node) and fields.kind(value.__frostleaf__.fields[entry]) == "static":
+                field = f"{keystr(path)!r} is a static field of this {type(tree).__name__}"
+                raise LookupError(f"{field}, which has no arrays to freeze: select a parameter, a module or a container")
+            here = field_level(value)
+            value = dict(zip(here.entries, here.children, strict=True))[entry] if here else None
 
 
 def trainable(tree: Any) -> list[bool]:
@@ -74,6 +101,26 @@ def trainable(tree: Any) -> list[bool]:
         parameter and not frozen and mx.issubdtype(leaf.dtype, mx.floating)
         for leaf, (parameter, frozen) in zip(flat_of(tree).leaves, _status(tree), strict=True)
     ]
+
+
+def _empty(paths: Iterable[Path], selected: Collection[Path]) -> set[Path]:
+    """Return those of the selected paths that lead to none of the leaves, whose paths are given."""
+    return {*selected} - {path[:length] for path in paths for length in range(len(path) + 1)}
+
+
+_SOURCE_STAYS = (
+    "{target!r} is tied to {source!r}, which is not selected and would stay {now}: select that as well, or instead, "
+    "or untie the place first"
+)
+
+
+def _require_sources(selected: Collection[Path], ties: Mapping[Path, Path], stay: Collection[Path], now: str) -> None:
+    """Require that no selected place is tied to one of the parameters that ``stay`` as they are."""
+    for target, source in ties.items():
+        while source in ties:  # a module's source may itself be tied by a module around it
+            source = ties[source]
+        if source in stay and any(target[:length] in selected for length in range(len(target) + 1)):
+            raise LookupError(_SOURCE_STAYS.format(target=keystr(target), source=keystr(source), now=now))
 
 
 def _status(value: Any, parameter: bool = True, frozen: bool = False) -> Iterator[tuple[bool, bool]]:

@@ -12,10 +12,10 @@ import mlx.core as mx
 from ..core.dropped import returns_copy
 from ..core.levels import replace_at
 from ..core.words import Path, describe, keystr
-from ..tree.selecting import Found, Where, is_path, matcher, require_found, search
+from ..tree.selecting import Found, Where, is_path, matcher, paths_in, require_found, search
 from ..tree.walk import checked_level, field_level
 from .casting import Predicate, astype, is_floating
-from .freezing import with_frozen
+from .freezing import require_no_static, with_frozen
 
 T = TypeVar("T")
 
@@ -131,26 +131,27 @@ class Selection(Generic[T]):
         """Freeze the selected parameters, and those in selected modules and containers.
 
         Raises:
-            LookupError: If nothing is selected; the message suggests the nearest paths.
+            LookupError: If nothing is selected; the message suggests the nearest paths. If a path leads to a static field. If
+                all arrays of a selected value are tied to ones that are not selected.
 
         >>> import frostleaf as fl
         >>> fl.nn.Linear(2, 2).at("weight").freeze()
         Linear(weight=❄f32[2,2], bias=f32[2])
         """
-        return with_frozen(self._tree, self._required(), True)
+        return self._with_frozen(True)
 
     @returns_copy("model = model.at(...).{name}(...)")
     def unfreeze(self) -> T:
         """Make the selected parameters trainable, and those in selected modules and containers.
 
         Raises:
-            LookupError: If nothing is selected; the message suggests the nearest paths.
+            LookupError: As from :meth:`freeze`.
 
         >>> import frostleaf as fl
         >>> fl.nn.Linear(2, 2).freeze().at("bias").unfreeze()
         Linear(weight=❄f32[2,2], bias=f32[2])
         """
-        return with_frozen(self._tree, self._required(), False)
+        return self._with_frozen(False)
 
     def __len__(self) -> int:
         return len(self._found.values)
@@ -168,6 +169,12 @@ class Selection(Generic[T]):
     @cached_property
     def _found(self) -> Found:
         return search(self._tree, self._where)
+
+    def _with_frozen(self, frozen: bool) -> T:
+        selected = self._required()
+        named = paths_in(self._where)
+        require_no_static(self._tree, [path for path in selected if keystr(path) in named])
+        return with_frozen(self._tree, selected, frozen)
 
     def _required(self) -> dict[Path, Any]:
         require_found(self._tree, self._found)

@@ -26,7 +26,8 @@ def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
         what: What to call ``other`` in an error.
 
     Raises:
-        ValueError: If a node or ``None`` is something else in ``other``, or a static value an array; the message names the path.
+        ValueError: If a node or ``None`` is something else in ``other``, or an array stands for a static value; the message
+            names the path.
     """
     found: list[Any] = []
     _align(tree, other, _same_node, what, (), found)
@@ -38,14 +39,12 @@ def broadcast_prefix(prefix: Any, tree: Any, what: str) -> Iterator[tuple[Path, 
 
     Args:
         prefix: A tree of the same names, or its outer part: ``None`` or a number instead of a node goes with every array in
-            that. A list may stand for a tuple, and one mapping for another. Static values are ignored, but where ``tree`` has
-            one there may be no array.
+            that. A list may stand for a tuple, and one mapping for another. Static values are ignored.
         tree: Any tree.
         what: What to call ``prefix`` in an error.
 
     Raises:
-        ValueError: If ``prefix`` has something else instead of a node, or an array instead of a static value; the message names
-            the path.
+        ValueError: If ``prefix`` has something else instead of a node; the message names the path.
     """
     found: list[Any] = []
     _align(tree, prefix, _prefix_node, what, (), found)
@@ -78,10 +77,9 @@ def _align(
         given, expected = said(other, one_level(other)), said(tree, node)
         given += " of another definition" * (given == expected)
         place = keystr(path) or "the root"
-        advice = " Only arrays are leaves: make it an array in the first tree too." if node is None and tree is not None else ""
-        raise ValueError(
-            f"{what} does not have the structure of the tree it goes with. At {place}: {given} where there is {expected}.{advice}"
-        )
+        advice = "" if node is not None or tree is None else " Only arrays are leaves: make it an array in the first tree too."
+        mismatch = f"At {place}: {given} where there is {expected}."
+        raise ValueError(f"{what} does not have the structure of the tree it goes with. {mismatch}{advice}")
     if node is not None:
         for child, value, entry in zip(node[1], values, entries_of(type(tree), node[0]), strict=True):
             if type(child) is mx.array:
@@ -115,7 +113,7 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
 def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
     """Return what ``other``, which may be one number or ``None``, has for each child of ``tree``; ``None`` if they differ."""
     if node is None:
-        return () if tree is None else _beside_static(tree, other)
+        return ()
     entries = entries_of(type(tree), node[0])
     if other is None or isinstance(other, int):
         return [other] * len(entries)

@@ -54,6 +54,11 @@ def is_path(where: Where) -> TypeGuard[str]:
     return isinstance(where, str) and not set("*?") & set(where)
 
 
+def paths_in(where: Where) -> list[str]:
+    """Return those of several selections that are one path, each once."""
+    return [*dict.fromkeys(part for part in _parts(where) if is_path(part))]
+
+
 class Found(NamedTuple):
     """What a selection selects in a tree.
 
@@ -72,7 +77,7 @@ def search(tree: Any, where: Where) -> Found:
         values = dict(places(tree, where))
         return Found(values, [] if values else [where])
     parts = [*_parts(where)]
-    paths = {part for part in parts if is_path(part)}
+    paths = {*paths_in(where)}
     # By number, since a part need not be hashable.
     others = {number: matcher(part) for number, part in enumerate(parts) if not is_path(part)}
     missing_paths, missing_others = set(paths), set(others)
@@ -167,7 +172,7 @@ def require_arrays(tree: Any, where: Where) -> None:
     Raises:
         ValueError: If one leads to none; the message has the nearest path, or the source of a tied place.
     """
-    paths = [part for part in _parts(where) if is_path(part)]
+    paths = paths_in(where)
     leaves = flat_of(tree).structure.leaf_paths() if paths else ()
     there = {keystr(path[:length]) for path in leaves for length in range(1, len(path) + 1)}
     for path in paths:
