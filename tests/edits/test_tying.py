@@ -608,6 +608,24 @@ def test_a_tied_place_can_not_go(change, missing):
     _ = model.untie().replace(**change)
 
 
+@pytest.mark.parametrize("value", [None, 3, "text", [X, X], fl.nn.Identity(), {"a": X}], ids=str)
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m, value: m.at("embedding.weight").set(value),
+        lambda m, value: m.at("**.weight").apply(lambda _: value),
+        lambda m, value: m.replace(embedding=m.embedding.replace(weight=value)),
+    ],
+    ids=["set", "apply", "replace"],
+)
+def test_the_source_of_a_tie_keeps_an_array(edit, value):
+    shown = GONE.format(cls="Language", target="head.weight", source="embedding.weight", missing="embedding.weight")
+    for model in (tied_model(), fl.eval_shape(tied_model)):
+        with pytest.raises(ValueError, match=re.escape(shown)):
+            edit(model, value)
+        _ = edit(model.untie(), value)
+
+
 NEW_HEADS = {
     "replace": lambda m: m.replace(head=fl.nn.Linear(DIMS, 9)),
     "set": lambda m: m.at("head").set(fl.nn.Linear(DIMS, 9)),
