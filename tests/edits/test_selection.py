@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -433,3 +434,30 @@ def test_a_path_is_a_whole_name_and_not_a_part_of_one() -> None:
         model.at("weight").get()
     with pytest.raises(LookupError):
         model.at("layersX1").get()
+
+
+TWO_PLACES = [
+    ({"a.b": mx.ones(1), "a": {"b": mx.ones(2)}}, "table.a.b", "('table', 'a.b') and ('table', 'a', 'b')"),
+    ({1: mx.ones(1), "1": mx.ones(2)}, "table.1", "('table', 1) and ('table', '1')"),
+]
+
+
+@pytest.mark.parametrize(("table", "where", "places"), TWO_PLACES, ids=["a dot in a key", "a number and its text"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda selection: selection.get(),
+        lambda selection: selection.set(None),
+        lambda selection: selection.apply(lambda array: array),
+        lambda selection: selection.astype(mx.float16),
+    ],
+    ids=["get", "set", "apply", "astype"],
+)
+def test_a_path_that_leads_to_two_places_is_refused(table: Any, where: str, places: str, edit: Any) -> None:
+    model = Net([linear()], table, None)
+    for selection in (model.at(where), model.at([where, "layers.*"])):
+        with pytest.raises(LookupError, match=re.escape(f"{where!r} leads to two places in this Net: {places}. Rename a key")):
+            edit(selection)
+    assert len(model.at(where)) == 2
+    both = model.at("table.**").apply(mx.zeros_like)
+    assert not any(array.any().item() for array in fl.tree.leaves(dict(both.table)))

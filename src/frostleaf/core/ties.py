@@ -62,8 +62,8 @@ def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
         old: The fields' values before the edit.
 
     Raises:
-        ValueError: If a place is gone or is tied further inside as well, if the source holds no array any more, or if the places
-            were given different arrays.
+        ValueError: If a place is gone or is tied further inside as well, the source holds no array any more, or the places were
+            given different arrays.
     """
     values = node.__dict__
     places: dict[Path, list[Path]] = {}

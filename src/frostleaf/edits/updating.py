@@ -11,7 +11,7 @@ from ..core.definition import Node
 from ..core.instance import children_of
 from ..core.levels import replace_at
 from ..core.shapes import LEAF
-from ..core.words import Path, keystr, nearest
+from ..core.words import Path, describe, keystr, nearest
 from ..tree.walk import checked_level, rewrite
 from .views import Filter, filter_and_map, is_content, items, node_children, parameters, valid_parameter
 
@@ -63,9 +63,21 @@ def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:
         if not isinstance(value, Node):
             return value
         replacement = fn(keystr(path), value)
-        return value if replacement is None else replacement
+        if replacement is None:
+            return value
+        if not (isinstance(replacement, Node) if not path else _may_stand_for_module(replacement)):
+            given = f"for {keystr(path) or f'the {type(value).__name__} itself'}"
+            raise TypeError(
+                f"fn returned {describe(replacement)} {given}: it must return a module, or None to keep the one there"
+            )
+        return replacement
 
     return rewrite(tree, leave=leave, convert=True)  # type: ignore[no-any-return]
+
+
+def _may_stand_for_module(value: Any) -> bool:
+    """Return whether a value may be put where a module was: a tree, or something else to call, such as an activation."""
+    return is_content(value) or (callable(value) and not isinstance(value, type))
 
 
 _DESCEND: Any = object()
