@@ -422,11 +422,7 @@ class Module(Keyed, Node):
 
         Args:
             fn: Called with the dotted path and the module, for every module below and then this one (with an empty path). Inner
-                modules come first, so a module comes with its children replaced. Returns the replacement, or ``None`` for none.
-
-        Raises:
-            TypeError: If ``fn`` returns something for this module that is no module, or for one below a number, a string, a bool
-                or a class.
+                modules come first, so a module comes with its children replaced. Returns another module, or ``None`` for none.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Dropout())

@@ -65,7 +65,7 @@ def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:
         replacement = fn(keystr(path), value)
         if replacement is None:
             return value
-        if not (isinstance(replacement, Node) if not path else _may_stand_for_module(replacement)):
+        if not (_may_stand_for_module(replacement) if path else isinstance(replacement, Node)):
             given = f"for {keystr(path) or f'the {type(value).__name__} itself'}"
             raise TypeError(
                 f"fn returned {describe(replacement)} {given}: it must return a module, or None to keep the one there"
