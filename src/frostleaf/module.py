@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from .core import fields
 from .core.annotations import Self, dataclass_transform
+from .core.arguments import require_bool
 from .core.construction import evolve
 from .core.definition import Node
 from .core.dropped import returns_copy
@@ -287,8 +288,7 @@ class Module(Keyed, Node):
         >>> list(model.with_frozen("layers.0").trainable_parameters()["layers"][0])
         []
         """
-        selection = self.at(where)
-        return selection.freeze() if frozen else selection.unfreeze()
+        return self.at(where).freeze() if require_bool("frozen", frozen) else self.at(where).unfreeze()
 
     @returns_copy()
     def freeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:

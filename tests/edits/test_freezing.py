@@ -327,3 +327,19 @@ def test_a_static_field_has_nothing_to_freeze(where: Any, method: str) -> None:
     with pytest.raises(LookupError, match=r"'name(\.0)?' is a static field of this Tied, which has no arrays to freeze"):
         getattr(model.at(where), method)()
     assert trained(model.with_frozen(["*", "source.bias"])) == set()
+
+
+@pytest.mark.parametrize("value", [1, 0, "no", None, []], ids=repr)
+def test_a_flag_is_a_bool(value: Any) -> None:
+    model = Stack([linear()])
+    for method, name in [(m, n) for m in ("freeze", "unfreeze") for n in ("recurse", "strict")]:
+        with pytest.raises(TypeError, match=rf"^{name} is True or False, and was given as {re.escape(repr(value))}$"):
+            getattr(model, method)(**{name: value})
+    with pytest.raises(TypeError, match=r"^frozen is True or False, and was given as"):
+        model.with_frozen("layers", value)
+
+
+@pytest.mark.parametrize("keys", [3, ["weight", 3], [["weight"]], {"weight": 1, 2: 3}, mx.ones(2), b"ab", True], ids=str)
+def test_keys_are_names(keys: Any) -> None:
+    with pytest.raises(TypeError, match=r"^keys is the name of a field, such as 'bias', or several names, and was given as "):
+        linear().freeze(keys=keys)

@@ -461,3 +461,30 @@ def test_a_path_that_leads_to_two_places_is_refused(table: Any, where: str, plac
     assert len(model.at(where)) == 2
     both = model.at("table.**").apply(mx.zeros_like)
     assert not any(array.any().item() for array in fl.tree.leaves(dict(both.table)))
+
+
+NOT_A_FUNCTION: dict[str, tuple[Any, str]] = {
+    "astype": (lambda model: model.astype(mx.float16, 3), "predicate is a function of a dtype"),
+    "apply": (lambda model: model.apply(3), "map_fn is a function of an array"),
+    "apply with a filter": (lambda model: model.apply(mx.abs, 3), "filter_fn is a function of a module, a key and a value"),
+    "map of a view": (lambda model: model.filter_and_map(model.valid_parameter_filter, 3), "map_fn is a function of a leaf"),
+    "at, astype": (lambda model: model.at("**").astype(mx.float16, 3), "predicate is a function of a dtype"),
+    "at, apply": (lambda model: model.at("**").apply(3), "function is a function of a selected value"),
+    "map_modules": (lambda model: model.map_modules(3), "fn is a function of a path and a module"),
+    "quantize": (lambda model: fl.quantize(model, class_predicate=3), "class_predicate is a function of a path and a layer"),
+}
+
+
+@pytest.mark.parametrize(("edit", "shown"), NOT_A_FUNCTION.values(), ids=NOT_A_FUNCTION)
+def test_what_can_not_be_called_is_refused_where_it_is_given(edit: Any, shown: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{shown}, and was given as 3, which can't be called$"):
+        edit(NET)
+
+
+def test_a_predicate_returns_a_bool() -> None:
+    for where in (lambda path, array: array > 0, [lambda path, array: array > 0]):
+        with pytest.raises(
+            TypeError, match=r"^a predicate that selects must return a bool, and returned bool\[2,2\] for table\.w$"
+        ):
+            Net([], {"w": mx.ones((2, 2))}, None).at(where).get()
+    assert Net([], {"w": mx.ones(2)}, None).at(lambda path, array: (array > 0).all()).paths() == ["table.w"]

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ..core import fields
+from ..core.arguments import require_bool
 from ..core.construction import evolve, postpone
 from ..core.definition import Node
 from ..core.instance import children_of, metadata_of, names_above
 from ..core.levels import tree_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
-from ..core.words import Path, keystr
+from ..core.words import Path, describe, keystr
 from ..tree.selecting import mask_of
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
@@ -29,9 +30,10 @@ T = TypeVar("T")
 
 def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: bool, frozen: bool) -> T:
     """Freeze or unfreeze fields by MLX's rules. See :meth:`Module.freeze`."""
-    if isinstance(module, Node) and postpone(module, lambda finished: freeze(finished, recurse, keys, strict, frozen)):
+    recurse, strict = require_bool("recurse", recurse), require_bool("strict", strict)
+    names = None if keys is None else _names_given(keys)
+    if isinstance(module, Node) and postpone(module, lambda finished: freeze(finished, recurse, names, strict, frozen)):
         return module
-    names = None if keys is None else frozenset([keys] if isinstance(keys, str) else keys)
     if strict and names is not None:
         _require(module, names, recurse)
     by_field: dict[str, list[str]] = {}
@@ -56,6 +58,14 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
         return marked(value) if isinstance(value, Node) else value
 
     return rewrite(module, leave=leave)  # type: ignore[no-any-return]
+
+
+def _names_given(keys: Any) -> frozenset[str]:
+    several = [keys] if isinstance(keys, str) else list(keys) if isinstance(keys, Iterable) else None
+    if several is None or not all(isinstance(name, str) for name in several):
+        given = describe(keys if several is None else several)
+        raise TypeError(f"keys is the name of a field, such as 'bias', or several names, and was given as {given}")
+    return frozenset(several)
 
 
 def with_frozen(tree: T, selected: Collection[Path], frozen: bool) -> T:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
+from ..core.arguments import require_callable
 from ..core.dropped import returns_copy
 from ..core.levels import replace_at
 from ..core.words import Path, describe, keystr
@@ -112,6 +113,7 @@ class Selection(Generic[T]):
         >>> fl.nn.Linear(2, 2).at("weight").apply(lambda weight: weight[:1])
         Linear(weight=f32[1,2], bias=f32[2])
         """
+        require_callable("function", function, "a selected value")
         new = {path: function(value) for path, value in self._edited().items()}
         return replace_at(self._tree, new, checked_level)  # type: ignore[no-any-return]
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.instance import children_of
 from ..core.levels import replace_at
@@ -21,6 +22,7 @@ N = TypeVar("N", bound=Node)
 
 def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter | None) -> N:
     """Map the parameters of a module. See :meth:`Module.apply`."""
+    require_callable("map_fn", map_fn, "an array")
     return update(module, filter_and_map(module, filter_fn or valid_parameter, map_fn), strict=True)
 
 
@@ -58,6 +60,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
 
 def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:
     """Replace modules by what ``fn`` returns for them. See :meth:`Module.map_modules`."""
+    require_callable("fn", fn, "a path and a module")
 
     def leave(path: Path, value: Any) -> Any:
         if not isinstance(value, Node):

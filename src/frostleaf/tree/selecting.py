@@ -39,7 +39,7 @@ def matcher(where: Where) -> Matcher:
     if isinstance(where, type):
         return lambda path, value: isinstance(value, where)
     if callable(where) and _takes_two(where):
-        return lambda path, value: isinstance(value, LEAF) and bool(where(keystr(path), value))
+        return lambda path, value: isinstance(value, LEAF) and _as_bool(where(keystr(path), value), path)
     if _is_several(where):
         matchers = [matcher(one) for one in where]
         return lambda path, value: any(matches(path, value) for matches in matchers)
@@ -47,6 +47,15 @@ def matcher(where: Where) -> Matcher:
         f"can't select by {describe(where)}. Give a path ('layers.0.weight'), a glob ('layers.*.bias', '**.weight'), a class, "
         "a function of (path, array) that returns a bool, or a list of these."
     )
+
+
+def _as_bool(answer: Any, path: Path) -> bool:
+    """Return what a predicate returned as a bool, which an array of several elements has none of."""
+    try:
+        return bool(answer)
+    except ValueError as error:
+        given = f"{describe(answer)} for {keystr(path) or 'the array'}"
+        raise TypeError(f"a predicate that selects must return a bool, and returned {given}") from error
 
 
 def is_path(where: Where) -> TypeGuard[str]:
