@@ -392,6 +392,16 @@ def test_the_error_suggests_the_nearest_paths(where: str, nearest: str) -> None:
     assert repr(nearest) in message
 
 
+def test_the_model_itself_has_no_path() -> None:
+    with pytest.raises(
+        LookupError, match=r"^'' selects nothing in this Net, which has no path itself: .* all its arrays by '\*\*'\.$"
+    ):
+        NET.at("").get()
+    with pytest.raises(LookupError) as caught:
+        NET.at("x").get()
+    assert "''" not in str(caught.value)
+
+
 def test_without_a_near_path_none_is_suggested() -> None:
     with pytest.raises(LookupError, match=r"^'zzzzzzzz' selects nothing in this Net\.$"):
         NET.at("zzzzzzzz").get()

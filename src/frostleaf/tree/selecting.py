@@ -165,13 +165,15 @@ def require_found(tree: Any, found: Found) -> None:
     if not found.missing:
         return
     where, suggestion = found.missing[0], ""
-    if isinstance(where, str):
+    if where == "":
+        suggestion = ", which has no path itself: edit it by its own methods, or select all its arrays by '**'"
+    elif isinstance(where, str):
         tied = tied_places(tree)
         if where in tied:
             raise LookupError(f"{where!r} is tied to {tied[where]!r}: select that, and the edit is made at both places")
         paths: list[str] = []
         rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
-        suggestion = nearest_paths(where, paths)
+        suggestion = nearest_paths(where, filter(None, paths))
     raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{suggestion}.")
 
 
