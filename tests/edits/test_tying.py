@@ -524,6 +524,35 @@ def test_what_can_not_be_tied_is_refused(places, kind, shown):
     assert len(fl.tree.leaves(model)) == 5
 
 
+INSIDE = {
+    "modules": (
+        {"layers.1": "layers.0"},
+        "layers.1",
+        ". Tie each array inside: {'layers.1.weight': 'layers.0.weight', 'layers.1.bias': 'layers.0.bias'}",
+    ),
+    "one name in common": ({"layers.2": "layers.0"}, "layers.2", ". Tie each array inside: {'layers.2.bias': 'layers.0.bias'}"),
+    "containers": ({"layers": "layers.0"}, "layers", ", but 'layers.0.weight', 'layers.0.bias', 'layers.1.weight'"),
+    "a module and an array": (
+        {"layers.1": "layers.0.bias"},
+        "layers.1",
+        ", but 'layers.1.weight', 'layers.1.bias' inside. Tie each",
+    ),
+    "an array and a module": (
+        {"layers.1.bias": "layers.0"},
+        "layers.0",
+        ", but 'layers.0.weight', 'layers.0.bias' inside. Tie each",
+    ),
+}
+
+
+@pytest.mark.parametrize(("places", "path", "advice"), INSIDE.values(), ids=INSIDE)
+def test_for_a_module_the_arrays_inside_are_named(places, path, advice):
+    model = fl.nn.Sequential(fl.nn.Linear(2, 3), fl.nn.Linear(2, 3), fl.nn.Linear(4, 3))
+    shown = NO_ARRAY.format(cls="Sequential", path=path, nearest=advice)
+    with pytest.raises(LookupError, match=re.escape(shown)):
+        model.tie(places)
+
+
 def test_arrays_of_another_length_can_not_be_tied():
     model = fl.nn.Sequential(fl.nn.Linear(2, 3), fl.nn.Linear(3, 2))
     with pytest.raises(ValueError, match=re.escape("they are f32[2,3] and f32[3,2], and must be of one shape")):
