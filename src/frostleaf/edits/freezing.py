@@ -21,7 +21,6 @@ from ..core.levels import tree_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr
-from ..tree.selecting import mask_of
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
 
@@ -75,14 +74,14 @@ def with_frozen(tree: T, selected: Collection[Path], frozen: bool) -> T:
         LookupError: If what stands at a path has no array of its own, and is tied to one that is not selected and would stay
             as it is.
     """
-    chosen, status = mask_of(tree, selected), list(_status(tree))
-    wanted = [frozen if pick and parameter else now for pick, (parameter, now) in zip(chosen, status, strict=True)]
-    if ties := all_ties(tree):
-        paths = flat_of(tree).structure.leaf_paths()
+    paths, status = flat_of(tree).structure.leaf_paths(), list(_status(tree))
+    above = [[path[:length] for length in range(len(path) + 1) if path[:length] in selected] for path in paths]
+    wanted = [frozen if over and parameter else now for over, (parameter, now) in zip(above, status, strict=True)]
+    if empty := {*selected}.difference(*above):
         stay = {
             path for path, (parameter, _), after in zip(paths, status, wanted, strict=True) if parameter and after != frozen
         }
-        _require_sources(_empty(paths, selected), ties, stay, "trainable" if frozen else "frozen")
+        _require_sources(empty, all_ties(tree), stay, "trainable" if frozen else "frozen")
     return _with_status(tree, iter(wanted))  # type: ignore[no-any-return]
 
 
@@ -111,11 +110,6 @@ def trainable(tree: Any) -> list[bool]:
         parameter and not frozen and mx.issubdtype(leaf.dtype, mx.floating)
         for leaf, (parameter, frozen) in zip(flat_of(tree).leaves, _status(tree), strict=True)
     ]
-
-
-def _empty(paths: Iterable[Path], selected: Collection[Path]) -> set[Path]:
-    """Return those of the selected paths that lead to none of the leaves, whose paths are given."""
-    return {*selected} - {path[:length] for path in paths for length in range(len(path) + 1)}
 
 
 _SOURCE_STAYS = (
