@@ -125,11 +125,7 @@ def search(tree: Any, where: Where) -> Found:
 
 def mask(tree: Any, where: Where) -> list[bool]:
     """Return for each leaf whether ``where`` selects it or something that holds it."""
-    return mask_of(tree, search(tree, where).values)
-
-
-def mask_of(tree: Any, selected: Collection[Path]) -> list[bool]:
-    """Return for each leaf whether its path, or the path of something that holds it, is selected."""
+    selected = search(tree, where).values
     return [any(path[:length] in selected for length in range(len(path) + 1)) for path in flat_of(tree).structure.leaf_paths()]
 
 
