@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from .core import fields
 from .core.annotations import Self, dataclass_transform
+from .core.arguments import require_bool
 from .core.construction import evolve
 from .core.definition import Node
 from .core.dropped import returns_copy
@@ -280,15 +281,14 @@ class Module(Keyed, Node):
         """Freeze what ``where`` selects (see :meth:`at`) in a copy, or make it trainable with ``frozen=False``.
 
         Raises:
-            LookupError: If nothing is selected.
+            LookupError: If nothing is selected, a path leads to a static field, or the arrays there are tied to ones elsewhere.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 1))
         >>> list(model.with_frozen("layers.0").trainable_parameters()["layers"][0])
         []
         """
-        selection = self.at(where)
-        return selection.freeze() if frozen else selection.unfreeze()
+        return self.at(where).freeze() if require_bool("frozen", frozen) else self.at(where).unfreeze()
 
     @returns_copy()
     def freeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
@@ -422,7 +422,7 @@ class Module(Keyed, Node):
 
         Args:
             fn: Called with the dotted path and the module, for every module below and then this one (with an empty path). Inner
-                modules come first, so a module comes with its children replaced. Returns the replacement, or ``None`` for none.
+                modules come first, so a module comes with its children replaced. Returns another module, or ``None`` for none.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Dropout())

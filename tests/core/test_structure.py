@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -407,3 +408,49 @@ def test_modules_are_leaves_outside_our_namespace() -> None:
 
 def test_a_dict_in_the_global_namespace_is_sorted_still() -> None:
     assert optree.tree_leaves({"b": 1, "a": 2}) == [2, 1]
+
+
+def nested(levels, kind):
+    tree = kind(mx.zeros(1))
+    for _ in range(levels):
+        tree = kind(tree)
+    return tree
+
+
+def cyclic():
+    items = [mx.zeros(1), {"a": mx.zeros(1)}]
+    items[1]["b"] = items
+    return items
+
+
+class Holder(fl.Module):
+    inside: Any
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "way"),
+    [
+        (lambda: nested(3000, lambda inner: [inner]), "list", "0.0.0.0"),
+        (lambda: nested(3000, lambda inner: {"a": inner, "b": mx.zeros(1)}), "dict", "a.a.a.a"),
+        (lambda: nested(3000, Holder), "Holder", "inside.inside.inside.inside"),
+        (lambda: [1, nested(3000, Holder)], "list", "1.inside.inside.inside"),
+        (cyclic, "list", "1.b.1.b"),
+    ],
+    ids=["lists", "dicts", "modules", "modules in a list", "a cycle"],
+)
+def test_a_tree_that_is_too_deep_says_so(make, kind, way):
+    tree = make()
+    shown = f"this {kind} is nested more deeply than Python's recursion limit of {sys.getrecursionlimit()} allows"
+    down = rf"or contains itself: it goes down at {re.escape(way)} and on\."
+    with pytest.raises(RecursionError, match=rf"^{re.escape(shown)}, {down}"):
+        fl.tree.leaves(tree)
+
+
+def test_deep_calls_around_a_tree_are_not_its_fault():
+    def call():
+        fl.tree.leaves([mx.zeros(1)])
+        call()
+
+    with pytest.raises(RecursionError) as raised:
+        call()
+    assert "nested" not in str(raised.value)

@@ -36,6 +36,20 @@ def linear() -> Linear:
     return Linear(mx.zeros((2, 3)), mx.zeros(2, mx.bfloat16))
 
 
+@pytest.mark.parametrize(
+    "make", [Net, lambda inner: Net([inner]), lambda inner: Net({"a": inner})], ids=["field", "list", "dict"]
+)
+def test_a_deep_model_is_cut(make: Any) -> None:
+    sizes = []
+    for levels in (10, 100, 200):
+        model: Any = linear()
+        for _ in range(levels):
+            model = make(model)
+        sizes.append(len(repr(model)))
+        assert ("(...)" in repr(model)) == (levels > 10)
+    assert sizes[1] == sizes[2] < 10_000
+
+
 SHOWN: list[tuple[Any, str]] = [
     (Nothing(), "Nothing()"),
     (linear(), "Linear(weight=f32[2,3], bias=bf16[2], size=2)"),

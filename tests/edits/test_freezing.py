@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -264,3 +265,81 @@ def test_places_of_one_dotted_name_can_not_be_frozen_apart() -> None:
         model.with_frozen("table.enc")
     assert trained(model.with_frozen("table.enc.a")) == {"table.enc.b"}
     assert trained(model.freeze(keys="table.enc.a")) == {"table.enc.b"}
+
+
+SOURCE = "{target!r} is tied to {source!r}, which is not selected and would stay {now}: select that as well, or instead"
+
+
+class Tied(fl.Module):
+    source: fl.nn.Linear
+    others: tuple[fl.nn.Linear, ...]
+    name: Any = fl.static(default=(1, 2))
+
+
+def tied(ties: Any) -> Tied:
+    return Tied(fl.nn.Linear(2, 2), [fl.nn.Linear(2, 2, bias=False)]).tie(ties)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("where", [["others.0"], ["others"], ["others", "source.bias"], ["others.*"]])
+@pytest.mark.parametrize("prefix", ["", "table.inner."])
+def test_selected_places_whose_sources_are_elsewhere_are_refused(prefix: str, where: list[str], frozen: bool) -> None:
+    model = tied({"others.0.weight": "source.weight"})
+    model = model if frozen else model.freeze()
+    outer: Any = Table({"inner": model}) if prefix else model
+    where = [prefix + each for each in where]
+    now = "trainable" if frozen else "frozen"
+    shown = SOURCE.format(target=f"{prefix}others.0.weight", source=f"{prefix}source.weight", now=now)
+    with pytest.raises(LookupError, match=re.escape(shown)):
+        outer.with_frozen(where, frozen=frozen)
+    for both in ([*where, f"{prefix}source"], fl.nn.Linear, "**"):
+        assert trained(outer.with_frozen(both, frozen=frozen)) == (set() if frozen else {*fl.tree.paths(outer)})
+    assert outer.with_frozen(where, frozen=not frozen) is outer
+
+
+def test_a_class_that_selects_a_tied_place_without_its_source_is_refused() -> None:
+    model = fl.nn.Sequential(fl.nn.Embedding(3, 2), fl.nn.Linear(2, 3, bias=False)).tie({"layers.1.weight": "layers.0.weight"})
+    with pytest.raises(
+        LookupError, match=re.escape(SOURCE.format(target="layers.1.weight", source="layers.0.weight", now="trainable"))
+    ):
+        model.with_frozen(fl.nn.Linear)
+    assert trained(model.with_frozen("layers.0").with_frozen(fl.nn.Linear)) == set()
+
+
+def test_a_source_that_is_tied_further_out_is_followed() -> None:
+    inner = tied({"others.0.weight": "source.weight"})
+    model = fl.nn.Sequential(fl.nn.Linear(2, 2), inner).tie({"layers.1.source.weight": "layers.0.weight"})
+    with pytest.raises(LookupError, match=r"'layers\.1\.others\.0\.weight' is tied to 'layers\.0\.weight'"):
+        model.with_frozen("layers.1.others")
+    assert trained(model.with_frozen(["layers.0", "layers.1"])) == set()
+
+
+def test_a_place_that_is_tied_to_a_buffer_may_be_selected() -> None:
+    model = Norm(mx.ones(2)).tie({"weight": "running_mean"})
+    assert model.with_frozen("**") is not None
+    assert fl.nn.Sequential(model).with_frozen("layers.0") is not None
+
+
+@pytest.mark.parametrize("method", ["freeze", "unfreeze"])
+@pytest.mark.parametrize("where", ["name", "name.0", ["source", "name"]])
+def test_a_static_field_has_nothing_to_freeze(where: Any, method: str) -> None:
+    model = tied({})
+    with pytest.raises(LookupError, match=r"'name(\.0)?' is a static field of this Tied, which has no arrays to freeze"):
+        getattr(model.at(where), method)()
+    assert trained(model.with_frozen(["*", "source.bias"])) == set()
+
+
+@pytest.mark.parametrize("value", [1, 0, "no", None, []], ids=repr)
+def test_a_flag_is_a_bool(value: Any) -> None:
+    model = Stack([linear()])
+    for method, name in [(m, n) for m in ("freeze", "unfreeze") for n in ("recurse", "strict")]:
+        with pytest.raises(TypeError, match=rf"^{name} is True or False, and was given as {re.escape(repr(value))}$"):
+            getattr(model, method)(**{name: value})
+    with pytest.raises(TypeError, match=r"^frozen is True or False, and was given as"):
+        model.with_frozen("layers", value)
+
+
+@pytest.mark.parametrize("keys", [3, ["weight", 3], [["weight"]], {"weight": 1, 2: 3}, mx.ones(2), b"ab", True], ids=str)
+def test_keys_are_names(keys: Any) -> None:
+    with pytest.raises(TypeError, match=r"^keys is the name of a field, such as 'bias', or several names, and was given as "):
+        linear().freeze(keys=keys)

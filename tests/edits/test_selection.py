@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -391,6 +392,16 @@ def test_the_error_suggests_the_nearest_paths(where: str, nearest: str) -> None:
     assert repr(nearest) in message
 
 
+def test_the_model_itself_has_no_path() -> None:
+    with pytest.raises(
+        LookupError, match=r"^'' selects nothing in this Net, which has no path itself: .* all its arrays by '\*\*'\.$"
+    ):
+        NET.at("").get()
+    with pytest.raises(LookupError) as caught:
+        NET.at("x").get()
+    assert "''" not in str(caught.value)
+
+
 def test_without_a_near_path_none_is_suggested() -> None:
     with pytest.raises(LookupError, match=r"^'zzzzzzzz' selects nothing in this Net\.$"):
         NET.at("zzzzzzzz").get()
@@ -433,3 +444,57 @@ def test_a_path_is_a_whole_name_and_not_a_part_of_one() -> None:
         model.at("weight").get()
     with pytest.raises(LookupError):
         model.at("layersX1").get()
+
+
+TWO_PLACES = [
+    ({"a.b": mx.ones(1), "a": {"b": mx.ones(2)}}, "table.a.b", "('table', 'a.b') and ('table', 'a', 'b')"),
+    ({1: mx.ones(1), "1": mx.ones(2)}, "table.1", "('table', 1) and ('table', '1')"),
+]
+
+
+@pytest.mark.parametrize(("table", "where", "places"), TWO_PLACES, ids=["a dot in a key", "a number and its text"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda selection: selection.get(),
+        lambda selection: selection.set(None),
+        lambda selection: selection.apply(lambda array: array),
+        lambda selection: selection.astype(mx.float16),
+    ],
+    ids=["get", "set", "apply", "astype"],
+)
+def test_a_path_that_leads_to_two_places_is_refused(table: Any, where: str, places: str, edit: Any) -> None:
+    model = Net([linear()], table, None)
+    for selection in (model.at(where), model.at([where, "layers.*"])):
+        with pytest.raises(LookupError, match=re.escape(f"{where!r} leads to two places in this Net: {places}. Rename a key")):
+            edit(selection)
+    assert len(model.at(where)) == 2
+    both = model.at("table.**").apply(mx.zeros_like)
+    assert not any(array.any().item() for array in fl.tree.leaves(dict(both.table)))
+
+
+NOT_A_FUNCTION: dict[str, tuple[Any, str]] = {
+    "astype": (lambda model: model.astype(mx.float16, 3), "predicate is a function of a dtype"),
+    "apply": (lambda model: model.apply(3), "map_fn is a function of an array"),
+    "apply with a filter": (lambda model: model.apply(mx.abs, 3), "filter_fn is a function of a module, a key and a value"),
+    "map of a view": (lambda model: model.filter_and_map(model.valid_parameter_filter, 3), "map_fn is a function of a leaf"),
+    "at, astype": (lambda model: model.at("**").astype(mx.float16, 3), "predicate is a function of a dtype"),
+    "at, apply": (lambda model: model.at("**").apply(3), "function is a function of a selected value"),
+    "map_modules": (lambda model: model.map_modules(3), "fn is a function of a path and a module"),
+    "quantize": (lambda model: fl.quantize(model, class_predicate=3), "class_predicate is a function of a path and a layer"),
+}
+
+
+@pytest.mark.parametrize(("edit", "shown"), NOT_A_FUNCTION.values(), ids=NOT_A_FUNCTION)
+def test_what_can_not_be_called_is_refused_where_it_is_given(edit: Any, shown: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{shown}, and was given as 3, which can't be called$"):
+        edit(NET)
+
+
+def test_a_predicate_returns_a_bool() -> None:
+    for where in (lambda path, array: array > 0, [lambda path, array: array > 0]):
+        with pytest.raises(
+            TypeError, match=r"^a predicate that selects must return a bool, and returned bool\[2,2\] for table\.w$"
+        ):
+            Net([], {"w": mx.ones((2, 2))}, None).at(where).get()
+    assert Net([], {"w": mx.ones(2)}, None).at(lambda path, array: (array > 0).all()).paths() == ["table.w"]

@@ -524,6 +524,35 @@ def test_what_can_not_be_tied_is_refused(places, kind, shown):
     assert len(fl.tree.leaves(model)) == 5
 
 
+INSIDE = {
+    "modules": (
+        {"layers.1": "layers.0"},
+        "layers.1",
+        ". Tie each array inside: {'layers.1.weight': 'layers.0.weight', 'layers.1.bias': 'layers.0.bias'}",
+    ),
+    "one name in common": ({"layers.2": "layers.0"}, "layers.2", ". Tie each array inside: {'layers.2.bias': 'layers.0.bias'}"),
+    "containers": ({"layers": "layers.0"}, "layers", ", but 'layers.0.weight', 'layers.0.bias', 'layers.1.weight'"),
+    "a module and an array": (
+        {"layers.1": "layers.0.bias"},
+        "layers.1",
+        ", but 'layers.1.weight', 'layers.1.bias' inside. Tie each",
+    ),
+    "an array and a module": (
+        {"layers.1.bias": "layers.0"},
+        "layers.0",
+        ", but 'layers.0.weight', 'layers.0.bias' inside. Tie each",
+    ),
+}
+
+
+@pytest.mark.parametrize(("places", "path", "advice"), INSIDE.values(), ids=INSIDE)
+def test_for_a_module_the_arrays_inside_are_named(places, path, advice):
+    model = fl.nn.Sequential(fl.nn.Linear(2, 3), fl.nn.Linear(2, 3), fl.nn.Linear(4, 3))
+    shown = NO_ARRAY.format(cls="Sequential", path=path, nearest=advice)
+    with pytest.raises(LookupError, match=re.escape(shown)):
+        model.tie(places)
+
+
 def test_arrays_of_another_length_can_not_be_tied():
     model = fl.nn.Sequential(fl.nn.Linear(2, 3), fl.nn.Linear(3, 2))
     with pytest.raises(ValueError, match=re.escape("they are f32[2,3] and f32[3,2], and must be of one shape")):
@@ -606,6 +635,24 @@ def test_a_tied_place_can_not_go(change, missing):
     with pytest.raises(ValueError, match=re.escape(shown)):
         model.replace(**change)
     _ = model.untie().replace(**change)
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [X, X], fl.nn.Identity(), {"a": X}], ids=str)
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m, value: m.at("embedding.weight").set(value),
+        lambda m, value: m.at("**.weight").apply(lambda _: value),
+        lambda m, value: m.replace(embedding=m.embedding.replace(weight=value)),
+    ],
+    ids=["set", "apply", "replace"],
+)
+def test_the_source_of_a_tie_keeps_an_array(edit, value):
+    shown = GONE.format(cls="Language", target="head.weight", source="embedding.weight", missing="embedding.weight")
+    for model in (tied_model(), fl.eval_shape(tied_model)):
+        with pytest.raises(ValueError, match=re.escape(shown)):
+            edit(model, value)
+        _ = edit(model.untie(), value)
 
 
 NEW_HEADS = {

@@ -320,6 +320,33 @@ def test_map_modules_can_replace_the_model_itself() -> None:
     assert linear().map_modules(lambda path, module: new) is new
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (3, "3"),
+        (True, "True"),
+        (False, "False"),
+        ("text", "'text'"),
+        (fl.nn.Identity, "Identity"),
+        (mx.float16, "mlx.core.float16"),
+    ],
+)
+def test_map_modules_takes_modules_only(value: Any, shown: str) -> None:
+    model = Stack([linear()])
+    with pytest.raises(TypeError, match=rf"^fn returned {shown} for the Stack itself: it must return a module, or None"):
+        model.map_modules(lambda path, module: None if path else value)
+    with pytest.raises(TypeError, match=rf"^fn returned {shown} for layers\.0: it must return a module, or None"):
+        model.map_modules(lambda path, module: value if path else None)
+
+
+@pytest.mark.parametrize("value", [mx.ones(1), (linear(),), fl.nn.relu], ids=["array", "tuple", "function"])
+def test_map_modules_puts_trees_and_functions_below_the_root_only(value: Any) -> None:
+    model = Stack([linear()])
+    assert model.map_modules(lambda path, module: value if path else None).layers[0] is value
+    with pytest.raises(TypeError, match=r"^fn returned .* for the Stack itself"):
+        model.map_modules(lambda path, module: None if path else value)
+
+
 def test_map_modules_keeps_the_kind_of_container() -> None:
     after = Stack([linear()], {"a": linear()}).map_modules(lambda path, module: module.eval() if path else None)
     assert type(after.layers) is tuple

@@ -280,3 +280,11 @@ def test_inside_a_compiled_function() -> None:
     assert small.layers[0].bias is model.layers[0].bias
     assert mx.allclose(small(x), fl.quantize(model)(x), atol=1e-5)
     assert fl.eval_shape(fl.quantize, model).layers[0].weight.shape == (64, 8)
+
+
+@pytest.mark.parametrize("option", ["bitz", 3], ids=repr)
+def test_an_unknown_option_is_named_with_the_path(option: Any) -> None:
+    model = fl.nn.Sequential(fl.nn.Dropout(), fl.nn.Linear(64, 64))
+    shown = f"can't quantize layers.1: Linear.to_quantized has no option {option!r}; it takes group_size, bits, mode"
+    with pytest.raises(TypeError, match=re.escape(shown)):
+        fl.quantize(model, class_predicate=lambda path, layer: isinstance(layer, fl.nn.Linear) and {option: 3})

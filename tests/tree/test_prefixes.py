@@ -1,11 +1,13 @@
 """Trees that go with a tree: values for its parts."""
 
+import re
 from types import MappingProxyType
 
 import mlx.core as mx
 import pytest
 
 import frostleaf as fl
+from frostleaf.core.words import describe
 from frostleaf.tree.prefixes import broadcast_prefix
 
 MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."
@@ -45,3 +47,19 @@ def test_another_node_in_the_place_of_one_is_an_error_that_says_where(other, pat
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         list(broadcast_prefix(other, TREE, "other"))
     assert str(raised.value) == MISMATCH.format(what="other", path=path, given=given, expected=expected)
+
+
+@pytest.mark.parametrize("value", [0.0, "text", mx.float32, len])
+@pytest.mark.parametrize(
+    ("other", "given"), [(A, "f32[1]"), ({"x": [A]}, "dict of 1 (x)"), (fl.nn.Linear(1, 1), "Linear of 2 (weight, bias)")]
+)
+def test_an_array_beside_a_static_value_is_not_lost(value, other, given):
+    expected = MISMATCH.format(what="tree 2", path="b.0", given=given, expected=describe(value))
+    advice = "Only arrays are leaves: make it an array in the first tree too."
+    with pytest.raises(ValueError, match=re.escape(f"{expected} {advice}")):
+        fl.tree.map(lambda a, b: a, {"a": A, "b": [value]}, {"a": A, "b": [other]})
+
+
+@pytest.mark.parametrize("other", [None, 0.0, 1, "text", (), {"x": 1}])
+def test_what_has_no_arrays_may_stand_beside_a_static_value(other):
+    assert fl.tree.map(lambda a, b: b, {"a": A, "n": 0.0}, {"a": B, "n": other}) == {"a": B, "n": 0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -210,19 +211,48 @@ def flat_of(tree: Any) -> Flat:
 
     Raises:
         TypeError: If there is an array of another library in it; the message has its path.
+        RecursionError: If it is nested too deeply, or contains itself; the message has the way down.
     """
     leaves: list[mx.array] = []
-    if not isinstance(tree, Instance):
-        try:
+    try:
+        if not isinstance(tree, Instance):
             return Flat(leaves, Structure(_flatten_around(tree, leaves), len(leaves)))
-        except ForeignArrayError:  # which was raised without its path, since only this has it
-            raise next(_foreign_arrays((), tree)) from None
-    flat = flat_kept(tree)
-    if flat is None or not flat.valid():
-        structure = Structure(_flatten(tree, leaves), len(leaves))
-        flat = Flat(leaves, structure)
-        keep_flat(tree, flat)
-    return flat  # type: ignore[no-any-return]
+        flat = flat_kept(tree)
+        if flat is None or not flat.valid():
+            structure = Structure(_flatten(tree, leaves), len(leaves))
+            flat = Flat(leaves, structure)
+            keep_flat(tree, flat)
+        return flat  # type: ignore[no-any-return]
+    except ForeignArrayError:  # which was raised without its path, since only this has it
+        raise next(_foreign_arrays((), tree)) from None
+    except RecursionError:
+        way = _way_down(tree)
+        if not way:  # the tree is not deep: the calls around this are
+            raise
+        raise RecursionError(
+            TOO_DEEP.format(kind=type(tree).__name__, way=keystr(way), limit=sys.getrecursionlimit())
+        ) from None
+
+
+TOO_DEEP = (
+    "this {kind} is nested more deeply than Python's recursion limit of {limit} allows, or contains itself: it goes down at "
+    "{way} and on. Keep the parts in one flat list, or raise the limit with sys.setrecursionlimit"
+)
+# So many entries of the way down are shown, and so many levels are deep.
+_SHOWN, _DEEP = 4, 100
+
+
+def _way_down(tree: Any) -> Path:
+    """Return the beginning of the path to something very deep in a tree; an empty path if nothing is. It doesn't recurse."""
+    waiting: list[tuple[int, Path, Any]] = [(0, (), tree)]
+    while waiting:
+        depth, path, value = waiting.pop()
+        if depth == _DEEP:
+            return path
+        node = one_level(value)
+        for entry, child in zip(entries_of(type(value), node[0]), node[1], strict=True) if node else ():
+            waiting.append((depth + 1, (*path, entry)[:_SHOWN], child))
+    return ()
 
 
 def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .instance import Instance, Ties, level_of, metadata_of
 from .levels import replace_at, tree_level
+from .shapes import LEAF
 from .words import Path, describe, keystr
 
 _MISSING: Any = object()
@@ -61,12 +62,13 @@ def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
         old: The fields' values before the edit.
 
     Raises:
-        ValueError: If a place is gone or is tied further inside as well, or the places were given different arrays.
+        ValueError: If a place is gone or is tied further inside as well, the source holds no array any more, or the places were
+            given different arrays.
     """
     values = node.__dict__
     places: dict[Path, list[Path]] = {}
     for target, source in ties:
-        _check_place(node, target, source)
+        _check_place(node, target, source, old)
         places.setdefault(source, [source]).append(target)
     new: dict[Path, Any] = {}
     for source, paths in places.items():
@@ -91,7 +93,7 @@ def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
 
 
 GONE = (
-    "{cls}.{target} is tied to {source}, and after this edit there is nothing at {missing}. Take the tie away first: "
+    "{cls}.{target} is tied to {source}, and after this edit there is no array at {missing}. Take the tie away first: "
     ".untie({target!r})"
 )
 TIED_INSIDE = (
@@ -100,11 +102,16 @@ TIED_INSIDE = (
 )
 
 
-def _check_place(node: Instance, target: Path, source: Path) -> None:
-    """Raise a ``ValueError`` unless both places of a tie exist and neither is tied in a module further inside."""
+def _check_place(node: Instance, target: Path, source: Path, old: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` unless both places of a tie exist and neither is tied in a module further inside.
+
+    The source must hold an array if it held one; a tree that was mapped to a tree of anything need not have any.
+    """
     names = {"cls": type(node).__name__, "target": keystr(target), "source": keystr(source)}
     for path in (target, source):
-        if _get(node.__dict__, path) is _MISSING:
+        given = _get(node.__dict__, path)
+        lost = path == source and not isinstance(given, LEAF) and isinstance(_get(old, path), LEAF)
+        if given is _MISSING or lost:
             raise ValueError(GONE.format(**names, missing=keystr(path)))
         for length in range(1, len(path)):
             inside = _get(node.__dict__, path[:length])

@@ -13,6 +13,7 @@ from ..core.words import Path, describe, keystr
 WIDTH = 100
 FROZEN_MARK = "❄"
 TIED_MARK = "→"
+DEEPEST = 32
 
 
 def text(node: Node) -> str:
@@ -20,7 +21,8 @@ def text(node: Node) -> str:
 
     A frozen array is marked with a snowflake. A module whose mode differs from that of the module around it is marked ``eval``
     or ``train``, and so is a whole model in evaluation mode. A tied place shows an arrow and the path of its source in the
-    module that has the tie. A node that fits on one line takes one.
+    module that has the tie. A node that fits on one line takes one. What lies
+    deeper than ``DEEPEST`` levels is shown by its class.
     """
     return _text(node, None, (), 0, True, {})
 
@@ -35,6 +37,8 @@ def _text(value: Any, owner: Node | None, path: Path, start: int, training: bool
     if isinstance(value, LEAF):
         mark = FROZEN_MARK if owner is not None and metadata_of(owner).freezes(path[start:]) else ""
         return mark + describe(value)
+    if len(path) >= DEEPEST:
+        return describe(value)
     if isinstance(value, Node):
         if not is_finished(value):
             return f"{type(value).__name__}(<being built>)"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ..core import fields
+from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.shapes import LEAF
 from ..core.words import Path, describe
@@ -38,6 +39,8 @@ def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = is_floating) 
     """
     if not isinstance(dtype, mx.Dtype):
         raise TypeError(f"can't cast to {describe(dtype)}: give an mx.Dtype, such as mx.float16")
+    if predicate is not None:
+        require_callable("predicate", predicate, "a dtype")
 
     left_alone: set[Path] = set()
 

@@ -6,22 +6,22 @@ name covers everything below it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from ..core import fields
+from ..core.arguments import require_bool
 from ..core.construction import evolve, postpone
 from ..core.definition import Node
 from ..core.instance import children_of, metadata_of, names_above
 from ..core.levels import tree_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
-from ..core.words import Path, keystr
-from ..tree.selecting import mask_of
-from ..tree.walk import Descend, rewrite
+from ..core.words import Path, describe, keystr
+from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
 
 T = TypeVar("T")
@@ -29,9 +29,10 @@ T = TypeVar("T")
 
 def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: bool, frozen: bool) -> T:
     """Freeze or unfreeze fields by MLX's rules. See :meth:`Module.freeze`."""
-    if isinstance(module, Node) and postpone(module, lambda finished: freeze(finished, recurse, keys, strict, frozen)):
+    recurse, strict = require_bool("recurse", recurse), require_bool("strict", strict)
+    names = None if keys is None else _names_given(keys)
+    if isinstance(module, Node) and postpone(module, lambda finished: freeze(finished, recurse, names, strict, frozen)):
         return module
-    names = None if keys is None else frozenset([keys] if isinstance(keys, str) else keys)
     if strict and names is not None:
         _require(module, names, recurse)
     by_field: dict[str, list[str]] = {}
@@ -58,11 +59,46 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
     return rewrite(module, leave=leave)  # type: ignore[no-any-return]
 
 
+def _names_given(keys: Any) -> frozenset[str]:
+    several = [keys] if isinstance(keys, str) else list(keys) if isinstance(keys, Iterable) else None
+    if several is None or not all(isinstance(name, str) for name in several):
+        given = describe(keys if several is None else several)
+        raise TypeError(f"keys is the name of a field, such as 'bias', or several names, and was given as {given}")
+    return frozenset(several)
+
+
 def with_frozen(tree: T, selected: Collection[Path], frozen: bool) -> T:
-    """Freeze the parameters at and below some paths, or make them trainable, and leave the others as they are."""
-    chosen = mask_of(tree, selected)
-    wanted = [frozen if pick and parameter else now for pick, (parameter, now) in zip(chosen, _status(tree), strict=True)]
+    """Freeze the parameters at and below some paths, or make them trainable, and leave the others as they are.
+
+    Raises:
+        LookupError: If what stands at a path has no array of its own, and is tied to one that is not selected and would stay
+            as it is.
+    """
+    paths, status = flat_of(tree).structure.leaf_paths(), list(_status(tree))
+    above = [[path[:length] for length in range(len(path) + 1) if path[:length] in selected] for path in paths]
+    wanted = [frozen if over and parameter else now for over, (parameter, now) in zip(above, status, strict=True)]
+    if empty := {*selected}.difference(*above):
+        stay = {
+            path for path, (parameter, _), after in zip(paths, status, wanted, strict=True) if parameter and after != frozen
+        }
+        _require_sources(empty, all_ties(tree), stay, "trainable" if frozen else "frozen")
     return _with_status(tree, iter(wanted))  # type: ignore[no-any-return]
+
+
+def require_no_static(tree: Any, paths: Iterable[Path]) -> None:
+    """Require that no path leads to a static field, or into one.
+
+    Raises:
+        LookupError: If one does.
+    """
+    for path in paths:
+        value = tree
+        for entry in path:
+            if isinstance(value, Node) and fields.kind(value.__frostleaf__.fields[entry]) == "static":
+                field = f"{keystr(path)!r} is a static field of this {type(tree).__name__}"
+                raise LookupError(f"{field}, which has no arrays to freeze: select a parameter, a module or a container")
+            here = field_level(value)
+            value = dict(zip(here.entries, here.children, strict=True))[entry] if here else None
 
 
 def trainable(tree: Any) -> list[bool]:
@@ -74,6 +110,21 @@ def trainable(tree: Any) -> list[bool]:
         parameter and not frozen and mx.issubdtype(leaf.dtype, mx.floating)
         for leaf, (parameter, frozen) in zip(flat_of(tree).leaves, _status(tree), strict=True)
     ]
+
+
+_SOURCE_STAYS = (
+    "{target!r} is tied to {source!r}, which is not selected and would stay {now}: select that as well, or instead, "
+    "or untie the place first"
+)
+
+
+def _require_sources(selected: Collection[Path], ties: Mapping[Path, Path], stay: Collection[Path], now: str) -> None:
+    """Require that no selected place is tied to one of the parameters that ``stay`` as they are."""
+    for target, source in ties.items():
+        while source in ties:  # a module's source may itself be tied by a module around it
+            source = ties[source]
+        if source in stay and any(target[:length] in selected for length in range(len(target) + 1)):
+            raise LookupError(_SOURCE_STAYS.format(target=keystr(target), source=keystr(source), now=now))
 
 
 def _status(value: Any, parameter: bool = True, frozen: bool = False) -> Iterator[tuple[bool, bool]]:

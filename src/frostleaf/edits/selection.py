@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
+from ..core.arguments import require_callable
 from ..core.dropped import returns_copy
 from ..core.levels import replace_at
 from ..core.words import Path, describe, keystr
-from ..tree.selecting import Found, Where, is_path, matcher, require_found, search
+from ..tree.selecting import Found, Where, is_path, matcher, paths_in, require_found, search
 from ..tree.walk import checked_level, field_level
 from .casting import Predicate, astype, is_floating
-from .freezing import with_frozen
+from .freezing import require_no_static, with_frozen
 
 T = TypeVar("T")
 
@@ -63,14 +64,17 @@ class Selection(Generic[T]):
         """Return the selected value if the selection is one path, otherwise a dict from path to value.
 
         Raises:
-            LookupError: If nothing is selected; the message suggests the nearest paths.
+            LookupError: If nothing is selected; the message suggests the nearest paths. If one dotted path leads to two places.
 
         >>> import frostleaf as fl
         >>> layer = fl.nn.Linear(2, 2)
         >>> layer.at("bias").get() is layer.bias, list(layer.at("b*").get())
         (True, ['bias'])
         """
-        values = {keystr(path): value for path, value in self._required().items()}
+        found = self._required()
+        values = {keystr(path): value for path, value in found.items()}
+        if len(values) < len(found):
+            self._require_distinct(found, values)
         return values[str(self._where)] if is_path(self._where) else values
 
     @returns_copy("model = model.at(...).{name}(...)")
@@ -78,7 +82,7 @@ class Selection(Generic[T]):
         """Replace each selected value by ``value``, or the values at several paths by those in a list.
 
         Raises:
-            LookupError: If nothing is selected; the message suggests the nearest paths.
+            LookupError: If nothing is selected; the message suggests the nearest paths. If one dotted path leads to two places.
             ValueError: If selection and value are lists or tuples, and there are not as many paths as values.
 
         >>> import frostleaf as fl, mlx.core as mx
@@ -90,7 +94,7 @@ class Selection(Generic[T]):
         where = self._where
         if not isinstance(value, list | tuple) or not isinstance(where, list | tuple):
             return self.apply(lambda _: value)
-        values = self._required()
+        values = self._edited()
         if not all(map(is_path, where)) or not len(where) == len(values) == len(value):
             given = f"{len(value)} values and the selection is {describe(where)}, which selects {len(values)}"
             raise ValueError(f"set was given {given}. Give as many values as paths, or use apply to put a list at each place")
@@ -103,13 +107,14 @@ class Selection(Generic[T]):
         """Replace each selected value by ``function(value)``.
 
         Raises:
-            LookupError: If nothing is selected; the message suggests the nearest paths.
+            LookupError: If nothing is selected; the message suggests the nearest paths. If one dotted path leads to two places.
 
         >>> import frostleaf as fl
         >>> fl.nn.Linear(2, 2).at("weight").apply(lambda weight: weight[:1])
         Linear(weight=f32[1,2], bias=f32[2])
         """
-        new = {path: function(value) for path, value in self._required().items()}
+        require_callable("function", function, "a selected value")
+        new = {path: function(value) for path, value in self._edited().items()}
         return replace_at(self._tree, new, checked_level)  # type: ignore[no-any-return]
 
     @returns_copy("model = model.at(...).{name}(...)")
@@ -117,13 +122,13 @@ class Selection(Generic[T]):
         """Cast the arrays in the selected values, as :meth:`Module.astype` does.
 
         Raises:
-            LookupError: If nothing is selected; the message suggests the nearest paths.
+            LookupError: If nothing is selected; the message suggests the nearest paths. If one dotted path leads to two places.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> fl.nn.Linear(2, 2).at("weight").astype(mx.float16)
         Linear(weight=f16[2,2], bias=f32[2])
         """
-        new = {path: astype(value, dtype, predicate) for path, value in self._required().items()}
+        new = {path: astype(value, dtype, predicate) for path, value in self._edited().items()}
         return replace_at(self._tree, new, field_level)  # type: ignore[no-any-return]
 
     @returns_copy("model = model.at(...).{name}(...)")
@@ -131,26 +136,27 @@ class Selection(Generic[T]):
         """Freeze the selected parameters, and those in selected modules and containers.
 
         Raises:
-            LookupError: If nothing is selected; the message suggests the nearest paths.
+            LookupError: If nothing is selected; the message suggests the nearest paths. If a path leads to a static field. If
+                all arrays of a selected value are tied to ones that are not selected.
 
         >>> import frostleaf as fl
         >>> fl.nn.Linear(2, 2).at("weight").freeze()
         Linear(weight=❄f32[2,2], bias=f32[2])
         """
-        return with_frozen(self._tree, self._required(), True)
+        return self._with_frozen(True)
 
     @returns_copy("model = model.at(...).{name}(...)")
     def unfreeze(self) -> T:
         """Make the selected parameters trainable, and those in selected modules and containers.
 
         Raises:
-            LookupError: If nothing is selected; the message suggests the nearest paths.
+            LookupError: As from :meth:`freeze`.
 
         >>> import frostleaf as fl
         >>> fl.nn.Linear(2, 2).freeze().at("bias").unfreeze()
         Linear(weight=❄f32[2,2], bias=f32[2])
         """
-        return with_frozen(self._tree, self._required(), False)
+        return self._with_frozen(False)
 
     def __len__(self) -> int:
         return len(self._found.values)
@@ -168,6 +174,30 @@ class Selection(Generic[T]):
     @cached_property
     def _found(self) -> Found:
         return search(self._tree, self._where)
+
+    def _with_frozen(self, frozen: bool) -> T:
+        selected = self._required()
+        named = paths_in(self._where)
+        require_no_static(self._tree, [path for path in selected if keystr(path) in named])
+        return with_frozen(self._tree, selected, frozen)
+
+    def _edited(self) -> dict[Path, Any]:
+        found = self._required()
+        if len(found) > 1:
+            self._require_distinct(found, {*paths_in(self._where)})
+        return found
+
+    def _require_distinct(self, found: Iterable[Path], names: Container[str]) -> None:
+        """Require that each of some dotted names leads to one place."""
+        first: dict[str, Path] = {}
+        for path in found:
+            name = keystr(path)
+            if name in names and first.setdefault(name, path) is not path:
+                places = f"{describe(first[name])} and {describe(path)}"
+                raise LookupError(
+                    f"{name!r} leads to two places in this {type(self._tree).__name__}: {places}. Rename a key, or select what "
+                    "holds one of them"
+                )
 
     def _required(self) -> dict[Path, Any]:
         require_found(self._tree, self._found)

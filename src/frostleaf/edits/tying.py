@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..core.construction import evolve, postpone
 from ..core.definition import Node
@@ -41,7 +41,8 @@ def tie(module: N, places: Mapping[str, str]) -> N:
                 advice = f"tie {target} to that" if path == source else f"take that tie away first, with {untie}"
                 raise ValueError(f"{cls}.{path} is tied to {sources[path]} already: {advice}")
             if path not in arrays:
-                raise LookupError(f"{cls} has no array at {path!r}{nearest_paths(path, arrays)}")
+                advice = _arrays_inside(path, target, source, arrays) or nearest_paths(path, arrays)
+                raise LookupError(f"{cls} has no array at {path!r}{advice}")
         (place, given), (origin, expected) = arrays[target], arrays[source]
         if given.shape != expected.shape:
             shapes = f"{describe(given)} and {describe(expected)}"
@@ -49,6 +50,22 @@ def tie(module: N, places: Mapping[str, str]) -> N:
         ties.append((place, origin))
     _refuse_chains(cls, ties)
     return evolve(module, ties=tuple(sorted(ties, key=str)))
+
+
+def _arrays_inside(path: str, target: str, source: str, arrays: Mapping[str, tuple[Path, Any]]) -> str:
+    """Return advice for a path that leads to a module or a container: which arrays in there may be tied."""
+    inside = [name for name in arrays if name.startswith(f"{path}.")]
+    if not inside:
+        return ""
+    pairs = [(target + name[len(path) :], source + name[len(path) :]) for name in inside]
+    fit = [each for each in pairs if all(one in arrays for one in each) and _same_shape(*[arrays[one][1] for one in each])]
+    if not fit:
+        return f", but {listed(map(repr, inside))} inside. Tie each array to one of its shape"
+    return f". Tie each array inside: {{{listed(f'{one!r}: {other!r}' for one, other in fit)}}}"
+
+
+def _same_shape(one: Any, other: Any) -> bool:
+    return bool(one.shape == other.shape)
 
 
 def untie(module: N, places: Sequence[str]) -> N:

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.instance import children_of
 from ..core.levels import replace_at
 from ..core.shapes import LEAF
-from ..core.words import Path, keystr, nearest
+from ..core.words import Path, describe, keystr, nearest
 from ..tree.walk import checked_level, rewrite
 from .views import Filter, filter_and_map, is_content, items, node_children, parameters, valid_parameter
 
@@ -21,6 +22,7 @@ N = TypeVar("N", bound=Node)
 
 def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter | None) -> N:
     """Map the parameters of a module. See :meth:`Module.apply`."""
+    require_callable("map_fn", map_fn, "an array")
     return update(module, filter_and_map(module, filter_fn or valid_parameter, map_fn), strict=True)
 
 
@@ -58,14 +60,27 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
 
 def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:
     """Replace modules by what ``fn`` returns for them. See :meth:`Module.map_modules`."""
+    require_callable("fn", fn, "a path and a module")
 
     def leave(path: Path, value: Any) -> Any:
         if not isinstance(value, Node):
             return value
         replacement = fn(keystr(path), value)
-        return value if replacement is None else replacement
+        if replacement is None:
+            return value
+        if not (_may_stand_for_module(replacement) if path else isinstance(replacement, Node)):
+            given = f"for {keystr(path) or f'the {type(value).__name__} itself'}"
+            raise TypeError(
+                f"fn returned {describe(replacement)} {given}: it must return a module, or None to keep the one there"
+            )
+        return replacement
 
     return rewrite(tree, leave=leave, convert=True)  # type: ignore[no-any-return]
+
+
+def _may_stand_for_module(value: Any) -> bool:
+    """Return whether a value may be put where a module was: a tree, or something else to call, such as an activation."""
+    return is_content(value) or (callable(value) and not isinstance(value, type))
 
 
 _DESCEND: Any = object()

@@ -8,6 +8,7 @@ from typing import Any
 from mlx.utils import tree_flatten
 
 from ..core import fields
+from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.instance import children_of, metadata_of
 from ..core.levels import tree_level
@@ -106,6 +107,11 @@ def filter_and_map(
 
     The functions see whole modules, with the array at each tied place; the result has a tied array at its source only.
     """
+    for name, function in ("filter_fn", filter_fn), ("is_leaf_fn", is_leaf_fn):
+        if function is not None:
+            require_callable(name, function, "a module, a key and a value")
+    if map_fn is not None:
+        require_callable("map_fn", map_fn, "a leaf")
     map_fn = map_fn or (lambda value: value)
     is_leaf_fn = is_leaf_fn or (lambda _, __, value: not isinstance(value, Node | dict | list))
 

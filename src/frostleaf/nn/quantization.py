@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import optree
 
+from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.levels import one_level
 from ..core.registration import NAMESPACE
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of
-from ..core.words import Path, class_name, describe, keystr
+from ..core.words import Path, class_name, describe, keystr, listed
 from ..transforms.eval_shape import eval_shape
 from ..tree.walk import Descend, rewrite
 
@@ -50,7 +52,7 @@ def quantize(
             arguments for ``to_quantized`` instead of the above. Default: whether the layer has that method.
 
     Raises:
-        TypeError: If ``model`` is neither a module nor a container.
+        TypeError: If ``model`` is neither a module nor a container, or ``to_quantized`` has no option of a name that is given.
         ValueError: If the predicate returns something else, or selects a layer without ``to_quantized``; if a layer can't be
             quantized this way, for example because ``group_size`` does not divide its width.
         NotImplementedError: If ``quantize_input`` and a selected layer has a bias.
@@ -65,6 +67,8 @@ def quantize(
     """
     if one_level(model) is None:
         raise TypeError(f"fl.quantize takes a module, or a tree that holds modules, and was given {class_name(model)}")
+    if class_predicate is not None:
+        require_callable("class_predicate", class_predicate, "a path and a layer")
     options = {"group_size": group_size, "bits": bits, "mode": mode, "quantize_input": quantize_input}
     selects = class_predicate or (lambda path, layer: hasattr(layer, "to_quantized"))
     made: dict[int, list[tuple[dict[str, Any], Any]]] = {}
@@ -104,6 +108,11 @@ def _given(answer: Any, options: dict[str, Any], name: str, layer: Any) -> dict[
         returned = f"{describe(answer)} for {name}"
         raise ValueError(f"class_predicate must return a bool or a dict of options for to_quantized, and returned {returned}")
     given = options if isinstance(answer, bool) else answer
+    takes = inspect.signature(layer.to_quantized).parameters
+    for option in given if all(each.kind is not each.VAR_KEYWORD for each in takes.values()) else ():
+        if option not in takes and (option != "quantize_input" or given[option]):
+            method = f"{type(layer).__name__}.to_quantized"
+            raise TypeError(f"can't quantize {name}: {method} has no option {describe(option)}; it takes {listed(takes)}")
     # Not passed on if it is False: a user's own to_quantized need not know it.
     return {key: value for key, value in given.items() if key != "quantize_input" or value}
 

@@ -108,7 +108,8 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
         *rest: Trees of that structure. Where the first has a leaf, the others may have a whole subtree, or ``None``.
 
     Raises:
-        ValueError: If a tree of ``rest`` has another structure; the message shows where.
+        ValueError: If a tree of ``rest`` has another structure, or an array where the first has a static value, such as a
+            number; the message shows where.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.map(lambda a, b: (a + b).item(), {"x": mx.array(1), "n": 7}, {"x": mx.array(2), "n": 8})

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.hidden import is_foreign_array
 from ..core.instance import Metadata, children_in_fields
 from ..core.levels import Recipe, entries_of, one_level
 from ..core.shapes import LEAF
@@ -20,11 +21,13 @@ def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
 
     Args:
         tree: Any tree.
-        other: A tree with the same nodes. The order of a dict's items does not matter, and static values are ignored.
+        other: A tree with the same nodes. The order of a dict's items does not matter. Static values are ignored, but where
+            ``tree`` has one there may be no array.
         what: What to call ``other`` in an error.
 
     Raises:
-        ValueError: If a node or ``None`` is something else in ``other``; the message names the path.
+        ValueError: If a node or ``None`` is something else in ``other``, or an array stands for a static value; the message
+            names the path.
     """
     found: list[Any] = []
     _align(tree, other, _same_node, what, (), found)
@@ -74,9 +77,9 @@ def _align(
         given, expected = said(other, one_level(other)), said(tree, node)
         given += " of another definition" * (given == expected)
         place = keystr(path) or "the root"
-        raise ValueError(
-            f"{what} does not have the structure of the tree it goes with. At {place}: {given} where there is {expected}."
-        )
+        advice = "" if node is not None or tree is None else " Only arrays are leaves: make it an array in the first tree too."
+        mismatch = f"At {place}: {given} where there is {expected}."
+        raise ValueError(f"{what} does not have the structure of the tree it goes with. {mismatch}{advice}")
     if node is not None:
         for child, value, entry in zip(node[1], values, entries_of(type(tree), node[0]), strict=True):
             if type(child) is mx.array:
@@ -87,8 +90,10 @@ def _align(
 
 def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
     """Return the children of ``other`` in the order of those of ``tree``, or ``None`` if the two nodes differ."""
+    if tree is None:
+        return () if other is None else None
     if node is None:
-        return None if tree is None and other is not None else ()
+        return _beside_static(tree, other)
     there = one_level(other) if type(other) is type(tree) else None
     if there is None:
         return None
@@ -117,6 +122,13 @@ def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
         return None
     values = dict(zip(entries_of(type(other), there[0]), there[1], strict=True))
     return [values[entry] for entry in entries] if values.keys() == set(entries) else None
+
+
+def _beside_static(tree: Any, other: Any) -> Sequence[Any] | None:
+    """Return no children, or ``None`` if ``other`` has arrays, which would be lost, where ``tree`` has a static value."""
+    if other is None or type(other) is type(tree):
+        return ()
+    return None if is_foreign_array(other) or flat_of(other).leaves else ()
 
 
 def _kind(value: Any) -> type:

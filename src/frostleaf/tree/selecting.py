@@ -39,7 +39,7 @@ def matcher(where: Where) -> Matcher:
     if isinstance(where, type):
         return lambda path, value: isinstance(value, where)
     if callable(where) and _takes_two(where):
-        return lambda path, value: isinstance(value, LEAF) and bool(where(keystr(path), value))
+        return lambda path, value: isinstance(value, LEAF) and _as_bool(where(keystr(path), value), path)
     if _is_several(where):
         matchers = [matcher(one) for one in where]
         return lambda path, value: any(matches(path, value) for matches in matchers)
@@ -49,9 +49,23 @@ def matcher(where: Where) -> Matcher:
     )
 
 
+def _as_bool(answer: Any, path: Path) -> bool:
+    """Return what a predicate returned as a bool, which an array of several elements has none of."""
+    try:
+        return bool(answer)
+    except ValueError as error:
+        given = f"{describe(answer)} for {keystr(path) or 'the array'}"
+        raise TypeError(f"a predicate that selects must return a bool, and returned {given}") from error
+
+
 def is_path(where: Where) -> TypeGuard[str]:
     """Return whether a selection is one path, which must lead somewhere."""
     return isinstance(where, str) and not set("*?") & set(where)
+
+
+def paths_in(where: Where) -> list[str]:
+    """Return those of several selections that are one path, each once."""
+    return [*dict.fromkeys(part for part in _parts(where) if is_path(part))]
 
 
 class Found(NamedTuple):
@@ -72,7 +86,7 @@ def search(tree: Any, where: Where) -> Found:
         values = dict(places(tree, where))
         return Found(values, [] if values else [where])
     parts = [*_parts(where)]
-    paths = {part for part in parts if is_path(part)}
+    paths = {*paths_in(where)}
     # By number, since a part need not be hashable.
     others = {number: matcher(part) for number, part in enumerate(parts) if not is_path(part)}
     missing_paths, missing_others = set(paths), set(others)
@@ -111,11 +125,7 @@ def search(tree: Any, where: Where) -> Found:
 
 def mask(tree: Any, where: Where) -> list[bool]:
     """Return for each leaf whether ``where`` selects it or something that holds it."""
-    return mask_of(tree, search(tree, where).values)
-
-
-def mask_of(tree: Any, selected: Collection[Path]) -> list[bool]:
-    """Return for each leaf whether its path, or the path of something that holds it, is selected."""
+    selected = search(tree, where).values
     return [any(path[:length] in selected for length in range(len(path) + 1)) for path in flat_of(tree).structure.leaf_paths()]
 
 
@@ -151,13 +161,15 @@ def require_found(tree: Any, found: Found) -> None:
     if not found.missing:
         return
     where, suggestion = found.missing[0], ""
-    if isinstance(where, str):
+    if where == "":
+        suggestion = ", which has no path itself: edit it by its own methods, or select all its arrays by '**'"
+    elif isinstance(where, str):
         tied = tied_places(tree)
         if where in tied:
             raise LookupError(f"{where!r} is tied to {tied[where]!r}: select that, and the edit is made at both places")
         paths: list[str] = []
         rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
-        suggestion = nearest_paths(where, paths)
+        suggestion = nearest_paths(where, filter(None, paths))
     raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{suggestion}.")
 
 
@@ -167,7 +179,7 @@ def require_arrays(tree: Any, where: Where) -> None:
     Raises:
         ValueError: If one leads to none; the message has the nearest path, or the source of a tied place.
     """
-    paths = [part for part in _parts(where) if is_path(part)]
+    paths = paths_in(where)
     leaves = flat_of(tree).structure.leaf_paths() if paths else ()
     there = {keystr(path[:length]) for path in leaves for length in range(1, len(path) + 1)}
     for path in paths:

@@ -91,14 +91,19 @@ def ties_in(value: Any, path: Path = ()) -> frozenset[Path]:
     return frozenset((*path, *target) for target, _ in ties)
 
 
-def tied_places(tree: Any) -> dict[str, str]:
-    """Map each tied place in a tree to its source, both as dotted paths."""
-    found: dict[str, str] = {}
+def all_ties(tree: Any) -> dict[Path, Path]:
+    """Map each tied place in a tree to its source, both as paths from the root."""
+    found: dict[Path, Path] = {}
 
     def enter(path: Path, value: Any) -> Any:
         if isinstance(value, Node):
-            found.update((keystr((*path, *target)), keystr((*path, *source))) for target, source in metadata_of(value).ties)
+            found.update(((*path, *target), (*path, *source)) for target, source in metadata_of(value).ties)
         return Descend
 
     rewrite(tree, enter)
     return found
+
+
+def tied_places(tree: Any) -> dict[str, str]:
+    """Map each tied place in a tree to its source, both as dotted paths."""
+    return {keystr(target): keystr(source) for target, source in all_ties(tree).items()}
