@@ -112,6 +112,10 @@ class Optimizer(Node):
             ValueError: If the gradients or the state don't belong to the model, or the state is for another rule; the message
                 names paths.
 
+        Warns:
+            OtherHyperparametersWarning: If the state was made with another learning rate than this optimizer. A compiled step
+                has no numbers to compare, unless it captured the state.
+
         >>> import frostleaf as fl, mlx.core as mx
         >>> opt, params = fl.optim.SGD(0.5), {"w": mx.array(3.0)}
         >>> params, state = opt.update(params, {"w": mx.array(2.0)}, opt.init(params))
