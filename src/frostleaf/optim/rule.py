@@ -13,6 +13,8 @@ import mlx.core as mx
 import mlx.optimizers
 
 from ..core.fields import buffer, static
+from ..core.hidden import find_hidden
+from ..core.instance import Instance
 from ..core.words import describe, level_of_caller
 from ..module import Module
 from .optimizer import NOT_A_STATE, Optimizer
@@ -65,7 +67,10 @@ class OptimizerState(Module):
     rule: str = static()
 
 
-NOT_A_RATE = "the learning rate of {rule} is a number or a schedule (a function of the step), and was given as {given}"
+NOT_A_RATE = (
+    "the learning rate of {rule} is a number or a schedule (a function of the step), and was given as {given}. The first "
+    "argument is the learning rate; the model goes to init(model)"
+)
 NOT_A_SCHEDULE = (
     "the schedule of the learning rate of {rule} must return an mx.array of shape () for the step, which is one as well, and "
     "returned {given} for step 0"
@@ -118,7 +123,8 @@ class Rule(Optimizer):
         given = {**signature.bind(*args, **kwargs).arguments, **kwargs}
         if "learning_rate" in given:
             rate, parameter = given["learning_rate"], signature.parameters.get("learning_rate")
-            if not callable(rate) and not _is_number(rate) and not (rate is None and parameter and parameter.default is None):
+            is_default = rate is None and parameter and parameter.default is None
+            if not is_default and not _is_number(rate) and not _is_schedule(rate):
                 raise TypeError(NOT_A_RATE.format(rule=rule.__name__, given=describe(rate)))
         kwargs = {name: _number(value) for name, value in kwargs.items()}
         self.rule, self.arguments = rule, signature.bind(*map(_number, args), **kwargs).arguments
@@ -266,6 +272,11 @@ def _require_rule(rule: Any) -> None:
 def _is_number(value: Any) -> bool:
     number = _number(value)
     return isinstance(number, numbers.Real) and not isinstance(number, bool)
+
+
+def _is_schedule(value: Any) -> bool:
+    """Return whether a value can be called, and is no model."""
+    return callable(value) and not (isinstance(value, Instance | Mapping) and find_hidden(value))
 
 
 TRACED = (
