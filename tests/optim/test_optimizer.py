@@ -10,7 +10,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.optim.optimizer import NOTHING_TO_TRAIN, OTHER_STATE
+from frostleaf.optim.optimizer import IN_THE_STATE, NEVER_CHANGES, NOTHING_TO_TRAIN, OTHER_STATE
 from frostleaf.optim.parameters import NO_GRADIENT
 
 MAKE = {
@@ -285,6 +285,30 @@ def test_an_optimizer_and_its_state_are_frozen_values():
     again, state = pickle.loads(pickle.dumps((opt, opt.init(LAYER))))
     assert fl.tree.equal((again, state), (opt, opt.init(LAYER)))
     assert fl.tree.equal(again.update(LAYER, GRADIENT, state), opt.update(LAYER, GRADIENT, opt.init(LAYER)))
+
+
+def test_what_is_set_in_an_optimizer_or_a_state_says_what_to_write():
+    wrapped = [
+        optim.SGD(0.1),
+        optim.ema(optim.SGD(0.1), 0.9),
+        optim.skip_nonfinite(optim.SGD(0.1)),
+        optim.flatten(optim.SGD(0.1)),
+    ]
+    for opt in [*wrapped, optim.multi({"**": optim.SGD(0.1)}), optim.accumulate(optim.SGD(0.1), 2)]:
+        with pytest.raises(fl.FrozenModuleError) as raised:
+            opt.learning_rate = 0.5
+        assert str(raised.value) == f"can't set {type(opt).__name__}.learning_rate: {NEVER_CHANGES}"
+        state = opt.init(LAYER)
+        with pytest.raises(fl.FrozenModuleError) as raised:
+            state.learning_rate = 0.5
+        assert str(raised.value) == f"can't set {type(state).__name__}.learning_rate: {IN_THE_STATE}"
+        with pytest.raises(fl.FrozenModuleError) as raised:
+            state["learning_rate"] = 0.5
+        assert str(raised.value) == f"can't set {type(state).__name__}.learning_rate: {IN_THE_STATE}"
+    with pytest.raises(fl.FrozenModuleError, match=r"\.replace\(step=\.\.\.\)"):
+        STATE.step = mx.array(1)
+    with pytest.raises(fl.FrozenModuleError, match=r"max_value: it never changes\. Make another one\.$"):
+        optim.clip_by_value(1.0).max_value = 2.0
 
 
 def test_a_state_can_be_edited_like_any_module():

@@ -10,14 +10,13 @@ import mlx.core as mx
 
 from ..core.fields import buffer, static
 from ..core.words import describe
-from ..module import Module
 from ..tree.selecting import Where, covers, matcher, require_arrays
 from .masking import first_names
-from .optimizer import NOT_A_STATE, Optimizer, require_optimizer
+from .optimizer import NOT_A_STATE, Optimizer, State, require_optimizer
 from .parameters import PACKED_NAMES, Parameters
 
 
-class MultiState(Module):
+class MultiState(State):
     """What :func:`multi` remembers: the states of its optimizers, in order.
 
     >>> import frostleaf as fl

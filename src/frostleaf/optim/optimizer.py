@@ -56,6 +56,23 @@ NOT_IN_STATE = (
 )
 
 
+NEVER_CHANGES = (
+    "an optimizer never changes, and what it remembers is in the state. Write state = optimizer.with_learning_rate(state, rate)"
+    ", or make another optimizer and go on with state = other.adapt(state, model)."
+)
+IN_THE_STATE = (
+    "a state never changes. Write state = optimizer.with_learning_rate(state, rate), with the optimizer of this state."
+)
+
+
+class State(Module):
+    """The base of what optimizers remember."""
+
+    @classmethod
+    def _instead_of_setting(cls, name: str) -> str:
+        return IN_THE_STATE if name == "learning_rate" else super()._instead_of_setting(name)
+
+
 class Optimizer(Node):
     """The base of all optimizers.
 
@@ -69,7 +86,7 @@ class Optimizer(Node):
     """
 
     # The class of its states.
-    __state__: ClassVar[type[Module]]
+    __state__: ClassVar[type[State]]
 
     def init(self: _Beginning[S], model: Any) -> S:
         """Return the initial state for a model.
@@ -254,6 +271,10 @@ class Optimizer(Node):
         """Raise a ``TypeError`` unless this is a state of such an optimizer, for any model."""
         if type(state) is not self.__state__:
             raise TypeError(NOT_A_STATE.format(optimizer=type(self).__name__, method=method, given=describe(state)))
+
+    @classmethod
+    def _instead_of_setting(cls, name: str) -> str:
+        return NEVER_CHANGES
 
     def _require_match(self, parameters: Parameters, state: Any, method: str) -> None:
         found = sorted(set(self._differences(parameters, state)))

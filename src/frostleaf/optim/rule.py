@@ -16,8 +16,7 @@ from ..core.fields import buffer, static
 from ..core.hidden import find_hidden
 from ..core.instance import Instance
 from ..core.words import describe, level_of_caller
-from ..module import Module
-from .optimizer import NOT_A_STATE, Optimizer
+from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
 S = TypeVar("S", bound="OptimizerState")
@@ -42,7 +41,7 @@ class OtherHyperparametersWarning(UserWarning):
 _signature: Any = functools.cache(inspect.signature)
 
 
-class OptimizerState(Module):
+class OptimizerState(State):
     """What an optimizer with a rule remembers: the number of steps, the hyperparameters, and arrays for each parameter.
 
     Attributes:
