@@ -10,7 +10,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.optim.optimizer import IN_THE_STATE, NEVER_CHANGES, NOTHING_TO_TRAIN, OTHER_STATE
+from frostleaf.optim.optimizer import IN_THE_STATE, NEVER_CHANGES, NO_NUMBERS, NOTHING_TO_TRAIN, OTHER_STATE
 from frostleaf.optim.parameters import NO_GRADIENT
 
 MAKE = {
@@ -358,3 +358,16 @@ def test_a_state_of_another_dtype_is_refused():
     with pytest.raises(ValueError, match=r"is f16.* and the state has f32"):
         ADAM.update(half, half, STATE)
     assert ADAM.update(half, half, STATE.astype(mx.float16))[0].weight.dtype == mx.float16
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda opt: opt, optim.flatten, optim.skip_nonfinite, lambda opt: optim.ema(opt, 0.9), lambda opt: optim.multi({"**": opt}),
+])  # fmt: skip
+def test_a_model_of_shapes_has_no_numbers_to_train(wrap):
+    opt, shapes = wrap(optim.Adam(0.1)), fl.eval_shape(lambda: fl.nn.Linear(2, 2))
+    for method, call in {"init": opt.init, "adapt": lambda model: opt.adapt(opt.init(fl.nn.Linear(2, 2)), model)}.items():
+        with pytest.raises(TypeError) as raised:
+            call(shapes)
+        shown = {"tree": "Linear", "optimizer": type(opt).__name__, "method": method, "name": "weight"}
+        assert str(raised.value) == NO_NUMBERS.format(**shown)
+    assert fl.tree.structure(fl.eval_shape(opt.init, shapes)) == fl.tree.structure(opt.init(fl.nn.Linear(2, 2)))

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ..core.definition import Node
 from ..core.dropped import returns_copy
+from ..core.shapes import ShapeDtypeStruct
 from ..core.words import describe
 from ..display.text import text
 from ..module import Module
@@ -44,6 +45,10 @@ class SharedArrayWarning(UserWarning):
 NOTHING_TO_TRAIN = (
     "the {tree} given to {optimizer}.{method} has nothing to train: every parameter is frozen, or none is of a floating-point "
     "dtype"
+)
+NO_NUMBERS = (
+    "the {tree} given to {optimizer}.{method} has no numbers: {name!r} is a ShapeDtypeStruct. Give a model of arrays, or for "
+    "the shapes alone write fl.eval_shape(optimizer.init, model)"
 )
 NOT_A_STATE = "{optimizer}.{method} takes the state that {optimizer}.init(model) returns, and was given {given}"
 OTHER_STATE = (
@@ -95,6 +100,7 @@ class Optimizer(Node):
             model: A module, or any tree of arrays. State is made for the trainable floating-point leaves only.
 
         Raises:
+            TypeError: If the model has only shapes, as :func:`frostleaf.eval_shape` returns it.
             ValueError: If there are none.
 
         Warns:
@@ -284,8 +290,12 @@ class Optimizer(Node):
 
     def _parameters(self, model: Any, method: str) -> Parameters:
         parameters = parameters_of(model)
+        where = {"tree": type(model).__name__, "optimizer": type(self).__name__, "method": method}
         if not parameters.arrays:
-            raise ValueError(NOTHING_TO_TRAIN.format(tree=type(model).__name__, optimizer=type(self).__name__, method=method))
+            raise ValueError(NOTHING_TO_TRAIN.format(**where))
+        for name, array in parameters.arrays.items():
+            if isinstance(array, ShapeDtypeStruct):
+                raise TypeError(NO_NUMBERS.format(**where, name=name))
         return parameters
 
     def __repr__(self) -> str:
