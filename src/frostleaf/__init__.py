@@ -16,6 +16,7 @@ from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_me
 from .module import Module
 from .nn.dtypes import default_dtype
 from .nn.quantization import quantize
+from .optim.rule import OtherHyperparametersWarning
 from .transforms.checkpoint import checkpoint
 from .transforms.differentials import jvp, vjp
 from .transforms.eval_shape import eval_shape
@@ -31,11 +32,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
-    "MutableArgumentWarning", "NoCheckpointError", "OtherStructureError", "Policy", "RetraceWarning", "Selection",
-    "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer", "checkpoint",
-    "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata", "next_key", "nn",
-    "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
-    "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
+    "RetraceWarning", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval",
+    "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata",
+    "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node",
+    "rng", "save", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -256,3 +256,19 @@ def test_a_function_of_mlx_that_uses_what_it_is_given_works():
     assert [each.training for each in mlx.utils.tree_map(fl.Module.eval, [LAYER, LAYER])] == [False, False]
     assert mlx.utils.tree_map(lambda array: array.astype(mx.float16), LAYER).weight.dtype == mx.float16
     assert nn.average_gradients(LAYER) is LAYER
+
+
+@pytest.mark.parametrize("call", [
+    lambda: mlx.optimizers.Adam(0.1).apply_gradients(LAYER, LAYER), lambda: mlx.optimizers.clip_grad_norm(LAYER, 1.0),
+    lambda: mlx.optimizers.clip_grad_norm({"a": LAYER}, 1.0),
+])  # fmt: skip
+def test_a_module_that_mlx_takes_for_an_array_says_what_to_write(call):
+    with pytest.raises(AttributeError, match=r"takes this Linear for an array, and asks for its dtype.*fl\.optim"):
+        call()
+
+
+def test_an_attribute_that_a_module_lacks_is_missing_as_ever():
+    for name in ("dtype", "nothing"):
+        assert not hasattr(LAYER, name)
+        with pytest.raises(AttributeError, match=f"^'Linear' object has no attribute '{name}'$"):
+            getattr(LAYER, name)

@@ -132,6 +132,11 @@ WRONG: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         TypeError,
         "metrics is a mapping of names",
     ),
+    "not the best": (
+        lambda folder: fl.Checkpointer(folder, best="loss").save(1, tree(0), {"acc": 1}),
+        ValueError,
+        "best='loss' is not among the metrics acc",
+    ),
     "a list": (lambda folder: fl.Checkpointer(folder).save(1, tree(0), [1]), TypeError, "metrics is a mapping of names"),  # type: ignore[arg-type]
     "a tree": (lambda folder: fl.Checkpointer(folder).save(1, [object()]), TypeError, "what stands at 0 is a builtins.object"),
     "twins": (lambda folder: fl.Checkpointer(folder).save(1, {1: mx.array(1), "1": mx.array(1)}), ValueError, "the name '1'"),

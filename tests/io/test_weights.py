@@ -477,3 +477,50 @@ def test_what_is_in_registered_nodes_is_saved_and_loaded(place: str, tmp_path: P
     assert set(named) == set(fl.optim.SGD(0.1, 0.9).init(model).slots)
     with pytest.raises(ValueError, match=r"Missing 1 parameters: \nws.0.a."):
         other.load_weights([(name, array) for name, array in named.items() if name != "ws.0.a"])
+
+
+class Tied(fl.Module):
+    emb: fl.nn.Embedding
+    head: fl.nn.Linear
+
+
+def test_a_name_that_is_tied_says_to_what_and_how_to_leave_it_out() -> None:
+    tied = Tied(fl.nn.Embedding(3, 2), fl.nn.Linear(2, 3, bias=False)).tie({"head.weight": "emb.weight"})
+    weights = {"emb.weight": mx.ones((3, 2)), "head.weight": mx.ones((3, 2))}
+    said = "head.weight, which is tied to 'emb.weight', whose array is used: rename={{{!r}: None}} leaves it out"
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        tied.load_weights(weights)
+    assert str(raised.value) == f"Received 1 parameters not in model: \n{said.format('head.weight')}."
+    renamed = {"emb.weight": weights["emb.weight"], "out": mx.ones((3, 2))}
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        tied.load_weights(renamed, rename={"out": "head.weight"})
+    assert said.format("out") in str(raised.value)
+    assert tied.load_weights(weights, rename={"head.weight": None}).head.weight is weights["emb.weight"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("weights", "given"), [([("a",)], "a tuple"), (("bias", 1), "'bias'"), (["ab"], "'ab'"), ([None], "None")]
+)
+def test_what_is_no_pair_is_an_error(weights: Any, given: str, strict: bool) -> None:
+    with pytest.raises(TypeError, match="where a pair is needed: give pairs of a dotted name and an array") as raised:
+        fl.nn.Linear(1, 1).load_weights(weights, strict)
+    assert given == "a tuple" or str(raised.value).startswith(f"the weights have {given} ")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.save_weights(None), "save_weights(file) takes a path first, and was given None for it"),
+        (lambda model: fl.save(None, model), "fl.save(path, tree) takes a path first, and was given None for it"),
+        (lambda model: fl.save(model, "f"), "fl.save(path, tree) takes a path first, and was given Linear(...) for it"),
+        (lambda model: fl.save(1, model), "fl.save(path, tree) takes a path first, and was given 1 for it"),
+        (lambda model: fl.load(model, "f"), "fl.load(path, like) takes a path first, and was given Linear(...) for it"),
+        (lambda model: fl.load_metadata(None), "fl.load_metadata(path) takes a path first, and was given None for it"),
+        (lambda model: fl.Checkpointer(None), "fl.Checkpointer(directory) takes a path first, and was given None for it"),
+    ],
+)
+def test_what_is_no_path_is_an_error(call: Any, message: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        call(fl.nn.Linear(1, 1))
+    assert str(raised.value) == message

@@ -7,7 +7,7 @@ from optim.stacks import gradients_of, trained
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.optim.chaining import OTHER_GRADIENTS
+from frostleaf.optim.chaining import A_SCHEDULE, OTHER_GRADIENTS, STARRED
 from frostleaf.optim.optimizer import NOT_A_STATE, NOT_AN_OPTIMIZER, OTHER_STATE
 
 MODEL = {"a": mx.ones((2, 2)), "b": [mx.zeros(3)]}
@@ -124,6 +124,10 @@ NOT_A_FUNCTION = "chain takes functions of the gradients and then an optimizer; 
         ((halves, 1.0, SGD), NOT_A_FUNCTION + "argument 2 is 1.0"),
         ((None, SGD), NOT_A_FUNCTION + "argument 1 is None"),
         ((SGD, SGD), NOT_A_FUNCTION + "argument 1 is SGD(...)"),
+        (([halves, SGD],), STARRED.format(kind="list")),
+        (((halves, SGD),), STARRED.format(kind="tuple")),
+        ((optim.cosine_decay(0.1, 3), SGD), A_SCHEDULE.format(number=1)),
+        ((halves, optim.join_schedules([optim.step_decay(0.1, 0.9, 3)] * 2, [3]), SGD), A_SCHEDULE.format(number=2)),
     ],
 )
 def test_what_is_no_chain_is_refused(parts, message):

@@ -1,15 +1,31 @@
 """The learning rate and what else is in a state: how it is changed, what a restored state keeps, and what is refused."""
 
+import warnings
+
 import mlx.core as mx
 import mlx.optimizers
 import numpy as np
 import pytest
-from optim.stacks import ACTIVE, DEEP, FEW, NEUTRAL, PACKABLE, SINGLES, gradients_of, rates, same_shapes, stack, trained
+from optim.stacks import (
+    ACTIVE,
+    DEEP,
+    FEW,
+    NEUTRAL,
+    PACKABLE,
+    SINGLES,
+    gradients_of,
+    nothing,
+    rates,
+    same_shapes,
+    stack,
+    trained,
+)
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.core.words import PACKAGE
 from frostleaf.optim.optimizer import NOT_IN_STATE
-from frostleaf.optim.rule import A_SCHEDULE, NOT_A_VALUE, SCHEDULED
+from frostleaf.optim.rule import A_SCHEDULE, NOT_A_VALUE, OTHER_VALUE, SCHEDULED
 
 ids = " of ".join
 STACKS = [(), *SINGLES, *FEW, *DEEP]
@@ -225,3 +241,78 @@ def test_from_a_rule_without_a_rate_to_one_with():
     assert (with_rate.learning_rate(adapted).item(), adapted.step.item()) == (0.125, 2)
     trained(with_rate, model, 1, adapted)
     assert without.adapt(adapted, model).configured == ()
+
+
+# A state used by another optimizer, without adapt
+
+
+def warned(call):
+    """Return what a call warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert not any(each.filename.startswith(PACKAGE) for each in caught)
+    return [str(each.message) for each in caught if each.category is fl.OtherHyperparametersWarning]
+
+
+def said(value, own, rule="SGD", name="learning_rate"):
+    call = f"with_hyperparameters(state, {name}=...)" if name == "damping" else "with_learning_rate(state, rate)"
+    return OTHER_VALUE.format(name=name, value=value, own=own, rule=rule, change=f"optimizer.{call}")
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["as it is", "flattened"])
+@each_stack
+def test_a_state_with_another_rate_than_the_optimizer_warns_until_it_is_adapted(names, flat):
+    if flat and names and names not in PACKABLE:
+        return
+    first, same, other = (resumed(optim.SGD(rate), names, flat) for rate in (0.1, 0.1, 0.9))
+    model = net()
+    state = first.init(model)
+    for opt, of, expected in [
+        (first, state, []),
+        (same, state, []),
+        (other, state, [said(0.1, 0.9)]),
+        (other, other.adapt(state, model), []),
+        (other, other.with_learning_rate(state, 0.5), []),
+        (first, first.with_learning_rate(state, 0.5), []),
+        (same, first.with_learning_rate(state, 0.5), []),
+        (other, first.with_learning_rate(state, 0.5), [said(0.5, 0.9)]),
+        (other, first.with_learning_rate(state, 0.9), []),
+    ]:
+        assert warned(lambda opt=opt, of=of: trained(opt, model, 1, of)) == expected
+
+
+def test_a_schedule_is_used_whatever_the_state_has_and_a_number_is_not():
+    scheduled, number = optim.SGD(SCHEDULE), optim.SGD(0.25)
+    model, state = trained(scheduled, net(), 4)
+    assert warned(lambda: trained(number, model, 1, state)) == [said(0.625, 0.25)]
+    state = number.init(model)
+    assert warned(lambda: trained(scheduled, model, 1, state)) == []
+    assert trained(scheduled, model, 1, state)[1].hyperparameters["learning_rate"].item() == 1.0
+    assert warned(lambda: trained(optim.SGD(lambda step: SCHEDULE(step) / 2), model, 1, scheduled.init(model))) == []
+
+
+def test_every_hyperparameter_in_the_state_is_looked_at():
+    one, two = optim.wrap(Twofold)(0.5), optim.wrap(Twofold)(0.5, damping=0.25)
+    state = one.init(mx.ones(2))
+    expected = [said(0.5, 0.25, "Twofold", "damping")]
+    assert warned(lambda: two.update(mx.ones(2), mx.ones(2), state)) == expected
+    changed = two.with_learning_rate(state, 0.125)
+    assert warned(lambda: two.update(mx.ones(2), mx.ones(2), changed)) == expected
+
+
+def test_no_warning_without_a_number_to_compare_or_a_parameter_to_train():
+    one, two = optim.SGD(0.1), optim.SGD(0.9)
+    state = one.init(mx.ones(2))
+    assert warned(lambda: fl.jit(one.update)(mx.ones(2), mx.ones(2), state)) == []
+    assert warned(lambda: fl.vmap(one.update)(mx.ones((3, 2)), mx.ones((3, 2)), fl.vmap(one.init)(mx.ones((3, 2))))) == []
+    half = fl.tree.map(lambda leaf: leaf.astype(mx.bfloat16) if leaf.dtype == mx.float32 else leaf, state)
+    assert warned(lambda: one.update(mx.ones(2, mx.bfloat16), mx.ones(2, mx.bfloat16), half)) == []
+    ones, twos = (optim.multi({nothing: opt, "**": optim.SGD(0.5)}) for opt in (one, two))
+    assert warned(lambda: twos.update(mx.ones(2), mx.ones(2), ones.init(mx.ones(2)))) == []
+
+
+def test_a_compiled_step_around_a_state_it_captured_warns_once():
+    state = optim.SGD(0.1).init(mx.ones(2))
+    step = fl.jit(lambda weight, grad: optim.SGD(0.9).update(weight, grad, state)[0])
+    assert warned(lambda: [step(mx.ones(2), mx.ones(2)) for _ in range(3)]) == [said(0.1, 0.9)]

@@ -10,7 +10,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.optim.optimizer import NOTHING_TO_TRAIN, OTHER_STATE
+from frostleaf.optim.optimizer import IN_THE_STATE, NEVER_CHANGES, NO_NUMBERS, NOTHING_TO_TRAIN, OTHER_STATE
 from frostleaf.optim.parameters import NO_GRADIENT
 
 MAKE = {
@@ -287,6 +287,30 @@ def test_an_optimizer_and_its_state_are_frozen_values():
     assert fl.tree.equal(again.update(LAYER, GRADIENT, state), opt.update(LAYER, GRADIENT, opt.init(LAYER)))
 
 
+def test_what_is_set_in_an_optimizer_or_a_state_says_what_to_write():
+    wrapped = [
+        optim.SGD(0.1),
+        optim.ema(optim.SGD(0.1), 0.9),
+        optim.skip_nonfinite(optim.SGD(0.1)),
+        optim.flatten(optim.SGD(0.1)),
+    ]
+    for opt in [*wrapped, optim.multi({"**": optim.SGD(0.1)}), optim.accumulate(optim.SGD(0.1), 2)]:
+        with pytest.raises(fl.FrozenModuleError) as raised:
+            opt.learning_rate = 0.5
+        assert str(raised.value) == f"can't set {type(opt).__name__}.learning_rate: {NEVER_CHANGES}"
+        state = opt.init(LAYER)
+        with pytest.raises(fl.FrozenModuleError) as raised:
+            state.learning_rate = 0.5
+        assert str(raised.value) == f"can't set {type(state).__name__}.learning_rate: {IN_THE_STATE}"
+        with pytest.raises(fl.FrozenModuleError) as raised:
+            state["learning_rate"] = 0.5
+        assert str(raised.value) == f"can't set {type(state).__name__}.learning_rate: {IN_THE_STATE}"
+    with pytest.raises(fl.FrozenModuleError, match=r"\.replace\(step=\.\.\.\)"):
+        STATE.step = mx.array(1)
+    with pytest.raises(fl.FrozenModuleError, match=r"max_value: it never changes\. Make another one\.$"):
+        optim.clip_by_value(1.0).max_value = 2.0
+
+
 def test_a_state_can_be_edited_like_any_module():
     opt = optim.SGD(0.5)
     model = {"w": mx.array(1.0)}
@@ -334,3 +358,16 @@ def test_a_state_of_another_dtype_is_refused():
     with pytest.raises(ValueError, match=r"is f16.* and the state has f32"):
         ADAM.update(half, half, STATE)
     assert ADAM.update(half, half, STATE.astype(mx.float16))[0].weight.dtype == mx.float16
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda opt: opt, optim.flatten, optim.skip_nonfinite, lambda opt: optim.ema(opt, 0.9), lambda opt: optim.multi({"**": opt}),
+])  # fmt: skip
+def test_a_model_of_shapes_has_no_numbers_to_train(wrap):
+    opt, shapes = wrap(optim.Adam(0.1)), fl.eval_shape(lambda: fl.nn.Linear(2, 2))
+    for method, call in {"init": opt.init, "adapt": lambda model: opt.adapt(opt.init(fl.nn.Linear(2, 2)), model)}.items():
+        with pytest.raises(TypeError) as raised:
+            call(shapes)
+        shown = {"tree": "Linear", "optimizer": type(opt).__name__, "method": method, "name": "weight"}
+        assert str(raised.value) == NO_NUMBERS.format(**shown)
+    assert fl.tree.structure(fl.eval_shape(opt.init, shapes)) == fl.tree.structure(opt.init(fl.nn.Linear(2, 2)))

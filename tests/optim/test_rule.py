@@ -10,6 +10,7 @@ import frostleaf as fl
 from frostleaf import optim
 from frostleaf.optim.optimizer import NOT_A_STATE
 from frostleaf.optim.rule import NOT_A_RATE, NOT_A_SCHEDULE, TRACED
+from frostleaf.optim.rules import NOT_A_PAIR
 
 LAYER = fl.nn.Linear(2, 3)
 GRADIENT = gradients_of(LAYER)
@@ -75,6 +76,39 @@ def test_what_is_no_learning_rate_is_refused(make, given, shown):
         assert str(raised.value) == NOT_A_RATE.format(
             rule=getattr(make, "__name__", "SGD").replace("<lambda>", "SGD"), given=shown
         )
+
+
+class Warmup(fl.Module):
+    """A schedule that is a module."""
+
+    peak: float = fl.static(default=0.5)
+
+    def __call__(self, step):
+        return mx.array(self.peak)
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.RMSprop, optim.wrap(mlx.optimizers.Adam)])
+@pytest.mark.parametrize("model", [LAYER, [LAYER.weight], {"w": LAYER.weight}, mlx.nn.Linear(1, 1), iter([LAYER.weight])])
+def test_a_model_in_the_place_of_the_learning_rate_is_sent_to_init(make, model):
+    with pytest.raises(TypeError, match=r"^the learning rate of .*; the model goes to init\(model\)$"):
+        make(model)
+
+
+@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW, optim.Adamax, optim.Lion])
+def test_a_learning_rate_in_the_place_of_two_numbers_is_refused(make):
+    for model in (LAYER, LAYER.parameters()):
+        with pytest.raises(TypeError) as raised:
+            make(model, 1e-3)
+        assert str(raised.value) == NOT_A_PAIR.format(name="betas", given="0.001")
+    for betas, shown in ((0.9, "0.9"), ((0.9,), None), ("ab", "'ab'"), (None, "None")):
+        with pytest.raises(TypeError) as raised:
+            make(1e-3, betas)
+        assert shown is None or str(raised.value) == NOT_A_PAIR.format(name="betas", given=shown)
+
+
+def test_a_module_without_arrays_may_be_a_schedule():
+    assert optim.SGD(Warmup()).learning_rate(optim.SGD(Warmup()).init(LAYER)).item() == 0.5
+    assert dict(optim.Adam(0.1, [0.5, 0.75]).arguments)["betas"] == (0.5, 0.75)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 import pytest
-from optim.stacks import gradients_of, named, trained
+from optim.stacks import gradients_of, named, nothing, trained
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.core.words import describe
 from frostleaf.optim import parameters
-from frostleaf.optim.multi_optimizer import COUNT
+from frostleaf.optim.multi_optimizer import COUNT, NOTHING_LEFT
 from frostleaf.optim.optimizer import NOT_A_STATE, NOT_AN_OPTIMIZER, OTHER_STATE
 
 NOT_A_WHERE = (
@@ -224,6 +225,36 @@ def test_what_cannot_be_put_together_is_refused(make, error, message):
     with pytest.raises(error) as raised:
         make()
     assert message is None or str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("keys", "earlier", "later"),
+    [
+        (["**", "weight"], "'**'", "'weight'"),
+        (["bias", "**", fl.nn.Linear], "'**'", "Linear"),
+        (["**", "*"], "'**'", "'*'"),
+        ([("a", "**"), nothing], None, "nothing"),
+        (["layers.**", "layers.0", "**"], "'layers.**'", "'layers.0'"),
+        (["layers.*", ("layers.0", "layers.1")], "'layers.*'", None),
+        (["**.bias", "layers.0.bias"], "'**.bias'", "'layers.0.bias'"),
+    ],
+)
+def test_an_entry_of_multi_that_can_never_train_is_refused(keys, earlier, later):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        optim.multi(dict.fromkeys(keys, SGD))
+    shown = {"earlier": earlier or describe(keys[0]), "later": later or describe(keys[1])}
+    assert str(raised.value) == NOTHING_LEFT.format(**shown)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["weight", "**"], ["layers.0", "layers.*", "**"], ["layers.*", "layers.0.bias", "**"], [fl.nn.Linear, "layers.0", "**"],
+        ["**.bias", "layers.0", "**"], [nothing, "**"], ["table", "table.x"], ["layers.0.**", ("layers.0.bias", "layers.1")],
+    ],
+)  # fmt: skip
+def test_an_entry_of_multi_that_may_train_something_is_not(keys):
+    assert optim.multi(dict.fromkeys(keys, SGD)).filters == tuple(keys)
 
 
 def test_the_states_of_other_optimizers_are_refused():

@@ -74,6 +74,15 @@ class Node(Instance):
         def __delattr__(self, name: str) -> None:
             raise FrozenModuleError(_frozen("delete", type(self), name))
 
+    @classmethod
+    def _instead_of_setting(cls, name: str) -> str:
+        """Return in words why an attribute can't be set, and what to write."""
+        if not hasattr(cls, "replace"):
+            return "it never changes. Make another one."
+        advice = ".train(mode)" if name == "training" else ".replace(...)"
+        advice = f".replace({name}=...)" if name in cls.__frostleaf__.fields else advice
+        return f"a finished module never changes. {advice} returns a new module that shares the rest."
+
     def _set_training_mode(self: N, mode: bool) -> N:
         """Put the node in a mode, in a copy; everything inside is in that mode already.
 
@@ -89,12 +98,7 @@ class Node(Instance):
 
 
 def _frozen(verb: str, cls: type[Node], name: str) -> str:
-    advice = ".train(mode)" if name == "training" else ".replace(...)"
-    advice = f".replace({name}=...)" if name in cls.__frostleaf__.fields else advice
-    return (
-        f"can't {verb} {cls.__name__}.{name}: a finished module never changes. {advice} returns a new module that shares the "
-        "rest."
-    )
+    return f"can't {verb} {cls.__name__}.{name}: {cls._instead_of_setting(name)}"
 
 
 HIDDEN = (

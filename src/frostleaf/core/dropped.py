@@ -30,11 +30,16 @@ class DroppedResultWarning(UserWarning):
 
 DROPPED = "{method} changes nothing in place: it returns a changed copy, which this statement drops. Write {write}."
 DROPPED_BY_MLX = "{caller} calls {method} to change a model in place, and frostleaf's models never change. Write {write}."
+ASKED_BY_MLX = (
+    "{caller} takes this {cls} for an array, and asks for its {name}: MLX's own functions take dicts and arrays. Write {write}"
+)
 # What does the same here as the functions of MLX in these of its modules.
 _INSTEAD = {
     "mlx.nn.utils": "fl.value_and_grad(fn)(model, ...), or fl.checkpoint(model)",
     "mlx.nn.layers.quantized": "model = fl.quantize(model, ...)",
-    "mlx.optimizers.optimizers": "model, state = opt.update(model, grads, state), with an optimizer of fl.optim",
+    "mlx.optimizers.optimizers": (
+        "model, state = opt.update(model, grads, state), with an optimizer of fl.optim, and fl.optim.clip_grad_norm(grads, ...)"
+    ),
 }
 _ANY_INSTEAD = "the function of fl, fl.nn or fl.optim that does the same, or model = model.update(...)"
 
@@ -80,6 +85,14 @@ def returns_copy(write: str = "model = model.{name}(...)") -> Callable[[F], F]:
         return cast(F, noticing)
 
     return decorate
+
+
+def asked_by_mlx(cls: type, name: str, caller: FrameType) -> str | None:
+    """Return the message for an attribute of arrays that a class lacks, if a function of MLX asks for it."""
+    module = str(caller.f_globals.get("__name__"))
+    if not module.startswith("mlx."):
+        return None
+    return ASKED_BY_MLX.format(caller=module, cls=cls.__name__, name=name, write=_INSTEAD.get(module, _ANY_INSTEAD))
 
 
 def _tell(caller: FrameType, method: Callable[..., Any], write: str, changed: bool) -> None:

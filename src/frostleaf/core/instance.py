@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -12,6 +13,7 @@ import mlx.core as mx
 import optree
 
 from .containers import freeze_containers, static_key
+from .dropped import asked_by_mlx
 from .pickling import from_picklable, to_picklable
 from .registration import NAMESPACE
 from .words import Path, describe, keystr
@@ -126,7 +128,11 @@ class Instance:
             except AttributeError:
                 inherited = getattr(super(), "__getattr__", None)
                 if inherited is None:
-                    raise
+                    of_arrays = hasattr(mx.array, name) and not hasattr(type(self), name)
+                    message = asked_by_mlx(type(self), name, sys._getframe(1)) if of_arrays else None
+                    if message is None:
+                        raise
+                    raise AttributeError(message, name=name, obj=self) from None
                 return inherited(name)
 
     def __dir__(self) -> Any:

@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ..core.words import describe
+
 _PREFIX, _RANDOM = ".frostleaf-", 16
 # A file system allows 255 bytes to a name.
 _LONGEST = 255 - len(_PREFIX) - _RANDOM - 1
+
+
+def require_path(given: Any, call: str) -> None:
+    """Raise a ``TypeError`` if this is not a path. ``call`` is the call as it should be written."""
+    if not isinstance(given, str | bytes | os.PathLike):
+        raise TypeError(f"{call} takes a path first, and was given {describe(given)} for it")
 
 
 @contextmanager

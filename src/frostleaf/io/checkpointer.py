@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, TypeVar
 
 from ..core.words import describe, listed
-from .atomic import remove_temporaries
+from .atomic import remove_temporaries, require_path
 from .directory_lock import DirectoryLock
 from .safetensors import CheckpointError
 from .trees import OtherStructureError, Snapshot, load, load_metadata, take_snapshot, write_snapshot
@@ -49,6 +49,11 @@ class _CheckpointInfo(NamedTuple):
 _GOES_BACK = (
     "step {step} comes before step {last}, which is in {directory} already, and going on would in time remove what was saved. "
     "Call restore(like) to go on from the last, or restore(like, step=...) to go back, or save into another directory"
+)
+
+_NO_BEST = (
+    "best={best!r} is not among the metrics {names}. Give it too, as nan where it was not measured, or no metrics for a "
+    "checkpoint that can't be the best"
 )
 
 
@@ -103,6 +108,7 @@ class Checkpointer:
         if mode not in ("min", "max"):
             raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
         self._best, self._mode = best, mode
+        require_path(directory, "fl.Checkpointer(directory)")
         # It stays the same when a link to it or the current directory changes.
         self._directory = os.path.realpath(directory)
         os.makedirs(self._directory, exist_ok=True)
@@ -129,7 +135,8 @@ class Checkpointer:
         Raises:
             CheckpointError: If the checkpoint before this one failed, or the step comes before the last.
             TypeError: If something in the tree can't be saved, or ``metrics`` are not numbers.
-            ValueError: If ``step`` is not a step, or two arrays of the tree have the same dotted name.
+            ValueError: If ``step`` is not a step, two arrays of the tree have the same dotted name, or there are metrics
+                without the one that decides which is the best.
         """
         step = _whole("step", step, 0)
         with self._checked_mutex():
@@ -138,6 +145,8 @@ class Checkpointer:
                     self.wait()
                 return False
             numbers = _numbers(metrics)
+            if numbers and self._best is not None and self._best not in numbers:
+                raise ValueError(_NO_BEST.format(best=self._best, names=listed(numbers)))
             self.wait()
             if self._lock is None:
                 self._lock_directory()

@@ -15,7 +15,7 @@ from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of, require_numbers, unflatten
 from ..core.words import describe
 from . import safetensors
-from .atomic import atomic_write
+from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, describe_tree, differences
 from .safetensors import CheckpointError, fail, parse_json
 
@@ -100,6 +100,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     >>> fl.tree.equal(loaded, tree), loaded["epoch"]
     (True, 3)
     """
+    require_path(path, "fl.save(path, tree)")
     write_snapshot(path, take_snapshot(tree, metadata))
 
 
@@ -133,6 +134,7 @@ def load(path: str | os.PathLike[str], like: T) -> T:
     n: a Python int in the file, a Python float in like
     weights: nothing in the file, array f32[2] in like; the nearest is 'weight'
     """
+    require_path(path, "fl.load(path, like)")
     flat = flat_of(like)
     facts, arrays, expected, _ = describe_tree(flat.structure, flat.leaves)
     with safetensors.open_regular(path) as file:
@@ -166,6 +168,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     fl.load_metadata(f"{folder}/a.safetensors")
     {'epoch': 3}
     """
+    require_path(path, "fl.load_metadata(path)")
     with safetensors.open_regular(path) as file:
         header, _ = _read_header(file)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, ItemsView, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -15,9 +16,9 @@ from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.words import describe, keystr, listed, nearest
 from ..edits.views import parameters
 from ..tree.functions import flatten
-from ..tree.walk import Descend, rewrite
+from ..tree.walk import Descend, rewrite, tied_places
 from . import formats, sharded
-from .atomic import atomic_write
+from .atomic import atomic_write, require_path
 
 N = TypeVar("N", bound=Node)
 Rename = Callable[[str], str | None] | Mapping[str, str | None]
@@ -35,7 +36,7 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
         if not isinstance(value, mx.array):
             raise ValueError(f"Expected mx.array but received {type(value)} for parameter {name}: give mx.array(...)")
     if strict:
-        _check_weights(weights, current, origins)
+        _check_weights(module, weights, current, origins)
         _check_placeholders(module, current)
 
     def enter(path: tuple[Any, ...], value: Any) -> Any:
@@ -52,6 +53,7 @@ _FILE_AND_SHARDS = (
 
 def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: int | None) -> None:
     """Write the module's parameters to a file or a directory of files. See :meth:`Module.save_weights`."""
+    require_path(file, "save_weights(file)")
     name = os.fspath(file)
     one_file = name.endswith(formats.ENDINGS) and not os.path.isdir(name)
     if one_file and max_shard_bytes is not None:
@@ -79,12 +81,7 @@ _NOT_WEIGHTS = (
 def _read(source: Any) -> dict[str, Any]:
     """Return the weights by the names in the file or the pairs."""
     if isinstance(source, list | tuple | Mapping | ItemsView):
-        weights = dict(source)
-        for name in weights:
-            if not isinstance(name, str):
-                hint = "give pairs of a dotted name and an array"
-                raise TypeError(f"the weights have a name that isn't a string but {describe(name)}: {hint}")
-        return weights
+        return _weights_of(source.items() if isinstance(source, Mapping) else source)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(_NOT_WEIGHTS.format(kind=type(source).__name__))
     name = os.fspath(source)
@@ -95,6 +92,21 @@ def _read(source: Any) -> dict[str, Any]:
     if "." not in os.path.basename(name) and not os.path.exists(name):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return formats.read_file(name)
+
+
+_PAIRS = "give pairs of a dotted name and an array"
+
+
+def _weights_of(pairs: Iterable[Any]) -> dict[str, Any]:
+    weights: dict[str, Any] = {}
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise TypeError(f"the weights have {describe(pair)} where a pair is needed: {_PAIRS}")
+        name, value = pair
+        if not isinstance(name, str):
+            raise TypeError(f"the weights have a name that isn't a string but {describe(name)}: {_PAIRS}")
+        weights[name] = value
+    return weights
 
 
 def _rename(weights: dict[str, Any], rename: Rename | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -146,10 +158,15 @@ def _check_placeholders(module: Node, loaded: Mapping[str, Any]) -> None:
         raise ValueError(_NOT_SAVED.format(names=listed(remaining), name=remaining[0]))
 
 
-def _check_weights(weights: Mapping[str, Any], current: Mapping[str, mx.array], origins: Mapping[str, str]) -> None:
+_TIED = "{name}, which is tied to {source!r}, whose array is used: rename={{{given!r}: None}} leaves it out"
+
+
+def _check_weights(
+    module: Node, weights: Mapping[str, Any], current: Mapping[str, mx.array], origins: Mapping[str, str]
+) -> None:
     extra, missing = weights.keys() - current.keys(), current.keys() - weights.keys()
     if extra:
-        names = _listed(extra, missing or current, origins)
+        names = _listed(extra, missing or current, origins, tied_places(module))
         raise ValueError(f"Received {len(extra)} parameters not in model: \n{names}.")
     if missing:
         raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.")
@@ -159,10 +176,15 @@ def _check_weights(weights: Mapping[str, Any], current: Mapping[str, mx.array], 
             raise ValueError(f"Expected shape {array.shape} but received shape {new.shape} for parameter {name}")
 
 
-def _listed(names: Iterable[str], others: Iterable[str], origins: Mapping[str, str]) -> str:
+def _listed(
+    names: Iterable[str], others: Iterable[str], origins: Mapping[str, str], tied: Mapping[str, str] = MappingProxyType({})
+) -> str:
     lines = []
     ordered = sorted(names)
     for count, name in enumerate(ordered[:_LINES]):
+        if name in tied:
+            lines.append(_TIED.format(name=name, source=tied[name], given=origins.get(name, name)))
+            continue
         origin = f" (given as {origins[name]!r})" if origins.get(name, name) != name else ""
         lines.append(f"{name}{origin}{nearest(name, others) if count < _SUGGESTIONS else ''}")
     return ",\n".join(lines) + f"\nand {len(ordered) - _LINES:,} more" * (len(ordered) > _LINES)

@@ -9,14 +9,13 @@ import mlx.core as mx
 
 from ..core.fields import buffer, static
 from ..core.words import describe
-from ..module import Module
 from .adapting import carry_over
-from .optimizer import Optimizer, array_differences, require_optimizer
+from .optimizer import Optimizer, State, array_differences, require_optimizer
 from .parameters import Parameters
 from .wrapper import StatefulWrapper, tree_where
 
 
-class AccumulateState(Module):
+class AccumulateState(State):
     """What :func:`accumulate` remembers.
 
     Attributes:

@@ -9,16 +9,15 @@ import mlx.core as mx
 
 from ..core.fields import buffer, static
 from ..core.words import describe
-from ..module import Module
 from .adapting import carry_over
-from .optimizer import Optimizer, array_differences, require_optimizer
+from .optimizer import Optimizer, State, array_differences, require_optimizer
 from .parameters import Parameters, parameters_of, with_parameters
 from .wrapper import StatefulWrapper
 
 T = TypeVar("T")
 
 
-class EMAState(Module):
+class EMAState(State):
     """What :func:`ema` remembers.
 
     Attributes:

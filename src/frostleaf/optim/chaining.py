@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+from mlx.optimizers import cosine_decay
 
 from ..core.words import describe
 from .optimizer import Optimizer, require_optimizer
@@ -16,6 +17,12 @@ OTHER_GRADIENTS = (
     "function {number} of the chain must return a dict with a gradient of the same shape for each that it is given, and did "
     "not do so for {names}"
 )
+
+A_SCHEDULE = (
+    "argument {number} of chain is a schedule, a function of the step, where functions of the gradients are taken: give it to "
+    "the optimizer as its learning_rate"
+)
+STARRED = "chain takes its functions and its optimizer one by one: chain(*...) for a {kind}"
 
 
 class Chain(Wrapper):
@@ -54,7 +61,7 @@ def chain(*args: Any) -> Chain:
             :func:`clip_by_global_norm` and :func:`clip_by_value` make such functions.
 
     Raises:
-        TypeError: If the last is not an optimizer, or one of the others can't be called.
+        TypeError: If the last is not an optimizer, or one of the others can't be called or is one of MLX's schedules.
         ValueError: In an update, if a function returns other paths or shapes.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -63,6 +70,8 @@ def chain(*args: Any) -> Chain:
     >>> opt.update(w, mx.array([3.0, -4.0]), opt.init(w))[0]
     array([-1, 1], dtype=float32)
     """
+    if len(args) == 1 and isinstance(args[0], list | tuple):
+        raise TypeError(STARRED.format(kind=type(args[0]).__name__))
     require_optimizer(args[-1] if args else None, "chain, as the last of its arguments,")
     *transforms, optimizer = args
     for number, each in enumerate(transforms, 1):
@@ -70,6 +79,8 @@ def chain(*args: Any) -> Chain:
             raise TypeError(
                 f"chain takes functions of the gradients and then an optimizer; argument {number} is {describe(each)}"
             )
+        if getattr(each, "__module__", None) == cosine_decay.__module__:
+            raise TypeError(A_SCHEDULE.format(number=number))
     return Chain(tuple(transforms), optimizer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,14 +10,13 @@ import mlx.core as mx
 
 from ..core.fields import buffer, static
 from ..core.words import describe
-from ..module import Module
-from ..tree.selecting import Where, matcher, require_arrays
+from ..tree.selecting import Where, covers, matcher, require_arrays
 from .masking import first_names
-from .optimizer import NOT_A_STATE, Optimizer, require_optimizer
+from .optimizer import NOT_A_STATE, Optimizer, State, require_optimizer
 from .parameters import PACKED_NAMES, Parameters
 
 
-class MultiState(Module):
+class MultiState(State):
     """What :func:`multi` remembers: the states of its optimizers, in order.
 
     >>> import frostleaf as fl
@@ -126,6 +126,9 @@ class MultiOptimizer(Optimizer):
         return groups
 
 
+NOTHING_LEFT = "{later} comes after {earlier}, which selects all that it does, and would train nothing: put {later} first"
+
+
 def multi(optimizers: Mapping[Any, Optimizer]) -> MultiOptimizer:
     """Return an optimizer that trains each part of a model with another optimizer.
 
@@ -136,8 +139,9 @@ def multi(optimizers: Mapping[Any, Optimizer]) -> MultiOptimizer:
 
     Raises:
         TypeError: If it is not a dict of optimizers, or a key is not a selection.
-        ValueError: In ``init`` and ``update``, if there is no optimizer for a parameter; in ``init``, if a path leads nowhere.
-            A glob, class or predicate may select nothing, so that the optimizer serves other models too.
+        ValueError: If a key comes after ``"**"``, or a path after a glob that selects it; in ``init`` and ``update``, if there
+            is no optimizer for a parameter; in ``init``, if a path leads nowhere. A glob, class or predicate may select
+            nothing, so that the optimizer serves other models too.
 
     >>> import frostleaf as fl
     >>> opt = fl.optim.multi({"bias": fl.optim.SGD(0.1), "**": fl.optim.Adam(0.1)})
@@ -148,4 +152,8 @@ def multi(optimizers: Mapping[Any, Optimizer]) -> MultiOptimizer:
         raise TypeError(f"multi takes a dict from selections to optimizers, and was given {describe(optimizers)}")
     for each in optimizers.values():
         require_optimizer(each, "multi")
-    return MultiOptimizer([*optimizers.values()], [*optimizers])
+    made = MultiOptimizer([*optimizers.values()], [*optimizers])
+    for earlier, later in itertools.combinations(optimizers, 2):
+        if covers(earlier, later):
+            raise ValueError(NOTHING_LEFT.format(earlier=describe(earlier), later=describe(later)))
+    return made

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ..core.definition import Node
 from ..core.dropped import returns_copy
+from ..core.shapes import ShapeDtypeStruct
 from ..core.words import describe
 from ..display.text import text
 from ..module import Module
@@ -45,6 +46,10 @@ NOTHING_TO_TRAIN = (
     "the {tree} given to {optimizer}.{method} has nothing to train: every parameter is frozen, or none is of a floating-point "
     "dtype"
 )
+NO_NUMBERS = (
+    "the {tree} given to {optimizer}.{method} has no numbers: {name!r} is a ShapeDtypeStruct. Give a model of arrays, or for "
+    "the shapes alone write fl.eval_shape(optimizer.init, model)"
+)
 NOT_A_STATE = "{optimizer}.{method} takes the state that {optimizer}.init(model) returns, and was given {given}"
 OTHER_STATE = (
     "the state given to {optimizer}.{method} is not the state of this optimizer and model: {differences}. If the model was "
@@ -54,6 +59,23 @@ NOT_IN_STATE = (
     "{name} is not in the state of {optimizer}, which has {names}. Make another optimizer with it, and go on from this state: "
     "state = other.adapt(state, model)"
 )
+
+
+NEVER_CHANGES = (
+    "an optimizer never changes, and what it remembers is in the state. Write state = optimizer.with_learning_rate(state, rate)"
+    ", or make another optimizer and go on with state = other.adapt(state, model)."
+)
+IN_THE_STATE = (
+    "a state never changes. Write state = optimizer.with_learning_rate(state, rate), with the optimizer of this state."
+)
+
+
+class State(Module):
+    """The base of what optimizers remember."""
+
+    @classmethod
+    def _instead_of_setting(cls, name: str) -> str:
+        return IN_THE_STATE if name == "learning_rate" else super()._instead_of_setting(name)
 
 
 class Optimizer(Node):
@@ -69,7 +91,7 @@ class Optimizer(Node):
     """
 
     # The class of its states.
-    __state__: ClassVar[type[Module]]
+    __state__: ClassVar[type[State]]
 
     def init(self: _Beginning[S], model: Any) -> S:
         """Return the initial state for a model.
@@ -78,6 +100,7 @@ class Optimizer(Node):
             model: A module, or any tree of arrays. State is made for the trainable floating-point leaves only.
 
         Raises:
+            TypeError: If the model has only shapes, as :func:`frostleaf.eval_shape` returns it.
             ValueError: If there are none.
 
         Warns:
@@ -111,6 +134,10 @@ class Optimizer(Node):
             TypeError: If ``state`` is not the state of such an optimizer.
             ValueError: If the gradients or the state don't belong to the model, or the state is for another rule; the message
                 names paths.
+
+        Warns:
+            OtherHyperparametersWarning: If the state was made with another learning rate than this optimizer. A compiled step
+                has no numbers to compare, unless it captured the state.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> opt, params = fl.optim.SGD(0.5), {"w": mx.array(3.0)}
@@ -251,6 +278,10 @@ class Optimizer(Node):
         if type(state) is not self.__state__:
             raise TypeError(NOT_A_STATE.format(optimizer=type(self).__name__, method=method, given=describe(state)))
 
+    @classmethod
+    def _instead_of_setting(cls, name: str) -> str:
+        return NEVER_CHANGES
+
     def _require_match(self, parameters: Parameters, state: Any, method: str) -> None:
         found = sorted(set(self._differences(parameters, state)))
         if found:
@@ -259,8 +290,12 @@ class Optimizer(Node):
 
     def _parameters(self, model: Any, method: str) -> Parameters:
         parameters = parameters_of(model)
+        where = {"tree": type(model).__name__, "optimizer": type(self).__name__, "method": method}
         if not parameters.arrays:
-            raise ValueError(NOTHING_TO_TRAIN.format(tree=type(model).__name__, optimizer=type(self).__name__, method=method))
+            raise ValueError(NOTHING_TO_TRAIN.format(**where))
+        for name, array in parameters.arrays.items():
+            if isinstance(array, ShapeDtypeStruct):
+                raise TypeError(NO_NUMBERS.format(**where, name=name))
         return parameters
 
     def __repr__(self) -> str:

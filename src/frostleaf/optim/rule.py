@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -12,18 +13,35 @@ import mlx.core as mx
 import mlx.optimizers
 
 from ..core.fields import buffer, static
-from ..core.words import describe
-from ..module import Module
-from .optimizer import NOT_A_STATE, Optimizer
+from ..core.hidden import find_hidden
+from ..core.instance import Instance
+from ..core.words import describe, level_of_caller
+from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
 S = TypeVar("S", bound="OptimizerState")
+
+
+class OtherHyperparametersWarning(UserWarning):
+    """A state was used by an optimizer with other numbers than those that the state was made with, which it keeps.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> w = mx.array(1.0)
+    >>> state = fl.optim.SGD(0.1).init(w)
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = fl.optim.SGD(0.9).update(w, w, state)
+    >>> print(caught[0].message)
+    the state has learning_rate=0.1, which is used, and this SGD was made with learning_rate=0.9. Write state =
+    optimizer.adapt(state, model) for the optimizer's, or state = optimizer.with_learning_rate(state, rate) for another.
+    """
+
 
 # Reading a signature takes longer than making a rule, and a rule is made twice in each update.
 _signature: Any = functools.cache(inspect.signature)
 
 
-class OptimizerState(Module):
+class OptimizerState(State):
     """What an optimizer with a rule remembers: the number of steps, the hyperparameters, and arrays for each parameter.
 
     Attributes:
@@ -48,7 +66,10 @@ class OptimizerState(Module):
     rule: str = static()
 
 
-NOT_A_RATE = "the learning rate of {rule} is a number or a schedule (a function of the step), and was given as {given}"
+NOT_A_RATE = (
+    "the learning rate of {rule} is a number or a schedule (a function of the step), and was given as {given}. The first "
+    "argument is the learning rate; the model goes to init(model)"
+)
 NOT_A_SCHEDULE = (
     "the schedule of the learning rate of {rule} must return an mx.array of shape () for the step, which is one as well, and "
     "returned {given} for step 0"
@@ -58,6 +79,10 @@ SCHEDULED = (
     "schedule, and go on from this state: state = other.adapt(state, model)"
 )
 NOT_A_VALUE = "{name} of {optimizer} is a number or an mx.array of shape (), and was given as {given}{advice}"
+OTHER_VALUE = (
+    "the state has {name}={value:.6g}, which is used, and this {rule} was made with {name}={own:.6g}. Write state = "
+    "optimizer.adapt(state, model) for the optimizer's, or state = {change} for another."
+)
 A_SCHEDULE = ". For a schedule make another optimizer, and go on from this state: state = other.adapt(state, model)"
 PACKED = (
     "a packed model is trained by fl.optim.flatten(opt), which refuses rules that look at whole arrays, and not by opt itself"
@@ -97,7 +122,8 @@ class Rule(Optimizer):
         given = {**signature.bind(*args, **kwargs).arguments, **kwargs}
         if "learning_rate" in given:
             rate, parameter = given["learning_rate"], signature.parameters.get("learning_rate")
-            if not callable(rate) and not _is_number(rate) and not (rate is None and parameter and parameter.default is None):
+            is_default = rate is None and parameter and parameter.default is None
+            if not is_default and not _is_number(rate) and not _is_schedule(rate):
                 raise TypeError(NOT_A_RATE.format(rule=rule.__name__, given=describe(rate)))
         kwargs = {name: _number(value) for name, value in kwargs.items()}
         self.rule, self.arguments = rule, signature.bind(*map(_number, args), **kwargs).arguments
@@ -117,6 +143,8 @@ class Rule(Optimizer):
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: OptimizerState
     ) -> tuple[dict[str, mx.array], OptimizerState]:
         rule = self._new_rule()
+        if parameters.arrays:
+            _warn_of_other_values(rule, state)
         # Inside "slots" a parameter can have any name, "step" and "learning_rate" included.
         slots = {name: dict(slot) for name, slot in state.slots.items()}
         rule.state = {"step": state.step, **state.hyperparameters, "slots": slots}
@@ -172,13 +200,15 @@ class Rule(Optimizer):
         return state.hyperparameters.keys()
 
     def _with_hyperparameters(self, state: S, values: Mapping[str, Any]) -> S:
-        scheduled = self._new_rule()._schedulers
-        new = dict(state.hyperparameters)
+        rule = self._new_rule()
+        new, then = dict(state.hyperparameters), dict(zip(sorted(state.hyperparameters), state.configured, strict=True))
         for name, value in values.items():
-            if name in scheduled:
+            if name in rule._schedulers:
                 raise ValueError(SCHEDULED.format(name=name, optimizer=describe(self)))
             new[name] = _like(new[name], value, name, self)
-        return state.replace(hyperparameters=new)
+            # From here on the state is this optimizer's, with another value.
+            then[name] = _either(then[name] == rule.state[name], then[name], rule.state[name])
+        return state.replace(hyperparameters=new, configured=tuple(then.values()))
 
     def _learning_rate(self, state: OptimizerState) -> mx.array:
         try:
@@ -243,6 +273,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(number, numbers.Real) and not isinstance(number, bool)
 
 
+def _is_schedule(value: Any) -> bool:
+    """Return whether a value can be called, and is no model."""
+    return callable(value) and not (isinstance(value, Instance | Mapping) and find_hidden(value))
+
+
 TRACED = (
     "an optimizer is made of numbers, and was given an array that is still to be computed, as in fl.jit and fl.vmap. Make the "
     "optimizer outside, and put the learning rate in its state: state = opt.with_learning_rate(state, rate)"
@@ -265,6 +300,24 @@ def _like(old: mx.array, value: Any, name: str, opt: Rule) -> mx.array:
         advice = A_SCHEDULE if callable(value) else ""
         raise TypeError(NOT_A_VALUE.format(name=name, optimizer=describe(opt), given=describe(value), advice=advice))
     return mx.broadcast_to(mx.array(value, old.dtype), old.shape)
+
+
+def _warn_of_other_values(rule: mlx.optimizers.Optimizer, state: OptimizerState) -> None:
+    """Warn if the state was made with other numbers than a rule that is new. A schedule sets its own in each step."""
+    for name, then in zip(sorted(state.hyperparameters), state.configured, strict=True):
+        if name in rule._schedulers:
+            continue
+        own = rule.state[name]
+        try:
+            differs = own.item() != then.item() and own.astype(then.dtype).item() != then.item()
+            value = state.hyperparameters[name].item() if differs else None
+        except ValueError:  # of several members, or still to be computed
+            continue
+        if differs and value != own.item():
+            call = "with_learning_rate(state, rate)" if name == "learning_rate" else f"with_hyperparameters(state, {name}=...)"
+            shown = {"name": name, "value": value, "own": own.item(), "rule": type(rule).__name__}
+            message = OTHER_VALUE.format(**shown, change=f"optimizer.{call}")
+            warnings.warn(message, OtherHyperparametersWarning, stacklevel=level_of_caller())
 
 
 def _either(condition: mx.array, x: mx.array, y: mx.array) -> mx.array:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
 
+from ..core.words import describe
 from .rule import Rule
 
 LearningRate = float | Callable[[mx.array], mx.array]
+
+NOT_A_PAIR = (
+    "{name} is two numbers, and was given as {given}. The first argument of an optimizer is the learning rate; the model goes "
+    "to init(model)"
+)
 
 
 class SGD(Rule):
@@ -72,7 +79,7 @@ class Adam(Rule):
         eps: float = 1e-8,
         bias_correction: bool = False,
     ) -> None:
-        super().__init__(mlx.optimizers.Adam, learning_rate, tuple(betas), eps, bias_correction)
+        super().__init__(mlx.optimizers.Adam, learning_rate, _pair("betas", betas), eps, bias_correction)
 
 
 class AdamW(Rule):
@@ -106,7 +113,7 @@ class AdamW(Rule):
         weight_decay: float = 0.01,
         bias_correction: bool = False,
     ) -> None:
-        super().__init__(mlx.optimizers.AdamW, learning_rate, tuple(betas), eps, weight_decay, bias_correction)
+        super().__init__(mlx.optimizers.AdamW, learning_rate, _pair("betas", betas), eps, weight_decay, bias_correction)
 
 
 class Adamax(Rule):
@@ -131,7 +138,7 @@ class Adamax(Rule):
     """
 
     def __init__(self, learning_rate: LearningRate, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        super().__init__(mlx.optimizers.Adamax, learning_rate, tuple(betas), eps)
+        super().__init__(mlx.optimizers.Adamax, learning_rate, _pair("betas", betas), eps)
 
 
 class RMSprop(Rule):
@@ -238,7 +245,7 @@ class Lion(Rule):
     """
 
     def __init__(self, learning_rate: LearningRate, betas: Sequence[float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
-        super().__init__(mlx.optimizers.Lion, learning_rate, tuple(betas), weight_decay)
+        super().__init__(mlx.optimizers.Lion, learning_rate, _pair("betas", betas), weight_decay)
 
 
 class Adafactor(Rule):
@@ -284,7 +291,7 @@ class Adafactor(Rule):
         warmup_init: bool = False,
     ) -> None:
         options = clip_threshold, decay_rate, beta_1, weight_decay, scale_parameter, relative_step, warmup_init
-        super().__init__(mlx.optimizers.Adafactor, learning_rate, tuple(eps), *options)
+        super().__init__(mlx.optimizers.Adafactor, learning_rate, _pair("eps", eps), *options)
 
 
 class Muon(Rule):
@@ -321,3 +328,11 @@ class Muon(Rule):
         ns_steps: int = 5,
     ) -> None:
         super().__init__(mlx.optimizers.Muon, learning_rate, momentum, weight_decay, nesterov, ns_steps)
+
+
+def _pair(name: str, values: Any) -> tuple[Any, Any]:
+    """Return two numbers as a tuple."""
+    if not isinstance(values, Sequence | mx.array) or len(values) != 2 or isinstance(values, str):
+        raise TypeError(NOT_A_PAIR.format(name=name, given=describe(values)))
+    first, second = values
+    return first, second

@@ -8,14 +8,13 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.fields import buffer
-from ..module import Module
 from ..tree.functions import leaves
-from .optimizer import Optimizer, require_optimizer
+from .optimizer import Optimizer, State, require_optimizer
 from .parameters import Parameters
 from .wrapper import StatefulWrapper, tree_where
 
 
-class SkipState(Module):
+class SkipState(State):
     """What :func:`skip_nonfinite` remembers.
 
     Attributes:

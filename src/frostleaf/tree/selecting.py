@@ -189,6 +189,16 @@ def require_arrays(tree: Any, where: Where) -> None:
             raise ValueError(f"{describe(path)} selects no array of the {type(tree).__name__}{advice}")
 
 
+def covers(where: Where, other: Where) -> bool:
+    """Return whether ``where`` selects all that ``other`` does in every tree, as far as paths and globs tell.
+
+    >>> covers("**", "bias"), covers("layers.**", ("layers.0", "layers.1")), covers("layers.*", "layers.0.bias")
+    (True, True, False)
+    """
+    globs = [part for part in _parts(where) if isinstance(part, str)]
+    return "**" in globs or all(is_path(part) and any(_glob(glob)(part.split(".")) for glob in globs) for part in _parts(other))
+
+
 def _parts(where: Where) -> Iterator[Where]:
     """Yield each of several selections, and of several in these; none at all is one that selects nothing."""
     if not _is_several(where) or not where:
