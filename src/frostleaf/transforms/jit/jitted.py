@@ -233,7 +233,8 @@ class Jitted(Wrapped[P, R]):
         traces.numbers.add(self._fn, static, given)
         weak: list[Weak] = []
         structures = tuple([weakened(flat_of(value).structure, weak) for value in values])
-        program = Program(self._fn, structures, key, traces.shapeless, traces.history, weak)
+        arguments = [self._argument(position, len(values), names) for position in range(len(values))]
+        program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history, weak)
         program.used = _tick()
         kept = tuple(program.key)
         with _lock:
