@@ -191,6 +191,40 @@ def test_a_mutable_object_is_warned_of_once(given, attributes):
     assert warned(calls, fl.MutableArgumentWarning) == []
 
 
+class Rates:
+    lr, other, inner = 1.0, 2.0, type
+    rate = property(lambda self: self.lr)
+
+    def scaled(self, x):
+        return x * self.lr
+
+
+class OwnRates(Rates):
+    def __init__(self):
+        self.decay = 0.5
+
+
+@pytest.mark.parametrize(
+    ("fn", "given", "attributes"),
+    [
+        (lambda x, given: x * given.lr, Rates(), "lr"),
+        (lambda x, given: given.scaled(x), Rates(), "lr"),
+        (lambda x, given: x * given.rate, Rates(), "lr"),
+        (lambda x, given: x * given.lr * given.decay, OwnRates(), "decay, lr"),
+        (lambda x, given: x * given.lr, OwnRates(), "lr"),
+    ],
+)
+def test_attributes_of_the_class_that_are_read_are_warned_of(fn, given, attributes):
+    said = {"name": "given", "fn": "<lambda>", "kind": f"{'an' * isinstance(given, OwnRates) or 'a'} {type(given).__name__}"}
+    message = MUTABLE.format(**said, attributes=attributes)
+    assert warned(lambda: fl.jit(fn)(X, given), fl.MutableArgumentWarning) == [message]
+
+
+def test_attributes_of_the_class_that_are_not_read_are_not_warned_of():
+    fn = fl.jit(lambda x, given: (x, given.inner, given.__module__)[0])
+    assert warned(lambda: fn(X, Rates()), fl.MutableArgumentWarning) == []
+
+
 class Colour:
     """No state of its own."""
 

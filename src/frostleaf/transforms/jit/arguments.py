@@ -125,14 +125,18 @@ MUTABLE = (
 def warn_of_mutable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]], warned: set[type]) -> None:
     """Warn of each static value that is a mutable object, once for each class; ``warned`` has those that have been.
 
-    Named are the attributes that the function reads, or else those that the object has.
+    Named are the attributes that the function reads, if only from the class, or else those that the object has.
     """
     for name, value in static:
-        if type(value) not in warned and is_mutable(value):
+        if type(value) in warned or not _is_plain(value):
+            continue
+        own = list(attributes_of(value))
+        read, of_variables = names_read_by(fn, type(value)), names_read_by(fn, type(value), of_variables=True)
+        shown = [each for each in own if each in read]
+        shown += [each for each in _class_attributes(value) if each in of_variables and each not in own]
+        shown = shown or own
+        if shown:
             warned.add(type(value))
-            held = list(attributes_of(value))
-            read = names_read_by(fn, type(value))
-            shown = [each for each in held if each in read] or held
             attributes = ", ".join(shown[:_FIRST]) + ", ..." * (len(shown) > _FIRST)
             kind = with_article(type(value).__name__)
             message = MUTABLE.format(name=name, fn=function_name(fn), kind=kind, attributes=attributes)
@@ -141,9 +145,27 @@ def warn_of_mutable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]], w
 
 def is_mutable(value: Any) -> bool:
     """Return whether a value is a plain object: with attributes that can be set, and equal to nothing but itself."""
+    return _is_plain(value) and bool(attributes_of(value))
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether the attributes of a value can be set, if it has any, and it is equal to nothing but itself."""
     kind: Any = type(value)
     plain = kind.__hash__ is object.__hash__ and kind.__setattr__ is object.__setattr__
-    return plain and not isinstance(value, _OF_OTHER_KINDS) and not hasattr(value, "__wrapped__") and bool(attributes_of(value))
+    return plain and not isinstance(value, _OF_OTHER_KINDS) and not hasattr(value, "__wrapped__")
+
+
+def _class_attributes(value: Any) -> list[str]:
+    """Return the names of what an object has from its classes, other than methods, descriptors, classes and arrays."""
+    found: dict[str, Any] = {}
+    for cls in type(value).__mro__:
+        if cls.__module__ != "builtins":
+            found = {**vars(cls), **found}
+    return [
+        name
+        for name, each in found.items()
+        if not (name.startswith("__") or isinstance(each, type | mx.array) or hasattr(type(each), "__get__"))
+    ]
 
 
 RETURNED = (
