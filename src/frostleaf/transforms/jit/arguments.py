@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...core.containers import find_unhashable, static_key
-from ...core.hidden import find_hidden, is_foreign_array
+from ...core.hidden import BOUND, find_hidden, is_foreign_array
 from ...core.structure import Structure
 from ...core.words import class_name, describe, function_name, keystr, level_of_caller, with_article
 from .captured import attributes_of, is_from_outside, names_read_by
@@ -89,7 +89,7 @@ def require_no_arrays(fn: Callable[..., Any], static: Iterable[tuple[str, Any]])
         hidden = None if isinstance(value, types.FunctionType) else find_hidden(value)
         if hidden is not None:
             cls = type(value).__name__
-            if isinstance(value, types.MethodType | functools.partial):
+            if isinstance(value, (*BOUND, functools.partial)):
                 advice = "Pass what it is bound to as an argument, and call the function with it inside."
             else:
                 known = "fl.register_dataclass or fl.register_pytree_node"
