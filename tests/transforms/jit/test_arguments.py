@@ -212,6 +212,7 @@ class OwnRates(Rates):
         (lambda x, given: x * given.rate, Rates(), "lr"),
         (lambda x, given: x * given.lr * given.decay, OwnRates(), "decay, lr"),
         (lambda x, given: x * given.lr, OwnRates(), "lr"),
+        (lambda x, given: (x * given.lr).reshape(x.size, *()), Rates(), "lr"),
     ],
 )
 def test_attributes_of_the_class_that_are_read_are_warned_of(fn, given, attributes):

@@ -283,8 +283,9 @@ def names_read(code: types.CodeType) -> Iterator[tuple[str, Any]]:
         elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             yield "attribute", instruction.argval
             yield "member", (before, instruction.argval)
-        # Python may load two variables in one instruction.
-        last = instruction.argval[-1] if isinstance(instruction.argval, tuple) else instruction.argval
+        last = instruction.argval
+        if isinstance(last, tuple) and "LOAD_FAST" in instruction.opname:  # which may load two variables
+            last = last[-1]
         before = last if isinstance(last, str) else ""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
