@@ -492,3 +492,15 @@ def change_keywords(x, **named):
 )
 def test_a_change_of_copies_is_not_warned_of(call):
     assert warned(call, fl.MutableArgumentWarning) == []
+
+
+@dataclasses.dataclass
+class Settings:
+    scale: int = 2
+
+
+def test_a_dataclass_that_is_not_frozen_is_refused_with_what_to_write():
+    with pytest.raises(
+        TypeError, match=r"can't be hashed\. Make Settings a @dataclass\(frozen=True\), or .*register_dataclass"
+    ):
+        fl.jit(lambda x, settings: x * settings.scale)(X, Settings())

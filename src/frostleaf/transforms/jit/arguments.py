@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 import warnings
@@ -66,6 +67,8 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
                 advice = "Pass mx.array(...) of it."
             elif isinstance(inner, list | dict | set):
                 advice = "Give a tuple, a frozenset or a frozen dataclass in its place."
+            elif dataclasses.is_dataclass(inner):
+                advice = f"Make {type(inner).__name__} a @dataclass(frozen=True), or a tree with fl.register_dataclass."
             else:
                 advice = "Give its class __eq__ and __hash__."
             given, place = with_article(class_name(inner)), keystr((name, *path))
