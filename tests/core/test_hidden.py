@@ -2,8 +2,11 @@
 
 import collections
 import dataclasses
+import enum
 import functools
+import operator
 import types
+import weakref
 from typing import Any
 
 import attrs
@@ -85,7 +88,43 @@ def keyword_defaults(value: Any) -> Any:
     return call
 
 
+class Text(str):
+    pass
+
+
+class Number(float):
+    pass
+
+
+class Keys(frozenset):
+    pass
+
+
+def with_attribute(value: Any) -> Any:
+    return lambda held: (setattr(value, "held", held), value)[1]
+
+
+def member(value: Any) -> Any:
+    return enum.Enum("Member", {"A": value}).A
+
+
 HIDING = {
+    "a str": (with_attribute(Text("q")), "Text, which holds held: a Linear"),
+    "a float": (with_attribute(Number(1)), "Number, which holds held: a Linear"),
+    "a frozenset": (with_attribute(Keys()), "Keys, which holds held: a Linear"),
+    "a slice": (lambda v: slice(0, v), "slice, which holds stop: a Linear"),
+    "an exception": (ValueError, "ValueError, which holds args.0: a Linear"),
+    "a static method": (lambda v: staticmethod(closure(v)), "staticmethod, which holds __func__.value: a Linear"),
+    "a class method": (lambda v: classmethod(closure(v)), "classmethod, which holds __func__.value: a Linear"),
+    "a property": (lambda v: property(closure(v)), "property, which holds fget.value: a Linear"),
+    "a cached property": (lambda v: functools.cached_property(closure(v)), "which holds func.value: a Linear"),
+    "a cell": (types.CellType, "cell, which holds cell_contents: a Linear"),
+    "a member of an enumeration": (member, "holds _value_: a Linear"),
+    "a method of a list": (lambda v: [v].append, "Give what it is bound to"),
+    "a method of a function": (lambda v: closure(v).__call__, "Give what it is bound to"),
+    "a method caller": (lambda v: operator.methodcaller("f", v), "methodcaller, which holds args.1.1: a Linear"),
+    "a method caller by name": (lambda v: operator.methodcaller("f", x=v), "a Linear"),
+    "a key inside an object": (lambda v: ModuleList({v: 1}), "ModuleList, which holds layers.(a key): a Linear"),
     "an object": (lambda v: ModuleList([v]), "ModuleList, which holds layers.0: a Linear"),
     "slots": (Slots, "Slots, which holds a: a Linear"),
     "a set": (lambda v: {v}, "Give a list or a tuple"),
@@ -131,6 +170,42 @@ def test_what_hides_a_module_is_refused_in_a_static_field(name: str) -> None:
         Static(hide(layer()))
 
 
+@pytest.mark.parametrize("name", ["an iterator", "a map", "a generator"])
+@pytest.mark.parametrize("around", [lambda v: v, lambda v: [v], lambda v: {"a": (None, v)}], ids=["itself", "list", "dict"])
+def test_an_iterator_is_refused_in_a_static_field(name: str, around: Any) -> None:
+    with pytest.raises(TypeError, match=r"Static\.config is a static field and was given a .*gone through once"):
+        Static(around(HIDING[name][0](1)))
+
+
+@pytest.mark.parametrize("cls", [Holder, Static])
+@pytest.mark.parametrize("value", [ModuleList(1), layer(), closure(1)], ids=["an object", "a module", "a function"])
+def test_a_weak_proxy_is_refused(cls: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match=r"was given a weakref\..*Give the object itself"):
+        cls(weakref.proxy(value))
+
+
+@pytest.mark.parametrize("key", [layer(), Frozen(layer())], ids=["a module", "a dataclass"])
+@pytest.mark.parametrize("around", [lambda v: v, lambda v: [1, {"a": v}]], ids=["itself", "inside"])
+def test_a_module_in_a_key_is_refused(key: Any, around: Any) -> None:
+    with pytest.raises(TypeError, match=r"Holder\.layers was given a mapping with .*a Linear in a key.* Make it a value"):
+        Holder(around({key: 1}))
+    with pytest.raises(TypeError, match=r"Static\.config is a static field and was given an array"):
+        Static(around({key: 1}))
+
+
+METHODS = [lambda v: v.reshape, lambda v: v.__add__, lambda v: v.at, lambda v: v.__repr__, lambda v: [v].copy]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["reshape", "add", "at", "repr", "copy"])
+def test_methods_of_arrays_are_refused(method: Any) -> None:
+    with pytest.raises(TypeError, match=r"Holder\.layers was given a .*, which holds "):
+        Holder(method(mx.ones(2)))
+    with pytest.raises(TypeError, match=r"Static\.config is a static field and was given an array"):
+        Static(method(mx.ones(2)))
+    with pytest.raises(TypeError, match=r"^given of <lambda> is an? .* that holds arrays"):
+        fl.jit(lambda x, given: x)(mx.ones(2), method(mx.ones(2)))
+
+
 @pytest.mark.parametrize("array", [mx.ones(2), np.ones(2)], ids=["mlx", "numpy"])
 @pytest.mark.parametrize("hide", [ModuleList, Parts, Frozen, functools.partial(functools.partial, print)], ids=str)
 def test_what_hides_an_array_is_refused(hide: Any, array: Any) -> None:
@@ -140,6 +215,16 @@ def test_what_hides_an_array_is_refused(hide: Any, array: Any) -> None:
 
 
 PLAIN = {
+    "a str": with_attribute(Text("q"))(1),
+    "a method of a str": "a".join,
+    "a method of a class": dict.fromkeys,
+    "a method of a module": mx.add,
+    "a getter": operator.itemgetter(1, "a"),
+    "a slice": slice(0, 3),
+    "an exception": ValueError("text"),
+    "a member of an enumeration": member(3),
+    "a number of NumPy": np.float64(1),
+    "an empty cell": types.CellType(),
     "a function": lambda x: x,
     "a function of MLX": mx.tanh,
     "a compiled function of MLX": mlx.nn.gelu,

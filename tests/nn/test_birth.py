@@ -1,6 +1,7 @@
 """How all layers are born: in the dtype that is asked for, and from the key that is given."""
 
 import inspect
+import itertools
 import threading
 
 import mlx.core as mx
@@ -146,3 +147,30 @@ def test_double_precision():
         layer = fl.nn.Linear(3, 4, dtype=mx.float64, key=mx.random.key(0))
         assert layer(mx.ones((2, 3), mx.float64)).dtype == mx.float64
         fl.eval(layer)
+
+
+def waits(scope):
+    with scope:
+        yield 1
+
+
+def dtype_and_plain():
+    traced = []
+    jitted = fl.jit(lambda x: traced.append(1) or x)
+    jitted(mx.ones(1))
+    jitted(mx.ones(1))
+    return fl.nn.Linear(1, 1).weight.dtype, len(traced) == 2
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_blocks_that_generators_leave_in_any_order_leave_nothing_behind(order):
+    with fl.default_dtype(mx.float64):
+        scopes = fl.default_dtype(mx.float16), fl.disable_jit(), fl.default_dtype(mx.bfloat16)
+        blocks = {at: waits(scope) for at, scope in enumerate(scopes)}
+        for each in blocks.values():
+            next(each)
+        for at in order:
+            blocks.pop(at).close()
+            dtype = mx.bfloat16 if 2 in blocks else mx.float16 if 0 in blocks else mx.float64
+            assert dtype_and_plain() == (dtype, 1 in blocks)
+    assert fl.nn.Linear(1, 1).weight.dtype == mx.float32

@@ -1,5 +1,7 @@
 """Transformations of transformations."""
 
+import functools
+
 import mlx.core as mx
 import pytest
 
@@ -142,3 +144,22 @@ def test_an_error_deep_inside_comes_through_and_leaves_the_random_state_whole():
         deep(X)
     assert fl.tree.equal(mx.random.state[0], before)
     assert mx.random.normal((2,)).shape == (2,)
+
+
+def generates(x):
+    yield x
+
+
+async def awaits(x):
+    return x
+
+
+@pytest.mark.parametrize("transform", [fl.checkpoint, fl.grad, fl.value_and_grad, lambda fn: fl.eval_shape(fn, mx.ones(2))])
+@pytest.mark.parametrize(
+    ("fn", "kind"),
+    [(generates, "generates, which is a generator"), (awaits, "awaits, which is a coroutine"),
+     (functools.partial(generates, 1), "generates, which is a generator")],
+)  # fmt: skip
+def test_functions_that_run_later_are_refused(transform, fn, kind):
+    with pytest.raises(TypeError, match=rf"^fl\.\w+ can't take {kind} function: .*Give it a plain function"):
+        transform(fn)

@@ -1,6 +1,7 @@
 """Mixed precision: which dtype computes, and that it learns as well."""
 
 import copy
+import functools
 import pickle
 
 import mlx.core as mx
@@ -173,3 +174,22 @@ def test_half_precision_with_float32_masters_is_as_accurate_on_the_digits():
         assert accuracy >= expected - 0.01
         assert {leaf.dtype for leaf in fl.tree.leaves(model)} == {mx.float32}
         assert (state.skipped.item() > 0) == (scale is not None)
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        lambda fn, layer: functools.partial(fn, layer),
+        lambda fn, layer: functools.partial(fn, layer=layer),
+        lambda fn, layer: functools.partial(functools.partial(fn, layer), y=mx.ones((1, 2))),
+    ],
+)
+def test_bound_arguments_are_cast(bind):
+    seen = []
+
+    def call(layer, x=None, y=None):
+        seen.append(layer.weight.dtype)
+        return layer(x)
+
+    out = fl.Policy(compute_dtype=mx.bfloat16).wrap(bind(call, fl.nn.Linear(2, 2)))(x=mx.ones((1, 2)))
+    assert (seen, out.dtype) == ([mx.bfloat16], mx.float32)

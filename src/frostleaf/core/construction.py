@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Number
 from operator import is_
@@ -17,7 +18,7 @@ import optree
 
 from . import ties as ties_
 from .containers import freeze_containers, static_key
-from .hidden import find_hidden, is_foreign_array
+from .hidden import BOUND, find_hidden, find_iterator, is_foreign_array, is_iterator
 from .instance import (
     OPEN,
     Instance,
@@ -197,12 +198,20 @@ UNHASHABLE = (
     "__eq__ and __hash__, or store numbers, strings and tuples instead."
 )
 
+_ONCE = ", which can be gone through once. Give a list of what it yields."
+_KEY = "{cls}.{name} was given a mapping with {hidden} in a key, where it would not be trained, cast or saved. Make it a value."
+_PROXY = ", a weak proxy of an object that may go at any time. Give the object itself."
+
 
 def _check_static(cls: type[Instance], name: str, value: Any) -> None:
     place = f"{cls.__name__}.{name}"
+    if isinstance(value, weakref.ProxyTypes):
+        raise TypeError(f"{place} is a static field and was given a {class_name(value)}{_PROXY}")
     if hidden := find_hidden(value):
         array = f"an array ({describe(hidden.value)}){f' at {keystr(hidden.path)}' if hidden.path else ''}"
         raise TypeError(ARRAY_IN_STATIC.format(place=place, hidden=array))
+    if (iterator := find_iterator(value)) is not None:
+        raise TypeError(f"{place} is a static field and was given a {class_name(iterator)}{_ONCE}")
     try:
         hash(static_key(value))
     except TypeError as error:
@@ -211,11 +220,16 @@ def _check_static(cls: type[Instance], name: str, value: Any) -> None:
 
 
 def _check_child(cls: type[Instance], name: str, value: Any) -> None:
+    for key in _keys(value):
+        if hidden := find_hidden(key):
+            raise TypeError(_KEY.format(cls=cls.__name__, name=name, hidden=hidden))
     # A module inside has checked its own fields.
     for leaf in optree.tree_leaves(value, is_instance, namespace=NAMESPACE):
-        if isinstance(leaf, LEAF) or (isinstance(leaf, Instance) and is_finished(leaf)):
+        if isinstance(leaf, weakref.ProxyTypes):  # which passes for an instance of the class of its object
+            reason = _PROXY
+        elif isinstance(leaf, LEAF) or (isinstance(leaf, Instance) and is_finished(leaf)):
             continue
-        if isinstance(leaf, Instance):
+        elif isinstance(leaf, Instance):
             reason = (
                 " of the module that is being built, which can't hold itself or its methods. Call them in __call__ instead."
             )
@@ -228,8 +242,8 @@ def _check_child(cls: type[Instance], name: str, value: Any) -> None:
                 ", which frostleaf can't look into. Convert it to a plain dict or list, or register its class with "
                 "fl.register_pytree_node."
             )
-        elif isinstance(leaf, Iterator):
-            reason = ", which can be gone through once. Give a list of what it yields."
+        elif is_iterator(leaf):
+            reason = _ONCE
         elif hidden := find_hidden(leaf):
             where = f"holds {hidden} where it would not be trained, cast or saved"
             reason = f", which {where}. {_advice(leaf)}"
@@ -239,9 +253,20 @@ def _check_child(cls: type[Instance], name: str, value: Any) -> None:
         raise TypeError(f"{cls.__name__}.{name} was given {given}{reason}")
 
 
+def _keys(value: Any) -> Iterator[Any]:
+    """Yield the keys of the mappings in a value whose containers are immutable."""
+    if isinstance(value, MappingProxyType):
+        yield from value
+    inside = value.values() if isinstance(value, MappingProxyType) else value if isinstance(value, tuple) else ()
+    for each in inside:
+        yield from _keys(each)
+
+
 def _advice(value: Any) -> str:
     if isinstance(value, types.FunctionType | functools.partial):
         return "Make it a method, or a module that holds the arrays in fields."
+    if isinstance(value, BOUND):
+        return "Give what it is bound to, and call the method where it is needed."
     if isinstance(value, set | frozenset):
         return "Give a list or a tuple."
     if dataclasses.is_dataclass(value) or attrs.has(type(value)):

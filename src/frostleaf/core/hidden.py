@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import enum
 import functools
+import operator
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import optree
 
 from .instance import Instance, level_of
+from .registration import NAMESPACE
 from .words import describe, keystr
 
-# Values that hold nothing, among the most frequent in fields.
-_PLAIN = (
-    type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    mx.Dtype,
-    type,
-    types.ModuleType,
-    types.BuiltinFunctionType,
-    enum.Enum,
-)
-_PLAIN_TYPES = {*_PLAIN, types.FunctionType}
+# Values of these very classes hold nothing. A subclass may have attributes.
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, mx.Dtype}
+# An array, and what shows no other way that it holds one.
+_ARRAY = (mx.array, type(mx.array(0).at))
+# What a function is bound to is at its ``__self__``.
+BOUND: tuple[type[Any], ...] = (types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, type(mx.array(0).reshape))
+_GETTERS = (operator.attrgetter, operator.itemgetter, operator.methodcaller)
+# Wrappers that show by these names what they hold.
+_SHOWING: dict[type, tuple[str, ...]] = {
+    functools.partial: ("func", "args", "keywords"),
+    slice: ("start", "stop", "step"),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget", "fset", "fdel"),
+    BaseException: ("args",),
+}
 _DEEPEST = 8
 
 
@@ -46,21 +49,21 @@ class Hidden(NamedTuple):
 def find_hidden(value: Any) -> Hidden | None:
     """Find the first array, or module with arrays, inside a value; return ``None`` if there is none.
 
-    It looks into containers, attributes of objects, closures and defaults of functions, and what methods and partial functions
-    are bound to; not into global variables, classes or Python modules. Nothing is called.
+    It looks into containers and their keys, attributes of objects, closures and defaults of functions, and what methods and
+    partial functions are bound to; not into global variables, classes or Python modules. No function inside is called.
 
     >>> find_hidden(functools.partial(mx.add, mx.zeros(2))), find_hidden(functools.partial(mx.add, 1))
     (Hidden(path=('args', '0'), value=array([0, 0], dtype=float32)), None)
     """
-    if isinstance(value, _PLAIN):
+    if _is_plain(value):
         return None
     # Breadth first, to find the shortest path.
     found: list[tuple[tuple[str, ...], Any]] = [((), value)]
     seen: set[int] = set()
     for path, each in found:
-        if isinstance(each, mx.array) or is_foreign_array(each) or (isinstance(each, Instance) and _has_arrays(each)):
+        if isinstance(each, _ARRAY) or is_foreign_array(each) or (isinstance(each, Instance) and _has_arrays(each)):
             return Hidden(path, each)
-        if isinstance(each, _PLAIN) or id(each) in seen or len(path) == _DEEPEST:
+        if _is_plain(each) or id(each) in seen or len(path) == _DEEPEST:
             continue
         seen.add(id(each))
         found += [((*path, name), inside) for name, inside in _inside(each)]
@@ -75,9 +78,29 @@ def is_foreign_array(value: Any) -> bool:
     (True, False, False, False)
     """
     kind = type(value)
-    if kind in _PLAIN_TYPES or isinstance(value, mx.array):
+    if kind in _PLAIN or kind is types.FunctionType or isinstance(value, mx.array):
         return False
     return hasattr(kind, "__dlpack__") or (hasattr(kind, "__array__") and kind.__hash__ is None)
+
+
+def find_iterator(value: Any) -> Any:
+    """Return the first iterator in a tree; ``None`` if there is none.
+
+    >>> find_iterator((1, {"a": 2})), type(find_iterator((1, iter([2])))).__name__
+    (None, 'list_iterator')
+    """
+    if _is_plain(value):
+        return None
+    return next(filter(is_iterator, optree.tree_leaves(value, namespace=NAMESPACE)), None)
+
+
+def is_iterator(value: Any) -> bool:
+    """Return whether a value can be gone through once. A weak proxy only looks as if it could."""
+    return isinstance(value, Iterator) and not isinstance(value, weakref.ProxyTypes)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or isinstance(value, type | types.ModuleType)
 
 
 def _has_arrays(node: Instance) -> bool:
@@ -94,29 +117,39 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         return
     if isinstance(value, types.FunctionType):
         yield from _variables(value)
-    elif isinstance(value, types.MethodType):
+    elif isinstance(value, BOUND):
         yield "__self__", value.__self__
-        yield "__func__", value.__func__
-    elif isinstance(value, functools.partial):
-        yield from [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
+        yield "__func__", getattr(value, "__func__", None)
+        return
     elif isinstance(value, Mapping):
-        yield from [(str(key), item) for key, item in _tried(value.items)]
+        for key, item in _tried(value.items):
+            yield from [(key if isinstance(key, str) else describe(key), item), ("(a key)", key)]
     elif isinstance(value, list | tuple | set | frozenset):
         yield from [(str(index), item) for index, item in enumerate(value)]
-    if not isinstance(value, types.MethodType | types.MethodWrapperType):
-        yield from _attributes(value)
+    elif isinstance(value, types.CellType):
+        yield from _contents("cell_contents", value)
+    elif isinstance(value, _GETTERS):
+        yield "args", value.__reduce__()
+    for kind, names in _SHOWING.items():
+        if isinstance(value, kind):
+            yield from [(name, getattr(value, name)) for name in names]
+    yield from _attributes(value)
 
 
 def _variables(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
+        yield from _contents(name, cell)
     count = fn.__code__.co_argcount
     with_default = fn.__code__.co_varnames[:count][count - len(fn.__defaults__ or ()) :]
     yield from zip(with_default, fn.__defaults__ or (), strict=True)
     yield from (fn.__kwdefaults__ or {}).items()
+
+
+def _contents(name: str, cell: types.CellType) -> Iterator[tuple[str, Any]]:
+    try:
+        yield name, cell.cell_contents
+    except ValueError:  # not assigned yet
+        return
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:

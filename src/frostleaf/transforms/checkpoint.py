@@ -16,7 +16,7 @@ from .jit.passing import Inputs, Origins, put_back
 from .random import restore_state, saved_state, unchanged_state
 from .stateful import recording
 from .vmap import mapping
-from .wrapping import Wrapped
+from .wrapping import RUNS_LATER, Wrapped, require_runs_when_called
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,7 +39,7 @@ def checkpoint(fn: Callable[P, R]) -> Checkpointed[P, R]:
         A function of the same arguments.
 
     Raises:
-        TypeError: If ``fn`` can't be called.
+        TypeError: If ``fn`` can't be called, or is a generator or coroutine function.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Linear(2, 1)
@@ -55,6 +55,10 @@ class Checkpointed(Wrapped[P, R]):
     """A function that computes again what it does not keep. :func:`checkpoint` makes it."""
 
     verb = "checkpoint"
+
+    def __init__(self, fn: Callable[P, R]) -> None:
+        super().__init__(fn)
+        require_runs_when_called(unbind(fn)[0], RUNS_LATER.format(transformation="fl.checkpoint"))
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if recording() or mapping():

@@ -109,6 +109,27 @@ class Scope(ContextDecorator):
         return again
 
 
+@attrs.frozen(eq=False)
+class _Block:
+    """A block that has been entered.
+
+    Attributes:
+        variable: What it changes.
+        base: The value of that outside all blocks that change it.
+        changed: Returns the value inside the block, given the one around it and what the block was given.
+        given: That. The block has no reference to its scope, which may be what keeps it entered.
+    """
+
+    variable: ContextVar[Any]
+    base: Any
+    changed: Callable[[Any, Any], Any]
+    given: Any
+
+
+# Those that this thread or task is in. Generators may leave them in any order.
+_blocks: ContextVar[tuple[_Block, ...]] = ContextVar("blocks", default=())
+
+
 class setting(Scope):  # noqa: N801
     """Set a variable inside a ``with`` block, for this thread or ``asyncio`` task."""
 
@@ -118,22 +139,27 @@ class setting(Scope):  # noqa: N801
         self._value = value
 
     def _enter(self, leaving: Leaving) -> None:
-        before = self._variable.get()
-        leaving().undo = functools.partial(_set, self._variable, before)
-        self._variable.set(self._value)
+        variable, blocks = self._variable, _blocks.get()
+        base = next((each.base for each in blocks if each.variable is variable), variable.get())
+        block = _Block(variable, base, self._changed, self._value)
+        leaving().undo = functools.partial(_leave_block, block)
+        _blocks.set((*blocks, block))
+        variable.set(self._changed(variable.get(), self._value))
+
+    @staticmethod
+    def _changed(before: Any, given: Any) -> Any:
+        return given
 
 
-class override(Scope):  # noqa: N801
+class override(setting):  # noqa: N801
     """Change the context inside a ``with`` block, for this thread or ``asyncio`` task."""
 
     def __init__(self, **changes: Any) -> None:
-        super().__init__()
-        self._changes = changes
+        super().__init__(context, changes)
 
-    def _enter(self, leaving: Leaving) -> None:
-        before = context.get()
-        leaving().undo = functools.partial(_set, context, before)
-        context.set(attrs.evolve(before, **self._changes))
+    @staticmethod
+    def _changed(before: Any, given: Any) -> Any:
+        return attrs.evolve(before, **given)
 
 
 class appended(Scope):  # noqa: N801
@@ -149,8 +175,16 @@ class appended(Scope):  # noqa: N801
         self._items.append(self._item)
 
 
-def _set(variable: ContextVar[Any], value: Any) -> None:
-    variable.set(value)
+def _leave_block(block: _Block) -> None:
+    blocks = _blocks.get()
+    if block not in blocks:  # it was not entered, or in another thread or task
+        return
+    blocks = tuple([each for each in blocks if each is not block])
+    value = block.base
+    for each in blocks:
+        value = each.changed(value, each.given) if each.variable is block.variable else value
+    block.variable.set(value)
+    _blocks.set(blocks)
 
 
 def _remove(items: list[Any], item: Any) -> None:

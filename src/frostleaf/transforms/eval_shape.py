@@ -13,6 +13,7 @@ from .binding import unbind
 from .context import setting
 from .random import unchanged_state
 from .stateful import records
+from .wrapping import RUNS_LATER, require_runs_when_called
 
 R = TypeVar("R")
 
@@ -36,6 +37,7 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         *args, **kwargs: Trees of arrays, of :class:`ShapeDtypeStruct`, or of both.
 
     Raises:
+        TypeError: If ``fn`` is a generator or coroutine function.
         ValueError: If ``fn`` evaluates an array of its arguments, as ``item()`` does.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -45,6 +47,7 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     f32[7,3]
     """
     inner, bound_args, bound_kwargs = unbind(fn)
+    require_runs_when_called(inner, RUNS_LATER.format(transformation="fl.eval_shape"))
     given, structure = flatten(((*bound_args, *args), {**bound_kwargs, **kwargs}))
     arrays = [as_array(leaf) for leaf in given]
     result: Any = None

@@ -12,6 +12,8 @@ from ..core.structure import Structure
 from ..core.words import describe, function_name
 from ..edits.freezing import trainable
 from ..tree.functions import flatten, unflatten
+from .binding import unbind
+from .wrapping import RUNS_LATER, require_runs_when_called
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,7 +74,8 @@ def value_and_grad(
         ``argnums`` (``None`` if there are none), and a dict of gradients by name.
 
     Raises:
-        TypeError: If ``argnums`` are no ints; if it is a function, as for ``nn.value_and_grad(model, fn)`` of MLX.
+        TypeError: If ``argnums`` are no ints; if it is a function, as for ``nn.value_and_grad(model, fn)`` of MLX; if ``fn``
+            is a generator or coroutine function.
         ValueError: When called, if an argument is not there or has nothing trainable, or ``fn`` returns something else.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -86,6 +89,7 @@ def value_and_grad(
             "argnums is a function. What MLX writes as nn.value_and_grad(model, fn)(x) is fl.value_and_grad(fn)(model, x): fn "
             "takes the model as an argument"
         )
+    require_runs_when_called(unbind(fn)[0], RUNS_LATER.format(transformation="fl.grad"))
     name = function_name(fn)
     names = (argnames,) if isinstance(argnames, str) else tuple(argnames)
     argnums = 0 if argnums is None and not names else argnums

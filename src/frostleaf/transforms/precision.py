@@ -12,6 +12,7 @@ from ..core.pickling import from_picklable, to_picklable
 from ..core.words import describe
 from ..edits.casting import astype
 from ..tree.functions import flatten, unflatten
+from .binding import unbind
 from .wrapping import Wrapped
 
 P = ParamSpec("P")
@@ -88,7 +89,9 @@ class WithPolicy(Wrapped[P, R]):
     verb = "Policy.wrap"
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        fn, policy = self.__wrapped__, self.options
+        policy: Policy = self.options
+        fn, bound_args, bound_kwargs = unbind(self.__wrapped__)
+        args, kwargs = (*bound_args, *args), {**bound_kwargs, **kwargs}  # type: ignore[assignment]
         given = flatten((fn, args, kwargs))[0]
         cast, structure = flatten(policy.cast_to_compute((fn, args, kwargs)))
         originals = {id(new): old for new, old in zip(cast, given, strict=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import inspect
 import sys
 import types
 from collections.abc import Callable
@@ -83,6 +84,28 @@ class Wrapped(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"{self.verb}({function_name(self.__wrapped__)})"
+
+
+RUNS_LATER = (
+    "{transformation} can't take {{fn}}, which is {{kind}}: a call returns before its body has run. Give it a plain function "
+    "that does the computing."
+)
+
+
+def require_runs_when_called(fn: Callable[..., Any], message: str) -> None:
+    """Require that a function has run when a call of it returns.
+
+    Raises:
+        TypeError: If it is a generator or coroutine function, with the message, in which ``fn`` and ``kind`` are filled in.
+    """
+    kinds = {
+        "a coroutine function": inspect.iscoroutinefunction,
+        "a generator function": inspect.isgeneratorfunction,
+        "an asynchronous generator function": inspect.isasyncgenfunction,
+    }
+    for kind, is_kind in kinds.items():
+        if is_kind(fn) or is_kind(type(fn).__call__):
+            raise TypeError(message.format(fn=function_name(fn), kind=kind))
 
 
 def _named(module: str, qualname: str) -> Any:

@@ -19,6 +19,7 @@ import pytest
 import frostleaf as fl
 from frostleaf.transforms.jit.arguments import ADDMM, CHANGING, HIDDEN, MUTABLE, RETURNED, USED_UP
 from frostleaf.transforms.jit.captured import PASSES
+from frostleaf.transforms.jit.changes import CHANGED
 
 X = mx.arange(3.0)
 
@@ -151,6 +152,17 @@ def test_an_object_that_gets_arrays_while_it_is_traced_is_refused():
         fl.jit(lambda cache, x: cache.grow(x))(Cache(), X)
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.MutableArgumentWarning")
+@pytest.mark.parametrize("call", [lambda step, cache: step(X, (cache,)), lambda step, cache: step(X, cached=(cache,))])
+def test_an_object_that_gets_arrays_is_named_by_its_argument(call):
+    with pytest.raises(TypeError, match=r"^cached\.0 of step is a Cache that holds arrays"):
+        call(fl.jit(step), Cache())
+
+
+def step(x, cached):
+    return cached[0].grow(x)
+
+
 def warned(call, category):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -177,6 +189,41 @@ def test_a_mutable_object_is_warned_of_once(given, attributes):
     said = {"name": "cache", "fn": "<lambda>", "kind": f"a {type(given).__name__}", "attributes": attributes}
     assert warned(calls, fl.MutableArgumentWarning) == [MUTABLE.format(**said)]
     assert warned(calls, fl.MutableArgumentWarning) == []
+
+
+class Rates:
+    lr, other, inner = 1.0, 2.0, type
+    rate = property(lambda self: self.lr)
+
+    def scaled(self, x):
+        return x * self.lr
+
+
+class OwnRates(Rates):
+    def __init__(self):
+        self.decay = 0.5
+
+
+@pytest.mark.parametrize(
+    ("fn", "given", "attributes"),
+    [
+        (lambda x, given: x * given.lr, Rates(), "lr"),
+        (lambda x, given: given.scaled(x), Rates(), "lr"),
+        (lambda x, given: x * given.rate, Rates(), "lr"),
+        (lambda x, given: x * given.lr * given.decay, OwnRates(), "decay, lr"),
+        (lambda x, given: x * given.lr, OwnRates(), "lr"),
+        (lambda x, given: (x * given.lr).reshape(x.size, *()), Rates(), "lr"),
+    ],
+)
+def test_attributes_of_the_class_that_are_read_are_warned_of(fn, given, attributes):
+    said = {"name": "given", "fn": "<lambda>", "kind": f"{'an' * isinstance(given, OwnRates) or 'a'} {type(given).__name__}"}
+    message = MUTABLE.format(**said, attributes=attributes)
+    assert warned(lambda: fl.jit(fn)(X, given), fl.MutableArgumentWarning) == [message]
+
+
+def test_attributes_of_the_class_that_are_not_read_are_not_warned_of():
+    fn = fl.jit(lambda x, given: (x, given.inner, given.__module__)[0])
+    assert warned(lambda: fn(X, Rates()), fl.MutableArgumentWarning) == []
 
 
 class Colour:
@@ -342,3 +389,118 @@ def test_a_layer_without_a_bias_is_traced_once():
         x = mx.random.normal((size, 8))
         assert fl.tree.allclose(jitted(layer, x), layer(x), atol=1e-5)
     assert jitted.trace_count == 1
+
+
+# Changes in place
+
+
+def assign(key, new=lambda old: old + 1):
+    def change(c):
+        c[key] = new(c[key])
+
+    return change
+
+
+class Store:
+    def __init__(self, keys):
+        self.keys = keys
+
+    def grow(self):
+        self.keys = self.keys + 1
+
+
+fl.register_pytree_node(Store, lambda store: ([store.keys], None, ["keys"]), lambda _, new: Store(*new))
+
+
+class Anew(Store):
+    """Taken apart, it is other arrays each time."""
+
+
+fl.register_pytree_node(Anew, lambda each: ([each.keys + 0], None, ["keys"]), lambda _, new: Anew(*new))
+
+IN_PLACE = [
+    (lambda: {"k": X}, assign("k"), "c.k"),
+    (lambda: {"a": {"k": [X]}}, lambda c: assign(0)(c["a"]["k"]), "c.a.k.0"),
+    (lambda: {"k": X, "n": 1}, assign("n"), "c.n"),
+    (lambda: {"k": X}, lambda c: c.update(new=c["k"]), "c"),
+    (lambda: {"k": X}, lambda c: c.pop("k"), "c"),
+    (lambda: [X], lambda c: c.append(c[0]), "c.1"),
+    (lambda: [X, X], lambda c: c.pop(), "c.1"),
+    (lambda: [X, None], lambda c: c.pop(), "c.1"),
+    (lambda: [X + 0, X + 1], lambda c: c.reverse(), "c.0"),
+    (lambda: X, assign(0), "c"),
+    (lambda: (X, {"k": X}), lambda c: assign(0)(c[1]["k"]), "c.1.k"),
+    (lambda: fl.nn.Linear(3, 1), lambda c: assign(0)(c.weight), "c.weight"),
+    (lambda: Store(X), lambda c: c.grow(), "c.keys"),
+    (lambda: [Store(X)], lambda c: c[0].grow(), "c.0.keys"),
+    (lambda: {"k": X}, assign("k", lambda old: np.ones(2)), "c"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "change", "name"), IN_PLACE)
+@pytest.mark.parametrize("returned", [lambda c, x: x * 2, lambda c, x: None])
+def test_a_change_in_place_of_an_argument_is_warned_of_once_a_trace(make, change, name, returned):
+    def step(x, c):
+        change(c)
+        return returned(c, x)
+
+    jitted = fl.jit(step)
+    message = CHANGED.format(fn="step", name=name)
+    assert warned(lambda: (jitted(X, make()), jitted(X, make())), fl.MutableArgumentWarning) == [message]
+    assert warned(lambda: jitted(X[:2], c=make()), fl.MutableArgumentWarning) == [message]
+
+
+@pytest.mark.parametrize(("make", "change", "name"), IN_PLACE[:-1])
+@pytest.mark.parametrize("returned", [lambda c: c, lambda c: (1, {"c": c})])
+def test_a_change_of_what_is_returned_is_not_warned_of(make, change, name, returned):
+    def step(c):
+        change(c)
+        return returned(c)
+
+    assert warned(lambda: fl.jit(step)(make()), UserWarning) == []
+    assert warned(lambda: fl.jit(step)(make()), fl.MutableArgumentWarning) == []
+
+
+def rebind(c):
+    c = c + 1
+    return c * 2
+
+
+def change_a_copy(c):
+    copied = {**c, "k": c["k"] + 1}
+    copied["n"] = 3
+    rows = [*copied["rows"]]
+    rows.append(copied["k"])
+    return rows[-1]
+
+
+def change_keywords(x, **named):
+    return named.pop("y") + x
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fl.jit(rebind)(X),
+        lambda: fl.jit(change_a_copy)({"k": X, "rows": [X]}),
+        lambda: fl.jit(change_keywords)(X, y=X),
+        lambda: fl.jit(lambda anew: anew.keys)(Anew(X)),
+        lambda: fl.jit(lambda c: c["m"](X))({"m": fl.nn.Linear(3, 1), "n": [1, None, {}]}),
+        lambda: fl.jit(lambda c, x: fl.grad(lambda x: (c[0] * x).sum())(x))([X], X),
+        lambda: fl.jit(fl.vmap(lambda c: c["k"] + 1))({"k": X}),
+    ],
+)
+def test_a_change_of_copies_is_not_warned_of(call):
+    assert warned(call, fl.MutableArgumentWarning) == []
+
+
+@dataclasses.dataclass
+class Settings:
+    scale: int = 2
+
+
+def test_a_dataclass_that_is_not_frozen_is_refused_with_what_to_write():
+    with pytest.raises(
+        TypeError, match=r"can't be hashed\. Make Settings a @dataclass\(frozen=True\), or .*register_dataclass"
+    ):
+        fl.jit(lambda x, settings: x * settings.scale)(X, Settings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...core.containers import find_unhashable, static_key
-from ...core.hidden import find_hidden, is_foreign_array
+from ...core.hidden import BOUND, find_hidden, is_foreign_array
 from ...core.structure import Structure
 from ...core.words import class_name, describe, function_name, keystr, level_of_caller, with_article
 from .captured import attributes_of, is_from_outside, names_read_by
@@ -66,6 +67,8 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
                 advice = "Pass mx.array(...) of it."
             elif isinstance(inner, list | dict | set):
                 advice = "Give a tuple, a frozenset or a frozen dataclass in its place."
+            elif dataclasses.is_dataclass(inner):
+                advice = f"Make {type(inner).__name__} a @dataclass(frozen=True), or a tree with fl.register_dataclass."
             else:
                 advice = "Give its class __eq__ and __hash__."
             given, place = with_article(class_name(inner)), keystr((name, *path))
@@ -89,7 +92,7 @@ def require_no_arrays(fn: Callable[..., Any], static: Iterable[tuple[str, Any]])
         hidden = None if isinstance(value, types.FunctionType) else find_hidden(value)
         if hidden is not None:
             cls = type(value).__name__
-            if isinstance(value, types.MethodType | functools.partial):
+            if isinstance(value, (*BOUND, functools.partial)):
                 advice = "Pass what it is bound to as an argument, and call the function with it inside."
             else:
                 known = "fl.register_dataclass or fl.register_pytree_node"
@@ -125,14 +128,18 @@ MUTABLE = (
 def warn_of_mutable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]], warned: set[type]) -> None:
     """Warn of each static value that is a mutable object, once for each class; ``warned`` has those that have been.
 
-    Named are the attributes that the function reads, or else those that the object has.
+    Named are the attributes that the function reads, if only from the class, or else those that the object has.
     """
     for name, value in static:
-        if type(value) not in warned and is_mutable(value):
+        if type(value) in warned or not _is_plain(value):
+            continue
+        own = list(attributes_of(value))
+        read, of_variables = names_read_by(fn, type(value)), names_read_by(fn, type(value), of_variables=True)
+        shown = [each for each in own if each in read]
+        shown += [each for each in _class_attributes(value) if each in of_variables and each not in own]
+        shown = shown or own
+        if shown:
             warned.add(type(value))
-            held = list(attributes_of(value))
-            read = names_read_by(fn, type(value))
-            shown = [each for each in held if each in read] or held
             attributes = ", ".join(shown[:_FIRST]) + ", ..." * (len(shown) > _FIRST)
             kind = with_article(type(value).__name__)
             message = MUTABLE.format(name=name, fn=function_name(fn), kind=kind, attributes=attributes)
@@ -141,9 +148,27 @@ def warn_of_mutable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]], w
 
 def is_mutable(value: Any) -> bool:
     """Return whether a value is a plain object: with attributes that can be set, and equal to nothing but itself."""
+    return _is_plain(value) and bool(attributes_of(value))
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether the attributes of a value can be set, if it has any, and it is equal to nothing but itself."""
     kind: Any = type(value)
     plain = kind.__hash__ is object.__hash__ and kind.__setattr__ is object.__setattr__
-    return plain and not isinstance(value, _OF_OTHER_KINDS) and not hasattr(value, "__wrapped__") and bool(attributes_of(value))
+    return plain and not isinstance(value, _OF_OTHER_KINDS) and not hasattr(value, "__wrapped__")
+
+
+def _class_attributes(value: Any) -> list[str]:
+    """Return the names of what an object has from its classes, other than methods, descriptors, classes and arrays."""
+    found: dict[str, Any] = {}
+    for cls in type(value).__mro__:
+        if cls.__module__ != "builtins":
+            found = {**vars(cls), **found}
+    return [
+        name
+        for name, each in found.items()
+        if not (name.startswith("__") or isinstance(each, type | mx.array) or hasattr(type(each), "__get__"))
+    ]
 
 
 RETURNED = (

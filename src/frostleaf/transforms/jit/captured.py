@@ -135,10 +135,14 @@ def is_from_outside(value: Any, fn: Any, static: Iterable[tuple[str, Any]]) -> b
     return any(each is value for _, each in (*static, *_outside(fn, static, ())))
 
 
-def names_read_by(fn: Any, cls: type) -> set[str]:
-    """Return the names of the attributes that a function reads, if only in a method of a class, whose name it reads."""
-    read = {name for each in _functions(fn) for kind, name in names_read(each.__code__) if kind == "attribute"}
-    return read.union(*[_attribute_names(each) for each in _methods((cls,), read)])
+def names_read_by(fn: Any, cls: type, of_variables: bool = False) -> set[str]:
+    """Return the names of the attributes that a function reads, if only in a method of a class, whose name it reads.
+
+    With ``of_variables`` only those that are read of something with a name that is not global, such as an argument.
+    """
+    own = list(_functions(fn))
+    functions = [*own, *_methods((cls,), set().union(*map(_attribute_names, own)))]
+    return set().union(*map(_names_of_variables if of_variables else _attribute_names, functions))
 
 
 def attributes_of(value: Any) -> dict[str, Any]:
@@ -229,6 +233,12 @@ def _attribute_names(fn: types.FunctionType) -> set[str]:
     return {name for kind, name in names_read(fn.__code__) if kind == "attribute"}
 
 
+def _names_of_variables(fn: types.FunctionType) -> set[str]:
+    names = set(names_read(fn.__code__))
+    members = [name for kind, name in names if kind == "member"]
+    return {name for of, name in members if of and ("global", of) not in names}
+
+
 def _variables(fn: types.FunctionType, names: set[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of the variables that are read from closure and globals, and of the defaults."""
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
@@ -273,7 +283,10 @@ def names_read(code: types.CodeType) -> Iterator[tuple[str, Any]]:
         elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             yield "attribute", instruction.argval
             yield "member", (before, instruction.argval)
-        before = instruction.argval if isinstance(instruction.argval, str) else ""
+        last = instruction.argval
+        if isinstance(last, tuple) and "LOAD_FAST" in instruction.opname:  # which may load two variables
+            last = last[-1]
+        before = last if isinstance(last, str) else ""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from names_read(constant)

@@ -17,10 +17,10 @@ import mlx.core as mx
 from ...core.instance import Metadata
 from ...core.pickling import from_picklable, to_picklable
 from ...core.structure import ForeignArrayError, flat_of, specs_in
-from ...core.words import describe, function_name, keystr
+from ...core.words import describe, keystr
 from ..binding import unbind
 from ..context import Scope, context, override
-from ..wrapping import Wrapped
+from ..wrapping import Wrapped, require_runs_when_called
 from .arguments import Numbers, require_no_arrays, require_no_iterator, unhashable, warn_of_addmm, warn_of_mutable
 from .captured import warn_of_captured
 from .explanation import History
@@ -166,7 +166,7 @@ class Jitted(Wrapped[P, R]):
 
     def __init__(self, fn: Callable[P, R], shapeless: bool, max_traces: int | None) -> None:
         super().__init__(fn, Traces(None, shapeless, max_traces))
-        _require_runs_when_called(self._fn)
+        require_runs_when_called(self._fn, RUNS_LATER)
 
     def _wrap(self, fn: Any, options: Traces) -> None:
         self._fn, self._bound_args, self._bound_kwargs = unbind(fn)
@@ -233,7 +233,8 @@ class Jitted(Wrapped[P, R]):
         traces.numbers.add(self._fn, static, given)
         weak: list[Weak] = []
         structures = tuple([weakened(flat_of(value).structure, weak) for value in values])
-        program = Program(self._fn, structures, key, traces.shapeless, traces.history, weak)
+        arguments = [self._argument(position, len(values), names) for position in range(len(values))]
+        program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history, weak)
         program.used = _tick()
         kept = tuple(program.key)
         with _lock:
@@ -347,17 +348,6 @@ RUNS_LATER = (
     "fl.jit can't compile {fn}, which is {kind}: a call returns before its body has run, so there is nothing to trace. Compile "
     "a plain function that it calls."
 )
-
-
-def _require_runs_when_called(fn: Callable[..., Any]) -> None:
-    kinds = {
-        "a coroutine function": inspect.iscoroutinefunction,
-        "a generator function": inspect.isgeneratorfunction,
-        "an asynchronous generator function": inspect.isasyncgenfunction,
-    }
-    for kind, is_kind in kinds.items():
-        if is_kind(fn) or is_kind(type(fn).__call__):
-            raise TypeError(RUNS_LATER.format(fn=function_name(fn), kind=kind))
 
 
 def _has_no_other_keywords(fn: Any) -> bool:

@@ -19,6 +19,15 @@ class Inputs:
         self._arrays = arrays  # kept, so that no other array gets the id of one of these
         self._begun = {id(array): (place, copy.copy(array)) for place, array in enumerate(arrays)}
 
+    def has(self, array: mx.array) -> bool:
+        """Return whether an array is one of these."""
+        return id(array) in self._begun
+
+    def is_assigned(self, array: mx.array) -> bool:
+        """Return whether one of these was assigned into since: it is the same object, and has another value."""
+        _, begun = self._begun[id(array)]
+        return graph_of([array], begun=begun) != graph_of([begun], begun=begun)
+
     def separate(self, outputs: Sequence[mx.array]) -> tuple[list[mx.array], Origins]:
         """Return the outputs without the inputs among them, and the origins of those."""
         origins = [(place, origin) for place, array in enumerate(outputs) if (origin := self._origin(array)) is not None]
@@ -26,9 +35,8 @@ class Inputs:
         return [array for place, array in enumerate(outputs) if place not in passed], origins
 
     def _origin(self, output: mx.array) -> int | None:
-        place, begun = self._begun.get(id(output), (None, output))
-        # The function may have assigned into its argument: the same object, and another value.
-        return place if place is not None and graph_of([output], begun=begun) == graph_of([begun], begun=begun) else None
+        place, _ = self._begun.get(id(output), (None, None))
+        return None if place is None or self.is_assigned(output) else place
 
 
 def put_back(outputs: list[mx.array], origins: Origins, inputs: Sequence[mx.array]) -> None:

@@ -17,6 +17,7 @@ from ..context import context
 from ..random import restore_state, saved_state
 from .arguments import require_no_arrays, require_unchanging
 from .captured import require_visible
+from .changes import Arguments
 from .compiled import Dropped, Shell, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, graph_of, put_back
@@ -34,6 +35,7 @@ class Program:
         fn: The function.
         structures: Those of the arguments, weakened.
         key: What tells its calls from others: what holds where it is called, the names of arguments, and their signatures.
+        arguments: The names of all arguments.
         shapeless: Whether it serves all shapes.
         history: What its function was traced for.
         weak: The values it was made for that may go.
@@ -51,6 +53,7 @@ class Program:
         fn: Callable[..., Any],
         structures: tuple[Structure, ...],
         key: list[Any],
+        arguments: Sequence[str],
         shapeless: bool,
         history: History,
         weak: Sequence[Weak],
@@ -62,15 +65,21 @@ class Program:
             arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
             inputs, rest = Inputs(leaves), iter(leaves)
             values = [unflatten(structure, rest) for structure in structures]
+            before = Arguments(values, arguments, inputs)
             positional = len(values) - len(names)
             result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
             out = flat_of(result)
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
-            given = [(keystr(path), value) for structure in structures for path, value in structure.static_values()]
+            given = [
+                (keystr((name, *path)), value)
+                for name, structure in zip(arguments, structures, strict=True)
+                for path, value in structure.static_values()
+            ]
             require_no_arrays(fn, given)  # which it may have put there
             require_unchanging(fn, out.structure, given)
             if shapeless and "AddMM" in graph_of(out.leaves):
                 raise NeedsShapes
+            before.warn_of_changes(fn, result, out.leaves)
             static = None
             if all(is_hashable(value) for _, value in out.structure.static_values()):
                 spec = out.structure if isinstance(result, Node) else out.structure.spec
