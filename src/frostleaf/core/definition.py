@@ -206,7 +206,7 @@ def _require_annotations(cls: type[Node], members: Mapping[str, Any]) -> None:
     """Raise a ``TypeError`` if there is an array or a module in a class body that is neither a field nor a ``ClassVar``."""
     for name, value in members.items():
         is_held = isinstance(value, (*LEAF, Instance, list, tuple, dict)) or is_foreign_array(value)
-        if is_held and find_hidden(value) and name not in members.get("__annotations__", ()):
+        if is_held and not name.startswith("__") and name not in members.get("__annotations__", ()) and find_hidden(value):
             raise TypeError(NO_ANNOTATION.format(cls=cls.__name__, name=name, value=describe(value)))
 
 
