@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any, ClassVar, Optional
 
@@ -66,6 +67,25 @@ def test_what_is_not_declared_as_an_array_may_be_a_number() -> None:
         sizes: tuple[int, ...]
 
     assert Free(0.5, 0.5, 0.5, (1, 2)).either == 0.5
+
+
+@pytest.mark.parametrize("annotation", ["float | mx.array", "int | None | mx.array", float | mx.array], ids=str)
+def test_what_is_declared_as_either_may_be_a_number_again(annotation: Any) -> None:
+    cls: Any = type("Either", (fl.Module,), {"__annotations__": {"temperature": annotation}, "__module__": __name__})
+    assert cls(mx.ones(2)).replace(temperature=3).at("temperature").set(4).temperature == 4
+
+
+def test_a_dataclass_that_is_not_frozen_is_told_so() -> None:
+    @dataclasses.dataclass
+    class Config:
+        dims: int = 8
+
+    class Configured(fl.Module):
+        config: Any = fl.static()
+
+    shown = r"was given .*Config\(dims=8\), a Config that can't be hashed\. Make Config a @dataclass\(frozen=True\), or store"
+    with pytest.raises(TypeError, match=shown):
+        Configured(Config())
 
 
 def test_a_converter_may_make_the_array() -> None:

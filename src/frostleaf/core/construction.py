@@ -18,6 +18,7 @@ import optree
 
 from . import ties as ties_
 from .containers import freeze_containers, static_key
+from .fields import may_be_number
 from .hidden import BOUND, find_hidden, find_iterator, is_foreign_array, is_iterator
 from .instance import (
     OPEN,
@@ -36,9 +37,11 @@ from .levels import one_level
 from .pickling import from_picklable
 from .registration import NAMESPACE
 from .shapes import LEAF
-from .words import class_name, describe, keystr, listed, nearest
+from .words import Path, class_name, describe, keystr, listed, nearest
 
 N = TypeVar("N", bound=Instance)
+
+_IN_TREE = (*LEAF, Instance)
 
 
 def evolve(
@@ -77,7 +80,11 @@ def evolve(
     if not changed and training == metadata.training and frozen == metadata.frozen and ties == metadata.ties:
         return node
     for name, value in changed.items():
-        _require_no_number(f"{cls.__name__}.{name}", value, old[name])
+        lost = None if isinstance(value, _IN_TREE) else _number_for_array(value, old[name], (name,))
+        if lost and not may_be_number(field_of(cls, name)):
+            path, before, number = lost
+            place, held = f"{cls.__name__}.{keystr(path)}", f"held {describe(before)}"
+            raise TypeError(NO_ARRAY.format(place=place, held=held, value=describe(number), other="."))
     new = _blank(cls, {**old, **changed})
     if ties != metadata.ties:
         ties_.fill(new, ties)
@@ -126,17 +133,18 @@ def require_arrays(node: Instance) -> None:
             raise TypeError(NO_ARRAY.format(place=place, value=describe(value), **said))
 
 
-def _require_no_number(place: str, value: Any, old: Any) -> None:
-    """Raise a ``TypeError`` if numbers would take the place of an array."""
-    if isinstance(old, (*LEAF, Instance)):
+def _number_for_array(value: Any, old: Any, path: Path) -> tuple[Path, Any, Any] | None:
+    """Find an array or a module whose place numbers would take, and return its path, itself, and the numbers."""
+    pairs: Iterable[tuple[Any, Any, Any]] = ()
+    if isinstance(old, _IN_TREE):
         if _is_numbers(value) and (isinstance(old, LEAF) or find_hidden(old)):
-            raise TypeError(NO_ARRAY.format(place=place, held=f"held {describe(old)}", value=describe(value), other="."))
+            return path, old, value
     elif isinstance(old, tuple) and isinstance(value, list | tuple) and len(value) == len(old):
-        for index, (new, before) in enumerate(zip(value, old, strict=True)):
-            _require_no_number(f"{place}.{index}", new, before)
+        pairs = zip(range(len(old)), value, old, strict=True)
     elif isinstance(old, Mapping) and isinstance(value, Mapping):
-        for key in old.keys() & value.keys():
-            _require_no_number(f"{place}.{key}", value[key], old[key])
+        pairs = [(key, value[key], old[key]) for key in old.keys() & value.keys()]
+    found = (_number_for_array(new, before, (*path, key)) for key, new, before in pairs)
+    return next((each for each in found if each), None)
 
 
 def _is_numbers(value: Any) -> bool:
@@ -194,8 +202,8 @@ ARRAY_IN_STATIC = (
     "bare annotation (a parameter) or in fl.buffer()."
 )
 UNHASHABLE = (
-    "{place} is a static field and was given {value}, a {kind} that can't be hashed ({error}). Give the class "
-    "__eq__ and __hash__, or store numbers, strings and tuples instead."
+    "{place} is a static field and was given {value}, a {kind} that can't be hashed{error}. {advice}, or store "
+    "numbers, strings and tuples instead."
 )
 
 _ONCE = ", which can be gone through once. Give a list of what it yields."
@@ -216,7 +224,11 @@ def _check_static(cls: type[Instance], name: str, value: Any) -> None:
         hash(static_key(value))
     except TypeError as error:
         kind = type(value).__name__
-        raise TypeError(UNHASHABLE.format(place=place, value=describe(value), kind=kind, error=error)) from None
+        if dataclasses.is_dataclass(value) and type(value).__hash__ is None:
+            said = {"error": "", "advice": f"Make {kind} a @dataclass(frozen=True)"}
+        else:
+            said = {"error": f" ({error})", "advice": "Give the class __eq__ and __hash__"}
+        raise TypeError(UNHASHABLE.format(place=place, value=describe(value), kind=kind, **said)) from None
 
 
 def _check_child(cls: type[Instance], name: str, value: Any) -> None:
@@ -276,7 +288,7 @@ def _advice(value: Any) -> str:
 
 def _owned(value: Any) -> Any:
     """Return a value in which nodes of registered classes, which may be mutable, are other objects of the same contents."""
-    if isinstance(value, (*LEAF, Instance)) or type(value) is types.MethodType:
+    if isinstance(value, _IN_TREE) or type(value) is types.MethodType:
         return value
     node = one_level(value)
     if node is None or (hasattr(type(value), "__copy__") and value.__copy__() is value):  # which then can't be changed

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import types
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import attrs
-import mlx.core as mx
 
 KIND = "frostleaf.kind"
 PERSISTENT = "frostleaf.persistent"
@@ -105,9 +103,17 @@ def _field(kind: str, options: dict[str, Any], marks: dict[str, Any]) -> Any:
 
 def is_array(field: attrs.Attribute[Any]) -> bool:
     """Return whether a field is declared to hold one array, or ``None`` in its place."""
+    names = _annotated(field)
+    return bool(names) and names <= {"mx.array", "mlx.core.array"}
+
+
+def may_be_number(field: attrs.Attribute[Any]) -> bool:
+    """Return whether a field is declared to hold a number, among other things."""
+    return not _annotated(field).isdisjoint({"bool", "int", "float", "complex"})
+
+
+def _annotated(field: attrs.Attribute[Any]) -> set[str]:
+    """Return the names in a field's annotation, but for ``None`` and ``Optional``."""
     annotation: Any = field.type
-    if isinstance(annotation, str):
-        named = re.sub(r"^(typing\.)?Optional\[(.*)\]$", r"\2 | None", annotation)
-        return {each.strip() for each in named.split("|")} - {"None"} == {"mx.array"}
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return set(options) - {types.NoneType} == {mx.array}
+    names = re.findall(r"[\w.]+", annotation if isinstance(annotation, str) else repr(annotation))
+    return {*names} - {"class", "None", "NoneType", "Optional", "typing.Optional"}
