@@ -14,7 +14,7 @@ FUNCTIONS = {
     "flatten (new each time)": lambda model: fl.tree.flatten(model),
     "map": lambda model: fl.tree.map(lambda leaf: leaf, model),
     "astype": lambda model: model.astype(mx.float16),
-    "at(glob).set": lambda model: model.at("layers.*.bias").set(0),
+    "at(glob).set": lambda model: model.at("layers.*.bias").set(mx.array(0)),
     "freeze": lambda model: model.freeze(),
 }
 
