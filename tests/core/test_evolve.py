@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.core.definition import NO_EVOLVE
+from frostleaf.core.definition import NO_EVOLVE, NO_REPLACE
 
 
 class Generated(fl.Module):
@@ -77,6 +77,10 @@ def test_a_replace_of_its_own_is_kept():
     assert Own().__replace__() == "own"
 
 
-def test_dataclasses_replace_is_refused():
-    with pytest.raises(TypeError):
-        dataclasses.replace(edited()[0], a=mx.zeros(2))
+def test_dataclasses_replace_names_ours():
+    module = edited()[0]
+    with pytest.raises(TypeError) as raised:
+        dataclasses.replace(module, a=mx.zeros(2))
+    assert str(raised.value) == NO_REPLACE.format(cls=type(module).__name__)
+    assert not dataclasses.is_dataclass(module)
+    assert not hasattr(module, "__dataclass_fields__")

@@ -48,10 +48,30 @@ UNDECLARED = "{cls} has no field {name!r}{near}. Declare it in the class body, f
 IN_PLACE = " (An array that += was tried on has changed already: write .at({name!r}).apply(lambda array: array + ...).)"
 
 
+class _NoDataclass:
+    """Stand where :func:`dataclasses.replace` looks for the fields of a dataclass; for all others there is nothing here."""
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        caller = sys._getframe(1).f_back
+        if caller is not None and caller.f_code is _DATACLASSES_REPLACE:
+            raise TypeError(NO_REPLACE.format(cls=owner.__name__))
+        raise AttributeError(f"{owner.__name__} is no dataclass")
+
+
+_DATACLASSES_REPLACE = dataclasses.replace.__code__
+NO_REPLACE = (
+    "dataclasses.replace takes dataclasses, and {cls} is a module. Write .replace(...), which keeps mode, frozen names and "
+    "ties."
+)
+
+
 class Node(Instance):
     """The base of :class:`Module`: a class whose instances are frozen trees."""
 
     __slots__ = ()
+
+    if not TYPE_CHECKING:
+        __dataclass_fields__ = _NoDataclass()
 
     def __init_subclass__(cls, *, init: bool = True, **options: Any) -> None:
         super().__init_subclass__(**options)
