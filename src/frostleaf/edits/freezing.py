@@ -91,14 +91,17 @@ def require_no_static(tree: Any, paths: Iterable[Path]) -> None:
     Raises:
         LookupError: If one does.
     """
+    inside: dict[Path, Mapping[Any, Any]] = {}
     for path in paths:
         value = tree
-        for entry in path:
+        for depth, entry in enumerate(path):
             if isinstance(value, Node) and fields.kind(value.__frostleaf__.fields[entry]) == "static":
                 field = f"{keystr(path)!r} is a static field of this {type(tree).__name__}"
                 raise LookupError(f"{field}, which has no arrays to freeze: select a parameter, a module or a container")
-            here = field_level(value)
-            value = dict(zip(here.entries, here.children, strict=True))[entry] if here else None
+            if path[:depth] not in inside:
+                here = field_level(value)
+                inside[path[:depth]] = dict(zip(here.entries, here.children, strict=True)) if here else {}
+            value = inside[path[:depth]].get(entry)
 
 
 def trainable(tree: Any) -> list[bool]:

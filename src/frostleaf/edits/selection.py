@@ -177,7 +177,7 @@ class Selection(Generic[T]):
 
     def _with_frozen(self, frozen: bool) -> T:
         selected = self._required()
-        named = paths_in(self._where)
+        named = {*paths_in(self._where)}
         require_no_static(self._tree, [path for path in selected if keystr(path) in named])
         return with_frozen(self._tree, selected, frozen)
 
