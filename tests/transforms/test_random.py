@@ -227,6 +227,49 @@ def test_a_task_inside_keeps_others_out():
     assert state() == before
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        fl.next_key,
+        lambda: fl.nn.Linear(3, 2),
+        lambda: fl.nn.Embedding(3, 2),
+        lambda: fl.nn.Dropout(0.5)(mx.ones(4)),
+        lambda: fl.jit(lambda x: x + mx.random.uniform())(mx.ones(4)),
+    ],
+    ids=["next_key", "Linear", "Embedding", "Dropout", "jit"],
+)
+def test_what_another_task_draws_is_not_taken_from_the_key(other):
+    mx.random.seed(8)
+    before, tried = state(), []
+
+    async def others():
+        tried.append(state())
+        with pytest.raises(RuntimeError) as raised:
+            other()
+        assert str(raised.value) == INTERLEAVED
+        tried.append(state())
+
+    async def both():
+        return await asyncio.gather(draws_after_awaiting(1), others())
+
+    assert asyncio.run(both()) == [drawn(1), None]
+    assert tried[0] == tried[1]
+    assert state() == before
+    other()
+
+
+def test_a_task_that_gives_its_own_key_is_let_in():
+    async def others():
+        return fl.nn.Linear(3, 2, key=KEY), fl.nn.Dropout(0.5)(mx.ones(4), key=KEY)
+
+    async def both():
+        return await asyncio.gather(draws_after_awaiting(1), others())
+
+    found, (linear, dropped) = asyncio.run(both())
+    assert found == drawn(1)
+    assert fl.tree.equal((linear, dropped), asyncio.run(others()))
+
+
 def test_tasks_one_after_the_other_and_tasks_inside_draw_from_their_keys():
     async def one_by_one():
         with fl.rng(KEY):

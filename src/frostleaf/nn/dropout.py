@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..core.fields import static
 from ..core.words import describe
 from ..module import Module
+from ..transforms.random import require_own_state
 from .checks import misfit
 from .initial import require_key
 
@@ -28,6 +29,8 @@ class _Dropout(Module):
         keep = 1 - self.p
         if keep == 1 or not self.training:
             return x
+        if key is None:
+            require_own_state()
         try:
             mask = mx.random.bernoulli(keep, shape, key)
         except (TypeError, ValueError):

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..core.words import describe
+from ..transforms.random import require_own_state
 
 
 def uniform(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array | None) -> mx.array:
     """Draw numbers uniform in ``[-scale, scale)``, from ``mx.random``'s own state if there is no key."""
     if dtype == mx.float64:  # MLX does not draw in it
         return uniform(scale, shape, mx.float32, key).astype(dtype)
-    require_key(key)
+    _require_source(key)
     return mx.random.uniform(-scale, scale, shape, dtype, key)
 
 
@@ -21,7 +22,7 @@ def normal(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array | 
     """Draw numbers from a normal distribution of mean 0 and standard deviation ``scale``, as :func:`uniform` draws."""
     if dtype == mx.float64:
         return normal(scale, shape, mx.float32, key).astype(dtype)
-    require_key(key)
+    _require_source(key)
     return mx.random.normal(shape, dtype, scale=scale, key=key)
 
 
@@ -29,6 +30,12 @@ def split(key: mx.array | None, count: int) -> list[mx.array | None]:
     """Return ``count`` keys made of one, or as many times ``None``."""
     require_key(key)
     return [None] * count if key is None else list(mx.random.split(key, count))
+
+
+def _require_source(key: object) -> None:
+    require_key(key)
+    if key is None:
+        require_own_state()
 
 
 def require_key(key: object) -> None:

@@ -25,15 +25,16 @@ def rng(key: mx.array) -> Scope:
 
     MLX has one random state in each thread, so the key is in force for all that runs there until the block is left: while an
     ``asyncio`` task awaits something inside the block, and while a generator waits that has yielded inside it. Draw first, then
-    await or yield.
+    await or yield. Layers, initial values, jitted functions and :func:`next_key` refuse to draw from the key of another task;
+    a function of ``mx.random`` called directly can't.
 
     Args:
         key: A key from :func:`mlx.core.random.key` or :func:`mlx.core.random.split`: uint32 of shape (2,).
 
     Raises:
         TypeError: If ``key`` is not such a key.
-        RuntimeError: If another task is inside such a block; on leaving, if one that was entered later has not been left, or in
-            another thread. The state is put back even so, when the last is left.
+        RuntimeError: If another task is inside such a block, on entering and from what draws there; on leaving, if one that was
+            entered later has not been left, or in another thread. The state is put back even so, when the last is left.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> def draw():
@@ -94,13 +95,23 @@ class _Drawing(Scope):
         while entered and entered[-1].left:
             restore_state(entered[-1].before)
             entered.pop()
-        if entered and entered[-1] is not _innermost.get():
-            raise RuntimeError(INTERLEAVED)
+        require_own_state()
         block = _Entered()
         leaving().undo = functools.partial(_put_back, block, entered)
         entered.append(block)
         _innermost.set(block)
         restore_state(self._key)
+
+
+def require_own_state() -> None:
+    """Check that the next number is not drawn from the key of another task.
+
+    Raises:
+        RuntimeError: If another task is inside :func:`rng`.
+    """
+    entered = _blocks.entered
+    if entered and not entered[-1].left and entered[-1] is not _innermost.get():
+        raise RuntimeError(INTERLEAVED)
 
 
 def _put_back(block: _Entered, entered: list[_Entered], alive: list[bool] = _alive) -> Exception | None:
@@ -138,6 +149,9 @@ def next_key() -> mx.array:
 
     Inside :func:`rng` it comes from the key given there.
 
+    Raises:
+        RuntimeError: If another task is inside :func:`rng`.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> mx.random.seed(0)
     >>> drawn = mx.random.normal((2,), key=fl.next_key())
@@ -145,6 +159,7 @@ def next_key() -> mx.array:
     >>> fl.tree.equal(drawn, mx.random.normal((2,)))
     True
     """
+    require_own_state()
     carried, key = mx.random.split(saved_state())
     restore_state(carried)
     return key

@@ -14,7 +14,7 @@ from ...core.definition import Node
 from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
 from ..context import context
-from ..random import restore_state, saved_state
+from ..random import require_own_state, restore_state, saved_state
 from .arguments import require_no_arrays, require_unchanging
 from .captured import require_visible
 from .changes import Arguments
@@ -111,6 +111,7 @@ class Program:
             # The function also reads one of its arguments from outside, and MLX can't tell the constant from the argument.
             outputs, result, drawn = self._compiled([mx.contiguous(array) for array in given], mx.contiguous(state))
         if drawn:
+            require_own_state()
             restore_state(drawn[0])
         traced, result.traced = result.traced, None
         if traced is not None:
