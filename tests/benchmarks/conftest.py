@@ -14,18 +14,21 @@ ROWS = []
 class Table:
     """Collects rows of the table."""
 
-    def add(self, what, ours, theirs, unit="us"):
-        """Add the ratio of two lists of measurements that were taken in turn: its median, and its middle half."""
+    def add(self, what, ours, theirs, unit="us", limit=None):
+        """Add the ratio of two lists of measurements that were taken in turn: its median, its middle half, what it may be."""
         ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
         quarter = len(ratios) // 4
         spread = f"{ratios[quarter]:.2f}-{ratios[-1 - quarter]:.2f}" if len(ratios) > 3 else ""
         factor = {"us": 1e6, "ms": 1e3, "MB": 1e-6, "": 1}[unit]
         ours, theirs = (statistics.median(each) for each in (ours, theirs))
-        ROWS.append((what, f"{ours / theirs:.2f}", spread, f"{ours * factor:.1f} {unit}", f"{theirs * factor:.1f} {unit}"))
+        most = "" if limit is None else f"{limit:.1f}"
+        ROWS.append(
+            (what, f"{ours / theirs:.2f}", most, spread, f"{ours * factor:.1f} {unit}", f"{theirs * factor:.1f} {unit}")
+        )
 
     def note(self, what, text):
         """Add a row that is not a ratio."""
-        ROWS.append((what, "", "", text, ""))
+        ROWS.append((what, "", "", "", text, ""))
 
 
 def pytest_configure(config):
@@ -69,7 +72,7 @@ def interleaved(without_collector):
 def pytest_terminal_summary(terminalreporter):
     if not ROWS:
         return
-    header = ("", "ratio", "middle half", "frostleaf", "the other")
+    header = ("", "ratio", "at most", "middle half", "frostleaf", "the other")
     widths = [max(len(row[column]) for row in [header, *ROWS]) for column in range(len(header))]
     versions = ", ".join(f"{name} {version(name)}" for name in ("frostleaf", "mlx", "optree", "attrs"))
     terminalreporter.section(f"{versions}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")

@@ -1,55 +1,287 @@
-"""A forward pass without jit beside the same model in ``mlx.nn``, and the cost of importing."""
+"""Everything outside jit beside ``mlx.nn`` and ``mlx.optimizers``, which write in place: 12 blocks, 109 modules, 192 arrays."""
 
 import os
 import subprocess
 import sys
-import time
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
 
 import frostleaf as fl
 
-DIMS = 16
+DIMS, BLOCKS = 16, 12
+LINEAR, NORMS = ("query", "key", "value", "out", "up", "down"), ("norm1", "norm2")
 
 
 class Block(fl.Module):
-    norm: fl.nn.LayerNorm
+    query: fl.nn.Linear
+    key: fl.nn.Linear
+    value: fl.nn.Linear
+    out: fl.nn.Linear
     up: fl.nn.Linear
     down: fl.nn.Linear
+    norm1: fl.nn.LayerNorm
+    norm2: fl.nn.LayerNorm
 
     def __init__(self):
-        self.norm, self.up, self.down = fl.nn.LayerNorm(DIMS), fl.nn.Linear(DIMS, DIMS), fl.nn.Linear(DIMS, DIMS)
+        for name in LINEAR:
+            setattr(self, name, fl.nn.Linear(DIMS, DIMS))
+        for name in NORMS:
+            setattr(self, name, fl.nn.LayerNorm(DIMS))
 
     def __call__(self, x):
-        return x + self.down(fl.nn.relu(self.up(self.norm(x))))
+        y = self.norm1(x)
+        x = x + self.out(self.query(y) * self.key(y) + self.value(y))
+        return x + self.down(fl.nn.relu(self.up(self.norm2(x))))
+
+
+class Model(fl.Module):
+    layers: tuple[Block, ...]
+
+    def __init__(self):
+        self.layers = [Block() for _ in range(BLOCKS)]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 class MLXBlock(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(DIMS), nn.Linear(DIMS, DIMS), nn.Linear(DIMS, DIMS)
+        for name in LINEAR:
+            setattr(self, name, nn.Linear(DIMS, DIMS))
+        for name in NORMS:
+            setattr(self, name, nn.LayerNorm(DIMS))
 
     def __call__(self, x):
-        return x + self.down(nn.relu(self.up(self.norm(x))))
+        y = self.norm1(x)
+        x = x + self.out(self.query(y) * self.key(y) + self.value(y))
+        return x + self.down(nn.relu(self.up(self.norm2(x))))
 
 
-def test_a_forward_pass(table, interleaved):
-    x = mx.ones((2, DIMS))
-    ours, theirs = fl.nn.Sequential(*(Block() for _ in range(12))), nn.Sequential(*(MLXBlock() for _ in range(12)))
-    fl.eval(ours)
-    mx.eval(theirs.parameters())
-    taken = interleaved(lambda: ours(x), lambda: theirs(x), rounds=200, between=mx.eval)
-    table.add("host time of an eager forward pass, 12 blocks / mlx.nn", *taken)
+class MLXModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = [MLXBlock() for _ in range(BLOCKS)]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def loss(model, x):
+    return model(x).square().mean()
+
+
+class Ours:
+    """A training run whose model and state are new after every step, as they are in real ones."""
+
+    def __init__(self):
+        self.model, self.optimizer = Model(), fl.optim.AdamW(1e-3)
+        self.state = self.optimizer.init(self.model)
+        self.gradients = fl.grad(loss)(self.model, X)
+        fl.eval(self.model, self.state, self.gradients)
+
+    def forward(self):
+        return self.model(X)
+
+    def value_and_grad(self):
+        return fl.value_and_grad(loss)(self.model, X)
+
+    def update(self):
+        self.model, self.state = self.optimizer.update(self.model, self.gradients, self.state)
+
+    def step(self):
+        _, gradients = fl.value_and_grad(loss)(self.model, X)
+        self.model, self.state = self.optimizer.update(self.model, gradients, self.state)
+
+    def init(self):
+        return self.optimizer.init(self.model)
+
+    def freeze(self):
+        self.model = self.model.freeze().unfreeze()
+
+    def eval(self):
+        self.model = self.model.eval().train()
+
+    def astype(self):
+        self.model = self.model.astype(mx.bfloat16).astype(mx.float32)
+
+    def apply(self):
+        self.model = self.model.apply(lambda array: array + 0)
+
+    def set(self):
+        self.model = self.model.at("layers.3.query.weight").set(WEIGHT)
+
+    def save(self):
+        self.model.save_weights(self.path)
+
+    def load(self):
+        self.model = self.model.load_weights(self.path)
+
+    def all(self):
+        return fl.tree.leaves((self.model, self.state))
+
+
+class MLX:
+    """The same run in place."""
+
+    def __init__(self):
+        self.model, self.optimizer = MLXModel(), optim.AdamW(1e-3)
+        self.optimizer.init(self.model.trainable_parameters())
+        self.loss_and_gradients = nn.value_and_grad(self.model, loss)
+        self.gradients = self.loss_and_gradients(self.model, X)[1]
+        mx.eval(self.model.state, self.optimizer.state, self.gradients)
+
+    def forward(self):
+        return self.model(X)
+
+    def value_and_grad(self):
+        return self.loss_and_gradients(self.model, X)
+
+    def update(self):
+        self.optimizer.update(self.model, self.gradients)
+
+    def step(self):
+        _, gradients = self.loss_and_gradients(self.model, X)
+        self.optimizer.update(self.model, gradients)
+
+    def init(self):
+        optimizer = optim.AdamW(1e-3)
+        optimizer.init(self.model.trainable_parameters())
+        return optimizer.state
+
+    def freeze(self):
+        self.model.freeze()
+        self.model.unfreeze()
+
+    def eval(self):
+        self.model.eval()
+        self.model.train()
+
+    def astype(self):
+        self.model.set_dtype(mx.bfloat16)
+        self.model.set_dtype(mx.float32)
+
+    def apply(self):
+        self.model.apply(lambda array: array + 0)
+
+    def set(self):
+        self.model.layers[3].query.weight = WEIGHT
+
+    def save(self):
+        self.model.save_weights(self.path)
+
+    def load(self):
+        self.model.load_weights(self.path)
+
+    def all(self):
+        return self.model.state, self.optimizer.state
+
+
+X, WEIGHT = mx.ones((2, DIMS)), mx.ones((DIMS, DIMS))
+# What is timed, what the row says, and the most that it may be.
+IN_TURN = {
+    "forward": ("an eager forward pass", 1.0),
+    "step": ("an eager training step, AdamW", 1.0),
+    "update": ("optimizer.update", 1.0),
+    "value_and_grad": ("value_and_grad", 1.0),
+    "init": ("optimizer.init", 1.0),
+    "freeze": ("freeze().unfreeze()", 1.0),
+    "eval": ("eval().train()", 1.0),
+    "astype": ("astype there and back", 1.0),
+    "apply": ("apply", 1.0),
+    "set": ('at("layers.3.query.weight").set', 12.0),
+    "save": ("save_weights", 1.5),
+    "load": ("load_weights", 1.5),
+}
+
+
+@pytest.mark.parametrize("name", IN_TURN)
+def test_beside_mlx(name, table, interleaved, tmp_path):
+    what, limit = IN_TURN[name]
+    ours, theirs = Ours(), MLX()
+    ours.path, theirs.path = (str(tmp_path / f"{each}.safetensors") for each in ("ours", "theirs"))
+    for each in (ours, theirs):
+        each.save()
+
+    def between(result):
+        mx.eval(fl.tree.leaves(result) if isinstance(result, fl.Module) else result)
+        mx.eval(ours.all())
+        mx.eval(theirs.all())
+
+    taken = interleaved(getattr(ours, name), getattr(theirs, name), rounds=60, between=between)
+    table.add(f"{what} / mlx.nn", *taken, limit=limit)
+
+
+def test_building(table, interleaved):
+    taken = interleaved(Model, MLXModel, rounds=40, between=lambda model: mx.eval(model.parameters()))
+    table.add("building the model / mlx.nn", *taken, limit=1.2)
+
+
+@pytest.mark.parametrize("view", ["parameters", "trainable_parameters", "named_modules"])
+def test_views_of_a_new_model(view, table, interleaved):
+    theirs = MLX().model
+    models = iter([Model().apply(lambda array: array + 0) for _ in range(43)])
+    taken = interleaved(lambda: getattr(next(models), view)(), getattr(theirs, view), rounds=40)
+    table.add(f"{view}() of a model not seen before / mlx.nn", *taken, limit=1.0)
+
+
+def test_repr(table, interleaved):
+    ours, theirs = Ours(), MLX().model
+
+    def fresh():
+        return repr(ours.model)
+
+    taken = interleaved(fresh, lambda: repr(theirs), rounds=20, between=lambda _: ours.update())
+    table.add("repr / mlx.nn", *taken, limit=1.0)
+
+
+def test_the_first_call_of_a_jitted_step(table, interleaved):
+    ours, theirs = Ours(), MLX()
+    optimizer = ours.optimizer
+
+    def first():
+        def step(model, state, x):
+            _, gradients = fl.value_and_grad(loss)(model, x)
+            return optimizer.update(model, gradients, state)
+
+        return fl.jit(step)(ours.model, ours.state, X)
+
+    def first_of_mlx():
+        def step(x):
+            _, gradients = theirs.loss_and_gradients(theirs.model, x)
+            theirs.optimizer.update(theirs.model, gradients)
+
+        state = [theirs.model.state, theirs.optimizer.state]
+        return mx.compile(step, inputs=state, outputs=state)(X)
+
+    taken = interleaved(first, first_of_mlx, rounds=10, between=lambda _: mx.eval(ours.all(), theirs.all()))
+    table.add("the first call of a jitted training step / mx.compile", *taken, limit=1.1)
+
+
+IMPORTING = """
+import sys, time
+import {}
+start = time.perf_counter()
+import {}
+sys.stdout.write(str(time.perf_counter() - start))
+"""
 
 
 def test_importing(table):
     taken = [], []
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # what is imported again has its bytecode
-    for number in range(6):
-        for times, module in zip(taken, ("frostleaf", "mlx.nn, mlx.optimizers"), strict=True):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=environment)
-            if number:
-                times.append(time.perf_counter() - start)
-    table.add("a process that imports frostleaf / one that imports mlx.nn and mlx.optimizers", *taken, unit="ms")
+    others = "mlx.nn, mlx.optimizers, optree, attrs"
+    for number in range(12):
+        for times, before, module in zip(taken, (others, "mlx.core"), ("frostleaf", others), strict=True):
+            code = IMPORTING.format(before, module)
+            run = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
+            if number >= 2:
+                times.append(float(run.stdout))
+    table.add("importing frostleaf, own part / mlx.nn, mlx.optimizers, optree and attrs", *taken, "ms", limit=0.6)
