@@ -200,6 +200,8 @@ def _define(cls: type[Node], init: bool) -> None:
         static=static,
         arrays=tuple(name for name in children if fields.is_array(declared[name])),
         frozen=tuple(name for name, field in declared.items() if fields.frozen(field)),
+        parameters=frozenset(name for name in children if fields.is_parameter(declared[name])),
+        converts=any(declared[name].converter or declared[name].validator for name in children),
         assemble=_assembler(cls, children, static),
         deferrable=(
             cls.__getattr__ is Instance.__getattr__  # type: ignore[attr-defined]

@@ -81,6 +81,11 @@ def kind(attribute: attrs.Attribute[Any]) -> str:
     return str(attribute.metadata.get(KIND, "parameter"))
 
 
+def is_parameter(attribute: attrs.Attribute[Any]) -> bool:
+    """Return whether the field's arrays are trained unless they are frozen."""
+    return kind(attribute) == "parameter" and not attribute.name.startswith("_")
+
+
 def persistent(attribute: attrs.Attribute[Any]) -> bool:
     """Return whether the field's arrays are saved with the model's parameters."""
     return bool(attribute.metadata.get(PERSISTENT, True)) and not attribute.name.startswith("_")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -34,16 +35,42 @@ class Metadata:
     Two are equal if they are interchangeable, by :func:`~frostleaf.core.containers.static_key`.
     """
 
-    __slots__ = ("_hash", "_key", "frozen", "static", "static_key", "ties", "training")
+    __slots__ = ("_has_modules", "_hash", "_static_key", "frozen", "static", "ties", "training")
 
     def __init__(self, static: Mapping[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> None:
         self.static = static
         self.training = training
         self.frozen = frozen
         self.ties = ties
-        self.static_key = tuple([static_key(value) for value in static.values()])
-        self._key = (training, frozen, ties, self.static_key)
-        self._hash = hash(self._key)
+        self._static_key: Any = None
+        self._hash: int | None = None
+        self._has_modules: bool | None = None
+
+    @property
+    def static_key(self) -> tuple[Any, ...]:
+        """What tells the static values from others, in the order of their fields."""
+        if self._static_key is None:
+            self._static_key = tuple([static_key(value) for value in self.static.values()])
+        return self._static_key  # type: ignore[no-any-return]
+
+    def evolve(self, training: bool, frozen: frozenset[str]) -> Metadata:
+        """Return metadata with another mode or other frozen names, and itself if they are its own."""
+        if training == self.training and frozen == self.frozen:
+            return self
+        new = Metadata(self.static, training, frozen, self.ties)
+        new._static_key, new._has_modules = self._static_key, self._has_modules
+        return new
+
+    def with_modules(self, change: Callable[[Any], Any]) -> Metadata:
+        """Return metadata with ``change(value)`` for each static value that is or holds a module; itself if none differs."""
+        if self._has_modules is None:
+            self._has_modules = any(type(value) not in _NO_MODULES and _holds_modules(value) for value in self.static.values())
+        if not self._has_modules:
+            return self
+        static = {name: change(value) if _holds_modules(value) else value for name, value in self.static.items()}
+        if all(static[name] is value for name, value in self.static.items()):
+            return self
+        return Metadata(static, self.training, self.frozen, self.ties)
 
     def freezes(self, path: Path) -> bool:
         """Return whether what stands at a path in the module is frozen: its name is, or that of what holds it."""
@@ -52,13 +79,18 @@ class Metadata:
     def __eq__(self, other: object) -> bool:
         return self is other or (
             isinstance(other, Metadata)
-            and self._hash == other._hash
-            and self._key == other._key
+            and hash(self) == hash(other)
+            and self._key() == other._key()
             and self.static.keys() == other.static.keys()
         )
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(self._key())
         return self._hash
+
+    def _key(self) -> Any:
+        return self.training, self.frozen, self.ties, self.static_key
 
     def __repr__(self) -> str:
         shown = dict(self.static)
@@ -76,6 +108,13 @@ class Metadata:
         return _metadata, (static, self.training, self.frozen, self.ties)
 
 
+_NO_MODULES = {int, float, bool, str, type(None), types.FunctionType, types.BuiltinFunctionType}
+
+
+def _holds_modules(value: Any) -> bool:
+    return any(map(is_instance, optree.tree_leaves(value, is_instance, namespace=NAMESPACE)))
+
+
 @attrs.frozen
 class Definition:
     """What frostleaf knows about a class of frozen trees.
@@ -87,6 +126,8 @@ class Definition:
         static: The names of the fields whose values are structure.
         arrays: The names of the fields that are declared to hold one array or ``None``.
         frozen: The names of the fields that start out frozen.
+        parameters: The names of the fields whose arrays are parameters.
+        converts: Whether a value given for one of the children is converted or validated.
         assemble: Makes a finished instance from metadata and children as they are: nothing is converted or checked.
         deferrable: Whether an instance may be put together late, when ``__getattr__`` runs because its fields are missing.
     """
@@ -97,6 +138,8 @@ class Definition:
     static: tuple[str, ...]
     arrays: tuple[str, ...]
     frozen: tuple[str, ...]
+    parameters: frozenset[str]
+    converts: bool
     assemble: Callable[[Metadata, Iterable[Any]], Any]
     deferrable: bool
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
+from attrs import Attribute
 
 from .containers import static_key
 from .hidden import is_foreign_array
@@ -16,6 +17,8 @@ from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
 from .shapes import LEAF, ShapeDtypeStruct
 from .words import Path, class_name, describe, keystr
+
+R = TypeVar("R")
 
 
 class Structure:
@@ -34,23 +37,29 @@ class Structure:
     Structure({'a': *, 'b': (2, None)})
     """
 
-    __slots__ = ("__weakref__", "_hash", "_names", "num_leaves", "spec")
+    __slots__ = ("__weakref__", "_hash", "_remembered", "num_leaves", "spec")
 
     def __init__(self, spec: Any, num_leaves: int) -> None:
         self.spec = spec
         self.num_leaves = num_leaves
         self._hash: int | None = None
-        self._names: tuple[str, ...] | None = None
+        self._remembered: dict[Any, Any] = {}
 
-    def leaf_paths(self) -> list[Path]:
+    def remember(self, work_out: Callable[[Structure], R]) -> R:
+        """Return what a function works out of the structure, which is done once."""
+        try:
+            return self._remembered[work_out]  # type: ignore[no-any-return]
+        except KeyError:
+            result = self._remembered[work_out] = work_out(self)
+            return result
+
+    def leaf_paths(self) -> tuple[Path, ...]:
         """Return the path of each array: the names, keys and indices that lead to it."""
-        return [path for path, spec in specs_in(self) if spec is mx.array]
+        return self.remember(_leaf_paths)
 
     def leaf_names(self) -> tuple[str, ...]:
         """Return the path of each array as a dotted name."""
-        if self._names is None:
-            self._names = tuple([keystr(path) for path in self.leaf_paths()])
-        return self._names
+        return self.remember(_leaf_names)
 
     def static_values(self) -> Iterator[tuple[Path, Any]]:
         """Yield the path and the value of everything that is neither an array nor a container."""
@@ -73,6 +82,14 @@ class Structure:
 
     def __reduce__(self) -> Any:
         return _structure, (to_picklable(self.spec), self.num_leaves)
+
+
+def _leaf_paths(structure: Structure) -> tuple[Path, ...]:
+    return tuple([path for path, spec in specs_in(structure) if spec is mx.array])
+
+
+def _leaf_names(structure: Structure) -> tuple[str, ...]:
+    return tuple([keystr(path) for path in structure.leaf_paths()])
 
 
 class Signature:
@@ -367,6 +384,23 @@ def specs_in(spec: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         kind, metadata, specs = spec
         for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
             yield from specs_in(child, (*path, entry))
+
+
+def leaf_fields(structure: Structure) -> tuple[tuple[Attribute[Any], ...], ...]:
+    """Return for each leaf the fields that hold it, from the outermost module to the innermost."""
+    return tuple(_fields_above_leaves(structure.spec, ()))
+
+
+def _fields_above_leaves(spec: Any, above: tuple[Attribute[Any], ...]) -> Iterator[tuple[Attribute[Any], ...]]:
+    if isinstance(spec, Structure):
+        spec = spec.spec
+    if spec is mx.array:
+        yield above
+    elif isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        fields = kind.__frostleaf__.fields if type(metadata) is Metadata else {}
+        for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
+            yield from _fields_above_leaves(child, (*above, fields[entry]) if fields else above)
 
 
 def child_specs(specs: Any) -> Sequence[Any]:

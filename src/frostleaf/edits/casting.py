@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import mlx.core as mx
 
 from ..core import fields
 from ..core.arguments import require_callable
-from ..core.definition import Node
-from ..core.shapes import LEAF
-from ..core.words import Path, describe
-from ..tree.walk import Descend, rewrite
+from ..core.sharing import with_leaves
+from ..core.structure import Structure, flat_of, leaf_fields
+from ..core.words import describe
 
 T = TypeVar("T")
 
@@ -42,17 +41,17 @@ def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = is_floating) 
     if predicate is not None:
         require_callable("predicate", predicate, "a dtype")
 
-    left_alone: set[Path] = set()
+    flat = flat_of(tree)
+    by_default = predicate is is_floating
+    casts = flat.structure.remember(_cast_by_default) if by_default else (True,) * len(flat.leaves)
 
-    def enter(path: Path, value: Any) -> Any:
-        if path in left_alone:
-            return value
-        if isinstance(value, Node) and predicate is is_floating:
-            declared = value.__frostleaf__.fields
-            left_alone.update((*path, name) for name, field in declared.items() if not fields.cast(field))
-        if not isinstance(value, LEAF):
-            return Descend
-        wanted = value.dtype != dtype and (predicate is None or predicate(value.dtype))
-        return value.astype(dtype) if wanted else value
+    def wanted(leaf: mx.array) -> bool:
+        return leaf.dtype != dtype and (predicate is None or bool(predicate(leaf.dtype)))
 
-    return rewrite(tree, enter)  # type: ignore[no-any-return]
+    new = [leaf.astype(dtype) if cast and wanted(leaf) else leaf for leaf, cast in zip(flat.leaves, casts, strict=True)]
+    return with_leaves(tree, new)  # type: ignore[no-any-return]
+
+
+def _cast_by_default(structure: Structure) -> tuple[bool, ...]:
+    """Return for each leaf whether no field that holds it was declared with ``cast=False``."""
+    return tuple([all(map(fields.cast, above)) for above in structure.remember(leaf_fields)])

@@ -6,7 +6,7 @@ name covers everything below it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -16,10 +16,11 @@ from ..core import fields
 from ..core.arguments import require_bool
 from ..core.construction import evolve, postpone
 from ..core.definition import Node
-from ..core.instance import children_of, metadata_of, names_above
-from ..core.levels import tree_level
+from ..core.instance import Definition, Metadata, children_of, level_of, metadata_of, names_above
+from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
-from ..core.structure import flat_of
+from ..core.sharing import change_modules, remade
+from ..core.structure import Structure, child_specs, flat_of, leaf_fields
 from ..core.words import Path, describe, keystr
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
@@ -39,24 +40,19 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
     for name in names or ():
         by_field.setdefault(name.split(".")[0], []).append(name)
 
-    def marked(node: Node) -> Node:
-        before = metadata_of(node).frozen
+    def marked(node: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
+        before, definition = metadata.frozen, node.__frostleaf__
         if not frozen:
-            return evolve(node, frozen=frozenset() if names is None else before - names)
-        wanted = (
-            _own_parameters(node)
-            if names is None
-            else [name for field in node.__frostleaf__.children for name in by_field.get(field, ())]
-        )
-        return evolve(node, frozen=before.union(wanted))
+            after = before.difference(names) if names is not None else frozenset[str]()
+        elif names is None:
+            after = before.union(_own_parameters(definition, children))
+        else:
+            after = before.union(*[by_field.get(field, ()) for field in definition.children])
+        return remade(node, metadata.evolve(metadata.training, after), children)
 
     if not recurse:
-        return marked(module)  # type: ignore[arg-type, return-value]
-
-    def leave(path: Path, value: Any) -> Any:
-        return marked(value) if isinstance(value, Node) else value
-
-    return rewrite(module, leave=leave)  # type: ignore[no-any-return]
+        return marked(module, *level_of(module))  # type: ignore[arg-type, no-any-return]
+    return change_modules(module, marked)  # type: ignore[no-any-return]
 
 
 def _names_given(keys: Any) -> frozenset[str]:
@@ -74,7 +70,8 @@ def with_frozen(tree: T, selected: Collection[Path], frozen: bool) -> T:
         LookupError: If what stands at a path has no array of its own, and is tied to one that is not selected and would stay
             as it is.
     """
-    paths, status = flat_of(tree).structure.leaf_paths(), list(_status(tree))
+    structure = flat_of(tree).structure
+    paths, status = structure.leaf_paths(), structure.remember(_status)
     above = [[path[:length] for length in range(len(path) + 1) if path[:length] in selected] for path in paths]
     wanted = [frozen if over and parameter else now for over, (parameter, now) in zip(above, status, strict=True)]
     if empty := {*selected}.difference(*above):
@@ -109,10 +106,18 @@ def trainable(tree: Any) -> list[bool]:
 
     An array outside any module is a parameter.
     """
-    return [
-        parameter and not frozen and mx.issubdtype(leaf.dtype, mx.floating)
-        for leaf, (parameter, frozen) in zip(flat_of(tree).leaves, _status(tree), strict=True)
-    ]
+    flat = flat_of(tree)
+    floating: dict[mx.Dtype, bool] = {}
+    for leaf in flat.leaves:
+        if leaf.dtype not in floating:
+            floating[leaf.dtype] = mx.issubdtype(leaf.dtype, mx.floating)
+    trained = flat.structure.remember(_trained)
+    return [trains and floating[leaf.dtype] for trains, leaf in zip(trained, flat.leaves, strict=True)]
+
+
+def _trained(structure: Structure) -> tuple[bool, ...]:
+    """Return for each leaf whether it is a parameter that is not frozen."""
+    return tuple([parameter and not frozen for parameter, frozen in structure.remember(_status)])
 
 
 _SOURCE_STAYS = (
@@ -130,20 +135,33 @@ def _require_sources(selected: Collection[Path], ties: Mapping[Path, Path], stay
             raise LookupError(_SOURCE_STAYS.format(target=keystr(target), source=keystr(source), now=now))
 
 
-def _status(value: Any, parameter: bool = True, frozen: bool = False) -> Iterator[tuple[bool, bool]]:
-    """Yield for each leaf whether it is a parameter (and not a buffer), and whether it is frozen."""
-    if isinstance(value, LEAF):
-        yield parameter, frozen
-    elif isinstance(value, Node):
-        metadata = metadata_of(value)
-        for name, (path, part) in _own(value):
-            field = value.__frostleaf__.fields[name]
-            trains = parameter and fields.kind(field) == "parameter" and not name.startswith("_")
-            yield from _status(part, trains, frozen or metadata.freezes(path))
-    else:
-        here = tree_level(value)
-        for child in here.children if here else ():
-            yield from _status(child, parameter, frozen)
+def _status(structure: Structure) -> tuple[tuple[bool, bool], ...]:
+    """Return for each leaf whether it is a parameter (and not a buffer), and whether it is frozen."""
+    parameters = [all(map(fields.is_parameter, above)) for above in structure.remember(leaf_fields)]
+    return tuple(zip(parameters, _frozen(structure.spec), strict=True))
+
+
+def _frozen(spec: Any, path: Path = (), around: Metadata | None = None, frozen: bool = False) -> Iterator[bool]:
+    """Yield for each leaf whether it is frozen.
+
+    Args:
+        spec: A structure or a spec.
+        path: Where it is in the innermost module around it.
+        around: The metadata of that module.
+        frozen: Whether that module is frozen from outside.
+    """
+    if isinstance(spec, Structure):
+        spec = spec.spec
+    if spec is mx.array:
+        yield frozen or (around is not None and around.freezes(path))
+    elif isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        is_module = type(metadata) is Metadata
+        if is_module:
+            frozen = frozen or (around is not None and around.freezes(path))
+            path, around = (), metadata
+        for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
+            yield from _frozen(child, (*path, entry), around, frozen)
 
 
 def _with_status(tree: Any, wanted: Iterator[bool]) -> Any:
@@ -191,25 +209,27 @@ def _node_with_status(node: Node, wanted: Iterator[bool]) -> Node:
 
 def _own(node: Node) -> Iterator[tuple[str, tuple[Path, Any]]]:
     """Yield the arrays and modules that a node holds itself or in its containers, with the field and the path of each."""
-
-    def inside(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
-        if isinstance(value, (*LEAF, Node)):
-            yield path, value
-        elif (here := tree_level(value)) is not None:
-            for entry, child in zip(here.entries, here.children, strict=True):
-                yield from inside((*path, entry), child)
-
     for name, child in children_of(node).items():
-        for found in inside((name,), child):
+        for found in _inside((name,), child):
             yield name, found
 
 
-def _own_parameters(node: Node) -> list[str]:
-    return [
-        keystr(path)
-        for name, (path, value) in _own(node)
-        if isinstance(value, LEAF) and fields.kind(node.__frostleaf__.fields[name]) == "parameter" and not name.startswith("_")
-    ]
+def _inside(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
+    if isinstance(value, (*LEAF, Node)):
+        yield path, value
+    elif (here := tree_level(value)) is not None:
+        for entry, child in zip(here.entries, here.children, strict=True):
+            yield from _inside((*path, entry), child)
+
+
+def _own_parameters(definition: Definition, children: Sequence[Any]) -> Iterator[str]:
+    for name, child in zip(definition.children, children, strict=True):
+        if name not in definition.parameters or child is None:
+            continue
+        if isinstance(child, LEAF):
+            yield name
+        elif not isinstance(child, Node):
+            yield from [keystr(path) for path, value in _inside((name,), child) if isinstance(value, LEAF)]
 
 
 def _require(module: Any, names: Iterable[str], recurse: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from ..core.construction import postpone
 from ..core.definition import Node
-from ..core.words import Path
-from ..tree.walk import rewrite
+from ..core.instance import Metadata
+from ..core.sharing import change_modules, remade
 
 T = TypeVar("T")
 
@@ -16,8 +17,11 @@ def train(tree: T, mode: bool) -> T:
     """Switch every module in a tree to training mode, or to evaluation mode."""
     if isinstance(tree, Node) and postpone(tree, lambda finished: train(finished, mode)):
         return tree
+    training = bool(mode)
 
-    def leave(path: Path, value: Any) -> Any:
-        return value._set_training_mode(bool(mode)) if isinstance(value, Node) else value
+    def switched(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
+        if type(module)._set_training_mode is not Node._set_training_mode:
+            return remade(module, metadata, children)._set_training_mode(training)
+        return remade(module, metadata.evolve(training, metadata.frozen), children)
 
-    return rewrite(tree, leave=leave)  # type: ignore[no-any-return]
+    return change_modules(tree, switched)  # type: ignore[no-any-return]

@@ -7,14 +7,17 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.instance import children_of
 from ..core.levels import replace_at
 from ..core.shapes import LEAF
+from ..core.sharing import with_leaves
+from ..core.structure import Structure, flat_of, leaf_fields
 from ..core.words import Path, describe, keystr, nearest
 from ..tree.walk import checked_level, rewrite
-from .views import Filter, filter_and_map, is_content, items, node_children, parameters, valid_parameter
+from .views import Filter, filter_and_map, is_content, items, node_children, parameters
 
 T = TypeVar("T")
 N = TypeVar("N", bound=Node)
@@ -23,7 +26,23 @@ N = TypeVar("N", bound=Node)
 def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter | None) -> N:
     """Map the parameters of a module. See :meth:`Module.apply`."""
     require_callable("map_fn", map_fn, "an array")
-    return update(module, filter_and_map(module, filter_fn or valid_parameter, map_fn), strict=True)
+    if filter_fn is not None:
+        return update(module, filter_and_map(module, filter_fn, map_fn), strict=True)
+    flat = flat_of(module)
+    new = []
+    for index, (leaf, saved) in enumerate(zip(flat.leaves, flat.structure.remember(_persistent), strict=True)):
+        new.append(map_fn(leaf) if saved else leaf)
+        if not isinstance(new[-1], LEAF):
+            raise ValueError(_INVALID.format(kind=type(new[-1]).__name__, path=flat.structure.leaf_names()[index]))
+    return with_leaves(module, new, convert=True)  # type: ignore[no-any-return]
+
+
+def _persistent(structure: Structure) -> tuple[bool, ...]:
+    """Return for each leaf whether it is saved with the parameters."""
+    return tuple([all(map(fields.persistent, above)) for above in structure.remember(leaf_fields)])
+
+
+_INVALID = "Received invalid type: {kind} for {path}."
 
 
 def update(module: N, parameters: Any, strict: bool) -> N:
@@ -35,7 +54,7 @@ def update(module: N, parameters: Any, strict: bool) -> N:
         if not strict and isinstance(new, dict) and not new:
             return current  # in a list, {} stands for what is not named
         if strict and not isinstance(new, LEAF):
-            raise ValueError(f"Received invalid type: {type(new).__name__} for {keystr(path)}.")
+            raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
         return new
 
     new = dict(_replacements(module, parameters, strict, new_leaf, "parameter"))
@@ -51,7 +70,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
         if is_content(current) and not isinstance(current, mx.array):
             return _DESCEND
         if strict and new != {}:
-            raise ValueError(f"Received invalid type: {type(new).__name__} for {keystr(path)}.")
+            raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
         return current
 
     new = dict(_replacements(module, modules, strict, new_leaf, "sub-module"))
