@@ -108,7 +108,7 @@ class Module(Keyed, Node):
         >>> list(fl.nn.Linear(2, 2).freeze(keys="bias").trainable_parameters())
         ['weight']
         """
-        return self.filter_and_map(self.trainable_parameter_filter)
+        return views.trainable_parameters(self)
 
     def children(self) -> dict[str, Any]:
         """Return the modules that this one holds, as a dict of modules and nested containers of them.

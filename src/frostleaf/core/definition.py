@@ -201,6 +201,7 @@ def _define(cls: type[Node], init: bool) -> None:
         arrays=tuple(name for name in children if fields.is_array(declared[name])),
         frozen=tuple(name for name, field in declared.items() if fields.frozen(field)),
         parameters=frozenset(name for name in children if fields.is_parameter(declared[name])),
+        persistent=frozenset(name for name in children if fields.persistent(declared[name])),
         converts=any(declared[name].converter or declared[name].validator for name in children),
         assemble=_assembler(cls, children, static),
         deferrable=(

@@ -127,6 +127,7 @@ class Definition:
         arrays: The names of the fields that are declared to hold one array or ``None``.
         frozen: The names of the fields that start out frozen.
         parameters: The names of the fields whose arrays are parameters.
+        persistent: The names of the fields whose arrays are saved with the parameters.
         converts: Whether a value given for one of the children is converted or validated.
         assemble: Makes a finished instance from metadata and children as they are: nothing is converted or checked.
         deferrable: Whether an instance may be put together late, when ``__getattr__`` runs because its fields are missing.
@@ -139,6 +140,7 @@ class Definition:
     arrays: tuple[str, ...]
     frozen: tuple[str, ...]
     parameters: frozenset[str]
+    persistent: frozenset[str]
     converts: bool
     assemble: Callable[[Metadata, Iterable[Any]], Any]
     deferrable: bool

@@ -84,7 +84,7 @@ def tree_level(value: Any) -> Level | None:
     return Level(definition.children, children, lambda new: definition.assemble(metadata, new))
 
 
-def replace_at(value: Any, new: Mapping[Path, Any], level: Callable[[Any], Level | None] = tree_level) -> Any:
+def replace_at(value: Any, new: Mapping[Path, Any]) -> Any:
     """Put new values at some paths of a tree, and share what lies on none of them.
 
     A path that leads nowhere is ignored.
@@ -94,14 +94,14 @@ def replace_at(value: Any, new: Mapping[Path, Any], level: Callable[[Any], Level
     """
     if () in new:
         return new[()]
-    here = level(value) if new else None
+    here = tree_level(value) if new else None
     if here is None:
         return value
     inside: dict[Any, dict[Path, Any]] = {}
     for (entry, *rest), each in new.items():
         inside.setdefault(entry, {})[tuple(rest)] = each
     children = [
-        replace_at(child, inside[entry], level) if entry in inside else child
+        replace_at(child, inside[entry]) if entry in inside else child
         for entry, child in zip(here.entries, here.children, strict=True)
     ]
     same = all(after is before for after, before in zip(children, here.children, strict=True))

@@ -5,17 +5,18 @@ What holds nothing that differs stays the same object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import Any
 
 import mlx.core as mx
 
 from .construction import evolve
-from .instance import Instance, Metadata, keep_flat, level_of
-from .levels import one_level
+from .instance import Instance, Metadata, is_finished, keep_flat, level_of
+from .levels import one_level, tree_level
 from .shapes import LEAF
 from .structure import Flat, flat_of
+from .words import Path
 
 _ARRAY = mx.array  # found faster than in mx
 
@@ -92,3 +93,54 @@ def remade(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
     if metadata is own and children is own_children:
         return module
     return module.__frostleaf__.assemble(metadata, children)
+
+
+def with_values(tree: Any, new: Mapping[Path, Any], convert: bool = True) -> Any:
+    """Put new values at some paths of a tree. The cost is that of the nodes on the paths.
+
+    A path that leads nowhere is ignored.
+
+    Args:
+        tree: Any tree.
+        new: The values by their paths, which lead through static fields as well.
+        convert: Whether the converters and validators of the fields that change run.
+    """
+    if () in new:
+        return new[()]
+    inside: dict[Any, dict[Path, Any]] = {}
+    for path, value in new.items():
+        inside.setdefault(path[0], {})[path[1:]] = value
+    if isinstance(tree, Instance):
+        level_of(tree)
+        values = tree.__dict__
+        below = {name: with_values(values[name], each, convert) for name, each in inside.items() if name in values}
+        return _with_fields(tree, {name: value for name, value in below.items() if value is not values[name]}, convert)
+    here = tree_level(tree) if inside and type(tree) is not tuple else None
+    if here is None and type(tree) is not tuple:
+        return tree
+    before, entries = (here.children, here.entries) if here else (tree, range(len(tree)))
+    after = list(before)
+    for index in inside.keys() & entries if here is None else [at for at, each in enumerate(entries) if each in inside]:
+        after[index] = with_values(after[index], inside[entries[index]], convert)
+    if all(map(is_, after, before)):
+        return tree
+    return here.make(after) if here else tuple(after)
+
+
+def _with_fields(node: Instance, changes: Mapping[str, Any], convert: bool) -> Any:
+    metadata, children = level_of(node)
+    definition, old = node.__frostleaf__, node.__dict__
+    plain = not metadata.ties and not (convert and definition.converts) and changes.keys().isdisjoint(definition.static)
+    if not changes or not plain or not all(_may_replace(old[name], value) for name, value in changes.items()):
+        return evolve(node, changes, convert=convert)
+    after = [changes.get(name, child) for name, child in zip(definition.children, children, strict=True)]
+    return definition.assemble(metadata, after)
+
+
+def _may_replace(old: Any, new: Any) -> bool:
+    """Return whether a new value needs no check: arrays and finished modules don't, nor does a tuple in which others changed."""
+    if type(new) is _ARRAY or (isinstance(new, Instance) and is_finished(new)):
+        return True
+    if type(new) is not tuple or type(old) is not tuple or len(new) != len(old):
+        return False
+    return all(_may_replace(before, after) for before, after in zip(old, new, strict=True) if after is not before)

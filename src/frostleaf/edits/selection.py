@@ -11,10 +11,9 @@ import mlx.core as mx
 
 from ..core.arguments import require_callable
 from ..core.dropped import returns_copy
-from ..core.levels import replace_at
+from ..core.sharing import with_values
 from ..core.words import Path, describe, keystr
 from ..tree.selecting import Found, Where, is_path, matcher, paths_in, require_found, search
-from ..tree.walk import checked_level, field_level
 from .casting import Predicate, astype, is_floating
 from .freezing import require_no_static, with_frozen
 
@@ -100,7 +99,7 @@ class Selection(Generic[T]):
             raise ValueError(f"set was given {given}. Give as many values as paths, or use apply to put a list at each place")
         paths = {keystr(path): path for path in values}
         new = {paths[name]: each for name, each in zip(where, value, strict=True)}
-        return replace_at(self._tree, new, checked_level)  # type: ignore[no-any-return]
+        return with_values(self._tree, new)  # type: ignore[no-any-return]
 
     @returns_copy("model = model.at(...).{name}(...)")
     def apply(self, function: Callable[[Any], Any]) -> T:
@@ -115,7 +114,7 @@ class Selection(Generic[T]):
         """
         require_callable("function", function, "a selected value")
         new = {path: function(value) for path, value in self._edited().items()}
-        return replace_at(self._tree, new, checked_level)  # type: ignore[no-any-return]
+        return with_values(self._tree, new)  # type: ignore[no-any-return]
 
     @returns_copy("model = model.at(...).{name}(...)")
     def astype(self, dtype: mx.Dtype, predicate: Predicate | None = is_floating) -> T:
@@ -129,7 +128,7 @@ class Selection(Generic[T]):
         Linear(weight=f16[2,2], bias=f32[2])
         """
         new = {path: astype(value, dtype, predicate) for path, value in self._edited().items()}
-        return replace_at(self._tree, new, field_level)  # type: ignore[no-any-return]
+        return with_values(self._tree, new, convert=False)  # type: ignore[no-any-return]
 
     @returns_copy("model = model.at(...).{name}(...)")
     def freeze(self) -> T:

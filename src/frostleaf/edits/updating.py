@@ -11,12 +11,11 @@ from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.instance import children_of
-from ..core.levels import replace_at
 from ..core.shapes import LEAF
-from ..core.sharing import with_leaves
+from ..core.sharing import with_leaves, with_values
 from ..core.structure import Structure, flat_of, leaf_fields
 from ..core.words import Path, describe, keystr, nearest
-from ..tree.walk import checked_level, rewrite
+from ..tree.walk import rewrite
 from .views import Filter, filter_and_map, is_content, items, node_children, parameters
 
 T = TypeVar("T")
@@ -58,7 +57,7 @@ def update(module: N, parameters: Any, strict: bool) -> N:
         return new
 
     new = dict(_replacements(module, parameters, strict, new_leaf, "parameter"))
-    return replace_at(module, new, checked_level)  # type: ignore[no-any-return]
+    return with_values(module, new)  # type: ignore[no-any-return]
 
 
 def update_modules(module: N, modules: Any, strict: bool) -> N:
@@ -74,7 +73,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
         return current
 
     new = dict(_replacements(module, modules, strict, new_leaf, "sub-module"))
-    return replace_at(module, new, checked_level)  # type: ignore[no-any-return]
+    return with_values(module, new)  # type: ignore[no-any-return]
 
 
 def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:

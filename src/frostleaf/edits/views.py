@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
-from ..core.instance import children_of, metadata_of
+from ..core.instance import Metadata, children_in_fields, children_of, level_of, metadata_of
 from ..core.levels import tree_level
 from ..core.shapes import LEAF
 from ..core.words import Path, keystr
@@ -38,7 +39,7 @@ def node_children(value: Any) -> dict[Any, Any] | None:
 
 def is_content(value: Any) -> bool:
     """Return whether a value is an array or may hold some, and not a number, a string or ``None``."""
-    return isinstance(value, _CONTENT) or node_children(value) is not None
+    return type(value) is mx.array or isinstance(value, _CONTENT) or node_children(value) is not None
 
 
 _SAME_NAME = "two children of a {kind} have the same name: return one name for each from what fl.register_pytree_node was given"
@@ -145,7 +146,44 @@ def filter_and_map(
 
 def parameters(module: Node) -> dict[str, Any]:
     """Return the arrays that are saved with the model."""
-    return filter_and_map(module, valid_parameter)
+    return _arrays_in(module, trainable=False)
+
+
+def trainable_parameters(module: Node) -> dict[str, Any]:
+    """Return the parameters that are neither frozen nor buffers."""
+    return _arrays_in(module, trainable=True)
+
+
+def _arrays_in(node: Node, trainable: bool) -> dict[str, Any]:
+    metadata, children = level_of(node)
+    definition = node.__frostleaf__
+    names = definition.parameters.difference(metadata.frozen) if trainable else definition.persistent
+    found: dict[str, Any] = {}
+    for name, child in zip(definition.children, children, strict=True):
+        if name in names:
+            if type(child) is mx.array:
+                found[name] = child
+            elif isinstance(child, Node):
+                found[name] = _arrays_in(child, trainable)
+            elif child is not None and is_content(child):
+                found[name] = _arrays_inside(child, (name,), metadata, trainable)
+    return found
+
+
+def _arrays_inside(value: Any, path: Path, around: Metadata, trainable: bool) -> Any:
+    """Return the arrays in a container of a field, with ``{}`` for what is left out."""
+    if trainable and around.freezes(path):
+        return {}
+    if isinstance(value, LEAF):
+        return value
+    if isinstance(value, Node):
+        return _arrays_in(value, trainable)
+    if isinstance(value, tuple | list):
+        return [_arrays_inside(each, (*path, index), around, trainable) for index, each in enumerate(value)]
+    named = value if isinstance(value, Mapping) else node_children(value)
+    if named is None:
+        return {}
+    return {key: _arrays_inside(each, (*path, key), around, trainable) for key, each in named.items()}
 
 
 def children(module: Node) -> dict[str, Any]:
@@ -169,9 +207,28 @@ def named_modules(module: Node) -> list[tuple[str, Any]]:
     while waiting:
         path, current = waiting.pop()
         found.append((path, current))
-        below = tree_flatten(children(current), f".{path}" if path else "", lambda value: isinstance(value, Node))
-        waiting.extend(below)  # type: ignore[arg-type]
+        before = f"{path}." if path else ""
+        # The fields, since a module that holds a tied array is whole.
+        for name, child in zip(current.__frostleaf__.children, children_in_fields(current), strict=True):
+            if type(child) is not mx.array:
+                waiting += _modules_in(f"{before}{name}", child)
     return found
+
+
+def _modules_in(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the modules that a field holds itself or in its containers."""
+    if isinstance(value, Node):
+        yield path, value
+        return
+    items: Any = ()
+    if isinstance(value, tuple | list):
+        items = enumerate(value)
+    elif isinstance(value, Mapping):
+        items = value.items()
+    elif not isinstance(value, LEAF) and (named := node_children(value)) is not None:
+        items = named.items()
+    for key, each in items:
+        yield from _modules_in(f"{path}.{key}", each)
 
 
 def _contents(module: Node) -> list[tuple[str, Any]]:

@@ -13,10 +13,10 @@ from ..core import fields
 from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.instance import metadata_of
-from ..core.levels import replace_at
+from ..core.sharing import with_values
 from ..core.words import Path, level_of_caller, nearest
 from ..tree.functions import flatten, unflatten
-from ..tree.walk import Descend, checked_level, nodes_in, rewrite
+from ..tree.walk import Descend, nodes_in, rewrite
 from .context import override, setting
 
 M = TypeVar("M", bound=Node)
@@ -183,7 +183,7 @@ def _with_records(owner: M, called: M, recorded: dict[int, tuple[Node, Node]]) -
         return Descend
 
     rewrite(called, enter)
-    return replace_at(owner, new, checked_level)  # type: ignore[no-any-return]
+    return with_values(owner, new)  # type: ignore[no-any-return]
 
 
 def _changed(module: Node, after: Node) -> list[str]:

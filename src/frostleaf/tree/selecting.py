@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from ..core.definition import Node
+from ..core.instance import metadata_of
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, nearest, nearest_paths
@@ -83,7 +84,8 @@ class Found(NamedTuple):
 def search(tree: Any, where: Where) -> Found:
     """Return what ``where`` selects. One path is followed; anything else takes one walk, however many they are."""
     if is_path(where):
-        values = dict(places(tree, where))
+        place = _only_place(tree, where)
+        values = dict(places(tree, where) if place is None else [place])
         return Found(values, [] if values else [where])
     parts = [*_parts(where)]
     paths = {*paths_in(where)}
@@ -127,6 +129,23 @@ def mask(tree: Any, where: Where) -> list[bool]:
     """Return for each leaf whether ``where`` selects it or something that holds it."""
     selected = search(tree, where).values
     return [any(path[:length] in selected for length in range(len(path) + 1)) for path in flat_of(tree).structure.leaf_paths()]
+
+
+def _only_place(tree: Any, name: str) -> tuple[Path, Any] | None:
+    """Return the path and the value of what a dotted name leads to, by fields and indices; ``None`` if it isn't that simple."""
+    path: list[Any] = []
+    for part in name.split("."):
+        if isinstance(tree, Node):
+            if metadata_of(tree).ties or part not in tree.__frostleaf__.fields:
+                return None
+            path.append(part)
+            tree = tree.__dict__[part]
+        elif type(tree) is tuple and part.isdecimal() and int(part) < len(tree) and part == str(int(part)):
+            path.append(int(part))
+            tree = tree[path[-1]]
+        else:
+            return None
+    return tuple(path), tree
 
 
 def places(value: Any, name: str, path: Path = (), tied: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ..core.construction import evolve
@@ -23,10 +22,6 @@ def field_level(value: Any, convert: bool = False) -> Level | None:
     fields = field_values(value)
     entries = tuple(fields)
     return Level(entries, [*fields.values()], lambda new: evolve(value, dict(zip(entries, new, strict=True)), convert=convert))
-
-
-# For replace_at, where new values are to be checked.
-checked_level = partial(field_level, convert=True)
 
 
 class Descend:
