@@ -138,7 +138,7 @@ def _with_fields(node: Instance, changes: Mapping[str, Any], convert: bool) -> A
 
 
 def _may_replace(old: Any, new: Any) -> bool:
-    """Return whether a new value needs no check: arrays and finished modules don't, nor does a tuple in which others changed."""
+    """Return whether a new value needs no check: arrays and finished modules don't, nor do tuples in which these changed."""
     if type(new) is _ARRAY or (isinstance(new, Instance) and is_finished(new)):
         return True
     if type(new) is not tuple or type(old) is not tuple or len(new) != len(old):

@@ -386,6 +386,25 @@ def specs_in(spec: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from specs_in(child, (*path, entry))
 
 
+def leaf_spans(structure: Structure) -> dict[Path, tuple[int, int]]:
+    """Return for the path of each node and leaf the numbers of its first leaf and of the one after its last."""
+    spans: dict[Path, tuple[int, int]] = {}
+    _add_spans(structure.spec, (), 0, spans)
+    return spans
+
+
+def _add_spans(spec: Any, path: Path, start: int, spans: dict[Path, tuple[int, int]]) -> int:
+    if isinstance(spec, Structure):
+        spec = spec.spec
+    stop = start + (spec is mx.array)
+    if isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
+            stop = _add_spans(child, (*path, entry), stop, spans)
+    spans[path] = start, stop
+    return stop
+
+
 def leaf_fields(structure: Structure) -> tuple[tuple[Attribute[Any], ...], ...]:
     """Return for each leaf the fields that hold it, from the outermost module to the innermost."""
     return tuple(_fields_above_leaves(structure.spec, ()))

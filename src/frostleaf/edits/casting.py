@@ -42,16 +42,18 @@ def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = is_floating) 
         require_callable("predicate", predicate, "a dtype")
 
     flat = flat_of(tree)
-    by_default = predicate is is_floating
-    casts = flat.structure.remember(_cast_by_default) if by_default else (True,) * len(flat.leaves)
+    dtypes = [leaf.dtype for leaf in flat.leaves]
+    if predicate is is_floating:
+        cast = {each for each in {*dtypes} if each != dtype and is_floating(each)}
+        wanted = [
+            one in cast and by_default for one, by_default in zip(dtypes, flat.structure.remember(_by_default), strict=True)
+        ]
+    else:
+        wanted = [one != dtype and (predicate is None or bool(predicate(one))) for one in dtypes]
+    new = [leaf.astype(dtype) if casts else leaf for leaf, casts in zip(flat.leaves, wanted, strict=True)]
+    return with_leaves(tree, new) if any(wanted) else tree
 
-    def wanted(leaf: mx.array) -> bool:
-        return leaf.dtype != dtype and (predicate is None or bool(predicate(leaf.dtype)))
 
-    new = [leaf.astype(dtype) if cast and wanted(leaf) else leaf for leaf, cast in zip(flat.leaves, casts, strict=True)]
-    return with_leaves(tree, new)  # type: ignore[no-any-return]
-
-
-def _cast_by_default(structure: Structure) -> tuple[bool, ...]:
+def _by_default(structure: Structure) -> tuple[bool, ...]:
     """Return for each leaf whether no field that holds it was declared with ``cast=False``."""
     return tuple([all(map(fields.cast, above)) for above in structure.remember(leaf_fields)])

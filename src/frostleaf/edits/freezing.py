@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
@@ -20,7 +20,7 @@ from ..core.instance import Definition, Metadata, children_of, level_of, metadat
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
 from ..core.sharing import change_modules, remade
-from ..core.structure import Structure, child_specs, flat_of, leaf_fields
+from ..core.structure import Structure, child_specs, flat_of, leaf_fields, leaf_spans
 from ..core.words import Path, describe, keystr
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
@@ -71,15 +71,20 @@ def with_frozen(tree: T, selected: Collection[Path], frozen: bool) -> T:
             as it is.
     """
     structure = flat_of(tree).structure
-    paths, status = structure.leaf_paths(), structure.remember(_status)
-    above = [[path[:length] for length in range(len(path) + 1) if path[:length] in selected] for path in paths]
-    wanted = [frozen if over and parameter else now for over, (parameter, now) in zip(above, status, strict=True)]
-    if empty := {*selected}.difference(*above):
-        stay = {
-            path for path, (parameter, _), after in zip(paths, status, wanted, strict=True) if parameter and after != frozen
-        }
+    spans, status = structure.remember(leaf_spans), structure.remember(_status)
+    wanted = [now for _, now in status]
+    empty: set[Path] = set()
+    for path in selected:
+        start, stop = spans.get(path, (0, 0))
+        wanted[start:stop] = [frozen if parameter else now for parameter, now in status[start:stop]]
+        if start == stop:
+            empty.add(path)
+    if empty:
+        pairs = zip(structure.leaf_paths(), status, wanted, strict=True)
+        stay = {path for path, (parameter, _), after in pairs if parameter and after != frozen}
         _require_sources(empty, all_ties(tree), stay, "trainable" if frozen else "frozen")
-    return _with_status(tree, iter(wanted))  # type: ignore[no-any-return]
+    marks = [_Mark(after, after != now) for (_, now), after in zip(status, wanted, strict=True)]
+    return _with_status(tree, iter(marks))  # type: ignore[no-any-return]
 
 
 def require_no_static(tree: Any, paths: Iterable[Path]) -> None:
@@ -164,14 +169,21 @@ def _frozen(spec: Any, path: Path = (), around: Metadata | None = None, frozen: 
             yield from _frozen(child, (*path, entry), around, frozen)
 
 
-def _with_status(tree: Any, wanted: Iterator[bool]) -> Any:
-    """Freeze each leaf as ``wanted`` says, in the order of the leaves."""
+class _Mark(NamedTuple):
+    """Whether a leaf is to be frozen, and whether its module's names have to be looked at for that."""
+
+    frozen: bool
+    changes: bool
+
+
+def _with_status(tree: Any, marks: Iterator[_Mark]) -> Any:
+    """Freeze each leaf as its mark says, in the order of the leaves."""
 
     def enter(path: Path, value: Any) -> Any:
         if isinstance(value, LEAF):
-            next(wanted)
+            next(marks)
             return value
-        return _node_with_status(value, wanted) if isinstance(value, Node) else Descend
+        return _node_with_status(value, islice(marks, len(flat_of(value).leaves))) if isinstance(value, Node) else Descend
 
     return rewrite(tree, enter)
 
@@ -182,11 +194,15 @@ _SAME_NAME = (
 )
 
 
-def _node_with_status(node: Node, wanted: Iterator[bool]) -> Node:
+def _node_with_status(node: Node, marks: Iterable[_Mark]) -> Node:
+    rest = iter(inside := [*marks])
+    if not any(mark.changes for mark in inside):
+        return node
     before = metadata_of(node).frozen
-    wants = {path: list(islice(wanted, len(flat_of(value).leaves))) for _, (path, value) in _own(node)}
+    wants = {path: list(islice(rest, len(flat_of(value).leaves))) for _, (path, value) in _own(node)}
+    partly = {path for path, want in wants.items() if not all(mark.frozen for mark in want)}
     # A name may stay if all that it covers is to be frozen; where one goes, what it covered is named piece by piece.
-    goes = {name for path, want in wants.items() if not all(want) for name in names_above(path) if name in before}
+    goes = {name for path in partly for name in names_above(path) if name in before}
     stays = before - goes
     added: set[str] = set()
 
@@ -195,14 +211,15 @@ def _node_with_status(node: Node, wanted: Iterator[bool]) -> Node:
             return Descend
         if not stays.intersection(names_above(path)):
             if isinstance(value, Node):
-                return _node_with_status(value, iter(wants[path]))
-            if all(wants[path]):
+                uncovered = not goes.isdisjoint(names_above(path))
+                return _node_with_status(value, [_Mark(mark.frozen, mark.changes or uncovered) for mark in wants[path]])
+            if path not in partly:
                 added.add(keystr(path))
         return value
 
     changes = {name: rewrite(child, enter, path=(name,)) for name, child in children_of(node).items()}
-    for path, want in wants.items():
-        if not all(want) and (name := keystr(path)) in added:
+    for path in partly:
+        if (name := keystr(path)) in added:
             raise ValueError(_SAME_NAME.format(cls=type(node).__name__, name=name))
     return evolve(node, changes, frozen=frozenset(stays | added), convert=False)
 

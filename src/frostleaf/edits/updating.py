@@ -28,11 +28,11 @@ def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter |
     if filter_fn is not None:
         return update(module, filter_and_map(module, filter_fn, map_fn), strict=True)
     flat = flat_of(module)
-    new = []
-    for index, (leaf, saved) in enumerate(zip(flat.leaves, flat.structure.remember(_persistent), strict=True)):
-        new.append(map_fn(leaf) if saved else leaf)
-        if not isinstance(new[-1], LEAF):
-            raise ValueError(_INVALID.format(kind=type(new[-1]).__name__, path=flat.structure.leaf_names()[index]))
+    saved = flat.structure.remember(_persistent)
+    new = [map_fn(leaf) if mapped else leaf for leaf, mapped in zip(flat.leaves, saved, strict=True)]
+    for index, leaf in enumerate(new):
+        if not isinstance(leaf, LEAF):
+            raise ValueError(_INVALID.format(kind=type(leaf).__name__, path=flat.structure.leaf_names()[index]))
     return with_leaves(module, new, convert=True)  # type: ignore[no-any-return]
 
 

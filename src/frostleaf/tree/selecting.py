@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 from ..core.definition import Node
 from ..core.instance import metadata_of
 from ..core.shapes import LEAF
-from ..core.structure import flat_of
+from ..core.structure import flat_of, leaf_spans
 from ..core.words import Path, describe, keystr, nearest, nearest_paths
 from .walk import Descend, field_level, rewrite, tied_places, ties_in
 
@@ -127,8 +127,12 @@ def search(tree: Any, where: Where) -> Found:
 
 def mask(tree: Any, where: Where) -> list[bool]:
     """Return for each leaf whether ``where`` selects it or something that holds it."""
-    selected = search(tree, where).values
-    return [any(path[:length] in selected for length in range(len(path) + 1)) for path in flat_of(tree).structure.leaf_paths()]
+    structure = flat_of(tree).structure
+    spans, chosen = structure.remember(leaf_spans), [False] * structure.num_leaves
+    for path in search(tree, where).values:
+        start, stop = spans.get(path, (0, 0))
+        chosen[start:stop] = [True] * (stop - start)
+    return chosen
 
 
 def _only_place(tree: Any, name: str) -> tuple[Path, Any] | None:
