@@ -47,6 +47,8 @@ def describe(value: Any, depth: int = 2) -> str:
     >>> describe(mx.zeros((2, 3), mx.bfloat16)), describe(mx.tanh), describe({"a": [mx.array(1), 3]})
     ('bf16[2,3]', 'tanh', "{'a': [i32[], 3]}")
     """
+    if isinstance(value, bool | int | float | str | None):
+        return _shortened(repr(value))
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if isinstance(name, str):
         # Each of MLX's schedules is called "schedule", so a closure goes by the name of the function that made it.
@@ -117,9 +119,14 @@ def _shortened(text: str) -> str:
 
 def shape_and_dtype(shape: Iterable[object], dtype: mx.Dtype) -> str:
     """Return a shape and a dtype in the short form of JAX: ``"f32[2,3]"``."""
+    return f"{_short_name(dtype)}[{','.join([str(length) for length in shape])}]"
+
+
+@functools.cache
+def _short_name(dtype: mx.Dtype) -> str:
     name = dtype_name(dtype)
     letters = name.rstrip("0123456789")
-    return f"{_SHORT.get(letters, letters)}{name[len(letters) :]}[{','.join(map(str, shape))}]"
+    return f"{_SHORT.get(letters, letters)}{name[len(letters) :]}"
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import mlx.core as mx
+
 from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
 from ..core.shapes import LEAF
-from ..core.words import Path, describe, keystr
+from ..core.words import Path, describe, keystr, shape_and_dtype
 
 WIDTH = 100
 FROZEN_MARK = "❄"
@@ -32,22 +34,29 @@ def _text(value: Any, owner: Node | None, path: Path, start: int, training: bool
 
     The path is that from the root, and in ``owner`` it is what begins at ``start``. ``tied`` has the source of each tied place.
     """
-    if path in tied:
+    if tied and path in tied:
         return TIED_MARK + tied[path]
     if isinstance(value, LEAF):
-        mark = FROZEN_MARK if owner is not None and metadata_of(owner).freezes(path[start:]) else ""
-        return mark + describe(value)
+        frozen = owner is not None and metadata_of(owner).freezes(path[start:])
+        return f"{FROZEN_MARK * frozen}{shape_and_dtype(value.shape, value.dtype)}"
     if len(path) >= DEEPEST:
         return describe(value)
     if isinstance(value, Node):
         if not is_finished(value):
             return f"{type(value).__name__}(<being built>)"
-        mode = metadata_of(value).training
+        metadata = metadata_of(value)
+        mode = metadata.training
         mark = "" if mode == training else "[train]" if mode else "[eval]"
-        tied.update(((*path, *target), keystr(source)) for target, source in metadata_of(value).ties)
-        fields = value._shown_fields() if hasattr(value, "_shown_fields") else field_values(value).items()
-        texts = [(field, _text(child, value, (*path, field), len(path), mode, tied)) for field, child in fields]
-        parts = [f"{field}={shown}" if field.isidentifier() else f"{field}{shown}" for field, shown in texts]
+        tied.update(((*path, *target), keystr(source)) for target, source in metadata.ties)
+        plain = not metadata.frozen and not tied
+        shown_fields = getattr(type(value), "_shown_fields", None)
+        parts = []
+        for field, child in shown_fields(value) if shown_fields else field_values(value).items():
+            if plain and type(child) is mx.array:
+                parts.append(f"{field}={shape_and_dtype(child.shape, child.dtype)}")
+            else:
+                shown = _text(child, value, (*path, field), len(path), mode, tied)
+                parts.append(f"{field}={shown}" if field.isidentifier() else f"{field}{shown}")
         return _bracketed(f"{type(value).__name__}{mark}(", parts, ")")
     if isinstance(value, tuple | list):
         parts = [_text(child, owner, (*path, index), start, training, tied) for index, child in enumerate(value)]

@@ -209,9 +209,9 @@ def _node_with_status(node: Node, marks: Iterable[_Mark]) -> Node:
     def enter(path: Path, value: Any) -> Any:
         if path not in wants:
             return Descend
-        if not stays.intersection(names_above(path)):
+        if not stays or stays.isdisjoint(names_above(path)):
             if isinstance(value, Node):
-                uncovered = not goes.isdisjoint(names_above(path))
+                uncovered = bool(goes) and not goes.isdisjoint(names_above(path))
                 return _node_with_status(value, [_Mark(mark.frozen, mark.changes or uncovered) for mark in wants[path]])
             if path not in partly:
                 added.add(keystr(path))
