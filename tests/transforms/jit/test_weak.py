@@ -49,6 +49,13 @@ class OtherBlock(Block):
     pass
 
 
+class NeverLate(Block):
+    """A class that is put together at once."""
+
+    def __getattr__(self, name):
+        raise AttributeError(name)
+
+
 class Table(fl.Module):
     block: Any
 
@@ -69,6 +76,7 @@ HOLDERS = {
     "in a set": (lambda fn: frozenset([fn]), lambda held, x: next(iter(held))(x)),
     "dataclass in a partial": (lambda fn: functools.partial(call_held, Holding(fn)), lambda held, x: held(x)),
     "module": (Block, lambda held, x: held(x)),
+    "module that is put together at once": (NeverLate, lambda held, x: held(x)),
     "module with a dataclass": (lambda fn: Block(Holding(fn)), lambda held, x: held(x)),
     "module with a tuple": (lambda fn: Block([fn, 1]), lambda held, x: held(x)),
     "module in containers": (lambda fn: [{"a": Block(fn)}], lambda held, x: held[0]["a"](x)),
@@ -193,6 +201,58 @@ def test_a_function_of_a_script_is_let_go_when_it_is_defined_anew(monkeypatch):
     assert [each() for each in references] == [None] * 3
 
 
+@pytest.mark.parametrize("cls", [Block, NeverLate])
+def test_a_result_with_what_can_not_be_hashed_lets_its_functions_go(cls):
+    jitted = fl.jit(lambda model, x: (model, bytearray(b"a"), [x + 1]))
+    fn = lambda x: x + 1  # noqa: E731
+    alive = weakref.ref(fn)
+    outs = [jitted(cls(fn), X) for _ in range(3)]
+    assert all(model(X).tolist() == out.tolist() == [1, 2, 3] for model, _, [out] in outs)
+    assert len({id(made) for _, made, _ in outs}) == 3
+    assert jitted.trace_count == 1
+    del fn, outs
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("inside", ["grad", "vmap", "jit"])
+def test_a_trace_inside_another_transformation_lets_its_functions_go(inside):
+    jitted = fl.jit(lambda model, x: (model(x), model))
+
+    def call(model):
+        if inside == "grad":
+            return fl.grad(lambda model: jitted(model, X)[0].sum())(model)
+        if inside == "vmap":
+            return fl.vmap(lambda x: jitted(model, x)[0])(mx.stack([X, X]))
+        return outer(model, X)
+
+    outer = fl.jit(lambda model, x: jitted(model, x))
+    references = []
+    for number in range(3):
+        fn = lambda x, number=number: x * number  # noqa: E731
+        references.append(weakref.ref(fn))
+        for _ in range(3):
+            fl.eval(call(Block(fn)))
+    del fn
+    gc.collect()
+    assert [each() for each in references] == [None] * 3
+
+
+def test_an_error_in_a_trace_leaves_nothing_behind():
+    def fails(model, x):
+        raise ValueError("no")
+
+    jitted = fl.jit(fails)
+    fn = lambda x: x  # noqa: E731
+    alive = weakref.ref(fn)
+    with pytest.raises(ValueError, match="no"):
+        jitted(Block(fn), X)
+    del fn
+    gc.collect()
+    assert alive() is None
+    assert not jitted.options.programs
+
+
 @pytest.mark.parametrize("wrap", [lambda fn: fn, Holding])
 def test_a_training_loop_traces_once_and_lets_its_functions_go(wrap):
     @fl.jit
@@ -221,9 +281,11 @@ def test_a_result_of_another_thread_holds_what_it_was_given():
     step = fl.jit(lambda model, x: (model(x), model))
     fn = lambda x: x + 1  # noqa: E731
 
+    mx.eval(X)  # in the thread that it belongs to
+
     def one_step(fn):
         out = step(Block(fn), X)
-        fl.eval(out)  # in the thread that it belongs to
+        fl.eval(out)
         return out
 
     alive = weakref.ref(fn)

@@ -90,13 +90,8 @@ class Program:
                 spec, static = out.structure.spec, _own
             kept = weakened(spec, lent.result)
             computed, origins = inputs.separate(out.leaves)
-            return computed, _Result(
-                kept,
-                kept is not spec,
-                origins,
-                static,
-                Traced(names, tuple(map(remembered, present)), arrays, context.get().dtype),
-            )
+            traced = Traced(names, tuple(map(remembered, present)), arrays, context.get().dtype)
+            return computed, _Result(kept, kept is not spec, origins, static, traced)
 
         Shell.forget_retired()
         self._shell = Shell(on_leaves)
