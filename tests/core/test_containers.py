@@ -120,6 +120,13 @@ class Config:
     note: Any = dataclasses.field(default=None, compare=False)
 
 
+class Worker:
+    def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+WORKER, OTHER = Worker(), Worker()
 UTC = datetime.timezone.utc
 NOON = datetime.datetime(2020, 1, 1, 12, tzinfo=UTC)
 
@@ -134,7 +141,8 @@ DISTINCT = [
     Level.ONE, (), [], {}, frozenset(), set(), (1,), [1], (True,), {1: 2}, {True: 2}, {1: 2.0}, {"a": 1, "b": 2},
     {"b": 2, "a": 1}, MappingProxyType({1: 2}), OrderedDict({1: 2}), deque([1]), Pair(1, 2), (1, 2), frozenset({1}),
     frozenset({1.0}), {1}, add, len, int, float, mx.float16, mx.float32, functools.partial(add), functools.partial(add, 1),
-    functools.partial(add, 1.0), functools.partial(add, right=1), functools.partial(len),
+    functools.partial(add, 1.0), functools.partial(add, right=1), functools.partial(len), Worker.run,
+    WORKER.run, WORKER.stop, OTHER.run, WORKER,
 ]  # fmt: skip
 
 
@@ -153,6 +161,7 @@ def test_two_values_share_a_key_only_if_they_are_interchangeable() -> None:
         lambda: frozenset({(1, 2.0)}),
         lambda: functools.partial(add, 1, right=(float("nan"),)),
         lambda: 10**20,
+        lambda: WORKER.run,
         lambda: Pair(1, "x" * 3),
         lambda: complex("nan+0j"),
         lambda: Config((float("nan"), np.float32("nan"))),

@@ -72,6 +72,8 @@ def static_key(value: Any) -> Any:
         return kind, frozenset([static_key(item) for item in value])
     if isinstance(value, functools.partial):
         return kind, static_key(value.func), static_key(value.args), static_key(value.keywords)
+    if kind is types.MethodType and is_told_by_identity(value.__self__):
+        return kind, value.__func__, value.__self__
     if isinstance(value, _TOLD_BY_PARTS):
         return kind, static_key(value.__reduce_ex__(4)[1])
     if hasattr(kind, "__array__") or hasattr(kind, "__dlpack__"):
@@ -111,6 +113,12 @@ class _Unhashable(_Same):
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
+
+
+def is_told_by_identity(value: Any) -> bool:
+    """Return whether a value is equal to nothing but itself."""
+    kind: Any = type(value)
+    return kind.__eq__ is object.__eq__ and kind.__hash__ is object.__hash__
 
 
 def compared_fields(kind: Any) -> tuple[str, ...]:

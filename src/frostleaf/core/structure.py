@@ -100,7 +100,7 @@ class Signature:
         leaves: The shape and the dtype of each leaf, in order.
     """
 
-    __slots__ = ("_hash", "leaves", "structure")
+    __slots__ = ("__weakref__", "_hash", "leaves", "structure")
 
     def __init__(self, structure: Structure, leaves: tuple[tuple[tuple[int, ...], mx.Dtype], ...]) -> None:
         self.structure = structure

@@ -25,7 +25,6 @@ from .arguments import Numbers, require_no_arrays, require_no_iterator, unhashab
 from .captured import warn_of_captured
 from .explanation import History
 from .program import NeedsShapes, Program
-from .weak import Weak, weakened
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -57,8 +56,9 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does without
     ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
 
-    Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped. An object that can
-    change gives a :class:`MutableArgumentWarning`, a number that is another in each call a :class:`RetraceWarning`.
+    Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped, also where they stood
+    in partials, dataclasses or static fields. An object that can change gives a :class:`MutableArgumentWarning`, a number that
+    is another in each call a :class:`RetraceWarning`.
 
     A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
     as a decorator in a class body it makes a compiled method.
@@ -213,7 +213,7 @@ class Jitted(Wrapped[P, R]):
         try:
             if program is None:
                 return self._first_call(key, values, names, given)  # type: ignore[no-any-return]
-            return program(given)  # type: ignore[no-any-return]
+            return program(given, key)  # type: ignore[no-any-return]
         except NeedsShapes:
             warn_of_addmm(self._fn)
             traces.shapeless = False
@@ -231,10 +231,9 @@ class Jitted(Wrapped[P, R]):
             warn_of_captured(self._fn, static, _classes(values))
         warn_of_mutable(self._fn, static, traces.warned)
         traces.numbers.add(self._fn, static, given)
-        weak: list[Weak] = []
-        structures = tuple([weakened(flat_of(value).structure, weak) for value in values])
+        structures = tuple([flat_of(value).structure for value in values])
         arguments = [self._argument(position, len(values), names) for position in range(len(values))]
-        program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history, weak)
+        program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history)
         program.used = _tick()
         kept = tuple(program.key)
         with _lock:
@@ -242,7 +241,7 @@ class Jitted(Wrapped[P, R]):
             program = traces.programs.setdefault(kept, program)  # another thread may have been faster
         del dropped  # outside the lock
         try:
-            return program(given)
+            return program(given, key)
         finally:
             self._settle(kept, program)
 

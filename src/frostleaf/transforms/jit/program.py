@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from .changes import Arguments
 from .compiled import Dropped, Shell, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, graph_of, put_back
-from .weak import Weak, with_structure
+from .weak import Given, Lent, restored, structure_of, weakened, with_structure
 
 
 class NeedsShapes(Exception):  # noqa: N818
@@ -33,20 +34,19 @@ class Program:
 
     Args:
         fn: The function.
-        structures: Those of the arguments, weakened.
+        structures: Those of the arguments.
         key: What tells its calls from others: what holds where it is called, the names of arguments, and their signatures.
         arguments: The names of all arguments.
         shapeless: Whether it serves all shapes.
         history: What its function was traced for.
-        weak: The values it was made for that may go.
 
     Attributes:
-        key: The same with the weakened structures.
+        key: The same with the weak forms of the structures.
         used: When it was last called; later is more.
         traced: Whether it has been traced.
     """
 
-    __slots__ = ("_compiled", "_history", "_shell", "_weak", "_weak_parts", "key", "traced", "used")
+    __slots__ = ("_compiled", "_history", "_references", "_shell", "_structures", "_weak_parts", "key", "traced", "used")
 
     def __init__(
         self,
@@ -56,15 +56,17 @@ class Program:
         arguments: Sequence[str],
         shapeless: bool,
         history: History,
-        weak: Sequence[Weak],
     ) -> None:
         names = key[1]
+        lent = Lent()
+        structures = tuple([weakened(structure, lent.argument) for structure in structures])
 
         def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
             begun = saved_state()
             arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
             inputs, rest = Inputs(leaves), iter(leaves)
-            values = [unflatten(structure, rest) for structure in structures]
+            present = _calls.structures[-1] if lent.references else structures
+            values = [unflatten(structure, rest) for structure in present]
             before = Arguments(values, arguments, inputs)
             positional = len(values) - len(names)
             result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
@@ -72,7 +74,7 @@ class Program:
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
             given = [
                 (keystr((name, *path)), value)
-                for name, structure in zip(arguments, structures, strict=True)
+                for name, structure in zip(arguments, present, strict=True)
                 for path, value in structure.static_values()
             ]
             require_no_arrays(fn, given)  # which it may have put there
@@ -85,24 +87,30 @@ class Program:
                 spec = out.structure if isinstance(result, Node) else out.structure.spec
                 spec = defer(spec, iter(out.leaves), shapeless)
             else:
-                spec, static = out.structure, _own
+                spec, static = out.structure.spec, _own
+            kept = weakened(spec, lent.result)
             computed, origins = inputs.separate(out.leaves)
-            return computed, _Result(
-                spec, origins, static, Traced(names, tuple(map(remembered, structures)), arrays, context.get().dtype)
-            )
+            traced = Traced(names, tuple(map(remembered, present)), arrays, context.get().dtype)
+            return computed, _Result(kept, kept is not spec, origins, static, traced)
 
         Shell.forget_retired()
         self._shell = Shell(on_leaves)
         self._compiled = mx.compile(self._shell, shapeless=shapeless)
         self._history = history
-        self._weak = weak
+        self._structures = structures
+        self._references = lent.references
         self.key = [*key[:2], *map(with_structure, key[2:], structures)]
         self._weak_parts = [at for at, part in enumerate(self.key) if part is not key[at]]
         self.used = 0
         self.traced = False
 
-    def __call__(self, given: list[mx.array]) -> Any:
+    def __call__(self, given: list[mx.array], key: Sequence[Any]) -> Any:
+        """Return the result for the arrays of a call, and its key, which has the structures of its arguments."""
         state = saved_state()
+        weak = self._weak_parts
+        if weak:
+            present = self._present(key)
+            _calls.structures.append(present)
         try:
             outputs, result, drawn = self._compiled(given, state)
         except ValueError as error:
@@ -110,6 +118,9 @@ class Program:
                 raise
             # The function also reads one of its arguments from outside, and MLX can't tell the constant from the argument.
             outputs, result, drawn = self._compiled([mx.contiguous(array) for array in given], mx.contiguous(state))
+        finally:
+            if weak:
+                _calls.structures.pop()
         if drawn:
             require_own_state()
             restore_state(drawn[0])
@@ -118,7 +129,8 @@ class Program:
             self._history.add(traced, in_new_program=not self.traced)
             self.traced = True
         put_back(outputs, result.origins, given)
-        out = unflatten(result.spec, iter(outputs), result.static)
+        spec = restored(result.spec, Given(present)) if result.is_weak else result.spec
+        out = unflatten(spec, iter(outputs), result.static)
         if traced is not None:
             del result
             self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
@@ -129,13 +141,18 @@ class Program:
 
         The next call is likely to have the very same structures, which need not be looked into to find them equal.
         """
+        return [self.key[at] if at in self._weak_parts else part for at, part in enumerate(key)]
+
+    def _present(self, key: Sequence[Any]) -> list[Structure]:
+        """Return the structures of the arguments of a call, which hold what this does not."""
+        present = list(self._structures)
         for at in self._weak_parts:
-            key[at] = self.key[at]
-        return key
+            present[at - len(key)] = structure_of(key[at])
+        return present
 
     def is_for_nobody(self) -> bool:
         """Return whether a value that it was made for is gone."""
-        return any(each.value is None for each in self._weak)
+        return any(each.value is None for each in self._references)
 
     def __del__(self, dropped: Dropped = dropped) -> None:
         self._shell.retire()
@@ -144,18 +161,30 @@ class Program:
         dropped.clear()
 
 
+class _Calls(threading.local):
+    """The structures of the arguments of the calls in this thread that may be traced, while MLX computes them."""
+
+    def __init__(self) -> None:
+        self.structures: list[list[Structure]] = []
+
+
+_calls = _Calls()
+
+
 @attrs.define
 class _Result:
     """What one trace found out about its result.
 
     Attributes:
         spec: The spec of the result, as in :class:`~frostleaf.core.structure.Structure`.
+        is_weak: Whether it has weak forms in it, of what the arguments have.
         origins: Which of its leaves are arguments passed through.
         static: Makes the static values of each call: copies, where a caller could change them. ``None`` if no caller could.
         traced: What the function was traced for, until that has been noted.
     """
 
     spec: Any
+    is_weak: bool
     origins: Origins
     static: Callable[[Any], Any] | None
     traced: Traced | None
