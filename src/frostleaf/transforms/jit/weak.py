@@ -61,11 +61,8 @@ class WeakMetadata(Metadata):
     __slots__ = ()
 
     def __init__(self, metadata: Metadata, key: Any) -> None:
-        self.static = dict.fromkeys(metadata.static)
-        self.training, self.frozen, self.ties = metadata.training, metadata.frozen, metadata.ties
-        self.static_key = key
-        self._key = (self.training, self.frozen, self.ties, key)
-        self._hash = hash(metadata)
+        super().__init__(dict.fromkeys(metadata.static), metadata.training, metadata.frozen, metadata.ties)
+        self._static_key, self._hash = key, hash(metadata)
 
 
 class WeakStructure(Structure):
