@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import is_
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -115,16 +116,23 @@ def with_values(tree: Any, new: Mapping[Path, Any], convert: bool = True) -> Any
         values = tree.__dict__
         below = {name: with_values(values[name], each, convert) for name, each in inside.items() if name in values}
         return _with_fields(tree, {name: value for name, value in below.items() if value is not values[name]}, convert)
-    here = tree_level(tree) if inside and type(tree) is not tuple else None
-    if here is None and type(tree) is not tuple:
+    after: Any
+    if type(tree) is tuple or type(tree) is MappingProxyType:
+        entries = inside.keys() & (tree.keys() if isinstance(tree, Mapping) else range(len(tree)))
+        after = dict(tree) if isinstance(tree, Mapping) else list(tree)
+        for entry in entries:
+            after[entry] = with_values(tree[entry], inside[entry], convert)
+        if all(after[entry] is tree[entry] for entry in entries):
+            return tree
+        return MappingProxyType(after) if isinstance(after, dict) else tuple(after)
+    here = tree_level(tree) if inside else None
+    if here is None:
         return tree
-    before, entries = (here.children, here.entries) if here else (tree, range(len(tree)))
-    after = list(before)
-    for index in inside.keys() & entries if here is None else [at for at, each in enumerate(entries) if each in inside]:
-        after[index] = with_values(after[index], inside[entries[index]], convert)
-    if all(map(is_, after, before)):
-        return tree
-    return here.make(after) if here else tuple(after)
+    after = [
+        with_values(child, inside[entry], convert) if entry in inside else child
+        for entry, child in zip(here.entries, here.children, strict=True)
+    ]
+    return tree if all(map(is_, after, here.children)) else here.make(after)
 
 
 def _with_fields(node: Instance, changes: Mapping[str, Any], convert: bool) -> Any:
@@ -138,9 +146,11 @@ def _with_fields(node: Instance, changes: Mapping[str, Any], convert: bool) -> A
 
 
 def _may_replace(old: Any, new: Any) -> bool:
-    """Return whether a new value needs no check: arrays and finished modules don't, nor do tuples in which these changed."""
+    """Return whether a new value needs no check: arrays and finished modules don't, nor containers of these."""
     if type(new) is _ARRAY or (isinstance(new, Instance) and is_finished(new)):
         return True
+    if type(new) is MappingProxyType and type(old) is MappingProxyType and [*new] == [*old]:
+        new, old = (*new.values(),), (*old.values(),)
     if type(new) is not tuple or type(old) is not tuple or len(new) != len(old):
         return False
     return all(_may_replace(before, after) for before, after in zip(old, new, strict=True) if after is not before)

@@ -405,12 +405,12 @@ def _add_spans(spec: Any, path: Path, start: int, spans: dict[Path, tuple[int, i
     return stop
 
 
-def leaf_fields(structure: Structure) -> tuple[tuple[Attribute[Any], ...], ...]:
-    """Return for each leaf the fields that hold it, from the outermost module to the innermost."""
-    return tuple(_fields_above_leaves(structure.spec, ()))
+def leaf_flags(structure: Structure, flag: Callable[[Attribute[Any]], bool]) -> Iterator[bool]:
+    """Yield for each leaf whether ``flag`` holds for each field of a module that holds it."""
+    return _flags_below(structure.spec, flag, True)
 
 
-def _fields_above_leaves(spec: Any, above: tuple[Attribute[Any], ...]) -> Iterator[tuple[Attribute[Any], ...]]:
+def _flags_below(spec: Any, flag: Callable[[Attribute[Any]], bool], above: bool) -> Iterator[bool]:
     if isinstance(spec, Structure):
         spec = spec.spec
     if spec is mx.array:
@@ -419,7 +419,7 @@ def _fields_above_leaves(spec: Any, above: tuple[Attribute[Any], ...]) -> Iterat
         kind, metadata, specs = spec
         fields = kind.__frostleaf__.fields if type(metadata) is Metadata else {}
         for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
-            yield from _fields_above_leaves(child, (*above, fields[entry]) if fields else above)
+            yield from _flags_below(child, flag, above and (not fields or flag(fields[entry])))
 
 
 def child_specs(specs: Any) -> Sequence[Any]:

@@ -10,7 +10,7 @@ import mlx.core as mx
 from ..core import fields
 from ..core.arguments import require_callable
 from ..core.sharing import with_leaves
-from ..core.structure import Structure, flat_of, leaf_fields
+from ..core.structure import Structure, flat_of, leaf_flags
 from ..core.words import describe
 
 T = TypeVar("T")
@@ -56,4 +56,4 @@ def astype(tree: T, dtype: mx.Dtype, predicate: Predicate | None = is_floating) 
 
 def _by_default(structure: Structure) -> tuple[bool, ...]:
     """Return for each leaf whether no field that holds it was declared with ``cast=False``."""
-    return tuple([all(map(fields.cast, above)) for above in structure.remember(leaf_fields)])
+    return tuple(leaf_flags(structure, fields.cast))

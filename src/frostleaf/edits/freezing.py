@@ -20,7 +20,7 @@ from ..core.instance import Definition, Metadata, children_of, level_of, metadat
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
 from ..core.sharing import change_modules, remade
-from ..core.structure import Structure, child_specs, flat_of, leaf_fields, leaf_spans
+from ..core.structure import Structure, child_specs, flat_of, leaf_flags, leaf_spans
 from ..core.words import Path, describe, keystr
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
@@ -142,8 +142,7 @@ def _require_sources(selected: Collection[Path], ties: Mapping[Path, Path], stay
 
 def _status(structure: Structure) -> tuple[tuple[bool, bool], ...]:
     """Return for each leaf whether it is a parameter (and not a buffer), and whether it is frozen."""
-    parameters = [all(map(fields.is_parameter, above)) for above in structure.remember(leaf_fields)]
-    return tuple(zip(parameters, _frozen(structure.spec), strict=True))
+    return tuple(zip(leaf_flags(structure, fields.is_parameter), _frozen(structure.spec), strict=True))
 
 
 def _frozen(spec: Any, path: Path = (), around: Metadata | None = None, frozen: bool = False) -> Iterator[bool]:

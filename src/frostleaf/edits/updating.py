@@ -13,7 +13,7 @@ from ..core.definition import Node
 from ..core.instance import children_of
 from ..core.shapes import LEAF
 from ..core.sharing import with_leaves, with_values
-from ..core.structure import Structure, flat_of, leaf_fields
+from ..core.structure import Structure, flat_of, leaf_flags
 from ..core.words import Path, describe, keystr, nearest
 from ..tree.walk import rewrite
 from .views import Filter, filter_and_map, is_content, items, node_children, parameters
@@ -38,7 +38,7 @@ def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter |
 
 def _persistent(structure: Structure) -> tuple[bool, ...]:
     """Return for each leaf whether it is saved with the parameters."""
-    return tuple([all(map(fields.persistent, above)) for above in structure.remember(leaf_fields)])
+    return tuple(leaf_flags(structure, fields.persistent))
 
 
 _INVALID = "Received invalid type: {kind} for {path}."

@@ -6,6 +6,7 @@ import fnmatch
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 from ..core.definition import Node
@@ -35,8 +36,8 @@ def matcher(where: Where) -> Matcher:
         matches = _glob(where)
         # The root has no name, so only "**" selects it, where it is an array.
         if where.split(".")[-1] == "**":
-            return lambda path, value: isinstance(value, LEAF) and matches(_names(path))
-        return lambda path, value: bool(path) and matches(_names(path))
+            return lambda path, value: isinstance(value, LEAF) and matches(path)
+        return lambda path, value: bool(path) and matches(path)
     if isinstance(where, type):
         return lambda path, value: isinstance(value, where)
     if callable(where) and _takes_two(where):
@@ -147,6 +148,9 @@ def _only_place(tree: Any, name: str) -> tuple[Path, Any] | None:
         elif type(tree) is tuple and part.isdecimal() and int(part) < len(tree) and part == str(int(part)):
             path.append(int(part))
             tree = tree[path[-1]]
+        elif type(tree) is MappingProxyType and part in tree and set(map(type, tree)) == {str} and "." not in "".join(tree):
+            path.append(part)
+            tree = tree[part]
         else:
             return None
     return tuple(path), tree
@@ -219,7 +223,9 @@ def covers(where: Where, other: Where) -> bool:
     (True, True, False)
     """
     globs = [part for part in _parts(where) if isinstance(part, str)]
-    return "**" in globs or all(is_path(part) and any(_glob(glob)(part.split(".")) for glob in globs) for part in _parts(other))
+    return "**" in globs or all(
+        is_path(part) and any(_glob(glob)(tuple(part.split("."))) for glob in globs) for part in _parts(other)
+    )
 
 
 def _parts(where: Where) -> Iterator[Where]:
@@ -245,15 +251,11 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _names(path: Path) -> list[str]:
-    """Return the names that a glob goes through. A key with dots in it is several, as it is where it is written."""
-    return keystr(path).split(".") if path else []
+def _glob(glob: str) -> Callable[[Path], bool]:
+    """Return the function of a path that says whether a glob matches it. A key with dots in it is several names.
 
-
-def _glob(glob: str) -> Callable[[Sequence[str]], bool]:
-    """Return the function of names that says whether a glob matches them.
-
-    It follows all ways to match at once, name by name, so that the time is at most the product of the two lengths.
+    It follows all ways to match at once, name by name, so that the time is at most the product of the two lengths. It goes on
+    from where it was for the path above.
     """
     any_names = None
     parts = [
@@ -272,15 +274,25 @@ def _glob(glob: str) -> Callable[[Sequence[str]], bool]:
                 found.add(at)
         return found
 
-    def matches(names: Sequence[str]) -> bool:
-        positions = reached([0])
-        for name in names:
-            after = []
+    known = {(): reached([0])}
+
+    def after(positions: Iterable[int], entry: Any) -> set[int]:
+        for name in str(entry).split("."):
+            then = []
             for at in positions:
                 part = parts[at] if at < len(parts) else None
                 if at < len(parts) and (part is None or part(name)):
-                    after.append(at if part is None else at + 1)
-            positions = reached(after)
-        return len(parts) in positions
+                    then.append(at if part is None else at + 1)
+            positions = reached(then)
+        return {*positions}
+
+    def matches(path: Path) -> bool:
+        if path not in known:
+            length = len(path) - 1
+            while path[:length] not in known:
+                length -= 1
+            for end in range(length, len(path)):
+                known[path[: end + 1]] = after(known[path[:end]], path[end])
+        return len(parts) in known[path]
 
     return matches
