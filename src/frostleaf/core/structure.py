@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -16,6 +16,8 @@ from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
 from .shapes import LEAF, ShapeDtypeStruct
 from .words import Path, class_name, describe, keystr
+
+R = TypeVar("R")
 
 
 class Structure:
@@ -34,27 +36,37 @@ class Structure:
     Structure({'a': *, 'b': (2, None)})
     """
 
-    __slots__ = ("__weakref__", "_hash", "_names", "num_leaves", "spec")
+    __slots__ = ("__weakref__", "_hash", "_remembered", "num_leaves", "spec")
 
     def __init__(self, spec: Any, num_leaves: int) -> None:
         self.spec = spec
         self.num_leaves = num_leaves
         self._hash: int | None = None
-        self._names: tuple[str, ...] | None = None
+        self._remembered: dict[Any, Any] = {}
 
-    def leaf_paths(self) -> list[Path]:
+    def remember(self, work_out: Callable[[Structure], R]) -> R:
+        """Return what a function works out of the structure, which is done once."""
+        try:
+            return self._remembered[work_out]  # type: ignore[no-any-return]
+        except KeyError:
+            result = self._remembered[work_out] = work_out(self)
+            return result
+
+    def leaf_paths(self) -> tuple[Path, ...]:
         """Return the path of each array: the names, keys and indices that lead to it."""
-        return [path for path, spec in specs_in(self) if spec is mx.array]
+        return self.remember(_leaf_paths)
 
     def leaf_names(self) -> tuple[str, ...]:
         """Return the path of each array as a dotted name."""
-        if self._names is None:
-            self._names = tuple([keystr(path) for path in self.leaf_paths()])
-        return self._names
+        return self.remember(_leaf_names)
 
     def static_values(self) -> Iterator[tuple[Path, Any]]:
         """Yield the path and the value of everything that is neither an array nor a container."""
-        return ((path, spec.value) for path, spec in specs_in(self) if isinstance(spec, Static))
+        return ((path, spec.value) for path, spec in self.remember(_static_specs))
+
+    def module_classes(self) -> tuple[type, ...]:
+        """Return the classes of the modules in the tree."""
+        return self.remember(_module_classes)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Structure) and self.spec == other.spec)
@@ -73,6 +85,14 @@ class Structure:
 
     def __reduce__(self) -> Any:
         return _structure, (to_picklable(self.spec), self.num_leaves)
+
+
+def _leaf_paths(structure: Structure) -> tuple[Path, ...]:
+    return tuple([path for path, spec in specs_in(structure) if spec is mx.array])
+
+
+def _leaf_names(structure: Structure) -> tuple[str, ...]:
+    return tuple([keystr(path) for path in structure.leaf_paths()])
 
 
 class Signature:
@@ -372,6 +392,37 @@ def specs_in(spec: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 def child_specs(specs: Any) -> Sequence[Any]:
     """Return the spec of each child of a node; a number stands for that many arrays."""
     return (mx.array,) * specs if isinstance(specs, int) else specs
+
+
+def _static_specs(structure: Structure) -> tuple[tuple[Path, Static], ...]:
+    return tuple(_static_specs_in(structure.spec, ()))
+
+
+def _static_specs_in(spec: Any, path: Path) -> Iterator[tuple[Path, Static]]:
+    if isinstance(spec, Static):
+        yield path, spec
+    elif isinstance(spec, Structure):
+        yield from [((*path, *inside), each) for inside, each in spec.remember(_static_specs)]
+    elif isinstance(spec, tuple) and not isinstance(spec[2], int):
+        kind, metadata, specs = spec
+        for entry, child in zip(entries_of(kind, metadata), specs, strict=True):
+            if child is not _ARRAY:
+                yield from _static_specs_in(child, (*path, entry))
+
+
+def _module_classes(structure: Structure) -> tuple[type, ...]:
+    return tuple(dict.fromkeys(_module_classes_in(structure.spec)))
+
+
+def _module_classes_in(spec: Any) -> Iterator[type]:
+    if isinstance(spec, Structure):
+        yield from spec.module_classes()
+    elif isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        if isinstance(metadata, Metadata):
+            yield kind
+        for child in () if isinstance(specs, int) else specs:
+            yield from _module_classes_in(child)
 
 
 class _Shown(str):
