@@ -266,6 +266,33 @@ def test_the_first_call_of_a_jitted_step(table, interleaved):
     table.add("the first call of a jitted training step / mx.compile", *taken, limit=1.1)
 
 
+@pytest.mark.parametrize("what", ["forward pass", "value_and_grad"])
+def test_the_first_call_of_a_jitted(what, table, interleaved):
+    ours, theirs = Ours(), MLX()
+
+    def first():
+        def forward(model, x):
+            return model(x)
+
+        def with_gradients(model, x):
+            return fl.value_and_grad(loss)(model, x)
+
+        return fl.jit(forward if what == "forward pass" else with_gradients)(ours.model, X)
+
+    def first_of_mlx():
+        def forward(x):
+            return theirs.model(x)
+
+        def with_gradients(x):
+            return theirs.loss_and_gradients(theirs.model, x)
+
+        state = [theirs.model.state]
+        return mx.compile(forward if what == "forward pass" else with_gradients, inputs=state, outputs=state)(X)
+
+    taken = interleaved(first, first_of_mlx, rounds=30, between=lambda _: mx.eval(ours.all(), theirs.all()))
+    table.add(f"the first call of a jitted {what} / mx.compile", *taken, limit=1.1)
+
+
 IMPORTING = """
 import sys, time
 import {}

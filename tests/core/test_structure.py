@@ -22,6 +22,7 @@ import pytest
 from shown import shown
 
 import frostleaf as fl
+from frostleaf.core import structure as structure_file
 
 A, B, C = mx.array(1), mx.array(2), mx.array(3)
 
@@ -259,6 +260,7 @@ def test_a_structure_is_its_own_deep_copy_and_equal_to_its_copy() -> None:
 IN_ANOTHER_PROCESS = """
 import pickle, sys
 import frostleaf as fl
+from frostleaf.core import structure as structure_file
 structure, model = pickle.load(sys.stdin.buffer)
 assert structure == fl.tree.structure(model) and hash(structure) == hash(fl.tree.structure(model))
 assert {structure: 1}[fl.tree.structure(model)] == 1
@@ -454,3 +456,30 @@ def test_deep_calls_around_a_tree_are_not_its_fault():
     with pytest.raises(RecursionError) as raised:
         call()
     assert "nested" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        mx.array(1),
+        3,
+        None,
+        (),
+        [mx.array(1), mx.array(2)],
+        {"b": [3, None, {"c": "text"}], "a": mx.array(1)},
+        fl.nn.Linear(2, 2),
+        fl.nn.Sequential(fl.nn.Linear(2, 2), mx.tanh, [fl.nn.relu, fl.nn.LayerNorm(2)]),
+        {"models": [fl.nn.Sequential(fl.nn.Linear(2, 2), mx.tanh), (fl.nn.Dropout(), 2)], "rate": 0.5},
+    ],
+)
+def test_static_values_and_classes_are_those_of_every_spec(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    structure = fl.tree.structure(tree)
+    specs = list(structure_file.specs_in(structure))
+    static = [(path, spec.value) for path, spec in specs if isinstance(spec, structure_file.Static)]
+    modules = [spec[0] for _, spec in specs if isinstance(spec, tuple) and issubclass(spec[0], fl.Module)]
+    assert list(structure.static_values()) == static
+    assert list(structure.module_classes()) == list(dict.fromkeys(modules))
+    monkeypatch.delattr(structure_file, "_static_specs_in")  # they are kept
+    monkeypatch.delattr(structure_file, "_module_classes_in")
+    assert list(structure.static_values()) == static
+    assert list(structure.module_classes()) == list(dict.fromkeys(modules))

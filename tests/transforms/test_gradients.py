@@ -8,6 +8,7 @@ import mlx.nn
 import pytest
 
 import frostleaf as fl
+from frostleaf.edits.freezing import trainable
 from frostleaf.transforms.gradients import NOTHING_TRAINABLE
 
 NAMED_TWICE = "can't differentiate {fn} with respect to arguments {argnums}: one of them is named twice"
@@ -265,6 +266,36 @@ def test_only_trainable_parts_have_a_gradient():
     assert (gradient.first.bias, gradient.second.running_mean, gradient.second.running_var) == (None, None, None)
     assert gradient.first.weight.shape == (2, 2)
     assert gradient.second.weight.shape == (2,)
+
+
+PARTLY = [
+    fl.nn.Linear(2, 2),
+    fl.nn.Linear(2, 2).freeze(keys="bias"),
+    fl.nn.Linear(2, 2, bias=False),
+    fl.nn.BatchNorm(2),
+    fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.relu, fl.nn.Linear(2, 2).freeze(), fl.nn.Dropout()),
+    {"layers": [fl.nn.Linear(2, 2), fl.nn.BatchNorm(2)], "n": 3, "name": "x", "none": None, "empty": ()},
+    [mx.ones(2), mx.array(1), mx.ones(3)],
+    (mx.ones(2), [mx.array(1)], fl.nn.Linear(2, 2).astype(mx.float16)),
+    mx.ones(2),
+    Tied(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)),
+    tied(),
+]
+
+
+@pytest.mark.parametrize("tree", PARTLY)
+def test_the_structure_of_a_gradient_is_that_of_the_tree_without_what_is_not_trained(tree):
+    def total(tree):
+        trained = [leaf for leaf in fl.tree.leaves(tree) if mx.issubdtype(leaf.dtype, mx.floating)]
+        return sum(leaf.astype(mx.float32).sum() for leaf in trained)
+
+    gradient, structure = fl.grad(total)(tree), fl.tree.structure(tree)
+    rest = iter(fl.tree.leaves(gradient))
+    values = [next(rest) if trains else None for trains in trainable(tree)]
+    anew = fl.tree.unflatten(structure, values, static=lambda _: None)  # without a structure of its own
+    assert fl.tree.structure(gradient) == fl.tree.structure(anew)
+    assert fl.tree.paths(gradient) == fl.tree.paths(anew)
+    assert repr(gradient) == repr(anew)
 
 
 def test_the_result_is_called_as_the_function_is():

@@ -63,7 +63,11 @@ class Structure:
 
     def static_values(self) -> Iterator[tuple[Path, Any]]:
         """Yield the path and the value of everything that is neither an array nor a container."""
-        return ((path, spec.value) for path, spec in specs_in(self) if isinstance(spec, Static))
+        return ((path, spec.value) for path, spec in self.remember(_static_specs))
+
+    def module_classes(self) -> tuple[type, ...]:
+        """Return the classes of the modules in the tree."""
+        return self.remember(_module_classes)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Structure) and self.spec == other.spec)
@@ -425,6 +429,37 @@ def _flags_below(spec: Any, flag: Callable[[Attribute[Any]], bool], above: bool)
 def child_specs(specs: Any) -> Sequence[Any]:
     """Return the spec of each child of a node; a number stands for that many arrays."""
     return (mx.array,) * specs if isinstance(specs, int) else specs
+
+
+def _static_specs(structure: Structure) -> tuple[tuple[Path, Static], ...]:
+    return tuple(_static_specs_in(structure.spec, ()))
+
+
+def _static_specs_in(spec: Any, path: Path) -> Iterator[tuple[Path, Static]]:
+    if isinstance(spec, Static):
+        yield path, spec
+    elif isinstance(spec, Structure):
+        yield from [((*path, *inside), each) for inside, each in spec.remember(_static_specs)]
+    elif isinstance(spec, tuple) and not isinstance(spec[2], int):
+        kind, metadata, specs = spec
+        for entry, child in zip(entries_of(kind, metadata), specs, strict=True):
+            if child is not _ARRAY:
+                yield from _static_specs_in(child, (*path, entry))
+
+
+def _module_classes(structure: Structure) -> tuple[type, ...]:
+    return tuple(dict.fromkeys(_module_classes_in(structure.spec)))
+
+
+def _module_classes_in(spec: Any) -> Iterator[type]:
+    if isinstance(spec, Structure):
+        yield from spec.module_classes()
+    elif isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        if isinstance(metadata, Metadata):
+            yield kind
+        for child in () if isinstance(specs, int) else specs:
+            yield from _module_classes_in(child)
 
 
 class _Shown(str):

@@ -401,6 +401,16 @@ def assign(key, new=lambda old: old + 1):
     return change
 
 
+def into(one, other):
+    one[:] = other
+
+
+def swap(one, other):
+    before = one + 0
+    into(one, other)
+    into(other, before)
+
+
 class Store:
     def __init__(self, keys):
         self.keys = keys
@@ -433,6 +443,11 @@ IN_PLACE = [
     (lambda: fl.nn.Linear(3, 1), lambda c: assign(0)(c.weight), "c.weight"),
     (lambda: Store(X), lambda c: c.grow(), "c.keys"),
     (lambda: [Store(X)], lambda c: c[0].grow(), "c.0.keys"),
+    (lambda: {"m": fl.nn.Linear(3, 1)}, assign("m", lambda old: old.replace(bias=old.bias + 1)), "c.m.bias"),
+    (lambda: {"m": fl.nn.Linear(3, 1)}, assign("m", lambda old: old.eval()), "c.m"),
+    (lambda: [X + 0, X + 1], lambda c: into(c[0], c[1]), "c.0"),
+    (lambda: [X + 0, X + 1, X + 2], lambda c: into(c[1], c[2]), "c.1"),
+    (lambda: [X + 0, X + 1], lambda c: swap(*c), "c.0"),
     (lambda: {"k": X}, assign("k", lambda old: np.ones(2)), "c"),
 ]  # fmt: skip
 
@@ -448,6 +463,49 @@ def test_a_change_in_place_of_an_argument_is_warned_of_once_a_trace(make, change
     message = CHANGED.format(fn="step", name=name)
     assert warned(lambda: (jitted(X, make()), jitted(X, make())), fl.MutableArgumentWarning) == [message]
     assert warned(lambda: jitted(X[:2], c=make()), fl.MutableArgumentWarning) == [message]
+
+
+@pytest.mark.parametrize("change", [into, swap, lambda one, other: into(one, one + 1)])
+@pytest.mark.parametrize("outer", [fl.jit, fl.grad, fl.value_and_grad])
+def test_a_change_in_place_is_warned_of_inside_other_transformations(change, outer):
+    """There, one argument may be computed from another."""
+
+    def step(c):
+        change(*c)
+        return (c[0] + 0).sum()
+
+    def around(x):
+        return fl.jit(step)([x, x * 2]) + 0
+
+    assert warned(lambda: outer(around)(mx.ones(2)), fl.MutableArgumentWarning) == [CHANGED.format(fn="step", name="c.0")]
+
+
+@pytest.mark.parametrize("outer", [fl.jit, fl.grad, fl.value_and_grad])
+def test_without_a_change_nothing_is_warned_of_inside_other_transformations(outer):
+    def around(x):
+        return fl.jit(lambda c: (c[0] * c[1]).sum())([x, x * 2]) + 0
+
+    assert warned(lambda: outer(around)(mx.ones(2)), fl.MutableArgumentWarning) == []
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 1001, 2500])
+def test_a_change_among_many_arrays_is_warned_of(count):
+    def step(c):
+        into(c[-1], c[-1] + 1)
+        return c[0] * 2
+
+    given = [mx.array([float(number)]) for number in range(count)]
+    name = f"c.{count - 1}"
+    assert warned(lambda: fl.jit(step)(given), fl.MutableArgumentWarning) == [CHANGED.format(fn="step", name=name)]
+    assert warned(lambda: fl.jit(lambda c: c[0] * 2)(given), fl.MutableArgumentWarning) == []
+
+
+def test_whether_arrays_were_assigned_to_is_asked_once_for_all(monkeypatch):
+    asked = []
+    export = mx.export_to_dot
+    monkeypatch.setattr(mx, "export_to_dot", lambda *args, **named: asked.append(len(args) - 1) or export(*args, **named))
+    fl.jit(lambda c: sum(c))([mx.ones(2) for _ in range(100)])
+    assert asked == [100]
 
 
 @pytest.mark.parametrize(("make", "change", "name"), IN_PLACE[:-1])

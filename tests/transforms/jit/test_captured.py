@@ -1,9 +1,12 @@
 """The warning of jit about arrays that a function reads from outside its arguments."""
 
+import dis
 import functools
+import gc
 import inspect
 import types
 import warnings
+import weakref
 from typing import Any
 
 import mlx.core as mx
@@ -385,3 +388,56 @@ def test_a_message_names_a_few_of_many():
     message = captured(eval(source, {"many": many}))[0]
     assert message.count("i32[2]") == 8
     assert ", ... from outside" in message
+
+
+def test_code_is_looked_through_once(monkeypatch):
+    looked_at = []
+    instructions = dis.get_instructions
+    monkeypatch.setattr(dis, "get_instructions", lambda code: looked_at.append(code.co_name) or instructions(code))
+
+    def helper(x):
+        return x + 1
+
+    def make():
+        def step(x):
+            return helper(x)
+
+        return step
+
+    for _ in range(3):
+        fl.jit(make())(X)
+    assert looked_at == ["step", "helper"]
+
+
+@pytest.mark.parametrize("on_metaclass", [False, True])
+def test_methods_are_found_wherever_python_finds_them(on_metaclass):
+    held = mx.array(1)
+
+    class Meta(type):
+        def shifted(cls, x):
+            return x + held
+
+    class Own:
+        def shifted(self, x):
+            return x + held
+
+    given = Meta("Given", (), {})() if on_metaclass else type("Given", (Own,), {})()
+
+    def step(x):
+        return (type(given) if on_metaclass else given).shifted(x)
+
+    assert captured(step) == [CAPTURED.format(fn="step", variables="held in shifted (i32[])")]
+
+
+def test_code_is_not_kept_alive():
+    def make():
+        namespace = {}
+        exec("def step(x):\n    return x + 1", namespace)
+        return namespace["step"]
+
+    step = make()
+    code = weakref.ref(step.__code__)
+    fl.jit(step)(X)
+    del step
+    gc.collect()
+    assert code() is None

@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
+from frostleaf.transforms.jit import explanation
 from frostleaf.transforms.jit.explanation import ALIKE
 
 
@@ -250,3 +251,13 @@ def test_no_array_is_kept_or_evaluated():
     gc.collect()
     assert [each() for each in watched] == [None, None]
     assert "batch.x: shape f32[2] -> f32[1000000,1000000]" in jitted.explain()
+
+
+def test_what_is_remembered_of_a_structure_is_worked_out_once(monkeypatch):
+    described = []
+    describe = explanation.describe
+    monkeypatch.setattr(explanation, "describe", lambda value: described.append(value) or describe(value))
+    layer = Layer(mx.ones(2), [Layer(mx.ones(2), power=3), Layer(mx.ones(3), power=3)], power=3)
+    for number in range(3):
+        fl.jit(lambda layer, batch: layer(batch[0]))(fl.tree.map(lambda leaf: leaf + 1, layer), [mx.ones(number + 1)])
+    assert described == [3]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dis
 import functools
-import inspect
 import io
 import os
 import sysconfig
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from typing import Any
 
 import mlx.core as mx
@@ -19,13 +19,13 @@ from ...core.containers import arrays_in
 from ...core.structure import Structure
 from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, with_article
 from ..wrapping import Wrapped
+from .passing import MOST_NAMES
 
 # Whose functions read nothing that could go stale: this package, and what is installed, MLX among it.
 _INSTALLED = [sysconfig.get_paths()[each] for each in ("stdlib", "purelib", "platlib")]
 _LIBRARIES = (PACKAGE, *[path + os.sep for path in (os.path.dirname(mx.__file__), *_INSTALLED)])
 _DEEPEST = 4
 _PROBE = "frostleaf_probe"
-_MOST_NAMES = 1000  # that a function of MLX can be given
 _MOST_HELPERS = 200
 _MOST = 8
 _UNSET = object()
@@ -120,8 +120,8 @@ def require_visible(transformation: str, fn: str, result: Structure, inputs: Seq
 def depends(array: mx.array, inputs: Sequence[mx.array]) -> bool:
     """Return whether an array is computed from one of the inputs: whether something in its graph has one for its input."""
     probed = mx.contiguous(array)  # of which the array itself is an input
-    for start in range(0, len(inputs), _MOST_NAMES):
-        names = {f"{_PROBE}_{position}": each for position, each in enumerate(inputs[start : start + _MOST_NAMES])}
+    for start in range(0, len(inputs), MOST_NAMES):
+        names = {f"{_PROBE}_{position}": each for position, each in enumerate(inputs[start : start + MOST_NAMES])}
         text = io.StringIO()
         mx.export_to_dot(text, probed, **names)
         if f'"{_PROBE}_' in "".join(line for line in text.getvalue().splitlines() if " -> " in line):
@@ -176,7 +176,7 @@ def _read(
     fn: types.FunctionType, where: str, objects: Iterable[tuple[str, Any]], helpers: list[types.FunctionType]
 ) -> Iterator[tuple[str, Any]]:
     """As :func:`_outside`, for one function; those that it may call are added to ``helpers``."""
-    names = set(names_read(fn.__code__))
+    names = names_read(fn.__code__)
     read = _attribute_names(fn)
     variables = list(_variables(fn, names))
     for name, value in variables:  # which get more on the way
@@ -220,7 +220,7 @@ def _methods(classes: Iterable[type], read: set[str]) -> list[types.FunctionType
     found: dict[types.FunctionType, None] = {}
     new = read
     while new:
-        members = [inspect.getattr_static(cls, name, None) for cls in classes for name in sorted(new)]
+        members = [member for cls in classes for member in _members(cls, new)]
         functions = [each.fget if isinstance(each, property) else each for each in members]
         added = [each for each in functions if isinstance(each, types.FunctionType) and each not in found]
         found.update(dict.fromkeys(added))
@@ -229,17 +229,27 @@ def _methods(classes: Iterable[type], read: set[str]) -> list[types.FunctionType
     return list(found)
 
 
+def _members(cls: type, names: Set[str]) -> list[Any]:
+    """Return what stands under some names in a class, without calling a descriptor."""
+    metaclass: type = type(cls)
+    found: dict[str, Any] = {}
+    for each in (*metaclass.__mro__[::-1], *cls.__mro__[::-1]):
+        held = vars(each)
+        found.update({name: held[name] for name in held.keys() & names})
+    return [found[name] for name in sorted(found)]
+
+
 def _attribute_names(fn: types.FunctionType) -> set[str]:
     return {name for kind, name in names_read(fn.__code__) if kind == "attribute"}
 
 
 def _names_of_variables(fn: types.FunctionType) -> set[str]:
-    names = set(names_read(fn.__code__))
+    names = names_read(fn.__code__)
     members = [name for kind, name in names if kind == "member"]
     return {name for of, name in members if of and ("global", of) not in names}
 
 
-def _variables(fn: types.FunctionType, names: set[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+def _variables(fn: types.FunctionType, names: frozenset[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of the variables that are read from closure and globals, and of the defaults."""
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
         if ("closure", name) in names:
@@ -257,7 +267,7 @@ def _variables(fn: types.FunctionType, names: set[tuple[str, str]]) -> Iterator[
 def _inside(value: Any) -> Iterator[Any]:
     """Yield what a static value holds: the variables of a function, the attributes of an object."""
     if isinstance(value, types.FunctionType):
-        yield from [each for _, each in _variables(value, set(names_read(value.__code__)))]
+        yield from [each for _, each in _variables(value, names_read(value.__code__))]
     elif not isinstance(value, type | types.ModuleType):
         yield from attributes_of(value).values()
 
@@ -269,11 +279,22 @@ def _held(value: Any) -> Mapping[str, Any]:
         return {}
 
 
-def names_read(code: types.CodeType) -> Iterator[tuple[str, Any]]:
-    """Yield what the code, or code nested in it, reads: "closure", "global" or "attribute", and the name.
+def names_read(code: types.CodeType) -> frozenset[tuple[str, Any]]:
+    """Return what the code, or code nested in it, reads: "closure", "global" or "attribute", and the name.
 
     For an attribute of something that has a name, "member" and both names as well.
     """
+    names = _names_of_code.get(code)
+    if names is None:
+        names = _names_of_code[code] = frozenset(_names_in(code))
+    return names
+
+
+# Code never changes, and most of what a new function reads is in code that an earlier one has read: in methods of layers.
+_names_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+def _names_in(code: types.CodeType) -> Iterator[tuple[str, Any]]:
     before = ""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):

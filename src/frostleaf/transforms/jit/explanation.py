@@ -79,19 +79,30 @@ class Seen:
         return self._text
 
 
-def remembered(spec: Any) -> Any:
-    """Return a structure or a spec in which each static value is a :class:`Seen`, so that it holds none."""
+def remembered(structure: Structure) -> Structure:
+    """Return a structure in which each static value is a :class:`Seen`, so that it holds none."""
+    return structure.remember(_remembered)
+
+
+def _remembered(structure: Structure) -> Structure:
+    return Structure(_seen(structure.spec, {}), structure.num_leaves)
+
+
+def _seen(spec: Any, known: dict[Metadata, Metadata]) -> Any:
+    """As :func:`remembered`, for a spec. Many modules have equal metadata: ``known`` has what has been met."""
     if isinstance(spec, Structure):
-        return Structure(remembered(spec.spec), spec.num_leaves)
+        return remembered(spec)
     if isinstance(spec, Static):
         return Static(Seen(spec.value))
     if not isinstance(spec, tuple):
         return spec
     kind, metadata, specs = spec
     if isinstance(metadata, Metadata):
-        static = {name: unflatten(remembered(flat_of(each).structure), iter(())) for name, each in metadata.static.items()}
-        metadata = Metadata(static, metadata.training, metadata.frozen, metadata.ties)
-    return kind, metadata, specs if isinstance(specs, int) else tuple([remembered(each) for each in specs])
+        if metadata not in known:
+            static = {name: unflatten(remembered(flat_of(each).structure), iter(())) for name, each in metadata.static.items()}
+            known[metadata] = Metadata(static, metadata.training, metadata.frozen, metadata.ties)
+        metadata = known[metadata]
+    return kind, metadata, specs if isinstance(specs, int) else tuple([_seen(each, known) for each in specs])
 
 
 ALIKE = (

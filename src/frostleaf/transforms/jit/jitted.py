@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 import attrs
 import mlx.core as mx
 
-from ...core.instance import Metadata
 from ...core.pickling import from_picklable, to_picklable
-from ...core.structure import ForeignArrayError, flat_of, specs_in
+from ...core.structure import ForeignArrayError, flat_of
 from ...core.words import describe, keystr
 from ..binding import unbind
 from ..context import Scope, context, override
@@ -128,6 +127,7 @@ class Traces:
         looked_outside: Whether the function has been looked through for arrays from outside.
         warned: The classes of mutable arguments that have been warned of.
         numbers: The numbers that it was traced for.
+        names: Those of its parameters that can be given by position.
         any_order: Whether the order of keyword arguments makes no difference.
     """
 
@@ -141,11 +141,15 @@ class Traces:
     looked_outside: bool = attrs.field(default=False, eq=False)
     warned: set[type] = attrs.field(factory=set, eq=False)
     numbers: Numbers = attrs.field(factory=Numbers, eq=False)
-    any_order: bool = attrs.field(eq=False)
+    names: tuple[str, ...] = attrs.field(init=False, eq=False)
+    any_order: bool = attrs.field(init=False, eq=False)
 
-    @any_order.default
-    def _accepts_any_order(self) -> bool:
-        return _has_no_other_keywords(self.fn)
+    def __attrs_post_init__(self) -> None:
+        parameters = _parameters(self.fn)
+        by_position = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        self.names = tuple([each.name for each in by_position])
+        # A function with **kwargs could see the order of its keywords.
+        self.any_order = bool(parameters) and all(each.kind is not each.VAR_KEYWORD for each in parameters)
 
     def drop_gone(self) -> list[Any]:
         """Take out the programs for values that are gone, which nobody can give again, and return them."""
@@ -335,11 +339,7 @@ class Jitted(Wrapped[P, R]):
         """Return the name of one of ``count`` arguments. The last ones were given by the keywords ``names``."""
         if position >= count - len(names):
             return names[position - count]
-        try:
-            parameters = list(inspect.signature(self._fn).parameters.values())
-        except ValueError:  # MLX's functions have no signature
-            parameters = []
-        known = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        known = self.options.names
         return known[position] if position < len(known) else f"argument {position}"
 
 
@@ -349,19 +349,16 @@ RUNS_LATER = (
 )
 
 
-def _has_no_other_keywords(fn: Any) -> bool:
-    """Return whether a function has no ``**kwargs``, whose order it could see."""
+def _parameters(fn: Any) -> list[inspect.Parameter]:
     try:
-        parameters = inspect.signature(fn).parameters.values()
+        return list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):  # functions of MLX have no signature
-        return False
-    return all(each.kind is not each.VAR_KEYWORD for each in parameters)
+        return []
 
 
 def _classes(values: Sequence[Any]) -> list[type]:
     """Return the classes of the modules in the arguments."""
-    specs = [spec for value in values for _, spec in specs_in(flat_of(value).structure)]
-    return list(dict.fromkeys([spec[0] for spec in specs if isinstance(spec, tuple) and isinstance(spec[1], Metadata)]))
+    return list(dict.fromkeys([each for value in values for each in flat_of(value).structure.module_classes()]))
 
 
 def _restore(fn: Any, shapeless: bool, max_traces: int | None) -> Jitted[..., Any]:

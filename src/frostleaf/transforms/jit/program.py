@@ -81,7 +81,7 @@ class Program:
             require_unchanging(fn, out.structure, given)
             if shapeless and "AddMM" in graph_of(out.leaves):
                 raise NeedsShapes
-            before.warn_of_changes(fn, result, out.leaves)
+            before.warn_of_changes(fn, result, out.leaves, inputs.assigned(leaves))
             static = None
             if all(is_hashable(value) for _, value in out.structure.static_values()):
                 spec = out.structure if isinstance(result, Node) else out.structure.spec
