@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 import optree
 import pytest
 from shown import shown
@@ -454,3 +455,17 @@ def test_deep_calls_around_a_tree_are_not_its_fault():
     with pytest.raises(RecursionError) as raised:
         call()
     assert "nested" not in str(raised.value)
+
+
+def test_an_array_of_numpy_in_a_module_is_named_too() -> None:
+    model = fl.tree.map(np.array, {"a": [fl.nn.Linear(2, 3)]})
+    for tree, path in ((model, "a.0.weight"), (model["a"][0], "weight")):
+        with pytest.raises(TypeError, match=rf"^a numpy\.ndarray of shape \(3, 2\) at {re.escape(path)} is no leaf of a tree"):
+            fl.tree.flatten(tree)
+
+
+def test_what_depends_on_a_structure_is_worked_out_once() -> None:
+    structure = fl.tree.structure([mx.zeros(2)])
+    assert [structure.once("what", lambda: 1), structure.once("what", lambda: 2)] == [1, 1]
+    assert structure.once("more", lambda: 3) == 3
+    assert pickle.loads(pickle.dumps(structure)).once("what", lambda: 4) == 4

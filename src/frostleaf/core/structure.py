@@ -34,12 +34,13 @@ class Structure:
     Structure({'a': *, 'b': (2, None)})
     """
 
-    __slots__ = ("__weakref__", "_hash", "_names", "num_leaves", "spec")
+    __slots__ = ("__weakref__", "_hash", "_kept", "_names", "num_leaves", "spec")
 
     def __init__(self, spec: Any, num_leaves: int) -> None:
         self.spec = spec
         self.num_leaves = num_leaves
         self._hash: int | None = None
+        self._kept: dict[str, Any] = {}
         self._names: tuple[str, ...] | None = None
 
     def leaf_paths(self) -> list[Path]:
@@ -51,6 +52,12 @@ class Structure:
         if self._names is None:
             self._names = tuple([keystr(path) for path in self.leaf_paths()])
         return self._names
+
+    def once(self, what: str, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` returned the first time: something that depends on the structure alone, kept with it."""
+        if what not in self._kept:
+            self._kept[what] = make()
+        return self._kept[what]
 
     def static_values(self) -> Iterator[tuple[Path, Any]]:
         """Yield the path and the value of everything that is neither an array nor a container."""
@@ -275,7 +282,7 @@ def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
 def _foreign_arrays(path: Path, value: Any) -> Iterator[ForeignArrayError]:
     if is_foreign_array(value):
         yield ForeignArrayError(path, value)
-    node = None if isinstance(value, Instance) else one_level(value)  # a module has none, which is checked as it is built
+    node = one_level(value)
     for entry, child in zip(entries_of(type(value), node[0]), node[1], strict=True) if node else ():
         yield from _foreign_arrays((*path, entry), child)
 

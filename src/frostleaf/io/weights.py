@@ -12,11 +12,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..core.definition import Node
+from ..core.levels import replace_at
 from ..core.shapes import LEAF, ShapeDtypeStruct
-from ..core.words import describe, keystr, listed, nearest
+from ..core.structure import flat_of
+from ..core.words import describe, listed, nearest
 from ..edits.views import parameters
-from ..tree.functions import flatten
-from ..tree.walk import Descend, rewrite, tied_places
+from ..tree.walk import checked_level, tied_places
 from . import formats, sharded
 from .atomic import atomic_write, require_path
 
@@ -39,10 +40,15 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
         _check_weights(module, weights, current, origins)
         _check_placeholders(module, current)
 
-    def enter(path: tuple[Any, ...], value: Any) -> Any:
-        return new.get(keystr(path), value) if isinstance(value, LEAF) else Descend
+    return _with_arrays(module, new)
 
-    return rewrite(module, enter, convert=True)  # type: ignore[no-any-return]
+
+def _with_arrays(module: N, new: Mapping[str, mx.array]) -> N:
+    """Return the module with the arrays at their names."""
+    flat = flat_of(module)
+    named = zip(flat.structure.leaf_names(), flat.structure.leaf_paths(), flat.leaves, strict=True)
+    changed = {path: new[name] for name, path, leaf in named if new.get(name, leaf) is not leaf}
+    return replace_at(module, changed, checked_level)  # type: ignore[no-any-return]
 
 
 _FILE_AND_SHARDS = (
@@ -134,6 +140,15 @@ _SAME_NAME = (
 
 
 def _named_parameters(module: Node) -> dict[str, mx.array]:
+    flat = flat_of(module)
+    leaves = dict(zip(flat.structure.leaf_names(), flat.leaves, strict=True))
+    if len(leaves) < len(flat.leaves):  # so a name doesn't say which leaf it is
+        return _shown_parameters(module)
+    names = flat.structure.once("names of parameters", lambda: tuple(_shown_parameters(module)))
+    return {name: leaves[name] for name in names}
+
+
+def _shown_parameters(module: Node) -> dict[str, mx.array]:
     pairs: list[tuple[str, Any]] = tree_flatten(parameters(module))  # type: ignore[assignment]
     named: dict[str, Any] = {}
     for name, value in pairs:
@@ -151,8 +166,8 @@ _NOT_SAVED = (
 
 
 def _check_placeholders(module: Node, loaded: Mapping[str, Any]) -> None:
-    leaves, structure = flatten(module)
-    names = zip(structure.leaf_names(), leaves, strict=True)
+    flat = flat_of(module)
+    names = zip(flat.structure.leaf_names(), flat.leaves, strict=True)
     remaining = [name for name, leaf in names if isinstance(leaf, ShapeDtypeStruct) and name not in loaded]
     if remaining:
         raise ValueError(_NOT_SAVED.format(names=listed(remaining), name=remaining[0]))
