@@ -188,22 +188,27 @@ def read_array(file: BufferedReader, header: Header, name: str, checksum: int) -
     """
     entry = header.entries[name]
     length = entry.stop - entry.start
-    array, data = None, memoryview(b"")
-    if not length or length > _SMALL or len(entry.shape) > _FEW_AXES:
+    small = 0 < length <= _SMALL and len(entry.shape) <= _FEW_AXES
+    file.seek(entry.start)
+    if small:
+        data = memoryview(file.read(length))
+        found = len(data)
+    else:
         array = mx.zeros(entry.shape, entry.dtype, stream=mx.cpu)
         mx.eval(array)
-    if length:  # an array without elements has no memory to view
-        file.seek(entry.start)
-        data = memoryview(file.read(length) if array is None else array).cast("B")  # type: ignore[arg-type]
-        found = len(data) if array is None else file.readinto(data)
-        if found != length:
-            fail(header.file, f"array {name!r:.80} is cut off")
+        # An array without elements has no memory to view.
+        data = memoryview(array if length else bytearray()).cast("B")  # type: ignore[arg-type]
+        found = file.readinto(data)
+    if found != length:
+        fail(header.file, f"array {name!r:.80} is cut off")
     if zlib.crc32(data) != checksum:
         fail(header.file, f"array {name!r:.80} is damaged: it doesn't have the checksum that it was saved with")
-    if array is None:
-        kind = _FORMATS.get(entry.dtype) or _BITS[entry.dtype.size]
-        array = mx.array(data.cast(kind, entry.shape)).view(entry.dtype, stream=mx.cpu)  # type: ignore[call-overload]
-    return array
+    return _array_of(data, entry) if small else array
+
+
+def _array_of(data: memoryview, entry: Entry) -> mx.array:
+    kind: Any = _FORMATS.get(entry.dtype) or _BITS[entry.dtype.size]
+    return mx.array(data.cast(kind, entry.shape)).view(entry.dtype, stream=mx.cpu)  # type: ignore[arg-type]
 
 
 def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
@@ -217,8 +222,8 @@ def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
     entries: dict[str, Entry] = {}
     end = 0
     for name in order:
-        entries[name] = Entry(arrays[name].dtype, arrays[name].shape, end, end + arrays[name].nbytes)
-        end += arrays[name].nbytes
+        start, end = end, end + arrays[name].nbytes
+        entries[name] = Entry(arrays[name].dtype, arrays[name].shape, start, end)
     described = _json_entries(entries)
     written, in_order = json.dumps(described, separators=(",", ":")), _in_order(described)
     checksums = dict.fromkeys(sorted(arrays), 0)
