@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 import optree
 import pytest
 from shown import shown
@@ -483,3 +484,22 @@ def test_static_values_and_classes_are_those_of_every_spec(tree: Any, monkeypatc
     monkeypatch.delattr(structure_file, "_module_classes_in")
     assert list(structure.static_values()) == static
     assert list(structure.module_classes()) == list(dict.fromkeys(modules))
+
+
+def test_an_array_of_numpy_in_a_module_is_named_too() -> None:
+    model = fl.tree.map(np.array, {"a": [fl.nn.Linear(2, 3)]})
+    for tree, path in ((model, "a.0.weight"), (model["a"][0], "weight")):
+        with pytest.raises(TypeError, match=rf"^a numpy\.ndarray of shape \(3, 2\) at {re.escape(path)} is no leaf of a tree"):
+            fl.tree.flatten(tree)
+
+
+def test_what_depends_on_a_structure_is_worked_out_once() -> None:
+    structure, asked = fl.tree.structure([mx.zeros(2)]), []
+
+    def leaves(given: Any) -> int:
+        asked.append(given)
+        return int(given.num_leaves)
+
+    assert [structure.remember(leaves), structure.remember(leaves)] == [1, 1]
+    assert asked == [structure]
+    assert pickle.loads(pickle.dumps(structure)).remember(leaves) == 1

@@ -17,7 +17,7 @@ from laws.strategies import identical, law, trees
 from optim.stacks import PACKABLE, SINGLES, stack, trained
 
 import frostleaf as fl
-from frostleaf.io import safetensors
+from frostleaf.io import description, safetensors
 from frostleaf.io import trees as io_trees
 
 DTYPES = list(safetensors.DTYPES.values())
@@ -42,7 +42,7 @@ def test_what_was_saved_is_loaded_and_saves_as_the_same_file(tmp_path_factory: A
     assert (folder / "again").read_bytes() == (folder / "tree.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (0,), (2, 0), (2, 3), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (0,), (2, 0), (2, 3), (1, 2, 2), (1,) * 8 + (2,), (2, 40_000)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_arrays_come_back_bit_for_bit(dtype: mx.Dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
     size = math.prod(shape)
@@ -351,6 +351,33 @@ def test_loading_takes_no_more_memory_than_the_arrays(shapes: list[tuple[int, ..
     mx.reset_peak_memory()
     loaded = fl.load(tmp_path / "a", like)
     assert mx.get_peak_memory() - before <= 1.1 * max(fl.tree.nbytes(loaded), os.path.getsize(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_small_arrays_are_evaluated_at_once(dtype: mx.Dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = [mx.ones((2, 3), dtype, stream=mx.cpu) for _ in range(50)]
+    fl.save(tmp_path / "a", arrays)
+    evaluated, eval_ = [], mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *trees: evaluated.append(len(trees)) or eval_(*trees))
+    fl.load(tmp_path / "a", arrays)
+    fl.save(tmp_path / "a", arrays)
+    assert len(evaluated) == 2
+
+
+def test_a_header_is_put_together_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, entries = [], safetensors._json_entries
+    monkeypatch.setattr(safetensors, "_json_entries", lambda given: made.append(len(given)) or entries(given))
+    fl.save(tmp_path / "a", TREE)
+    fl.load(tmp_path / "a", TREE)
+    assert len(made) == 2
+
+
+def test_a_class_is_named_once_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, name_of = [], description.qualified_name
+    monkeypatch.setattr(description, "qualified_name", lambda value: named.append(value) or name_of(value))
+    layers = [fl.nn.Linear(2, 2) for _ in range(20)]
+    fl.save(tmp_path / "a", layers)
+    assert named == [fl.nn.Linear]
 
 
 @pytest.mark.parametrize("damage", ["lies", "structure"])

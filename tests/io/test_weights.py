@@ -17,6 +17,8 @@ from mlx.utils import tree_flatten
 from twins import MODELS, Bag, Norm, Stack, Twin, linear, outcome, same, subject
 
 import frostleaf as fl
+from frostleaf.edits import updating
+from frostleaf.io import formats
 
 FORMATS = ["npz", "safetensors"]
 PLACES = ["weights.npz", "weights.safetensors", "weights.gguf", "weights/"]
@@ -524,3 +526,50 @@ def test_what_is_no_path_is_an_error(call: Any, message: str) -> None:
     with pytest.raises(TypeError) as raised:
         call(fl.nn.Linear(1, 1))
     assert str(raised.value) == message
+
+
+class Hidden(fl.Module):
+    _w: mx.array
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_arrays_of_one_name_the_one_that_is_not_private_is_saved(place: str, order: int, tmp_path: Path) -> None:
+    model = Bag([], dict([("a._w", mx.ones(2)), ("a", Hidden(mx.zeros(2)))][::order]))
+    model.save_weights(f"{tmp_path}/{place}")
+    blank = fl.tree.map(mx.zeros_like, model)
+    assert blank.load_weights(f"{tmp_path}/{place}").table["a._w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_model_of_numpy_arrays_has_no_weights(strict: bool, tmp_path: Path) -> None:
+    model = fl.tree.map(np.array, fl.nn.Linear(2, 3))
+    said = r"^a numpy\.ndarray of shape \(3, 2\) at weight is no leaf of a tree"
+    with pytest.raises(TypeError, match=said):
+        model.save_weights(f"{tmp_path}/a.npz")
+    with pytest.raises(TypeError, match=said):
+        model.load_weights([], strict)
+    assert not os.listdir(tmp_path)
+
+
+def test_names_are_worked_out_once_a_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, flags = [], updating.leaf_flags
+    monkeypatch.setattr(updating, "leaf_flags", lambda structure, flag: looked.append(structure) or flags(structure, flag))
+    model = Bag([mx.ones(2)], {"b": mx.zeros(3), "a": fl.nn.BatchNorm(2)})
+    for number in range(3):
+        model.save_weights(f"{tmp_path}/{number}.npz")
+        assert fl.tree.equal(model.load_weights(f"{tmp_path}/{number}.npz"), model)
+        model = fl.tree.map(lambda array: array + 1, model)
+    assert len(looked) == 1
+    other = Bag([mx.ones(2), mx.ones(1)], {"b": mx.zeros(3), "a": fl.nn.BatchNorm(2)})
+    other.save_weights(f"{tmp_path}/a.npz")
+    assert sorted(mx.load(f"{tmp_path}/a.npz")) == sorted(name for name, _ in tree_flatten(other.parameters()))
+
+
+def test_a_header_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, header = [], formats.read_header
+    monkeypatch.setattr(formats, "read_header", lambda file: read.append(file) or header(file))
+    model = fl.nn.Linear(2, 3)
+    model.save_weights(tmp_path / "a.safetensors")
+    assert fl.tree.equal(model.load_weights(tmp_path / "a.safetensors"), model)
+    assert len(read) == 1

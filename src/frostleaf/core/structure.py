@@ -296,7 +296,7 @@ def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
 def _foreign_arrays(path: Path, value: Any) -> Iterator[ForeignArrayError]:
     if is_foreign_array(value):
         yield ForeignArrayError(path, value)
-    node = None if isinstance(value, Instance) else one_level(value)  # a module has none, which is checked as it is built
+    node = one_level(value)
     for entry, child in zip(entries_of(type(value), node[0]), node[1], strict=True) if node else ():
         yield from _foreign_arrays((*path, entry), child)
 

@@ -28,7 +28,7 @@ def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter |
     if filter_fn is not None:
         return update(module, filter_and_map(module, filter_fn, map_fn), strict=True)
     flat = flat_of(module)
-    saved = flat.structure.remember(_persistent)
+    saved = flat.structure.remember(persistent)
     new = [map_fn(leaf) if mapped else leaf for leaf, mapped in zip(flat.leaves, saved, strict=True)]
     for index, leaf in enumerate(new):
         if not isinstance(leaf, LEAF):
@@ -36,7 +36,7 @@ def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter |
     return with_leaves(module, new, convert=True)  # type: ignore[no-any-return]
 
 
-def _persistent(structure: Structure) -> tuple[bool, ...]:
+def persistent(structure: Structure) -> tuple[bool, ...]:
     """Return for each leaf whether it is saved with the parameters."""
     return tuple(leaf_flags(structure, fields.persistent))
 

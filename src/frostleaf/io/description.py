@@ -16,7 +16,7 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.levels import Recipe
 from ..core.structure import Static, Structure, flat_of, specs_in
-from ..core.words import describe, keystr, nearest
+from ..core.words import keystr, nearest, shape_and_dtype
 from . import safetensors
 from .values import declared_fields, fields_text, qualified_name, value_text
 
@@ -68,22 +68,25 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
         TypeError: If a leaf can be neither saved nor described.
         ValueError: If two arrays have the same dotted name.
     """
-    rest = iter(leaves)
+    rest = zip(structure.leaf_names(), leaves, strict=True)
+    kind_of = functools.cache(shape_and_dtype)
     writer = _Writer()
     facts: list[Fact] = []
     arrays: dict[str, str] = {}
     values: list[Any] = []
     for path, shape in specs_in(structure):
-        name = keystr(path)
-        value = shape.value if isinstance(shape, Static) else None
         if shape is mx.array:
-            kind = describe(next(rest))
+            name, leaf = next(rest)
+            kind = kind_of(leaf.shape, leaf.dtype)
             facts.append(Fact(name, "", f"array {kind}"))
             in_file = _name_in_file(name)
             if in_file in arrays:
                 raise ValueError(_SAME_NAME.format(name=name))
             arrays[in_file] = kind
-        elif type(value) in SCALARS:
+            continue
+        name = keystr(path)
+        value = shape.value if isinstance(shape, Static) else None
+        if type(value) in SCALARS:
             facts.append(Fact(name, "", f"a Python {type(value).__name__}"))
             values.append(value)
         else:
@@ -168,6 +171,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self.unknown: dict[str, str] = {}
+        self._class_name = functools.cache(qualified_name)
 
     def facts_of(self, name: str, shape: Any, fallback: Fallback) -> list[Fact]:
         """Return the facts about one place of a tree: a node without its children, ``None``, or a static value."""
@@ -177,7 +181,7 @@ class _Writer:
             return [Fact(name, "", self.canonical(shape.value, fallback))]
         kind, metadata, _ = shape
         if not isinstance(metadata, Recipe):
-            facts = [Fact(name, "", qualified_name(kind))]
+            facts = [Fact(name, "", self._class_name(kind))]
             facts += [Fact(name, "mode", _EVALUATION)] * (not metadata.training)
             facts += [Fact(name, "frozen", ", ".join(sorted(metadata.frozen)))] * bool(metadata.frozen)
             ties = ", ".join(f"{keystr(target)} to {keystr(source)}" for target, source in metadata.ties)
@@ -193,7 +197,7 @@ class _Writer:
                 Fact(name, "", kind.__name__),
                 Fact(name, "keys", ", ".join(self.canonical(key, fallback) for key in metadata.entries)),
             ]
-        return [Fact(name, "", qualified_name(kind)), Fact(name, "metadata", self._static(name, metadata.metadata))]
+        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self._static(name, metadata.metadata))]
 
     def canonical(self, value: Any, fallback: Fallback, around: tuple[int, ...] = ()) -> str:
         """Return a text that two values share if they are interchangeable; what ``fallback`` says of an unknown kind.

@@ -7,7 +7,7 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any, NamedTuple, NoReturn
@@ -28,6 +28,15 @@ HEADER_CHECKSUM = "crc32.header"
 MAX_HEADER = 100_000_000  # bytes; other readers of the format refuse more
 _MAX_AXIS = 2**31 - 1  # MLX counts in int32
 _MAX_AXES = 100
+_PARTS = {"dtype", "shape", "data_offsets"}
+
+# How Python names the elements of some dtypes, and unsigned numbers as large as those of the others.
+_FORMATS = {
+    mx.uint8: "B", mx.uint16: "H", mx.uint32: "I", mx.uint64: "Q", mx.int8: "b", mx.int16: "h", mx.int32: "i", mx.int64: "q",
+    mx.float32: "f",
+}  # fmt: skip
+_BITS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_SMALL, _FEW_AXES = 2**16, 8  # bytes and axes of the arrays that are read faster through a copy
 
 _HEADER_TOO_LONG = "the header has {length} bytes, where {limit} are allowed"
 
@@ -127,27 +136,26 @@ def read_header(file: BufferedReader) -> Header:
 
 
 def _check_entry(name: str, given: Any, base: int, size: int, file: str) -> Entry:
-    array = f"array {name!r:.80}"
-    if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
-        fail(file, f"{array} is described by {given!a:.80}, and not by dtype, shape and data_offsets")
+    if not isinstance(given, dict) or given.keys() != _PARTS:
+        fail(file, f"array {name!r:.80} is described by {given!a:.80}, and not by dtype, shape and data_offsets")
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _READABLE:
-        fail(file, f"{array} has the unknown dtype {dtype!a:.80}")
+        fail(file, f"array {name!r:.80} has the unknown dtype {dtype!a:.80}")
     if not _are_counts(shape, _MAX_AXIS) or len(shape) > _MAX_AXES:
         limits = f"at most {_MAX_AXES} lengths from 0 to {_MAX_AXIS}"
-        fail(file, f"{array} has the shape {shape!a:.80}, which isn't a list of {limits}")
+        fail(file, f"array {name!r:.80} has the shape {shape!a:.80}, which isn't a list of {limits}")
     if not _are_counts(offsets, size - base) or len(offsets) != 2:
-        fail(file, f"{array} has the offsets {offsets!a:.80}, which aren't two positions in the file")
+        fail(file, f"array {name!r:.80} has the offsets {offsets!a:.80}, which aren't two positions in the file")
     start, stop = offsets
     expected = math.prod(shape) * _READABLE[dtype].size
     if stop - start != expected:
-        described = f"{array} of dtype {dtype} and shape {shape!a:.80}"
+        described = f"array {name!r:.80} of dtype {dtype} and shape {shape!a:.80}"
         fail(file, f"{described} takes {expected} bytes, and its offsets leave it {stop - start}")
     return Entry(_READABLE[dtype], tuple(shape), base + start, base + stop)
 
 
 def _are_counts(values: Any, limit: int) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value <= limit for value in values)
+    return isinstance(values, list) and not [value for value in values if type(value) is not int or not 0 <= value <= limit]
 
 
 _NO_CHECKSUMS = "the header has no valid checksums: the file was damaged, or isn't a checkpoint of frostleaf"
@@ -171,24 +179,36 @@ def read_checksums(header: Header) -> dict[str, int]:
 
 
 def read_array(file: BufferedReader, header: Header, name: str, checksum: int) -> mx.array:
-    """Return an array of the file, read directly into its own memory.
+    """Return an array of the file. A large one is read directly into its own memory.
+
+    What is returned may have to be evaluated, which takes nothing more from the file.
 
     Raises:
         CheckpointError: If its bytes don't have the checksum.
     """
     entry = header.entries[name]
-    array = mx.zeros(entry.shape, entry.dtype, stream=mx.cpu)
-    mx.eval(array)
-    found = 0
-    if array.size:  # an array without elements has no memory to view
-        file.seek(entry.start)
-        view = memoryview(array).cast("B")  # type: ignore[arg-type]
-        if file.readinto(view) != len(view):
-            fail(header.file, f"array {name!r:.80} is cut off")
-        found = zlib.crc32(view)
-    if found != checksum:
+    length = entry.stop - entry.start
+    small = 0 < length <= _SMALL and len(entry.shape) <= _FEW_AXES
+    file.seek(entry.start)
+    if small:
+        data = memoryview(file.read(length))
+        found = len(data)
+    else:
+        array = mx.zeros(entry.shape, entry.dtype, stream=mx.cpu)
+        mx.eval(array)
+        # An array without elements has no memory to view.
+        data = memoryview(array if length else bytearray()).cast("B")  # type: ignore[arg-type]
+        found = file.readinto(data)
+    if found != length:
+        fail(header.file, f"array {name!r:.80} is cut off")
+    if zlib.crc32(data) != checksum:
         fail(header.file, f"array {name!r:.80} is damaged: it doesn't have the checksum that it was saved with")
-    return array
+    return _array_of(data, entry) if small else array
+
+
+def _array_of(data: memoryview, entry: Entry) -> mx.array:
+    kind: Any = _FORMATS.get(entry.dtype) or _BITS[entry.dtype.size]
+    return mx.array(data.cast(kind, entry.shape)).view(entry.dtype, stream=mx.cpu)  # type: ignore[arg-type]
 
 
 def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
@@ -202,10 +222,12 @@ def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
     entries: dict[str, Entry] = {}
     end = 0
     for name in order:
-        entries[name] = Entry(arrays[name].dtype, arrays[name].shape, end, end + arrays[name].nbytes)
-        end += arrays[name].nbytes
-    checksums = dict.fromkeys(arrays, 0)
-    header = _encode_header(entries, metadata, checksums)
+        start, end = end, end + arrays[name].nbytes
+        entries[name] = Entry(arrays[name].dtype, arrays[name].shape, start, end)
+    described = _json_entries(entries)
+    written, in_order = json.dumps(described, separators=(",", ":")), _in_order(described)
+    checksums = dict.fromkeys(sorted(arrays), 0)
+    header = _encode_header(written, in_order, metadata, checksums.values())
     if len(header) > MAX_HEADER:
         raise ValueError(f"{path}: {_HEADER_TOO_LONG.format(length=len(header), limit=MAX_HEADER)}")
     with open(path, "wb") as file:
@@ -217,19 +239,30 @@ def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
                 checksums[name] = zlib.crc32(data)
                 file.write(data)
         file.seek(8)
-        file.write(_encode_header(entries, metadata, checksums))  # as long as the first: all checksums have one length
+        # As long as the first: all checksums have one length.
+        file.write(_encode_header(written, in_order, metadata, checksums.values()))
 
 
-def _encode_header(entries: Mapping[str, Entry], metadata: Mapping[str, str], checksums: Mapping[str, int]) -> bytes:
-    texts = {**metadata, CHECKSUMS: " ".join(f"{checksums[name]:08x}" for name in sorted(checksums))}
-    texts[HEADER_CHECKSUM] = _header_checksum(entries, texts)
-    text = json.dumps({METADATA: texts, **_json_entries(entries)}, separators=(",", ":"))
+def _encode_header(written: str, in_order: str, metadata: Mapping[str, str], checksums: Iterable[int]) -> bytes:
+    """Return a header of the entries, which are given as JSON twice: as they are written, and as :func:`_in_order` has them."""
+    texts = {**metadata, CHECKSUMS: " ".join([f"{checksum:08x}" for checksum in checksums])}
+    texts[HEADER_CHECKSUM] = _checksum_of(in_order, texts)
+    parts = [f"{json.dumps(METADATA)}:{json.dumps(texts, separators=(',', ':'))}", *[written[1:-1]] * (written != "{}")]
+    text = f"{{{','.join(parts)}}}"
     return text.encode().ljust(-len(text) % 8 + len(text))
 
 
 def _header_checksum(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:
+    return _checksum_of(_in_order(_json_entries(entries)), metadata)
+
+
+def _checksum_of(in_order: str, metadata: Mapping[str, str]) -> str:
     texts = {key: text for key, text in metadata.items() if key != HEADER_CHECKSUM}
-    return f"{zlib.crc32(json.dumps([texts, _json_entries(entries)], sort_keys=True).encode()):08x}"
+    return f"{zlib.crc32(f'[{_in_order(texts)}, {in_order}]'.encode()):08x}"
+
+
+def _in_order(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _json_entries(entries: Mapping[str, Entry]) -> dict[str, Any]:
@@ -254,11 +287,11 @@ def parse_json(text: str | bytes, file: str, *, constants: bool = False) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in unique:
-            raise ValueError(f"the name {key!r:.80} is there twice")
-        unique[key] = value
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        names: set[str] = set()
+        twice = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {twice!r:.80} is there twice")
     return unique
 
 

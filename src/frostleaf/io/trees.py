@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import warnings
@@ -11,9 +12,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import mlx.core as mx
 
-from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of, require_numbers, unflatten
-from ..core.words import describe
+from ..core.words import describe, shape_and_dtype
 from . import safetensors
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, describe_tree, differences
@@ -142,11 +142,13 @@ def load(path: str | os.PathLike[str], like: T) -> T:
         if header.metadata.get(_STRUCTURE) != _encode_facts(facts):
             different = _OTHER_STRUCTURE.format(differences="\n".join(differences(_facts(header), facts)))
             raise OtherStructureError(f"{header.file}: {different}")
-        in_file = {name: repr(ShapeDtypeStruct(entry.shape, entry.dtype)) for name, entry in header.entries.items()}
+        kind_of = functools.cache(shape_and_dtype)
+        in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in header.entries.items()}
         values = _values(header)
         if in_file != arrays or list(map(type, values)) != list(map(type, expected)):
             fail(header.file, "the header describes other arrays or values than the file has")
         leaves = [safetensors.read_array(file, header, name, checksums[name]) for name in arrays]
+    mx.eval(leaves)
     scalars = iter(values)
 
     def restored(value: Any) -> Any:

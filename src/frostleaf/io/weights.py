@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable, ItemsView, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..core.definition import Node
-from ..core.shapes import LEAF, ShapeDtypeStruct
-from ..core.words import describe, keystr, listed, nearest
-from ..edits.views import parameters
-from ..tree.functions import flatten
-from ..tree.walk import Descend, rewrite, tied_places
+from ..core.shapes import ShapeDtypeStruct
+from ..core.sharing import with_leaves
+from ..core.structure import flat_of
+from ..core.words import describe, listed, nearest
+from ..edits.updating import persistent
+from ..tree.walk import tied_places
 from . import formats, sharded
 from .atomic import atomic_write, require_path
 
@@ -39,10 +40,10 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
         _check_weights(module, weights, current, origins)
         _check_placeholders(module, current)
 
-    def enter(path: tuple[Any, ...], value: Any) -> Any:
-        return new.get(keystr(path), value) if isinstance(value, LEAF) else Descend
-
-    return rewrite(module, enter, convert=True)  # type: ignore[no-any-return]
+    flat = flat_of(module)
+    named = zip(flat.structure.leaf_names(), flat.leaves, flat.structure.remember(persistent), strict=True)
+    leaves = [new.get(name, leaf) if saved else leaf for name, leaf, saved in named]
+    return with_leaves(module, leaves, convert=True)  # type: ignore[no-any-return]
 
 
 _FILE_AND_SHARDS = (
@@ -134,13 +135,12 @@ _SAME_NAME = (
 
 
 def _named_parameters(module: Node) -> dict[str, mx.array]:
-    pairs: list[tuple[str, Any]] = tree_flatten(parameters(module))  # type: ignore[assignment]
-    named: dict[str, Any] = {}
-    for name, value in pairs:
-        if isinstance(value, LEAF):
-            if name in named:
-                raise ValueError(_SAME_NAME.format(name=name))
-            named[name] = value
+    flat = flat_of(module)
+    saved = zip(flat.structure.leaf_names(), flat.leaves, flat.structure.remember(persistent), strict=True)
+    pairs = [(name, leaf) for name, leaf, is_saved in saved if is_saved]
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise ValueError(_SAME_NAME.format(name=Counter(name for name, _ in pairs).most_common(1)[0][0]))
     return named
 
 
@@ -151,8 +151,8 @@ _NOT_SAVED = (
 
 
 def _check_placeholders(module: Node, loaded: Mapping[str, Any]) -> None:
-    leaves, structure = flatten(module)
-    names = zip(structure.leaf_names(), leaves, strict=True)
+    flat = flat_of(module)
+    names = zip(flat.structure.leaf_names(), flat.leaves, strict=True)
     remaining = [name for name, leaf in names if isinstance(leaf, ShapeDtypeStruct) and name not in loaded]
     if remaining:
         raise ValueError(_NOT_SAVED.format(names=listed(remaining), name=remaining[0]))
