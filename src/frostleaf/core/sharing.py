@@ -42,17 +42,18 @@ def _with_leaves(value: Any, rest: Iterator[Any], evolved: list[Any] | None) -> 
     """As :func:`with_leaves`, and add modules whose converters ran to ``evolved``."""
     metadata: Any
     children: Sequence[Any]
-    if isinstance(value, Instance):
+    is_module = isinstance(value, Instance)
+    if is_module:
         metadata, children = level_of(value)
     else:
-        node = one_level(value)
+        node = None if value is None else one_level(value)
         if node is None:
             return next(rest) if isinstance(value, LEAF) else value
         metadata, children = node
     new = [next(rest) if type(child) is _ARRAY else _with_leaves(child, rest, evolved) for child in children]
     if all(map(is_, new, children)):
         return value
-    if not isinstance(value, Instance):
+    if not is_module:
         return metadata.make(metadata.metadata, new)
     definition = value.__frostleaf__
     if evolved is not None and definition.converts:
@@ -112,10 +113,16 @@ def with_values(tree: Any, new: Mapping[Path, Any], convert: bool = True) -> Any
     for path, value in new.items():
         inside.setdefault(path[0], {})[path[1:]] = value
     if isinstance(tree, Instance):
-        level_of(tree)
-        values = tree.__dict__
-        below = {name: with_values(values[name], each, convert) for name, each in inside.items() if name in values}
-        return _with_fields(tree, {name: value for name, value in below.items() if value is not values[name]}, convert)
+        metadata, children = level_of(tree)
+        definition, old, changes = tree.__frostleaf__, tree.__dict__, {}
+        checked = bool(metadata.ties) or (convert and definition.converts)
+        for name, below in inside.items():
+            if name in old and (value := with_values(old[name], below, convert)) is not old[name]:
+                changes[name] = value
+                checked = checked or name in definition.static or not _may_replace(old[name], value)
+        if checked or not changes:
+            return evolve(tree, changes, convert=convert)
+        return definition.assemble(metadata, [changes.get(*each) for each in zip(definition.children, children, strict=True)])
     after: Any
     if type(tree) is tuple or type(tree) is MappingProxyType:
         entries = inside.keys() & (tree.keys() if isinstance(tree, Mapping) else range(len(tree)))
@@ -133,16 +140,6 @@ def with_values(tree: Any, new: Mapping[Path, Any], convert: bool = True) -> Any
         for entry, child in zip(here.entries, here.children, strict=True)
     ]
     return tree if all(map(is_, after, here.children)) else here.make(after)
-
-
-def _with_fields(node: Instance, changes: Mapping[str, Any], convert: bool) -> Any:
-    metadata, children = level_of(node)
-    definition, old = node.__frostleaf__, node.__dict__
-    plain = not metadata.ties and not (convert and definition.converts) and changes.keys().isdisjoint(definition.static)
-    if not changes or not plain or not all(_may_replace(old[name], value) for name, value in changes.items()):
-        return evolve(node, changes, convert=convert)
-    after = [changes.get(name, child) for name, child in zip(definition.children, children, strict=True)]
-    return definition.assemble(metadata, after)
 
 
 def _may_replace(old: Any, new: Any) -> bool:

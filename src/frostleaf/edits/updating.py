@@ -30,7 +30,7 @@ def apply(module: N, map_fn: Callable[[mx.array], mx.array], filter_fn: Filter |
     flat = flat_of(module)
     saved = flat.structure.remember(persistent)
     new = [map_fn(leaf) if mapped else leaf for leaf, mapped in zip(flat.leaves, saved, strict=True)]
-    for index, leaf in enumerate(new):
+    for index, leaf in enumerate(new) if not {*map(type, new)}.issubset(LEAF) else ():
         if not isinstance(leaf, LEAF):
             raise ValueError(_INVALID.format(kind=type(leaf).__name__, path=flat.structure.leaf_names()[index]))
     return with_leaves(module, new, convert=True)  # type: ignore[no-any-return]
