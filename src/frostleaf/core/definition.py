@@ -18,7 +18,7 @@ import optree
 from . import fields, ties
 from .construction import checked, close, evolve, require_arrays, restore, restored_copy
 from .hidden import find_hidden, is_foreign_array
-from .instance import OPEN, Definition, Instance, Metadata, field_values, is_finished, level_of, metadata_of, set_level
+from .instance import OPEN, Assemble, Definition, Instance, Metadata, field_values, is_finished, level_of, metadata_of, set_level
 from .pickling import to_picklable
 from .registration import NAMESPACE
 from .shapes import LEAF
@@ -185,14 +185,15 @@ def _define(cls: type[Node], init: bool) -> None:
                 f"{cls.__name__} declares a field {name!r}, which hides {root.__name__}.{name} of every module. Choose another "
                 "name."
             )
-        if inspect.isdatadescriptor(inspect.getattr_static(cls, name, None)):
+        if inspect.isdatadescriptor(next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)):
             raise TypeError(HIDDEN.format(cls=cls.__name__, name=name))
+    seen = {base for parent in cls.__bases__ if issubclass(parent, Node) for base in parent.__mro__}
     for base in cls.__mro__:
-        if base is cls or not issubclass(base, Node):
+        if base not in seen:
             _require_annotations(cls, vars(base))
     static = tuple(name for name, field in declared.items() if fields.kind(field) == "static")
     children = tuple(name for name in declared if name not in static)
-    cls.__frostleaf__ = Definition(
+    cls.__frostleaf__ = definition = Definition(
         fields=declared,
         children=children,
         # itemgetter runs in C, and pick runs for every module of a tree; for fewer than two names itemgetter returns no tuple.
@@ -200,7 +201,7 @@ def _define(cls: type[Node], init: bool) -> None:
         static=static,
         arrays=tuple(name for name in children if fields.is_array(declared[name])),
         frozen=tuple(name for name, field in declared.items() if fields.frozen(field)),
-        assemble=_assembler(cls, children, static),
+        assembler=functools.partial(_assembler, cls, children, static),
         deferrable=(
             cls.__getattr__ is Instance.__getattr__  # type: ignore[attr-defined]
             and cls.__getattribute__ is object.__getattribute__
@@ -210,7 +211,7 @@ def _define(cls: type[Node], init: bool) -> None:
     optree.register_pytree_node(
         cast(Any, cls),
         lambda node: (level_of(cast(Any, node))[1], metadata_of(cast(Any, node)), children),
-        cast(Any, cls.__frostleaf__.assemble),
+        lambda metadata, values: definition.assemble(cast(Metadata, metadata), values),
         path_entry_type=optree.GetAttrEntry,
         namespace=NAMESPACE,
     )
@@ -224,9 +225,12 @@ NO_ANNOTATION = (
 
 def _require_annotations(cls: type[Node], members: Mapping[str, Any]) -> None:
     """Raise a ``TypeError`` if there is an array or a module in a class body that is neither a field nor a ``ClassVar``."""
+    annotated = members.get("__annotations__", ())
     for name, value in members.items():
+        if name.startswith("__") or name in annotated:
+            continue
         is_held = isinstance(value, (*LEAF, Instance, list, tuple, dict)) or is_foreign_array(value)
-        if is_held and not name.startswith("__") and name not in members.get("__annotations__", ()) and find_hidden(value):
+        if is_held and find_hidden(value):
             raise TypeError(NO_ANNOTATION.format(cls=cls.__name__, name=name, value=describe(value)))
 
 
@@ -260,7 +264,7 @@ def _handwritten_init(cls: type) -> Callable[..., None] | None:
     return None
 
 
-def _assembler(cls: type[Node], children: Iterable[str], static: Iterable[str]) -> Callable[[Metadata, Iterable[Any]], Any]:
+def _assembler(cls: type[Node], children: Iterable[str], static: Iterable[str]) -> Assemble:
     # A loop over the names would do the same; written out for each class it takes half the time to put a tree together.
     targets = ", ".join(f"values[{name!r}]" for name in children)
     sources = [f"    values[{name!r}] = static[{name!r}]" for name in static]

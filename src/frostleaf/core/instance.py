@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -76,7 +77,10 @@ class Metadata:
         return _metadata, (static, self.training, self.frozen, self.ties)
 
 
-@attrs.frozen
+Assemble = Callable[[Metadata, Iterable[Any]], Any]
+
+
+@attrs.frozen(slots=False)
 class Definition:
     """What frostleaf knows about a class of frozen trees.
 
@@ -87,7 +91,7 @@ class Definition:
         static: The names of the fields whose values are structure.
         arrays: The names of the fields that are declared to hold one array or ``None``.
         frozen: The names of the fields that start out frozen.
-        assemble: Makes a finished instance from metadata and children as they are: nothing is converted or checked.
+        assembler: Makes ``assemble``.
         deferrable: Whether an instance may be put together late, when ``__getattr__`` runs because its fields are missing.
     """
 
@@ -97,8 +101,13 @@ class Definition:
     static: tuple[str, ...]
     arrays: tuple[str, ...]
     frozen: tuple[str, ...]
-    assemble: Callable[[Metadata, Iterable[Any]], Any]
+    assembler: Callable[[], Assemble]
     deferrable: bool
+
+    @functools.cached_property
+    def assemble(self) -> Assemble:
+        """Makes a finished instance from metadata and children as they are: nothing is converted or checked."""
+        return self.assembler()  # at first use: few of the classes that a program imports are ever put together
 
 
 class Instance:
