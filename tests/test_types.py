@@ -15,7 +15,8 @@ import pytest
 import frostleaf as fl
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [value for value in map(vars(fl.nn).get, fl.nn.__all__) if isinstance(value, type) and issubclass(value, fl.Module)]
+LISTED = [getattr(fl.nn, name) for name in fl.nn.__all__]
+LAYERS = [value for value in LISTED if isinstance(value, type) and issubclass(value, fl.Module)]
 
 USER = """
 import mlx.core as mx

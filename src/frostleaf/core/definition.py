@@ -18,7 +18,18 @@ import optree
 from . import fields, ties
 from .construction import checked, close, evolve, require_arrays, restore, restored_copy
 from .hidden import find_hidden, is_foreign_array
-from .instance import OPEN, Assemble, Definition, Instance, Metadata, field_values, is_finished, level_of, metadata_of, set_level
+from .instance import (
+    OPEN,
+    Assemble,
+    Definition,
+    Instance,
+    Metadata,
+    field_values,
+    is_finished,
+    level_of,
+    metadata_of,
+    set_level,
+)
 from .pickling import to_picklable
 from .registration import NAMESPACE
 from .shapes import LEAF
