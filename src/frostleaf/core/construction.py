@@ -13,13 +13,14 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import attrs
+import mlx.core as mx
 import mlx.nn
 import optree
 
 from . import ties as ties_
 from .containers import freeze_containers, static_key
 from .fields import may_be_number
-from .hidden import BOUND, find_hidden, find_iterator, is_foreign_array, is_iterator
+from .hidden import BOUND, PLAIN, find_hidden, find_iterator, is_foreign_array, is_iterator
 from .instance import (
     OPEN,
     Instance,
@@ -41,6 +42,7 @@ from .words import Path, class_name, describe, keystr, listed, nearest
 
 N = TypeVar("N", bound=Instance)
 
+_ARRAY = mx.array
 _IN_TREE = (*LEAF, Instance)
 
 
@@ -107,17 +109,30 @@ def close(
     cls, definition = type(node), node.__frostleaf__
     values = node.__dict__
     for name in changed:
-        values[name] = _owned(freeze_containers(values[name]))
-        if name in definition.static:
+        value, is_static = values[name], name in definition.static
+        if _is_sound(value, is_static):
+            continue
+        values[name] = _owned(freeze_containers(value))
+        if is_static:
             _check_static(cls, name, values[name])
         else:
             _check_child(cls, name, values[name])
     if ties:
         ties_.follow(node, ties, old)
-    children = tuple([values[name] for name in definition.children])
+    children = definition.pick(values)
     if ties:
         children = ties_.taken_out(cls, children, ties)
-    set_level(node, (Metadata({name: values[name] for name in definition.static}, training, frozen, ties), children))
+    if training and not (frozen or ties or definition.static):
+        metadata = definition.bare
+    else:
+        metadata = Metadata({name: values[name] for name in definition.static}, training, frozen, ties)
+    set_level(node, (metadata, children))
+
+
+def _is_sound(value: Any, is_static: bool) -> bool:
+    """Return whether a field can hold a value as it is. Most values are of a few classes, of which all are so."""
+    kind = type(value)
+    return kind in PLAIN or (not is_static and (kind is _ARRAY or (issubclass(kind, Instance) and is_finished(value))))
 
 
 NO_ARRAY = "{place} {held}, and was given {value}, which would not be trained, cast or saved. Write mx.array(...) of it{other}"
@@ -149,6 +164,8 @@ def _number_for_array(value: Any, old: Any, path: Path) -> tuple[Path, Any, Any]
 
 def _is_numbers(value: Any) -> bool:
     """Return whether a value is a number, or a container with numbers alone."""
+    if value is None or isinstance(value, LEAF):
+        return False
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -193,6 +210,8 @@ def field_of(cls: type[Instance], name: str) -> attrs.Attribute[Any]:
 
 def checked(node: Instance, attribute: attrs.Attribute[Any], value: Any) -> Any:
     """Run a field's converter and validators on a value, and return what the converter makes of it."""
+    if attribute.converter is None and attribute.validator is None:
+        return value
     value = attrs.setters.convert(cast(Any, node), attribute, value)
     return attrs.setters.validate(cast(Any, node), attribute, value)
 

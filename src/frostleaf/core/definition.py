@@ -91,16 +91,14 @@ class Node(Instance):
     if not TYPE_CHECKING:  # a checker that saw these would take every name for an attribute
 
         def __setattr__(self, name: str, value: Any) -> None:
-            cls = type(self)
-            fields = cls.__frostleaf__.fields
-            if OPEN not in self.__dict__:
-                changed = IN_PLACE.format(name=name) if name in fields and value is self.__dict__.get(name) else ""
-                raise FrozenModuleError(_frozen("set", cls, name) + changed)
+            values, fields = self.__dict__, self.__frostleaf__.fields
+            if OPEN not in values:
+                changed = IN_PLACE.format(name=name) if name in fields and value is values.get(name) else ""
+                raise FrozenModuleError(_frozen("set", type(self), name) + changed)
             if name not in fields:
-                raise TypeError(
-                    UNDECLARED.format(cls=cls.__name__, name=name, near=nearest(name, fields), type=_type_of(value))
-                )
-            self.__dict__[name] = checked(self, fields[name], value)
+                cls = type(self).__name__
+                raise TypeError(UNDECLARED.format(cls=cls, name=name, near=nearest(name, fields), type=_type_of(value)))
+            values[name] = checked(self, fields[name], value)
 
         def __delattr__(self, name: str) -> None:
             raise FrozenModuleError(_frozen("delete", type(self), name))
@@ -317,46 +315,51 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
 
     @functools.wraps(init)
     def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        if "__dataclass_fields__" in vars(type(self)):
-            raise TypeError(DECORATED.format(cls=type(self).__name__))
-        if is_finished(self):
-            raise TypeError(f"__init__ was called on a finished {type(self).__name__}, which can't change. Build a new one.")
-        if sys._getframe(1).f_code is _ATTRS_EVOLVE:
-            raise TypeError(NO_EVOLVE.format(cls=type(self).__name__))
-        if OPEN in self.__dict__:
+        cls, values = type(self), self.__dict__
+        if OPEN in values:
             init(self, *args, **kwargs)
             return
+        if "__dataclass_fields__" in vars(cls):
+            raise TypeError(DECORATED.format(cls=cls.__name__))
+        if is_finished(self):
+            raise TypeError(f"__init__ was called on a finished {cls.__name__}, which can't change. Build a new one.")
+        if sys._getframe(1).f_code is _ATTRS_EVOLVE:
+            raise TypeError(NO_EVOLVE.format(cls=cls.__name__))
         edits: list[Callable[[Any], Any]] = []
-        self.__dict__[OPEN] = edits
+        values[OPEN] = edits
         try:
             init(self, *args, **kwargs)
-            if not handwritten and hasattr(type(self), "__post_init__"):
+            if not handwritten and hasattr(cls, "__post_init__"):
                 cast(Any, self).__post_init__()
             _fill_defaults(self)
         finally:
-            del self.__dict__[OPEN]
-        definition = type(self).__frostleaf__
+            del values[OPEN]
+        definition = cls.__frostleaf__
         require_arrays(self)
-        frozen = frozenset(name for name in definition.frozen if self.__dict__[name] is not None)
+        frozen = frozenset([name for name in definition.frozen if values[name] is not None])
         close(self, definition.fields, training=True, frozen=frozen)
         if edits:
             edited = restored_copy(self)
             for edit in edits:
                 edited = edit(edited)
-            self.__dict__.update(edited.__dict__)
+            values.update(edited.__dict__)
             set_level(self, level_of(edited))
-        for cls in type(self).__mro__:
-            if "__check_init__" in vars(cls):
-                cls.__check_init__(self)  # type: ignore[attr-defined]
+        if hasattr(cls, "__check_init__"):
+            for base in cls.__mro__:
+                if "__check_init__" in vars(base):
+                    base.__check_init__(self)  # type: ignore[attr-defined]
 
     __init__.handwritten = handwritten  # type: ignore[attr-defined]
     return __init__
 
 
 def _fill_defaults(node: Node) -> None:
+    values, fields = node.__dict__, node.__frostleaf__.fields
+    if fields.keys() <= values.keys():
+        return
     unset = []
-    for name, attribute in node.__frostleaf__.fields.items():
-        if name in node.__dict__:
+    for name, attribute in fields.items():
+        if name in values:
             continue
         default: Any = attribute.default
         if default is attrs.NOTHING:
@@ -364,7 +367,7 @@ def _fill_defaults(node: Node) -> None:
             continue
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = default.factory(node) if default.takes_self else default.factory()
-        node.__dict__[name] = checked(node, attribute, default)
+        values[name] = checked(node, attribute, default)
     if unset:
         raise TypeError(
             f"{type(node).__name__}.__init__ returned without setting {', '.join(unset)}. Set each declared field on self, or "

@@ -109,6 +109,11 @@ class Definition:
         """Makes a finished instance from metadata and children as they are: nothing is converted or checked."""
         return self.assembler()  # at first use: few of the classes that a program imports are ever put together
 
+    @functools.cached_property
+    def bare(self) -> Metadata:
+        """The metadata of an instance of a class without static fields, in training mode, with nothing frozen or tied."""
+        return Metadata({}, True, frozenset())
+
 
 class Instance:
     """The state of a frozen tree: its fields, in its ``__dict__``, and two slots.
