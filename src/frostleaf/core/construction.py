@@ -7,6 +7,7 @@ import functools
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import repeat
 from numbers import Number
 from operator import is_
 from types import MappingProxyType
@@ -112,11 +113,14 @@ def close(
         value, is_static = values[name], name in definition.static
         if _is_sound(value, is_static):
             continue
-        values[name] = _owned(freeze_containers(value))
+        value = values[name] = freeze_containers(value)
+        if _is_sound(value, is_static):
+            continue
+        value = values[name] = _owned(value)
         if is_static:
-            _check_static(cls, name, values[name])
+            _check_static(cls, name, value)
         else:
-            _check_child(cls, name, values[name])
+            _check_child(cls, name, value)
     if ties:
         ties_.follow(node, ties, old)
     children = definition.pick(values)
@@ -132,6 +136,8 @@ def close(
 def _is_sound(value: Any, is_static: bool) -> bool:
     """Return whether a field can hold a value as it is. Most values are of a few classes, of which all are so."""
     kind = type(value)
+    if kind is tuple:
+        return all(map(_is_sound, value, repeat(is_static)))
     return kind in PLAIN or (not is_static and (kind is _ARRAY or (issubclass(kind, Instance) and is_finished(value))))
 
 
@@ -140,9 +146,10 @@ NO_ARRAY = "{place} {held}, and was given {value}, which would not be trained, c
 
 def require_arrays(node: Instance) -> None:
     """Raise a ``TypeError`` if a field of a new instance holds numbers and is declared to hold an array."""
+    values = node.__dict__
     for name in node.__frostleaf__.arrays:
-        value = node.__dict__[name]
-        if _is_numbers(value):
+        value = values[name]
+        if type(value) is not _ARRAY and _is_numbers(value):
             place = f"{type(node).__name__}.{name}"
             said = {"held": "is declared as an array", "other": ", or fl.static() at the field."}
             raise TypeError(NO_ARRAY.format(place=place, value=describe(value), **said))
@@ -164,8 +171,6 @@ def _number_for_array(value: Any, old: Any, path: Path) -> tuple[Path, Any, Any]
 
 def _is_numbers(value: Any) -> bool:
     """Return whether a value is a number, or a container with numbers alone."""
-    if value is None or isinstance(value, LEAF):
-        return False
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -210,9 +215,10 @@ def field_of(cls: type[Instance], name: str) -> attrs.Attribute[Any]:
 
 def checked(node: Instance, attribute: attrs.Attribute[Any], value: Any) -> Any:
     """Run a field's converter and validators on a value, and return what the converter makes of it."""
-    if attribute.converter is None and attribute.validator is None:
+    if attribute.converter is not None:
+        value = attrs.setters.convert(cast(Any, node), attribute, value)
+    if attribute.validator is None:
         return value
-    value = attrs.setters.convert(cast(Any, node), attribute, value)
     return attrs.setters.validate(cast(Any, node), attribute, value)
 
 

@@ -25,6 +25,7 @@ from .instance import (
     Instance,
     Metadata,
     field_values,
+    flat_kept,
     is_finished,
     level_of,
     metadata_of,
@@ -92,6 +93,9 @@ class Node(Instance):
 
         def __setattr__(self, name: str, value: Any) -> None:
             values, fields = self.__dict__, self.__frostleaf__.fields
+            if OPEN in values and name in self.__frostleaf__.unchecked:
+                values[name] = value
+                return
             if OPEN not in values:
                 changed = IN_PLACE.format(name=name) if name in fields and value is values.get(name) else ""
                 raise FrozenModuleError(_frozen("set", type(self), name) + changed)
@@ -209,6 +213,7 @@ def _define(cls: type[Node], init: bool) -> None:
         pick=itemgetter(*children) if len(children) > 1 else lambda values: tuple([values[name] for name in children]),
         static=static,
         arrays=tuple(name for name in children if fields.is_array(declared[name])),
+        unchecked=frozenset([name for name, field in declared.items() if not (field.converter or field.validator)]),
         frozen=tuple(name for name, field in declared.items() if fields.frozen(field)),
         assembler=functools.partial(_assembler, cls, children, static),
         deferrable=(
@@ -321,7 +326,9 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
             return
         if "__dataclass_fields__" in vars(cls):
             raise TypeError(DECORATED.format(cls=cls.__name__))
-        if is_finished(self):
+        definition = cls.__frostleaf__
+        # With nothing in its fields, an instance that has some is new, or waits to be put together.
+        if is_finished(self) if values or not definition.fields else flat_kept(self) is not None:
             raise TypeError(f"__init__ was called on a finished {cls.__name__}, which can't change. Build a new one.")
         if sys._getframe(1).f_code is _ATTRS_EVOLVE:
             raise TypeError(NO_EVOLVE.format(cls=cls.__name__))
@@ -334,9 +341,8 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
             _fill_defaults(self)
         finally:
             del values[OPEN]
-        definition = cls.__frostleaf__
         require_arrays(self)
-        frozen = frozenset([name for name in definition.frozen if values[name] is not None])
+        frozen = frozenset([name for name in definition.frozen if values[name] is not None] if definition.frozen else ())
         close(self, definition.fields, training=True, frozen=frozen)
         if edits:
             edited = restored_copy(self)

@@ -90,6 +90,7 @@ class Definition:
         pick: Returns the values of ``children``, as a tuple, from a dict of fields.
         static: The names of the fields whose values are structure.
         arrays: The names of the fields that are declared to hold one array or ``None``.
+        unchecked: The names of the fields that have neither a converter nor a validator.
         frozen: The names of the fields that start out frozen.
         assembler: Makes ``assemble``.
         deferrable: Whether an instance may be put together late, when ``__getattr__`` runs because its fields are missing.
@@ -100,6 +101,7 @@ class Definition:
     pick: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     static: tuple[str, ...]
     arrays: tuple[str, ...]
+    unchecked: frozenset[str]
     frozen: tuple[str, ...]
     assembler: Callable[[], Assemble]
     deferrable: bool

@@ -28,14 +28,17 @@ def normal(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array | 
 
 def split(key: mx.array | None, count: int) -> list[mx.array | None]:
     """Return ``count`` keys made of one, or as many times ``None``."""
+    if key is None:
+        return [None] * count
     require_key(key)
-    return [None] * count if key is None else list(mx.random.split(key, count))
+    return list(mx.random.split(key, count))
 
 
 def _require_source(key: object) -> None:
-    require_key(key)
     if key is None:
         require_own_state()
+    else:
+        require_key(key)
 
 
 def require_key(key: object) -> None:
