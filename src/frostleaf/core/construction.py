@@ -11,7 +11,7 @@ from itertools import repeat
 from numbers import Number
 from operator import is_
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import attrs
 import mlx.core as mx
@@ -215,11 +215,10 @@ def field_of(cls: type[Instance], name: str) -> attrs.Attribute[Any]:
 
 def checked(node: Instance, attribute: attrs.Attribute[Any], value: Any) -> Any:
     """Run a field's converter and validators on a value, and return what the converter makes of it."""
+    instance: Any = node
     if attribute.converter is not None:
-        value = attrs.setters.convert(cast(Any, node), attribute, value)
-    if attribute.validator is None:
-        return value
-    return attrs.setters.validate(cast(Any, node), attribute, value)
+        value = attrs.setters.convert(instance, attribute, value)
+    return value if attribute.validator is None else attrs.setters.validate(instance, attribute, value)
 
 
 ARRAY_IN_STATIC = (

@@ -338,7 +338,8 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
             init(self, *args, **kwargs)
             if not handwritten and hasattr(cls, "__post_init__"):
                 cast(Any, self).__post_init__()
-            _fill_defaults(self)
+            if not definition.fields.keys() <= values.keys():
+                _fill_defaults(self)
         finally:
             del values[OPEN]
         require_arrays(self)
@@ -360,11 +361,8 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
 
 
 def _fill_defaults(node: Node) -> None:
-    values, fields = node.__dict__, node.__frostleaf__.fields
-    if fields.keys() <= values.keys():
-        return
-    unset = []
-    for name, attribute in fields.items():
+    values, unset = node.__dict__, []
+    for name, attribute in node.__frostleaf__.fields.items():
         if name in values:
             continue
         default: Any = attribute.default
