@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
+from optree.integrations import attrs as optree_attrs
 
 import frostleaf as fl
 
@@ -263,6 +264,25 @@ def test_the_first_call_of_a_jitted_step(table, interleaved):
 
     taken = interleaved(first, first_of_mlx, rounds=10, between=lambda _: mx.eval(ours.all(), theirs.all()))
     table.add("the first call of a jitted training step / mx.compile", *taken, limit=1.1)
+
+
+class Fields:
+    weight: mx.array
+    bias: mx.array
+    groups: int
+    padding: tuple
+    dilation: tuple
+
+
+def test_defining_a_class(table, interleaved):
+    def frozen():
+        return type("Layer", (fl.Module,), dict(vars(Fields)))
+
+    def theirs():
+        options = {"frozen": True, "slots": False, "eq": False, "repr": False}
+        return optree_attrs.define(type("Layer", (), dict(vars(Fields))), namespace="benchmark", **options)
+
+    table.add("defining a class / attrs in optree", *interleaved(frozen, theirs, rounds=60), limit=1.5)
 
 
 IMPORTING = """

@@ -10,7 +10,7 @@ from frostleaf.core.lazy import lazily
 
 # What a program that only defines modules does not wait for.
 LATER = ("nn", "optim", "transforms", "io.weights", "io.trees", "io.checkpointer", "io.safetensors", "io.gguf")
-STANDARD = ("json", "pathlib", "shutil", "sysconfig", "urllib.parse", "zlib", "contextvars")
+STANDARD = ("datetime", "decimal", "json", "pathlib", "shutil", "sysconfig", "urllib.parse", "zlib", "contextvars")
 
 
 def run(script):

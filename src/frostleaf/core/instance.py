@@ -80,7 +80,7 @@ class Metadata:
 Assemble = Callable[[Metadata, Iterable[Any]], Any]
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, eq=False)
 class Definition:
     """What frostleaf knows about a class of frozen trees.
 
