@@ -25,8 +25,7 @@ from .instance import (
     Instance,
     Metadata,
     field_values,
-    flat_kept,
-    is_finished,
+    is_new,
     level_of,
     metadata_of,
     set_level,
@@ -327,8 +326,7 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
         if "__dataclass_fields__" in vars(cls):
             raise TypeError(DECORATED.format(cls=cls.__name__))
         definition = cls.__frostleaf__
-        # With nothing in its fields, an instance that has some is new, or waits to be put together.
-        if is_finished(self) if values or not definition.fields else flat_kept(self) is not None:
+        if not is_new(self):
             raise TypeError(f"__init__ was called on a finished {cls.__name__}, which can't change. Build a new one.")
         if sys._getframe(1).f_code is _ATTRS_EVOLVE:
             raise TypeError(NO_EVOLVE.format(cls=cls.__name__))

@@ -202,6 +202,13 @@ def is_finished(node: Instance) -> bool:
     return is_built(node) or flat_kept(node) is not None
 
 
+def is_new(node: Instance) -> bool:
+    """Return whether nothing has been done with the instance: no ``__init__`` has begun, and it was not put together."""
+    if node.__dict__ or not node.__frostleaf__.fields:
+        return not is_finished(node)
+    return flat_kept(node) is None  # with its fields missing it could only wait to be put together
+
+
 def level_of(node: Instance) -> tuple[Metadata, tuple[Any, ...]]:
     """Return the instance's metadata and its children: the values of its parameter and buffer fields, in order.
 
