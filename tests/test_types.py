@@ -244,7 +244,7 @@ from frostleaf import jit, load, nn, optim, save
 from frostleaf.nn import Linear
 from frostleaf.optim import AdamW
 
-print(jit, load, nn.Linear, optim.AdamW, save, Linear, AdamW, fl.nn.relu, fl.nn.losses, fl.optim.cosine_decay)
+print(jit, load, nn.Linear, optim.AdamW, save, Linear, AdamW, fl.nn.Transformer)
 print(fl.Linear)  # error
 print(fl.nn.AdamW)  # error
 print(fl.optim.jit)  # error
