@@ -149,7 +149,7 @@ def require_arrays(node: Instance) -> None:
     values = node.__dict__
     for name in node.__frostleaf__.arrays:
         value = values[name]
-        if type(value) is not _ARRAY and _is_numbers(value):
+        if not (value is None or type(value) is _ARRAY) and _is_numbers(value):
             place = f"{type(node).__name__}.{name}"
             said = {"held": "is declared as an array", "other": ", or fl.static() at the field."}
             raise TypeError(NO_ARRAY.format(place=place, value=describe(value), **said))

@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..core.words import describe, listed
 from ..module import Module
 
-_REAL = (float, int, Real)  # most numbers are of the first two, which are found faster
+REAL = (float, int, Real)  # most numbers are of the first two, which are found faster
 
 
 class MisfitError(ValueError):
@@ -76,12 +76,12 @@ def positive(layer: Module, field: attrs.Attribute[Any], value: Any) -> None:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, _REAL) and value > 0  # type: ignore[operator]
+    return isinstance(value, REAL) and value > 0  # type: ignore[operator]
 
 
 def number(layer: Module, field: attrs.Attribute[Any], value: Any) -> None:
     """Validate that a field's value is a number."""
-    if not isinstance(value, Real):
+    if not isinstance(value, REAL):
         raise ValueError(f"{type(layer).__name__} takes a number as {field.name}, and was given {describe(value)}")
 
 
