@@ -25,6 +25,8 @@ Ties = tuple[tuple[Path, Path], ...]
 
 # A key in the __dict__ of an instance that is open to assignment. It is not an identifier, so no field has this name.
 OPEN = "<open>"
+# And one that waits to be put together has this key.
+_LATE = "<late>"
 
 _building = threading.RLock()
 
@@ -203,10 +205,16 @@ def is_finished(node: Instance) -> bool:
 
 
 def is_new(node: Instance) -> bool:
-    """Return whether nothing has been done with the instance: no ``__init__`` has begun, and it was not put together."""
+    """Return the opposite of :func:`is_finished`, faster: what is finished has something in its ``__dict__``, or no fields."""
     if node.__dict__ or not node.__frostleaf__.fields:
         return not is_finished(node)
-    return flat_kept(node) is None  # with its fields missing it could only wait to be put together
+    return True
+
+
+def keep_late(node: Instance, flat: Any) -> None:
+    """Keep the leaves and the structure with a new instance, which is put together when something reads a field."""
+    node.__dict__[_LATE] = True
+    keep_flat(node, flat)
 
 
 def level_of(node: Instance) -> tuple[Metadata, tuple[Any, ...]]:
@@ -240,6 +248,7 @@ def _put_together(node: Instance) -> Any:
         if not is_built(node):  # another thread may have been faster
             built = node.__frostleaf__.assemble(*flat.level())
             node.__dict__.update(built.__dict__)
+            node.__dict__.pop(_LATE, None)
             set_level(node, _get_level(built))
         return _get_level(node)
 
