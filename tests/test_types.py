@@ -15,7 +15,8 @@ import pytest
 import frostleaf as fl
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [value for value in map(vars(fl.nn).get, fl.nn.__all__) if isinstance(value, type) and issubclass(value, fl.Module)]
+LISTED = [getattr(fl.nn, name) for name in fl.nn.__all__]
+LAYERS = [value for value in LISTED if isinstance(value, type) and issubclass(value, fl.Module)]
 
 USER = """
 import mlx.core as mx
@@ -236,6 +237,19 @@ Converted(weight=mx.ones(2), layers=())  # error
 Converted(mx.ones(2), 3)  # error
 """
 
+# What a package imports when it is first used is known to checkers, and no name beside it.
+NAMES = """
+import frostleaf as fl
+from frostleaf import jit, load, nn, optim, save
+from frostleaf.nn import Linear
+from frostleaf.optim import AdamW
+
+print(jit, load, nn.Linear, optim.AdamW, save, Linear, AdamW, fl.nn.Transformer)
+print(fl.Linear)  # error
+print(fl.nn.AdamW)  # error
+print(fl.optim.jit)  # error
+"""
+
 # A strict pyright forbids lambdas whose arguments it doesn't know.
 LAMBDAS = """
 # pyright: standard
@@ -283,7 +297,7 @@ def of_each_layer():
 
 # What is checked, in one run of each checker, since it is the library that takes them long: the code of a user, and whether
 # each layer takes what its signature says.
-CODE = {"user.py": USER, "functions.py": FUNCTIONS, "fields.py": FIELDS, "lambdas.py": LAMBDAS}
+CODE = {"user.py": USER, "functions.py": FUNCTIONS, "fields.py": FIELDS, "names.py": NAMES, "lambdas.py": LAMBDAS}
 FILES = {**CODE, "each_layer.py": of_each_layer()}
 
 

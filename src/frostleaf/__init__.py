@@ -3,30 +3,58 @@
 from .core import versions as _versions  # noqa: F401  # before what older versions lack
 
 # isort: split
-from . import nn, optim, tree
+from typing import TYPE_CHECKING
+
+from . import tree
 from .core.definition import FrozenModuleError
 from .core.dropped import DroppedResultWarning
 from .core.fields import buffer, parameter, static
+from .core.lazy import lazily
 from .core.registration import register_dataclass, register_pytree_node
 from .core.shapes import ShapeDtypeStruct
 from .edits.selection import Selection
-from .io.checkpointer import Checkpointer, NoCheckpointError
-from .io.safetensors import CheckpointError
-from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
 from .module import Module
-from .nn.dtypes import default_dtype
-from .nn.quantization import quantize
-from .optim.rule import OtherHyperparametersWarning
-from .transforms.checkpoint import checkpoint
-from .transforms.differentials import jvp, vjp
-from .transforms.eval_shape import eval_shape
-from .transforms.evaluation import async_eval, eval
-from .transforms.gradients import grad, value_and_grad
-from .transforms.jit import CapturedArrayWarning, Jitted, MutableArgumentWarning, RetraceWarning, disable_jit, jit
-from .transforms.precision import Policy
-from .transforms.random import next_key, rng
-from .transforms.stateful import UncollectedStateWarning, record, recorded, stateful
-from .transforms.vmap import vmap
+
+if TYPE_CHECKING:
+    from . import nn, optim
+    from .io.checkpointer import Checkpointer, NoCheckpointError
+    from .io.safetensors import CheckpointError
+    from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
+    from .nn.dtypes import default_dtype
+    from .nn.quantization import quantize
+    from .optim.rule import OtherHyperparametersWarning
+    from .transforms.checkpoint import checkpoint
+    from .transforms.differentials import jvp, vjp
+    from .transforms.eval_shape import eval_shape
+    from .transforms.evaluation import async_eval, eval
+    from .transforms.gradients import grad, value_and_grad
+    from .transforms.jit import CapturedArrayWarning, Jitted, MutableArgumentWarning, RetraceWarning, disable_jit, jit
+    from .transforms.precision import Policy
+    from .transforms.random import next_key, rng
+    from .transforms.stateful import UncollectedStateWarning, record, recorded, stateful
+    from .transforms.vmap import vmap
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "io.checkpointer": "Checkpointer NoCheckpointError",
+            "io.safetensors": "CheckpointError",
+            "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
+            "nn.dtypes": "default_dtype",
+            "nn.quantization": "quantize",
+            "optim.rule": "OtherHyperparametersWarning",
+            "transforms.checkpoint": "checkpoint",
+            "transforms.differentials": "jvp vjp",
+            "transforms.eval_shape": "eval_shape",
+            "transforms.evaluation": "async_eval eval",
+            "transforms.gradients": "grad value_and_grad",
+            "transforms.jit": "CapturedArrayWarning Jitted MutableArgumentWarning RetraceWarning disable_jit jit",
+            "transforms.precision": "Policy",
+            "transforms.random": "next_key rng",
+            "transforms.stateful": "UncollectedStateWarning record recorded stateful",
+            "transforms.vmap": "vmap",
+        },
+    )
 
 __version__ = "0.1.0"
 

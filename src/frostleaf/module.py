@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from . import io
 from .core import fields
 from .core.annotations import Self, dataclass_transform
 from .core.arguments import require_bool
@@ -19,7 +20,6 @@ from .display.text import text
 from .edits import casting, freezing, modes, tying, updating, views
 from .edits.keys import Keyed
 from .edits.selection import Selection
-from .io import weights
 from .tree.selecting import Where
 
 
@@ -434,7 +434,7 @@ class Module(Keyed, Node):
     # Files
 
     @returns_copy()
-    def load_weights(self, file_or_weights: Any, strict: bool = True, *, rename: weights.Rename | None = None) -> Self:
+    def load_weights(self, file_or_weights: Any, strict: bool = True, *, rename: io.weights.Rename | None = None) -> Self:
         """Load the parameters of a copy from a file, a directory, or a list.
 
         The arrays have the dtypes of the file. A safetensors file is read as its arrays are first used (``fl.eval`` reads all),
@@ -464,7 +464,7 @@ class Module(Keyed, Node):
         >>> fl.eval_shape(fl.nn.Linear, 1, 2).load_weights(given, rename={"fc.W": "weight", "fc.b": "bias"})
         Linear(weight=f32[2,1], bias=f32[2])
         """
-        return weights.load_weights(self, file_or_weights, strict, rename)
+        return io.weights.load_weights(self, file_or_weights, strict, rename)
 
     def save_weights(self, file: str | os.PathLike[str], *, max_shard_bytes: int | None = None) -> None:
         """Save the parameters under MLX's names to a file, or to a directory of files.
@@ -497,4 +497,4 @@ class Module(Keyed, Node):
         True
         ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors', 'model.safetensors.index.json']
         """
-        weights.save_weights(self, file, max_shard_bytes)
+        io.weights.save_weights(self, file, max_shard_bytes)

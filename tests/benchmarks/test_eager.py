@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
+from optree.integrations import attrs as optree_attrs
 
 import frostleaf as fl
 
@@ -293,23 +294,52 @@ def test_the_first_call_of_a_jitted(what, table, interleaved):
     table.add(f"the first call of a jitted {what} / mx.compile", *taken, limit=1.1)
 
 
+class Fields:
+    weight: mx.array
+    bias: mx.array
+    groups: int
+    padding: tuple
+    dilation: tuple
+
+
+def test_defining_a_class(table, interleaved):
+    def frozen():
+        return type("Layer", (fl.Module,), dict(vars(Fields)))
+
+    def theirs():
+        options = {"frozen": True, "slots": False, "eq": False, "repr": False}
+        return optree_attrs.define(type("Layer", (), dict(vars(Fields))), namespace="benchmark", **options)
+
+    table.add("defining a class / attrs in optree", *interleaved(frozen, theirs, rounds=60), limit=1.5)
+
+
 IMPORTING = """
 import sys, time
 import {}
 start = time.perf_counter()
-import {}
+{}
 sys.stdout.write(str(time.perf_counter() - start))
 """
+IMPORT = "import frostleaf as fl"
+# What a training program uses first; what it uses is imported then.
+USE = "fl.Module, fl.nn.Linear, fl.nn.relu, fl.optim.AdamW, fl.value_and_grad, fl.jit"
 
 
-def test_importing(table):
+@pytest.mark.parametrize(
+    ("what", "ours", "limit"),
+    [
+        ("importing frostleaf, own part", IMPORT, 0.6),
+        ("importing frostleaf and what a training program uses, own part", f"{IMPORT}; {USE}", 1.0),
+    ],
+)
+def test_importing(what, ours, limit, table):
     taken = [], []
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # what is imported again has its bytecode
     others = "mlx.nn, mlx.optimizers, optree, attrs"
     for number in range(12):
-        for times, before, module in zip(taken, (others, "mlx.core"), ("frostleaf", others), strict=True):
-            code = IMPORTING.format(before, module)
-            run = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
+        for times, before, code in zip(taken, (others, "mlx.core"), (ours, f"import {others}"), strict=True):
+            command = [sys.executable, "-c", IMPORTING.format(before, code)]
+            run = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
             if number >= 2:
                 times.append(float(run.stdout))
-    table.add("importing frostleaf, own part / mlx.nn, mlx.optimizers, optree and attrs", *taken, "ms", limit=0.6)
+    table.add(f"{what} / mlx.nn, mlx.optimizers, optree and attrs", *taken, "ms", limit=limit)

@@ -1054,6 +1054,38 @@ def test_a_failed_second_init_changes_nothing(cls: Any) -> None:
     snapshot.assert_unchanged()
 
 
+@pytest.mark.parametrize("cls", [Affine, Written, fl.nn.Identity], ids=lambda cls: cls.__name__)
+def test_a_module_that_jit_returned_is_finished_before_anything_reads_it(cls: Any) -> None:
+    module = cls(2) if cls is Written else cls(ONE)
+    late = fl.jit(lambda given: given)(module)
+    with pytest.raises(TypeError, match="__init__ was called on a finished"):
+        late.__init__(3)
+    assert repr(late) == repr(module)
+    assert vars(late).keys() == vars(module).keys()
+    with pytest.raises(TypeError, match="__init__ was called on a finished"):
+        late.__init__(3)
+
+
+def test_init_may_be_called_again_after_it_failed() -> None:
+    module = Assigned.__new__(Assigned)
+    with pytest.raises(ZeroDivisionError):
+        module.__init__(lambda self: (setattr(self, "size", 1), 1 / 0))  # type: ignore[misc]
+    module.__init__(lambda self: (setattr(self, "weight", ONE), setattr(self, "size", 2)))  # type: ignore[misc]
+    assert module.size == 2
+
+
+def test_new_may_put_something_beside_the_fields() -> None:
+    class Marked(fl.Module):
+        weight: mx.array
+
+        def __new__(cls, *args: Any) -> Any:
+            new = super().__new__(cls)
+            new.__dict__["mark"] = 3
+            return new
+
+    assert vars(Marked(ONE))["mark"] == 3
+
+
 def test_a_module_built_inside_the_constructor_of_another_is_finished_before() -> None:
     class Outer(fl.Module):
         inner: Any

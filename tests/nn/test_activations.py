@@ -45,7 +45,8 @@ def test_options_are_structure():
 
 
 def test_the_slope_of_prelu_is_the_only_array():
-    layers = [value for value in vars(fl.nn).values() if getattr(value, "__module__", "") == fl.nn.PReLU.__module__]
+    listed = [getattr(fl.nn, name) for name in dir(fl.nn)]
+    layers = [value for value in listed if getattr(value, "__module__", "") == fl.nn.PReLU.__module__]
     assert len(layers) == 25
     assert [layer for layer in layers if fl.tree.leaves(layer())] == [fl.nn.PReLU]
 

@@ -11,7 +11,8 @@ import pytest
 import frostleaf as fl
 from frostleaf.core.words import describe
 
-LAYERS = [value for value in map(vars(fl.nn).get, fl.nn.__all__) if isinstance(value, type) and issubclass(value, fl.Module)]
+LISTED = [getattr(fl.nn, name) for name in fl.nn.__all__]
+LAYERS = [value for value in LISTED if isinstance(value, type) and issubclass(value, fl.Module)]
 DRAWN = {
     "linear": lambda **options: fl.nn.Linear(3, 4, **options),
     "conv2d": lambda **options: fl.nn.Conv2d(2, 3, 2, **options),

@@ -52,7 +52,8 @@ def eager():
 
 def test_every_layer_has_a_case():
     assert sorted(FIRST) == LAYERS
-    classes = {name: value for name, value in vars(fl.nn).items() if name in fl.nn.__all__ and isinstance(value, type)}
+    listed = {name: getattr(fl.nn, name) for name in fl.nn.__all__}
+    classes = {name: value for name, value in listed.items() if isinstance(value, type)}
     assert sorted(name for name, value in classes.items() if issubclass(value, fl.Module)) == LAYERS
 
 

@@ -7,19 +7,21 @@ import functools
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import repeat
 from numbers import Number
 from operator import is_
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import attrs
+import mlx.core as mx
 import mlx.nn
 import optree
 
 from . import ties as ties_
 from .containers import freeze_containers, static_key
 from .fields import may_be_number
-from .hidden import BOUND, find_hidden, find_iterator, is_foreign_array, is_iterator
+from .hidden import BOUND, PLAIN, find_hidden, find_iterator, is_foreign_array, is_iterator
 from .instance import (
     OPEN,
     Instance,
@@ -41,6 +43,7 @@ from .words import Path, class_name, describe, keystr, listed, nearest
 
 N = TypeVar("N", bound=Instance)
 
+_ARRAY = mx.array
 _IN_TREE = (*LEAF, Instance)
 
 
@@ -107,17 +110,35 @@ def close(
     cls, definition = type(node), node.__frostleaf__
     values = node.__dict__
     for name in changed:
-        values[name] = _owned(freeze_containers(values[name]))
-        if name in definition.static:
-            _check_static(cls, name, values[name])
+        value, is_static = values[name], name in definition.static
+        if _is_sound(value, is_static):
+            continue
+        value = values[name] = freeze_containers(value)
+        if _is_sound(value, is_static):
+            continue
+        value = values[name] = _owned(value)
+        if is_static:
+            _check_static(cls, name, value)
         else:
-            _check_child(cls, name, values[name])
+            _check_child(cls, name, value)
     if ties:
         ties_.follow(node, ties, old)
-    children = tuple([values[name] for name in definition.children])
+    children = definition.pick(values)
     if ties:
         children = ties_.taken_out(cls, children, ties)
-    set_level(node, (Metadata({name: values[name] for name in definition.static}, training, frozen, ties), children))
+    if training and not (frozen or ties or definition.static):
+        metadata = definition.bare
+    else:
+        metadata = Metadata({name: values[name] for name in definition.static}, training, frozen, ties)
+    set_level(node, (metadata, children))
+
+
+def _is_sound(value: Any, is_static: bool) -> bool:
+    """Return whether a field can hold a value as it is. Most values are of a few classes, of which all are so."""
+    kind = type(value)
+    if kind is tuple:
+        return all(map(_is_sound, value, repeat(is_static)))
+    return kind in PLAIN or (not is_static and (kind is _ARRAY or (issubclass(kind, Instance) and is_finished(value))))
 
 
 NO_ARRAY = "{place} {held}, and was given {value}, which would not be trained, cast or saved. Write mx.array(...) of it{other}"
@@ -125,9 +146,10 @@ NO_ARRAY = "{place} {held}, and was given {value}, which would not be trained, c
 
 def require_arrays(node: Instance) -> None:
     """Raise a ``TypeError`` if a field of a new instance holds numbers and is declared to hold an array."""
+    values = node.__dict__
     for name in node.__frostleaf__.arrays:
-        value = node.__dict__[name]
-        if _is_numbers(value):
+        value = values[name]
+        if not (value is None or type(value) is _ARRAY) and _is_numbers(value):
             place = f"{type(node).__name__}.{name}"
             said = {"held": "is declared as an array", "other": ", or fl.static() at the field."}
             raise TypeError(NO_ARRAY.format(place=place, value=describe(value), **said))
@@ -193,8 +215,10 @@ def field_of(cls: type[Instance], name: str) -> attrs.Attribute[Any]:
 
 def checked(node: Instance, attribute: attrs.Attribute[Any], value: Any) -> Any:
     """Run a field's converter and validators on a value, and return what the converter makes of it."""
-    value = attrs.setters.convert(cast(Any, node), attribute, value)
-    return attrs.setters.validate(cast(Any, node), attribute, value)
+    instance: Any = node
+    if attribute.converter is not None:
+        value = attrs.setters.convert(instance, attribute, value)
+    return value if attribute.validator is None else attrs.setters.validate(instance, attribute, value)
 
 
 ARRAY_IN_STATIC = (

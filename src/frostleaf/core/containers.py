@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
-from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -74,7 +72,7 @@ def static_key(value: Any) -> Any:
         return kind, static_key(value.func), static_key(value.args), static_key(value.keywords)
     if kind is types.MethodType and is_told_by_identity(value.__self__):
         return kind, value.__func__, value.__self__
-    if isinstance(value, _TOLD_BY_PARTS):
+    if any(_TOLD_BY_PARTS.get(each.__name__) == each.__module__ for each in kind.__mro__):
         return kind, static_key(value.__reduce_ex__(4)[1])
     if hasattr(kind, "__array__") or hasattr(kind, "__dlpack__"):
         if hasattr(kind, "__dlpack__") or kind.__hash__ is None:
@@ -89,8 +87,16 @@ def static_key(value: Any) -> Any:
 
 # The types whose equal values are the same, of which there are most.
 _EXACT = (int, bool, str, bytes, type(None), type, types.FunctionType, mx.Dtype)
-# Those that may be equal and not the same: in digits, in the time zone, in where a range ends.
-_TOLD_BY_PARTS = (Decimal, datetime.datetime, datetime.time, datetime.timezone, range, slice)
+# Those that may be equal and not the same: in digits, in the time zone, in where a range ends. They are known by their names
+# and the modules that they are in, of which most programs have no use.
+_TOLD_BY_PARTS = {
+    "Decimal": "decimal",
+    "datetime": "datetime",
+    "time": "datetime",
+    "timezone": "datetime",
+    "range": "builtins",
+    "slice": "builtins",
+}
 
 
 class _Same:

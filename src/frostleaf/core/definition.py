@@ -18,7 +18,18 @@ import optree
 from . import fields, ties
 from .construction import checked, close, evolve, require_arrays, restore, restored_copy
 from .hidden import find_hidden, is_foreign_array
-from .instance import OPEN, Definition, Instance, Metadata, field_values, is_finished, level_of, metadata_of, set_level
+from .instance import (
+    OPEN,
+    Assemble,
+    Definition,
+    Instance,
+    Metadata,
+    field_values,
+    is_new,
+    level_of,
+    metadata_of,
+    set_level,
+)
 from .pickling import to_picklable
 from .registration import NAMESPACE
 from .shapes import LEAF
@@ -80,16 +91,17 @@ class Node(Instance):
     if not TYPE_CHECKING:  # a checker that saw these would take every name for an attribute
 
         def __setattr__(self, name: str, value: Any) -> None:
-            cls = type(self)
-            fields = cls.__frostleaf__.fields
-            if OPEN not in self.__dict__:
-                changed = IN_PLACE.format(name=name) if name in fields and value is self.__dict__.get(name) else ""
-                raise FrozenModuleError(_frozen("set", cls, name) + changed)
+            values, fields = self.__dict__, self.__frostleaf__.fields
+            if OPEN in values and name in self.__frostleaf__.unchecked:
+                values[name] = value
+                return
+            if OPEN not in values:
+                changed = IN_PLACE.format(name=name) if name in fields and value is values.get(name) else ""
+                raise FrozenModuleError(_frozen("set", type(self), name) + changed)
             if name not in fields:
-                raise TypeError(
-                    UNDECLARED.format(cls=cls.__name__, name=name, near=nearest(name, fields), type=_type_of(value))
-                )
-            self.__dict__[name] = checked(self, fields[name], value)
+                cls = type(self).__name__
+                raise TypeError(UNDECLARED.format(cls=cls, name=name, near=nearest(name, fields), type=_type_of(value)))
+            values[name] = checked(self, fields[name], value)
 
         def __delattr__(self, name: str) -> None:
             raise FrozenModuleError(_frozen("delete", type(self), name))
@@ -185,25 +197,27 @@ def _define(cls: type[Node], init: bool) -> None:
                 f"{cls.__name__} declares a field {name!r}, which hides {root.__name__}.{name} of every module. Choose another "
                 "name."
             )
-        if inspect.isdatadescriptor(inspect.getattr_static(cls, name, None)):
+        if inspect.isdatadescriptor(next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)):
             raise TypeError(HIDDEN.format(cls=cls.__name__, name=name))
+    seen = {base for parent in cls.__bases__ if issubclass(parent, Node) for base in parent.__mro__}
     for base in cls.__mro__:
-        if base is cls or not issubclass(base, Node):
+        if base not in seen:
             _require_annotations(cls, vars(base))
     static = tuple(name for name, field in declared.items() if fields.kind(field) == "static")
     children = tuple(name for name in declared if name not in static)
-    cls.__frostleaf__ = Definition(
+    cls.__frostleaf__ = definition = Definition(
         fields=declared,
         children=children,
         # itemgetter runs in C, and pick runs for every module of a tree; for fewer than two names itemgetter returns no tuple.
         pick=itemgetter(*children) if len(children) > 1 else lambda values: tuple([values[name] for name in children]),
         static=static,
         arrays=tuple(name for name in children if fields.is_array(declared[name])),
+        unchecked=frozenset([name for name, field in declared.items() if not (field.converter or field.validator)]),
         frozen=tuple(name for name, field in declared.items() if fields.frozen(field)),
         parameters=frozenset(name for name in children if fields.is_parameter(declared[name])),
         persistent=frozenset(name for name in children if fields.persistent(declared[name])),
         converts=any(declared[name].converter or declared[name].validator for name in children),
-        assemble=_assembler(cls, children, static),
+        assembler=functools.partial(_assembler, cls, children, static),
         deferrable=(
             cls.__getattr__ is Instance.__getattr__  # type: ignore[attr-defined]
             and cls.__getattribute__ is object.__getattribute__
@@ -213,7 +227,7 @@ def _define(cls: type[Node], init: bool) -> None:
     optree.register_pytree_node(
         cast(Any, cls),
         lambda node: (level_of(cast(Any, node))[1], metadata_of(cast(Any, node)), children),
-        cast(Any, cls.__frostleaf__.assemble),
+        lambda metadata, values: definition.assemble(cast(Metadata, metadata), values),
         path_entry_type=optree.GetAttrEntry,
         namespace=NAMESPACE,
     )
@@ -227,9 +241,12 @@ NO_ANNOTATION = (
 
 def _require_annotations(cls: type[Node], members: Mapping[str, Any]) -> None:
     """Raise a ``TypeError`` if there is an array or a module in a class body that is neither a field nor a ``ClassVar``."""
+    annotated = members.get("__annotations__", ())
     for name, value in members.items():
+        if name.startswith("__") or name in annotated:
+            continue
         is_held = isinstance(value, (*LEAF, Instance, list, tuple, dict)) or is_foreign_array(value)
-        if is_held and not name.startswith("__") and name not in members.get("__annotations__", ()) and find_hidden(value):
+        if is_held and find_hidden(value):
             raise TypeError(NO_ANNOTATION.format(cls=cls.__name__, name=name, value=describe(value)))
 
 
@@ -263,7 +280,7 @@ def _handwritten_init(cls: type) -> Callable[..., None] | None:
     return None
 
 
-def _assembler(cls: type[Node], children: Iterable[str], static: Iterable[str]) -> Callable[[Metadata, Iterable[Any]], Any]:
+def _assembler(cls: type[Node], children: Iterable[str], static: Iterable[str]) -> Assemble:
     # A loop over the names would do the same; written out for each class it takes half the time to put a tree together.
     targets = ", ".join(f"values[{name!r}]" for name in children)
     sources = [f"    values[{name!r}] = static[{name!r}]" for name in static]
@@ -305,46 +322,49 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
 
     @functools.wraps(init)
     def __init__(self: Node, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        if "__dataclass_fields__" in vars(type(self)):
-            raise TypeError(DECORATED.format(cls=type(self).__name__))
-        if is_finished(self):
-            raise TypeError(f"__init__ was called on a finished {type(self).__name__}, which can't change. Build a new one.")
-        if sys._getframe(1).f_code is _ATTRS_EVOLVE:
-            raise TypeError(NO_EVOLVE.format(cls=type(self).__name__))
-        if OPEN in self.__dict__:
+        cls, values = type(self), self.__dict__
+        if OPEN in values:
             init(self, *args, **kwargs)
             return
+        if "__dataclass_fields__" in vars(cls):
+            raise TypeError(DECORATED.format(cls=cls.__name__))
+        definition = cls.__frostleaf__
+        if not is_new(self):
+            raise TypeError(f"__init__ was called on a finished {cls.__name__}, which can't change. Build a new one.")
+        if sys._getframe(1).f_code is _ATTRS_EVOLVE:
+            raise TypeError(NO_EVOLVE.format(cls=cls.__name__))
         edits: list[Callable[[Any], Any]] = []
-        self.__dict__[OPEN] = edits
+        values[OPEN] = edits
         try:
             init(self, *args, **kwargs)
-            if not handwritten and hasattr(type(self), "__post_init__"):
+            if not handwritten and hasattr(cls, "__post_init__"):
                 cast(Any, self).__post_init__()
-            _fill_defaults(self)
+            if not definition.fields.keys() <= values.keys():
+                _fill_defaults(self)
         finally:
-            del self.__dict__[OPEN]
-        definition = type(self).__frostleaf__
+            del values[OPEN]
         require_arrays(self)
-        frozen = frozenset(name for name in definition.frozen if self.__dict__[name] is not None)
+        frozen = frozenset([name for name in definition.frozen if values[name] is not None] if definition.frozen else ())
         close(self, definition.fields, training=True, frozen=frozen)
         if edits:
             edited = restored_copy(self)
             for edit in edits:
                 edited = edit(edited)
-            self.__dict__.update(edited.__dict__)
+            values.update(edited.__dict__)
             set_level(self, level_of(edited))
-        for cls in type(self).__mro__:
-            if "__check_init__" in vars(cls):
-                cls.__check_init__(self)  # type: ignore[attr-defined]
+        if hasattr(cls, "__check_init__"):
+            for base in cls.__mro__:
+                if "__check_init__" in vars(base):
+                    base.__check_init__(self)  # type: ignore[attr-defined]
 
     __init__.handwritten = handwritten  # type: ignore[attr-defined]
     return __init__
 
 
 def _fill_defaults(node: Node) -> None:
-    unset = []
+    values, unset = node.__dict__, []
     for name, attribute in node.__frostleaf__.fields.items():
-        if name in node.__dict__:
+        if name in values:
             continue
         default: Any = attribute.default
         if default is attrs.NOTHING:
@@ -352,7 +372,7 @@ def _fill_defaults(node: Node) -> None:
             continue
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             default = default.factory(node) if default.takes_self else default.factory()
-        node.__dict__[name] = checked(node, attribute, default)
+        values[name] = checked(node, attribute, default)
     if unset:
         raise TypeError(
             f"{type(node).__name__}.__init__ returned without setting {', '.join(unset)}. Set each declared field on self, or "

@@ -17,7 +17,7 @@ from .registration import NAMESPACE
 from .words import describe, keystr
 
 # Values of these very classes hold nothing. A subclass may have attributes.
-_PLAIN = {type(None), bool, int, float, complex, str, bytes, mx.Dtype}
+PLAIN = {type(None), bool, int, float, complex, str, bytes, mx.Dtype}
 # An array, and what shows no other way that it holds one.
 _ARRAY = (mx.array, type(mx.array(0).at))
 # What a function is bound to is at its ``__self__``.
@@ -78,7 +78,7 @@ def is_foreign_array(value: Any) -> bool:
     (True, False, False, False)
     """
     kind = type(value)
-    if kind in _PLAIN or kind is types.FunctionType or isinstance(value, mx.array):
+    if kind in PLAIN or kind is types.FunctionType or isinstance(value, mx.array):
         return False
     return hasattr(kind, "__dlpack__") or (hasattr(kind, "__array__") and kind.__hash__ is None)
 
@@ -100,7 +100,7 @@ def is_iterator(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    return type(value) in _PLAIN or isinstance(value, type | types.ModuleType)
+    return type(value) in PLAIN or isinstance(value, type | types.ModuleType)
 
 
 def _has_arrays(node: Instance) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import threading
 import types
@@ -25,6 +26,8 @@ Ties = tuple[tuple[Path, Path], ...]
 
 # A key in the __dict__ of an instance that is open to assignment. It is not an identifier, so no field has this name.
 OPEN = "<open>"
+# And one that waits to be put together has this key.
+_LATE = "<late>"
 
 _building = threading.RLock()
 
@@ -115,7 +118,10 @@ def _holds_modules(value: Any) -> bool:
     return any(map(is_instance, optree.tree_leaves(value, is_instance, namespace=NAMESPACE)))
 
 
-@attrs.frozen
+Assemble = Callable[[Metadata, Iterable[Any]], Any]
+
+
+@attrs.frozen(slots=False, eq=False)
 class Definition:
     """What frostleaf knows about a class of frozen trees.
 
@@ -125,11 +131,12 @@ class Definition:
         pick: Returns the values of ``children``, as a tuple, from a dict of fields.
         static: The names of the fields whose values are structure.
         arrays: The names of the fields that are declared to hold one array or ``None``.
+        unchecked: The names of the fields that have neither a converter nor a validator.
         frozen: The names of the fields that start out frozen.
         parameters: The names of the fields whose arrays are parameters.
         persistent: The names of the fields whose arrays are saved with the parameters.
         converts: Whether a value given for one of the children is converted or validated.
-        assemble: Makes a finished instance from metadata and children as they are: nothing is converted or checked.
+        assembler: Makes ``assemble``.
         deferrable: Whether an instance may be put together late, when ``__getattr__`` runs because its fields are missing.
     """
 
@@ -138,12 +145,23 @@ class Definition:
     pick: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     static: tuple[str, ...]
     arrays: tuple[str, ...]
+    unchecked: frozenset[str]
     frozen: tuple[str, ...]
     parameters: frozenset[str]
     persistent: frozenset[str]
     converts: bool
-    assemble: Callable[[Metadata, Iterable[Any]], Any]
+    assembler: Callable[[], Assemble]
     deferrable: bool
+
+    @functools.cached_property
+    def assemble(self) -> Assemble:
+        """Makes a finished instance from metadata and children as they are: nothing is converted or checked."""
+        return self.assembler()  # at first use: few of the classes that a program imports are ever put together
+
+    @functools.cached_property
+    def bare(self) -> Metadata:
+        """The metadata of an instance of a class without static fields, in training mode, with nothing frozen or tied."""
+        return Metadata({}, True, frozenset())
 
 
 class Instance:
@@ -231,6 +249,19 @@ def is_finished(node: Instance) -> bool:
     return is_built(node) or flat_kept(node) is not None
 
 
+def is_new(node: Instance) -> bool:
+    """Return the opposite of :func:`is_finished`, faster: what is finished has something in its ``__dict__``, or no fields."""
+    if node.__dict__ or not node.__frostleaf__.fields:
+        return not is_finished(node)
+    return True
+
+
+def keep_late(node: Instance, flat: Any) -> None:
+    """Keep the leaves and the structure with a new instance, which is put together when something reads a field."""
+    node.__dict__[_LATE] = True
+    keep_flat(node, flat)
+
+
 def level_of(node: Instance) -> tuple[Metadata, tuple[Any, ...]]:
     """Return the instance's metadata and its children: the values of its parameter and buffer fields, in order.
 
@@ -262,6 +293,7 @@ def _put_together(node: Instance) -> Any:
         if not is_built(node):  # another thread may have been faster
             built = node.__frostleaf__.assemble(*flat.level())
             node.__dict__.update(built.__dict__)
+            node.__dict__.pop(_LATE, None)
             set_level(node, _get_level(built))
         return _get_level(node)
 

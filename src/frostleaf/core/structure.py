@@ -12,7 +12,7 @@ from attrs import Attribute
 
 from .containers import static_key
 from .hidden import is_foreign_array
-from .instance import Instance, Metadata, flat_kept, keep_flat, level_of
+from .instance import Instance, Metadata, flat_kept, keep_flat, keep_late, level_of
 from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
 from .shapes import LEAF, ShapeDtypeStruct
@@ -340,7 +340,7 @@ def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | N
         return tuple(children) if kind is tuple else metadata.make(metadata.metadata, list(children))
     if type(spec) is Deferred:
         node = object.__new__(spec.kind)
-        keep_flat(node, Flat(list(islice(leaves, spec.num_leaves)), spec.structure, spec.signature))
+        keep_late(node, Flat(list(islice(leaves, spec.num_leaves)), spec.structure, spec.signature))
         return node
     if spec is mx.array:
         return next(leaves)

@@ -1,5 +1,7 @@
 """The layers of ``mlx.nn`` as frozen modules; its activation functions, losses and initializers are MLX's own."""
 
+from typing import TYPE_CHECKING
+
 from mlx.nn import init, losses
 from mlx.nn.layers.activations import (
     celu,
@@ -31,48 +33,82 @@ from mlx.nn.layers.activations import (
     tanh,
 )
 
-from .activations import (
-    CELU,
-    ELU,
-    GELU,
-    GLU,
-    SELU,
-    HardShrink,
-    Hardswish,
-    HardTanh,
-    LeakyReLU,
-    LogSigmoid,
-    LogSoftmax,
-    Mish,
-    PReLU,
-    ReLU,
-    ReLU2,
-    ReLU6,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softmin,
-    Softplus,
-    Softshrink,
-    Softsign,
-    Step,
-    Tanh,
-)
-from .attention import MultiHeadAttention
-from .checks import MisfitError
-from .containers import Sequential
-from .convolution import Conv1d, Conv2d, Conv3d
-from .convolution_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from .dropout import Dropout, Dropout2d, Dropout3d
-from .embedding import Embedding
-from .linear import Bilinear, Identity, Linear
-from .normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from .pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
-from .positional_encoding import ALiBi, RoPE, SinusoidalPositionalEncoding
-from .quantized import QQLinear, QuantizedEmbedding, QuantizedLinear
-from .recurrent import GRU, LSTM, RNN
-from .transformer import Transformer, TransformerDecoder, TransformerDecoderLayer, TransformerEncoder, TransformerEncoderLayer
-from .upsample import Upsample
+from ..core.lazy import lazily
+
+if TYPE_CHECKING:
+    from .activations import (
+        CELU,
+        ELU,
+        GELU,
+        GLU,
+        SELU,
+        HardShrink,
+        Hardswish,
+        HardTanh,
+        LeakyReLU,
+        LogSigmoid,
+        LogSoftmax,
+        Mish,
+        PReLU,
+        ReLU,
+        ReLU2,
+        ReLU6,
+        Sigmoid,
+        SiLU,
+        Softmax,
+        Softmin,
+        Softplus,
+        Softshrink,
+        Softsign,
+        Step,
+        Tanh,
+    )
+    from .attention import MultiHeadAttention
+    from .checks import MisfitError
+    from .containers import Sequential
+    from .convolution import Conv1d, Conv2d, Conv3d
+    from .convolution_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+    from .dropout import Dropout, Dropout2d, Dropout3d
+    from .embedding import Embedding
+    from .linear import Bilinear, Identity, Linear
+    from .normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+    from .pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
+    from .positional_encoding import ALiBi, RoPE, SinusoidalPositionalEncoding
+    from .quantized import QQLinear, QuantizedEmbedding, QuantizedLinear
+    from .recurrent import GRU, LSTM, RNN
+    from .transformer import (
+        Transformer,
+        TransformerDecoder,
+        TransformerDecoderLayer,
+        TransformerEncoder,
+        TransformerEncoderLayer,
+    )
+    from .upsample import Upsample
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "activations": (
+                "CELU ELU GELU GLU SELU HardShrink Hardswish HardTanh LeakyReLU LogSigmoid LogSoftmax Mish PReLU ReLU "
+                "ReLU2 ReLU6 Sigmoid SiLU Softmax Softmin Softplus Softshrink Softsign Step Tanh"
+            ),
+            "attention": "MultiHeadAttention",
+            "checks": "MisfitError",
+            "containers": "Sequential",
+            "convolution": "Conv1d Conv2d Conv3d",
+            "convolution_transpose": "ConvTranspose1d ConvTranspose2d ConvTranspose3d",
+            "dropout": "Dropout Dropout2d Dropout3d",
+            "embedding": "Embedding",
+            "linear": "Bilinear Identity Linear",
+            "normalization": "BatchNorm GroupNorm InstanceNorm LayerNorm RMSNorm",
+            "pooling": "AvgPool1d AvgPool2d AvgPool3d MaxPool1d MaxPool2d MaxPool3d",
+            "positional_encoding": "ALiBi RoPE SinusoidalPositionalEncoding",
+            "quantized": "QQLinear QuantizedEmbedding QuantizedLinear",
+            "recurrent": "GRU LSTM RNN",
+            "transformer": "Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder TransformerEncoderLayer",
+            "upsample": "Upsample",
+        },
+    )
 
 __all__ = [
     "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "AvgPool1d", "AvgPool2d", "AvgPool3d",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 import attrs
 import mlx.core as mx
@@ -12,12 +11,12 @@ from ..core.fields import static
 from ..core.words import describe
 from ..module import Module
 from ..transforms.random import require_own_state
-from .checks import misfit
+from .checks import REAL, misfit
 from .initial import require_key
 
 
 def _probability(layer: Module, _: attrs.Attribute[float], p: float) -> None:
-    if not isinstance(p, Real) or not 0 <= p < 1:
+    if not isinstance(p, REAL) or not 0 <= p < 1:
         raise ValueError(f"'p' must be >= 0 and < 1, and {type(layer).__name__} was given: {describe(p)}")
 
 

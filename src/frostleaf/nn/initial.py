@@ -14,7 +14,7 @@ def uniform(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array |
     """Draw numbers uniform in ``[-scale, scale)``, from ``mx.random``'s own state if there is no key."""
     if dtype == mx.float64:  # MLX does not draw in it
         return uniform(scale, shape, mx.float32, key).astype(dtype)
-    _require_source(key)
+    require_own_state() if key is None else require_key(key)
     return mx.random.uniform(-scale, scale, shape, dtype, key)
 
 
@@ -22,20 +22,16 @@ def normal(scale: float, shape: Sequence[int], dtype: mx.Dtype, key: mx.array | 
     """Draw numbers from a normal distribution of mean 0 and standard deviation ``scale``, as :func:`uniform` draws."""
     if dtype == mx.float64:
         return normal(scale, shape, mx.float32, key).astype(dtype)
-    _require_source(key)
+    require_own_state() if key is None else require_key(key)
     return mx.random.normal(shape, dtype, scale=scale, key=key)
 
 
 def split(key: mx.array | None, count: int) -> list[mx.array | None]:
     """Return ``count`` keys made of one, or as many times ``None``."""
-    require_key(key)
-    return [None] * count if key is None else list(mx.random.split(key, count))
-
-
-def _require_source(key: object) -> None:
-    require_key(key)
     if key is None:
-        require_own_state()
+        return [None] * count
+    require_key(key)
+    return list(mx.random.split(key, count))
 
 
 def require_key(key: object) -> None:

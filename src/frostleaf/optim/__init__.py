@@ -1,21 +1,46 @@
 """Optimizers as values. The update rules and the schedules are those of ``mlx.optimizers``."""
 
+from typing import TYPE_CHECKING
+
 from mlx.optimizers import cosine_decay, exponential_decay, join_schedules, linear_schedule, step_decay
 
-from .accumulating import Accumulate, AccumulateState, accumulate
-from .applying import apply_updates
-from .averaging import EMA, EMAState, ema
-from .chaining import Chain, chain
-from .clipping import ClipByGlobalNorm, ClipByValue, clip_by_global_norm, clip_by_value, clip_grad_norm
-from .flattening import Flattened, FlattenedState, flatten
-from .masking import Masked, masked
-from .multi_optimizer import MultiOptimizer, MultiState, multi
-from .optimizer import Optimizer, SharedArrayWarning
-from .packing import Packed, TrainedArrays, pack
-from .rule import OptimizerState, Rule, wrap
-from .rules import SGD, AdaDelta, Adafactor, Adagrad, Adam, Adamax, AdamW, Lion, Muon, RMSprop
-from .scaling import DynamicLossScale, StaticLossScale
-from .skipping import SkipNonfinite, SkipState, all_finite, skip_nonfinite
+from ..core.lazy import lazily
+
+if TYPE_CHECKING:
+    from .accumulating import Accumulate, AccumulateState, accumulate
+    from .applying import apply_updates
+    from .averaging import EMA, EMAState, ema
+    from .chaining import Chain, chain
+    from .clipping import ClipByGlobalNorm, ClipByValue, clip_by_global_norm, clip_by_value, clip_grad_norm
+    from .flattening import Flattened, FlattenedState, flatten
+    from .masking import Masked, masked
+    from .multi_optimizer import MultiOptimizer, MultiState, multi
+    from .optimizer import Optimizer, SharedArrayWarning
+    from .packing import Packed, TrainedArrays, pack
+    from .rule import OptimizerState, Rule, wrap
+    from .rules import SGD, AdaDelta, Adafactor, Adagrad, Adam, Adamax, AdamW, Lion, Muon, RMSprop
+    from .scaling import DynamicLossScale, StaticLossScale
+    from .skipping import SkipNonfinite, SkipState, all_finite, skip_nonfinite
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "accumulating": "Accumulate AccumulateState accumulate",
+            "applying": "apply_updates",
+            "averaging": "EMA EMAState ema",
+            "chaining": "Chain chain",
+            "clipping": "ClipByGlobalNorm ClipByValue clip_by_global_norm clip_by_value clip_grad_norm",
+            "flattening": "Flattened FlattenedState flatten",
+            "masking": "Masked masked",
+            "multi_optimizer": "MultiOptimizer MultiState multi",
+            "optimizer": "Optimizer SharedArrayWarning",
+            "packing": "Packed TrainedArrays pack",
+            "rule": "OptimizerState Rule wrap",
+            "rules": "SGD AdaDelta Adafactor Adagrad Adam Adamax AdamW Lion Muon RMSprop",
+            "scaling": "DynamicLossScale StaticLossScale",
+            "skipping": "SkipNonfinite SkipState all_finite skip_nonfinite",
+        },
+    )
 
 __all__ = [
     "EMA", "SGD", "Accumulate", "AccumulateState", "AdaDelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Chain",
