@@ -21,10 +21,19 @@ from ...core.words import describe, keystr
 from ..binding import unbind
 from ..context import Scope, context, override
 from ..wrapping import Wrapped, require_runs_when_called
-from .arguments import Numbers, require_no_arrays, require_no_iterator, unhashable, warn_of_addmm, warn_of_mutable
+from .arguments import (
+    Numbers,
+    objects_in_fields,
+    require_no_arrays,
+    require_no_iterator,
+    unhashable,
+    warn_of_addmm,
+    warn_of_mutable,
+)
 from .captured import warn_of_captured
 from .explanation import History
 from .program import NeedsShapes, Program
+from .retraces import Row
 from .weak import Weak, weakened
 
 P = ParamSpec("P")
@@ -58,7 +67,8 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
 
     Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped. An object that can
-    change gives a :class:`MutableArgumentWarning`, a number that is another in each call a :class:`RetraceWarning`.
+    change gives a :class:`MutableArgumentWarning`; a number, shape or static value that is another in each call, so that no
+    trace is used again, a :class:`RetraceWarning`.
 
     A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
     as a decorator in a class body it makes a compiled method.
@@ -128,6 +138,7 @@ class Traces:
         looked_outside: Whether the function has been looked through for arrays from outside.
         warned: The classes of mutable arguments that have been warned of.
         numbers: The numbers that it was traced for.
+        row: The latest calls, while each is traced.
         any_order: Whether the order of keyword arguments makes no difference.
     """
 
@@ -141,6 +152,7 @@ class Traces:
     looked_outside: bool = attrs.field(default=False, eq=False)
     warned: set[type] = attrs.field(factory=set, eq=False)
     numbers: Numbers = attrs.field(factory=Numbers, eq=False)
+    row: Row = attrs.field(factory=Row, eq=False)
     any_order: bool = attrs.field(eq=False)
 
     @any_order.default
@@ -225,12 +237,17 @@ class Jitted(Wrapped[P, R]):
         traces = self.options
         static = list(self._static(values, names))
         require_no_iterator(self._fn, static)
-        require_no_arrays(self._fn, static)
+        classes = _classes(values)
+        held = [*static, *self._objects_in_fields(values, names, classes)]
+        require_no_arrays(self._fn, held)
         if not traces.looked_outside:
             traces.looked_outside = True
-            warn_of_captured(self._fn, static, _classes(values))
-        warn_of_mutable(self._fn, static, traces.warned)
-        traces.numbers.add(self._fn, static, given)
+            warn_of_captured(self._fn, held, classes)
+        warn_of_mutable(self._fn, held, classes, traces.warned)
+        if traces.numbers.add(self._fn, static, given):
+            traces.row.end()
+        if traces.latest is not _NONE_YET:  # as the call before left it if it was traced
+            traces.row.clear()
         weak: list[Weak] = []
         structures = tuple([weakened(flat_of(value).structure, weak) for value in values])
         arguments = [self._argument(position, len(values), names) for position in range(len(values))]
@@ -242,9 +259,11 @@ class Jitted(Wrapped[P, R]):
             program = traces.programs.setdefault(kept, program)  # another thread may have been faster
         del dropped  # outside the lock
         try:
-            return program(given)
+            result = program(given)
         finally:
             self._settle(kept, program)
+        traces.row.add(self._fn, traces.history.latest, self._argument)
+        return result
 
     def _settle(self, key: Any, program: Program) -> None:
         """Drop the least recently used program if there are too many, or the new one if it could not be traced."""
@@ -306,6 +325,7 @@ class Jitted(Wrapped[P, R]):
             traces = self.options
             dropped = traces.programs, traces.latest
             traces.programs, traces.latest = {}, _NONE_YET
+        traces.row.clear()
         self._history.clear()
         del dropped
 
@@ -331,6 +351,13 @@ class Jitted(Wrapped[P, R]):
             except ForeignArrayError as error:
                 found = [(error.path, error.value)]
             yield from [(keystr((name, *path)), value) for path, value in found]
+
+    def _objects_in_fields(
+        self, values: Sequence[Any], names: Sequence[str], classes: Sequence[type]
+    ) -> Iterator[tuple[str, Any]]:
+        for position, argument in enumerate(values):
+            found = objects_in_fields(self._fn, flat_of(argument).structure, classes)
+            yield from [(keystr((self._argument(position, len(values), names), *path)), value) for path, value in found]
 
     def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
         """Return the name of one of ``count`` arguments. The last ones were given by the keywords ``names``."""
