@@ -63,8 +63,9 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or
     static values are new; otherwise MLX replays the trace. It should be pure: side effects happen only when it is traced, and
     arrays that it reads from outside its arguments are constants; the first call warns of them with a
-    :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does without
-    ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
+    :class:`CapturedArrayWarning`. Where they never change, ``warnings.filterwarnings("ignore", category=
+    fl.CapturedArrayWarning)`` keeps it quiet. Random numbers are an exception: ``mx.random`` goes on from call to call as it
+    does without ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
 
     Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped. An object that can
     change gives a :class:`MutableArgumentWarning`; a number, shape or static value that is another in each call, so that no
