@@ -16,6 +16,7 @@ from .context import override, setting
 from .jit.captured import depends, require_visible
 from .random import restore_state, saved_state, unchanged_state
 from .stateful import records
+from .without_values import explained
 from .wrapping import Wrapped
 
 P = ParamSpec("P")
@@ -83,7 +84,8 @@ class Vmapped(Wrapped[P, R]):
             nonlocal out_structure, out_leaves, positions
             rest = iter(examples)
             given = [leaf if axis is None else next(rest) for leaf, axis in zip(leaves, axes, strict=True)]
-            out = _without_records(fn, name, unflatten(structure, given), kwargs)
+            with explained("fl.vmap", fn):
+                out = _without_records(fn, name, unflatten(structure, given), kwargs)
             out_leaves, out_structure = flatten(out)
             require_visible("fl.vmap", name, out_structure, examples)
             positions = _out_axes(out_axes, out, examples, name)

@@ -15,6 +15,7 @@ from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
 from ..context import context
 from ..random import require_own_state, restore_state, saved_state
+from ..without_values import explained
 from .arguments import require_no_arrays, require_unchanging
 from .captured import require_visible
 from .changes import Arguments
@@ -67,7 +68,8 @@ class Program:
             values = [unflatten(structure, rest) for structure in structures]
             before = Arguments(values, arguments, inputs)
             positional = len(values) - len(names)
-            result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+            with explained("fl.jit", fn):
+                result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
             out = flat_of(result)
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
             given = [
