@@ -1,5 +1,6 @@
 """What the arguments and results of jitted functions may hold besides arrays: refused, warned of, told apart, let go."""
 
+import argparse
 import collections
 import dataclasses
 import functools
@@ -120,6 +121,40 @@ def test_what_can_not_be_hashed_is_named_inside(given, path, kind):
         jitted(X, given)
     assert str(raised.value).startswith(f"{path} of <lambda> is {kind}, which")
     assert jitted.trace_count == 0
+
+
+@pytest.mark.parametrize("given", [argparse.Namespace(k=2), types.SimpleNamespace(k=2)])
+def test_a_namespace_is_told_to_be_a_frozen_dataclass(given):
+    in_field = type("Held", (fl.Module,), {"__annotations__": {"config": Any}})(given)
+    for value, path in [(given, "config"), ((1, given), "config.1"), (in_field, "config.config")]:
+        with pytest.raises(TypeError, match=r"be hashed\. Pass what is in it, or a frozen dataclass of that\.$") as raised:
+            fl.jit(lambda x, config: x)(X, value)
+        assert str(raised.value).startswith(f"{path} of <lambda> is a")
+    with pytest.raises(TypeError, match=r"be hashed\. Give a frozen dataclass of what is in it, or store numbers"):
+        Scaled(given)
+
+
+# Options of others
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inputs": [1]}, "fl.jit takes no inputs. Models, states and caches are arguments and results: model, state"),
+        (
+            {"outputs": [1]},
+            "fl.jit takes no outputs. Models, states and caches are arguments and results: model, state",
+        ),
+        ({"static_argnums": 0}, "fl.jit takes no static_argnums. What is no array is static by itself."),
+        ({"donate_argnums": 0}, "fl.jit takes no donate_argnums. MLX reuses the memory of arrays that nobody holds."),
+        ({"shapless": True}, "fl.jit takes no shapless; its options are shapeless and max_traces."),
+    ],
+)
+def test_an_option_of_others_says_what_to_write(options, message):
+    for make in (lambda: fl.jit(len, **options), lambda: fl.jit(**options)):
+        with pytest.raises(TypeError) as raised:
+            make()
+        assert str(raised.value).startswith(message)
 
 
 # Objects

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...core.containers import find_unhashable, static_key
+from ...core.containers import find_unhashable, is_namespace, static_key
 from ...core.hidden import BOUND, find_hidden, is_foreign_array
 from ...core.instance import Metadata
 from ...core.structure import Structure, flat_of, specs_in
@@ -70,6 +70,8 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
                 advice = "Give a tuple, a frozenset or a frozen dataclass in its place."
             elif dataclasses.is_dataclass(inner):
                 advice = f"Make {type(inner).__name__} a @dataclass(frozen=True), or a tree with fl.register_dataclass."
+            elif is_namespace(inner):
+                advice = "Pass what is in it, or a frozen dataclass of that."
             else:
                 advice = "Give its class __eq__ and __hash__."
             given, place = with_article(class_name(inner)), keystr((name, *path))

@@ -43,6 +43,15 @@ J = TypeVar("J", bound="Jitted[..., Any]")
 
 _NONE_YET: tuple[list[Any] | None, Program | None] = None, None
 
+# Options of mx.compile and jax.jit.
+_STATE = "Models, states and caches are arguments and results: model, state = step(model, state, x)"
+_STATIC = "What is no array is static by itself"
+_DONATED = "MLX reuses the memory of arrays that nobody holds"
+_OF_OTHERS = {
+    "inputs": _STATE, "outputs": _STATE, "static_argnums": _STATIC, "static_argnames": _STATIC, "donate_argnums": _DONATED,
+    "donate_argnames": _DONATED, "donate": _DONATED,
+}  # fmt: skip
+
 _tick = itertools.count().__next__
 _lock = threading.RLock()  # reentrant, since dropping an object may call a jitted function
 
@@ -57,7 +66,9 @@ def jit(
 ) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 
 
-def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_traces: int | None = 128) -> Any:
+def jit(
+    fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_traces: int | None = 128, **of_others: Any
+) -> Any:
     """Compile a function of trees.
 
     Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or
@@ -86,8 +97,9 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
 
     Raises:
         ValueError: If ``max_traces`` is not a positive integer.
-        TypeError: If ``fn`` can't be called or ``shapeless`` is no bool; on a call, if an argument is neither an array nor
-            hashable, or is an object that holds arrays, or if the result has an iterator or a mutable object in it.
+        TypeError: If ``fn`` can't be called, ``shapeless`` is no bool or there is another option; on a call, if an argument is
+            neither an array nor hashable, or is an object that holds arrays, or if the result has an iterator or a mutable
+            object in it.
         RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -97,6 +109,10 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     >>> scale({"a": mx.ones(2)}, 3), scale({"a": mx.zeros(2)}, 3), scale.trace_count
     ({'a': array([3, 3], dtype=float32)}, {'a': array([0, 0], dtype=float32)}, 1)
     """
+    if of_others:
+        name = next(iter(of_others))
+        advice = f". {_OF_OTHERS[name]}." if name in _OF_OTHERS else "; its options are shapeless and max_traces."
+        raise TypeError(f"fl.jit takes no {name}{advice}")
     if not isinstance(shapeless, bool):
         raise TypeError(f"shapeless is True or False, and was given as {describe(shapeless)}")
     if max_traces is not None and (type(max_traces) is not int or max_traces < 1):
