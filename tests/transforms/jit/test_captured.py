@@ -422,6 +422,10 @@ class WithConstant(fl.Module):
         return x + self.constant[0]
 
 
+class WithNumber(WithConstant):
+    constant: ClassVar[tuple[int]] = (1,)
+
+
 class Other(fl.Module):
     constant: mx.array
 
@@ -480,7 +484,7 @@ def test_what_stands_in_the_class_of_a_module_is_looked_at_if_it_is_read(call):
             fl.jit(lambda models, x: [call(m, x) for m in models])(models, mx.zeros(2))
         return [str(each.message) for each in caught]
 
-    assert messages(Other(SCALE)) == []
+    assert messages(Other(SCALE)) == messages(WithNumber(SCALE)) == []
     assert len(messages(WithConstant(SCALE))) == 1
     assert "WithConstant.constant (f32[3])" in messages(WithConstant(SCALE))[0]
     assert "unused" not in messages(WithConstant(SCALE))[0]

@@ -1,14 +1,16 @@
 """The warning of jit about calls that are all traced anew."""
 
 import dataclasses
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.jit.retraces import ADVICE, RETRACED
+from frostleaf.transforms.jit.retraces import ADVICE, IN_THREADS, RETRACED
 
 X = mx.arange(3.0)
 
@@ -102,5 +104,50 @@ def test_traces_that_are_dropped_to_make_room_are_not_warned_of():
     assert retraced(lambda n: mx.zeros((n % 12, 4)), jitted=fl.jit(first, max_traces=2)) == []
 
 
+def test_a_trace_that_calls_it_for_many_layers_is_not_warned_of():
+    inner = fl.jit(first)
+    outer = fl.jit(lambda x: [inner(mx.zeros((n, 4)), x) for n in range(40)])
+    assert retraced(lambda n: X, 1, lambda _, x: outer(x)) == []
+    assert inner.trace_count == 40
+
+
 def test_without_shapes_lengths_are_not_warned_of():
     assert retraced(lambda n: mx.zeros((n, 4)), jitted=fl.jit(first, shapeless=True)) == []
+
+
+# Threads
+
+
+def in_threads(calls, count=40):
+    """Return the messages of the warnings when a function is called in one new thread after the other."""
+    jitted = fl.jit(first)
+
+    def work():
+        for _ in range(calls):
+            jitted(3, X)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(count):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+    assert jitted.trace_count == count
+    return [str(each.message) for each in caught]
+
+
+def test_a_new_thread_for_each_call_is_warned_of_once():
+    assert in_threads(1) == [IN_THREADS.format(fn="first", count=16)]
+    assert in_threads(1, 15) == []
+
+
+def test_a_new_thread_for_many_calls_is_not_warned_of():
+    assert in_threads(2) == []
+
+
+def test_threads_that_stay_are_not_warned_of():
+    jitted, all_there = fl.jit(first), threading.Barrier(20)
+    with warnings.catch_warnings(), ThreadPoolExecutor(20) as pool:
+        warnings.simplefilter("error")
+        list(pool.map(lambda _: (all_there.wait(), jitted(3, X)), range(20)))
+    assert jitted.trace_count == 20

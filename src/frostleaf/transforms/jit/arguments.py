@@ -154,9 +154,13 @@ def warn_of_mutable(
 
 def objects_in_fields(fn: Callable[..., Any], structure: Structure, classes: Sequence[type]) -> list[tuple[Path, Any]]:
     """Return the path and the value of each object that could change in a static field of a module, if the field is read."""
-    found = [each for each in _in_fields(structure, ()) if _is_plain(each[2])]
+    found = structure.remember(_objects_in_fields)
     read = names_read_by(fn, classes) if found else set()
     return [(path, value) for field, path, value in found if field in read]
+
+
+def _objects_in_fields(structure: Structure) -> list[tuple[str, Path, Any]]:
+    return [each for each in _in_fields(structure, ()) if _is_plain(each[2])]
 
 
 def _in_fields(structure: Structure, above: Path) -> Iterator[tuple[str, Path, Any]]:

@@ -186,13 +186,21 @@ def _outside(fn: Any, static: Iterable[tuple[str, Any]], classes: Iterable[type]
             yield from _read(helper, f" in {helper.__name__}", (), helpers)
 
 
-def _of_classes(classes: Iterable[type], functions: Iterable[types.FunctionType]) -> Iterator[tuple[str, Any]]:
+def _of_classes(classes: Sequence[type], functions: Iterable[types.FunctionType]) -> Iterator[tuple[str, Any]]:
     """Yield what functions may read of their arguments, or of ``self``, that stands in a class, unless it is also a field."""
-    classes = [each for each in classes if not _is_library(each)]
-    read = set().union(*map(_names_of_variables, functions)) if classes else set()
-    read = read.difference(*[cls.__frostleaf__.fields for cls in classes if issubclass(cls, Instance)])
-    for cls in classes:
-        yield from [(f"{cls.__name__}.{name}", held) for name in sorted(read) if (held := _named(cls, name)) is not None]
+    held = {
+        f"{cls.__name__}.{name}": value
+        for cls in classes
+        for base in cls.__mro__[-2::-1]  # all but object
+        if not _is_library(base)
+        for name, value in vars(base).items()
+        if not (name.startswith("__") or hasattr(type(value), "__get__")) and _arrays(value)
+        if inspect.getattr_static(cls, name) is value  # and not that of a base
+    }
+    if held:
+        read = set().union(*map(_names_of_variables, functions))
+        read = read.difference(*[cls.__frostleaf__.fields for cls in classes if issubclass(cls, Instance)])
+        yield from [(name, value) for name, value in held.items() if name.rpartition(".")[2] in read]
 
 
 def _read(

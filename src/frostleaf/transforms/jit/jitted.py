@@ -31,6 +31,7 @@ from .arguments import (
     warn_of_mutable,
 )
 from .captured import warn_of_captured
+from .compiled import outliving
 from .explanation import History
 from .program import NeedsShapes, Program
 from .retraces import Row
@@ -279,7 +280,8 @@ class Jitted(Wrapped[P, R]):
             result = program(given)
         finally:
             self._settle(kept, program)
-        traces.row.add(self._fn, traces.history.latest, self._argument)
+        if not outliving.tracing:  # a trace that calls it for each of many layers is made once
+            traces.row.add(self._fn, traces.history.latest, self._argument)
         return result
 
     def _settle(self, key: Any, program: Program) -> None:

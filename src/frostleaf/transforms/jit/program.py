@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import mlx.core as mx
@@ -22,6 +22,7 @@ from .changes import Arguments
 from .compiled import Dropped, Shell, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, graph_of, put_back
+from .retraces import Threads
 from .weak import Weak, with_structure
 
 
@@ -47,7 +48,9 @@ class Program:
         traced: Whether it has been traced.
     """
 
-    __slots__ = ("_compiled", "_history", "_shell", "_weak", "_weak_parts", "key", "traced", "used")
+    __slots__ = (
+        "_compiled", "_history", "_name", "_shell", "_threads", "_weak", "_weak_parts", "key", "traced", "used",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -97,6 +100,8 @@ class Program:
         self._shell = Shell(on_leaves)
         self._compiled = mx.compile(self._shell, shapeless=shapeless)
         self._history = history
+        self._name = function_name(fn)
+        self._threads = Threads()
         self._weak = weak
         self.key = [*key[:2], *map(with_structure, key[2:], structures)]
         self._weak_parts = [at for at, part in enumerate(self.key) if part is not key[at]]
@@ -115,16 +120,26 @@ class Program:
         if drawn:
             require_own_state()
             restore_state(drawn[0])
-        traced, result.traced = result.traced, None
+        traced = result.traced
         if traced is not None:
-            self._history.add(traced, in_new_program=not self.traced)
-            self.traced = True
+            self._note(traced, result)
         put_back(outputs, result.origins, given)
         out = unflatten(result.spec, iter(outputs), result.static)
         if traced is not None:
             del result
             self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
         return out
+
+    def _note(self, traced: Traced | Literal["noted"], result: _Result) -> None:
+        """Note a trace, and that it is used again when it is for the first time."""
+        if traced == "noted":
+            result.traced = None
+            self._threads.clear()
+            return
+        result.traced = "noted"
+        self._history.add(traced, in_new_program=not self.traced)
+        self.traced = True
+        self._threads.add(self._name)
 
     def latest(self, key: list[Any]) -> list[Any]:
         """Return the key of one of its calls with no more than weak references to values that may go.
@@ -154,13 +169,13 @@ class _Result:
         spec: The spec of the result, as in :class:`~frostleaf.core.structure.Structure`.
         origins: Which of its leaves are arguments passed through.
         static: Makes the static values of each call: copies, where a caller could change them. ``None`` if no caller could.
-        traced: What the function was traced for, until that has been noted.
+        traced: What the function was traced for, then that this has been noted, until the trace is used again.
     """
 
     spec: Any
     origins: Origins
     static: Callable[[Any], Any] | None
-    traced: Traced | None
+    traced: Traced | Literal["noted"] | None
 
 
 def _own(value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -66,3 +68,30 @@ class Row:
         """Say nothing any more."""
         self._is_over = True
         self.clear()
+
+
+IN_THREADS = (
+    "{fn} was traced anew in each of {count} threads, which have ended: MLX keeps a trace for the thread that made it. Call it "
+    "in threads that stay, such as those of one ThreadPoolExecutor."
+)
+
+
+class Threads:
+    """In how many threads, one after the other, a program was traced for a single call."""
+
+    def __init__(self) -> None:
+        self._last: weakref.ref[threading.Thread] | None = None
+        self._count = 0
+
+    def add(self, fn: str) -> None:
+        """Note a trace in this thread, and warn of the last of many in threads that ended after one call."""
+        last = None if self._last is None else self._last()
+        has_ended = last is None or not last.is_alive()
+        self._last = weakref.ref(threading.current_thread())
+        self._count = self._count + 1 if has_ended else 1
+        if self._count == _MOST_IN_A_ROW:
+            warnings.warn(IN_THREADS.format(fn=fn, count=_MOST_IN_A_ROW), RetraceWarning, stacklevel=level_of_caller())
+
+    def clear(self) -> None:
+        """Begin anew, since a trace was of use again."""
+        self._count = 0
