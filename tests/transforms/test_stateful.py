@@ -10,7 +10,7 @@ import mlx.optimizers
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.stateful import STRANGER
+from frostleaf.transforms.stateful import BESIDE, STRANGER
 
 NOT_A_BUFFER = "{cls} has no buffer {name!r} to record{nearest}. Declare it with fl.buffer() in the class body."
 NOT_A_MODEL = "fl.stateful takes a module, a bound method of one or a function of one, and was given {kind}"
@@ -453,3 +453,25 @@ def test_batch_norm_called_twice_in_one_pass_moves_twice_as_in_mlx():
         assert mx.allclose(out, theirs(theirs(x) + x), rtol=1e-5, atol=1e-5)
     for name in ("running_mean", "running_var"):
         assert mx.allclose(getattr(ours.norm, name), getattr(theirs, name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fl.stateful(lambda m, x, d: d(m(x)), fl.nn.Linear(2, 2), X, d=Counter()),
+        lambda: fl.stateful(lambda m, x, rest: rest["d"](m(x)), fl.nn.Linear(2, 2), X, rest={"d": Counter()}),
+        lambda: fl.stateful(Through(), Counter(), X),
+        lambda: fl.stateful(Through(), x=X, other=Counter()),
+    ],
+)
+def test_a_module_beside_the_model_says_what_to_write(call):
+    with pytest.raises(RuntimeError) as raised:
+        call()
+    assert str(raised.value) == BESIDE.format(cls="Counter", names="total, calls")
+
+
+class Through(fl.Module):
+    """Calls a module that is not its own."""
+
+    def __call__(self, other, x):
+        return other(x)

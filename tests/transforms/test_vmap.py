@@ -173,7 +173,8 @@ TREE = {"a": mx.zeros((2, 3)), "b": (mx.zeros(3), "text")}
          UNEQUAL_SIZES.format(fn="function", first="a of argument 0", expected=2, array="f32[2,3]",
                               path="b.0 of argument 0", given=3, other="f32[3]")),
         (lambda: fl.vmap(function, (None, 0))(X, 3), NOTHING_MAPPED.format(fn="function", in_axes=(None, 0))),
-        (lambda: fl.vmap(function)(y=X), NOTHING_MAPPED.format(fn="function", in_axes=0)),
+        (lambda: fl.vmap(function)(y=X), NOTHING_MAPPED.format(fn="function", in_axes=0)
+         + ". Give y by position: what is given by name is not mapped"),
         (lambda: fl.vmap(function, ({"a": 0, "b": 1.5},))(TREE),
          MISMATCH.format(what="in_axes", path="0.b", given="1.5", expected="tuple of 2 (0, 1)")),
         (lambda: fl.vmap(function, ({"a": 0, "c": 1},))(TREE),

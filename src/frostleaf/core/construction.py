@@ -19,7 +19,7 @@ import mlx.nn
 import optree
 
 from . import ties as ties_
-from .containers import freeze_containers, static_key
+from .containers import freeze_containers, is_namespace, static_key
 from .fields import may_be_number
 from .hidden import BOUND, PLAIN, find_hidden, find_iterator, is_foreign_array, is_iterator
 from .instance import (
@@ -250,6 +250,8 @@ def _check_static(cls: type[Instance], name: str, value: Any) -> None:
         kind = type(value).__name__
         if dataclasses.is_dataclass(value) and type(value).__hash__ is None:
             said = {"error": "", "advice": f"Make {kind} a @dataclass(frozen=True)"}
+        elif is_namespace(value):
+            said = {"error": "", "advice": "Give a frozen dataclass of what is in it"}
         else:
             said = {"error": f" ({error})", "advice": "Give the class __eq__ and __hash__"}
         raise TypeError(UNHASHABLE.format(place=place, value=describe(value), kind=kind, **said)) from None

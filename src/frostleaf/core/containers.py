@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -143,6 +144,15 @@ def is_hashable(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def is_namespace(value: Any) -> bool:
+    """Return whether a value is an object with attributes whose class is Python's own, so that nobody can make it hashable.
+
+    >>> is_namespace(types.SimpleNamespace(a=1)), is_namespace((1,))
+    (True, False)
+    """
+    return type(value).__module__ in sys.stdlib_module_names and hasattr(value, "__dict__")
 
 
 def find_unhashable(value: Any, in_field: bool = False) -> tuple[Path, Any] | None:

@@ -13,6 +13,7 @@ from .binding import unbind
 from .context import setting
 from .random import unchanged_state
 from .stateful import records
+from .without_values import explained
 from .wrapping import RUNS_LATER, require_runs_when_called
 
 R = TypeVar("R")
@@ -55,7 +56,9 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     def on_leaves(leaves: list[mx.array]) -> list[mx.array]:
         nonlocal result
         positional, named = unflatten(structure, leaves)
-        out, out_structure = flatten(inner(*positional, **named))
+        with explained("fl.eval_shape", inner):
+            made = inner(*positional, **named)
+        out, out_structure = flatten(made)
         result = unflatten(out_structure, [ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in out])
         return []
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..core.words import describe
 from ..tree.functions import leaves
+from .without_values import explained
 
 # On the CPU, waiting between pieces of this size costs next to nothing. A GPU would be idle meanwhile.
 _AT_ONCE_ON_CPU = 2 * 2**20
@@ -42,8 +43,9 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
         at_once = _AT_ONCE_ON_CPU if mx.default_device().type == mx.cpu else float("inf")
     elif not isinstance(at_once, int | float) or not at_once >= 0:
         raise ValueError(f"at_once is a number of bytes, 0 or more, and was {describe(at_once)}")
-    for piece in _pieces(leaves(trees), at_once):
-        mx.eval(piece)
+    with explained():
+        for piece in _pieces(leaves(trees), at_once):
+            mx.eval(piece)
 
 
 def async_eval(*trees: Any) -> None:
@@ -52,7 +54,8 @@ def async_eval(*trees: Any) -> None:
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.async_eval([mx.ones(2) + 1, "text"])
     """
-    mx.async_eval(leaves(trees))  # type: ignore[no-untyped-call]
+    with explained():
+        mx.async_eval(leaves(trees))  # type: ignore[no-untyped-call]
 
 
 def _pieces(arrays: Iterable[mx.array], nbytes: float) -> Iterator[list[mx.array]]:

@@ -99,7 +99,7 @@ def value_and_grad(
 
     @functools.wraps(fn)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        positions = _positions(numbers, len(args), name)
+        positions = _positions(numbers, len(args), kwargs, name)
         _require_names(names, kwargs, name)
         differentiated = [_differentiated(args[position], position, name) for position in positions]
         differentiated += [_differentiated(kwargs[each], repr(each), name) for each in names]
@@ -197,12 +197,17 @@ class Differentiated(NamedTuple):
         return unflatten(self.structure, values, static=lambda _: None)
 
 
-def _positions(argnums: Sequence[int], count: int, name: str) -> list[int]:
+BY_NAME = ". Give it by position, or name what was given by name: argnames={given!r}"
+
+
+def _positions(argnums: Sequence[int], count: int, named: Iterable[str], name: str) -> list[int]:
     """Return the positions that ``argnums`` names among ``count`` positional arguments, counted from the front."""
     for number in argnums:
         if not -count <= number < count:
             called = f"it was called with {count} positional arguments"
-            raise ValueError(f"can't differentiate {name} with respect to argument {number}: {called}")
+            first = next(iter(named), None)
+            advice = BY_NAME.format(given=first) if first is not None else ""
+            raise ValueError(f"can't differentiate {name} with respect to argument {number}: {called}{advice}")
     positions = [number % count for number in argnums]
     _require_once(positions, argnums, name)
     return positions

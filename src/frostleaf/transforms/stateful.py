@@ -94,7 +94,8 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     after = [_with_records(owner, apart, here) for owner, apart, _ in pairs]
     for module, recorded_module in here.values():
         names = ", ".join(_changed(module, recorded_module))
-        raise RuntimeError(STRANGER.format(cls=type(module).__name__, names=names))
+        message = BESIDE if any(each is module for each in nodes_in((called, kwargs))) else STRANGER
+        raise RuntimeError(message.format(cls=type(module).__name__, names=names))
     return (out, *after)
 
 
@@ -169,6 +170,11 @@ def recording() -> bool:
 STRANGER = (
     "a {cls} that is not in the model recorded {names}, which would be lost. Inside fl.stateful call the submodules of "
     "the model itself, not edited copies of them."
+)
+
+BESIDE = (
+    "a {cls} that was given beside the model recorded {names}, which would be lost: a call of a model gives back only the "
+    "model, that of a function only positional arguments. Write fl.stateful(fn, model, other); fn takes both."
 )
 
 

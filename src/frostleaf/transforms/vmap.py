@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
 
 from ..core.structure import Structure
-from ..core.words import describe, function_name, keystr
+from ..core.words import describe, function_name, keystr, listed
 from ..tree.functions import flatten, unflatten
 from ..tree.prefixes import argument, broadcast_prefix
 from .context import override, setting
 from .jit.captured import depends, require_visible
 from .random import restore_state, saved_state, unchanged_state
 from .stateful import records
+from .without_values import explained
 from .wrapping import Wrapped
 
 P = ParamSpec("P")
@@ -72,7 +73,7 @@ class Vmapped(Wrapped[P, R]):
         fn, (in_axes, out_axes) = self.__wrapped__, self.options
         name = function_name(fn)
         leaves, structure = flatten(args)
-        axes = _in_axes(in_axes, args, name)
+        axes = _in_axes(in_axes, args, kwargs, name)
         mapped = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis is not None]
         out_leaves: list[mx.array] = []
         positions: list[int | None] = []
@@ -83,7 +84,8 @@ class Vmapped(Wrapped[P, R]):
             nonlocal out_structure, out_leaves, positions
             rest = iter(examples)
             given = [leaf if axis is None else next(rest) for leaf, axis in zip(leaves, axes, strict=True)]
-            out = _without_records(fn, name, unflatten(structure, given), kwargs)
+            with explained("fl.vmap", fn):
+                out = _without_records(fn, name, unflatten(structure, given), kwargs)
             out_leaves, out_structure = flatten(out)
             require_visible("fl.vmap", name, out_structure, examples)
             positions = _out_axes(out_axes, out, examples, name)
@@ -132,7 +134,7 @@ def _without_records(fn: Callable[..., Any], name: str, args: Any, kwargs: dict[
     return out
 
 
-def _in_axes(in_axes: Any, args: tuple[Any, ...], name: str) -> list[int | None]:
+def _in_axes(in_axes: Any, args: tuple[Any, ...], named: Iterable[str], name: str) -> list[int | None]:
     """Return for each array in the arguments the axis it is mapped over, counted from the front, or ``None``."""
     if isinstance(in_axes, tuple | list) and len(in_axes) != len(args):
         raise ValueError(f"in_axes has {len(in_axes)} entries and {name} was called with {len(args)} positional arguments")
@@ -154,8 +156,9 @@ def _in_axes(in_axes: Any, args: tuple[Any, ...], name: str) -> list[int | None]
             raise ValueError(f"can't map {name} over axes of different lengths: {one} and {other}")
         axes.append(axis % leaf.ndim)
     if first is None:
+        by_name = f". Give {listed(named)} by position: what is given by name is not mapped" if named else ""
         raise ValueError(
-            f"{name} has nothing to map over: no array in its positional arguments has an axis in in_axes={in_axes!r}"
+            f"{name} has nothing to map over: no array in its positional arguments has an axis in in_axes={in_axes!r}{by_name}"
         )
     return axes
 

@@ -1,5 +1,6 @@
 """What the arguments and results of jitted functions may hold besides arrays: refused, warned of, told apart, let go."""
 
+import argparse
 import collections
 import dataclasses
 import functools
@@ -28,6 +29,7 @@ X = mx.arange(3.0)
 class Config:
     scale: Any = 1
     kinds: Any = ()
+    k: Any = 1
 
 
 @attrs.frozen
@@ -119,6 +121,40 @@ def test_what_can_not_be_hashed_is_named_inside(given, path, kind):
         jitted(X, given)
     assert str(raised.value).startswith(f"{path} of <lambda> is {kind}, which")
     assert jitted.trace_count == 0
+
+
+@pytest.mark.parametrize("given", [argparse.Namespace(k=2), types.SimpleNamespace(k=2)])
+def test_a_namespace_is_told_to_be_a_frozen_dataclass(given):
+    in_field = type("Held", (fl.Module,), {"__annotations__": {"config": Any}})(given)
+    for value, path in [(given, "config"), ((1, given), "config.1"), (in_field, "config.config")]:
+        with pytest.raises(TypeError, match=r"be hashed\. Pass what is in it, or a frozen dataclass of that\.$") as raised:
+            fl.jit(lambda x, config: x)(X, value)
+        assert str(raised.value).startswith(f"{path} of <lambda> is a")
+    with pytest.raises(TypeError, match=r"be hashed\. Give a frozen dataclass of what is in it, or store numbers"):
+        Scaled(given)
+
+
+# Options of others
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inputs": [1]}, "fl.jit takes no inputs. Models, states and caches are arguments and results: model, state"),
+        (
+            {"outputs": [1]},
+            "fl.jit takes no outputs. Models, states and caches are arguments and results: model, state",
+        ),
+        ({"static_argnums": 0}, "fl.jit takes no static_argnums. What is no array is static by itself."),
+        ({"donate_argnums": 0}, "fl.jit takes no donate_argnums. MLX reuses the memory of arrays that nobody holds."),
+        ({"shapless": True}, "fl.jit takes no shapless; its options are shapeless and max_traces."),
+    ],
+)
+def test_an_option_of_others_says_what_to_write(options, message):
+    for make in (lambda: fl.jit(len, **options), lambda: fl.jit(**options)):
+        with pytest.raises(TypeError) as raised:
+            make()
+        assert str(raised.value).startswith(message)
 
 
 # Objects
@@ -235,6 +271,63 @@ class Colour:
 )
 def test_what_does_not_change_is_not_warned_of(given):
     assert warned(lambda: fl.jit(lambda x, given: x)(X, given), fl.MutableArgumentWarning) == []
+
+
+class Scaled(fl.Module):
+    config: Any = fl.static()
+    rule: Any = fl.static(default=None)
+
+    def __call__(self, x):
+        return x * self.config.k
+
+    def other(self, x):
+        return x * self.rule[0].k
+
+
+class Settable:
+    def __init__(self, k=2):
+        self.k = k
+
+
+def named(name):
+    return [MUTABLE.format(name=name, fn="<lambda>", kind="a Settable", attributes="k")]
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "name"),
+    [
+        (lambda m, x: m(x), (Scaled(Settable()),), "m.config"),
+        (lambda m, x: m[0].config.k * x, ([Scaled(Settable())],), "m.0.config"),
+        (lambda m, x: m.other(x), (Scaled(3, (Settable(),)),), "m.rule.0"),
+        (lambda m, x: m.rule(x), (Scaled(3, Scaled(Settable())),), "m.rule.config"),
+        (lambda m, x: m.layers[0](x), (fl.nn.Sequential(Scaled(Settable())),), "m.layers.0.config"),
+    ],
+)
+def test_a_mutable_object_in_a_static_field_is_warned_of_once(fn, args, name):
+    jitted = fl.jit(fn)
+    assert warned(lambda: (jitted(*args, X), jitted(*args, X[:1])), fl.MutableArgumentWarning) == named(name)
+
+
+@pytest.mark.parametrize("method", [Scaled.__call__, Scaled.other])
+def test_a_mutable_object_in_a_static_field_of_what_is_called_is_warned_of(method):
+    bound = types.MethodType(method, Scaled(Settable(), (Settable(),)))
+    assert len(warned(lambda: fl.jit(bound)(X), fl.MutableArgumentWarning)) == 1
+
+
+@pytest.mark.parametrize("config", [Config(), Options(1), Colour(), Settable])
+def test_what_does_not_change_in_a_static_field_is_not_warned_of(config):
+    assert warned(lambda: fl.jit(lambda m, x: (m.config, x)[1])(Scaled(config), X), fl.MutableArgumentWarning) == []
+
+
+def test_a_static_field_that_is_not_read_is_not_warned_of():
+    assert warned(lambda: fl.jit(lambda m, x: m(x))(Scaled(Config(), Settable()), X), fl.MutableArgumentWarning) == []
+
+
+def test_an_array_that_came_into_an_object_in_a_static_field_is_refused():
+    model = Scaled(Settable())
+    model.config.k = X
+    with pytest.raises(TypeError, match=r"^m\.config of <lambda> is a Settable that holds arrays \(k: f32\[3\]\)"):
+        fl.jit(lambda m, x: m(x))(model, X)
 
 
 # Numbers

@@ -7,14 +7,14 @@ import inspect
 import types
 import warnings
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.jit.captured import CAPTURED
+from frostleaf.transforms.jit.captured import CAPTURED, LOST
 
 X = mx.arange(2)
 MODEL = fl.nn.Linear(2, 3)
@@ -441,3 +441,138 @@ def test_code_is_not_kept_alive():
     del step
     gc.collect()
     assert code() is None
+
+
+# What stands in classes and functions
+
+
+class Names:
+    w = X
+    inner = type("Inner", (), {"scale": SCALE})
+    number = 3
+
+    @staticmethod
+    def add(x):
+        return x + weight
+
+    @classmethod
+    @fl.jit
+    def times(cls, x):
+        return x * cls.w[0]
+
+    @property
+    def other(self):
+        return SCALE
+
+
+class OwnNames(Names):
+    pass
+
+
+class WithConstant(fl.Module):
+    weight: mx.array
+    constant: ClassVar[mx.array] = SCALE
+    unused: ClassVar[mx.array] = X
+
+    def __call__(self, x):
+        return x + self.constant[0]
+
+
+class WithNumber(WithConstant):
+    constant: ClassVar[tuple[int]] = (1,)
+
+
+class Other(fl.Module):
+    constant: mx.array
+
+    def __call__(self, x):
+        return x + self.constant[0]
+
+
+def with_an_attribute(x):
+    return x + with_an_attribute.w[0]
+
+
+def plain(x):
+    return x
+
+
+with_an_attribute.w = plain.w = X
+
+IN_CLASSES: dict[str, Any] = {
+    "a class": (lambda x: x + Names.w, "Names.w (i32[2])"),
+    "a subclass": (lambda x: x + OwnNames.w, "OwnNames.w (i32[2])"),
+    "a class in a class": (lambda x: x + Names.inner.scale[0], "Names.inner.scale (f32[3])"),
+    "a static method": (lambda x: Names.add(x), "weight in add (i32[])"),
+    "getattr": (lambda x: x + getattr(Names, "w"), "Names.w (i32[2])"),  # noqa: B009
+    "getattr of a module": (lambda x: x + getattr(USER, "SCALE")[0], "USER.SCALE (f32[3])"),  # noqa: B009
+    "another function": (lambda x: x + plain.w[0], "plain.w (i32[2])"),
+    "a number": (lambda x: x + Names.number, None),
+    "what is made when read": (lambda x: (x, Names.other), None),
+    "a name that is text": (lambda x: (x, Names, "w"), None),
+    "a name that may not be": (lambda x: (x, getattr(Names, "none", "w")), None),
+}
+
+
+@pytest.mark.parametrize(("function", "variables"), IN_CLASSES.values(), ids=IN_CLASSES)
+def test_what_stands_in_classes_and_functions_is_looked_at(function, variables):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fl.jit(function)(mx.zeros(2))
+    assert [str(each.message) for each in caught] == ([] if variables is None else warned("<lambda>", variables))
+
+
+def test_an_attribute_of_the_function_itself_is_looked_at():
+    assert captured(with_an_attribute) == warned("with_an_attribute", "with_an_attribute.w (i32[2])")
+
+
+def test_what_stands_in_the_class_of_a_class_method_is_looked_at():
+    with pytest.warns(fl.CapturedArrayWarning) as caught:
+        Names.times(X)
+    assert [str(each.message) for each in caught] == warned("times", "Names.w (i32[2])")
+
+
+@pytest.mark.parametrize("call", [lambda m, x: m(x), lambda m, x: x + m.constant[0]])
+def test_what_stands_in_the_class_of_a_module_is_looked_at_if_it_is_read(call):
+    def messages(*models):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fl.jit(lambda models, x: [call(m, x) for m in models])(models, mx.zeros(2))
+        return [str(each.message) for each in caught]
+
+    assert messages(Other(SCALE)) == messages(WithNumber(SCALE)) == []
+    assert len(messages(WithConstant(SCALE))) == 1
+    assert "WithConstant.constant (f32[3])" in messages(WithConstant(SCALE))[0]
+    assert "unused" not in messages(WithConstant(SCALE))[0]
+
+
+# Assignments
+
+
+def test_an_assignment_that_is_lost_is_warned_of():
+    model, other = SCALE, X
+
+    def step(x):
+        nonlocal model
+        own = other
+        model = model + own[0]
+        return x
+
+    message = CAPTURED.format(fn="step", variables="model (f32[3]), other (i32[2])") + LOST.format(fn="step", names="model")
+    assert captured(step) == [message]
+
+
+class Trainer:
+    def __init__(self):
+        self.model = MODEL
+
+
+def test_an_assignment_to_an_attribute_that_is_lost_is_warned_of():
+    trainer = Trainer()
+
+    def step(x):
+        trainer.model = trainer.model.apply(lambda each: each * 2)
+        return x
+
+    message = warned("step", "trainer.model (a Linear with 2 arrays)")[0] + LOST.format(fn="step", names="trainer.model")
+    assert captured(step) == [message]

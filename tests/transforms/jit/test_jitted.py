@@ -450,6 +450,7 @@ def test_each_use_of_the_latest_trace_counts():
     assert lengths(jitted, 2) == 1
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.RetraceWarning")
 @pytest.mark.parametrize("options", [{"max_traces": 1}, {"max_traces": 200}, {"max_traces": None}, {}], ids=str)
 def test_a_function_keeps_as_many_traces_as_it_is_told_to(options):
     jitted = fl.jit(first_row, **options)
@@ -467,6 +468,7 @@ def test_the_decorator_takes_max_traces():
     assert lengths(decorated, 1, 2, 2, 1) == 3
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.RetraceWarning")
 def test_a_thousand_lengths_take_no_more_memory_than_a_few():
     jitted = fl.jit(with_constant, max_traces=8)
     none = memory()

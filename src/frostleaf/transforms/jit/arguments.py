@@ -12,10 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...core.containers import find_unhashable, static_key
+from ...core.containers import find_unhashable, is_namespace, static_key
 from ...core.hidden import BOUND, find_hidden, is_foreign_array
-from ...core.structure import Structure
-from ...core.words import class_name, describe, function_name, keystr, level_of_caller, with_article
+from ...core.instance import Metadata
+from ...core.structure import Structure, flat_of, specs_in
+from ...core.words import Path, class_name, describe, function_name, keystr, level_of_caller, with_article
 from .captured import attributes_of, is_from_outside, names_read_by
 
 _FIRST = 4
@@ -69,6 +70,8 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
                 advice = "Give a tuple, a frozenset or a frozen dataclass in its place."
             elif dataclasses.is_dataclass(inner):
                 advice = f"Make {type(inner).__name__} a @dataclass(frozen=True), or a tree with fl.register_dataclass."
+            elif is_namespace(inner):
+                advice = "Pass what is in it, or a frozen dataclass of that."
             else:
                 advice = "Give its class __eq__ and __hash__."
             given, place = with_article(class_name(inner)), keystr((name, *path))
@@ -125,16 +128,19 @@ MUTABLE = (
 )
 
 
-def warn_of_mutable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]], warned: set[type]) -> None:
+def warn_of_mutable(
+    fn: Callable[..., Any], static: Iterable[tuple[str, Any]], classes: Sequence[type], warned: set[type]
+) -> None:
     """Warn of each static value that is a mutable object, once for each class; ``warned`` has those that have been.
 
-    Named are the attributes that the function reads, if only from the class, or else those that the object has.
+    Named are the attributes that the function reads, if only from the class, or else those that the object has. It may read
+    them in a method of one of the ``classes``, which are those of modules.
     """
     for name, value in static:
         if type(value) in warned or not _is_plain(value):
             continue
         own = list(attributes_of(value))
-        read, of_variables = names_read_by(fn, type(value)), names_read_by(fn, type(value), of_variables=True)
+        read, of_variables = (names_read_by(fn, [type(value), *classes], each) for each in (False, True))
         shown = [each for each in own if each in read]
         shown += [each for each in _class_attributes(value) if each in of_variables and each not in own]
         shown = shown or own
@@ -144,6 +150,28 @@ def warn_of_mutable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]], w
             kind = with_article(type(value).__name__)
             message = MUTABLE.format(name=name, fn=function_name(fn), kind=kind, attributes=attributes)
             warnings.warn(message, MutableArgumentWarning, stacklevel=level_of_caller())
+
+
+def objects_in_fields(fn: Callable[..., Any], structure: Structure, classes: Sequence[type]) -> list[tuple[Path, Any]]:
+    """Return the path and the value of each object that could change in a static field of a module, if the field is read."""
+    found = structure.remember(_objects_in_fields)
+    read = names_read_by(fn, classes) if found else set()
+    return [(path, value) for field, path, value in found if field in read]
+
+
+def _objects_in_fields(structure: Structure) -> list[tuple[str, Path, Any]]:
+    return [each for each in _in_fields(structure, ()) if _is_plain(each[2])]
+
+
+def _in_fields(structure: Structure, above: Path) -> Iterator[tuple[str, Path, Any]]:
+    """Yield the static field, the path and the value of everything in static fields of modules."""
+    for path, spec in specs_in(structure):
+        if isinstance(spec, tuple) and isinstance(spec[1], Metadata):
+            for field, held in spec[1].static.items():
+                place = (*above, *path, field)
+                inner = flat_of(held).structure
+                yield from [(field, (*place, *inside), value) for inside, value in inner.static_values()]
+                yield from _in_fields(inner, place)
 
 
 def is_mutable(value: Any) -> bool:
@@ -205,8 +233,13 @@ class Numbers:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], set[Any]] = {}
 
-    def add(self, fn: Callable[..., Any], static: Iterable[tuple[str, Any]], arrays: Sequence[mx.array]) -> None:
-        """Note the numbers of a new trace, and warn once of a place that has had many with arrays of the same shapes."""
+    def add(self, fn: Callable[..., Any], static: Iterable[tuple[str, Any]], arrays: Sequence[mx.array]) -> bool:
+        """Note the numbers of a new trace, and warn once of a place that has had many with arrays of the same shapes.
+
+        Returns:
+            Whether it warned.
+        """
+        warned = False
         shapes = hash(tuple([(array.shape, array.dtype) for array in arrays]))
         for name, value in static:
             if isinstance(value, Number) and not isinstance(value, bool):
@@ -215,7 +248,9 @@ class Numbers:
                     seen.add(static_key(value))
                     if len(seen) == _MOST_NUMBERS:
                         said = {"name": name, "fn": function_name(fn), "count": _MOST_NUMBERS, "value": describe(value)}
+                        warned = True
                         warnings.warn(CHANGING.format(**said), RetraceWarning, stacklevel=level_of_caller())
+        return warned
 
 
 ADDMM = (

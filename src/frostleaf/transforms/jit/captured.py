@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import io
 import os
+import sys
 import sysconfig
 import types
 import warnings
@@ -16,8 +18,9 @@ from typing import Any
 import mlx.core as mx
 
 from ...core.containers import arrays_in
+from ...core.instance import Instance
 from ...core.structure import Structure
-from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, with_article
+from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, listed, with_article
 from ..wrapping import Wrapped
 from .passing import MOST_NAMES
 
@@ -30,6 +33,8 @@ _MOST_HELPERS = 200
 _MOST = 8
 _UNSET = object()
 _Member = types.MemberDescriptorType
+_WITH_NAMES = (types.ModuleType, types.FunctionType, type)
+_CALLED = (types.FunctionType, Wrapped)
 
 
 class CapturedArrayWarning(UserWarning):
@@ -42,13 +47,18 @@ class CapturedArrayWarning(UserWarning):
     ...     _ = fl.jit(lambda x: x + shift)(mx.array(2))
     >>> caught[0].category.__name__
     'CapturedArrayWarning'
+
+    An array that never changes may well be a constant. Then this keeps quiet:
+
+    >>> warnings.filterwarnings("ignore", category=fl.CapturedArrayWarning)  # doctest: +SKIP
     """
 
 
 CAPTURED = (
     "{fn} reads {variables} from outside its arguments. fl.jit compiles in the value at the first call as a constant, and does "
-    "not see later values. Pass it as an argument."
+    "not see later values. Pass it as an argument; if it never changes, filter fl.CapturedArrayWarning."
 )
+LOST = " What {fn} assigns to {names} is lost: it does so only when traced, and arrays of a trace have no values. Return it."
 
 
 def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = (), classes: Iterable[type] = ()) -> None:
@@ -63,13 +73,17 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
         classes: Those of the modules in its arguments, whose methods are looked at as well.
     """
     found = {
-        f"{name} ({_described(value, len(held))})": None
+        f"{name} ({_described(value, len(held))})": name
         for name, value in _outside(fn, static, classes)
         if (held := _arrays(value))
     }
     if found:
         variables = ", ".join([*found][:_MOST]) + ", ..." * (len(found) > _MOST)
         message = CAPTURED.format(fn=function_name(fn), variables=variables)
+        assigned = set().union(*[names_assigned(each.__code__) for each in _functions(fn)])
+        lost = [name for name in dict.fromkeys(found.values()) if name.rpartition(".")[2] in assigned]
+        if lost:
+            message += LOST.format(fn=function_name(fn), names=listed(lost))
         warnings.warn(message, CapturedArrayWarning, stacklevel=level_of_caller())
 
 
@@ -135,13 +149,13 @@ def is_from_outside(value: Any, fn: Any, static: Iterable[tuple[str, Any]]) -> b
     return any(each is value for _, each in (*static, *_outside(fn, static, ())))
 
 
-def names_read_by(fn: Any, cls: type, of_variables: bool = False) -> set[str]:
-    """Return the names of the attributes that a function reads, if only in a method of a class, whose name it reads.
+def names_read_by(fn: Any, classes: Iterable[type], of_variables: bool = False) -> set[str]:
+    """Return the names of the attributes that a function reads, if only in a method of one of the classes, whose name it reads.
 
     With ``of_variables`` only those that are read of something with a name that is not global, such as an argument.
     """
     own = list(_functions(fn))
-    functions = [*own, *_methods((cls,), set().union(*map(_attribute_names, own)))]
+    functions = [*own, *_methods(classes, {"__call__"}.union(*map(_attribute_names, own)))]
     return set().union(*map(_names_of_variables if of_variables else _attribute_names, functions))
 
 
@@ -166,10 +180,28 @@ def _outside(fn: Any, static: Iterable[tuple[str, Any]], classes: Iterable[type]
         yield from _read(function, "", objects, helpers)
     read = set().union(*map(_attribute_names, own))
     helpers += _methods([each for each in classes if not _is_ours(each.__call__)], {*read, "__call__"})
+    yield from _of_classes([*classes, *[value for _, value in objects if isinstance(value, type)]], [*own, *helpers])
     for helper in helpers:  # which get more on the way
         if helper.__code__ not in seen and not _is_ours(helper) and len(seen) < _MOST_HELPERS:
             seen.add(helper.__code__)
             yield from _read(helper, f" in {helper.__name__}", (), helpers)
+
+
+def _of_classes(classes: Sequence[type], functions: Iterable[types.FunctionType]) -> Iterator[tuple[str, Any]]:
+    """Yield what functions may read of their arguments, or of ``self``, that stands in a class, unless it is also a field."""
+    held = {
+        f"{cls.__name__}.{name}": value
+        for cls in classes
+        for base in cls.__mro__[-2::-1]  # all but object
+        if not _is_library(base)
+        for name, value in vars(base).items()
+        if not (name.startswith("__") or hasattr(type(value), "__get__")) and _arrays(value)
+        if inspect.getattr_static(cls, name) is value  # and not that of a base
+    }
+    if held:
+        read = set().union(*map(_names_of_variables, functions))
+        read = read.difference(*[cls.__frostleaf__.fields for cls in classes if issubclass(cls, Instance)])
+        yield from [(name, value) for name, value in held.items() if name.rpartition(".")[2] in read]
 
 
 def _read(
@@ -180,9 +212,9 @@ def _read(
     read = _attribute_names(fn)
     variables = list(_variables(fn, names))
     for name, value in variables:  # which get more on the way
-        if isinstance(value, types.ModuleType) and not _is_library(value) and name.count(".") < _DEEPEST:
-            members = [each for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2]]
-            variables += [(f"{name}.{each}", vars(value)[each]) for _, each in members if each in vars(value)]
+        if isinstance(value, _WITH_NAMES) and not _is_library(value) and name.count(".") < _DEEPEST:
+            members = sorted(each[1] for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2])
+            variables += [(f"{name}.{each}", held) for each in members if (held := _named(value, each)) is not None]
     yield from [(name + where, value) for name, value in variables]
     for _, value in variables:
         helpers += _helpers(value)
@@ -194,6 +226,13 @@ def _read(
             attributes = [(f"{name}.{each}", held) for each, held in attributes_of(value).items() if each in inside]
             yield from [(each + where, held) for each, held in attributes]
             helpers += [helper for _, held in attributes for helper in _helpers(held)]
+
+
+def _named(value: Any, name: str) -> Any:
+    """Return what has a name in a Python module, a class or a function; ``None`` if nothing has, or it is made when read."""
+    held = inspect.getattr_static(value, name, None) if isinstance(value, type) else vars(value).get(name)
+    held = held.__func__ if isinstance(held, staticmethod) else held
+    return None if isinstance(value, type) and hasattr(type(held), "__get__") and not isinstance(held, _CALLED) else held
 
 
 def _functions(fn: Any) -> Iterator[types.FunctionType]:
@@ -295,22 +334,34 @@ _names_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, A
 
 
 def _names_in(code: types.CodeType) -> Iterator[tuple[str, Any]]:
-    before = ""
+    before, before_that = "", ""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield "global", instruction.argval
         elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"):
             yield "closure", instruction.argval
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") or (
+            instruction.opname == "LOAD_CONST" and before_that == "getattr" and isinstance(instruction.argval, str)
+        ):
             yield "attribute", instruction.argval
             yield "member", (before, instruction.argval)
         last = instruction.argval
         if isinstance(last, tuple) and "LOAD_FAST" in instruction.opname:  # which may load two variables
             last = last[-1]
-        before = last if isinstance(last, str) else ""
+        before, before_that = last if isinstance(last, str) else "", before
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from names_read(constant)
+
+
+def names_assigned(code: types.CodeType) -> set[str]:
+    """Return the names from outside, and those of attributes, to which the code, or code nested in it, assigns."""
+    names = {
+        each.argval
+        for each in dis.get_instructions(code)
+        if each.opname in ("STORE_GLOBAL", "STORE_ATTR") or (each.opname == "STORE_DEREF" and each.argval in code.co_freevars)
+    }
+    return names.union(*[names_assigned(each) for each in code.co_consts if isinstance(each, types.CodeType)])
 
 
 def _arrays(value: Any) -> Sequence[mx.array]:
@@ -331,5 +382,7 @@ def _is_ours(fn: Any) -> bool:
     return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(_LIBRARIES)
 
 
-def _is_library(module: types.ModuleType) -> bool:
+def _is_library(value: Any) -> bool:
+    """Return whether a Python module, or that of a class or function, belongs to this package or another that is installed."""
+    module = value if isinstance(value, types.ModuleType) else sys.modules.get(getattr(value, "__module__", ""))
     return (getattr(module, "__file__", None) or "").startswith(_LIBRARIES)

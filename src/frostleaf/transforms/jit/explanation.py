@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from numbers import Number
 from typing import Any
 
 import attrs
@@ -14,11 +15,14 @@ from ...core.containers import static_key
 from ...core.instance import Metadata
 from ...core.structure import Static, Structure, flat_of
 from ...core.words import describe, dtype_name, shape_and_dtype
-from ...tree.comparison import Change, diff
+from ...tree.comparison import Change, Diff, diff
 from ...tree.functions import map as tree_map
 from ...tree.functions import unflatten
 from ...tree.walk import field_level
 from .weak import is_itself
+
+# Gives the name of an argument: its position, how many there are, and the names of those given by name.
+Argument = Callable[[int, int, Sequence[str]], str]
 
 _lock = threading.RLock()
 
@@ -58,14 +62,20 @@ class Traced:
 
 
 class Seen:
-    """A static value as it is remembered: how it is shown, and what tells it from others."""
+    """A static value as it is remembered: how it is shown, and what tells it from others.
 
-    __slots__ = ("_hash", "_key", "_text")
+    Attributes:
+        sort: "number", "object" for what is equal to nothing but itself, or "static".
+    """
+
+    __slots__ = ("_hash", "_key", "_text", "sort")
 
     def __init__(self, value: Any) -> None:
         self._text = describe(value)
         # Another value may have the address, and so the hash, of one that is gone.
         told_by = weakref.ref(value) if is_itself(value) else hash(static_key(value))
+        is_number = isinstance(value, Number) and not isinstance(value, bool)
+        self.sort = "number" if is_number else "object" if is_itself(value) else "static"
         self._key = type(value).__qualname__, self._text, told_by
         self._hash = hash(self._key)
 
@@ -143,12 +153,18 @@ class History:
             if self._max_traces is not None and len(self._traced) > 2 * self._max_traces:
                 del self._traced[next(iter(self._traced))]
 
+    @property
+    def latest(self) -> Traced:
+        """What the latest trace was made for. There must be one."""
+        with _lock:
+            return next(reversed(self._traced))
+
     def clear(self) -> None:
         """Forget all traces but their number."""
         with _lock:
             self._traced = {}
 
-    def explain(self, fn: str, argument: Callable[[int, int, Sequence[str]], str]) -> str:
+    def explain(self, fn: str, argument: Argument) -> str:
         """Say in a sentence why the function was last traced.
 
         Args:
@@ -171,8 +187,8 @@ class History:
         return f"{fn} was traced again (trace {count}) {reason}."
 
 
-def _difference(old: Traced, new: Traced, argument: Callable[[int, int, Sequence[str]], str]) -> tuple[str, int]:
-    """Return in words the first difference between what a function was traced for, and how many more there are."""
+def changes_between(old: Traced, new: Traced, argument: Argument) -> tuple[Diff, Callable[[Change], str]]:
+    """Return how the arguments that a function was traced for differ, and a function that puts such a change in words."""
     labels = [
         [argument(position, len(each.structures), each.names) for position in range(len(each.structures))]
         for each in (old, new)
@@ -180,14 +196,23 @@ def _difference(old: Traced, new: Traced, argument: Callable[[int, int, Sequence
     stand_ins: dict[Any, mx.array] = {}
     before, after = old.tree(labels[0], stand_ins), new.tree(labels[1], stand_ins)
     dims = {id(array): shape for (shape, _), array in stand_ins.items() if isinstance(shape, int)}
-    changes = diff(before, after)
-    found = [_in_words(change, after, dims) for change in changes[:1]]
+    return diff(before, after), lambda change: _in_words(change, after, dims)
+
+
+def _difference(old: Traced, new: Traced, argument: Argument) -> tuple[str, int]:
+    """Return in words the first difference between what a function was traced for, and how many more there are."""
+    changes, in_words = changes_between(old, new, argument)
+    found = [in_words(change) for change in changes[:1]]
     if not found:
         found += [f"{name}: given by name, where it was given by position" for name in new.names if name not in old.names]
         found += [f"{name}: given by position, where it was given by name" for name in old.names if name not in new.names]
     if not found:
-        pairs = zip(labels[1], old.structures, new.structures, strict=True)
-        found += [f"{label}: built otherwise" for label, one, other in pairs if one != other]
+        pairs = zip(old.structures, new.structures, strict=True)
+        found += [
+            f"{argument(position, len(new.structures), new.names)}: built otherwise"
+            for position, (one, other) in enumerate(pairs)
+            if one != other
+        ]
     if old.dtype != new.dtype:
         found.append(f"the default dtype: {dtype_name(old.dtype)} -> {dtype_name(new.dtype)}")
     return found[0], len(found) - 1 + len(changes[1:])

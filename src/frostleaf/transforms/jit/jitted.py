@@ -20,10 +20,20 @@ from ...core.words import describe, keystr
 from ..binding import unbind
 from ..context import Scope, context, override
 from ..wrapping import Wrapped, require_runs_when_called
-from .arguments import Numbers, require_no_arrays, require_no_iterator, unhashable, warn_of_addmm, warn_of_mutable
+from .arguments import (
+    Numbers,
+    objects_in_fields,
+    require_no_arrays,
+    require_no_iterator,
+    unhashable,
+    warn_of_addmm,
+    warn_of_mutable,
+)
 from .captured import warn_of_captured
+from .compiled import outliving
 from .explanation import History
 from .program import NeedsShapes, Program
+from .retraces import Row
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -31,6 +41,15 @@ R = TypeVar("R")
 J = TypeVar("J", bound="Jitted[..., Any]")
 
 _NONE_YET: tuple[list[Any] | None, Program | None] = None, None
+
+# Options of mx.compile and jax.jit.
+_STATE = "Models, states and caches are arguments and results: model, state = step(model, state, x)"
+_STATIC = "What is no array is static by itself"
+_DONATED = "MLX reuses the memory of arrays that nobody holds"
+_OF_OTHERS = {
+    "inputs": _STATE, "outputs": _STATE, "static_argnums": _STATIC, "static_argnames": _STATIC, "donate_argnums": _DONATED,
+    "donate_argnames": _DONATED, "donate": _DONATED,
+}  # fmt: skip
 
 _tick = itertools.count().__next__
 _lock = threading.RLock()  # reentrant, since dropping an object may call a jitted function
@@ -46,18 +65,21 @@ def jit(
 ) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 
 
-def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_traces: int | None = 128) -> Any:
+def jit(
+    fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_traces: int | None = 128, **of_others: Any
+) -> Any:
     """Compile a function of trees.
 
     Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or
     static values are new; otherwise MLX replays the trace. It should be pure: side effects happen only when it is traced, and
     arrays that it reads from outside its arguments are constants; the first call warns of them with a
-    :class:`CapturedArrayWarning`. Random numbers are an exception: ``mx.random`` goes on from call to call as it does without
-    ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
+    :class:`CapturedArrayWarning`. Where they never change, ``warnings.filterwarnings("ignore", category=
+    fl.CapturedArrayWarning)`` keeps it quiet. Random numbers are an exception: ``mx.random`` goes on from call to call as it
+    does without ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
 
-    Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped, also where they stood
-    in partials, dataclasses or static fields. An object that can change gives a :class:`MutableArgumentWarning`, a number that
-    is another in each call a :class:`RetraceWarning`.
+    Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped, also where they
+    stood in partials, dataclasses or static fields. An object that can change gives a :class:`MutableArgumentWarning`; a
+    number, shape or static value that is another in each call, so that no trace is used again, a :class:`RetraceWarning`.
 
     A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
     as a decorator in a class body it makes a compiled method.
@@ -74,8 +96,9 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
 
     Raises:
         ValueError: If ``max_traces`` is not a positive integer.
-        TypeError: If ``fn`` can't be called or ``shapeless`` is no bool; on a call, if an argument is neither an array nor
-            hashable, or is an object that holds arrays, or if the result has an iterator or a mutable object in it.
+        TypeError: If ``fn`` can't be called, ``shapeless`` is no bool or there is another option; on a call, if an argument is
+            neither an array nor hashable, or is an object that holds arrays, or if the result has an iterator or a mutable
+            object in it.
         RuntimeError: On a call, if MLX has to compile for a Linux CPU and there is no C++ compiler.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -85,6 +108,10 @@ def jit(fn: Callable[..., Any] | None = None, *, shapeless: bool = False, max_tr
     >>> scale({"a": mx.ones(2)}, 3), scale({"a": mx.zeros(2)}, 3), scale.trace_count
     ({'a': array([3, 3], dtype=float32)}, {'a': array([0, 0], dtype=float32)}, 1)
     """
+    if of_others:
+        name = next(iter(of_others))
+        advice = f". {_OF_OTHERS[name]}." if name in _OF_OTHERS else "; its options are shapeless and max_traces."
+        raise TypeError(f"fl.jit takes no {name}{advice}")
     if not isinstance(shapeless, bool):
         raise TypeError(f"shapeless is True or False, and was given as {describe(shapeless)}")
     if max_traces is not None and (type(max_traces) is not int or max_traces < 1):
@@ -128,6 +155,7 @@ class Traces:
         warned: The classes of mutable arguments that have been warned of.
         numbers: The numbers that it was traced for.
         names: Those of its parameters that can be given by position.
+        row: The latest calls, while each is traced.
         any_order: Whether the order of keyword arguments makes no difference.
     """
 
@@ -141,6 +169,7 @@ class Traces:
     looked_outside: bool = attrs.field(default=False, eq=False)
     warned: set[type] = attrs.field(factory=set, eq=False)
     numbers: Numbers = attrs.field(factory=Numbers, eq=False)
+    row: Row = attrs.field(factory=Row, eq=False)
     names: tuple[str, ...] = attrs.field(init=False, eq=False)
     any_order: bool = attrs.field(init=False, eq=False)
 
@@ -229,12 +258,17 @@ class Jitted(Wrapped[P, R]):
         traces = self.options
         static = list(self._static(values, names))
         require_no_iterator(self._fn, static)
-        require_no_arrays(self._fn, static)
+        classes = _classes(values)
+        held = [*static, *self._objects_in_fields(values, names, classes)]
+        require_no_arrays(self._fn, held)
         if not traces.looked_outside:
             traces.looked_outside = True
-            warn_of_captured(self._fn, static, _classes(values))
-        warn_of_mutable(self._fn, static, traces.warned)
-        traces.numbers.add(self._fn, static, given)
+            warn_of_captured(self._fn, held, classes)
+        warn_of_mutable(self._fn, held, classes, traces.warned)
+        if traces.numbers.add(self._fn, static, given):
+            traces.row.end()
+        if traces.latest is not _NONE_YET:  # as the call before left it if it was traced
+            traces.row.clear()
         structures = tuple([flat_of(value).structure for value in values])
         arguments = [self._argument(position, len(values), names) for position in range(len(values))]
         program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history)
@@ -245,9 +279,12 @@ class Jitted(Wrapped[P, R]):
             program = traces.programs.setdefault(kept, program)  # another thread may have been faster
         del dropped  # outside the lock
         try:
-            return program(given, key)
+            result = program(given, key)
         finally:
             self._settle(kept, program)
+        if not outliving.tracing:  # a trace that calls it for each of many layers is made once
+            traces.row.add(self._fn, traces.history.latest, self._argument)
+        return result
 
     def _settle(self, key: Any, program: Program) -> None:
         """Drop the least recently used program if there are too many, or the new one if it could not be traced."""
@@ -309,6 +346,7 @@ class Jitted(Wrapped[P, R]):
             traces = self.options
             dropped = traces.programs, traces.latest
             traces.programs, traces.latest = {}, _NONE_YET
+        traces.row.clear()
         self._history.clear()
         del dropped
 
@@ -334,6 +372,13 @@ class Jitted(Wrapped[P, R]):
             except ForeignArrayError as error:
                 found = [(error.path, error.value)]
             yield from [(keystr((name, *path)), value) for path, value in found]
+
+    def _objects_in_fields(
+        self, values: Sequence[Any], names: Sequence[str], classes: Sequence[type]
+    ) -> Iterator[tuple[str, Any]]:
+        for position, argument in enumerate(values):
+            found = objects_in_fields(self._fn, flat_of(argument).structure, classes)
+            yield from [(keystr((self._argument(position, len(values), names), *path)), value) for path, value in found]
 
     def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
         """Return the name of one of ``count`` arguments. The last ones were given by the keywords ``names``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import mlx.core as mx
@@ -16,12 +16,14 @@ from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
 from ..context import context
 from ..random import require_own_state, restore_state, saved_state
+from ..without_values import explained
 from .arguments import require_no_arrays, require_unchanging
 from .captured import require_visible
 from .changes import Arguments
 from .compiled import Dropped, Shell, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, graph_of, put_back
+from .retraces import Threads
 from .weak import Given, Lent, restored, structure_of, weakened, with_structure
 
 
@@ -46,7 +48,10 @@ class Program:
         traced: Whether it has been traced.
     """
 
-    __slots__ = ("_compiled", "_history", "_references", "_shell", "_structures", "_weak_parts", "key", "traced", "used")
+    __slots__ = (
+        "_compiled", "_history", "_name", "_references", "_shell", "_structures", "_threads", "_weak_parts",
+        "key", "traced", "used",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -69,7 +74,8 @@ class Program:
             values = [unflatten(structure, rest) for structure in present]
             before = Arguments(values, arguments, inputs)
             positional = len(values) - len(names)
-            result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+            with explained("fl.jit", fn):
+                result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
             out = flat_of(result)
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
             given = [
@@ -97,6 +103,8 @@ class Program:
         self._shell = Shell(on_leaves)
         self._compiled = mx.compile(self._shell, shapeless=shapeless)
         self._history = history
+        self._name = function_name(fn)
+        self._threads = Threads()
         self._structures = structures
         self._references = lent.references
         self.key = [*key[:2], *map(with_structure, key[2:], structures)]
@@ -124,10 +132,9 @@ class Program:
         if drawn:
             require_own_state()
             restore_state(drawn[0])
-        traced, result.traced = result.traced, None
+        traced = result.traced
         if traced is not None:
-            self._history.add(traced, in_new_program=not self.traced)
-            self.traced = True
+            self._note(traced, result)
         put_back(outputs, result.origins, given)
         spec = restored(result.spec, Given(present)) if result.is_weak else result.spec
         out = unflatten(spec, iter(outputs), result.static)
@@ -135,6 +142,17 @@ class Program:
             del result
             self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
         return out
+
+    def _note(self, traced: Traced | Literal["noted"], result: _Result) -> None:
+        """Note a trace, and that it is used again when it is for the first time."""
+        if traced == "noted":
+            result.traced = None
+            self._threads.clear()
+            return
+        result.traced = "noted"
+        self._history.add(traced, in_new_program=not self.traced)
+        self.traced = True
+        self._threads.add(self._name)
 
     def latest(self, key: list[Any]) -> list[Any]:
         """Return the key of one of its calls with no more than weak references to values that may go.
@@ -180,14 +198,14 @@ class _Result:
         is_weak: Whether it has weak forms in it, of what the arguments have.
         origins: Which of its leaves are arguments passed through.
         static: Makes the static values of each call: copies, where a caller could change them. ``None`` if no caller could.
-        traced: What the function was traced for, until that has been noted.
+        traced: What the function was traced for, then that this has been noted, until the trace is used again.
     """
 
     spec: Any
     is_weak: bool
     origins: Origins
     static: Callable[[Any], Any] | None
-    traced: Traced | None
+    traced: Traced | Literal["noted"] | None
 
 
 def _own(value: Any) -> Any:
