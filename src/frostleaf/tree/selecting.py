@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -12,7 +13,7 @@ from ..core.definition import Node
 from ..core.instance import metadata_of
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
-from ..core.words import Path, describe, keystr, nearest, nearest_paths
+from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, nearest, nearest_paths
 from .walk import Descend, field_level, rewrite, tied_places, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
@@ -28,6 +29,7 @@ def matcher(where: Where) -> Matcher:
 
     Raises:
         TypeError: If ``where`` is none of these.
+        LookupError: From the function, if a class was defined again and the value is of the old definition.
     """
     if is_path(where):
         return lambda path, value: bool(path) and keystr(path) == where
@@ -38,7 +40,8 @@ def matcher(where: Where) -> Matcher:
             return lambda path, value: isinstance(value, LEAF) and matches(_names(path))
         return lambda path, value: bool(path) and matches(_names(path))
     if isinstance(where, type):
-        return lambda path, value: isinstance(value, where)
+        is_current = _is_current(where)
+        return lambda path, value: isinstance(value, where) or (is_current and _refuse_old(where, path, value))
     if callable(where) and _takes_two(where):
         return lambda path, value: isinstance(value, LEAF) and _as_bool(where(keystr(path), value), path)
     if _is_several(where):
@@ -48,6 +51,23 @@ def matcher(where: Where) -> Matcher:
         f"can't select by {describe(where)}. Give a path ('layers.0.weight'), a glob ('layers.*.bias', '**.weight'), a class, "
         "a function of (path, array) that returns a bool, or a list of these."
     )
+
+
+def _is_current(cls: type) -> bool:
+    """Return whether a class is what its name in its module stands for, as no class made in a function is."""
+    found: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is cls
+
+
+def _refuse_old(cls: type, path: Path, value: Any) -> bool:
+    """Return ``False``, and raise where a value is of an older definition of a class."""
+    for base in type(value).__mro__:
+        if is_defined_again(cls, base) and base not in cls.__mro__:
+            place = keystr(path) or "the root"
+            raise LookupError(f"{place} is of another definition of {cls.__name__}. {BUILD_AGAIN.format(name=cls.__name__)}")
+    return False
 
 
 def _as_bool(answer: Any, path: Path) -> bool:
