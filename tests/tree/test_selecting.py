@@ -197,3 +197,55 @@ def test_trees_from_before_and_after_a_class_was_defined_again(run_cell: Any, fu
     with pytest.raises(ValueError, match="Linear") as caught:
         function(same_name, fl.nn.Linear(2, 2))
     assert "build it again" not in str(caught.value)
+
+
+class Tied(fl.Module):
+    a: Any
+    b: Any
+    c: Any = None
+
+
+def tied() -> Any:
+    return Tied(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2, bias=False), [fl.nn.Embedding(2, 2)]).tie(
+        {"b.weight": "a.weight", "c.0.weight": "a.weight"}
+    )
+
+
+SGD = fl.optim.SGD(0.1)
+PASSES: dict[str, Callable[[Any, Any], Any]] = {
+    "multi": lambda model, where: fl.optim.multi({where: SGD, "**": SGD}).init(model),
+    "MultiOptimizer": lambda model, where: fl.optim.MultiOptimizer([SGD, SGD], [where]).init(model),
+    "masked": lambda model, where: fl.optim.masked(SGD, where).init(model),
+    "partition": fl.tree.partition,
+    "filter": fl.tree.filter,
+}
+
+
+@pytest.mark.parametrize("select", PASSES)
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [
+        ("b.weight", "It"), ("b", "'b.weight'"), (("a.bias", "b.weight"), "It"), ("c", "'c.0.weight'"), ("b.**", "'b.weight'"),
+        ("b.*", "'b.weight'"), ("c.**.weight", "'c.0.weight'"), (fl.nn.Embedding, "'c.0.weight'"),
+    ],
+)  # fmt: skip
+def test_a_selection_of_tied_places_only_says_where_the_array_is(select: str, where: Any, place: str) -> None:
+    if select in ("partition", "filter") and (isinstance(where, type) or "*" in where):
+        assert fl.tree.leaves(fl.tree.filter(tied(), where)) == []
+        return
+    with pytest.raises(ValueError, match=rf"selects no array of the Tied\. {place} is tied to 'a\.weight': select that"):
+        PASSES[select](tied(), where)
+
+
+@pytest.mark.parametrize("select", PASSES.values(), ids=PASSES)
+@pytest.mark.parametrize(
+    "where", ["a.weight", "**.weight", ("a", "*.weight"), fl.nn.Linear, "a", lambda path, array: path == "a.weight"]
+)
+def test_a_selection_that_has_the_source_of_what_is_tied_works(select: Any, where: Any) -> None:
+    select(tied(), where)
+
+
+@pytest.mark.parametrize("where", ["b.weight", "b.**", "c.*.weight", ["a", "c.**"]])
+def test_at_tied_places_only_says_where_the_array_is(where: Any) -> None:
+    with pytest.raises(LookupError, match=r"'(b|c\.0)\.weight' is tied to 'a\.weight': select that"):
+        tied().at(where).paths()

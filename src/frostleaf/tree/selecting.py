@@ -6,7 +6,7 @@ import fnmatch
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from ..core.definition import Node
@@ -14,7 +14,7 @@ from ..core.instance import metadata_of
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, nearest, nearest_paths
-from .walk import Descend, field_level, rewrite, tied_places, ties_in
+from .walk import Descend, all_ties, field_level, rewrite, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 Matcher = Callable[[Path, Any], bool]
@@ -148,7 +148,11 @@ def search(tree: Any, where: Where) -> Found:
 def mask(tree: Any, where: Where) -> list[bool]:
     """Return for each leaf whether ``where`` selects it or something that holds it."""
     selected = search(tree, where).values
-    return [any(path[:length] in selected for length in range(len(path) + 1)) for path in flat_of(tree).structure.leaf_paths()]
+    return [_is_inside(path, selected) for path in flat_of(tree).structure.leaf_paths()]
+
+
+def _is_inside(path: Path, selected: Collection[Path]) -> bool:
+    return any(path[:length] in selected for length in range(len(path) + 1))
 
 
 def _only_place(tree: Any, name: str) -> tuple[Path, Any] | None:
@@ -203,9 +207,9 @@ def require_found(tree: Any, found: Found) -> None:
     if where == "":
         suggestion = ", which has no path itself: edit it by its own methods, or select all its arrays by '**'"
     elif isinstance(where, str):
-        tied = tied_places(tree)
-        if where in tied:
-            raise LookupError(f"{where!r} is tied to {tied[where]!r}: select that, and the edit is made at both places")
+        tied = _tied_only(tree, where, all_ties(tree))
+        if tied is not None:
+            raise LookupError(f"{tied[0]!r} is tied to {tied[1]!r}: select that, and the edit is made at both places")
         paths: list[str] = []
         rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
         suggestion = nearest_paths(where, filter(None, paths))
@@ -216,16 +220,51 @@ def require_arrays(tree: Any, where: Where) -> None:
     """Require that a path, and every path in a list, leads to an array. A glob, class or predicate may select nothing.
 
     Raises:
-        ValueError: If one leads to none; the message has the nearest path, or the source of a tied place.
+        ValueError: If one leads to none, with the nearest path. If a selection has tied places only, with the source of one.
     """
+    require_not_tied(tree, where)
     paths = paths_in(where)
-    leaves = flat_of(tree).structure.leaf_paths() if paths else ()
-    there = {keystr(path[:length]) for path in leaves for length in range(1, len(path) + 1)}
+    there = _names_there(tree) if paths else ()
     for path in paths:
         if path not in there:
-            source = tied_places(tree).get(path)
-            advice = f". It is tied to {source!r}: select that" if source else nearest(path, sorted(there))
-            raise ValueError(f"{describe(path)} selects no array of the {type(tree).__name__}{advice}")
+            raise ValueError(f"{describe(path)} selects no array of the {type(tree).__name__}{nearest(path, sorted(there))}")
+
+
+def require_not_tied(tree: Any, where: Where) -> None:
+    """Require that no selection, of several either, has tied places and no array: it would select nothing in silence.
+
+    Raises:
+        ValueError: If one does; the message has the source of one of its tied places.
+    """
+    ties = all_ties(tree)
+    there = _names_there(tree) if ties else ()
+    for part in _parts(where) if ties else ():
+        tied = None if is_path(part) and part in there else _tied_only(tree, part, ties)
+        if tied is not None:
+            place = "It" if tied[0] == part else repr(tied[0])
+            advice = f"{place} is tied to {tied[1]!r}: select that"
+            raise ValueError(f"{describe(part)} selects no array of the {type(tree).__name__}. {advice}")
+
+
+def _names_there(tree: Any) -> set[str]:
+    """Return the dotted names of the arrays in a tree and of all that holds one."""
+    return {keystr(path[:length]) for path in flat_of(tree).structure.leaf_paths() for length in range(1, len(path) + 1)}
+
+
+def _tied_only(tree: Any, where: Where, ties: Mapping[Path, Path]) -> tuple[str, str] | None:
+    """Return the names of a tied place and its source, if ``where`` has tied places in it and no array of the tree."""
+    if not ties or any(mask(tree, where)):
+        return None
+    selected = search(tree, where).values
+    matches = _glob(where) if isinstance(where, str) else lambda names: False
+    return next(
+        (
+            (keystr(target), keystr(source))
+            for target, source in ties.items()
+            if _is_inside(target, selected) or matches(_names(target))
+        ),
+        None,
+    )
 
 
 def covers(where: Where, other: Where) -> bool:
