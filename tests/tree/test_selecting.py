@@ -6,7 +6,7 @@ import re
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
@@ -249,3 +249,38 @@ def test_a_selection_that_has_the_source_of_what_is_tied_works(select: Any, wher
 def test_at_tied_places_only_says_where_the_array_is(where: Any) -> None:
     with pytest.raises(LookupError, match=r"'(b|c\.0)\.weight' is tied to 'a\.weight': select that"):
         tied().at(where).paths()
+
+
+class Cell(NamedTuple):
+    h: Any
+    c: Any = None
+
+
+def with_cell() -> Any:
+    return Tied(Cell(mx.ones(2), mx.ones(2)), [Cell(fl.nn.Linear(2, 2))])
+
+
+NAMED = [
+    ("a.h", "a.h", "a.0"), ("b.0.h.weight", "b.0.h.weight", "b.0.0.weight"), ("b.0.h", "b.0.h", "b.0.0"), ("*.c", "a.c", "a.1"),
+    ("**.h.bias", "b.0.h.bias", "b.0.0.bias"), (("b.**", "a.c"), "a.c", "a.1"), (["a.h", "a.1"], "a.h", "a.0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "name", "path"), NAMED)
+def test_the_fields_of_a_named_tuple_go_by_their_numbers_and_that_is_said(where: Any, name: str, path: str) -> None:
+    message = re.escape(f"{name!r} is {path!r}, since the fields of a named tuple go by their numbers")
+    with pytest.raises(LookupError, match=message):
+        with_cell().at(where).get()
+    where = tuple(where) if isinstance(where, list) else where
+    for select, call in PASSES.items():
+        if select in ("partition", "filter") and "*" in where:
+            continue
+        with pytest.raises(ValueError, match=message):
+            call(with_cell(), where)
+
+
+@pytest.mark.parametrize("select", PASSES.values(), ids=PASSES)
+@pytest.mark.parametrize("where", ["a.0", "b.*.0.weight", "b"])
+def test_the_fields_of_a_named_tuple_are_selected_by_their_numbers(select: Any, where: str) -> None:
+    select(with_cell(), where)
+    assert len(with_cell().at(where)) == 1

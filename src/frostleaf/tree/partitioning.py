@@ -9,7 +9,7 @@ import optree
 from ..core.registration import NAMESPACE
 from .comparison import unlike
 from .functions import flatten, unflatten
-from .selecting import Where, mask, paths_in, require_not_tied
+from .selecting import Where, mask, paths_in, require_no_alias
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def partition(tree: T, where: Where) -> tuple[T, T]:
             Selecting a container or a module selects the arrays in it. Selecting nothing is allowed.
 
     Raises:
-        ValueError: If all that is at a path is tied; the message says to what.
+        ValueError: If all that is at a path is tied, or if it names a field of a named tuple, which goes by its number.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.partition({"w": mx.array(1), "b": mx.array(2), "n": 3}, "w")
@@ -35,7 +35,7 @@ def partition(tree: T, where: Where) -> tuple[T, T]:
     chosen = mask(tree, where)
     paths = paths_in(where)
     if paths:
-        require_not_tied(tree, paths)
+        require_no_alias(tree, paths)
     return (
         unflatten(structure, [leaf if keep else None for leaf, keep in zip(leaves, chosen, strict=True)]),
         unflatten(structure, [None if keep else leaf for leaf, keep in zip(leaves, chosen, strict=True)]),

@@ -195,6 +195,9 @@ def places(value: Any, name: str, path: Path = (), tied: frozenset[Path] = froze
             yield from places(child, name[len(own) + 1 :], below, tied)
 
 
+BY_NUMBER = "{!r} is {!r}, since the fields of a named tuple go by their numbers"
+
+
 def require_found(tree: Any, found: Found) -> None:
     """Raise an error unless the selection, and each of several, selects something: a misspelt path must not pass among others.
 
@@ -210,6 +213,9 @@ def require_found(tree: Any, found: Found) -> None:
         tied = _tied_only(tree, where, all_ties(tree))
         if tied is not None:
             raise LookupError(f"{tied[0]!r} is tied to {tied[1]!r}: select that, and the edit is made at both places")
+        numbered = _numbered(tree, where)
+        if numbered is not None:
+            raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}: {BY_NUMBER.format(*numbered)}")
         paths: list[str] = []
         rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
         suggestion = nearest_paths(where, filter(None, paths))
@@ -222,7 +228,7 @@ def require_arrays(tree: Any, where: Where) -> None:
     Raises:
         ValueError: If one leads to none, with the nearest path. If a selection has tied places only, with the source of one.
     """
-    require_not_tied(tree, where)
+    require_no_alias(tree, where)
     paths = paths_in(where)
     there = _names_there(tree) if paths else ()
     for path in paths:
@@ -230,19 +236,26 @@ def require_arrays(tree: Any, where: Where) -> None:
             raise ValueError(f"{describe(path)} selects no array of the {type(tree).__name__}{nearest(path, sorted(there))}")
 
 
-def require_not_tied(tree: Any, where: Where) -> None:
-    """Require that no selection, of several either, has tied places and no array: it would select nothing in silence.
+def require_no_alias(tree: Any, where: Where) -> None:
+    """Require that no selection, of several either, has arrays by other names only, and so selects nothing in silence.
 
     Raises:
-        ValueError: If one does; the message has the source of one of its tied places.
+        ValueError: If all its places are tied, with the source of one, or if it has fields of named tuples by their names.
     """
     ties = all_ties(tree)
-    there = _names_there(tree) if ties else ()
-    for part in _parts(where) if ties else ():
-        tied = None if is_path(part) and part in there else _tied_only(tree, part, ties)
+    there = _names_there(tree)
+    for part in _parts(where):
+        by_name_or_class = isinstance(part, str | type)  # a predicate is asked about arrays where they are
+        if not by_name_or_class or part in there or any(mask(tree, part)):
+            continue
+        tied = _tied_only(tree, part, ties)
+        numbered = _numbered(tree, part) if isinstance(part, str) else None
+        advice = ""
         if tied is not None:
-            place = "It" if tied[0] == part else repr(tied[0])
-            advice = f"{place} is tied to {tied[1]!r}: select that"
+            advice = f"{'It' if tied[0] == part else repr(tied[0])} is tied to {tied[1]!r}: select that"
+        elif numbered is not None:
+            advice = BY_NUMBER.format(*numbered)
+        if advice:
             raise ValueError(f"{describe(part)} selects no array of the {type(tree).__name__}. {advice}")
 
 
@@ -265,6 +278,25 @@ def _tied_only(tree: Any, where: Where, ties: Mapping[Path, Path]) -> tuple[str,
         ),
         None,
     )
+
+
+def _numbered(tree: Any, where: str) -> tuple[str, str] | None:
+    """Return the name of a place that ``where`` would select if fields of named tuples went by their names, and its path."""
+    matches = _glob(where)
+    holders: dict[Path, Any] = {}
+    names: dict[Path, Path] = {}
+    found: list[tuple[str, str]] = []
+
+    def enter(path: Path, value: Any) -> Any:
+        holders[path] = value
+        fields = getattr(holders[path[:-1]], "_fields", None) if path and isinstance(holders[path[:-1]], tuple) else None
+        names[path] = (*names[path[:-1]], fields[path[-1]] if fields else path[-1]) if path else ()
+        if names[path] != path and matches(_names(names[path])):
+            found.append((keystr(names[path]), keystr(path)))
+        return value if found else Descend
+
+    rewrite(tree, enter)
+    return found[0] if found else None
 
 
 def covers(where: Where, other: Where) -> bool:
