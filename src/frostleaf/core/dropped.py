@@ -47,8 +47,8 @@ _ANY_INSTEAD = "the function of fl, fl.nn or fl.optim that does the same, or mod
 _IS_KNOWN = sys.implementation.name == "cpython" and (3, 10) <= sys.version_info < (3, 15)
 _POP_TOP = dis.opmap.get("POP_TOP", -1)
 _CACHE = dis.opmap.get("CACHE", -1)
-# What timeit and the %timeit of notebooks name the code that they time, which drops every result.
-_TIMED = "<timeit-src>", "<magic-timeit>"
+# What timeit and the %timeit and %%time of notebooks name the code that they time, which drops every result.
+_TIMED = "<timeit-src>", "<magic-timeit>", "<timed exec>"
 
 
 def returns_copy(write: str = "model = model.{name}(...)") -> Callable[[F], F]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.dropped import returns_copy
 from ..module import Module
 from .checks import misfit, size
 from .dtypes import layer_dtype
@@ -89,6 +90,7 @@ class Linear(Module):
             return x @ self.weight.T
         return mx.addmm(self.bias, x, self.weight.T)
 
+    @returns_copy("layer = layer.{name}(...)")
     def to_quantized(
         self,
         group_size: int | None = None,
