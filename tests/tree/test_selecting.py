@@ -284,3 +284,27 @@ def test_the_fields_of_a_named_tuple_go_by_their_numbers_and_that_is_said(where:
 def test_the_fields_of_a_named_tuple_are_selected_by_their_numbers(select: Any, where: str) -> None:
     select(with_cell(), where)
     assert len(with_cell().at(where)) == 1
+
+
+SELECTIONS: dict[str, Callable[[Any], Any]] = {
+    "at": lambda where: fl.nn.Linear(2, 2).at(where),
+    "partition": lambda where: fl.tree.partition(fl.nn.Linear(2, 2), where),
+    "masked": lambda where: fl.optim.masked(SGD, where),
+    "MultiOptimizer": lambda where: fl.optim.MultiOptimizer([SGD], [where]),
+}
+
+
+@pytest.mark.parametrize("select", SELECTIONS.values(), ids=SELECTIONS)
+@pytest.mark.parametrize("where", [lambda model: model.weight, lambda: True, len, lambda path, array, *, more: True])
+def test_a_function_that_is_not_one_of_path_and_array_says_how_it_is_called(select: Any, where: Any) -> None:
+    with pytest.raises(TypeError, match=r"can't be called with two arguments: .* called with \(path, array\) .* its path"):
+        select(where)
+
+
+@pytest.mark.parametrize("select", SELECTIONS.values(), ids=SELECTIONS)
+@pytest.mark.parametrize(
+    "where", [{"weight": True, "bias": False}, fl.tree.map(lambda array: array.ndim > 1, fl.nn.Linear(2, 2))]
+)
+def test_a_tree_of_bools_is_no_selection(select: Any, where: Any) -> None:
+    with pytest.raises(TypeError, match=r"can't select by .*, a tree: none of bools is taken\. Give a path .*, a glob"):
+        select(where)

@@ -20,6 +20,12 @@ Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 Matcher = Callable[[Path, Any], bool]
 
 
+NOT_OF_TWO = (
+    "can't select by {}, which can't be called with two arguments: a function that selects is called with (path, array) and "
+    "returns a bool. For one place give its path ('layers.0.bias')"
+)
+
+
 def matcher(where: Where) -> Matcher:
     """Return the function of a path and a value that says whether ``where`` selects that value.
 
@@ -47,9 +53,12 @@ def matcher(where: Where) -> Matcher:
     if _is_several(where):
         matchers = [matcher(one) for one in where]
         return lambda path, value: any(matches(path, value) for matches in matchers)
+    if callable(where) and not isinstance(where, Node):
+        raise TypeError(NOT_OF_TWO.format(describe(where)))
+    of_bools = ", a tree: none of bools is taken" * isinstance(where, Node | Mapping)
     raise TypeError(
-        f"can't select by {describe(where)}. Give a path ('layers.0.weight'), a glob ('layers.*.bias', '**.weight'), a class, "
-        "a function of (path, array) that returns a bool, or a list of these."
+        f"can't select by {describe(where)}{of_bools}. Give a path ('layers.0.weight'), a glob ('layers.*.bias', '**.weight'), "
+        "a class, a function of (path, array) that returns a bool, or a list of these."
     )
 
 
