@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..core.words import describe
 from ..module import Module
 
 
@@ -19,6 +20,7 @@ class Sequential(Module):
         parameters are those of the layers.
 
     Raises:
+        TypeError: If modules are given in a list, or another container.
         ValueError: In a call, if an input does not fit its layer.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -30,6 +32,10 @@ class Sequential(Module):
     layers: tuple[Callable[[Any], Any], ...]
 
     def __init__(self, *modules: Callable[[Any], Any]) -> None:
+        for each in modules:
+            if isinstance(each, list | tuple | Mapping | Iterator):
+                given = f"was given {describe(each)}: write Sequential(*layers)"
+                raise TypeError(f"Sequential takes its modules one by one, and {given}")
         self.layers = modules
 
     def __call__(self, x: Any) -> Any:
