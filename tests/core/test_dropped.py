@@ -295,3 +295,14 @@ def test_an_attribute_that_a_module_lacks_is_missing_as_ever():
         assert not hasattr(LAYER, name)
         with pytest.raises(AttributeError, match=f"^'Linear' object has no attribute '{name}'$"):
             getattr(LAYER, name)
+
+
+@pytest.mark.parametrize("name", ["freeze", "unfreeze"])
+@pytest.mark.parametrize("given", ["bias", ["bias"], False])
+def test_what_is_to_be_frozen_is_given_by_name(name, given):
+    message = rf"Module\.{name} takes no positional argument, .* a {type(given).__name__}: write {name}\(keys=\.\.\.\)"
+    with pytest.raises(TypeError, match=message):
+        getattr(LAYER, name)(given)
+    with pytest.raises(TypeError, match=message):
+        getattr(fl.Module, name)(LAYER, given)
+    assert LAYER.freeze(keys="bias").unfreeze(keys="bias", recurse=False) is not None
