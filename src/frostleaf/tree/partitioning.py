@@ -9,7 +9,7 @@ import optree
 from ..core.registration import NAMESPACE
 from .comparison import unlike
 from .functions import flatten, unflatten
-from .selecting import Where, mask, paths_in, require_no_alias
+from .selecting import Where, is_path, mask, paths_in, require_no_alias
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def partition(tree: T, where: Where) -> tuple[T, T]:
     leaves, structure = flatten(tree)
     chosen = mask(tree, where)
     paths = paths_in(where)
-    if paths:
+    if paths and not (is_path(where) and any(chosen)):  # one path that selects something needs no walk
         require_no_alias(tree, paths)
     return (
         unflatten(structure, [leaf if keep else None for leaf, keep in zip(leaves, chosen, strict=True)]),
