@@ -1,3 +1,5 @@
+from typing import Any, NamedTuple
+
 import mlx.core as mx
 import pytest
 
@@ -45,3 +47,14 @@ def test_a_number_is_no_key_and_the_message_says_where_the_layers_are():
     for each in (model, fl.nn.Linear(2, 2)):
         with pytest.raises(KeyError, match="no array or module 2: its parts go by name"):
             each[2]
+
+
+def test_a_tuple_that_can_be_called_is_a_layer():
+    class Scale(NamedTuple):
+        by: Any
+
+        def __call__(self, x):
+            return x * self.by
+
+    model = fl.nn.Sequential(Scale(mx.array(2.0)), fl.nn.relu)
+    assert model(mx.ones(2)).tolist() == [2, 2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..core.words import describe
@@ -33,7 +33,8 @@ class Sequential(Module):
 
     def __init__(self, *modules: Callable[[Any], Any]) -> None:
         for each in modules:
-            if isinstance(each, list | tuple | Mapping | Iterator):
+            # A subclass may be callable, as MLX's modules are, which are dicts.
+            if type(each) in (list, tuple, dict) or (isinstance(each, Iterator) and not callable(each)):
                 given = f"was given {describe(each)}: write Sequential(*layers)"
                 raise TypeError(f"Sequential takes its modules one by one, and {given}")
         self.layers = modules
