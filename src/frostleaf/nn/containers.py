@@ -9,6 +9,10 @@ from ..core.words import describe
 from ..module import Module
 
 
+# Not their subclasses, which may be callable: MLX's modules are dicts.
+_CONTAINERS: tuple[type, ...] = (list, tuple, dict)
+
+
 class Sequential(Module):
     r"""Call each layer with the output of the one before it: :math:`y = f_n(\dots f_2(f_1(x)))`.
 
@@ -33,8 +37,7 @@ class Sequential(Module):
 
     def __init__(self, *modules: Callable[[Any], Any]) -> None:
         for each in modules:
-            # A subclass may be callable, as MLX's modules are, which are dicts.
-            if type(each) in (list, tuple, dict) or (isinstance(each, Iterator) and not callable(each)):
+            if type(each) in _CONTAINERS or (isinstance(each, Iterator) and not callable(each)):
                 given = f"was given {describe(each)}: write Sequential(*layers)"
                 raise TypeError(f"Sequential takes its modules one by one, and {given}")
         self.layers = modules
