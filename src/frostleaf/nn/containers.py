@@ -8,7 +8,6 @@ from typing import Any
 from ..core.words import describe
 from ..module import Module
 
-
 # Not their subclasses, which may be callable: MLX's modules are dicts.
 _CONTAINERS: tuple[type, ...] = (list, tuple, dict)
 
