@@ -290,7 +290,7 @@ class Module(Keyed, Node):
         """
         return self.at(where).freeze() if require_bool("frozen", frozen) else self.at(where).unfreeze()
 
-    @returns_copy()
+    @returns_copy(by_name="keys")
     def freeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
         """Freeze parameters in a copy: no gradient is computed for them.
 
@@ -308,7 +308,7 @@ class Module(Keyed, Node):
         """
         return freezing.freeze(self, recurse, keys, strict, frozen=True)
 
-    @returns_copy()
+    @returns_copy(by_name="keys")
     def unfreeze(self, *, recurse: bool = True, keys: str | Iterable[str] | None = None, strict: bool = False) -> Self:
         """Make parameters trainable again in a copy; arguments and errors as in :meth:`freeze`. Buffers are never trained.
 

@@ -48,6 +48,13 @@ DROPPED = [
     "if m: m.eval()",
     "opt.update(m, grads, opt.init(m))",
     "opt.with_learning_rate(opt.init(m), 0.2)",
+    "opt.adapt(opt.init(m.freeze(keys='bias')), m)",
+    "fl.optim.clip_grad_norm(grads, 1.0)",
+    "fl.optim.apply_updates(m, grads)",
+    "fl.nn.Linear(64, 64).to_quantized()",
+    "fl.nn.Embedding(64, 64).to_quantized(group_size=32)",
+    "fl.stateful(m, mx.ones(2))",
+    "fl.stateful(lambda m, x: m(x), m, mx.ones(2))",
     "class Sub(fl.nn.Linear, init=False):\n    def all(self):\n        super().freeze()\nSub(2, 2).all()",
     "class Own(fl.Module):\n    child: fl.nn.Linear\n"
     "    def __init__(self):\n        self.child = m\n        self.child.freeze()\nOwn()",
@@ -85,6 +92,14 @@ USED = [
     "__import__('timeit').timeit('m.freeze()', number=1, globals={'m': m})",
     "fl.tree.map(fl.nn.relu, m.eval())",
     "class Own(fl.Module):\n    def __init__(self):\n        self.a = m\n        self.freeze()\n    a: fl.Module\nOwn()",
+    "state = opt.adapt(opt.init(m), m)",
+    "clipped, norm = fl.optim.clip_grad_norm(grads, 1.0)",
+    "_, norm = fl.optim.clip_grad_norm(grads, 1.0)",
+    "norm = fl.optim.clip_grad_norm(grads, 1.0)[1]",
+    "out, _ = fl.stateful(m, mx.ones(2))",
+    "fl.stateful(m, mx.ones(2))[0]",
+    "fl.eval(fl.optim.apply_updates(m, grads))",
+    "fl.quantize(fl.nn.Sequential(fl.nn.Linear(64, 64)))(mx.ones(64))",
     # They return the module itself, so nothing is lost.
     "m.train()",
     "m.unfreeze()",
@@ -95,13 +110,13 @@ USED = [
 ]
 
 
-def warned(source, mode="exec"):
+def warned(source, mode="exec", file="user.py"):
     names = {name: globals()[name] for name in ("fl", "mx", "threading")}
     m, opt = fl.nn.Linear(2, 2), fl.optim.SGD(0.1)
     names |= {"m": m, "opt": opt, "grads": fl.tree.map(mx.ones_like, m), "__name__": "user"}
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        exec(compile(source, "user.py", mode), names)
+        exec(compile(source, file, mode), names)
     return [each for each in found if each.category is fl.DroppedResultWarning]
 
 
@@ -129,6 +144,14 @@ def test_what_is_used_or_unchanged_is_silent(source):
 def test_the_last_line_of_a_notebook_cell_is_shown_and_so_is_silent(source, capsys):
     assert warned(source, "single") == []
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "source", ["m.freeze()", "m.eval()\nfl.stateful(m, mx.ones(2))", "for _ in range(2): opt.adapt(opt.init(m), m)"]
+)
+def test_what_is_timed_may_be_dropped(source):
+    assert warned(source, file="<timed exec>") == warned(source, file="<magic-timeit>") == []
+    assert warned(source) != []
 
 
 def test_the_message_says_what_to_write():
@@ -272,3 +295,14 @@ def test_an_attribute_that_a_module_lacks_is_missing_as_ever():
         assert not hasattr(LAYER, name)
         with pytest.raises(AttributeError, match=f"^'Linear' object has no attribute '{name}'$"):
             getattr(LAYER, name)
+
+
+@pytest.mark.parametrize("name", ["freeze", "unfreeze"])
+@pytest.mark.parametrize("given", ["bias", ["bias"], False])
+def test_what_is_to_be_frozen_is_given_by_name(name, given):
+    message = rf"Module\.{name} takes no positional argument, .* a {type(given).__name__}: write {name}\(keys=\.\.\.\)"
+    with pytest.raises(TypeError, match=message):
+        getattr(LAYER, name)(given)
+    with pytest.raises(TypeError, match=message):
+        getattr(fl.Module, name)(LAYER, given)
+    assert LAYER.freeze(keys="bias").unfreeze(keys="bias", recurse=False) is not None

@@ -469,7 +469,7 @@ def test_deep_calls_around_a_tree_are_not_its_fault():
         [mx.array(1), mx.array(2)],
         {"b": [3, None, {"c": "text"}], "a": mx.array(1)},
         fl.nn.Linear(2, 2),
-        fl.nn.Sequential(fl.nn.Linear(2, 2), mx.tanh, [fl.nn.relu, fl.nn.LayerNorm(2)]),
+        fl.nn.Sequential(fl.nn.Linear(2, 2), mx.tanh, fl.nn.Sequential(fl.nn.relu, fl.nn.LayerNorm(2))),
         {"models": [fl.nn.Sequential(fl.nn.Linear(2, 2), mx.tanh), (fl.nn.Dropout(), 2)], "rate": 0.5},
     ],
 )

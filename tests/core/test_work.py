@@ -81,7 +81,7 @@ def test_the_body_of_a_base_is_looked_through_once(monkeypatch):
         weight: mx.array
 
     bodies = []
-    monkeypatch.setattr(definition, "_require_annotations", lambda cls, members: bodies.append({*members}))
+    monkeypatch.setattr(definition, "_require_annotations", lambda cls, base: bodies.append({*vars(base)}))
 
     class Mixin:
         of_mixin = 3

@@ -76,6 +76,14 @@ SHOWN: list[tuple[Any, str]] = [
         "Linear[eval](weight=Nothing[train](), bias=None, size=2)",
     ),
     (Linear(mx.zeros((0, 2), mx.complex64)), "Linear(weight=c64[0,2], bias=None, size=2)"),
+    (
+        Linear(Pair(mx.array(1), [Pair(2, None)])),
+        "Linear(weight=Pair(left=i32[], right=(Pair(left=2, right=None),)), bias=None, size=2)",
+    ),
+    (
+        Linear(Pair(mx.array(1), mx.array(1))).freeze(keys="weight.1"),
+        "Linear(weight=Pair(left=i32[], right=❄i32[]), bias=None, size=2)",
+    ),
 ]
 
 

@@ -194,6 +194,32 @@ DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
         ["m: frostleaf.nn.Linear in the file, frostleaf.nn.Embedding in like"],
     ),
     "mode": (Layer(W), Layer(W).eval(), ["(root) (mode): training in the file, evaluation in like"]),
+    "the mode of all of a model": (
+        fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Dropout(0.5)),
+        fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Dropout(0.5)).eval(),
+        [
+            "(root) (mode): training in the file, evaluation in like, as for what is in it: give like with what .train() "
+            "returns there"
+        ],
+    ),
+    "the mode of all of one of two models": (
+        {"a": fl.nn.Sequential(Layer(W)).eval(), "b": [Layer(W).eval()]},
+        {"a": fl.nn.Sequential(Layer(W)), "b": [Layer(W)]},
+        [
+            "a (mode): evaluation in the file, training in like, as for what is in it: give like with what .eval() returns "
+            "there",
+            "b.0 (mode): evaluation in the file, training in like",
+        ],
+    ),
+    "modes that differ in both ways": (
+        fl.nn.Sequential(Layer(W).eval(), Layer(W)).at("layers.0").apply(lambda each: each.eval()),
+        fl.nn.Sequential(Layer(W), Layer(W)).eval().at("layers.0").apply(lambda each: each.train()),
+        [
+            "layers.0 (mode): evaluation in the file, training in like",
+            "(root) (mode): training in the file, evaluation in like, as for what is in it: give like with what .train() "
+            "returns there",
+        ],
+    ),
     "frozen names": (Layer(W).freeze(), Layer(W), ["(root) (frozen): weight in the file, nothing in like"]),
     "ties": (
         fl.nn.Sequential(fl.nn.Linear(2, 2, bias=False), fl.nn.Linear(2, 2, bias=False)).tie(
@@ -381,3 +407,13 @@ def test_a_value_that_holds_itself_is_described() -> None:
     ring = Rate(1, [])
     ring.high.append(ring)
     assert "Rate(high=[...], low=1)" in description._Writer()._static("", ring)
+
+
+@pytest.mark.parametrize("path", ["r", "m.0"])
+def test_the_random_state_is_kept_as_its_array(path: str, tmp_path: Path) -> None:
+    def make(state: Any) -> Any:
+        return {"r": state} if path == "r" else {"m": [state]}
+
+    with pytest.raises(TypeError, match=rf"what stands at {re.escape(path)} is a .*Its array is mx\.random\.state\[0\]$"):
+        fl.save(tmp_path / "state.safetensors", make(mx.random.state))
+    fl.save(tmp_path / "state.safetensors", make(mx.random.state[0]))

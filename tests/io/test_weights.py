@@ -442,6 +442,42 @@ def test_what_is_wrong_with_renaming_is_said(rename: Any, kind: type[Exception],
     assert str(caught.value) == message
 
 
+def layers(*names: str) -> Any:
+    return fl.nn.Sequential(*(fl.nn.Linear(2, 2) for _ in names))
+
+
+FULL = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+CUT = "They begin with 'model.': give rename=lambda name: name.removeprefix('model.')."
+ADD = "The model's begin with 'layers.': give rename=lambda name: 'layers.' + name."
+UNUSED = "rename has {}, and no weight has such a name. A dict renames whole names, and a function may rename a part of each."
+
+
+@pytest.mark.parametrize(
+    ("names", "rename", "advice"),
+    [
+        ([f"model.{name}" for name in FULL], None, CUT),
+        ([*(f"model.{name}" for name in FULL), "lm_head.weight"], None, CUT),
+        ([f"model.{name}" for name in FULL[:2]] + FULL[2:], None, CUT),
+        ([name.removeprefix("layers.") for name in FULL], None, ADD),
+        ([f"model.{name}" for name in FULL], {"model.": ""}, UNUSED.format("'model.'")),
+        (FULL[1:], {"model.x": "layers.0.weight", "a": None}, UNUSED.format("'model.x'")),
+        ([f"model.{name}" for name in FULL[1:]], None, None),
+        ([f"model.{name}" for name in FULL], lambda name: name, None),
+        (FULL[1:], None, None),
+        ([*FULL, "model.x"], None, None),
+    ],
+)  # fmt: skip
+def test_names_that_differ_by_a_prefix_say_how_to_rename_them(names: list[str], rename: Any, advice: str | None) -> None:
+    weights = [(name, mx.ones((2, 2) if "weight" in name else 2)) for name in names]
+    with pytest.raises(ValueError, match=r"Received|Missing") as caught:
+        layers("a", "b").load_weights(weights, rename=rename)
+    last = str(caught.value).splitlines()[-1]
+    assert last == advice if advice else "rename" not in str(caught.value)
+    if advice and "lambda" in advice and len(names) == len(FULL):
+        written = eval(advice.partition("rename=")[2].rstrip("."))
+        assert layers("a", "b").load_weights(weights, rename=written).layers[1].bias.tolist() == [1, 1]
+
+
 # Endings and limits
 
 

@@ -297,3 +297,39 @@ def test_the_error_of_an_input_is_public():
     with pytest.raises(fl.nn.MisfitError):
         fl.nn.Linear(2, 3)(mx.ones(5))
     assert issubclass(fl.nn.MisfitError, ValueError)
+
+
+OF_ARRAYS = {
+    "linear": (fl.nn.Linear(2, 2), (3, 2)),
+    "linear without bias": (fl.nn.Linear(2, 2, bias=False), (3, 2)),
+    "linear of another size": (fl.nn.Linear(5, 2), (3, 2)),
+    "in a model": (fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.relu), (2,)),
+    "conv1d": (fl.nn.Conv1d(2, 2, 1), (1, 3, 2)),
+    "conv_transpose1d": (fl.nn.ConvTranspose1d(2, 2, 1), (1, 3, 2)),
+    "layer_norm": (fl.nn.LayerNorm(2), (3, 2)),
+    "rms_norm": (fl.nn.RMSNorm(2), (3, 2)),
+    "quantized_linear": (fl.nn.QuantizedLinear(64, 64), (3, 64)),
+    "transformer": (lambda x: fl.nn.TransformerEncoderLayer(2, 1)(x, None), (1, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", OF_ARRAYS)
+def test_an_array_of_numpy_says_to_make_it_one_of_mlx(name):
+    layer, shape = OF_ARRAYS[name]
+    x = np.ones(shape, np.float32)
+    with pytest.raises(fl.nn.MisfitError, match=r"takes an array of MLX, and was given a ndarray: give mx\.array\(\.\.\.\)"):
+        layer(x)
+    if name != "linear of another size":
+        assert isinstance(layer(mx.array(x)), mx.array)
+
+
+@pytest.mark.parametrize("x", [[1.0, 2.0], (1.0, 2.0), 1.0, None], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_list_says_to_make_it_an_array(x, bias):
+    with pytest.raises(fl.nn.MisfitError, match=r"Linear takes an array of MLX, and was given a \w+: give mx\.array\(\.\.\.\)"):
+        fl.nn.Linear(2, 2, bias=bias)(x)
+
+
+def test_what_fails_inside_a_layer_is_not_blamed_on_its_input():
+    with pytest.raises(AttributeError, match="has no T"):
+        fl.eval_shape(lambda: fl.nn.Linear(2, 2))(mx.ones(2))

@@ -349,6 +349,6 @@ def test_there_is_a_stack_for_each_wrapper():
     assert wrappers | {"clip_by_global_norm", "clip_by_value"} == set(NEUTRAL) == set(ACTIVE)
     made = {type(wrap(base())) for wrap in NEUTRAL.values()}
     assert made == {
-        each for each in vars(optim).values()
+        each for each in (getattr(optim, name) for name in dir(optim))
         if isinstance(each, type) and issubclass(each, optim.Optimizer) and not issubclass(each, optim.Rule)
     } - {optim.Optimizer, optim.Flattened}  # fmt: skip

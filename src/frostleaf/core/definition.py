@@ -7,7 +7,7 @@ import functools
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -202,7 +202,7 @@ def _define(cls: type[Node], init: bool) -> None:
     seen = {base for parent in cls.__bases__ if issubclass(parent, Node) for base in parent.__mro__}
     for base in cls.__mro__:
         if base not in seen:
-            _require_annotations(cls, vars(base))
+            _require_annotations(cls, base)
     static = tuple(name for name, field in declared.items() if fields.kind(field) == "static")
     children = tuple(name for name in declared if name not in static)
     cls.__frostleaf__ = definition = Definition(
@@ -234,20 +234,22 @@ def _define(cls: type[Node], init: bool) -> None:
 
 
 NO_ANNOTATION = (
-    "{cls}.{name} is {value} in the class body, without an annotation: all instances would share it, and it would not be "
-    "trained, cast or saved. Annotate it and set it in __init__, or annotate it as a ClassVar if it never changes."
+    "{cls}.{name} is {value} in the class body{of_base}, without an annotation: all instances would share it, and it would not "
+    "be trained, cast or saved. Annotate it and set it in __init__, or annotate it as a ClassVar if it never changes."
 )
 
 
-def _require_annotations(cls: type[Node], members: Mapping[str, Any]) -> None:
-    """Raise a ``TypeError`` if there is an array or a module in a class body that is neither a field nor a ``ClassVar``."""
+def _require_annotations(cls: type, base: type) -> None:
+    """Raise a ``TypeError`` if a class or a base has an array or a module in its body that is no field and no ``ClassVar``."""
+    members = vars(base)
     annotated = members.get("__annotations__", ())
     for name, value in members.items():
         if name.startswith("__") or name in annotated:
             continue
         is_held = isinstance(value, (*LEAF, Instance, list, tuple, dict)) or is_foreign_array(value)
         if is_held and find_hidden(value):
-            raise TypeError(NO_ANNOTATION.format(cls=cls.__name__, name=name, value=describe(value)))
+            of_base = "" if base is cls else f" of its base {base.__name__}"
+            raise TypeError(NO_ANNOTATION.format(cls=cls.__name__, name=name, value=describe(value), of_base=of_base))
 
 
 def _attrs_field(field: dataclasses.Field[Any]) -> Any:

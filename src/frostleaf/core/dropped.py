@@ -47,18 +47,22 @@ _ANY_INSTEAD = "the function of fl, fl.nn or fl.optim that does the same, or mod
 _IS_KNOWN = sys.implementation.name == "cpython" and (3, 10) <= sys.version_info < (3, 15)
 _POP_TOP = dis.opmap.get("POP_TOP", -1)
 _CACHE = dis.opmap.get("CACHE", -1)
-# What timeit and the %timeit of notebooks name the code that they time, which drops every result.
-_TIMED = "<timeit-src>", "<magic-timeit>"
+# What timeit and the %timeit and %%time of notebooks name the code that they time, which drops every result.
+_TIMED = "<timeit-src>", "<magic-timeit>", "<timed exec>"
 
 
-def returns_copy(write: str = "model = model.{name}(...)") -> Callable[[F], F]:
+BY_NAME = "{method} takes no positional argument, and was given a {given}: write {name}({by_name}=...)"
+
+
+def returns_copy(write: str = "model = model.{name}(...)", by_name: str | None = None) -> Callable[[F], F]:
     """Decorate a method that returns a changed copy, so that whoever calls it as a statement is told what to write.
 
     Args:
         write: The statement to write.
+        by_name: Of a method that takes all arguments by name, the argument that one without a name is meant for.
 
     Raises:
-        TypeError: When the method is called, if it is a function of MLX that drops the result.
+        TypeError: When the method is called, if it is a function of MLX that drops the result, or an argument has no name.
 
     Warns:
         DroppedResultWarning: When the method is called, if a statement drops a result that is another than what was given.
@@ -70,6 +74,9 @@ def returns_copy(write: str = "model = model.{name}(...)") -> Callable[[F], F]:
 
         @functools.wraps(method)
         def noticing(*args: Any, **kwargs: Any) -> Any:
+            if by_name is not None and len(args) > 1:
+                names = {"method": method.__qualname__, "name": method.__name__, "by_name": by_name}
+                raise TypeError(BY_NAME.format(**names, given=type(args[1]).__name__))
             result = method(*args, **kwargs)
             caller = sys._getframe().f_back
             if caller is not None:

@@ -7,11 +7,13 @@ import types
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import attrs
 import optree
 
-from .words import describe, nearest
+from .arguments import require_callable
+from .words import describe, listed, nearest
 
 C = TypeVar("C", bound=type)
 
@@ -21,6 +23,9 @@ NAMESPACE = "frostleaf"
 # namespace only and never left; the name keeps the context manager alive, whose end would leave it.
 _insertion_ordered = optree.registry.dict_insertion_ordered(True, namespace=NAMESPACE)
 _insertion_ordered.__enter__()
+
+
+ALREADY = "is a node of trees already, as modules and containers are: define the class again to register it in another way"
 
 
 def register_pytree_node(
@@ -52,7 +57,12 @@ def register_pytree_node(
     """
     if not isinstance(cls, type):
         raise TypeError(f"register_pytree_node takes a class, and was given {describe(cls)}")
-    optree.register_pytree_node(cls, flatten_func, unflatten_func, namespace=NAMESPACE)
+    require_callable("flatten_func", flatten_func, "an instance")
+    require_callable("unflatten_func", unflatten_func, "the metadata and the children")
+    try:
+        optree.register_pytree_node(cls, flatten_func, unflatten_func, namespace=NAMESPACE)
+    except ValueError:
+        raise ValueError(f"{cls.__name__} {ALREADY}") from None
     return cls
 
 
@@ -87,11 +97,15 @@ optree.register_pytree_node(
 
 D = TypeVar("D", bound=type)
 
+# The static fields of each registered dataclass.
+_registered: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+
 
 def register_dataclass(cls: D, *, static: Iterable[str] = ()) -> D:
     """Register a dataclass or an attrs class, so that its instances are nodes of a tree. Can be used as a decorator.
 
-    Its fields are the children, by their names. Instances are made again without ``__init__`` and its checks.
+    Its fields are the children, by their names. Instances are made again without ``__init__`` and its checks. To register a
+    class again with the same static fields changes nothing.
 
     Args:
         cls: The class, which is returned.
@@ -99,7 +113,7 @@ def register_dataclass(cls: D, *, static: Iterable[str] = ()) -> D:
 
     Raises:
         TypeError: If ``cls`` is no such class.
-        ValueError: If a name in ``static`` is no field, or the class is registered already.
+        ValueError: If a name in ``static`` is no field, or the class is registered already in another way.
 
     >>> import dataclasses, frostleaf as fl, mlx.core as mx
     >>> @fl.register_dataclass
@@ -114,11 +128,17 @@ def register_dataclass(cls: D, *, static: Iterable[str] = ()) -> D:
         raise TypeError(f"fl.register_dataclass takes a dataclass or an attrs class, and was given {describe(cls)}")
     fields: Any = attrs.fields(cls) if attrs.has(cls) else dataclasses.fields(cast(Any, cls))
     names = [field.name for field in fields]
+    static = tuple(static)
     for name in static:
         if name not in names:
             raise ValueError(f"{cls.__name__} has no field {name!r}{nearest(name, names)}")
     metadata = tuple(field.name for field in fields if field.name in static or field.metadata.get("static", False))
     children = tuple(name for name in names if name not in metadata)
+    if cls in _registered:
+        if _registered[cls] != metadata:
+            before, now = (listed(map(repr, each)) or "none" for each in (_registered[cls], metadata))
+            raise ValueError(f"{cls.__name__} {ALREADY}. Its static fields are {before}, and now {now}")
+        return cls
 
     def flatten(instance: Any) -> Any:
         return [getattr(instance, name) for name in children], tuple([getattr(instance, name) for name in metadata]), children
@@ -129,4 +149,6 @@ def register_dataclass(cls: D, *, static: Iterable[str] = ()) -> D:
             object.__setattr__(instance, name, value)
         return instance
 
-    return register_pytree_node(cls, flatten, unflatten)
+    register_pytree_node(cls, flatten, unflatten)
+    _registered[cls] = metadata
+    return cls

@@ -52,6 +52,14 @@ class ShapeDtypeStruct:
         """Return the shape with another dtype."""
         return ShapeDtypeStruct(self.shape, dtype)
 
+    def __getattr__(self, name: str) -> Any:
+        said = f"a ShapeDtypeStruct has no {name}"
+        if hasattr(mx.array, name) and not name.startswith("__"):
+            said += (
+                ": it is a shape without values. Build the model, or write fl.eval_shape(model, ...) for shapes of the result"
+            )
+        raise AttributeError(said, name=name, obj=self)
+
     def __repr__(self) -> str:
         return shape_and_dtype(self.shape, self.dtype)
 
@@ -61,6 +69,23 @@ class ShapeDtypeStruct:
 
 # The leaves of a tree.
 LEAF = mx.array, ShapeDtypeStruct
+
+
+ONLY_SHAPES = (
+    "{name} takes arrays, and was given a shape without values, {first}, as fl.eval_shape returns. Build what it takes, or "
+    "write fl.eval_shape({name}, ...) for the shapes of the result"
+)
+
+
+def require_no_shapes(name: str, leaves: Iterable[Any]) -> None:
+    """Require that no leaf is a shape, for the function of that name.
+
+    Raises:
+        TypeError: If one is.
+    """
+    first = next((leaf for leaf in leaves if isinstance(leaf, ShapeDtypeStruct)), None)
+    if first is not None:
+        raise TypeError(ONLY_SHAPES.format(name=name, first=describe(first)))
 
 
 def as_array(leaf: mx.array | ShapeDtypeStruct) -> mx.array:

@@ -144,6 +144,17 @@ def class_name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
+BUILD_AGAIN = (
+    "What was built before {name} was defined again is of the old class: build it again, or carry its arrays over with "
+    "new.update(old.parameters())"
+)
+
+
+def is_defined_again(kind: type, other: type) -> bool:
+    """Return whether two classes are definitions of one name in one module, as when a cell of a notebook was run again."""
+    return kind is not other and (kind.__module__, kind.__qualname__) == (other.__module__, other.__qualname__)
+
+
 def listed(texts: Iterable[str], most: int = _FIRST, separator: str = ", ") -> str:
     """Return the first texts of many for a message, and how many there are beyond them.
 

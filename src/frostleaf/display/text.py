@@ -62,6 +62,9 @@ def _text(value: Any, owner: Node | None, path: Path, start: int, training: bool
         parts = [_text(child, owner, (*path, index), start, training, tied) for index, child in enumerate(value)]
         if isinstance(value, list):
             return _bracketed("[", parts, "]")
+        if hasattr(value, "_fields"):
+            named = [f"{name}={shown}" for name, shown in zip(value._fields, parts, strict=True)]
+            return _bracketed(f"{type(value).__name__}(", named, ")")
         return _bracketed("(", parts, ",)" if len(parts) == 1 else ")")
     if isinstance(value, Mapping):
         parts = [f"{key!r}: {_text(child, owner, (*path, key), start, training, tied)}" for key, child in value.items()]

@@ -51,7 +51,12 @@ class Keyed(Instance):
         if isinstance(key, str) and key in definition.fields:
             raise KeyError(NOT_IN_THE_DICT.format(cls=cls, key=describe(key), name=key, value=describe(_value(self, key))))
         there = [name for name in definition.children if name in self]
-        raise KeyError(NO_SUCH_KEY.format(cls=cls, key=describe(key), near=nearest(str(key), there)))
+        near = nearest(str(key), there)
+        if isinstance(key, int):
+            # Where there is one item of that number, it may be meant.
+            items = [name for name in there if isinstance(_value(self, name), tuple) and key < len(_value(self, name))]
+            near = f": write .{items[0]}[{key}]" if len(items) == 1 else ": its parts go by name"
+        raise KeyError(NO_SUCH_KEY.format(cls=cls, key=describe(key), near=near))
 
     if not TYPE_CHECKING:  # code from elsewhere gets a message of ours, and new code one of its checker
 

@@ -94,6 +94,9 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
     return Description(facts, arrays, values, writer.unknown)
 
 
+_MODE = ", as for what is in it: give like with what .{switch}() returns there"
+
+
 def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
     """Return a line for each place where the structure in the file differs from that of ``like``, and none for those below."""
     in_file = {(fact.path, fact.aspect): fact.text for fact in file}
@@ -107,7 +110,14 @@ def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
     # Missing keys are told by their paths, so the list of the dict's keys need not be.
     told = {each for path, aspect in found if aspect != "keys" for each in _ancestors(path)}
     places = [(path, aspect) for path, aspect in found if aspect != "keys" or path not in told]
+    # A mode that all of a module is in is told once.
+    modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
+    outer = {path: next((each for each in _ancestors(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
+    places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
     lines = [_difference(place, in_file, in_like, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
+    for number, (path, aspect) in enumerate(places[:_LINES]):
+        if aspect == "mode" and path in outer.values():
+            lines[number] += _MODE.format(switch="train" if modes[path] == _TRAINING else "eval")
     if not places:  # they differ in their order, or in what no path shows, such as the keys 1 and "1" of one dict
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))
@@ -273,4 +283,5 @@ _NOT_SAVEABLE = (
 
 
 def _refuse(path: str, value: Any, _: Callable[[Any], str]) -> str:
-    raise TypeError(_NOT_SAVEABLE.format(path=path, kind=qualified_name(type(value))))
+    advice = ". Its array is mx.random.state[0]" * (value is mx.random.state)
+    raise TypeError(_NOT_SAVEABLE.format(path=path, kind=qualified_name(type(value))) + advice)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable, ItemsView, Iterable, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Mapping, Set
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -37,7 +37,7 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
         if not isinstance(value, mx.array):
             raise ValueError(f"Expected mx.array but received {type(value)} for parameter {name}: give mx.array(...)")
     if strict:
-        _check_weights(module, weights, current, origins)
+        _check_weights(module, weights, current, origins, rename)
         _check_placeholders(module, current)
 
     flat = flat_of(module)
@@ -162,18 +162,49 @@ _TIED = "{name}, which is tied to {source!r}, whose array is used: rename={{{giv
 
 
 def _check_weights(
-    module: Node, weights: Mapping[str, Any], current: Mapping[str, mx.array], origins: Mapping[str, str]
+    module: Node,
+    weights: Mapping[str, Any],
+    current: Mapping[str, mx.array],
+    origins: Mapping[str, str],
+    rename: Rename | None,
 ) -> None:
     extra, missing = weights.keys() - current.keys(), current.keys() - weights.keys()
     if extra:
         names = _listed(extra, missing or current, origins, tied_places(module))
-        raise ValueError(f"Received {len(extra)} parameters not in model: \n{names}.")
+        advice = _renaming_advice(weights.keys(), current.keys(), origins, rename)
+        raise ValueError(f"Received {len(extra)} parameters not in model: \n{names}.{advice}")
     if missing:
-        raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.")
+        advice = _renaming_advice(weights.keys(), current.keys(), origins, rename)
+        raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.{advice}")
     for name, array in current.items():
         new = weights[name]
         if new.shape != array.shape:
             raise ValueError(f"Expected shape {array.shape} but received shape {new.shape} for parameter {name}")
+
+
+_UNUSED = (
+    "rename has {names}, and no weight has such a name. A dict renames whole names, and a function may rename a part of each"
+)
+
+
+def _renaming_advice(given: Set[str], wanted: Set[str], origins: Mapping[str, str], rename: Rename | None) -> str:
+    """Return what to say about ``rename`` to one whose weights have other names than the model's."""
+    if isinstance(rename, Mapping):
+        # What is left out may well be in other files only.
+        unused = [name for name, new in rename.items() if new is not None and name not in origins.values()]
+        return f"\n{_UNUSED.format(names=listed(map(repr, unused)))}." if unused else ""
+    if rename is None and (prefix := _prefix(given, wanted - given)):
+        return f"\nThey begin with {prefix!r}: give rename=lambda name: name.removeprefix({prefix!r})."
+    if rename is None and (prefix := _prefix(wanted, given - wanted)):
+        return f"\nThe model's begin with {prefix!r}: give rename=lambda name: {prefix!r} + name."
+    return ""
+
+
+def _prefix(longer: Set[str], names: Set[str]) -> str:
+    """Return the text that other names have before all of some names; an empty string if there are none, or no such text."""
+    first = min(names, default="")
+    prefixes = [name.removesuffix(first) for name in longer if names and name.endswith(f".{first}")]
+    return next((prefix for prefix in sorted(prefixes) if all(prefix + name in longer for name in names)), "")
 
 
 def _listed(

@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
-from ..core.words import describe, listed
+from ..core.shapes import LEAF
+from ..core.words import describe, listed, with_article
 from ..module import Module
 
 REAL = (float, int, Real)  # most numbers are of the first two, which are found faster
@@ -116,6 +117,10 @@ def misfit(layer: Module, shape: str, x: Any, error: Exception | None = None) ->
     >>> print(misfit(fl.nn.Linear(2, 3), "[..., 2]", mx.ones((4, 5))))
     Linear takes an input of shape [..., 2], and was given f32[4,5]. The layer is Linear(weight=f32[3,2], bias=f32[3])
     """
+    if not isinstance(x, LEAF):
+        return MisfitError(
+            f"{type(layer).__name__} takes an array of MLX, and was given {with_article(type(x).__name__)}: give mx.array(...)"
+        )
     given = f"{describe(x)}{because(error)}. The layer is {layer!r}"
     return MisfitError(f"{type(layer).__name__} takes an input of shape {shape}, and was given {given}")
 

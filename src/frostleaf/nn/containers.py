@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..core.words import describe
 from ..module import Module
+
+# Not their subclasses, which may be callable: MLX's modules are dicts.
+_CONTAINERS: tuple[type, ...] = (list, tuple, dict)
 
 
 class Sequential(Module):
@@ -19,6 +23,7 @@ class Sequential(Module):
         parameters are those of the layers.
 
     Raises:
+        TypeError: If modules are given in a list, or another container.
         ValueError: In a call, if an input does not fit its layer.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -30,6 +35,10 @@ class Sequential(Module):
     layers: tuple[Callable[[Any], Any], ...]
 
     def __init__(self, *modules: Callable[[Any], Any]) -> None:
+        for each in modules:
+            if type(each) in _CONTAINERS or (isinstance(each, Iterator) and not callable(each)):
+                given = f"was given {describe(each)}: write Sequential(*layers)"
+                raise TypeError(f"Sequential takes its modules one by one, and {given}")
         self.layers = modules
 
     def __call__(self, x: Any) -> Any:

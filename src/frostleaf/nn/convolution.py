@@ -85,7 +85,7 @@ class _Convolution(Module, Generic[Size]):
         """Convolve an input that was checked, and add the bias."""
         try:
             y = self._convolve(x, self.weight, *options)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise misfit(self, f"[N, {AXES[self._rank]}, {x.shape[-1]}]", x, error) from error
         return y if self.bias is None else y + self.bias
 

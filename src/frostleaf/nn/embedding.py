@@ -6,6 +6,7 @@ import math
 
 import mlx.core as mx
 
+from ..core.dropped import returns_copy
 from ..module import Module
 from .checks import lookup, misfit, size
 from .dtypes import layer_dtype
@@ -71,6 +72,7 @@ class Embedding(Module):
             raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
         return x @ self.weight.T
 
+    @returns_copy("layer = layer.{name}(...)")
     def to_quantized(
         self,
         group_size: int | None = None,

@@ -7,6 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.dropped import returns_copy
+from ..core.shapes import LEAF
 from ..module import Module
 from .checks import misfit, size
 from .dtypes import layer_dtype
@@ -83,12 +85,18 @@ class Linear(Module):
         self.bias = uniform(scale, (output_dims,), dtype, bias_key) if bias else None
 
     def __call__(self, x: mx.array) -> mx.array:
-        if x.shape[-1:] != self.weight.shape[1:]:
-            raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
-        if self.bias is None:
-            return x @ self.weight.T
-        return mx.addmm(self.bias, x, self.weight.T)
+        try:
+            if x.shape[-1:] != self.weight.shape[1:]:
+                raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
+            if self.bias is None:
+                return mx.matmul(x, self.weight.T)
+            return mx.addmm(self.bias, x, self.weight.T)
+        except (AttributeError, TypeError) as error:
+            if isinstance(x, LEAF):
+                raise
+            raise misfit(self, f"[..., {self.weight.shape[-1]}]", x) from error
 
+    @returns_copy("layer = layer.{name}(...)")
     def to_quantized(
         self,
         group_size: int | None = None,

@@ -61,7 +61,7 @@ class LayerNorm(Module):
             raise misfit(self, f"[..., {self.dims}]", x)
         try:
             return mx.fast.layer_norm(x, self.weight, self.bias, self.eps)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise misfit(self, f"[..., {self.dims}]", x, error) from error
 
 
@@ -103,7 +103,7 @@ class RMSNorm(Module):
             raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
         try:
             return mx.fast.rms_norm(x, self.weight, self.eps)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise misfit(self, f"[..., {self.weight.shape[-1]}]", x, error) from error
 
 
@@ -179,7 +179,7 @@ class GroupNorm(Module):
             y = x.reshape(batch, -1, self.num_groups, self.dims // self.num_groups).transpose(0, 2, 1, 3)
             try:
                 normed = mx.fast.layer_norm(y.reshape(batch, self.num_groups, -1), None, None, self.eps)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise misfit(self, f"[N, ..., {self.dims}]", x, error) from error
             y = normed.reshape(y.shape).transpose(0, 2, 1, 3)
         else:
@@ -240,7 +240,7 @@ class InstanceNorm(Module):
         y = mx.moveaxis(x, -1, 1)
         try:
             normed = mx.fast.layer_norm(y.reshape(*y.shape[:2], -1), None, None, self.eps)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise misfit(self, shape, x, error) from error
         return _affine(mx.moveaxis(normed.reshape(y.shape), 1, -1), self.weight, self.bias)
 

@@ -47,7 +47,7 @@ class _Quantized(Module):
         options: Any = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         try:
             return mx.quantized_matmul(x, self.weight, self.scales, self.biases, True, **options)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise misfit(self, f"[..., {dims}]", x, error) from error
 
 
@@ -336,7 +336,7 @@ class QQLinear(Module):
             raise misfit(self, f"[N, {dims}]", x)
         try:
             return mx.qqmm(x, self.weight, self.scales, group_size=self.group_size, bits=self.bits, mode=self.mode)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise misfit(self, f"[N, {dims}]", x, error) from error
 
     @returns_copy("layer = layer.{name}()")

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..core.dropped import returns_copy
 from ..core.words import describe
 from ..tree.functions import flatten, unflatten
 from ..tree.prefixes import flatten_up_to
@@ -13,6 +14,7 @@ from ..tree.prefixes import flatten_up_to
 T = TypeVar("T")
 
 
+@returns_copy("model = fl.optim.{name}(model, updates)")
 def apply_updates(model: T, updates: Any) -> T:
     r"""Return the model with updates added to its arrays: :math:`w \leftarrow w + u`.
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.optimizers
 
 from ..core.definition import Node
+from ..core.dropped import returns_copy
 from ..core.fields import static
 from ..core.words import describe
 from ..display.text import text
@@ -58,6 +59,7 @@ class ClipByValue(Node):
         return text(self)
 
 
+@returns_copy("grads, norm = fl.optim.{name}(grads, ...)")
 def clip_grad_norm(grads: T, max_norm: float) -> tuple[T, mx.array]:
     r"""Return gradients scaled down to a norm, and the norm that they had.
 

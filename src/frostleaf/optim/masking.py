@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..core.fields import static
 from ..core.words import describe
-from ..tree.selecting import Where, matcher, require_arrays
+from ..tree.selecting import Where, matcher, require_arrays, require_no_alias
 from .optimizer import Optimizer, require_optimizer
 from .parameters import Parameters
 from .wrapper import Wrapper
@@ -49,6 +49,7 @@ class Masked(Wrapper):
     def _select(self, parameters: Parameters) -> Parameters:
         chosen = parameters.select(self.where)
         if not chosen.arrays:
+            require_no_alias(parameters.model, self.where)
             names = first_names(parameters.arrays) or "nothing"
             raise ValueError(f"{describe(self.where)} selects nothing that can be trained: it has {names}")
         return chosen

@@ -140,8 +140,8 @@ def multi(optimizers: Mapping[Any, Optimizer]) -> MultiOptimizer:
     Raises:
         TypeError: If it is not a dict of optimizers, or a key is not a selection.
         ValueError: If a key comes after ``"**"``, or a path after a glob that selects it; in ``init`` and ``update``, if there
-            is no optimizer for a parameter; in ``init``, if a path leads nowhere. A glob, class or predicate may select
-            nothing, so that the optimizer serves other models too.
+            is no optimizer for a parameter; in ``init``, if a path leads nowhere, or all at a selection is tied. A glob, class
+            or predicate may select nothing, so that the optimizer serves other models too.
 
     >>> import frostleaf as fl
     >>> opt = fl.optim.multi({"bias": fl.optim.SGD(0.1), "**": fl.optim.Adam(0.1)})

@@ -151,6 +151,7 @@ class Optimizer(Node):
         new, after = self._update(parameters, gradients_of(parameters, grads), state)
         return with_parameters(model, new), after
 
+    @returns_copy("state = opt.{name}(state, model)")
     def adapt(self, state: S, model: Any) -> S:
         """Return the state for this optimizer and a model that was frozen, unfrozen or changed, with what applies carried over.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.shapes import require_no_shapes
 from ..core.words import describe, function_name, keystr
 from ..tree.functions import flatten, unflatten
 from ..tree.prefixes import argument, broadcast_prefix
@@ -118,6 +119,8 @@ def _parts(of: str, fn: Callable[..., Any], primals: Any, name: str) -> list[Dif
     if not isinstance(primals, tuple | list):
         raise _not_a_tuple(of, "primals", primals)
     apart = [take_apart(tree) for tree in primals]
+    for each in apart:
+        require_no_shapes(f"fl.{of}", each.trainable_leaves())
     if not any(any(each.mask) for each in apart):
         one = len(apart) == 1
         found = found_in(apart[0] if one else take_apart(tuple(primals)))

@@ -8,6 +8,7 @@ from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, ov
 
 import mlx.core as mx
 
+from ..core.shapes import require_no_shapes
 from ..core.structure import Structure
 from ..core.words import describe, function_name
 from ..edits.freezing import trainable
@@ -247,6 +248,7 @@ NOTHING_TRAINABLE = (
 
 def _differentiated(tree: Any, number: int | str, name: str) -> Differentiated:
     given = take_apart(tree)
+    require_no_shapes("fl.grad(fn)", given.trainable_leaves())
     if not any(given.mask):
         raise ValueError(NOTHING_TRAINABLE.format(number=number, fn=name, found=found_in(given)))
     return given

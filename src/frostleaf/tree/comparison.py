@@ -12,7 +12,7 @@ from ..core.definition import Node
 from ..core.instance import Metadata, metadata_of
 from ..core.shapes import LEAF
 from ..core.structure import Structure, flat_of
-from ..core.words import Path, describe, keystr, listed
+from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, listed
 from .functions import flatten
 from .walk import field_level, ties_in
 
@@ -129,7 +129,9 @@ def unlike(number: int, first: Any, tree: Any) -> ValueError:
     changes: list[Change] = []
     _compare((), first, tree, changes, frozenset(), values=False)
     shown = listed(map(str, changes), separator="\n")
-    return ValueError(f"tree {number} does not have the structure of the first:\n{shown}")
+    again = next((each.left for each in changes if each.kind == "class" and is_defined_again(each.left, each.right)), None)
+    advice = "" if again is None else f"\n{BUILD_AGAIN.format(name=again.__name__)}."
+    return ValueError(f"tree {number} does not have the structure of the first:\n{shown}{advice}")
 
 
 _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -11,9 +12,11 @@ import mlx.core as mx
 import optree
 
 from ..core import structure as core
+from ..core.definition import Node
 from ..core.hidden import is_foreign_array
 from ..core.registration import NAMESPACE
 from ..core.shapes import LEAF
+from ..core.words import describe
 from .prefixes import flatten_up_to
 
 T = TypeVar("T")
@@ -108,6 +111,7 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
         *rest: Trees of that structure. Where the first has a leaf, the others may have a whole subtree, or ``None``.
 
     Raises:
+        TypeError: If the tree is in the place of the function, or the function can't take a ``None`` of ``rest``.
         ValueError: If a tree of ``rest`` has another structure, or an array where the first has a static value, such as a
             number; the message shows where.
 
@@ -115,14 +119,14 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
     >>> fl.tree.map(lambda a, b: (a + b).item(), {"x": mx.array(1), "n": 7}, {"x": mx.array(2), "n": 8})
     {'x': 3, 'n': 7}
     """
+    _require_function_first("map", function, tree)
     try:
         first, shape = flatten(tree)
     except core.ForeignArrayError:
         if rest:
             raise
         return _map_foreign(function, tree)  # type: ignore[no-any-return]
-    others = [flatten_up_to(tree, other, f"tree {number}") for number, other in enumerate(rest, 2)]
-    return unflatten(shape, [function(*values) for values in zip(first, *others, strict=True)])  # type: ignore[no-any-return]
+    return unflatten(shape, _mapped(function, shape, first, *_beside(tree, rest)))  # type: ignore[no-any-return]
 
 
 def _map_foreign(function: Callable[..., Any], tree: Any) -> Any:
@@ -141,9 +145,60 @@ def map_with_path(function: Callable[..., Any], tree: T, *rest: Any) -> T:
     >>> fl.tree.map_with_path(lambda path, leaf: path, {"a": [mx.array(1), mx.array(2)]})
     {'a': ['a.0', 'a.1']}
     """
+    _require_function_first("map_with_path", function, tree)
     first, shape = flatten(tree)
-    others = [flatten_up_to(tree, other, f"tree {number}") for number, other in enumerate(rest, 2)]
-    return unflatten(shape, [function(*values) for values in zip(shape.leaf_names(), first, *others, strict=True)])  # type: ignore[no-any-return]
+    new = _mapped(function, shape, shape.leaf_names(), first, *_beside(tree, rest))
+    return unflatten(shape, new)  # type: ignore[no-any-return]
+
+
+def _require_function_first(name: str, function: Any, tree: Any) -> None:
+    """Raise a ``TypeError`` if a tree was given as the function, where it can't be called or a function is the tree."""
+    if not callable(function) or (isinstance(function, Node) and callable(tree) and not isinstance(tree, Node)):
+        given = f"{describe(function)} as the function and {describe(tree)} as the tree"
+        raise TypeError(f"fl.tree.{name} takes the function first, and was given {given}")
+
+
+def _beside(tree: Any, rest: Sequence[Any]) -> list[list[Any]]:
+    """Return what each of other trees has for each leaf of a tree."""
+    others = []
+    for number, other in enumerate(rest, 2):
+        try:
+            others.append(flatten_up_to(tree, other, f"tree {number}"))
+        except ValueError as error:
+            if not _goes_with(other, tree):
+                raise
+            advice = f"Put tree {number} first, which has arrays where the first has None"
+            raise ValueError(f"{error} {advice}.") from None
+    return others
+
+
+def _goes_with(tree: Any, other: Any) -> bool:
+    try:
+        flatten_up_to(tree, other, "")
+    except ValueError:
+        return False
+    return True
+
+
+BESIDE_NONE = (
+    "the function failed at {path}, where it was called with the None of a tree after the first, as gradients have for what is "
+    "frozen. Say what it returns for None, or begin from a tree that has None there too, such as "
+    "fl.tree.map(mx.zeros_like, grads)"
+)
+
+
+def _mapped(function: Callable[..., Any], structure: core.Structure, *columns: Sequence[Any]) -> list[Any]:
+    """Return what a function returns for each leaf of a structure."""
+    new: list[Any] = []
+    try:
+        new += itertools.starmap(function, zip(*columns, strict=True))
+    except TypeError as error:
+        # A list keeps what it was given before the error, so that its length says for which leaf it was raised.
+        if len(new) == structure.num_leaves or all(column[len(new)] is not None for column in columns):
+            raise
+        path = structure.leaf_names()[len(new)] or "the root"
+        raise TypeError(BESIDE_NONE.format(path=path)) from error
+    return new
 
 
 def reduce(function: Callable[[Any, mx.array], Any], tree: Any, initializer: Any = attrs.NOTHING) -> Any:
@@ -161,6 +216,7 @@ def reduce(function: Callable[[Any, mx.array], Any], tree: Any, initializer: Any
     >>> fl.tree.reduce(lambda total, leaf: total + leaf.size, [mx.zeros(3), mx.zeros((2, 2))], 0)
     7
     """
+    _require_function_first("reduce", function, tree)
     if initializer is attrs.NOTHING:
         return functools.reduce(function, leaves(tree))
     return functools.reduce(function, leaves(tree), initializer)

@@ -9,7 +9,7 @@ import optree
 from ..core.registration import NAMESPACE
 from .comparison import unlike
 from .functions import flatten, unflatten
-from .selecting import Where, mask
+from .selecting import Where, is_path, mask, paths_in, require_no_alias
 
 T = TypeVar("T")
 
@@ -24,12 +24,18 @@ def partition(tree: T, where: Where) -> tuple[T, T]:
         where: A path, glob, class, predicate ``(path, array) -> bool``, or a list of these (see :meth:`Module.at`).
             Selecting a container or a module selects the arrays in it. Selecting nothing is allowed.
 
+    Raises:
+        ValueError: If all that is at a path is tied, or if it names a field of a named tuple, which goes by its number.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.partition({"w": mx.array(1), "b": mx.array(2), "n": 3}, "w")
     ({'w': array(1, dtype=int32), 'b': None, 'n': 3}, {'w': None, 'b': array(2, dtype=int32), 'n': 3})
     """
     leaves, structure = flatten(tree)
     chosen = mask(tree, where)
+    paths = paths_in(where)
+    if paths and not (is_path(where) and any(chosen)):  # one path that selects something needs no walk
+        require_no_alias(tree, paths)
     return (
         unflatten(structure, [leaf if keep else None for leaf, keep in zip(leaves, chosen, strict=True)]),
         unflatten(structure, [None if keep else leaf for leaf, keep in zip(leaves, chosen, strict=True)]),

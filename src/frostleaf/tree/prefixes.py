@@ -13,7 +13,7 @@ from ..core.levels import Recipe, entries_of, one_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.ties import taken_out
-from ..core.words import Path, describe, keystr, listed
+from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, listed
 
 
 def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
@@ -78,6 +78,8 @@ def _align(
         given += " of another definition" * (given == expected)
         place = keystr(path) or "the root"
         advice = "" if node is not None or tree is None else " Only arrays are leaves: make it an array in the first tree too."
+        if is_defined_again(type(tree), type(other)):
+            advice = f" {BUILD_AGAIN.format(name=type(tree).__name__)}."
         mismatch = f"At {place}: {given} where there is {expected}."
         raise ValueError(f"{what} does not have the structure of the tree it goes with. {mismatch}{advice}")
     if node is not None:

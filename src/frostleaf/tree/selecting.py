@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -13,11 +14,17 @@ from ..core.definition import Node
 from ..core.instance import metadata_of
 from ..core.shapes import LEAF
 from ..core.structure import flat_of, leaf_spans
-from ..core.words import Path, describe, keystr, nearest, nearest_paths
-from .walk import Descend, field_level, rewrite, tied_places, ties_in
+from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, nearest, nearest_paths
+from .walk import Descend, all_ties, field_level, rewrite, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 Matcher = Callable[[Path, Any], bool]
+
+
+NOT_OF_TWO = (
+    "can't select by {}, which can't be called with two arguments: a function that selects is called with (path, array) and "
+    "returns a bool. For one place give its path ('layers.0.bias')"
+)
 
 
 def matcher(where: Where) -> Matcher:
@@ -29,6 +36,7 @@ def matcher(where: Where) -> Matcher:
 
     Raises:
         TypeError: If ``where`` is none of these.
+        LookupError: From the function, if a class was defined again and the value is of the old definition.
     """
     if is_path(where):
         return lambda path, value: bool(path) and keystr(path) == where
@@ -39,16 +47,37 @@ def matcher(where: Where) -> Matcher:
             return lambda path, value: isinstance(value, LEAF) and matches(path)
         return lambda path, value: bool(path) and matches(path)
     if isinstance(where, type):
-        return lambda path, value: isinstance(value, where)
+        is_current = _is_current(where)
+        return lambda path, value: isinstance(value, where) or (is_current and _refuse_old(where, path, value))
     if callable(where) and _takes_two(where):
         return lambda path, value: isinstance(value, LEAF) and _as_bool(where(keystr(path), value), path)
     if _is_several(where):
         matchers = [matcher(one) for one in where]
         return lambda path, value: any(matches(path, value) for matches in matchers)
+    if callable(where) and not isinstance(where, Node):
+        raise TypeError(NOT_OF_TWO.format(describe(where)))
+    of_bools = ", a tree: none of bools is taken" * isinstance(where, Node | Mapping)
     raise TypeError(
-        f"can't select by {describe(where)}. Give a path ('layers.0.weight'), a glob ('layers.*.bias', '**.weight'), a class, "
-        "a function of (path, array) that returns a bool, or a list of these."
+        f"can't select by {describe(where)}{of_bools}. Give a path ('layers.0.weight'), a glob ('layers.*.bias', '**.weight'), "
+        "a class, a function of (path, array) that returns a bool, or a list of these."
     )
+
+
+def _is_current(cls: type) -> bool:
+    """Return whether a class is what its name in its module stands for, as no class made in a function is."""
+    found: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is cls
+
+
+def _refuse_old(cls: type, path: Path, value: Any) -> bool:
+    """Return ``False``, and raise where a value is of an older definition of a class."""
+    for base in type(value).__mro__:
+        if is_defined_again(cls, base) and base not in cls.__mro__:
+            place = keystr(path) or "the root"
+            raise LookupError(f"{place} is of another definition of {cls.__name__}. {BUILD_AGAIN.format(name=cls.__name__)}")
+    return False
 
 
 def _as_bool(answer: Any, path: Path) -> bool:
@@ -136,6 +165,10 @@ def mask(tree: Any, where: Where) -> list[bool]:
     return chosen
 
 
+def _is_inside(path: Path, selected: Collection[Path]) -> bool:
+    return any(path[:length] in selected for length in range(len(path) + 1))
+
+
 def _only_place(tree: Any, name: str) -> tuple[Path, Any] | None:
     """Return the path and the value of what a dotted name leads to, by fields and indices; ``None`` if it isn't that simple."""
     path: list[Any] = []
@@ -179,6 +212,9 @@ def places(value: Any, name: str, path: Path = (), tied: frozenset[Path] = froze
             yield from places(child, name[len(own) + 1 :], below, tied)
 
 
+BY_NUMBER = "{!r} is {!r}, since the fields of a named tuple go by their numbers"
+
+
 def require_found(tree: Any, found: Found) -> None:
     """Raise an error unless the selection, and each of several, selects something: a misspelt path must not pass among others.
 
@@ -191,9 +227,12 @@ def require_found(tree: Any, found: Found) -> None:
     if where == "":
         suggestion = ", which has no path itself: edit it by its own methods, or select all its arrays by '**'"
     elif isinstance(where, str):
-        tied = tied_places(tree)
-        if where in tied:
-            raise LookupError(f"{where!r} is tied to {tied[where]!r}: select that, and the edit is made at both places")
+        tied = _tied_only(tree, where, all_ties(tree))
+        if tied is not None:
+            raise LookupError(f"{tied[0]!r} is tied to {tied[1]!r}: select that, and the edit is made at both places")
+        numbered = _numbered(tree, where)
+        if numbered is not None:
+            raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}: {BY_NUMBER.format(*numbered)}")
         paths: list[str] = []
         rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
         suggestion = nearest_paths(where, filter(None, paths))
@@ -204,16 +243,77 @@ def require_arrays(tree: Any, where: Where) -> None:
     """Require that a path, and every path in a list, leads to an array. A glob, class or predicate may select nothing.
 
     Raises:
-        ValueError: If one leads to none; the message has the nearest path, or the source of a tied place.
+        ValueError: If one leads to none, with the nearest path. If a selection has tied places only, with the source of one.
     """
+    require_no_alias(tree, where)
     paths = paths_in(where)
-    leaves = flat_of(tree).structure.leaf_paths() if paths else ()
-    there = {keystr(path[:length]) for path in leaves for length in range(1, len(path) + 1)}
+    there = _names_there(tree) if paths else ()
     for path in paths:
         if path not in there:
-            source = tied_places(tree).get(path)
-            advice = f". It is tied to {source!r}: select that" if source else nearest(path, sorted(there))
-            raise ValueError(f"{describe(path)} selects no array of the {type(tree).__name__}{advice}")
+            raise ValueError(f"{describe(path)} selects no array of the {type(tree).__name__}{nearest(path, sorted(there))}")
+
+
+def require_no_alias(tree: Any, where: Where) -> None:
+    """Require that no selection, of several either, has arrays by other names only, and so selects nothing in silence.
+
+    Raises:
+        ValueError: If all its places are tied, with the source of one, or if it has fields of named tuples by their names.
+    """
+    ties = all_ties(tree)
+    there = _names_there(tree)
+    for part in _parts(where):
+        by_name_or_class = isinstance(part, str | type)  # a predicate is asked about arrays where they are
+        if not by_name_or_class or part in there or any(mask(tree, part)):
+            continue
+        tied = _tied_only(tree, part, ties)
+        numbered = _numbered(tree, part) if isinstance(part, str) else None
+        advice = ""
+        if tied is not None:
+            advice = f"{'It' if tied[0] == part else repr(tied[0])} is tied to {tied[1]!r}: select that"
+        elif numbered is not None:
+            advice = BY_NUMBER.format(*numbered)
+        if advice:
+            raise ValueError(f"{describe(part)} selects no array of the {type(tree).__name__}. {advice}")
+
+
+def _names_there(tree: Any) -> set[str]:
+    """Return the dotted names of the arrays in a tree and of all that holds one."""
+    return {keystr(path[:length]) for path in flat_of(tree).structure.leaf_paths() for length in range(1, len(path) + 1)}
+
+
+def _tied_only(tree: Any, where: Where, ties: Mapping[Path, Path]) -> tuple[str, str] | None:
+    """Return the names of a tied place and its source, if ``where`` has tied places in it and no array of the tree."""
+    if not ties or any(mask(tree, where)):
+        return None
+    selected = search(tree, where).values
+    matches = _glob(where) if isinstance(where, str) else lambda names: False
+    return next(
+        (
+            (keystr(target), keystr(source))
+            for target, source in ties.items()
+            if _is_inside(target, selected) or matches(target)
+        ),
+        None,
+    )
+
+
+def _numbered(tree: Any, where: str) -> tuple[str, str] | None:
+    """Return the name of a place that ``where`` would select if fields of named tuples went by their names, and its path."""
+    matches = _glob(where)
+    holders: dict[Path, Any] = {}
+    names: dict[Path, Path] = {}
+    found: list[tuple[str, str]] = []
+
+    def enter(path: Path, value: Any) -> Any:
+        holders[path] = value
+        fields = getattr(holders[path[:-1]], "_fields", None) if path and isinstance(holders[path[:-1]], tuple) else None
+        names[path] = (*names[path[:-1]], fields[path[-1]] if fields else path[-1]) if path else ()
+        if names[path] != path and matches(names[path]):
+            found.append((keystr(names[path]), keystr(path)))
+        return value if found else Descend
+
+    rewrite(tree, enter)
+    return found[0] if found else None
 
 
 def covers(where: Where, other: Where) -> bool:

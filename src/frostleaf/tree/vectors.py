@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..core.shapes import require_no_shapes
 from ..core.words import describe, dtype_name, listed
 from .comparison import require_alike
 from .functions import flatten, unflatten
@@ -34,7 +35,10 @@ def stack(trees: Sequence[T], axis: int = 0) -> T:
         raise ValueError("there is no tree to stack: give at least one")
     structure = require_alike(trees)
     stacked = []
-    for name, *values in zip(structure.leaf_names(), *(flatten(tree)[0] for tree in trees), strict=True):
+    each_leaves = [flatten(tree)[0] for tree in trees]
+    for leaves in each_leaves:
+        require_no_shapes("fl.tree.stack", leaves)
+    for name, *values in zip(structure.leaf_names(), *each_leaves, strict=True):
         if len({value.shape for value in values}) > 1:
             shapes = listed(dict.fromkeys(map(describe, values)), separator=" and ")
             raise ValueError(f"can't stack {name!r}: it is {shapes} in the trees given, and must be of one shape")
@@ -57,6 +61,7 @@ def unstack(tree: T, axis: int = 0) -> list[T]:
     [1, 2]
     """
     leaves, structure = flatten(tree)
+    require_no_shapes("fl.tree.unstack", leaves)
     if not leaves:
         raise ValueError("there is nothing to unstack: the tree has no array")
     names = structure.leaf_names()
@@ -90,6 +95,7 @@ def ravel(tree: T) -> tuple[dict[str, mx.array], Callable[[Mapping[str, mx.array
     {'w': (2, 2), 'b': (1,), 'n': ()}
     """
     leaves, structure = flatten(tree)
+    require_no_shapes("fl.tree.ravel", leaves)
     groups: dict[str, list[int]] = {}
     for position, leaf in enumerate(leaves):
         groups.setdefault(dtype_name(leaf.dtype), []).append(position)
