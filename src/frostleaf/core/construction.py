@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,8 +17,9 @@ import optree
 
 from . import ties as ties_
 from .containers import freeze_containers, static_key
+from .depth import tells_depth
 from .fields import may_be_number
-from .hidden import BOUND, find_hidden, find_iterator, is_foreign_array, is_iterator
+from .hidden import advice_for, find_hidden, find_iterator, is_foreign_array, is_iterator
 from .instance import (
     OPEN,
     Instance,
@@ -44,6 +44,7 @@ N = TypeVar("N", bound=Instance)
 _IN_TREE = (*LEAF, Instance)
 
 
+@tells_depth
 def evolve(
     node: N,
     changes: Mapping[str, Any] = MappingProxyType({}),
@@ -107,7 +108,7 @@ def close(
     cls, definition = type(node), node.__frostleaf__
     values = node.__dict__
     for name in changed:
-        values[name] = _owned(freeze_containers(values[name]))
+        values[name] = _immutable(values[name])
         if name in definition.static:
             _check_static(cls, name, values[name])
         else:
@@ -258,7 +259,7 @@ def _check_child(cls: type[Instance], name: str, value: Any) -> None:
             reason = _ONCE
         elif hidden := find_hidden(leaf):
             where = f"holds {hidden} where it would not be trained, cast or saved"
-            reason = f", which {where}. {_advice(leaf)}"
+            reason = f", which {where}. {advice_for(leaf)}"
         else:
             continue
         given = "a method" if isinstance(value, types.MethodType) else f"a {class_name(leaf)}"
@@ -274,16 +275,9 @@ def _keys(value: Any) -> Iterator[Any]:
         yield from _keys(each)
 
 
-def _advice(value: Any) -> str:
-    if isinstance(value, types.FunctionType | functools.partial):
-        return "Make it a method, or a module that holds the arrays in fields."
-    if isinstance(value, BOUND):
-        return "Give what it is bound to, and call the method where it is needed."
-    if isinstance(value, set | frozenset):
-        return "Give a list or a tuple."
-    if dataclasses.is_dataclass(value) or attrs.has(type(value)):
-        return "Register its class with fl.register_dataclass, or make it an fl.Module."
-    return "Make its class an fl.Module, or register it with fl.register_pytree_node."
+@tells_depth
+def _immutable(value: Any) -> Any:
+    return _owned(freeze_containers(value))
 
 
 def _owned(value: Any) -> Any:

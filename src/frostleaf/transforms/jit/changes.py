@@ -74,7 +74,7 @@ class Arguments:
 
 def _places(value: Any) -> dict[Path, Any]:
     """Return what is at each path of a tree: an array, a static value, or of a node the class and what it is made from."""
-    flat = flat_of(value)
+    flat = flat_of(value, hidden=True)
     leaves = iter(flat.leaves)
     specs = specs_in(flat.structure)
     return {path: next(leaves) if spec is mx.array else spec[:2] if isinstance(spec, tuple) else spec for path, spec in specs}

@@ -194,7 +194,7 @@ class Jitted(Wrapped[P, R]):
                     given.append(value)
                     key.append(mx.array if traces.shapeless else (value.shape, value.dtype))
                 else:
-                    flat = flat_of(value)
+                    flat = flat_of(value, hidden=True)
                     given += flat.leaves
                     key.append(flat.structure if traces.shapeless else flat.signature or flat.signed())
             # Most calls are like the one before, and comparing is faster than hashing.
@@ -232,7 +232,7 @@ class Jitted(Wrapped[P, R]):
         warn_of_mutable(self._fn, static, traces.warned)
         traces.numbers.add(self._fn, static, given)
         weak: list[Weak] = []
-        structures = tuple([weakened(flat_of(value).structure, weak) for value in values])
+        structures = tuple([weakened(flat_of(value, hidden=True).structure, weak) for value in values])
         arguments = [self._argument(position, len(values), names) for position in range(len(values))]
         program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history, weak)
         program.used = _tick()
@@ -327,7 +327,7 @@ class Jitted(Wrapped[P, R]):
         for position, argument in enumerate(values):
             name = self._argument(position, len(values), names)
             try:
-                found = list(flat_of(argument).structure.static_values())
+                found = list(flat_of(argument, hidden=True).structure.static_values())
             except ForeignArrayError as error:
                 found = [(error.path, error.value)]
             yield from [(keystr((name, *path)), value) for path, value in found]
@@ -361,7 +361,7 @@ def _has_no_other_keywords(fn: Any) -> bool:
 
 def _classes(values: Sequence[Any]) -> list[type]:
     """Return the classes of the modules in the arguments."""
-    specs = [spec for value in values for _, spec in specs_in(flat_of(value).structure)]
+    specs = [spec for value in values for _, spec in specs_in(flat_of(value, hidden=True).structure)]
     return list(dict.fromkeys([spec[0] for spec in specs if isinstance(spec, tuple) and isinstance(spec[1], Metadata)]))
 
 
