@@ -17,7 +17,7 @@ import optree
 
 from . import ties as ties_
 from .containers import freeze_containers, static_key
-from .depth import tells_depth
+from .depth import tell_depth, tells_depth
 from .fields import may_be_number
 from .hidden import advice_for, find_hidden, find_iterator, is_foreign_array, is_iterator
 from .instance import (
@@ -108,7 +108,11 @@ def close(
     cls, definition = type(node), node.__frostleaf__
     values = node.__dict__
     for name in changed:
-        values[name] = _immutable(values[name])
+        try:  # and no decorator, which would take as long as most values do
+            values[name] = _owned(freeze_containers(values[name]))
+        except RecursionError:
+            tell_depth(values[name])
+            raise
         if name in definition.static:
             _check_static(cls, name, values[name])
         else:
@@ -273,11 +277,6 @@ def _keys(value: Any) -> Iterator[Any]:
     inside = value.values() if isinstance(value, MappingProxyType) else value if isinstance(value, tuple) else ()
     for each in inside:
         yield from _keys(each)
-
-
-@tells_depth
-def _immutable(value: Any) -> Any:
-    return _owned(freeze_containers(value))
 
 
 def _owned(value: Any) -> Any:
