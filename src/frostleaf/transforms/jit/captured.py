@@ -230,12 +230,7 @@ def _methods(classes: Iterable[type], read: set[str]) -> list[types.FunctionType
 
 
 def _attribute_names(fn: types.FunctionType) -> set[str]:
-    return set(_attributes_in(fn.__code__))
-
-
-@functools.lru_cache(maxsize=1024)
-def _attributes_in(code: types.CodeType) -> tuple[str, ...]:
-    return tuple([name for kind, name in names_read(code) if kind == "attribute"])
+    return {name for kind, name in names_read(fn.__code__) if kind == "attribute"}
 
 
 def _names_of_variables(fn: types.FunctionType) -> set[str]:
