@@ -430,6 +430,13 @@ class Holder(fl.Module):
     inside: Any
 
 
+class Assigned(fl.Module):
+    inside: Any
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "way"),
     [
@@ -447,6 +454,46 @@ def test_a_tree_that_is_too_deep_says_so(make, kind, way):
     down = rf"or contains itself: it goes down at {re.escape(way)} and on\."
     with pytest.raises(RecursionError, match=rf"^{re.escape(shown)}, {down}"):
         fl.tree.leaves(tree)
+
+
+def deep() -> Any:
+    tree = fl.nn.Linear(1, 1)
+    for _ in range(900):
+        tree = Holder(tree)
+    return tree
+
+
+def endless_dict() -> Any:
+    items = {"a": mx.zeros(1)}
+    items["b"] = items
+    return items
+
+
+WALKS = {
+    "freeze": (lambda: deep().freeze(), "Holder", "inside.inside.inside.inside"),
+    "unfreeze": (lambda: deep().unfreeze(), "Holder", "inside.inside.inside.inside"),
+    "eval": (lambda: deep().eval(), "Holder", "inside.inside.inside.inside"),
+    "astype": (lambda: deep().astype(mx.float16), "Holder", "inside.inside.inside.inside"),
+    "apply": (lambda: deep().apply(lambda x: x + 1), "Holder", "inside.inside.inside.inside"),
+    "replace": (lambda: deep().replace(inside=1), "Holder", "inside.inside.inside.inside"),
+    "at": (lambda: deep().at("**.bias").get(), "Holder", "inside.inside.inside.inside"),
+    "with_frozen": (lambda: deep().with_frozen("**.bias"), "Holder", "inside.inside.inside.inside"),
+    "map_modules": (lambda: deep().map_modules(lambda path, module: None), "Holder", "inside.inside.inside.inside"),
+    "diff": (lambda: fl.tree.diff(deep(), deep()), "Holder", "inside.inside.inside.inside"),
+    "a constructor": (lambda: Holder(cyclic()), "list", "1.b.1.b"),
+    "a constructor with an __init__": (lambda: Assigned(cyclic()), "list", "1.b.1.b"),
+    "a dict in a constructor": (lambda: Holder(endless_dict()), "dict", "b.b.b.b"),
+    "an edit": (lambda: Holder(mx.zeros(1)).replace(inside=cyclic()), "list", "1.b.1.b"),
+}
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_what_walks_a_tree_says_that_it_is_too_deep(walk):
+    call, kind, way = WALKS[walk]
+    with pytest.raises(RecursionError) as raised:
+        call()
+    assert str(raised.value).startswith(f"this {kind} is nested more deeply than Python's recursion limit of ")
+    assert f"it goes down at {way} and on. " in str(raised.value)
 
 
 def test_deep_calls_around_a_tree_are_not_its_fault():

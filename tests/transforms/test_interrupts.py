@@ -8,8 +8,9 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.core.words import PACKAGE
-from frostleaf.transforms.context import Context, context
+from frostleaf.transforms.context import Context, _Leaving, context
 from frostleaf.transforms.jit.compiled import dropped, outliving
+from frostleaf.transforms.jit.program import Program
 from frostleaf.transforms.random import _blocks, _innermost
 from frostleaf.transforms.stateful import records
 from frostleaf.transforms.vmap import mapping
@@ -124,15 +125,25 @@ def interrupted(call, at):
     return True
 
 
+@pytest.mark.parametrize("kind", [_Leaving, Program])
+def test_what_was_interrupted_before_it_was_made_goes_without_an_error(kind, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    kind.__new__(kind)
+    assert not reported
+
+
 @pytest.mark.filterwarnings("ignore::frostleaf.CapturedArrayWarning")
 @pytest.mark.parametrize("times", [30, pytest.param(500, marks=pytest.mark.long)])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_an_interrupt_at_any_instruction_leaves_nothing_behind(call, times, monkeypatch):
     # What goes as a frame ends may be interrupted as well, which Python can only report.
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_type))
     call()
     with Interrupting() as counting:
         call()
     drawn = random.Random(0)
     hit = [interrupted(call, drawn.randint(1, counting.count)) for _ in range(times)]
     assert sum(hit) > times // 2
+    assert {*reported} <= {KeyboardInterrupt}

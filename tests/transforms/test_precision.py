@@ -193,3 +193,84 @@ def test_bound_arguments_are_cast(bind):
 
     out = fl.Policy(compute_dtype=mx.bfloat16).wrap(bind(call, fl.nn.Linear(2, 2)))(x=mx.ones((1, 2)))
     assert (seen, out.dtype) == ([mx.bfloat16], mx.float32)
+
+
+class Counter(fl.Module):
+    calls: mx.array = fl.buffer(factory=lambda: mx.array(0.0))
+    rates: tuple[mx.array, ...] = fl.buffer(factory=lambda: [mx.array(0.5)])
+
+    def __call__(self, x):
+        fl.record(self, calls=fl.recorded(self).calls + 1)
+        return x
+
+
+class Counted(fl.Module):
+    counter: Counter
+    norm: fl.nn.BatchNorm
+
+    def __call__(self, x):
+        return self.norm(self.counter(x))
+
+
+def counted(**norm):
+    return Counted(Counter(), fl.nn.BatchNorm(2, **norm))
+
+
+@pytest.mark.parametrize("compute", [mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("outer", [lambda fn: fn, fl.jit], ids=["eager", "jit"])
+def test_what_a_function_records_has_the_dtype_of_the_buffer(compute, affine, outer):
+    seen = []
+
+    def step(model, x):
+        out, model = fl.stateful(model, x)
+        seen.append(out.dtype)
+        return out, model
+
+    plain = half = counted(affine=affine)
+    wrapped = outer(fl.Policy(compute_dtype=compute).wrap(step))
+    x = mx.random.normal((64, 2), key=mx.random.key(0)) + 3
+    for _ in range(300):
+        _, half = wrapped(half, x)
+        _, plain = step(plain, x)
+    assert half.counter.calls.item() == 300
+    assert seen[0] == compute
+    for name in ("running_mean", "running_var"):
+        assert getattr(half.norm, name).dtype == mx.float32
+        assert mx.allclose(getattr(half.norm, name), getattr(plain.norm, name), rtol=2**-7)
+
+
+@pytest.mark.parametrize("compute", [mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+def test_in_evaluation_mode_buffers_are_cast_as_parameters_are(compute, affine):
+    seen = []
+    model = counted(affine=affine).eval()
+    fl.Policy(compute_dtype=compute).wrap(lambda model, x: seen.append(model.norm(x).dtype))(model, mx.ones((4, 2)))
+    assert seen == [compute]
+    assert fl.Policy(compute_dtype=compute).cast_to_compute(model).norm.running_mean.dtype == compute
+
+
+class Tables(fl.Module):
+    mean: mx.array = fl.buffer(factory=lambda: mx.ones(1))
+    means: tuple[mx.array, ...] = fl.buffer(factory=lambda: [mx.ones(1)])
+    table: mx.array = fl.buffer(factory=lambda: mx.ones(1), persistent=False)
+    _private: mx.array = fl.buffer(factory=lambda: mx.ones(1))
+    constant: mx.array = fl.buffer(factory=lambda: mx.ones(1), cast=True)
+    exact: mx.array = fl.buffer(factory=lambda: mx.ones(1), cast=False)
+    count: mx.array = fl.buffer(factory=lambda: mx.array(1))
+    teacher: fl.nn.Linear = fl.buffer(factory=lambda: fl.nn.Linear(1, 1))
+    weight: mx.array = fl.parameter(factory=lambda: mx.ones(1), frozen=True)
+
+
+@pytest.mark.parametrize(
+    ("training", "kept"), [(True, ["mean", "means.0", "exact", "count"]), (False, ["exact", "count"])], ids=str
+)
+def test_buffers_that_a_module_may_record_are_not_cast(training, kept):
+    model = [Tables().train(training)]
+    cast = fl.Policy(compute_dtype=mx.float16).cast_to_compute(model)
+    pairs = zip(fl.tree.paths(model), fl.tree.leaves(model), fl.tree.leaves(cast), strict=True)
+    assert [path[2:] for path, before, after in pairs if after is before] == kept
+    assert cast[0].mean.dtype == (mx.float32 if training else mx.float16)
+    everything = model[0].astype(mx.float16)  # which is what the user says
+    assert [path for path, leaf in zip(fl.tree.paths(model[0]), fl.tree.leaves(everything), strict=True)
+            if leaf.dtype == mx.float32] == ["exact"]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,8 +19,9 @@ import optree
 
 from . import ties as ties_
 from .containers import freeze_containers, is_namespace, static_key
+from .depth import tell_depth, tells_depth
 from .fields import may_be_number
-from .hidden import BOUND, PLAIN, find_hidden, find_iterator, is_foreign_array, is_iterator
+from .hidden import PLAIN, advice_for, find_hidden, find_iterator, is_foreign_array, is_iterator
 from .instance import (
     OPEN,
     Instance,
@@ -47,6 +47,7 @@ _ARRAY = mx.array
 _IN_TREE = (*LEAF, Instance)
 
 
+@tells_depth
 def evolve(
     node: N,
     changes: Mapping[str, Any] = MappingProxyType({}),
@@ -113,7 +114,11 @@ def close(
         value, is_static = values[name], name in definition.static
         if _is_sound(value, is_static):
             continue
-        value = values[name] = freeze_containers(value)
+        try:  # and no decorator, which would take as long as most values do
+            value = values[name] = freeze_containers(value)
+        except RecursionError:
+            tell_depth(value)
+            raise
         if _is_sound(value, is_static):
             continue
         value = values[name] = _owned(value)
@@ -284,7 +289,7 @@ def _check_child(cls: type[Instance], name: str, value: Any) -> None:
             reason = _ONCE
         elif hidden := find_hidden(leaf):
             where = f"holds {hidden} where it would not be trained, cast or saved"
-            reason = f", which {where}. {_advice(leaf)}"
+            reason = f", which {where}. {advice_for(leaf)}"
         else:
             continue
         given = "a method" if isinstance(value, types.MethodType) else f"a {class_name(leaf)}"
@@ -298,18 +303,6 @@ def _keys(value: Any) -> Iterator[Any]:
     inside = value.values() if isinstance(value, MappingProxyType) else value if isinstance(value, tuple) else ()
     for each in inside:
         yield from _keys(each)
-
-
-def _advice(value: Any) -> str:
-    if isinstance(value, types.FunctionType | functools.partial):
-        return "Make it a method, or a module that holds the arrays in fields."
-    if isinstance(value, BOUND):
-        return "Give what it is bound to, and call the method where it is needed."
-    if isinstance(value, set | frozenset):
-        return "Give a list or a tuple."
-    if dataclasses.is_dataclass(value) or attrs.has(type(value)):
-        return "Register its class with fl.register_dataclass, or make it an fl.Module."
-    return "Make its class an fl.Module, or register it with fl.register_pytree_node."
 
 
 def _owned(value: Any) -> Any:

@@ -32,7 +32,7 @@ def parameter(*, frozen: bool = False, **options: Any) -> Any:
     return _field("parameter", options, {FROZEN: frozen})
 
 
-def buffer(*, persistent: bool = True, cast: bool = True, **options: Any) -> Any:
+def buffer(*, persistent: bool = True, cast: bool | None = None, **options: Any) -> Any:
     """Declare a field of arrays that belong to the model but are never trained, such as running statistics.
 
     A buffer is a leaf of the tree like a parameter: it is cast, mapped and passed through ``jit``. It is not among the
@@ -43,7 +43,8 @@ def buffer(*, persistent: bool = True, cast: bool = True, **options: Any) -> Any
             computed again when a model is built, such as rotary tables. Default: ``True``.
         cast: Whether :meth:`Module.astype` casts the arrays by default. ``False`` is for numbers that half precision would
             ruin, such as an optimizer's learning rate: they are cast only if the caller gives a predicate of their own that
-            says so, or selects them. Default: ``True``.
+            says so, or selects them. Default: it does, but :class:`Policy` casts no buffer of a module in training mode that is
+            persistent, since what is recorded would lose its small changes; ``True`` is for one that is only read.
         **options: What :func:`attrs.field` accepts.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -98,7 +99,12 @@ def frozen(attribute: attrs.Attribute[Any]) -> bool:
 
 def cast(attribute: attrs.Attribute[Any]) -> bool:
     """Return whether the field's arrays are cast by default."""
-    return bool(attribute.metadata.get(CAST, True))
+    return attribute.metadata.get(CAST) is not False
+
+
+def is_state(attribute: attrs.Attribute[Any]) -> bool:
+    """Return whether the field is a buffer of what a module may record, and not declared as one that is only read."""
+    return kind(attribute) == "buffer" and persistent(attribute) and attribute.metadata.get(CAST) is None
 
 
 def _field(kind: str, options: dict[str, Any], marks: dict[str, Any]) -> Any:

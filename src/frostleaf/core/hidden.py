@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 import types
@@ -9,6 +10,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import attrs
 import mlx.core as mx
 import optree
 
@@ -46,11 +48,12 @@ class Hidden(NamedTuple):
         return f"{keystr(self.path)}: {kind}" if self.path else kind
 
 
-def find_hidden(value: Any) -> Hidden | None:
+def find_hidden(value: Any, foreign: bool = True) -> Hidden | None:
     """Find the first array, or module with arrays, inside a value; return ``None`` if there is none.
 
-    It looks into containers and their keys, attributes of objects, closures and defaults of functions, and what methods and
-    partial functions are bound to; not into global variables, classes or Python modules. No function inside is called.
+    With ``foreign``, arrays of other libraries count. It looks into containers and their keys, attributes of objects, closures
+    and defaults of functions, and what methods and partial functions are bound to; not into global variables, classes or Python
+    modules. No function inside is called.
 
     >>> find_hidden(functools.partial(mx.add, mx.zeros(2))), find_hidden(functools.partial(mx.add, 1))
     (Hidden(path=('args', '0'), value=array([0, 0], dtype=float32)), None)
@@ -61,13 +64,30 @@ def find_hidden(value: Any) -> Hidden | None:
     found: list[tuple[tuple[str, ...], Any]] = [((), value)]
     seen: set[int] = set()
     for path, each in found:
-        if isinstance(each, _ARRAY) or is_foreign_array(each) or (isinstance(each, Instance) and _has_arrays(each)):
+        if (
+            isinstance(each, _ARRAY)
+            or (isinstance(each, Instance) and _has_arrays(each))
+            or (foreign and is_foreign_array(each))
+        ):
             return Hidden(path, each)
         if _is_plain(each) or id(each) in seen or len(path) == _DEEPEST:
             continue
         seen.add(id(each))
         found += [((*path, name), inside) for name, inside in _inside(each)]
     return None
+
+
+def advice_for(value: Any) -> str:
+    """Say what to write in the place of a value that hides arrays or modules."""
+    if isinstance(value, types.FunctionType | functools.partial):
+        return "Make it a method, or a module that holds the arrays in fields."
+    if isinstance(value, BOUND):
+        return "Give what it is bound to, and call the method where it is needed."
+    if isinstance(value, set | frozenset):
+        return "Give a list or a tuple."
+    if dataclasses.is_dataclass(value) or attrs.has(type(value)):
+        return "Register its class with fl.register_dataclass, or make it an fl.Module."
+    return "Make its class an fl.Module, or register it with fl.register_pytree_node."
 
 
 def is_foreign_array(value: Any) -> bool:

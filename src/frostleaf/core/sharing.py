@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .construction import evolve
+from .depth import tells_depth
 from .instance import Instance, Metadata, is_finished, keep_flat, level_of
 from .levels import one_level, tree_level
 from .shapes import LEAF
@@ -22,6 +23,7 @@ from .words import Path
 _ARRAY = mx.array  # found faster than in mx
 
 
+@tells_depth
 def with_leaves(tree: Any, leaves: Sequence[Any], convert: bool = False) -> Any:
     """Put other leaves in the place of a tree's own.
 
@@ -66,12 +68,17 @@ def _with_leaves(value: Any, rest: Iterator[Any], evolved: list[Any] | None) -> 
 Change = Callable[[Any, Metadata, Sequence[Any]], Any]
 
 
+@tells_depth
 def change_modules(tree: Any, change: Change) -> Any:
     """Replace each module in a tree, those in static fields as well, by what ``change`` returns; inner ones first."""
+    return _changed(tree, change)
+
+
+def _changed(tree: Any, change: Change) -> Any:
     if isinstance(tree, Instance):
         metadata, children = level_of(tree)
         new = _changed_inside(children, change)
-        return change(tree, metadata.with_modules(lambda value: change_modules(value, change)), new)
+        return change(tree, metadata.with_modules(lambda value: _changed(value, change)), new)
     node = None if isinstance(tree, LEAF) else one_level(tree)
     if node is None:
         return tree
@@ -84,7 +91,7 @@ def _changed_inside(children: Sequence[Any], change: Change) -> Sequence[Any]:
     """Return children with the modules in them replaced, and the very sequence given if none was."""
     for child in children:
         if type(child) is not _ARRAY and child is not None:
-            new = [child if type(child) is _ARRAY else change_modules(child, change) for child in children]
+            new = [child if type(child) is _ARRAY else _changed(child, change) for child in children]
             return children if all(map(is_, new, children)) else new
     return children
 

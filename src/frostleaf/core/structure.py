@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -11,7 +11,8 @@ import mlx.core as mx
 from attrs import Attribute
 
 from .containers import static_key
-from .hidden import is_foreign_array
+from .depth import tell_depth
+from .hidden import Hidden, advice_for, find_hidden, is_foreign_array
 from .instance import Instance, Metadata, flat_kept, keep_flat, keep_late, level_of
 from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
@@ -227,56 +228,60 @@ class ForeignArrayError(TypeError):
         self.value = value
 
 
-def flat_of(tree: Any) -> Flat:
+HIDDEN = (
+    "the {kind}{place} holds arrays ({hidden}), which are no leaves: they would not be trained, cast, mapped or saved. {advice}"
+)
+
+
+class HiddenArrayError(TypeError):
+    """Raised where a tree has a value that hides arrays or modules.
+
+    Attributes:
+        path: Where in the tree.
+        value: The value.
+    """
+
+    def __init__(self, path: Path, value: Any, hidden: Hidden) -> None:
+        place = f" at {keystr(path)}" if path else ""
+        super().__init__(HIDDEN.format(kind=type(value).__name__, place=place, hidden=hidden, advice=advice_for(value)))
+        self.path = path
+        self.value = value
+
+
+def hidden_in(value: Any) -> Hidden | None:
+    """Find an array or a module that a static value hides. A plain function may have some in its variables."""
+    return None if type(value) is types.FunctionType else find_hidden(value)
+
+
+def flat_of(tree: Any, hidden: bool = False) -> Flat:
     """Return the tree taken apart, as it is kept with a module.
 
+    Args:
+        tree: Any tree.
+        hidden: Whether static values may hide arrays and modules. Those of a module never do, which is checked as it is built.
+
     Raises:
-        TypeError: If there is an array of another library in it; the message has its path.
+        TypeError: If there is an array of another library in it, or one that is hidden; the message has its path.
         RecursionError: If it is nested too deeply, or contains itself; the message has the way down.
     """
     leaves: list[mx.array] = []
     try:
         if not isinstance(tree, Instance):
-            return Flat(leaves, Structure(_flatten_around(tree, leaves), len(leaves)))
+            return Flat(leaves, Structure(_flatten_around(tree, leaves, hidden), len(leaves)))
         flat = flat_kept(tree)
         if flat is None or not flat.valid():
             structure = Structure(_flatten(tree, leaves), len(leaves))
             flat = Flat(leaves, structure)
             keep_flat(tree, flat)
         return flat  # type: ignore[no-any-return]
-    except ForeignArrayError:  # which was raised without its path, since only this has it
-        raise next(_foreign_arrays((), tree)) from None
+    except (ForeignArrayError, HiddenArrayError):  # which was raised without its path, since only this has it
+        raise next(_no_leaves((), tree, hidden)) from None
     except RecursionError:
-        way = _way_down(tree)
-        if not way:  # the tree is not deep: the calls around this are
-            raise
-        raise RecursionError(
-            TOO_DEEP.format(kind=type(tree).__name__, way=keystr(way), limit=sys.getrecursionlimit())
-        ) from None
+        tell_depth(tree)
+        raise
 
 
-TOO_DEEP = (
-    "this {kind} is nested more deeply than Python's recursion limit of {limit} allows, or contains itself: it goes down at "
-    "{way} and on. Keep the parts in one flat list, or raise the limit with sys.setrecursionlimit"
-)
-# So many entries of the way down are shown, and so many levels are deep.
-_SHOWN, _DEEP = 4, 100
-
-
-def _way_down(tree: Any) -> Path:
-    """Return the beginning of the path to something very deep in a tree; an empty path if nothing is. It doesn't recurse."""
-    waiting: list[tuple[int, Path, Any]] = [(0, (), tree)]
-    while waiting:
-        depth, path, value = waiting.pop()
-        if depth == _DEEP:
-            return path
-        node = one_level(value)
-        for entry, child in zip(entries_of(type(value), node[0]), node[1], strict=True) if node else ():
-            waiting.append((depth + 1, (*path, entry)[:_SHOWN], child))
-    return ()
-
-
-def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
+def _flatten_around(value: Any, leaves: list[mx.array], hidden: bool) -> Any:
     """As :func:`_flatten`, around modules: a module found here keeps its leaves and structure, which stands as its spec."""
     if isinstance(value, Instance):
         flat = flat_of(value)
@@ -284,21 +289,27 @@ def _flatten_around(value: Any, leaves: list[mx.array]) -> Any:
         return flat.structure
     node = None if isinstance(value, LEAF) else one_level(value)
     if node is None:
-        return _flatten(value, leaves)
+        spec = _flatten(value, leaves)
+        if type(spec) is Static and not hidden and (found := hidden_in(value)):
+            raise HiddenArrayError((), value, found)
+        return spec
     metadata, children = node
     for child in children:
         if type(child) is not _ARRAY and type(child) is not ShapeDtypeStruct:
-            return type(value), metadata, tuple([_flatten_around(child, leaves) for child in children])
+            return type(value), metadata, tuple([_flatten_around(child, leaves, hidden) for child in children])
     leaves += children
     return type(value), metadata, len(children)
 
 
-def _foreign_arrays(path: Path, value: Any) -> Iterator[ForeignArrayError]:
+def _no_leaves(path: Path, value: Any, hidden: bool) -> Iterator[TypeError]:
+    node = one_level(value)
     if is_foreign_array(value):
         yield ForeignArrayError(path, value)
-    node = one_level(value)
+    elif node is None and not hidden and not isinstance(value, LEAF) and (found := hidden_in(value)):
+        yield HiddenArrayError(path, value, found)
+    hidden = hidden or isinstance(value, Instance)  # which is checked as it is built
     for entry, child in zip(entries_of(type(value), node[0]), node[1], strict=True) if node else ():
-        yield from _foreign_arrays((*path, entry), child)
+        yield from _no_leaves((*path, entry), child, hidden)
 
 
 def _flatten(value: Any, leaves: list[mx.array]) -> Any:

@@ -26,8 +26,8 @@ class _Quantized(Module):
     """Hold a weight that is quantized for good."""
 
     weight: mx.array = buffer()
-    scales: mx.array = buffer()
-    biases: mx.array | None = buffer()
+    scales: mx.array = buffer(cast=True)
+    biases: mx.array | None = buffer(cast=True)
     group_size: int = static()
     bits: int = static()
     mode: str = static()

@@ -60,7 +60,7 @@ class Packed(Module, Generic[T]):
 
     vectors: Mapping[str, mx.array]
     large: tuple[mx.array, ...]
-    rest: tuple[mx.array, ...] = buffer()
+    rest: tuple[mx.array, ...] = buffer(cast=True)  # frozen parameters among them
     layout: _Layout = static()
 
     def unpack(self) -> T:

@@ -62,7 +62,7 @@ class OptimizerState(State):
     step: mx.array = buffer()
     hyperparameters: Mapping[str, mx.array] = buffer(cast=False)
     configured: tuple[mx.array, ...] = buffer(cast=False)
-    slots: Mapping[str, Mapping[str, mx.array]] = buffer()
+    slots: Mapping[str, Mapping[str, mx.array]] = buffer(cast=True)  # as the parameters are
     rule: str = static()
 
 

@@ -21,6 +21,6 @@ def unbind(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...],
         return type(fn).__call__, (fn,), {}
     if isinstance(fn, types.MethodType) and isinstance(fn.__self__, Node):
         return fn.__func__, (fn.__self__,), {}
-    if isinstance(fn, Wrapped) and flat_of(fn).leaves:
+    if isinstance(fn, Wrapped) and flat_of(fn, hidden=True).leaves:
         return type(fn).__call__, (fn,), {}
     return fn, (), {}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import mlx.core as mx
 
-from ..core.structure import Structure
+from ..core.instance import Instance
+from ..core.levels import tree_level
+from ..core.shapes import LEAF
+from ..core.structure import Structure, flat_of
+from ..core.words import function_name, keystr
 from ..tree.functions import flatten, unflatten
 from .binding import unbind
 from .jit.compiled import outliving
+from .jit.jitted import Jitted
 from .jit.passing import Inputs, Origins, put_back
 from .random import restore_state, saved_state, unchanged_state
+from .reached import reader_of, require_reached
 from .stateful import recording
 from .vmap import mapping
 from .wrapping import RUNS_LATER, Wrapped, require_runs_when_called
@@ -27,8 +34,8 @@ def checkpoint(fn: Callable[P, R]) -> Checkpointed[P, R]:
 
     When gradients are computed, ``fn`` runs again to recompute its intermediate results. Values, gradients and random numbers
     are those of ``fn``, dropout masks included. Gradients reach every array in the arguments, in the module that ``fn`` is or
-    is a method of, and in the closure and the defaults of ``fn``. Arrays that it reaches in another way, such as global
-    variables, are constants.
+    is a method of, and in the closure and the defaults of ``fn``, and of functions and partial functions in these. Arrays that
+    it reaches in another way, such as global variables, are constants.
 
     Inside :func:`vmap`, which MLX can't combine with this, and inside :func:`stateful` nothing is computed again.
 
@@ -39,7 +46,8 @@ def checkpoint(fn: Callable[P, R]) -> Checkpointed[P, R]:
         A function of the same arguments.
 
     Raises:
-        TypeError: If ``fn`` can't be called, or is a generator or coroutine function.
+        TypeError: If ``fn`` can't be called, or is a generator or coroutine function; when called, if an argument, or an object
+            that ``fn`` is or reads, hides arrays.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.Linear(2, 1)
@@ -64,8 +72,14 @@ class Checkpointed(Wrapped[P, R]):
         if recording() or mapping():
             return self.__wrapped__(*args, **kwargs)
         inner, bound_args, bound_kwargs = unbind(self.__wrapped__)
-        captured, with_captured = _scope(inner)
-        leaves, structure = flatten((captured, (*bound_args, *args), {**bound_kwargs, **kwargs}))
+        positional, named = (*bound_args, *args), {**bound_kwargs, **kwargs}
+        name = function_name(inner)
+        given = [_opened(inner, name, reader_of(inner))]
+        for place, value in [*enumerate(positional), *named.items()]:
+            opened = _opened(value, f"argument {place} of {name}")
+            given.append(opened if opened[0] else ([value], next))
+        flat = flat_of([tree for trees, _ in given for tree in trees], hidden=True)
+        leaves, structure = flat.leaves, flat.structure
         differs = [_differentiable(leaf) for leaf in leaves]
         floats = [leaf for leaf, differentiable in zip(leaves, differs, strict=True) if differentiable]
         begin = saved_state()
@@ -77,10 +91,12 @@ class Checkpointed(Wrapped[P, R]):
                 restore_state(begin)
                 started = saved_state()
                 rest = iter(inputs)
-                given = [next(rest) if differentiable else leaf for leaf, differentiable in zip(leaves, differs, strict=True)]
-                passing = Inputs(given)
-                trees, positional, named = unflatten(structure, given)
-                out, out_structure = flatten(with_captured(iter(trees))(*positional, **named))
+                arrays = [next(rest) if differentiable else leaf for leaf, differentiable in zip(leaves, differs, strict=True)]
+                passing = Inputs(arrays)
+                trees = iter(unflatten(structure, arrays))
+                call, *values = [make(trees) for _, make in given]
+                keywords = dict(zip(named, values[len(positional) :], strict=True))
+                out, out_structure = flatten(call(*values[: len(positional)], **keywords))
                 drawn = saved_state()
             computed, origins = passing.separate(out)
             if first is None:
@@ -115,35 +131,75 @@ class _Run(NamedTuple):
     state: mx.array | None
 
 
-def _differentiable(leaf: mx.array) -> bool:
+def _differentiable(leaf: Any) -> bool:
     return mx.issubdtype(leaf.dtype, mx.inexact)
 
 
-def _scope(fn: Any, around: tuple[Any, ...] = ()) -> tuple[list[Any], Callable[[Iterator[Any]], Any]]:
-    """Return the differentiable trees in a function's closure and defaults, and a function that makes it anew with others.
+# The differentiable trees in a value, and a function that makes the value anew with others in their place.
+_Opened = tuple[list[Any], Callable[[Iterator[Any]], Any]]
 
-    MLX would take these arrays for constants. Functions in the closure are looked into too.
+
+def _opened(value: Any, place: str, reader: Any = None, around: tuple[Any, ...] = ()) -> _Opened:
+    """Find the differentiable trees in a value, and in the closures and defaults of functions in it.
+
+    MLX would take these arrays for constants.
+
+    Args:
+        value: A function, an argument, or what one of these holds.
+        place: What to call it in an error.
+        reader: The innermost function that it belongs to, if it is no argument.
+        around: The functions that it is in.
+
+    Raises:
+        TypeError: If it is an object that hides arrays.
     """
-    if isinstance(fn, types.FunctionType) and fn not in around:
-        cells = fn.__closure__ or ()
-        values = [*map(_contents, cells), *(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
-        inside = [_scope(value, (*around, fn)) for value in values]
-        trees = [tree for found, _ in inside for tree in found]
-        if trees:
-            return trees, lambda rest: _with_scope(fn, [make(rest) if found else None for found, make in inside])
-    elif any(_differentiable(leaf) for leaf in flatten(fn)[0]):
-        return [fn], next
-    return [], lambda rest: fn
+    if isinstance(value, LEAF):
+        return ([value], next) if _differentiable(value) else ([], lambda rest: value)
+    if isinstance(value, Instance | Jitted):  # a jitted function made anew would be traced anew
+        differentiable = any(map(_differentiable, flat_of(value, hidden=True).leaves))
+        return ([value], next) if differentiable else ([], lambda rest: value)
+    if isinstance(value, types.FunctionType):
+        if any(value is each for each in around):
+            return [], lambda rest: value
+        parts = [_opened(each, name, value, (*around, value)) for name, each in _variables(value)]
+        return _joined(value, parts, lambda new: _with_variables(value, new))
+    if isinstance(value, functools.partial):
+        held = [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
+        parts = [_opened(each, f"{name} of {place}", reader, around) for name, each in held]
+        return _joined(value, parts, lambda new: functools.partial(new[0], *new[1], **new[2]))
+    level = tree_level(value)
+    if level is None:
+        require_reached("fl.checkpoint", "their gradients would be zero", place, value, reader)
+        return [], lambda rest: value
+    if isinstance(value, types.MethodType):
+        reader = value.__func__
+    parts = [_opened(child, keystr((place, entry)), reader, around) for entry, child in zip(*level[:2], strict=True)]
+    if all(make is next for found, make in parts if found):
+        return ([value], next) if any(found for found, _ in parts) else ([], lambda rest: value)
+    return _joined(value, parts, level.make)
 
 
-def _with_scope(fn: types.FunctionType, new: list[Any]) -> types.FunctionType:
-    """Make a function anew, with those of the new values for its closure and defaults that are not ``None``."""
+def _joined(value: Any, parts: Sequence[_Opened], make: Callable[[list[Any]], Any]) -> _Opened:
+    """Put the parts of a value together."""
+    trees = [tree for found, _ in parts for tree in found]
+    return (trees, lambda rest: make([part(rest) for _, part in parts])) if trees else ([], lambda rest: value)
+
+
+def _variables(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of what is in a function's closure and defaults."""
+    yield from zip(fn.__code__.co_freevars, map(_contents, fn.__closure__ or ()), strict=True)
+    yield from [("a default", value) for value in fn.__defaults__ or ()]
+    yield from (fn.__kwdefaults__ or {}).items()
+
+
+def _with_variables(fn: types.FunctionType, new: list[Any]) -> types.FunctionType:
+    """Make a function anew with other values for its closure and defaults."""
     cells, defaults, named = fn.__closure__ or (), fn.__defaults__ or (), fn.__kwdefaults__ or {}
     values = iter(new)
-    closure = tuple([cell if (value := next(values)) is None else types.CellType(value) for cell in cells])
-    positional = tuple([old if (value := next(values)) is None else value for old in defaults])
+    closure = tuple([cell if (value := next(values)) is _contents(cell) else types.CellType(value) for cell in cells])
+    positional = tuple([next(values) for _ in defaults])
     changed = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, positional, closure)
-    changed.__kwdefaults__ = {name: old if (value := next(values)) is None else value for name, old in named.items()}
+    changed.__kwdefaults__ = {name: next(values) for name in named}
     return changed
 
 

@@ -41,10 +41,7 @@ class _Leaving:
     is given to call refers to this and is dropped with the call, and no frame of a traceback refers to it.
     """
 
-    __slots__ = ("__weakref__", "undo")
-
-    def __init__(self) -> None:
-        self.undo: Undo | None = None
+    undo: Undo | None = None  # of the class, so that it is there at whatever instruction an interrupt comes
 
     def __del__(self) -> None:
         if self.undo is not None:

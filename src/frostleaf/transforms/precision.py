@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import attrs
 import mlx.core as mx
 
+from ..core import fields
+from ..core.instance import Metadata
+from ..core.levels import entries_of
 from ..core.pickling import from_picklable, to_picklable
+from ..core.sharing import with_leaves
+from ..core.structure import Structure, child_specs, flat_of
 from ..core.words import describe
-from ..edits.casting import astype
+from ..edits.casting import astype, is_floating
 from ..tree.functions import flatten, unflatten
 from .binding import unbind
+from .reached import require_reached_by
 from .wrapping import Wrapped
 
 P = ParamSpec("P")
@@ -34,7 +40,9 @@ class Policy:
     time, and yet small updates are not lost in the parameters: Micikevicius et al., `Mixed precision training
     <https://arxiv.org/abs/1710.03740>`_. For ``mx.float16``, whose range is small, see also :class:`fl.optim.DynamicLossScale`.
 
-    Only floating-point arrays are cast, those of quantized layers included (see :meth:`Module.astype`).
+    Only floating-point arrays are cast, those of quantized layers included (see :meth:`Module.astype`). The buffers of modules
+    in training mode stay as they are, such as running statistics, which half precision would hardly let move: what a layer
+    records in them has their dtype. A buffer that is only read, and is to be cast, is declared with ``fl.buffer(cast=True)``.
 
     Args:
         param_dtype: The dtype of the parameters, of their gradients and of the optimizer's state. Default: ``mx.float32``.
@@ -42,7 +50,8 @@ class Policy:
         output_dtype: The dtype of results. Default: ``mx.float32``.
 
     Raises:
-        TypeError: If one of them is not a floating-point dtype.
+        TypeError: If one of them is not a floating-point dtype; when what :meth:`wrap` returned is called, if an argument, or
+            an object that the function is or is a method of, hides arrays.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> policy = fl.Policy(compute_dtype=mx.bfloat16)
@@ -72,8 +81,9 @@ class Policy:
         return astype(tree, self.param_dtype)
 
     def cast_to_compute(self, tree: T) -> T:
-        """Cast the floating-point arrays of a tree to ``compute_dtype``."""
-        return astype(tree, self.compute_dtype)
+        """Cast the floating-point arrays of a tree to ``compute_dtype``, but for buffers of modules in training mode."""
+        leaves, structure = flatten(tree)
+        return with_leaves(tree, _cast(leaves, structure, self.compute_dtype))  # type: ignore[no-any-return]
 
     def cast_to_output(self, tree: T) -> T:
         """Cast the floating-point arrays of a tree to ``output_dtype``."""
@@ -91,14 +101,51 @@ class WithPolicy(Wrapped[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         policy: Policy = self.options
         fn, bound_args, bound_kwargs = unbind(self.__wrapped__)
-        args, kwargs = (*bound_args, *args), {**bound_kwargs, **kwargs}  # type: ignore[assignment]
-        given = flatten((fn, args, kwargs))[0]
-        cast, structure = flatten(policy.cast_to_compute((fn, args, kwargs)))
+        require_reached_by("fl.Policy", "they would not be cast", fn)
+        called = fn if flat_of(fn, hidden=True).leaves else None
+        tree = ((*bound_args, *args), {**bound_kwargs, **kwargs}, called)
+        given, structure = flatten(tree)
+        cast = _cast(given, structure, policy.compute_dtype)
         originals = {id(new): old for new, old in zip(cast, given, strict=True)}
-        fn, args, kwargs = unflatten(structure, cast)
-        out, structure = flatten(fn(*args, **kwargs))
+        positional, named, called = unflatten(structure, cast)
+        out, structure = flatten((fn if called is None else called)(*positional, **named))
         new = [originals[id(leaf)] if id(leaf) in originals else policy.cast_to_output(leaf) for leaf in out]
         return unflatten(structure, new)  # type: ignore[no-any-return]
+
+
+def _cast(leaves: Sequence[mx.array], structure: Structure, dtype: mx.Dtype) -> list[mx.array]:
+    """Cast the floating-point leaves of a tree, but for those that a function may record anew."""
+    casts = structure.remember(_casts)
+    return [
+        leaf.astype(dtype) if cast and leaf.dtype != dtype and is_floating(leaf.dtype) else leaf
+        for leaf, cast in zip(leaves, casts, strict=True)
+    ]
+
+
+def _casts(structure: Structure) -> tuple[bool, ...]:
+    return tuple(_casts_in(structure, True, False))
+
+
+def _casts_in(spec: Any, casts: bool, records: bool) -> Iterator[bool]:
+    """Yield for each leaf whether it is cast.
+
+    Args:
+        spec: A structure or a spec.
+        casts: Whether the fields that hold it are cast.
+        records: Whether the innermost of them is a buffer that a module in training mode may record anew.
+    """
+    if isinstance(spec, Structure):
+        spec = spec.spec
+    if spec is mx.array:
+        yield casts and not records
+    elif isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
+            if type(metadata) is Metadata:
+                field = kind.__frostleaf__.fields[entry]
+                yield from _casts_in(child, casts and fields.cast(field), metadata.training and fields.is_state(field))
+            else:
+                yield from _casts_in(child, casts, records)
 
 
 def _policy(dtypes: Any) -> Policy:

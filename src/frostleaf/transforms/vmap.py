@@ -8,9 +8,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
 
-from ..core.structure import Structure
+from ..core.structure import Structure, flat_of
 from ..core.words import describe, function_name, keystr, listed
-from ..tree.functions import flatten, unflatten
+from ..tree.functions import unflatten
 from ..tree.prefixes import argument, broadcast_prefix
 from .context import override, setting
 from .jit.captured import depends, require_visible
@@ -72,7 +72,9 @@ class Vmapped(Wrapped[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         fn, (in_axes, out_axes) = self.__wrapped__, self.options
         name = function_name(fn)
-        leaves, structure = flatten(args)
+        flat_of(_mapped(in_axes, args))  # raises where arrays are hidden, that no index would have its own part of
+        given = flat_of(args, hidden=True)
+        leaves, structure = given.leaves, given.structure
         axes = _in_axes(in_axes, args, kwargs, name)
         mapped = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis is not None]
         out_leaves: list[mx.array] = []
@@ -83,10 +85,11 @@ class Vmapped(Wrapped[P, R]):
         def on_leaves(*examples: mx.array) -> list[mx.array]:
             nonlocal out_structure, out_leaves, positions
             rest = iter(examples)
-            given = [leaf if axis is None else next(rest) for leaf, axis in zip(leaves, axes, strict=True)]
+            example = [leaf if axis is None else next(rest) for leaf, axis in zip(leaves, axes, strict=True)]
             with explained("fl.vmap", fn):
-                out = _without_records(fn, name, unflatten(structure, given), kwargs)
-            out_leaves, out_structure = flatten(out)
+                out = _without_records(fn, name, unflatten(structure, example), kwargs)
+            flat = flat_of(out, hidden=True)
+            out_leaves, out_structure = flat.leaves, flat.structure
             require_visible("fl.vmap", name, out_structure, examples)
             positions = _out_axes(out_axes, out, examples, name)
             batched = [leaf for leaf, axis in zip(out_leaves, positions, strict=True) if axis is not None]
@@ -132,6 +135,12 @@ def _without_records(fn: Callable[..., Any], name: str, args: Any, kwargs: dict[
         if here[key] is not outer.get(key):
             raise RuntimeError(RECORDED.format(cls=type(module).__name__, fn=name))
     return out
+
+
+def _mapped(in_axes: Any, args: tuple[Any, ...]) -> list[Any]:
+    """Return the arguments, and ``None`` for each that every index shares as a whole."""
+    axes = in_axes if isinstance(in_axes, tuple | list) else [in_axes] * len(args)
+    return [None if axis is None else arg for axis, arg in zip(axes, args, strict=False)]
 
 
 def _in_axes(in_axes: Any, args: tuple[Any, ...], named: Iterable[str], name: str) -> list[int | None]:

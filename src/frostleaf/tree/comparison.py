@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..core.containers import static_key
 from ..core.definition import Node
+from ..core.depth import tells_depth
 from ..core.instance import Metadata, metadata_of
 from ..core.shapes import LEAF
 from ..core.structure import Structure, flat_of
@@ -95,6 +96,7 @@ def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, e
     return all(bool(mx.allclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan)) for a, b in arrays)
 
 
+@tells_depth
 def diff(left: Any, right: Any) -> Diff:
     """List where two trees differ: in classes, modes, frozen names, ties, static values, dtypes, shapes or values.
 

@@ -48,7 +48,7 @@ def broadcast_prefix(prefix: Any, tree: Any, what: str) -> Iterator[tuple[Path, 
     """
     found: list[Any] = []
     _align(tree, prefix, _prefix_node, what, (), found)
-    flat = flat_of(tree)
+    flat = flat_of(tree, hidden=True)  # what a prefix may go with is for the caller to say
     return zip(flat.structure.leaf_paths(), flat.leaves, found, strict=True)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.construction import evolve
 from ..core.definition import Node
+from ..core.depth import tells_depth
 from ..core.instance import field_values, metadata_of
 from ..core.levels import Level, tree_level
 from ..core.words import Path, keystr
@@ -28,6 +29,7 @@ class Descend:
     """What ``enter`` returns in :func:`rewrite` to keep a value and go on with its children."""
 
 
+@tells_depth
 def rewrite(
     value: Any,
     enter: Callable[[Path, Any], Any] | None = None,
@@ -49,6 +51,17 @@ def rewrite(
         convert: Whether the converters and validators of fields run on new values.
         tied: The paths of the tied places in the modules around ``value``.
     """
+    return _rewrite(value, enter, leave, path, convert, tied)
+
+
+def _rewrite(
+    value: Any,
+    enter: Callable[[Path, Any], Any] | None,
+    leave: Callable[[Path, Any], Any] | None,
+    path: Path,
+    convert: bool,
+    tied: frozenset[Path],
+) -> Any:
     if tied and path in tied and not isinstance(value, Node):
         return value
     if enter is not None:
@@ -59,7 +72,7 @@ def rewrite(
     if here is not None and len(here.children):
         tied |= ties_in(value, path)
         new = [
-            rewrite(child, enter, leave, (*path, entry), convert, tied)
+            _rewrite(child, enter, leave, (*path, entry), convert, tied)
             for entry, child in zip(here.entries, here.children, strict=True)
         ]
         if any(after is not before for after, before in zip(new, here.children, strict=True)):

@@ -169,7 +169,7 @@ def _in_fields(structure: Structure, above: Path) -> Iterator[tuple[str, Path, A
         if isinstance(spec, tuple) and isinstance(spec[1], Metadata):
             for field, held in spec[1].static.items():
                 place = (*above, *path, field)
-                inner = flat_of(held).structure
+                inner = flat_of(held, hidden=True).structure
                 yield from [(field, (*place, *inside), value) for inside, value in inner.static_values()]
                 yield from _in_fields(inner, place)
 

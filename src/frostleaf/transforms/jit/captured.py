@@ -149,13 +149,14 @@ def is_from_outside(value: Any, fn: Any, static: Iterable[tuple[str, Any]]) -> b
     return any(each is value for _, each in (*static, *_outside(fn, static, ())))
 
 
-def names_read_by(fn: Any, classes: Iterable[type], of_variables: bool = False) -> set[str]:
+def names_read_by(fn: Any, classes: Iterable[type], of_variables: bool = False, called: bool = True) -> set[str]:
     """Return the names of the attributes that a function reads, if only in a method of one of the classes, whose name it reads.
 
-    With ``of_variables`` only those that are read of something with a name that is not global, such as an argument.
+    With ``of_variables`` only those that are read of something with a name that is not global, such as an argument. No name
+    tells whether the function calls an instance: it may, unless none is ``called``.
     """
     own = list(_functions(fn))
-    functions = [*own, *_methods(classes, {"__call__"}.union(*map(_attribute_names, own)))]
+    functions = [*own, *_methods(classes, set({"__call__"} if called else ()).union(*map(_attribute_names, own)))]
     return set().union(*map(_names_of_variables if of_variables else _attribute_names, functions))
 
 

@@ -35,7 +35,7 @@ class Arguments:
     """
 
     def __init__(self, values: Sequence[Any], names: Sequence[str], inputs: Inputs) -> None:
-        given = [(name, value, flat_of(value)) for name, value in zip(names, values, strict=True)]
+        given = [(name, value, flat_of(value, hidden=True)) for name, value in zip(names, values, strict=True)]
         # A class may make its arrays anew whenever it is taken apart, and then nothing can be told.
         self._given = [each for each in given if all(map(inputs.has, each[2].leaves))]
 
@@ -61,7 +61,7 @@ class Arguments:
 def _changed(value: Any, begun: Flat, assigned: Set[int]) -> Iterator[Path]:
     """Yield the paths of what is not as it was."""
     try:
-        flat = flat_of(value)
+        flat = flat_of(value, hidden=True)
     except TypeError:  # what it was given is no tree
         now = {}
     else:

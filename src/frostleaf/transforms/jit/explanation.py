@@ -109,7 +109,10 @@ def _seen(spec: Any, known: dict[Metadata, Metadata]) -> Any:
     kind, metadata, specs = spec
     if isinstance(metadata, Metadata):
         if metadata not in known:
-            static = {name: unflatten(remembered(flat_of(each).structure), iter(())) for name, each in metadata.static.items()}
+            static = {
+                name: unflatten(remembered(flat_of(each, hidden=True).structure), iter(()))
+                for name, each in metadata.static.items()
+            }
             known[metadata] = Metadata(static, metadata.training, metadata.frozen, metadata.ties)
         metadata = known[metadata]
     return kind, metadata, specs if isinstance(specs, int) else tuple([_seen(each, known) for each in specs])

@@ -227,7 +227,7 @@ class Jitted(Wrapped[P, R]):
                     given.append(value)
                     key.append(mx.array if traces.shapeless else (value.shape, value.dtype))
                 else:
-                    flat = flat_of(value)
+                    flat = flat_of(value, hidden=True)
                     given += flat.leaves
                     key.append(flat.structure if traces.shapeless else flat.signature or flat.signed())
             # Most calls are like the one before, and comparing is faster than hashing.
@@ -269,7 +269,7 @@ class Jitted(Wrapped[P, R]):
             traces.row.end()
         if traces.latest is not _NONE_YET:  # as the call before left it if it was traced
             traces.row.clear()
-        structures = tuple([flat_of(value).structure for value in values])
+        structures = tuple([flat_of(value, hidden=True).structure for value in values])
         arguments = [self._argument(position, len(values), names) for position in range(len(values))]
         program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history)
         program.used = _tick()
@@ -368,7 +368,7 @@ class Jitted(Wrapped[P, R]):
         for position, argument in enumerate(values):
             name = self._argument(position, len(values), names)
             try:
-                found = list(flat_of(argument).structure.static_values())
+                found = list(flat_of(argument, hidden=True).structure.static_values())
             except ForeignArrayError as error:
                 found = [(error.path, error.value)]
             yield from [(keystr((name, *path)), value) for path, value in found]
@@ -377,7 +377,7 @@ class Jitted(Wrapped[P, R]):
         self, values: Sequence[Any], names: Sequence[str], classes: Sequence[type]
     ) -> Iterator[tuple[str, Any]]:
         for position, argument in enumerate(values):
-            found = objects_in_fields(self._fn, flat_of(argument).structure, classes)
+            found = objects_in_fields(self._fn, flat_of(argument, hidden=True).structure, classes)
             yield from [(keystr((self._argument(position, len(values), names), *path)), value) for path, value in found]
 
     def _argument(self, position: int, count: int, names: Sequence[str]) -> str:
@@ -403,7 +403,7 @@ def _parameters(fn: Any) -> list[inspect.Parameter]:
 
 def _classes(values: Sequence[Any]) -> list[type]:
     """Return the classes of the modules in the arguments."""
-    return list(dict.fromkeys([each for value in values for each in flat_of(value).structure.module_classes()]))
+    return list(dict.fromkeys([each for value in values for each in flat_of(value, hidden=True).structure.module_classes()]))
 
 
 def _restore(fn: Any, shapeless: bool, max_traces: int | None) -> Jitted[..., Any]:

@@ -76,7 +76,7 @@ class Program:
             positional = len(values) - len(names)
             with explained("fl.jit", fn):
                 result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
-            out = flat_of(result)
+            out = flat_of(result, hidden=True)
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
             given = [
                 (keystr((name, *path)), value)
@@ -173,6 +173,8 @@ class Program:
         return any(each.value is None for each in self._references)
 
     def __del__(self, dropped: Dropped = dropped) -> None:
+        if not hasattr(self, "_compiled"):  # it was interrupted before it could trace anything
+            return
         self._shell.retire()
         dropped.add(self._compiled, self._shell)
         del self._compiled
