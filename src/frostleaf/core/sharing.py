@@ -28,11 +28,10 @@ def with_leaves(tree: Any, leaves: Sequence[Any], convert: bool = False) -> Any:
         leaves: As many arrays as it has leaves, in order.
         convert: Whether the converters and validators of fields run on new values.
     """
-    structure = flat_of(tree).structure
     evolved: list[Any] = []
     new = _with_leaves(tree, iter(leaves), evolved if convert else None)
     if isinstance(new, Instance) and new is not tree and not evolved:
-        keep_flat(new, Flat([*leaves], structure, checked=False))
+        keep_flat(new, Flat([*leaves], flat_of(tree).structure, checked=False))
     return new
 
 

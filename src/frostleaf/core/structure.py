@@ -53,6 +53,10 @@ class Structure:
             result = self._remembered[work_out] = work_out(self)
             return result
 
+    @property
+    def is_of_module(self) -> bool:
+        return type(self.spec) is tuple and type(self.spec[1]) is Metadata
+
     def leaf_paths(self) -> tuple[Path, ...]:
         """Return the path of each array: the names, keys and indices that lead to it."""
         return self.remember(_leaf_paths)
@@ -349,6 +353,12 @@ def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | N
             keep_flat(tree, Flat(own, spec, checked=False))
         return tree
     return spec.value if static is None else static(spec.value)
+
+
+def unflatten_late(structure: Structure, leaves: Sequence[mx.array]) -> Any:
+    """Put a tree together from arrays: a module when something first looks inside it, if its class allows that."""
+    is_late = structure.is_of_module and structure.spec[0].__frostleaf__.deferrable
+    return unflatten(Deferred(structure, None) if is_late else structure, iter(leaves))
 
 
 def defer(spec: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:

@@ -20,7 +20,7 @@ from ..core.instance import Definition, Metadata, children_of, level_of, metadat
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
 from ..core.sharing import change_modules, remade
-from ..core.structure import Structure, child_specs, flat_of, leaf_fields
+from ..core.structure import Flat, Structure, child_specs, flat_of, leaf_fields
 from ..core.words import Path, describe, keystr
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
@@ -106,13 +106,39 @@ def trainable(tree: Any) -> list[bool]:
 
     An array outside any module is a parameter.
     """
-    flat = flat_of(tree)
-    floating: dict[mx.Dtype, bool] = {}
-    for leaf in flat.leaves:
-        if leaf.dtype not in floating:
-            floating[leaf.dtype] = mx.issubdtype(leaf.dtype, mx.floating)
+    return trainable_leaves(flat_of(tree))
+
+
+def trainable_leaves(flat: Flat) -> list[bool]:
+    """Return the same of a tree that was taken apart."""
     trained = flat.structure.remember(_trained)
-    return [trains and floating[leaf.dtype] for trains, leaf in zip(trained, flat.leaves, strict=True)]
+    dtypes = [leaf.dtype for leaf in flat.leaves]
+    floating = {dtype for dtype in {*dtypes} if mx.issubdtype(dtype, mx.floating)}
+    return [trains and dtype in floating for trains, dtype in zip(trained, dtypes, strict=True)]
+
+
+def gradient_structure(structure: Structure, trained: Sequence[bool]) -> Structure:
+    """Return the structure of a module's gradients, which have ``None`` for each leaf that is not trained."""
+    known, key = structure.remember(_gradient_structures), tuple(trained)
+    if key not in known:
+        spec = _gradient_spec(structure.spec, iter(key))
+        known[key] = None if spec == structure.spec else Structure(spec, sum(key))
+    return known[key] or structure
+
+
+def _gradient_structures(structure: Structure) -> dict[tuple[bool, ...], Structure | None]:
+    """Return what is known of them: for what is trained the structure, or ``None`` for that of the module itself."""
+    return {}
+
+
+def _gradient_spec(spec: Any, trained: Iterator[bool]) -> Any:
+    if spec is mx.array:
+        return mx.array if next(trained) else None
+    if type(spec) is not tuple:
+        return None
+    kind, metadata, specs = spec
+    new = tuple([_gradient_spec(child, trained) for child in child_specs(specs)])
+    return kind, metadata, len(new) if all(child is mx.array for child in new) else new
 
 
 def _trained(structure: Structure) -> tuple[bool, ...]:
