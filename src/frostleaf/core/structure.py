@@ -93,7 +93,23 @@ def _leaf_paths(structure: Structure) -> tuple[Path, ...]:
 
 
 def _leaf_names(structure: Structure) -> tuple[str, ...]:
-    return tuple([keystr(path) for path in structure.leaf_paths()])
+    return tuple(_names_below(structure.spec, ""))
+
+
+def _names_below(spec: Any, prefix: str) -> Iterator[str]:
+    """Yield the name of each array, which is faster than by its path."""
+    if isinstance(spec, Structure):
+        spec = spec.spec
+    if spec is mx.array:
+        yield prefix[:-1]
+    elif isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        names = [f"{prefix}{entry!s}" for entry in entries_of(kind, metadata)]
+        if isinstance(specs, int):
+            yield from names
+        else:
+            for name, child in zip(names, specs, strict=True):
+                yield from _names_below(child, f"{name}.")
 
 
 class Signature:
@@ -396,6 +412,18 @@ def specs_in(spec: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from specs_in(child, (*path, entry))
 
 
+def kinds_below(spec: Any) -> Iterator[type]:
+    """Yield the class of each node below the outermost."""
+    if isinstance(spec, Structure):
+        spec = spec.spec
+    if isinstance(spec, tuple) and not isinstance(spec[2], int):
+        for child in spec[2]:
+            child = child.spec if isinstance(child, Structure) else child
+            if isinstance(child, tuple):
+                yield child[0]
+                yield from kinds_below(child)
+
+
 def leaf_fields(structure: Structure) -> tuple[tuple[Attribute[Any], ...], ...]:
     """Return for each leaf the fields that hold it, from the outermost module to the innermost."""
     return tuple(_fields_above_leaves(structure.spec, ()))
@@ -409,6 +437,9 @@ def _fields_above_leaves(spec: Any, above: tuple[Attribute[Any], ...]) -> Iterat
     elif isinstance(spec, tuple):
         kind, metadata, specs = spec
         fields = kind.__frostleaf__.fields if type(metadata) is Metadata else {}
+        if isinstance(specs, int) and not fields:
+            yield from [above] * specs
+            return
         for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
             yield from _fields_above_leaves(child, (*above, fields[entry]) if fields else above)
 

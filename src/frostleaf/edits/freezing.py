@@ -186,6 +186,9 @@ def _frozen(spec: Any, path: Path = (), around: Metadata | None = None, frozen: 
         if is_module:
             frozen = frozen or (around is not None and around.freezes(path))
             path, around = (), metadata
+        if isinstance(specs, int) and (around is None or not around.frozen):
+            yield from [frozen] * specs
+            return
         for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
             yield from _frozen(child, (*path, entry), around, frozen)
 

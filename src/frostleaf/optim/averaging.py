@@ -63,7 +63,7 @@ class EMA(StatefulWrapper):
         parameters = parameters_of(model)
         self._require_match(parameters, state, "averaged")
         averages = {name: state.average[name].astype(array.dtype) for name, array in parameters.arrays.items()}
-        return with_parameters(model, averages)
+        return with_parameters(parameters, averages)  # type: ignore[no-any-return]
 
     def _init(self, parameters: Parameters) -> EMAState:
         return EMAState(self.optimizer._init(parameters), _precise(parameters.arrays))

@@ -149,7 +149,7 @@ class Optimizer(Node):
         parameters = parameters_of(model)
         self._require_match(parameters, state, "update")
         new, after = self._update(parameters, gradients_of(parameters, grads), state)
-        return with_parameters(model, new), after
+        return with_parameters(parameters, new), after
 
     def adapt(self, state: S, model: Any) -> S:
         """Return the state for this optimizer and a model that was frozen, unfrozen or changed, with what applies carried over.

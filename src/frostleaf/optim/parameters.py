@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from operator import is_
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import attrs
 import mlx.core as mx
 
-from ..core.structure import Structure, flat_of, specs_in
+from ..core.instance import Instance, Metadata, flat_kept
+from ..core.sharing import with_leaves
+from ..core.structure import Flat, Structure, flat_of, kinds_below, unflatten_late
 from ..core.words import describe
-from ..edits.freezing import trainable
-from ..tree.functions import flatten, unflatten
+from ..edits.freezing import gradient_structure, trainable_leaves
+from ..tree.functions import flatten
 from ..tree.prefixes import flatten_up_to
 from ..tree.selecting import Where, mask
 from ..tree.vectors import concatenate
+from .contents import are_arrays, kinds_of
 from .packing import LARGE, REST, Packed
-
-T = TypeVar("T")
 
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
 
@@ -31,10 +33,12 @@ class Parameters:
     Attributes:
         arrays: By dotted path, in the order of the model's leaves. Of a packed model they are its vectors and large arrays.
         model: The model.
+        flat: The model taken apart, if these are all of its trainable arrays.
     """
 
     arrays: Mapping[str, mx.array]
     model: Any
+    flat: Flat | None = attrs.field(default=None, repr=False, eq=False)
 
     @property
     def is_packed(self) -> bool:
@@ -61,14 +65,18 @@ def parameters_of(model: Any) -> Parameters:
     Raises:
         ValueError: If two have the same name, or there is a packed tree inside the model.
     """
-    leaves, structure = flatten(model)
+    flat = flat_of(model)
+    named = zip(flat.structure.remember(_distinct_names), flat.leaves, trainable_leaves(flat), strict=True)
+    return Parameters({name: leaf for name, leaf, trains in named if trains}, model, flat)
+
+
+def _distinct_names(structure: Structure) -> tuple[str, ...]:
     names = structure.leaf_names()
     if len(set(names)) < len(names):
         raise ValueError(SAME_NAME.format(name=Counter(names).most_common(1)[0][0]))
-    if any(path and type(spec) is tuple and spec[0] is Packed for path, spec in specs_in(structure)):
+    if Packed in kinds_below(structure):
         raise ValueError("there is a packed tree in what is to be trained. Pack the whole of it: fl.optim.pack(tree)")
-    named = zip(names, leaves, trainable(model), strict=True)
-    return Parameters({name: leaf for name, leaf, trains in named if trains}, model)
+    return names
 
 
 def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
@@ -86,11 +94,26 @@ def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
                 _check_gradient(name, leaf, gradient)
         packed = pack_gradients(model, found)
         return {name: packed[name] for name in arrays}
-    named = zip(_names(model), flatten_up_to(model, grads, "the gradient"), strict=True)
-    gradients = {name: gradient for name, gradient in named if name in arrays}
-    for name, array in arrays.items():
-        _check_gradient(name, array, gradients[name])
+    gradients = _gradients_in_order(parameters, grads)
+    if gradients is None:
+        named = zip(_names(model), flatten_up_to(model, grads, "the gradient"), strict=True)
+        gradients = {name: gradient for name, gradient in named if name in arrays}
+    if not are_arrays(gradients.values()) or kinds_of(gradients.values()) != kinds_of(arrays.values()):
+        for name, array in arrays.items():
+            _check_gradient(name, array, gradients[name])
     return gradients
+
+
+def _gradients_in_order(parameters: Parameters, grads: Any) -> dict[str, mx.array] | None:
+    """Return the gradients by name if they were taken apart before and are as :func:`frostleaf.grad` makes them of a module."""
+    flat = flat_kept(grads) if isinstance(grads, Instance) else None
+    if flat is None or parameters.flat is None or not flat.valid():
+        return None
+    structure, arrays = parameters.flat.structure, parameters.arrays
+    trained = [name in arrays for name in structure.leaf_names()]
+    if not structure.is_of_module or flat.structure != gradient_structure(structure, trained):
+        return None
+    return dict(zip(arrays, flat.leaves, strict=True))
 
 
 MIXED = "the gradients for the packed {dtype} parameters must be of one dtype, and {first!r} is {one} while {path!r} is {other}"
@@ -114,11 +137,31 @@ def pack_gradients(packed: Packed[Any], gradients: Sequence[Any]) -> dict[str, m
     return {**vectors, **{f"{LARGE}.{number}": array for number, array in enumerate(arrays[LARGE])}}
 
 
-def with_parameters(model: T, new: Mapping[str, mx.array]) -> T:
-    """Return the model with new arrays under the names given."""
-    leaves, structure = flatten(model)
-    named = zip(structure.leaf_names(), leaves, strict=True)
-    return unflatten(structure, [new.get(name, leaf) for name, leaf in named])  # type: ignore[no-any-return]
+def with_parameters(parameters: Parameters, new: Mapping[str, mx.array]) -> Any:
+    """Return the model with new arrays under the names given. It shares what has none."""
+    model, flat = parameters.model, parameters.flat or flat_of(parameters.model)
+    leaves = [new.get(name, leaf) for name, leaf in zip(flat.structure.leaf_names(), flat.leaves, strict=True)]
+    if not any(map(is_, leaves, flat.leaves)) and are_arrays(leaves) and flat.structure.remember(_has_arrays_everywhere):
+        return unflatten_late(flat.structure, leaves)
+    return with_leaves(model, leaves)
+
+
+def _has_arrays_everywhere(structure: Structure) -> bool:
+    """Return whether each module has arrays, so that a module with other arrays has none of its parts."""
+    counts: list[int] = []
+    _count_arrays(structure.spec, counts)
+    return structure.is_of_module and all(counts)
+
+
+def _count_arrays(spec: Any, of_modules: list[int]) -> int:
+    """Return the number of arrays, and append that of each module."""
+    if type(spec) is not tuple:
+        return int(spec is mx.array)
+    specs = spec[2]
+    count = specs if type(specs) is int else sum([_count_arrays(child, of_modules) for child in specs])
+    if type(spec[1]) is Metadata:
+        of_modules.append(count)
+    return count
 
 
 # What a selection selects depends on the structure alone, unless it is a predicate, which is shown the arrays.

@@ -15,7 +15,9 @@ import mlx.optimizers
 from ..core.fields import buffer, static
 from ..core.hidden import find_hidden
 from ..core.instance import Instance
+from ..core.structure import Structure, flat_of
 from ..core.words import describe, level_of_caller
+from .contents import Contents, Kind, are_arrays, kinds_of, layout_of, put_together, renewed, static_in, take_apart, values_in
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
@@ -137,41 +139,69 @@ class Rule(Optimizer):
         rule = self._new_rule()
         scalars = _scalars(rule)
         configured = tuple([scalars[name] for name in sorted(scalars)])
-        return OptimizerState(rule.step, scalars, configured, _slots(rule, parameters.arrays), self.rule.__name__)
+        empty = OptimizerState(rule.step, scalars, configured, {}, self.rule.__name__)
+        return renewed(empty, slots=self._new_slots(rule, parameters.arrays))
 
     def _update(
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: OptimizerState
     ) -> tuple[dict[str, mx.array], OptimizerState]:
-        rule = self._new_rule()
-        if parameters.arrays:
-            _warn_of_other_values(rule, state)
+        rule, arrays, before = self._new_rule(), parameters.arrays, take_apart(state)
+        if arrays:
+            _warn_of_other_values(rule, before)
+        other_dtypes = [gradients[name].dtype for name in arrays] != [array.dtype for array in arrays.values()]
+        then = {name: dict(slot) for name, slot in before.slots.items()} if other_dtypes else {}
         # Inside "slots" a parameter can have any name, "step" and "learning_rate" included.
-        slots = {name: dict(slot) for name, slot in state.slots.items()}
-        rule.state = {"step": state.step, **state.hyperparameters, "slots": slots}
-        arrays = {"slots": dict(parameters.arrays)}
-        updated = rule.apply_gradients({"slots": dict(gradients)}, arrays).get("slots", {})
-        after = rule.state["slots"]
-        if any(gradients[name].dtype != array.dtype for name, array in parameters.arrays.items()):
-            # The step was computed in the wider of the two dtypes.
-            updated = _in_dtypes_of(parameters.arrays, updated)
-            after = {name: _in_dtypes_of(slot, after[name]) for name, slot in state.slots.items()}
-        scalars = {name: rule.state[name] for name in state.hyperparameters}
-        own = zip(sorted(scalars), state.configured, strict=True)
+        rule.state = {"step": before.step, **before.hyperparameters, "slots": before.slots}
+        updated = _apply(rule, gradients, arrays)
+        slots = rule.state["slots"]
+        if other_dtypes:  # the step was computed in the wider of the two
+            updated = _in_dtypes_of(arrays, updated)
+            slots = {name: _in_dtypes_of(slot, slots[name]) for name, slot in then.items()}
+        scalars = {name: rule.state[name] for name in before.hyperparameters}
+        own = zip(sorted(scalars), before.configured, strict=True)
         configured = tuple([scalars[name] if name in rule._schedulers else value for name, value in own])
-        return updated, OptimizerState(rule.step, scalars, configured, after, state.rule)
+        after = Contents(rule.step, scalars, configured, slots)
+        made = put_together(state, after)
+        return updated, OptimizerState(*after, self.rule.__name__) if made is None else made
 
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
         if parameters.is_packed:
             raise ValueError(PACKED)
+        if self._fits(parameters.arrays, state):
+            return
         rule = self._new_rule()
         yield from _slot_differences("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
-        expected = _slots(rule, parameters.arrays)
+        expected = self._new_slots(rule, parameters.arrays)
         yield from (f"{name!r} is not trainable" for name in state.slots.keys() - expected.keys())
         for name, slots in expected.items():
             if name in state.slots:
                 yield from _slot_differences(repr(name), slots, state.slots[name])
             else:
                 yield f"{name!r} has no state"
+
+    def _fits(self, arrays: Mapping[str, mx.array], state: OptimizerState) -> bool:
+        """Return whether a state is known to be one for such arrays: the slots for arrays like them were made before."""
+        layout, scalars = layout_of(state), _scalars(self._new_rule())
+        if layout is None or layout.names != tuple(arrays) or {*layout.hyperparameters} != scalars.keys():
+            return False
+        hyperparameters, slots = values_in(state, layout)
+        if any(value.shape != scalars[name].shape for name, value in zip(layout.hyperparameters, hyperparameters, strict=True)):
+            return False
+        known = flat_of(self).structure.remember(_known_slots)
+        expected = [known.get(kind, {}) for kind in kinds_of(arrays.values())]
+        kinds = [kind for each in expected for kind in each.values()]
+        return layout.keys == tuple(map(tuple, expected)) and kinds == kinds_of(slots)
+
+    def _new_slots(self, rule: mlx.optimizers.Optimizer, arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
+        """Return what the rule remembers of each parameter at first. Nothing is computed until it is used."""
+        slots: dict[str, dict[str, mx.array]] = {}
+        for name, array in arrays.items():
+            rule.init_single(array, slots.setdefault(name, {}))
+        known = flat_of(self).structure.remember(_known_slots)
+        for kind, slot in dict(zip(kinds_of(arrays.values()), slots.values(), strict=True)).items():
+            if kind not in known and are_arrays(slot.values()):
+                known[kind] = dict(zip(slot, kinds_of(slot.values()), strict=True))
+        return slots
 
     def _adapt(self, state: OptimizerState, parameters: Parameters) -> OptimizerState:
         fresh = self._carried(self._init(parameters), state)
@@ -255,8 +285,9 @@ def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Rule]:
 
 def require_rule_of(state: OptimizerState, opt: Rule, name: str, method: str) -> None:
     """Raise a ``TypeError`` if the state is that of another rule. The message calls the optimizer ``name``."""
-    if state.rule != opt.rule.__name__:
-        given = f"the state of {state.rule}, where the rule is {opt.rule.__name__}"
+    rule = static_in(state, "rule")
+    if rule != opt.rule.__name__:
+        given = f"the state of {rule}, where the rule is {opt.rule.__name__}"
         raise TypeError(NOT_A_STATE.format(optimizer=name, method=method, given=given))
 
 
@@ -302,7 +333,7 @@ def _like(old: mx.array, value: Any, name: str, opt: Rule) -> mx.array:
     return mx.broadcast_to(mx.array(value, old.dtype), old.shape)
 
 
-def _warn_of_other_values(rule: mlx.optimizers.Optimizer, state: OptimizerState) -> None:
+def _warn_of_other_values(rule: mlx.optimizers.Optimizer, state: Contents) -> None:
     """Warn if the state was made with other numbers than a rule that is new. A schedule sets its own in each step."""
     for name, then in zip(sorted(state.hyperparameters), state.configured, strict=True):
         if name in rule._schedulers:
@@ -333,12 +364,21 @@ def _in_dtypes_of(old: Mapping[str, mx.array], new: Mapping[str, mx.array]) -> d
     return {name: array.astype(old[name].dtype) for name, array in new.items()}
 
 
-def _slots(rule: mlx.optimizers.Optimizer, arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
-    """Return what the rule remembers of each parameter at first. Nothing is computed until it is used."""
-    slots: dict[str, dict[str, mx.array]] = {}
-    for name, array in arrays.items():
-        rule.init_single(array, slots.setdefault(name, {}))
-    return slots
+def _apply(
+    rule: mlx.optimizers.Optimizer, gradients: Mapping[str, mx.array], arrays: Mapping[str, mx.array]
+) -> dict[str, mx.array]:
+    """Return the arrays after a step with the rule, which has its state."""
+    if type(rule).apply_gradients is not mlx.optimizers.Optimizer.apply_gradients:
+        return rule.apply_gradients({"slots": dict(gradients)}, {"slots": dict(arrays)}).get("slots", {})  # type: ignore[no-any-return]
+    # MLX walks through nested dicts to call apply_single. Without any it counts the step and follows the schedules.
+    rule.apply_gradients({}, {})
+    slots = rule.state["slots"]
+    return {name: rule.apply_single(gradients[name], array, slots[name]) for name, array in arrays.items()}
+
+
+def _known_slots(structure: Structure) -> dict[Kind, dict[str, Kind]]:
+    """Return what an optimizer of such a structure is known to remember of an array of some shape and dtype: nothing yet."""
+    return {}
 
 
 def _scalars(rule: mlx.optimizers.Optimizer) -> dict[str, mx.array]:
