@@ -113,8 +113,8 @@ def trainable_leaves(flat: Flat) -> list[bool]:
     """Return the same of a tree that was taken apart."""
     trained = flat.structure.remember(_trained)
     dtypes = [leaf.dtype for leaf in flat.leaves]
-    floating = {dtype for dtype in {*dtypes} if mx.issubdtype(dtype, mx.floating)}
-    return [trains and dtype in floating for trains, dtype in zip(trained, dtypes, strict=True)]
+    exact = {dtype for dtype in {*dtypes} if not mx.issubdtype(dtype, mx.floating)}
+    return [trains and dtype not in exact for trains, dtype in zip(trained, dtypes, strict=True)] if exact else [*trained]
 
 
 def gradient_structure(structure: Structure, trained: Sequence[bool]) -> Structure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from operator import attrgetter
 from types import MappingProxyType
@@ -38,10 +38,38 @@ class Layout(NamedTuple):
 
 
 def layout_of(state: Any) -> Layout | None:
-    """Return what the leaves of the state of a rule are; ``None`` if it has anything but arrays with numbers."""
-    flat = flat_of(state)
-    layout = flat.structure.remember(_layout)
-    return layout if layout is not None and are_arrays(flat.leaves) else None
+    """Return what the leaves of the state of a rule are; ``None`` if it has anything but arrays."""
+    return flat_of(state).structure.remember(_layout)
+
+
+class Known:
+    """What a rule is known to remember of arrays, by their shapes and dtypes.
+
+    Args:
+        structure: That of the optimizer, with which this is kept.
+    """
+
+    __slots__ = ("_fitting", "_slots")
+
+    def __init__(self, structure: Structure) -> None:
+        self._slots: dict[Kind, dict[str, Kind]] = {}
+        self._fitting: tuple[Layout | None, list[Kind], list[Kind]] = None, [], []
+
+    def learn(self, kinds: Iterable[Kind], slots: Iterable[Mapping[str, mx.array]]) -> None:
+        """Take note of the slots that the rule has made for arrays of some shapes and dtypes."""
+        for kind, slot in dict(zip(kinds, slots, strict=True)).items():
+            if kind not in self._slots and are_arrays(slot.values()):
+                self._slots[kind] = dict(zip(slot, kinds_of(slot.values()), strict=True))
+
+    def fits(self, layout: Layout, kinds: list[Kind], slots: Iterable[mx.array]) -> bool:
+        """Return whether slots of a layout are known to be what the rule remembers of arrays of some shapes and dtypes."""
+        fitting = self._fitting
+        if fitting[0] is not layout or fitting[1] != kinds:
+            expected = [self._slots.get(kind) for kind in kinds]
+            if layout.keys != tuple([None if slot is None else tuple(slot) for slot in expected]):
+                return False
+            fitting = self._fitting = layout, kinds, [kind for slot in expected for kind in (slot or {}).values()]
+        return fitting[2] == kinds_of(slots)
 
 
 def take_apart(state: Any) -> Contents:

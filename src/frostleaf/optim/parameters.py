@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from operator import is_
@@ -20,7 +21,7 @@ from ..tree.functions import flatten
 from ..tree.prefixes import flatten_up_to
 from ..tree.selecting import Where, mask
 from ..tree.vectors import concatenate
-from .contents import are_arrays, kinds_of
+from .contents import Kind, are_arrays, kinds_of
 from .packing import LARGE, REST, Packed
 
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
@@ -39,6 +40,11 @@ class Parameters:
     arrays: Mapping[str, mx.array]
     model: Any
     flat: Flat | None = attrs.field(default=None, repr=False, eq=False)
+
+    @functools.cached_property
+    def kinds(self) -> list[Kind]:
+        """The shape and the dtype of each array."""
+        return kinds_of(self.arrays.values())
 
     @property
     def is_packed(self) -> bool:
@@ -98,7 +104,7 @@ def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
     if gradients is None:
         named = zip(_names(model), flatten_up_to(model, grads, "the gradient"), strict=True)
         gradients = {name: gradient for name, gradient in named if name in arrays}
-    if not are_arrays(gradients.values()) or kinds_of(gradients.values()) != kinds_of(arrays.values()):
+    if not are_arrays(gradients.values()) or kinds_of(gradients.values()) != parameters.kinds:
         for name, array in arrays.items():
             _check_gradient(name, array, gradients[name])
     return gradients
@@ -141,7 +147,7 @@ def with_parameters(parameters: Parameters, new: Mapping[str, mx.array]) -> Any:
     """Return the model with new arrays under the names given. It shares what has none."""
     model, flat = parameters.model, parameters.flat or flat_of(parameters.model)
     leaves = [new.get(name, leaf) for name, leaf in zip(flat.structure.leaf_names(), flat.leaves, strict=True)]
-    if not any(map(is_, leaves, flat.leaves)) and are_arrays(leaves) and flat.structure.remember(_has_arrays_everywhere):
+    if flat.structure.remember(_has_arrays_everywhere) and not any(map(is_, leaves, flat.leaves)) and are_arrays(leaves):
         return unflatten_late(flat.structure, leaves)
     return with_leaves(model, leaves)
 

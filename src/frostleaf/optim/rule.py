@@ -15,9 +15,9 @@ import mlx.optimizers
 from ..core.fields import buffer, static
 from ..core.hidden import find_hidden
 from ..core.instance import Instance
-from ..core.structure import Structure, flat_of
+from ..core.structure import flat_of
 from ..core.words import describe, level_of_caller
-from .contents import Contents, Kind, are_arrays, kinds_of, layout_of, put_together, renewed, static_in, take_apart, values_in
+from .contents import Contents, Known, are_arrays, layout_of, put_together, renewed, static_in, take_apart, values_in
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
@@ -140,7 +140,7 @@ class Rule(Optimizer):
         scalars = _scalars(rule)
         configured = tuple([scalars[name] for name in sorted(scalars)])
         empty = OptimizerState(rule.step, scalars, configured, {}, self.rule.__name__)
-        return renewed(empty, slots=self._new_slots(rule, parameters.arrays))
+        return renewed(empty, slots=self._new_slots(rule, parameters))
 
     def _update(
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: OptimizerState
@@ -148,7 +148,7 @@ class Rule(Optimizer):
         rule, arrays, before = self._new_rule(), parameters.arrays, take_apart(state)
         if arrays:
             _warn_of_other_values(rule, before)
-        other_dtypes = [gradients[name].dtype for name in arrays] != [array.dtype for array in arrays.values()]
+        other_dtypes = [gradients[name].dtype for name in arrays] != [dtype for _, dtype in parameters.kinds]
         then = {name: dict(slot) for name, slot in before.slots.items()} if other_dtypes else {}
         # Inside "slots" a parameter can have any name, "step" and "learning_rate" included.
         rule.state = {"step": before.step, **before.hyperparameters, "slots": before.slots}
@@ -167,11 +167,11 @@ class Rule(Optimizer):
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
         if parameters.is_packed:
             raise ValueError(PACKED)
-        if self._fits(parameters.arrays, state):
+        if self._fits(parameters, state):
             return
         rule = self._new_rule()
         yield from _slot_differences("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
-        expected = self._new_slots(rule, parameters.arrays)
+        expected = self._new_slots(rule, parameters)
         yield from (f"{name!r} is not trainable" for name in state.slots.keys() - expected.keys())
         for name, slots in expected.items():
             if name in state.slots:
@@ -179,29 +179,27 @@ class Rule(Optimizer):
             else:
                 yield f"{name!r} has no state"
 
-    def _fits(self, arrays: Mapping[str, mx.array], state: OptimizerState) -> bool:
+    def _fits(self, parameters: Parameters, state: OptimizerState) -> bool:
         """Return whether a state is known to be one for such arrays: the slots for arrays like them were made before."""
-        layout, scalars = layout_of(state), _scalars(self._new_rule())
-        if layout is None or layout.names != tuple(arrays) or {*layout.hyperparameters} != scalars.keys():
+        layout = layout_of(state)
+        if layout is None or layout.names != tuple(parameters.arrays):
             return False
         hyperparameters, slots = values_in(state, layout)
-        if any(value.shape != scalars[name].shape for name, value in zip(layout.hyperparameters, hyperparameters, strict=True)):
+        scalars = _scalars(self._new_rule())
+        if any(_slot_differences("", scalars, dict(zip(layout.hyperparameters, hyperparameters, strict=True)), any_dtype=True)):
             return False
-        known = flat_of(self).structure.remember(_known_slots)
-        expected = [known.get(kind, {}) for kind in kinds_of(arrays.values())]
-        kinds = [kind for each in expected for kind in each.values()]
-        return layout.keys == tuple(map(tuple, expected)) and kinds == kinds_of(slots)
+        return are_arrays(slots) and self._known().fits(layout, parameters.kinds, slots)
 
-    def _new_slots(self, rule: mlx.optimizers.Optimizer, arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
+    def _new_slots(self, rule: mlx.optimizers.Optimizer, parameters: Parameters) -> dict[str, dict[str, mx.array]]:
         """Return what the rule remembers of each parameter at first. Nothing is computed until it is used."""
         slots: dict[str, dict[str, mx.array]] = {}
-        for name, array in arrays.items():
+        for name, array in parameters.arrays.items():
             rule.init_single(array, slots.setdefault(name, {}))
-        known = flat_of(self).structure.remember(_known_slots)
-        for kind, slot in dict(zip(kinds_of(arrays.values()), slots.values(), strict=True)).items():
-            if kind not in known and are_arrays(slot.values()):
-                known[kind] = dict(zip(slot, kinds_of(slot.values()), strict=True))
+        self._known().learn(parameters.kinds, slots.values())
         return slots
+
+    def _known(self) -> Known:
+        return flat_of(self).structure.remember(Known)
 
     def _adapt(self, state: OptimizerState, parameters: Parameters) -> OptimizerState:
         fresh = self._carried(self._init(parameters), state)
@@ -374,11 +372,6 @@ def _apply(
     rule.apply_gradients({}, {})
     slots = rule.state["slots"]
     return {name: rule.apply_single(gradients[name], array, slots[name]) for name, array in arrays.items()}
-
-
-def _known_slots(structure: Structure) -> dict[Kind, dict[str, Kind]]:
-    """Return what an optimizer of such a structure is known to remember of an array of some shape and dtype: nothing yet."""
-    return {}
 
 
 def _scalars(rule: mlx.optimizers.Optimizer) -> dict[str, mx.array]:
