@@ -15,23 +15,24 @@ from .construction import evolve
 from .instance import Instance, Metadata, keep_flat, level_of
 from .levels import one_level
 from .shapes import LEAF
-from .structure import Flat, flat_of
+from .structure import Flat, Signature, flat_of
 
 _ARRAY = mx.array  # found faster than in mx
 
 
-def with_leaves(tree: Any, leaves: Sequence[Any], convert: bool = False) -> Any:
+def with_leaves(tree: Any, leaves: Sequence[Any], convert: bool = False, signature: Signature | None = None) -> Any:
     """Put other leaves in the place of a tree's own.
 
     Args:
         tree: Any tree.
         leaves: As many arrays as it has leaves, in order.
         convert: Whether the converters and validators of fields run on new values.
+        signature: That of the tree with those leaves, if it is known.
     """
     evolved: list[Any] = []
     new = _with_leaves(tree, iter(leaves), evolved if convert else None)
     if isinstance(new, Instance) and new is not tree and not evolved:
-        keep_flat(new, Flat([*leaves], flat_of(tree).structure, checked=False))
+        keep_flat(new, Flat([*leaves], flat_of(tree).structure, signature, checked=False))
     return new
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -19,6 +20,11 @@ from .shapes import LEAF, ShapeDtypeStruct
 from .words import Path, class_name, describe, keystr
 
 R = TypeVar("R")
+
+
+# The shape and the dtype of an array.
+Kind = tuple[tuple[int, ...], mx.Dtype]
+kind_of: Callable[[mx.array], Kind] = attrgetter("shape", "dtype")
 
 
 class Structure:
@@ -120,12 +126,25 @@ class Signature:
         leaves: The shape and the dtype of each leaf, in order.
     """
 
-    __slots__ = ("_hash", "leaves", "structure")
+    __slots__ = ("_hash", "_remembered", "leaves", "structure")
 
-    def __init__(self, structure: Structure, leaves: tuple[tuple[tuple[int, ...], mx.Dtype], ...]) -> None:
+    def __init__(self, structure: Structure, leaves: tuple[Kind, ...]) -> None:
         self.structure = structure
         self.leaves = leaves
         self._hash = hash((structure, leaves))
+        self._remembered: dict[Any, Any] = {}
+
+    def remember(self, work_out: Callable[[Signature], R]) -> R:
+        """Return what a function works out of the signature, which is done once."""
+        try:
+            return self._remembered[work_out]  # type: ignore[no-any-return]
+        except KeyError:
+            result = self._remembered[work_out] = work_out(self)
+            return result
+
+    def if_of(self, leaves: Iterable[mx.array]) -> Signature | None:
+        """Return this if it is the signature of other arrays in the same structure as well."""
+        return self if tuple(map(kind_of, leaves)) == self.leaves else None
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
@@ -199,7 +218,7 @@ class Flat:
         """
         if self.signature is None:
             require_numbers(self)
-            self.signature = Signature(self.structure, tuple([(leaf.shape, leaf.dtype) for leaf in self.leaves]))
+            self.signature = Signature(self.structure, tuple(map(kind_of, self.leaves)))
         return self.signature
 
     def level(self) -> tuple[Any, list[Any]]:
@@ -371,10 +390,13 @@ def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | N
     return spec.value if static is None else static(spec.value)
 
 
-def unflatten_late(structure: Structure, leaves: Sequence[mx.array]) -> Any:
-    """Put a tree together from arrays: a module when something first looks inside it, if its class allows that."""
+def unflatten_late(structure: Structure, leaves: Sequence[mx.array], signature: Signature | None = None) -> Any:
+    """Put a tree together from arrays: a module when something first looks inside it, if its class allows that.
+
+    The signature is that of the arrays, if it is known.
+    """
     is_late = structure.is_of_module and structure.spec[0].__frostleaf__.deferrable
-    return unflatten(Deferred(structure, None) if is_late else structure, iter(leaves))
+    return unflatten(Deferred(structure, signature) if is_late else structure, iter(leaves))
 
 
 def defer(spec: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:

@@ -20,7 +20,7 @@ from ..core.instance import Definition, Metadata, children_of, level_of, metadat
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
 from ..core.sharing import change_modules, remade
-from ..core.structure import Flat, Structure, child_specs, flat_of, leaf_fields
+from ..core.structure import Flat, Kind, Structure, child_specs, flat_of, kind_of, leaf_fields
 from ..core.words import Path, describe, keystr
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
@@ -111,8 +111,13 @@ def trainable(tree: Any) -> list[bool]:
 
 def trainable_leaves(flat: Flat) -> list[bool]:
     """Return the same of a tree that was taken apart."""
-    trained = flat.structure.remember(_trained)
-    dtypes = [leaf.dtype for leaf in flat.leaves]
+    return trainable_kinds(flat.structure, [*map(kind_of, flat.leaves)])
+
+
+def trainable_kinds(structure: Structure, kinds: Sequence[Kind]) -> list[bool]:
+    """Return the same of a tree of some structure, whose leaves have some shapes and dtypes."""
+    trained = structure.remember(_trained)
+    dtypes = [dtype for _, dtype in kinds]
     exact = {dtype for dtype in {*dtypes} if not mx.issubdtype(dtype, mx.floating)}
     return [trains and dtype not in exact for trains, dtype in zip(trained, dtypes, strict=True)] if exact else [*trained]
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
 from ..core.instance import Instance, children_of, is_finished, metadata_of
-from ..core.structure import Structure, child_specs, flat_of, unflatten_late
+from ..core.structure import Flat, Kind, Signature, Structure, child_specs, flat_of, kind_of, unflatten_late
 
 S = TypeVar("S")
-# The shape and the dtype of an array.
-Kind = tuple[tuple[int, ...], mx.Dtype]
-_kind = attrgetter("shape", "dtype")
 
 
 class Contents(NamedTuple):
@@ -43,17 +39,17 @@ def layout_of(state: Any) -> Layout | None:
 
 
 class Known:
-    """What a rule is known to remember of arrays, by their shapes and dtypes.
+    """What a rule is known to remember of arrays, by their shapes and dtypes, and the state that fits the arrays it had last.
 
     Args:
         structure: That of the optimizer, with which this is kept.
     """
 
-    __slots__ = ("_fitting", "_slots")
+    __slots__ = ("_last", "_slots")
 
     def __init__(self, structure: Structure) -> None:
         self._slots: dict[Kind, dict[str, Kind]] = {}
-        self._fitting: tuple[Layout | None, list[Kind], list[Kind]] = None, [], []
+        self._last: Any = None
 
     def learn(self, kinds: Iterable[Kind], slots: Iterable[Mapping[str, mx.array]]) -> None:
         """Take note of the slots that the rule has made for arrays of some shapes and dtypes."""
@@ -61,15 +57,37 @@ class Known:
             if kind not in self._slots and are_arrays(slot.values()):
                 self._slots[kind] = dict(zip(slot, kinds_of(slot.values()), strict=True))
 
-    def fits(self, layout: Layout, kinds: list[Kind], slots: Iterable[mx.array]) -> bool:
-        """Return whether slots of a layout are known to be what the rule remembers of arrays of some shapes and dtypes."""
-        fitting = self._fitting
-        if fitting[0] is not layout or fitting[1] != kinds:
-            expected = [self._slots.get(kind) for kind in kinds]
-            if layout.keys != tuple([None if slot is None else tuple(slot) for slot in expected]):
+    def fits(self, state: Any, names: tuple[str, ...], kinds: Sequence[Kind], scalars: Callable[[], dict[str, Any]]) -> bool:
+        """Return whether a state is known to be one for arrays of such names, shapes and dtypes.
+
+        Args:
+            state: The state of a rule.
+            names: The names of the arrays.
+            kinds: Their shapes and dtypes.
+            scalars: Returns the hyperparameters of the rule.
+        """
+        flat, layout, last = flat_of(state), layout_of(state), self._last
+        if layout is None or not are_arrays(flat.leaves):
+            return False
+        signature = flat.signed()
+        if last is None or last[0] is not signature or last[1:] != (names, kinds):
+            if not self._fits(signature, layout, names, kinds, scalars()):
                 return False
-            fitting = self._fitting = layout, kinds, [kind for slot in expected for kind in (slot or {}).values()]
-        return fitting[2] == kinds_of(slots)
+            self._last = signature, names, kinds
+        return True
+
+    def _fits(
+        self, signature: Signature, layout: Layout, names: tuple[str, ...], kinds: Sequence[Kind], scalars: dict[str, Any]
+    ) -> bool:
+        slots = [self._slots.get(kind) for kind in kinds]
+        count = len(layout.hyperparameters) + 1
+        shapes = {name: shape for name, (shape, _) in zip(layout.hyperparameters, signature.leaves[1:count], strict=True)}
+        return (
+            layout.names == names
+            and layout.keys == tuple([None if slot is None else tuple(slot) for slot in slots])
+            and shapes == {name: getattr(value, "shape", None) for name, value in scalars.items()}
+            and [*signature.leaves[count + layout.configured :]] == [kind for slot in slots for kind in (slot or {}).values()]
+        )
 
 
 def take_apart(state: Any) -> Contents:
@@ -95,13 +113,12 @@ def put_together(state: Any, contents: Contents) -> Any:
     leaves = [step, *hyperparameters.values(), *configured]
     for slot in slots.values():
         leaves += slot.values()
-    return unflatten_late(flat_of(state).structure, leaves) if are_arrays(leaves) else None
+    return with_other_leaves(flat_of(state), leaves) if are_arrays(leaves) else None
 
 
-def values_in(state: Any, layout: Layout) -> tuple[list[mx.array], list[mx.array]]:
-    """Return the hyperparameters and the arrays of all slots in the state of a rule."""
-    leaves, count = flat_of(state).leaves, len(layout.hyperparameters) + 1
-    return leaves[1:count], leaves[count + layout.configured :]
+def with_other_leaves(flat: Flat, leaves: Sequence[mx.array]) -> Any:
+    """Return a tree like one that was taken apart, of other arrays, late if it is a module."""
+    return unflatten_late(flat.structure, leaves, flat.signature and flat.signature.if_of(leaves))
 
 
 def static_in(state: Any, name: str) -> Any:
@@ -125,7 +142,7 @@ def are_arrays(values: Iterable[Any]) -> bool:
 
 def kinds_of(arrays: Iterable[mx.array]) -> list[Kind]:
     """Return the shape and the dtype of each array."""
-    return [*map(_kind, arrays)]
+    return [*map(kind_of, arrays)]
 
 
 def _is_made_of_arrays(value: Any) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -14,14 +15,14 @@ import mlx.core as mx
 
 from ..core.instance import Instance, Metadata, flat_kept
 from ..core.sharing import with_leaves
-from ..core.structure import Flat, Structure, flat_of, kinds_below, unflatten_late
+from ..core.structure import Flat, Kind, Signature, Structure, flat_of, kinds_below, unflatten_late
 from ..core.words import describe
-from ..edits.freezing import gradient_structure, trainable_leaves
+from ..edits.freezing import gradient_structure, trainable_kinds, trainable_leaves
 from ..tree.functions import flatten
 from ..tree.prefixes import flatten_up_to
 from ..tree.selecting import Where, mask
 from ..tree.vectors import concatenate
-from .contents import Kind, are_arrays, kinds_of
+from .contents import are_arrays, kinds_of
 from .packing import LARGE, REST, Packed
 
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
@@ -42,9 +43,10 @@ class Parameters:
     flat: Flat | None = attrs.field(default=None, repr=False, eq=False)
 
     @functools.cached_property
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> Sequence[Kind]:
         """The shape and the dtype of each array."""
-        return kinds_of(self.arrays.values())
+        signature = self.flat.signature if self.flat else None
+        return signature.remember(_trained).kinds if signature else kinds_of(self.arrays.values())
 
     @property
     def is_packed(self) -> bool:
@@ -72,8 +74,25 @@ def parameters_of(model: Any) -> Parameters:
         ValueError: If two have the same name, or there is a packed tree inside the model.
     """
     flat = flat_of(model)
-    named = zip(flat.structure.remember(_distinct_names), flat.leaves, trainable_leaves(flat), strict=True)
-    return Parameters({name: leaf for name, leaf, trains in named if trains}, model, flat)
+    names = flat.structure.remember(_distinct_names)
+    if flat.structure.is_of_module and are_arrays(flat.leaves):
+        mask = flat.signed().remember(_trained).mask
+    else:
+        mask = trainable_leaves(flat)
+    return Parameters(dict(compress(zip(names, flat.leaves, strict=True), mask)), model, flat)
+
+
+class _Trained(NamedTuple):
+    """What is trained of a model of some signature, by leaf, the shapes and dtypes of that, and the structure of gradients."""
+
+    mask: list[bool]
+    kinds: list[Kind]
+    gradient: Structure
+
+
+def _trained(signature: Signature) -> _Trained:
+    mask = trainable_kinds(signature.structure, signature.leaves)
+    return _Trained(mask, [*compress(signature.leaves, mask)], gradient_structure(signature.structure, mask))
 
 
 def _distinct_names(structure: Structure) -> tuple[str, ...]:
@@ -113,13 +132,10 @@ def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
 def _gradients_in_order(parameters: Parameters, grads: Any) -> dict[str, mx.array] | None:
     """Return the gradients by name if they were taken apart before and are as :func:`frostleaf.grad` makes them of a module."""
     flat = flat_kept(grads) if isinstance(grads, Instance) else None
-    if flat is None or parameters.flat is None or not flat.valid():
+    signature = parameters.flat.signature if parameters.flat else None
+    if flat is None or signature is None or not flat.valid() or flat.structure != signature.remember(_trained).gradient:
         return None
-    structure, arrays = parameters.flat.structure, parameters.arrays
-    trained = [name in arrays for name in structure.leaf_names()]
-    if not structure.is_of_module or flat.structure != gradient_structure(structure, trained):
-        return None
-    return dict(zip(arrays, flat.leaves, strict=True))
+    return dict(zip(parameters.arrays, flat.leaves, strict=True))
 
 
 MIXED = "the gradients for the packed {dtype} parameters must be of one dtype, and {first!r} is {one} while {path!r} is {other}"
@@ -147,9 +163,10 @@ def with_parameters(parameters: Parameters, new: Mapping[str, mx.array]) -> Any:
     """Return the model with new arrays under the names given. It shares what has none."""
     model, flat = parameters.model, parameters.flat or flat_of(parameters.model)
     leaves = [new.get(name, leaf) for name, leaf in zip(flat.structure.leaf_names(), flat.leaves, strict=True)]
-    if flat.structure.remember(_has_arrays_everywhere) and not any(map(is_, leaves, flat.leaves)) and are_arrays(leaves):
-        return unflatten_late(flat.structure, leaves)
-    return with_leaves(model, leaves)
+    signature = flat.signature.if_of(leaves) if flat.signature and are_arrays(leaves) else None
+    if signature is not None and flat.structure.remember(_has_arrays_everywhere) and not any(map(is_, leaves, flat.leaves)):
+        return unflatten_late(flat.structure, leaves, signature)
+    return with_leaves(model, leaves, signature=signature)
 
 
 def _has_arrays_everywhere(structure: Structure) -> bool:

@@ -17,7 +17,7 @@ from ..core.hidden import find_hidden
 from ..core.instance import Instance
 from ..core.structure import flat_of
 from ..core.words import describe, level_of_caller
-from .contents import Contents, Known, are_arrays, layout_of, put_together, renewed, static_in, take_apart, values_in
+from .contents import Contents, Known, put_together, renewed, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
@@ -167,7 +167,7 @@ class Rule(Optimizer):
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
         if parameters.is_packed:
             raise ValueError(PACKED)
-        if self._fits(parameters, state):
+        if self._known().fits(state, tuple(parameters.arrays), parameters.kinds, lambda: _scalars(self._new_rule())):
             return
         rule = self._new_rule()
         yield from _slot_differences("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
@@ -178,17 +178,6 @@ class Rule(Optimizer):
                 yield from _slot_differences(repr(name), slots, state.slots[name])
             else:
                 yield f"{name!r} has no state"
-
-    def _fits(self, parameters: Parameters, state: OptimizerState) -> bool:
-        """Return whether a state is known to be one for such arrays: the slots for arrays like them were made before."""
-        layout = layout_of(state)
-        if layout is None or layout.names != tuple(parameters.arrays):
-            return False
-        hyperparameters, slots = values_in(state, layout)
-        scalars = _scalars(self._new_rule())
-        if any(_slot_differences("", scalars, dict(zip(layout.hyperparameters, hyperparameters, strict=True)), any_dtype=True)):
-            return False
-        return are_arrays(slots) and self._known().fits(layout, parameters.kinds, slots)
 
     def _new_slots(self, rule: mlx.optimizers.Optimizer, parameters: Parameters) -> dict[str, dict[str, mx.array]]:
         """Return what the rule remembers of each parameter at first. Nothing is computed until it is used."""
