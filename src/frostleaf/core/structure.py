@@ -131,7 +131,7 @@ class Signature:
     def __init__(self, structure: Structure, leaves: tuple[Kind, ...]) -> None:
         self.structure = structure
         self.leaves = leaves
-        self._hash = hash((structure, leaves))
+        self._hash: int | None = None
         self._remembered: dict[Any, Any] = {}
 
     def remember(self, work_out: Callable[[Signature], R]) -> R:
@@ -148,13 +148,12 @@ class Signature:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, Signature)
-            and self._hash == other._hash
-            and self.structure == other.structure
-            and self.leaves == other.leaves
+            isinstance(other, Signature) and self.leaves == other.leaves and self.structure == other.structure
         )
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash((self.structure, self.leaves))
         return self._hash
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 
 from ..core.instance import Instance, children_of, is_finished, metadata_of
-from ..core.structure import Flat, Kind, Signature, Structure, child_specs, flat_of, kind_of, unflatten_late
+from ..core.structure import Kind, Signature, Structure, child_specs, flat_of, kind_of, unflatten_late
 
 S = TypeVar("S")
 
@@ -45,11 +45,12 @@ class Known:
         structure: That of the optimizer, with which this is kept.
     """
 
-    __slots__ = ("_last", "_slots")
+    __slots__ = ("_keeping", "_last", "_slots")
 
     def __init__(self, structure: Structure) -> None:
         self._slots: dict[Kind, dict[str, Kind]] = {}
         self._last: Any = None
+        self._keeping: Any = None
 
     def learn(self, kinds: Iterable[Kind], slots: Iterable[Mapping[str, mx.array]]) -> None:
         """Take note of the slots that the rule has made for arrays of some shapes and dtypes."""
@@ -67,7 +68,7 @@ class Known:
             scalars: Returns the hyperparameters of the rule.
         """
         flat, layout, last = flat_of(state), layout_of(state), self._last
-        if layout is None or not are_arrays(flat.leaves):
+        if layout is None or (flat.signature is None and not are_arrays(flat.leaves)):
             return False
         signature = flat.signed()
         if last is None or last[0] is not signature or last[1:] != (names, kinds):
@@ -75,6 +76,25 @@ class Known:
                 return False
             self._last = signature, names, kinds
         return True
+
+    def put_together(self, state: Any, contents: Contents, *given: Any) -> Any:
+        """Return a state like another with the contents after a step; ``None`` if they have other names, or are no arrays.
+
+        The shapes and dtypes after a step depend on those before it, and on what is ``given``: they are looked at once.
+        """
+        step, hyperparameters, configured, slots = contents
+        names = tuple(hyperparameters), len(configured), tuple(slots), tuple(map(tuple, slots.values()))
+        leaves = [step, *hyperparameters.values(), *configured]
+        for slot in slots.values():
+            leaves += slot.values()
+        if layout_of(state) != names or not are_arrays(leaves):
+            return None
+        flat = flat_of(state)
+        signature = flat.signature
+        if signature and self._keeping != (signature, *given):
+            signature = signature.if_of(leaves)
+            self._keeping = (signature, *given) if signature else None
+        return unflatten_late(flat.structure, leaves, signature)
 
     def _fits(
         self, signature: Signature, layout: Layout, names: tuple[str, ...], kinds: Sequence[Kind], scalars: dict[str, Any]
@@ -104,23 +124,6 @@ def take_apart(state: Any) -> Contents:
     return Contents(step, hyperparameters, configured, slots)
 
 
-def put_together(state: Any, contents: Contents) -> Any:
-    """Return a state like that of a rule with other contents; ``None`` if they have other names, or are not all arrays."""
-    step, hyperparameters, configured, slots = contents
-    keys = tuple(map(tuple, slots.values()))
-    if layout_of(state) != (tuple(hyperparameters), len(configured), tuple(slots), keys):
-        return None
-    leaves = [step, *hyperparameters.values(), *configured]
-    for slot in slots.values():
-        leaves += slot.values()
-    return with_other_leaves(flat_of(state), leaves) if are_arrays(leaves) else None
-
-
-def with_other_leaves(flat: Flat, leaves: Sequence[mx.array]) -> Any:
-    """Return a tree like one that was taken apart, of other arrays, late if it is a module."""
-    return unflatten_late(flat.structure, leaves, flat.signature and flat.signature.if_of(leaves))
-
-
 def static_in(state: Any, name: str) -> Any:
     """Return the value of a static field, for which a state need not be put together."""
     return flat_of(state).structure.spec[1].static[name]
@@ -140,9 +143,9 @@ def are_arrays(values: Iterable[Any]) -> bool:
     return {*map(type, values)} <= {mx.array}
 
 
-def kinds_of(arrays: Iterable[mx.array]) -> list[Kind]:
+def kinds_of(arrays: Iterable[mx.array]) -> tuple[Kind, ...]:
     """Return the shape and the dtype of each array."""
-    return [*map(kind_of, arrays)]
+    return tuple(map(kind_of, arrays))
 
 
 def _is_made_of_arrays(value: Any) -> bool:

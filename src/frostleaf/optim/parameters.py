@@ -46,7 +46,7 @@ class Parameters:
     def kinds(self) -> Sequence[Kind]:
         """The shape and the dtype of each array."""
         signature = self.flat.signature if self.flat else None
-        return signature.remember(_trained).kinds if signature else kinds_of(self.arrays.values())
+        return signature.remember(_trained).gradients.leaves if signature else kinds_of(self.arrays.values())
 
     @property
     def is_packed(self) -> bool:
@@ -83,16 +83,16 @@ def parameters_of(model: Any) -> Parameters:
 
 
 class _Trained(NamedTuple):
-    """What is trained of a model of some signature, by leaf, the shapes and dtypes of that, and the structure of gradients."""
+    """Which leaves of a model of some signature are trained, and the signature of its gradients."""
 
     mask: list[bool]
-    kinds: list[Kind]
-    gradient: Structure
+    gradients: Signature
 
 
 def _trained(signature: Signature) -> _Trained:
     mask = trainable_kinds(signature.structure, signature.leaves)
-    return _Trained(mask, [*compress(signature.leaves, mask)], gradient_structure(signature.structure, mask))
+    kinds = tuple(compress(signature.leaves, mask))
+    return _Trained(mask, Signature(gradient_structure(signature.structure, mask), kinds))
 
 
 def _distinct_names(structure: Structure) -> tuple[str, ...]:
@@ -119,23 +119,26 @@ def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
                 _check_gradient(name, leaf, gradient)
         packed = pack_gradients(model, found)
         return {name: packed[name] for name in arrays}
-    gradients = _gradients_in_order(parameters, grads)
-    if gradients is None:
-        named = zip(_names(model), flatten_up_to(model, grads, "the gradient"), strict=True)
-        gradients = {name: gradient for name, gradient in named if name in arrays}
-    if not are_arrays(gradients.values()) or kinds_of(gradients.values()) != parameters.kinds:
-        for name, array in arrays.items():
-            _check_gradient(name, array, gradients[name])
+    flat = _expected_gradients(parameters, grads)
+    if flat is not None:
+        return dict(zip(arrays, flat.leaves, strict=True))
+    named = zip(_names(model), flatten_up_to(model, grads, "the gradient"), strict=True)
+    gradients = {name: gradient for name, gradient in named if name in arrays}
+    for name, array in arrays.items():
+        _check_gradient(name, array, gradients[name])
     return gradients
 
 
-def _gradients_in_order(parameters: Parameters, grads: Any) -> dict[str, mx.array] | None:
-    """Return the gradients by name if they were taken apart before and are as :func:`frostleaf.grad` makes them of a module."""
+def _expected_gradients(parameters: Parameters, grads: Any) -> Flat | None:
+    """Return gradients taken apart, if they have the structure, shapes and dtypes of those of the module."""
     flat = flat_kept(grads) if isinstance(grads, Instance) else None
     signature = parameters.flat.signature if parameters.flat else None
-    if flat is None or signature is None or not flat.valid() or flat.structure != signature.remember(_trained).gradient:
+    if flat is None or signature is None:
         return None
-    return dict(zip(parameters.arrays, flat.leaves, strict=True))
+    expected = signature.remember(_trained).gradients
+    if flat.signature is None and flat.structure == expected.structure and are_arrays(flat.leaves):
+        flat.signature = expected.if_of(flat.leaves)
+    return flat if flat.signature == expected else None
 
 
 MIXED = "the gradients for the packed {dtype} parameters must be of one dtype, and {first!r} is {one} while {path!r} is {other}"

@@ -17,7 +17,7 @@ from ..core.hidden import find_hidden
 from ..core.instance import Instance
 from ..core.structure import flat_of
 from ..core.words import describe, level_of_caller
-from .contents import Contents, Known, put_together, renewed, static_in, take_apart
+from .contents import Contents, Known, renewed, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
@@ -161,7 +161,7 @@ class Rule(Optimizer):
         own = zip(sorted(scalars), before.configured, strict=True)
         configured = tuple([scalars[name] if name in rule._schedulers else value for name, value in own])
         after = Contents(rule.step, scalars, configured, slots)
-        made = put_together(state, after)
+        made = self._known().put_together(state, after, parameters.kinds, other_dtypes)
         return updated, OptimizerState(*after, self.rule.__name__) if made is None else made
 
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
