@@ -131,9 +131,9 @@ def static_in(state: Any, name: str) -> Any:
 
 def renewed(state: S, **fields: Any) -> S:
     """Return a state with other values of fields. What an optimizer has just made of arrays is not checked again."""
-    if not all(map(_is_made_of_arrays, fields.values())):
-        return state.replace(**fields)  # type: ignore[attr-defined, no-any-return]
     node: Any = state
+    if metadata_of(node).ties or not all(map(_is_made_of_arrays, fields.values())):
+        return node.replace(**fields)  # type: ignore[no-any-return]
     children = {**children_of(node), **{name: _frozen(value) for name, value in fields.items()}}
     return node.__frostleaf__.assemble(metadata_of(node), children.values())  # type: ignore[no-any-return]
 
@@ -141,6 +141,11 @@ def renewed(state: S, **fields: Any) -> S:
 def are_arrays(values: Iterable[Any]) -> bool:
     """Return whether all values are arrays with numbers."""
     return {*map(type, values)} <= {mx.array}
+
+
+def are_of_kinds(arrays: Mapping[str, Any], names: tuple[str, ...], kinds: Iterable[Kind]) -> bool:
+    """Return whether these are arrays with numbers of such names, shapes and dtypes, in order."""
+    return tuple(arrays) == names and are_arrays(arrays.values()) and kinds_of(arrays.values()) == tuple(kinds)
 
 
 def kinds_of(arrays: Iterable[mx.array]) -> tuple[Kind, ...]:
