@@ -22,7 +22,7 @@ from ..tree.functions import flatten
 from ..tree.prefixes import flatten_up_to
 from ..tree.selecting import Where, mask
 from ..tree.vectors import concatenate
-from .contents import are_arrays, kinds_of
+from .contents import are_arrays, are_of_kinds, kinds_of
 from .packing import LARGE, REST, Packed
 
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
@@ -46,7 +46,7 @@ class Parameters:
     def kinds(self) -> Sequence[Kind]:
         """The shape and the dtype of each array."""
         signature = self.flat.signature if self.flat else None
-        return signature.remember(_trained).gradients.leaves if signature else kinds_of(self.arrays.values())
+        return signature.remember(_trained).kinds if signature else kinds_of(self.arrays.values())
 
     @property
     def is_packed(self) -> bool:
@@ -75,24 +75,26 @@ def parameters_of(model: Any) -> Parameters:
     """
     flat = flat_of(model)
     names = flat.structure.remember(_distinct_names)
-    if flat.structure.is_of_module and are_arrays(flat.leaves):
-        mask = flat.signed().remember(_trained).mask
-    else:
-        mask = trainable_leaves(flat)
+    mask = flat.signed().remember(_trained).mask if are_arrays(flat.leaves) else trainable_leaves(flat)
     return Parameters(dict(compress(zip(names, flat.leaves, strict=True), mask)), model, flat)
 
 
 class _Trained(NamedTuple):
-    """Which leaves of a model of some signature are trained, and the signature of its gradients."""
+    """Which leaves of a model of some signature are trained, and the shapes and dtypes of those."""
 
     mask: list[bool]
-    gradients: Signature
+    kinds: tuple[Kind, ...]
 
 
 def _trained(signature: Signature) -> _Trained:
     mask = trainable_kinds(signature.structure, signature.leaves)
-    kinds = tuple(compress(signature.leaves, mask))
-    return _Trained(mask, Signature(gradient_structure(signature.structure, mask), kinds))
+    return _Trained(mask, tuple(compress(signature.leaves, mask)))
+
+
+def _gradients(signature: Signature) -> Signature:
+    """Return the signature of the gradients of a module of some signature."""
+    mask, kinds = signature.remember(_trained)
+    return Signature(gradient_structure(signature.structure, mask), kinds)
 
 
 def _distinct_names(structure: Structure) -> tuple[str, ...]:
@@ -122,10 +124,12 @@ def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
     flat = _expected_gradients(parameters, grads)
     if flat is not None:
         return dict(zip(arrays, flat.leaves, strict=True))
-    named = zip(_names(model), flatten_up_to(model, grads, "the gradient"), strict=True)
+    names = parameters.flat.structure.leaf_names() if parameters.flat else _names(model)
+    named = zip(names, flatten_up_to(model, grads, "the gradient"), strict=True)
     gradients = {name: gradient for name, gradient in named if name in arrays}
-    for name, array in arrays.items():
-        _check_gradient(name, array, gradients[name])
+    if not are_of_kinds(gradients, tuple(arrays), parameters.kinds):
+        for name, array in arrays.items():
+            _check_gradient(name, array, gradients[name])
     return gradients
 
 
@@ -135,7 +139,7 @@ def _expected_gradients(parameters: Parameters, grads: Any) -> Flat | None:
     signature = parameters.flat.signature if parameters.flat else None
     if flat is None or signature is None:
         return None
-    expected = signature.remember(_trained).gradients
+    expected = signature.remember(_gradients)
     if flat.signature is None and flat.structure == expected.structure and are_arrays(flat.leaves):
         flat.signature = expected.if_of(flat.leaves)
     return flat if flat.signature == expected else None

@@ -15,7 +15,7 @@ import mlx.optimizers
 from ..core.fields import buffer, static
 from ..core.hidden import find_hidden
 from ..core.instance import Instance
-from ..core.structure import flat_of
+from ..core.structure import Structure, flat_of
 from ..core.words import describe, level_of_caller
 from .contents import Contents, Known, renewed, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
@@ -128,8 +128,9 @@ class Rule(Optimizer):
             if not is_default and not _is_number(rate) and not _is_schedule(rate):
                 raise TypeError(NOT_A_RATE.format(rule=rule.__name__, given=describe(rate)))
         kwargs = {name: _number(value) for name, value in kwargs.items()}
-        self.rule, self.arguments = rule, signature.bind(*map(_number, args), **kwargs).arguments
-        first = _scalars(self._new_rule()).get("learning_rate", mx.array(0.0))
+        bound = signature.bind(*map(_number, args), **kwargs)
+        self.rule, self.arguments = rule, bound.arguments
+        first = _scalars(rule(*bound.args, **bound.kwargs)).get("learning_rate", mx.array(0.0))
         if not isinstance(first, mx.array) or first.shape:
             raise TypeError(NOT_A_SCHEDULE.format(rule=rule.__name__, given=describe(first)))
 
@@ -238,8 +239,8 @@ class Rule(Optimizer):
         require_rule_of(state, self, type(self).__name__, method)
 
     def _new_rule(self) -> mlx.optimizers.Optimizer:
-        bound = inspect.BoundArguments(_signature(self.rule), dict(self.arguments))
-        return self.rule(*bound.args, **bound.kwargs)
+        args, kwargs = flat_of(self).structure.remember(_arguments)
+        return self.rule(*args, **kwargs)
 
     def _shown_fields(self) -> Iterator[tuple[str, Any]]:
         if type(self) is Rule:
@@ -250,6 +251,13 @@ class Rule(Optimizer):
                 yield from value.items()
             else:
                 yield "*" if kind is inspect.Parameter.VAR_POSITIONAL else name, value
+
+
+def _arguments(structure: Structure) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return with which arguments an optimizer calls the constructor of its rule."""
+    static = structure.spec[1].static
+    bound = inspect.BoundArguments(_signature(static["rule"]), dict(static["arguments"]))
+    return bound.args, bound.kwargs
 
 
 def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Rule]:
