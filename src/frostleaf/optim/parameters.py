@@ -6,16 +6,15 @@ import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from operator import is_
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import attrs
 import mlx.core as mx
 
-from ..core.instance import Instance, Metadata, flat_kept
-from ..core.sharing import with_leaves
-from ..core.structure import Flat, Kind, Signature, Structure, flat_of, kinds_below, unflatten_late
+from ..core.instance import Instance, flat_kept
+from ..core.sharing import with_leaves, with_leaves_late
+from ..core.structure import Flat, Kind, Signature, Structure, flat_of, kinds_below
 from ..core.words import describe
 from ..edits.freezing import gradient_structure, trainable_kinds, trainable_leaves
 from ..tree.functions import flatten
@@ -170,28 +169,7 @@ def with_parameters(parameters: Parameters, new: Mapping[str, mx.array]) -> Any:
     """Return the model with new arrays under the names given. It shares what has none."""
     model, flat = parameters.model, parameters.flat or flat_of(parameters.model)
     leaves = [new.get(name, leaf) for name, leaf in zip(flat.structure.leaf_names(), flat.leaves, strict=True)]
-    signature = flat.signature.if_of(leaves) if flat.signature and are_arrays(leaves) else None
-    if signature is not None and flat.structure.remember(_has_arrays_everywhere) and not any(map(is_, leaves, flat.leaves)):
-        return unflatten_late(flat.structure, leaves, signature)
-    return with_leaves(model, leaves, signature=signature)
-
-
-def _has_arrays_everywhere(structure: Structure) -> bool:
-    """Return whether each module has arrays, so that a module with other arrays has none of its parts."""
-    counts: list[int] = []
-    _count_arrays(structure.spec, counts)
-    return structure.is_of_module and all(counts)
-
-
-def _count_arrays(spec: Any, of_modules: list[int]) -> int:
-    """Return the number of arrays, and append that of each module."""
-    if type(spec) is not tuple:
-        return int(spec is mx.array)
-    specs = spec[2]
-    count = specs if type(specs) is int else sum([_count_arrays(child, of_modules) for child in specs])
-    if type(spec[1]) is Metadata:
-        of_modules.append(count)
-    return count
+    return with_leaves_late(model, flat, leaves) if are_arrays(leaves) else with_leaves(model, leaves)
 
 
 # What a selection selects depends on the structure alone, unless it is a predicate, which is shown the arrays.
