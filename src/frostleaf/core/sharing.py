@@ -15,7 +15,7 @@ from .construction import evolve
 from .instance import Instance, Metadata, keep_flat, level_of
 from .levels import one_level
 from .shapes import LEAF
-from .structure import Flat, Structure, child_specs, flat_of, unflatten_late
+from .structure import Flat, Structure, flat_of, unflatten_late
 
 _ARRAY = mx.array  # found faster than in mx
 
@@ -118,8 +118,12 @@ def _part(spec: Any) -> _Part:
     if type(spec) is not tuple:
         return _LEAF_PART if spec is mx.array else _OTHER_PART
     _, metadata, specs = spec
-    inside = tuple(map(_part, child_specs(specs)))
-    size, is_module = sum([each.size for each in inside]), type(metadata) is Metadata
+    is_module = type(metadata) is Metadata
+    if type(specs) is int:
+        inside, size = (_LEAF_PART,) * specs, specs
+    else:
+        inside = tuple(map(_part, specs))
+        size = sum([each.size for each in inside])
     is_whole = all(each.is_whole for each in inside) and (size > 0 or not is_module)
     return _Part(size, is_whole, inside, structure or (Structure(spec, size) if is_module else None))
 
