@@ -35,11 +35,13 @@ class Parameters:
         arrays: By dotted path, in the order of the model's leaves. Of a packed model they are its vectors and large arrays.
         model: The model.
         flat: The model taken apart, if these are all of its trainable arrays.
+        alike: The gradients that were found to have the shapes and dtypes of the arrays, if there are such.
     """
 
     arrays: Mapping[str, mx.array]
     model: Any
     flat: Flat | None = attrs.field(default=None, repr=False, eq=False)
+    alike: Mapping[str, mx.array] | None = attrs.field(default=None, repr=False, eq=False)
 
     @functools.cached_property
     def kinds(self) -> Sequence[Kind]:
@@ -105,8 +107,8 @@ def _distinct_names(structure: Structure) -> tuple[str, ...]:
     return names
 
 
-def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
-    """Return the gradients by the names of the parameters, packed if the model is.
+def with_gradients(parameters: Parameters, grads: Any) -> tuple[Parameters, dict[str, mx.array]]:
+    """Return the parameters and the gradients by their names, packed if the model is.
 
     Raises:
         ValueError: If they don't belong to the model; the message names the path.
@@ -119,17 +121,19 @@ def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
             if place != REST:
                 _check_gradient(name, leaf, gradient)
         packed = pack_gradients(model, found)
-        return {name: packed[name] for name in arrays}
+        return parameters, {name: packed[name] for name in arrays}
     flat = _expected_gradients(parameters, grads)
     if flat is not None:
-        return dict(zip(arrays, flat.leaves, strict=True))
+        gradients = dict(zip(arrays, flat.leaves, strict=True))
+        return attrs.evolve(parameters, alike=gradients), gradients
     names = parameters.flat.structure.leaf_names() if parameters.flat else _names(model)
     named = zip(names, flatten_up_to(model, grads, "the gradient"), strict=True)
     gradients = {name: gradient for name, gradient in named if name in arrays}
-    if not are_of_kinds(gradients, tuple(arrays), parameters.kinds):
-        for name, array in arrays.items():
-            _check_gradient(name, array, gradients[name])
-    return gradients
+    if are_of_kinds(gradients, tuple(arrays), parameters.kinds):
+        return attrs.evolve(parameters, alike=gradients), gradients
+    for name, array in arrays.items():
+        _check_gradient(name, array, gradients[name])
+    return parameters, gradients
 
 
 def _expected_gradients(parameters: Parameters, grads: Any) -> Flat | None:

@@ -149,7 +149,9 @@ class Rule(Optimizer):
         rule, arrays, before = self._new_rule(), parameters.arrays, take_apart(state)
         if arrays:
             _warn_of_other_values(rule, before)
-        other_dtypes = [gradients[name].dtype for name in arrays] != [dtype for _, dtype in parameters.kinds]
+        other_dtypes = gradients is not parameters.alike and any(
+            gradients[name].dtype != dtype for name, (_, dtype) in zip(arrays, parameters.kinds, strict=True)
+        )
         then = {name: dict(slot) for name, slot in before.slots.items()} if other_dtypes else {}
         # Inside "slots" a parameter can have any name, "step" and "learning_rate" included.
         rule.state = {"step": before.step, **before.hyperparameters, "slots": before.slots}
