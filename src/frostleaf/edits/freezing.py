@@ -20,7 +20,7 @@ from ..core.instance import Definition, Metadata, children_of, level_of, metadat
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
 from ..core.sharing import change_modules, remade
-from ..core.structure import Flat, Kind, Structure, child_specs, flat_of, kind_of, leaf_fields
+from ..core.structure import Flat, Kind, Signature, Structure, child_specs, flat_of, kind_of, leaf_fields
 from ..core.words import Path, describe, keystr
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
@@ -111,11 +111,17 @@ def trainable(tree: Any) -> list[bool]:
 
 def trainable_leaves(flat: Flat) -> list[bool]:
     """Return the same of a tree that was taken apart."""
-    return trainable_kinds(flat.structure, [*map(kind_of, flat.leaves)])
+    if flat.signature is not None:
+        return [*flat.signature.remember(trained_of)]
+    return _trained_of_kinds(flat.structure, [*map(kind_of, flat.leaves)])
 
 
-def trainable_kinds(structure: Structure, kinds: Sequence[Kind]) -> list[bool]:
-    """Return the same of a tree of some structure, whose leaves have some shapes and dtypes."""
+def trained_of(signature: Signature) -> list[bool]:
+    """Return the same of trees of a signature."""
+    return _trained_of_kinds(signature.structure, signature.leaves)
+
+
+def _trained_of_kinds(structure: Structure, kinds: Sequence[Kind]) -> list[bool]:
     trained = structure.remember(_trained)
     dtypes = [dtype for _, dtype in kinds]
     exact = {dtype for dtype in {*dtypes} if not mx.issubdtype(dtype, mx.floating)}

@@ -16,7 +16,7 @@ from ..core.instance import Instance, flat_kept
 from ..core.sharing import with_leaves, with_leaves_late
 from ..core.structure import Flat, Kind, Signature, Structure, flat_of, kinds_below
 from ..core.words import describe
-from ..edits.freezing import gradient_structure, trainable_kinds, trainable_leaves
+from ..edits.freezing import gradient_structure, trainable_leaves, trained_of
 from ..tree.functions import flatten
 from ..tree.prefixes import flatten_up_to
 from ..tree.selecting import Where, mask
@@ -88,7 +88,7 @@ class _Trained(NamedTuple):
 
 
 def _trained(signature: Signature) -> _Trained:
-    mask = trainable_kinds(signature.structure, signature.leaves)
+    mask = signature.remember(trained_of)
     return _Trained(mask, tuple(compress(signature.leaves, mask)))
 
 
