@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
+from mlx.utils import tree_flatten
 from optree.integrations import attrs as optree_attrs
 
 import frostleaf as fl
@@ -219,6 +220,67 @@ def test_beside_mlx(name, table, interleaved, tmp_path):
 
     taken = interleaved(getattr(ours, name), getattr(theirs, name), rounds=60, between=between)
     table.add(f"{what} / mlx.nn", *taken, limit=limit)
+
+
+def freeze_half(model):
+    """Freeze the first half of the blocks of MLX's model."""
+    for block in model.layers[: BLOCKS // 2]:
+        block.freeze()
+
+
+def by_name(model):
+    """Return the parameters of one of MLX's models in a dict without others inside."""
+    return dict(tree_flatten(model.parameters()))
+
+
+# What the row says, our optimizer, and what makes MLX's.
+UPDATES = {
+    "momentum": ("SGD with momentum", fl.optim.SGD(1e-3, momentum=0.9), lambda: optim.SGD(1e-3, momentum=0.9)),
+    "clipped": (
+        "chain(clip_by_global_norm, AdamW)",
+        fl.optim.chain(fl.optim.clip_by_global_norm(1.0), fl.optim.AdamW(1e-3)),
+        lambda: optim.AdamW(1e-3),
+    ),
+    "half": ("half of the model frozen, AdamW", fl.optim.AdamW(1e-3), lambda: optim.AdamW(1e-3)),
+    "dict": ("a plain dict, AdamW", fl.optim.AdamW(1e-3), lambda: optim.AdamW(1e-3)),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_updates(name, table, interleaved):
+    what, optimizer, make = UPDATES[name]
+    rule, theirs, ours = make(), MLXModel(), Model()
+    if name == "half":
+        ours = ours.at(tuple(f"layers.{number}" for number in range(BLOCKS // 2))).freeze()
+        freeze_half(theirs)
+    gradients = nn.value_and_grad(theirs, loss)(theirs, X)[1]
+    our_gradients = fl.grad(loss)(ours, X)
+    if name == "dict":
+        theirs, gradients = by_name(theirs), dict(tree_flatten(gradients))
+        ours = {path: array + 0 for path, array in theirs.items()}
+        our_gradients = {path: array + 0 for path, array in gradients.items()}
+    rule.init(theirs if name == "dict" else theirs.trainable_parameters())
+    now = {"ours": (ours, optimizer.init(ours)), "theirs": theirs}
+    del ours, theirs
+
+    def update():
+        model, state = now["ours"]
+        now["ours"] = optimizer.update(model, our_gradients, state)
+
+    def update_of_mlx():
+        if name == "dict":
+            now["theirs"] = rule.apply_gradients(gradients, now["theirs"])
+        else:
+            rule.update(now["theirs"], optim.clip_grad_norm(gradients, 1.0)[0] if name == "clipped" else gradients)
+
+    def between(_):
+        model = now["theirs"]
+        mx.eval(fl.tree.leaves(now["ours"]), model if name == "dict" else model.state, rule.state)
+
+    mx.eval(gradients, fl.tree.leaves(our_gradients))
+    between(None)
+    taken = interleaved(update, update_of_mlx, rounds=60, between=between)
+    table.add(f"optimizer.update: {what} / mlx", *taken, limit=1.0)
 
 
 def test_building(table, interleaved):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -17,7 +17,7 @@ from .depth import tells_depth
 from .instance import Instance, Metadata, is_finished, keep_flat, level_of
 from .levels import one_level, tree_level
 from .shapes import LEAF
-from .structure import Flat, flat_of
+from .structure import Flat, Structure, flat_of, unflatten_late
 from .words import Path
 
 _ARRAY = mx.array  # found faster than in mx
@@ -32,11 +32,10 @@ def with_leaves(tree: Any, leaves: Sequence[Any], convert: bool = False) -> Any:
         leaves: As many arrays as it has leaves, in order.
         convert: Whether the converters and validators of fields run on new values.
     """
-    structure = flat_of(tree).structure
     evolved: list[Any] = []
     new = _with_leaves(tree, iter(leaves), evolved if convert else None)
     if isinstance(new, Instance) and new is not tree and not evolved:
-        keep_flat(new, Flat([*leaves], structure, checked=False))
+        keep_flat(new, Flat([*leaves], flat_of(tree).structure, checked=False))
     return new
 
 
@@ -62,6 +61,76 @@ def _with_leaves(value: Any, rest: Iterator[Any], evolved: list[Any] | None) -> 
         evolved.append(value)
         return evolve(value, dict(zip(definition.children, new, strict=True)))
     return definition.assemble(metadata, new)
+
+
+def with_leaves_late(tree: Any, flat: Flat, leaves: Sequence[mx.array]) -> Any:
+    """Put other arrays in the place of a tree's own; the modules in which all are others when somebody looks inside.
+
+    Args:
+        tree: Any tree.
+        flat: The tree taken apart.
+        leaves: As many arrays as it has leaves, in order.
+    """
+    signature = flat.signature.if_of(leaves) if flat.signature else None
+    same = [*map(is_, leaves, flat.leaves)]
+    part = flat.structure.remember(_parts)
+    if part.is_whole and flat.structure.is_of_module and not any(same):
+        return unflatten_late(flat.structure, leaves, signature)
+    new = _with_leaves_late(tree, part, leaves, same, 0)
+    if isinstance(new, Instance) and new is not tree:
+        keep_flat(new, Flat([*leaves], flat.structure, signature))
+    return new
+
+
+def _with_leaves_late(value: Any, part: _Part, leaves: Sequence[mx.array], same: Sequence[bool], start: int) -> Any:
+    stop = start + part.size
+    if all(same[start:stop]):
+        return value
+    if part.structure is not None and part.is_whole and not any(same[start:stop]):
+        return unflatten_late(part.structure, leaves[start:stop])
+    if part.inside is None:
+        return leaves[start]
+    metadata: Any
+    metadata, children = one_level(value)  # type: ignore[misc]
+    new: list[Any] = []
+    for child, below in zip(children, part.inside, strict=True):
+        new.append(leaves[start] if below is _LEAF_PART else _with_leaves_late(child, below, leaves, same, start))
+        start += below.size
+    return value.__frostleaf__.assemble(metadata, new) if isinstance(value, Instance) else metadata.make(metadata.metadata, new)
+
+
+class _Part(NamedTuple):
+    """A part of a structure: its size, which is the number of arrays in it, and its own parts.
+
+    ``is_whole`` says that there are some in each module. A module below the outermost has its own ``structure``.
+    """
+
+    size: int
+    is_whole: bool
+    inside: Sequence[_Part] | None
+    structure: Structure | None
+
+
+_LEAF_PART, _OTHER_PART = _Part(1, True, None, None), _Part(0, True, None, None)
+
+
+def _parts(structure: Structure) -> _Part:
+    return _part(structure.spec)._replace(structure=None)  # which would hold itself
+
+
+def _part(spec: Any) -> _Part:
+    structure, spec = (spec, spec.spec) if isinstance(spec, Structure) else (None, spec)
+    if type(spec) is not tuple:
+        return _LEAF_PART if spec is mx.array else _OTHER_PART
+    _, metadata, specs = spec
+    is_module = type(metadata) is Metadata
+    if type(specs) is int:
+        inside, size = (_LEAF_PART,) * specs, specs
+    else:
+        inside = tuple(map(_part, specs))
+        size = sum([each.size for each in inside])
+    is_whole = all(each.is_whole for each in inside) and (size > 0 or not is_module)
+    return _Part(size, is_whole, inside, structure or (Structure(spec, size) if is_module else None))
 
 
 # Of a module, its metadata, and its children as they are after the edit: returns the module to stand there.

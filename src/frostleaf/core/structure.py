@@ -5,10 +5,10 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import mlx.core as mx
-from attrs import Attribute
 
 from .containers import static_key
 from .depth import tell_depth
@@ -20,6 +20,11 @@ from .shapes import LEAF, ShapeDtypeStruct
 from .words import Path, class_name, describe, keystr
 
 R = TypeVar("R")
+
+
+# The shape and the dtype of an array.
+Kind = tuple[tuple[int, ...], mx.Dtype]
+kind_of: Callable[[mx.array], Kind] = attrgetter("shape", "dtype")
 
 
 class Structure:
@@ -53,6 +58,10 @@ class Structure:
         except KeyError:
             result = self._remembered[work_out] = work_out(self)
             return result
+
+    @property
+    def is_of_module(self) -> bool:
+        return type(self.spec) is tuple and type(self.spec[1]) is Metadata
 
     def leaf_paths(self) -> tuple[Path, ...]:
         """Return the path of each array: the names, keys and indices that lead to it."""
@@ -94,7 +103,23 @@ def _leaf_paths(structure: Structure) -> tuple[Path, ...]:
 
 
 def _leaf_names(structure: Structure) -> tuple[str, ...]:
-    return tuple([keystr(path) for path in structure.leaf_paths()])
+    return tuple(_names_below(structure.spec, ""))
+
+
+def _names_below(spec: Any, prefix: str) -> Iterator[str]:
+    """Yield the name of each array, which is faster than by its path."""
+    if isinstance(spec, Structure):
+        spec = spec.spec
+    if spec is mx.array:
+        yield prefix[:-1]
+    elif isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        names = [f"{prefix}{entry!s}" for entry in entries_of(kind, metadata)]
+        if isinstance(specs, int):
+            yield from names
+        else:
+            for name, child in zip(names, specs, strict=True):
+                yield from _names_below(child, f"{name}.")
 
 
 class Signature:
@@ -105,22 +130,34 @@ class Signature:
         leaves: The shape and the dtype of each leaf, in order.
     """
 
-    __slots__ = ("__weakref__", "_hash", "leaves", "structure")
+    __slots__ = ("__weakref__", "_hash", "_remembered", "leaves", "structure")
 
-    def __init__(self, structure: Structure, leaves: tuple[tuple[tuple[int, ...], mx.Dtype], ...]) -> None:
+    def __init__(self, structure: Structure, leaves: tuple[Kind, ...]) -> None:
         self.structure = structure
         self.leaves = leaves
-        self._hash = hash((structure, leaves))
+        self._hash: int | None = None
+        self._remembered: dict[Any, Any] = {}
+
+    def remember(self, work_out: Callable[[Signature], R]) -> R:
+        """Return what a function works out of the signature, which is done once."""
+        try:
+            return self._remembered[work_out]  # type: ignore[no-any-return]
+        except KeyError:
+            result = self._remembered[work_out] = work_out(self)
+            return result
+
+    def if_of(self, leaves: Iterable[mx.array]) -> Signature | None:
+        """Return this if it is the signature of other arrays in the same structure as well."""
+        return self if tuple(map(kind_of, leaves)) == self.leaves else None
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, Signature)
-            and self._hash == other._hash
-            and self.structure == other.structure
-            and self.leaves == other.leaves
+            isinstance(other, Signature) and self.leaves == other.leaves and self.structure == other.structure
         )
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash((self.structure, self.leaves))
         return self._hash
 
 
@@ -184,7 +221,7 @@ class Flat:
         """
         if self.signature is None:
             require_numbers(self)
-            self.signature = Signature(self.structure, tuple([(leaf.shape, leaf.dtype) for leaf in self.leaves]))
+            self.signature = Signature(self.structure, tuple(map(kind_of, self.leaves)))
         return self.signature
 
     def level(self) -> tuple[Any, list[Any]]:
@@ -366,6 +403,15 @@ def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | N
     return spec.value if static is None else static(spec.value)
 
 
+def unflatten_late(structure: Structure, leaves: Sequence[mx.array], signature: Signature | None = None) -> Any:
+    """Put a tree together from arrays: a module when something first looks inside it, if its class allows that.
+
+    The signature is that of the arrays, if it is known.
+    """
+    is_late = structure.is_of_module and structure.spec[0].__frostleaf__.deferrable
+    return unflatten(Deferred(structure, signature) if is_late else structure, iter(leaves))
+
+
 def defer(spec: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:
     """Return the spec of a tree whose modules are put together when something first looks inside them.
 
@@ -399,42 +445,6 @@ def specs_in(spec: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         kind, metadata, specs = spec
         for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
             yield from specs_in(child, (*path, entry))
-
-
-def leaf_spans(structure: Structure) -> dict[Path, tuple[int, int]]:
-    """Return for the path of each node and leaf the numbers of its first leaf and of the one after its last."""
-    spans: dict[Path, tuple[int, int]] = {}
-    _add_spans(structure.spec, (), 0, spans)
-    return spans
-
-
-def _add_spans(spec: Any, path: Path, start: int, spans: dict[Path, tuple[int, int]]) -> int:
-    if isinstance(spec, Structure):
-        spec = spec.spec
-    stop = start + (spec is mx.array)
-    if isinstance(spec, tuple):
-        kind, metadata, specs = spec
-        for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
-            stop = _add_spans(child, (*path, entry), stop, spans)
-    spans[path] = start, stop
-    return stop
-
-
-def leaf_flags(structure: Structure, flag: Callable[[Attribute[Any]], bool]) -> Iterator[bool]:
-    """Yield for each leaf whether ``flag`` holds for each field of a module that holds it."""
-    return _flags_below(structure.spec, flag, True)
-
-
-def _flags_below(spec: Any, flag: Callable[[Attribute[Any]], bool], above: bool) -> Iterator[bool]:
-    if isinstance(spec, Structure):
-        spec = spec.spec
-    if spec is mx.array:
-        yield above
-    elif isinstance(spec, tuple):
-        kind, metadata, specs = spec
-        fields = kind.__frostleaf__.fields if type(metadata) is Metadata else {}
-        for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
-            yield from _flags_below(child, flag, above and (not fields or flag(fields[entry])))
 
 
 def child_specs(specs: Any) -> Sequence[Any]:

@@ -9,8 +9,9 @@ import mlx.core as mx
 
 from ..core import fields
 from ..core.arguments import require_callable
+from ..core.leaves import leaf_flags
 from ..core.sharing import with_leaves
-from ..core.structure import Structure, flat_of, leaf_flags
+from ..core.structure import Structure, flat_of
 from ..core.words import describe
 
 T = TypeVar("T")

@@ -17,10 +17,11 @@ from ..core.arguments import require_bool
 from ..core.construction import evolve, postpone
 from ..core.definition import Node
 from ..core.instance import Definition, Metadata, children_of, level_of, metadata_of, names_above
+from ..core.leaves import leaf_flags, leaf_spans
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
 from ..core.sharing import change_modules, remade
-from ..core.structure import Structure, child_specs, flat_of, leaf_flags, leaf_spans
+from ..core.structure import Flat, Kind, Signature, Structure, child_specs, flat_of, kind_of
 from ..core.words import Path, describe, keystr
 from ..tree.walk import Descend, all_ties, field_level, rewrite
 from .views import items, named_modules
@@ -111,13 +112,50 @@ def trainable(tree: Any) -> list[bool]:
 
     An array outside any module is a parameter.
     """
-    flat = flat_of(tree)
-    floating: dict[mx.Dtype, bool] = {}
-    for leaf in flat.leaves:
-        if leaf.dtype not in floating:
-            floating[leaf.dtype] = mx.issubdtype(leaf.dtype, mx.floating)
-    trained = flat.structure.remember(_trained)
-    return [trains and floating[leaf.dtype] for trains, leaf in zip(trained, flat.leaves, strict=True)]
+    return trainable_leaves(flat_of(tree))
+
+
+def trainable_leaves(flat: Flat) -> list[bool]:
+    """Return the same of a tree that was taken apart."""
+    if flat.signature is not None:
+        return [*flat.signature.remember(trained_of)]
+    return _trained_of_kinds(flat.structure, [*map(kind_of, flat.leaves)])
+
+
+def trained_of(signature: Signature) -> list[bool]:
+    """Return the same of trees of a signature."""
+    return _trained_of_kinds(signature.structure, signature.leaves)
+
+
+def _trained_of_kinds(structure: Structure, kinds: Sequence[Kind]) -> list[bool]:
+    trained = structure.remember(_trained)
+    dtypes = [dtype for _, dtype in kinds]
+    exact = {dtype for dtype in {*dtypes} if not mx.issubdtype(dtype, mx.floating)}
+    return [trains and dtype not in exact for trains, dtype in zip(trained, dtypes, strict=True)] if exact else [*trained]
+
+
+def gradient_structure(structure: Structure, trained: Sequence[bool]) -> Structure:
+    """Return the structure of a module's gradients, which have ``None`` for each leaf that is not trained."""
+    known, key = structure.remember(_gradient_structures), tuple(trained)
+    if key not in known:
+        spec = _gradient_spec(structure.spec, iter(key))
+        known[key] = None if spec == structure.spec else Structure(spec, sum(key))
+    return known[key] or structure
+
+
+def _gradient_structures(structure: Structure) -> dict[tuple[bool, ...], Structure | None]:
+    """Return what is known of them: for what is trained the structure, or ``None`` for that of the module itself."""
+    return {}
+
+
+def _gradient_spec(spec: Any, trained: Iterator[bool]) -> Any:
+    if spec is mx.array:
+        return mx.array if next(trained) else None
+    if type(spec) is not tuple:
+        return None
+    kind, metadata, specs = spec
+    new = tuple([_gradient_spec(child, trained) for child in child_specs(specs)])
+    return kind, metadata, len(new) if all(child is mx.array for child in new) else new
 
 
 def _trained(structure: Structure) -> tuple[bool, ...]:
@@ -164,6 +202,9 @@ def _frozen(spec: Any, path: Path = (), around: Metadata | None = None, frozen: 
         if is_module:
             frozen = frozen or (around is not None and around.freezes(path))
             path, around = (), metadata
+        if isinstance(specs, int) and (around is None or not around.frozen):
+            yield from [frozen] * specs
+            return
         for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
             yield from _frozen(child, (*path, entry), around, frozen)
 

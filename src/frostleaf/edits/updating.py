@@ -11,9 +11,10 @@ from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.instance import children_of
+from ..core.leaves import leaf_flags
 from ..core.shapes import LEAF
 from ..core.sharing import with_leaves, with_values
-from ..core.structure import Structure, flat_of, leaf_flags
+from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr, nearest
 from ..tree.walk import rewrite
 from .views import Filter, filter_and_map, is_content, items, node_children, parameters

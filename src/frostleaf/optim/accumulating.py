@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 from ..core.fields import buffer, static
 from ..core.words import describe
 from .adapting import carry_over
+from .contents import are_of_kinds, renewed
 from .optimizer import Optimizer, State, array_differences, require_optimizer
 from .parameters import Parameters
 from .wrapper import StatefulWrapper, tree_where
@@ -61,12 +63,14 @@ class Accumulate(StatefulWrapper):
         due = count >= self.n  # the count is above n if n was larger before
         zeros = {name: mx.zeros_like(array) for name, array in total.items()}
         inner, total = tree_where(due, inner, state.inner), tree_where(due, zeros, total)
-        after = AccumulateState(inner, total, mx.where(due, mx.zeros_like(count), count))
+        after = renewed(state, inner=inner, gradients=total, count=mx.where(due, mx.zeros_like(count), count))
         return tree_where(due, new, dict(parameters.arrays)), after
 
     def _differences(self, parameters: Parameters, state: AccumulateState) -> Iterator[str]:
         yield from super()._differences(parameters, state)
-        yield from array_differences(_zeros(parameters), state.gradients, "sum of gradients")
+        kinds = [(shape, _dtype_of_sum(dtype)) for shape, dtype in parameters.kinds]
+        if not are_of_kinds(state.gradients, tuple(parameters.arrays), kinds):
+            yield from array_differences(_zeros(parameters), state.gradients, "sum of gradients")
 
     def _adapt(self, state: AccumulateState, parameters: Parameters) -> AccumulateState:
         inner = self.optimizer._adapt(state.inner, parameters)
@@ -102,7 +106,9 @@ def accumulate(opt: Optimizer, n: int) -> Accumulate:
 
 
 def _zeros(parameters: Parameters) -> dict[str, mx.array]:
-    return {
-        name: mx.zeros(array.shape, mx.result_type(array, mx.array(0.0, mx.float32)))
-        for name, array in parameters.arrays.items()
-    }
+    return {name: mx.zeros(array.shape, _dtype_of_sum(array.dtype)) for name, array in parameters.arrays.items()}
+
+
+@functools.cache
+def _dtype_of_sum(dtype: mx.Dtype) -> mx.Dtype:
+    return mx.result_type(mx.array(0, dtype), mx.array(0.0, mx.float32))

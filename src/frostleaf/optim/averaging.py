@@ -10,11 +10,13 @@ import mlx.core as mx
 from ..core.fields import buffer, static
 from ..core.words import describe
 from .adapting import carry_over
+from .contents import are_of_kinds, renewed
 from .optimizer import Optimizer, State, array_differences, require_optimizer
 from .parameters import Parameters, parameters_of, with_parameters
 from .wrapper import StatefulWrapper
 
 T = TypeVar("T")
+HALF = mx.float16, mx.bfloat16
 
 
 class EMAState(State):
@@ -63,7 +65,7 @@ class EMA(StatefulWrapper):
         parameters = parameters_of(model)
         self._require_match(parameters, state, "averaged")
         averages = {name: state.average[name].astype(array.dtype) for name, array in parameters.arrays.items()}
-        return with_parameters(model, averages)
+        return with_parameters(parameters, averages)  # type: ignore[no-any-return]
 
     def _init(self, parameters: Parameters) -> EMAState:
         return EMAState(self.optimizer._init(parameters), _precise(parameters.arrays))
@@ -74,11 +76,13 @@ class EMA(StatefulWrapper):
         new, inner = self.optimizer._update(parameters, gradients, state.inner)
         now = _precise(new)
         average = {name: self.decay * old + (1 - self.decay) * now[name] for name, old in state.average.items()}
-        return new, EMAState(inner, average)
+        return new, renewed(state, inner=inner, average=average)
 
     def _differences(self, parameters: Parameters, state: EMAState) -> Iterator[str]:
         yield from super()._differences(parameters, state)
-        yield from array_differences(_precise(parameters.arrays), state.average, "average")
+        kinds = [(shape, mx.float32 if dtype in HALF else dtype) for shape, dtype in parameters.kinds]
+        if not are_of_kinds(state.average, tuple(parameters.arrays), kinds):
+            yield from array_differences(_precise(parameters.arrays), state.average, "average")
 
     def _adapt(self, state: EMAState, parameters: Parameters) -> EMAState:
         inner = self.optimizer._adapt(state.inner, parameters)
@@ -116,5 +120,4 @@ def ema(opt: Optimizer, decay: float) -> EMA:
 
 def _precise(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """Return the arrays with those of half precision in float32: in half precision an average soon stands still."""
-    half = mx.float16, mx.bfloat16
-    return {name: array.astype(mx.float32) if array.dtype in half else array for name, array in arrays.items()}
+    return {name: array.astype(mx.float32) if array.dtype in HALF else array for name, array in arrays.items()}

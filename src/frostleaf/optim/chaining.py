@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.optimizers import cosine_decay
 
 from ..core.words import describe
+from .contents import are_of_kinds, kinds_of
 from .optimizer import Optimizer, require_optimizer
 from .parameters import Parameters
 from .wrapper import Wrapper
@@ -42,6 +43,9 @@ class Chain(Wrapper):
     def _update(self, parameters: Parameters, gradients: Mapping[str, mx.array], state: Any) -> tuple[dict[str, mx.array], Any]:
         for number, transform in enumerate(self.transforms, 1):
             new = transform(dict(gradients))
+            if type(new) is dict and are_of_kinds(new, tuple(gradients), kinds_of(gradients.values())):
+                gradients = new
+                continue
             new = new if isinstance(new, Mapping) else {}
             wrong = [name for name in {**gradients, **new} if _shape(gradients, name) != _shape(new, name)]
             if wrong:

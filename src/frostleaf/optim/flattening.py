@@ -71,7 +71,7 @@ class Flattened(Optimizer):
             gradients = pack_gradients(packed, [gradients[name] for name in parameters.arrays])
         new, after = self.optimizer._update(_arrays(packed), gradients, state)
         if not parameters.is_packed:
-            new = with_parameters(packed, new).unpack()
+            new = with_parameters(parameters_of(packed), new).unpack()
         return new, _flattened_state(after, packed)
 
     def _differences(self, parameters: Parameters, state: FlattenedState) -> Iterator[str]:

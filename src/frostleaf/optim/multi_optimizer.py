@@ -11,6 +11,7 @@ import mlx.core as mx
 from ..core.fields import buffer, static
 from ..core.words import describe
 from ..tree.selecting import Where, covers, matcher, require_arrays
+from .contents import renewed
 from .masking import first_names
 from .optimizer import NOT_A_STATE, Optimizer, State, require_optimizer
 from .parameters import PACKED_NAMES, Parameters
@@ -76,7 +77,7 @@ class MultiOptimizer(Optimizer):
             arrays, inner = opt._update(group, {name: gradients[name] for name in group.arrays}, inner)
             new.update(arrays)
             after.append(inner)
-        return new, MultiState(tuple(after))
+        return new, renewed(state, inner=tuple(after))
 
     def _differences(self, parameters: Parameters, state: MultiState) -> Iterator[str]:
         for opt, group, inner in zip(self.optimizers, self._split(parameters), state.inner, strict=True):

@@ -14,7 +14,7 @@ from ..core.shapes import ShapeDtypeStruct
 from ..core.words import describe
 from ..display.text import text
 from ..module import Module
-from .parameters import Parameters, gradients_of, parameters_of, with_parameters
+from .parameters import Parameters, parameters_of, with_gradients, with_parameters
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -148,8 +148,9 @@ class Optimizer(Node):
         self._require_state(state, "update")
         parameters = parameters_of(model)
         self._require_match(parameters, state, "update")
-        new, after = self._update(parameters, gradients_of(parameters, grads), state)
-        return with_parameters(model, new), after
+        parameters, gradients = with_gradients(parameters, grads)
+        new, after = self._update(parameters, gradients, state)
+        return with_parameters(parameters, new), after
 
     @returns_copy("state = opt.{name}(state, model)")
     def adapt(self, state: S, model: Any) -> S:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from itertools import compress
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import attrs
 import mlx.core as mx
 
-from ..core.structure import Structure, flat_of, specs_in
+from ..core.instance import Instance, flat_kept
+from ..core.leaves import kinds_below
+from ..core.sharing import with_leaves, with_leaves_late
+from ..core.structure import Flat, Kind, Signature, Structure, flat_of
 from ..core.words import describe
-from ..edits.freezing import trainable
-from ..tree.functions import flatten, unflatten
+from ..edits.freezing import gradient_structure, trainable_leaves, trained_of
+from ..tree.functions import flatten
 from ..tree.prefixes import flatten_up_to
 from ..tree.selecting import Where, mask
 from ..tree.vectors import concatenate
+from .contents import are_arrays, are_of_kinds, kinds_of
 from .packing import LARGE, REST, Packed
-
-T = TypeVar("T")
 
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
 
@@ -31,10 +35,20 @@ class Parameters:
     Attributes:
         arrays: By dotted path, in the order of the model's leaves. Of a packed model they are its vectors and large arrays.
         model: The model.
+        flat: The model taken apart, if these are all of its trainable arrays.
+        alike: The gradients that were found to have the shapes and dtypes of the arrays, if there are such.
     """
 
     arrays: Mapping[str, mx.array]
     model: Any
+    flat: Flat | None = attrs.field(default=None, repr=False, eq=False)
+    alike: Mapping[str, mx.array] | None = attrs.field(default=None, repr=False, eq=False)
+
+    @functools.cached_property
+    def kinds(self) -> Sequence[Kind]:
+        """The shape and the dtype of each array."""
+        signature = self.flat.signature if self.flat else None
+        return signature.remember(_trained).kinds if signature else kinds_of(self.arrays.values())
 
     @property
     def is_packed(self) -> bool:
@@ -61,18 +75,41 @@ def parameters_of(model: Any) -> Parameters:
     Raises:
         ValueError: If two have the same name, or there is a packed tree inside the model.
     """
-    leaves, structure = flatten(model)
+    flat = flat_of(model)
+    names = flat.structure.remember(_distinct_names)
+    mask = flat.signed().remember(_trained).mask if are_arrays(flat.leaves) else trainable_leaves(flat)
+    return Parameters(dict(compress(zip(names, flat.leaves, strict=True), mask)), model, flat)
+
+
+class _Trained(NamedTuple):
+    """Which leaves of a model of some signature are trained, and the shapes and dtypes of those."""
+
+    mask: list[bool]
+    kinds: tuple[Kind, ...]
+
+
+def _trained(signature: Signature) -> _Trained:
+    mask = signature.remember(trained_of)
+    return _Trained(mask, tuple(compress(signature.leaves, mask)))
+
+
+def _gradients(signature: Signature) -> Signature:
+    """Return the signature of the gradients of a module of some signature."""
+    mask, kinds = signature.remember(_trained)
+    return Signature(gradient_structure(signature.structure, mask), kinds)
+
+
+def _distinct_names(structure: Structure) -> tuple[str, ...]:
     names = structure.leaf_names()
     if len(set(names)) < len(names):
         raise ValueError(SAME_NAME.format(name=Counter(names).most_common(1)[0][0]))
-    if any(path and type(spec) is tuple and spec[0] is Packed for path, spec in specs_in(structure)):
+    if Packed in kinds_below(structure):
         raise ValueError("there is a packed tree in what is to be trained. Pack the whole of it: fl.optim.pack(tree)")
-    named = zip(names, leaves, trainable(model), strict=True)
-    return Parameters({name: leaf for name, leaf, trains in named if trains}, model)
+    return names
 
 
-def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
-    """Return the gradients by the names of the parameters, packed if the model is.
+def with_gradients(parameters: Parameters, grads: Any) -> tuple[Parameters, dict[str, mx.array]]:
+    """Return the parameters and the gradients by their names, packed if the model is.
 
     Raises:
         ValueError: If they don't belong to the model; the message names the path.
@@ -85,12 +122,31 @@ def gradients_of(parameters: Parameters, grads: Any) -> dict[str, mx.array]:
             if place != REST:
                 _check_gradient(name, leaf, gradient)
         packed = pack_gradients(model, found)
-        return {name: packed[name] for name in arrays}
-    named = zip(_names(model), flatten_up_to(model, grads, "the gradient"), strict=True)
+        return parameters, {name: packed[name] for name in arrays}
+    flat = _expected_gradients(parameters, grads)
+    if flat is not None:
+        gradients = dict(zip(arrays, flat.leaves, strict=True))
+        return attrs.evolve(parameters, alike=gradients), gradients
+    names = parameters.flat.structure.leaf_names() if parameters.flat else _names(model)
+    named = zip(names, flatten_up_to(model, grads, "the gradient"), strict=True)
     gradients = {name: gradient for name, gradient in named if name in arrays}
+    if are_of_kinds(gradients, tuple(arrays), parameters.kinds):
+        return attrs.evolve(parameters, alike=gradients), gradients
     for name, array in arrays.items():
         _check_gradient(name, array, gradients[name])
-    return gradients
+    return parameters, gradients
+
+
+def _expected_gradients(parameters: Parameters, grads: Any) -> Flat | None:
+    """Return gradients taken apart, if they have the structure, shapes and dtypes of those of the module."""
+    flat = flat_kept(grads) if isinstance(grads, Instance) else None
+    signature = parameters.flat.signature if parameters.flat else None
+    if flat is None or signature is None:
+        return None
+    expected = signature.remember(_gradients)
+    if flat.signature is None and flat.structure == expected.structure and are_arrays(flat.leaves):
+        flat.signature = expected.if_of(flat.leaves)
+    return flat if flat.signature == expected else None
 
 
 MIXED = "the gradients for the packed {dtype} parameters must be of one dtype, and {first!r} is {one} while {path!r} is {other}"
@@ -114,11 +170,11 @@ def pack_gradients(packed: Packed[Any], gradients: Sequence[Any]) -> dict[str, m
     return {**vectors, **{f"{LARGE}.{number}": array for number, array in enumerate(arrays[LARGE])}}
 
 
-def with_parameters(model: T, new: Mapping[str, mx.array]) -> T:
-    """Return the model with new arrays under the names given."""
-    leaves, structure = flatten(model)
-    named = zip(structure.leaf_names(), leaves, strict=True)
-    return unflatten(structure, [new.get(name, leaf) for name, leaf in named])  # type: ignore[no-any-return]
+def with_parameters(parameters: Parameters, new: Mapping[str, mx.array]) -> Any:
+    """Return the model with new arrays under the names given. It shares what has none."""
+    model, flat = parameters.model, parameters.flat or flat_of(parameters.model)
+    leaves = [new.get(name, leaf) for name, leaf in zip(flat.structure.leaf_names(), flat.leaves, strict=True)]
+    return with_leaves_late(model, flat, leaves) if are_arrays(leaves) else with_leaves(model, leaves)
 
 
 # What a selection selects depends on the structure alone, unless it is a predicate, which is shown the arrays.

@@ -15,7 +15,9 @@ import mlx.optimizers
 from ..core.fields import buffer, static
 from ..core.hidden import find_hidden
 from ..core.instance import Instance
+from ..core.structure import Structure, flat_of
 from ..core.words import describe, level_of_caller
+from .contents import Contents, Known, renewed, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
@@ -126,8 +128,9 @@ class Rule(Optimizer):
             if not is_default and not _is_number(rate) and not _is_schedule(rate):
                 raise TypeError(NOT_A_RATE.format(rule=rule.__name__, given=describe(rate)))
         kwargs = {name: _number(value) for name, value in kwargs.items()}
-        self.rule, self.arguments = rule, signature.bind(*map(_number, args), **kwargs).arguments
-        first = _scalars(self._new_rule()).get("learning_rate", mx.array(0.0))
+        bound = signature.bind(*map(_number, args), **kwargs)
+        self.rule, self.arguments = rule, bound.arguments
+        first = _scalars(rule(*bound.args, **bound.kwargs)).get("learning_rate", mx.array(0.0))
         if not isinstance(first, mx.array) or first.shape:
             raise TypeError(NOT_A_SCHEDULE.format(rule=rule.__name__, given=describe(first)))
 
@@ -137,41 +140,58 @@ class Rule(Optimizer):
         rule = self._new_rule()
         scalars = _scalars(rule)
         configured = tuple([scalars[name] for name in sorted(scalars)])
-        return OptimizerState(rule.step, scalars, configured, _slots(rule, parameters.arrays), self.rule.__name__)
+        empty = OptimizerState(rule.step, scalars, configured, {}, self.rule.__name__)
+        return renewed(empty, slots=self._new_slots(rule, parameters))
 
     def _update(
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: OptimizerState
     ) -> tuple[dict[str, mx.array], OptimizerState]:
-        rule = self._new_rule()
-        if parameters.arrays:
-            _warn_of_other_values(rule, state)
+        rule, arrays, before = self._new_rule(), parameters.arrays, take_apart(state)
+        if arrays:
+            _warn_of_other_values(rule, before)
+        other_dtypes = gradients is not parameters.alike and any(
+            gradients[name].dtype != dtype for name, (_, dtype) in zip(arrays, parameters.kinds, strict=True)
+        )
+        then = {name: dict(slot) for name, slot in before.slots.items()} if other_dtypes else {}
         # Inside "slots" a parameter can have any name, "step" and "learning_rate" included.
-        slots = {name: dict(slot) for name, slot in state.slots.items()}
-        rule.state = {"step": state.step, **state.hyperparameters, "slots": slots}
-        arrays = {"slots": dict(parameters.arrays)}
-        updated = rule.apply_gradients({"slots": dict(gradients)}, arrays).get("slots", {})
-        after = rule.state["slots"]
-        if any(gradients[name].dtype != array.dtype for name, array in parameters.arrays.items()):
-            # The step was computed in the wider of the two dtypes.
-            updated = _in_dtypes_of(parameters.arrays, updated)
-            after = {name: _in_dtypes_of(slot, after[name]) for name, slot in state.slots.items()}
-        scalars = {name: rule.state[name] for name in state.hyperparameters}
-        own = zip(sorted(scalars), state.configured, strict=True)
+        rule.state = {"step": before.step, **before.hyperparameters, "slots": before.slots}
+        updated = _apply(rule, gradients, arrays)
+        slots = rule.state["slots"]
+        if other_dtypes:  # the step was computed in the wider of the two
+            updated = _in_dtypes_of(arrays, updated)
+            slots = {name: _in_dtypes_of(slot, slots[name]) for name, slot in then.items()}
+        scalars = {name: rule.state[name] for name in before.hyperparameters}
+        own = zip(sorted(scalars), before.configured, strict=True)
         configured = tuple([scalars[name] if name in rule._schedulers else value for name, value in own])
-        return updated, OptimizerState(rule.step, scalars, configured, after, state.rule)
+        after = Contents(rule.step, scalars, configured, slots)
+        made = self._known().put_together(state, after, parameters.kinds, other_dtypes)
+        return updated, OptimizerState(*after, self.rule.__name__) if made is None else made
 
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
         if parameters.is_packed:
             raise ValueError(PACKED)
+        if self._known().fits(state, tuple(parameters.arrays), parameters.kinds, lambda: _scalars(self._new_rule())):
+            return
         rule = self._new_rule()
         yield from _slot_differences("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
-        expected = _slots(rule, parameters.arrays)
+        expected = self._new_slots(rule, parameters)
         yield from (f"{name!r} is not trainable" for name in state.slots.keys() - expected.keys())
         for name, slots in expected.items():
             if name in state.slots:
                 yield from _slot_differences(repr(name), slots, state.slots[name])
             else:
                 yield f"{name!r} has no state"
+
+    def _new_slots(self, rule: mlx.optimizers.Optimizer, parameters: Parameters) -> dict[str, dict[str, mx.array]]:
+        """Return what the rule remembers of each parameter at first. Nothing is computed until it is used."""
+        slots: dict[str, dict[str, mx.array]] = {}
+        for name, array in parameters.arrays.items():
+            rule.init_single(array, slots.setdefault(name, {}))
+        self._known().learn(parameters.kinds, slots.values())
+        return slots
+
+    def _known(self) -> Known:
+        return flat_of(self).structure.remember(Known)
 
     def _adapt(self, state: OptimizerState, parameters: Parameters) -> OptimizerState:
         fresh = self._carried(self._init(parameters), state)
@@ -221,8 +241,8 @@ class Rule(Optimizer):
         require_rule_of(state, self, type(self).__name__, method)
 
     def _new_rule(self) -> mlx.optimizers.Optimizer:
-        bound = inspect.BoundArguments(_signature(self.rule), dict(self.arguments))
-        return self.rule(*bound.args, **bound.kwargs)
+        args, kwargs = flat_of(self).structure.remember(_arguments)
+        return self.rule(*args, **kwargs)
 
     def _shown_fields(self) -> Iterator[tuple[str, Any]]:
         if type(self) is Rule:
@@ -233,6 +253,13 @@ class Rule(Optimizer):
                 yield from value.items()
             else:
                 yield "*" if kind is inspect.Parameter.VAR_POSITIONAL else name, value
+
+
+def _arguments(structure: Structure) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return with which arguments an optimizer calls the constructor of its rule."""
+    static = structure.spec[1].static
+    bound = inspect.BoundArguments(_signature(static["rule"]), dict(static["arguments"]))
+    return bound.args, bound.kwargs
 
 
 def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Rule]:
@@ -255,8 +282,9 @@ def wrap(rule: type[mlx.optimizers.Optimizer]) -> Callable[..., Rule]:
 
 def require_rule_of(state: OptimizerState, opt: Rule, name: str, method: str) -> None:
     """Raise a ``TypeError`` if the state is that of another rule. The message calls the optimizer ``name``."""
-    if state.rule != opt.rule.__name__:
-        given = f"the state of {state.rule}, where the rule is {opt.rule.__name__}"
+    rule = static_in(state, "rule")
+    if rule != opt.rule.__name__:
+        given = f"the state of {rule}, where the rule is {opt.rule.__name__}"
         raise TypeError(NOT_A_STATE.format(optimizer=name, method=method, given=given))
 
 
@@ -302,7 +330,7 @@ def _like(old: mx.array, value: Any, name: str, opt: Rule) -> mx.array:
     return mx.broadcast_to(mx.array(value, old.dtype), old.shape)
 
 
-def _warn_of_other_values(rule: mlx.optimizers.Optimizer, state: OptimizerState) -> None:
+def _warn_of_other_values(rule: mlx.optimizers.Optimizer, state: Contents) -> None:
     """Warn if the state was made with other numbers than a rule that is new. A schedule sets its own in each step."""
     for name, then in zip(sorted(state.hyperparameters), state.configured, strict=True):
         if name in rule._schedulers:
@@ -333,12 +361,16 @@ def _in_dtypes_of(old: Mapping[str, mx.array], new: Mapping[str, mx.array]) -> d
     return {name: array.astype(old[name].dtype) for name, array in new.items()}
 
 
-def _slots(rule: mlx.optimizers.Optimizer, arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
-    """Return what the rule remembers of each parameter at first. Nothing is computed until it is used."""
-    slots: dict[str, dict[str, mx.array]] = {}
-    for name, array in arrays.items():
-        rule.init_single(array, slots.setdefault(name, {}))
-    return slots
+def _apply(
+    rule: mlx.optimizers.Optimizer, gradients: Mapping[str, mx.array], arrays: Mapping[str, mx.array]
+) -> dict[str, mx.array]:
+    """Return the arrays after a step with the rule, which has its state."""
+    if type(rule).apply_gradients is not mlx.optimizers.Optimizer.apply_gradients:
+        return rule.apply_gradients({"slots": dict(gradients)}, {"slots": dict(arrays)}).get("slots", {})  # type: ignore[no-any-return]
+    # MLX walks through nested dicts to call apply_single. Without any it counts the step and follows the schedules.
+    rule.apply_gradients({}, {})
+    slots = rule.state["slots"]
+    return {name: rule.apply_single(gradients[name], array, slots[name]) for name, array in arrays.items()}
 
 
 def _scalars(rule: mlx.optimizers.Optimizer) -> dict[str, mx.array]:

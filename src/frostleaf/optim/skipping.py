@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..core.fields import buffer
 from ..tree.functions import leaves
+from .contents import renewed
 from .optimizer import Optimizer, State, require_optimizer
 from .parameters import Parameters
 from .wrapper import StatefulWrapper, tree_where
@@ -51,7 +52,8 @@ class SkipNonfinite(StatefulWrapper):
     ) -> tuple[dict[str, mx.array], SkipState]:
         finite = all_finite(gradients)
         new, inner = self.optimizer._update(parameters, gradients, state.inner)
-        after = SkipState(tree_where(finite, inner, state.inner), state.skipped + mx.where(finite, 0, 1).astype(mx.uint32))
+        skipped = state.skipped + mx.where(finite, 0, 1).astype(mx.uint32)
+        after = renewed(state, inner=tree_where(finite, inner, state.inner), skipped=skipped)
         return tree_where(finite, new, dict(parameters.arrays)), after
 
     def _adapt(self, state: SkipState, parameters: Parameters) -> SkipState:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..core.structure import flat_of, unflatten_late
 from ..tree.functions import map as tree_map
 from .optimizer import Optimizer
 from .parameters import Parameters
@@ -69,4 +70,9 @@ def tree_where(condition: mx.array, x: T, y: T) -> T:
 
     A compiled step computes the condition when it runs, so a branch would not do.
     """
-    return tree_map(lambda one, other: mx.where(condition, one, other), x, y)
+    one, other = flat_of(x), flat_of(y)
+    if one.structure != other.structure:
+        return tree_map(lambda left, right: mx.where(condition, left, right), x, y)
+    leaves = [mx.where(condition, left, right) for left, right in zip(one.leaves, other.leaves, strict=True)]
+    signature = one.signature if one.signature == other.signature else None
+    return unflatten_late(one.structure, leaves, signature)  # type: ignore[no-any-return]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 import mlx.core as mx
 
 from ..core.shapes import require_no_shapes
-from ..core.structure import Structure
+from ..core.structure import Structure, unflatten_late
 from ..core.words import describe, function_name
-from ..edits.freezing import trainable
+from ..edits.freezing import gradient_structure, trainable
 from ..tree.functions import flatten, unflatten
 from .binding import unbind
 from .wrapping import RUNS_LATER, require_runs_when_called
@@ -194,6 +195,8 @@ class Differentiated(NamedTuple):
         return unflatten(self.structure, merged)
 
     def gradient_with(self, gradients: Iterator[mx.array]) -> Any:
+        if self.structure.is_of_module:
+            return unflatten_late(gradient_structure(self.structure, self.mask), [*islice(gradients, sum(self.mask))])
         values = [next(gradients) if trains else None for trains in self.mask]
         return unflatten(self.structure, values, static=lambda _: None)
 

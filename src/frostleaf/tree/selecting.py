@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeGuard
 
 from ..core.definition import Node
 from ..core.instance import metadata_of
+from ..core.leaves import leaf_spans
 from ..core.shapes import LEAF
-from ..core.structure import flat_of, leaf_spans
+from ..core.structure import flat_of
 from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, nearest, nearest_paths
 from .walk import Descend, all_ties, field_level, rewrite, ties_in
 
