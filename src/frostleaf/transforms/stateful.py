@@ -12,7 +12,6 @@ import mlx.core as mx
 from ..core import fields
 from ..core.construction import evolve
 from ..core.definition import Node
-from ..core.dropped import returns_copy
 from ..core.instance import metadata_of
 from ..core.sharing import with_values
 from ..core.words import Path, level_of_caller, nearest
@@ -47,7 +46,6 @@ def stateful(model: M, /, *args: Any, **kwargs: Any) -> tuple[Any, M]: ...
 def stateful(model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, ...]: ...
 
 
-@returns_copy("out, model = fl.stateful(model, ...)")
 def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call a model, and return the result and a copy of the model with the buffers that the call recorded.
 
