@@ -17,7 +17,7 @@ from .depth import tells_depth
 from .instance import Instance, Metadata, is_finished, keep_flat, level_of
 from .levels import one_level, tree_level
 from .shapes import LEAF
-from .structure import Flat, Structure, flat_of, unflatten_late
+from .structure import Flat, Signature, Structure, flat_of, unflatten_late
 from .words import Path
 
 _ARRAY = mx.array  # found faster than in mx
@@ -27,16 +27,26 @@ _ARRAY = mx.array  # found faster than in mx
 def with_leaves(tree: Any, leaves: Sequence[Any], convert: bool = False) -> Any:
     """Put other leaves in the place of a tree's own.
 
+    Where no field converts or validates them, modules in which all are others are put together when somebody looks inside.
+
     Args:
         tree: Any tree.
         leaves: As many arrays as it has leaves, in order.
         convert: Whether the converters and validators of fields run on new values.
     """
+    flat = flat_of(tree)
+    if {*map(type, leaves)} <= {_ARRAY} and not (convert and flat.structure.remember(_converts)):
+        return _put_late(tree, flat, leaves, None)
     evolved: list[Any] = []
     new = _with_leaves(tree, iter(leaves), evolved if convert else None)
     if isinstance(new, Instance) and new is not tree and not evolved:
-        keep_flat(new, Flat([*leaves], flat_of(tree).structure, checked=False))
+        keep_flat(new, Flat([*leaves], flat.structure, checked=False))
     return new
+
+
+def _converts(structure: Structure) -> bool:
+    """Return whether a field of one of the modules converts or validates arrays."""
+    return any(kind.__frostleaf__.converts for kind in structure.module_classes())  # type: ignore[attr-defined]
 
 
 def _with_leaves(value: Any, rest: Iterator[Any], evolved: list[Any] | None) -> Any:
@@ -71,7 +81,10 @@ def with_leaves_late(tree: Any, flat: Flat, leaves: Sequence[mx.array]) -> Any:
         flat: The tree taken apart.
         leaves: As many arrays as it has leaves, in order.
     """
-    signature = flat.signature.if_of(leaves) if flat.signature else None
+    return _put_late(tree, flat, leaves, flat.signature.if_of(leaves) if flat.signature else None)
+
+
+def _put_late(tree: Any, flat: Flat, leaves: Sequence[mx.array], signature: Signature | None) -> Any:
     same = [*map(is_, leaves, flat.leaves)]
     part = flat.structure.remember(_parts)
     if part.is_whole and flat.structure.is_of_module and not any(same):
