@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import frostleaf as fl
@@ -154,3 +155,64 @@ def test_a_long_text_is_cut() -> None:
 
 def test_a_namedtuple_is_shown_as_a_tuple_of_its_parts() -> None:
     assert "f32[1]" in repr(Linear(Pair(mx.zeros(1), [mx.zeros(2)])))
+
+
+# Modules in a row
+
+
+class Thrice(fl.Module):
+    first: fl.nn.Linear
+    second: fl.nn.Linear
+    third: fl.nn.Linear
+
+    def __init__(self) -> None:
+        self.first, self.second, self.third = fl.nn.Linear(2, 2), fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)
+
+
+LINE = "Linear(weight=f32[2,2], bias=f32[2])"
+
+
+def of_lines(count: int) -> Any:
+    return fl.nn.Sequential(*[fl.nn.Linear(2, 2) for _ in range(count)])
+
+
+def test_equal_modules_in_a_row_are_shown_once() -> None:
+    assert repr(of_lines(3)) == f"Sequential(layers=((0-2): 3 × {LINE},))"
+    assert repr(of_lines(2)) == f"Sequential(layers=({LINE}, {LINE}))"
+    mixed = fl.nn.Sequential(fl.nn.relu, *of_lines(4).layers, fl.nn.Linear(2, 2, bias=False))
+    assert f"(relu, (1-4): 4 × {LINE}, Linear(weight=f32[2,2], bias=None))" in repr(mixed)
+    long = fl.nn.Sequential(*[fl.nn.Sequential(*[Thrice() for _ in range(5)]) for _ in range(40)])
+    assert len(repr(long).splitlines()) == 13
+    assert "(0-39): 40 × Sequential(" in repr(long)
+    assert "(0-4): 5 × Thrice(" in repr(long)
+
+
+def test_two_modules_of_several_lines_are_shown_once() -> None:
+    assert "(0-1): 2 × Thrice(\n" in repr(fl.nn.Sequential(Thrice(), Thrice()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.at("layers.1.bias").freeze(),
+        lambda model: model.at("layers.1").freeze(),
+        lambda model: model.freeze(keys="layers.1"),
+        lambda model: model.at("layers.1").apply(lambda layer: layer.eval()),
+        lambda model: model.at("layers.1.bias").astype(mx.float16),
+        lambda model: model.at("layers.1.bias").set(None),
+        lambda model: model.at("layers.1").set(fl.nn.Linear(2, 3)),
+        lambda model: model.tie({"layers.1.weight": "layers.0.weight"}),
+        lambda model: fl.tree.map(np.array, model),
+    ],
+    ids=["frozen", "frozen whole", "frozen by name", "mode", "dtype", "no bias", "shape", "tied", "of another library"],
+)
+def test_a_module_that_differs_is_shown_by_itself(change: Any) -> None:
+    shown = repr(change(of_lines(3)))
+    assert "×" not in shown
+    assert shown.count("Linear") == 3
+
+
+def test_what_is_shown_once_need_not_be_evaluated() -> None:
+    model = fl.nn.Sequential(*[fl.nn.Linear(2, 2).at("weight").set(mx.array([[1.0]]) / 0) for _ in range(3)])
+    assert "(0-2): 3 × Linear(weight=f32[1,1]" in repr(model)
+    assert repr(fl.eval_shape(of_lines, 3)) == repr(of_lines(3))

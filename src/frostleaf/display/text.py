@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -10,12 +10,15 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
 from ..core.shapes import LEAF
+from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, shape_and_dtype
 
 WIDTH = 100
 FROZEN_MARK = "❄"
 TIED_MARK = "→"
 DEEPEST = 32
+# So many equal modules in a row are shown once, and two if one takes several lines.
+FOLDED = 3
 
 
 def text(node: Node) -> str:
@@ -23,8 +26,8 @@ def text(node: Node) -> str:
 
     A frozen array is marked with a snowflake. A module whose mode differs from that of the module around it is marked ``eval``
     or ``train``, and so is a whole model in evaluation mode. A tied place shows an arrow and the path of its source in the
-    module that has the tie. A node that fits on one line takes one. What lies
-    deeper than ``DEEPEST`` levels is shown by its class.
+    module that has the tie. A node that fits on one line takes one. Modules in a row that differ in nothing but their numbers
+    are shown once: ``(0-11): 12 × Block(...)``. What lies deeper than ``DEEPEST`` levels is shown by its class.
     """
     return _text(node, None, (), 0, True, {})
 
@@ -59,7 +62,7 @@ def _text(value: Any, owner: Node | None, path: Path, start: int, training: bool
                 parts.append(f"{field}={shown}" if field.isidentifier() else f"{field}{shown}")
         return _bracketed(f"{type(value).__name__}{mark}(", parts, ")")
     if isinstance(value, tuple | list):
-        parts = [_text(child, owner, (*path, index), start, training, tied) for index, child in enumerate(value)]
+        parts = _texts_in_a_row(value, owner, path, start, training, tied)
         if isinstance(value, list):
             return _bracketed("[", parts, "]")
         if hasattr(value, "_fields"):
@@ -70,6 +73,36 @@ def _text(value: Any, owner: Node | None, path: Path, start: int, training: bool
         parts = [f"{key!r}: {_text(child, owner, (*path, key), start, training, tied)}" for key, child in value.items()]
         return _bracketed("{", parts, "}")
     return describe(value)
+
+
+def _texts_in_a_row(
+    values: Sequence[Any], owner: Node | None, path: Path, start: int, training: bool, tied: dict[Path, str]
+) -> list[str]:
+    """Return the texts of the values in a tuple or list, one for several modules that differ in nothing that is shown."""
+    parts: list[str] = []
+    first = 0
+    while first < len(values):
+        text, last = _text(values[first], owner, (*path, first), start, training, tied), first
+        if isinstance(values[first], Node) and not tied:
+            frozen = owner is not None and metadata_of(owner).frozen
+            like = _kind(values[first])
+            while last + 1 < len(values) and like is not None and not frozen and _kind(values[last + 1]) == like:
+                last += 1
+        if last - first + 1 >= (2 if "\n" in text else FOLDED):
+            parts.append(f"({first}-{last}): {last - first + 1} × {text}")
+        else:
+            parts += [text] * (last - first + 1)
+        first = last + 1
+    return parts
+
+
+def _kind(value: Any) -> Any:
+    """Return what is shown of a module: equal if all of it is the same. ``None`` for anything else."""
+    try:
+        flat = flat_of(value) if isinstance(value, Node) and is_finished(value) else None
+        return flat and (flat.structure, [(leaf.shape, leaf.dtype) for leaf in flat.leaves])
+    except (TypeError, AttributeError):  # a tree of something else than arrays
+        return None
 
 
 def _bracketed(left: str, parts: list[str], right: str) -> str:
