@@ -196,17 +196,28 @@ def with_values(tree: Any, new: Mapping[Path, Any], convert: bool = True) -> Any
         new: The values by their paths, which lead through static fields as well.
         convert: Whether the converters and validators of the fields that change run.
     """
-    if () in new:
-        return new[()]
-    inside: dict[Any, dict[Path, Any]] = {}
+    inside: dict[Any, Any] = {}
     for path, value in new.items():
-        inside.setdefault(path[0], {})[path[1:]] = value
+        below = inside
+        for entry in path:
+            below = below.setdefault(entry, {})
+        below[_HERE] = value
+    return _with_values(tree, inside, convert)
+
+
+# In nested dicts of the entries of paths, the key of the value for the path up to there.
+_HERE = object()
+
+
+def _with_values(tree: Any, inside: Mapping[Any, Any], convert: bool) -> Any:
+    if _HERE in inside:
+        return inside[_HERE]
     if isinstance(tree, Instance):
         metadata, children = level_of(tree)
         definition, old, changes = tree.__frostleaf__, tree.__dict__, {}
         checked = bool(metadata.ties) or (convert and definition.converts)
         for name, below in inside.items():
-            if name in old and (value := with_values(old[name], below, convert)) is not old[name]:
+            if name in old and (value := _with_values(old[name], below, convert)) is not old[name]:
                 changes[name] = value
                 checked = checked or name in definition.static or not _may_replace(old[name], value)
         if checked or not changes:
@@ -217,7 +228,7 @@ def with_values(tree: Any, new: Mapping[Path, Any], convert: bool = True) -> Any
         entries = inside.keys() & (tree.keys() if isinstance(tree, Mapping) else range(len(tree)))
         after = dict(tree) if isinstance(tree, Mapping) else list(tree)
         for entry in entries:
-            after[entry] = with_values(tree[entry], inside[entry], convert)
+            after[entry] = _with_values(tree[entry], inside[entry], convert)
         if all(after[entry] is tree[entry] for entry in entries):
             return tree
         return MappingProxyType(after) if isinstance(after, dict) else tuple(after)
@@ -225,7 +236,7 @@ def with_values(tree: Any, new: Mapping[Path, Any], convert: bool = True) -> Any
     if here is None:
         return tree
     after = [
-        with_values(child, inside[entry], convert) if entry in inside else child
+        _with_values(child, inside[entry], convert) if entry in inside else child
         for entry, child in zip(here.entries, here.children, strict=True)
     ]
     return tree if all(map(is_, after, here.children)) else here.make(after)
