@@ -321,7 +321,18 @@ def _owned(value: Any) -> Any:
 
 def _same(cls: type[Instance], name: str, value: Any, old: Any) -> bool:
     """Return whether ``value`` would leave a field unchanged: it is the same object, or an equal static value."""
-    return value is old or (name in cls.__frostleaf__.static and static_key(value) == static_key(old))
+    if name in cls.__frostleaf__.static:
+        return value is old or static_key(value) == static_key(old)
+    return _has_same_items(value, old)
+
+
+def _has_same_items(value: Any, old: Any) -> bool:
+    """Return whether a value is what a field holds, or a container that would become one of the very same items."""
+    if type(old) is tuple and type(value) in (tuple, list):
+        return value is old or (len(value) == len(old) and all(map(_has_same_items, value, old)))
+    if type(old) is MappingProxyType and type(value) in (MappingProxyType, dict):
+        return value is old or ([*value] == [*old] and all(map(_has_same_items, value.values(), old.values())))
+    return value is old
 
 
 def _blank(cls: type[N], values: Mapping[str, Any]) -> N:

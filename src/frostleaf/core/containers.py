@@ -79,6 +79,8 @@ def static_key(value: Any) -> Any:
         if hasattr(kind, "__dlpack__") or kind.__hash__ is None:
             return kind, _Same(value) if isinstance(value, mx.array) else _Unhashable(value)
         return kind, repr(value)  # a number of NumPy: its dtype is in the class, or shown
+    if hasattr(kind, "__frostleaf__") and kind.__eq__ is object.__eq__:
+        return kind, value._static_key()
     fields = compared_fields(kind)
     if fields:
         keys = tuple([static_key(getattr(value, name, None)) for name in fields])

@@ -222,6 +222,7 @@ def _define(cls: type[Node], init: bool) -> None:
             cls.__getattr__ is Instance.__getattr__  # type: ignore[attr-defined]
             and cls.__getattribute__ is object.__getattribute__
             and not any(hasattr(cls, name) for name in declared)
+            and not _reads_dict(cls, root)
         ),
     )
     optree.register_pytree_node(
@@ -231,6 +232,15 @@ def _define(cls: type[Node], init: bool) -> None:
         path_entry_type=optree.GetAttrEntry,
         namespace=NAMESPACE,
     )
+
+
+def _reads_dict(cls: type, root: type) -> bool:
+    """Return whether a method of a class reads a ``__dict__``, which is empty in a module that is put together late."""
+    members = {name: each for base in cls.__mro__[::-1] if not issubclass(root, base) for name, each in vars(base).items()}
+    # attrs makes some that do; a constructor reads that of an instance that is not late.
+    codes = [getattr(getattr(each, "fget", each), "__code__", None) for name, each in members.items() if name != "__init__"]
+    own = [code for code in codes if code and not code.co_filename.startswith("<attrs")]
+    return any(not {"vars", "__dict__"}.isdisjoint(code.co_names) for code in own)
 
 
 NO_ANNOTATION = (
@@ -352,8 +362,9 @@ def _closing(init: Callable[..., None], handwritten: bool) -> Callable[..., None
             edited = restored_copy(self)
             for edit in edits:
                 edited = edit(edited)
+            level = level_of(edited)  # which puts it together
             values.update(edited.__dict__)
-            set_level(self, level_of(edited))
+            set_level(self, level)
         if hasattr(cls, "__check_init__"):
             for base in cls.__mro__:
                 if "__check_init__" in vars(base):

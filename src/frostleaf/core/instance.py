@@ -115,7 +115,16 @@ _NO_MODULES = {int, float, bool, str, type(None), types.FunctionType, types.Buil
 
 
 def _holds_modules(value: Any) -> bool:
-    return any(map(is_instance, optree.tree_leaves(value, is_instance, namespace=NAMESPACE)))
+    leaves = optree.tree_leaves(value, is_instance, namespace=NAMESPACE)
+    inside = [each for leaf in leaves if (parts := parts_of(leaf)) for each in parts]
+    return any(map(is_instance, leaves)) or any(map(_holds_modules, inside))
+
+
+def parts_of(value: Any) -> tuple[Any, ...] | None:
+    """Return what a static value holds that optree has no nodes for, a partial function or a set; ``None`` for others."""
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    return tuple(value) if isinstance(value, frozenset) else None
 
 
 Assemble = Callable[[Metadata, Iterable[Any]], Any]
@@ -207,6 +216,11 @@ class Instance:
         level_of(self)  # raises if it is still open to change
         return self
 
+    def _static_key(self) -> Any:
+        """Return what tells a module in a static field, which holds no arrays, from others that are interchangeable with it."""
+        metadata, children = level_of(self)
+        return metadata, tuple([static_key(child) for child in children])
+
     def __deepcopy__(self: I, memo: dict[int, Any]) -> I:
         def copied(value: Any) -> Any:
             return copy.deepcopy(value, memo) if isinstance(value, mx.array | Instance) else value
@@ -291,10 +305,11 @@ def _put_together(node: Instance) -> Any:
         raise TypeError(STILL_BUILDING.format(cls=type(node).__name__))
     with _building:
         if not is_built(node):  # another thread may have been faster
-            built = node.__frostleaf__.assemble(*flat.level())
+            built = flat.built = flat.built or node.__frostleaf__.assemble(*flat.level())  # the same after an interrupt
             node.__dict__.update(built.__dict__)
             node.__dict__.pop(_LATE, None)
             set_level(node, _get_level(built))
+            flat.built = None
         return _get_level(node)
 
 

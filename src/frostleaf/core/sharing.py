@@ -5,6 +5,7 @@ What holds nothing that differs stays the same object.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
@@ -14,10 +15,10 @@ import mlx.core as mx
 
 from .construction import evolve
 from .depth import tells_depth
-from .instance import Instance, Metadata, is_finished, keep_flat, level_of
+from .instance import Instance, Metadata, children_in_fields, is_finished, keep_flat, level_of, parts_of
 from .levels import one_level, tree_level
 from .shapes import LEAF
-from .structure import Flat, Signature, Structure, flat_of, unflatten_late
+from .structure import Flat, Signature, Structure, flat_of, specs_in, unflatten_late
 from .words import Path
 
 _ARRAY = mx.array  # found faster than in mx
@@ -35,13 +36,26 @@ def with_leaves(tree: Any, leaves: Sequence[Any], convert: bool = False) -> Any:
         convert: Whether the converters and validators of fields run on new values.
     """
     flat = flat_of(tree)
-    if {*map(type, leaves)} <= {_ARRAY} and not (convert and flat.structure.remember(_converts)):
+    converts = convert and flat.structure.remember(_converts)
+    if {*map(type, leaves)} <= {_ARRAY} and not converts:
         return _put_late(tree, flat, leaves, None)
+    if flat.structure.remember(_has_ties):
+        return _put_in_tied(tree, flat, leaves, convert)
     evolved: list[Any] = []
     new = _with_leaves(tree, iter(leaves), evolved if convert else None)
     if isinstance(new, Instance) and new is not tree and not evolved:
         keep_flat(new, Flat([*leaves], flat.structure, checked=False))
     return new
+
+
+def _put_in_tied(tree: Any, flat: Flat, leaves: Sequence[Any], convert: bool) -> Any:
+    """As :func:`with_leaves`, where modules have ties: those that hold a tied place are whole in the fields alone."""
+    new = zip(flat.structure.leaf_paths(), leaves, flat.leaves, strict=True)
+    return with_values(tree, {path: leaf for path, leaf, before in new if leaf is not before}, convert)
+
+
+def _has_ties(structure: Structure) -> bool:
+    return any(spec[1].ties for _, spec in specs_in(structure) if type(spec) is tuple and type(spec[1]) is Metadata)
 
 
 def _converts(structure: Structure) -> bool:
@@ -89,7 +103,10 @@ def _put_late(tree: Any, flat: Flat, leaves: Sequence[mx.array], signature: Sign
     part = flat.structure.remember(_parts)
     if part.is_whole and flat.structure.is_of_module and not any(same):
         return unflatten_late(flat.structure, leaves, signature)
-    new = _with_leaves_late(tree, part, leaves, same, 0)
+    if flat.structure.remember(_has_ties):
+        new = _put_in_tied(tree, flat, leaves, convert=False)
+    else:
+        new = _with_leaves_late(tree, part, leaves, same, 0)
     if isinstance(new, Instance) and new is not tree:
         keep_flat(new, Flat([*leaves], flat.structure, signature))
     return new
@@ -159,8 +176,15 @@ def change_modules(tree: Any, change: Change) -> Any:
 def _changed(tree: Any, change: Change) -> Any:
     if isinstance(tree, Instance):
         metadata, children = level_of(tree)
+        if metadata.ties:
+            children = children_in_fields(tree)  # where what holds a tied array is whole
         new = _changed_inside(children, change)
-        return change(tree, metadata.with_modules(lambda value: _changed(value, change)), new)
+        return change(tree, metadata.with_modules(lambda value: change_modules(value, change)), new)
+    if (parts := parts_of(tree)) is not None:
+        after = change_modules(parts, change)
+        if after is parts:
+            return tree
+        return frozenset(after) if isinstance(tree, frozenset) else functools.partial(after[0], *after[1], **after[2])
     node = None if isinstance(tree, LEAF) else one_level(tree)
     if node is None:
         return tree
@@ -179,8 +203,12 @@ def _changed_inside(children: Sequence[Any], change: Change) -> Sequence[Any]:
 
 
 def remade(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
-    """Return a module with other metadata or children, or itself if they are its own."""
+    """Return a module with other metadata or children, as in :data:`Change`, or itself if they are its own."""
     own, own_children = level_of(module)
+    if own.ties:
+        static = {name: value for name, value in metadata.static.items() if value is not own.static[name]}
+        changes = {**dict(zip(module.__frostleaf__.children, children, strict=True)), **static}
+        return evolve(module, changes, training=metadata.training, frozen=metadata.frozen, convert=False)
     if metadata is own and children is own_children:
         return module
     return module.__frostleaf__.assemble(metadata, children)
@@ -219,7 +247,7 @@ def _with_values(tree: Any, inside: Mapping[Any, Any], convert: bool) -> Any:
         for name, below in inside.items():
             if name in old and (value := _with_values(old[name], below, convert)) is not old[name]:
                 changes[name] = value
-                checked = checked or name in definition.static or not _may_replace(old[name], value)
+                checked = checked or name in definition.static or not _is_sound(old[name], below)
         if checked or not changes:
             return evolve(tree, changes, convert=convert)
         return definition.assemble(metadata, [changes.get(*each) for each in zip(definition.children, children, strict=True)])
@@ -242,12 +270,14 @@ def _with_values(tree: Any, inside: Mapping[Any, Any], convert: bool) -> Any:
     return tree if all(map(is_, after, here.children)) else here.make(after)
 
 
-def _may_replace(old: Any, new: Any) -> bool:
-    """Return whether a new value needs no check: arrays and finished modules don't, nor containers of these."""
-    if type(new) is _ARRAY or (isinstance(new, Instance) and is_finished(new)):
+def _is_sound(old: Any, inside: Mapping[Any, Any]) -> bool:
+    """Return whether what is put into a value needs no check: arrays and finished modules, and what is inside modules."""
+    if _HERE in inside:
+        new = inside[_HERE]
+        return type(new) is _ARRAY or (issubclass(type(new), Instance) and is_finished(new))
+    if isinstance(old, Instance):
         return True
-    if type(new) is MappingProxyType and type(old) is MappingProxyType and [*new] == [*old]:
-        new, old = (*new.values(),), (*old.values(),)
-    if type(new) is not tuple or type(old) is not tuple or len(new) != len(old):
+    if type(old) is not tuple and type(old) is not MappingProxyType:
         return False
-    return all(_may_replace(before, after) for before, after in zip(old, new, strict=True) if after is not before)
+    entries = inside.keys() & (old.keys() if isinstance(old, Mapping) else range(len(old)))
+    return all(_is_sound(old[entry], inside[entry]) for entry in entries)

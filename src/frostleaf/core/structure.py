@@ -197,7 +197,7 @@ class Flat:
     A module that was put together from leaves keeps those; they need not be arrays, which :meth:`valid` finds out.
     """
 
-    __slots__ = ("_checked", "leaves", "signature", "structure")
+    __slots__ = ("_checked", "built", "leaves", "signature", "structure")
 
     def __init__(
         self, leaves: list[mx.array], structure: Structure, signature: Signature | None = None, checked: bool = True
@@ -205,6 +205,7 @@ class Flat:
         self.leaves = leaves
         self.structure = structure
         self.signature = signature
+        self.built: Any = None
         self._checked = checked
 
     def valid(self) -> bool:
@@ -307,6 +308,7 @@ def flat_of(tree: Any, hidden: bool = False) -> Flat:
             return Flat(leaves, Structure(_flatten_around(tree, leaves, hidden), len(leaves)))
         flat = flat_kept(tree)
         if flat is None or not flat.valid():
+            level_of(tree)  # raises while its __init__ runs, where a __getattr__ of its class might answer for it
             structure = Structure(_flatten(tree, leaves), len(leaves))
             flat = Flat(leaves, structure)
             keep_flat(tree, flat)

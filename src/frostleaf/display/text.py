@@ -83,7 +83,7 @@ def _texts_in_a_row(
     first = 0
     while first < len(values):
         text, last = _text(values[first], owner, (*path, first), start, training, tied), first
-        if isinstance(values[first], Node) and not tied:
+        if isinstance(values[first], Node) and not tied and not hasattr(values, "_fields"):
             frozen = owner is not None and metadata_of(owner).frozen
             like = _kind(values[first])
             while last + 1 < len(values) and like is not None and not frozen and _kind(values[last + 1]) == like:

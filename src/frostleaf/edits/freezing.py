@@ -16,7 +16,7 @@ from ..core import fields
 from ..core.arguments import require_bool
 from ..core.construction import evolve, postpone
 from ..core.definition import Node
-from ..core.instance import Definition, Metadata, children_of, level_of, metadata_of, names_above
+from ..core.instance import Definition, Metadata, children_in_fields, children_of, level_of, metadata_of, names_above
 from ..core.leaves import leaf_flags, leaf_spans
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
@@ -46,13 +46,15 @@ def freeze(module: T, recurse: bool, keys: str | Iterable[str] | None, strict: b
         if not frozen:
             after = before.difference(names) if names is not None else frozenset[str]()
         elif names is None:
-            after = before.union(_own_parameters(definition, children))
+            after = before.union(_own_parameters(definition, level_of(node)[1]))
         else:
             after = before.union(*[by_field.get(field, ()) for field in definition.children])
         return remade(node, metadata.evolve(metadata.training, after), children)
 
     if not recurse:
-        return marked(module, *level_of(module))  # type: ignore[arg-type, no-any-return]
+        node: Any = module
+        metadata, children = level_of(node)
+        return marked(node, metadata, children_in_fields(node) if metadata.ties else children)  # type: ignore[no-any-return]
     return change_modules(module, marked)  # type: ignore[no-any-return]
 
 
