@@ -17,7 +17,7 @@ from .depth import tells_depth
 from .instance import Instance, Metadata, is_finished, keep_flat, level_of
 from .levels import one_level, tree_level
 from .shapes import LEAF
-from .structure import Flat, Structure, flat_of, unflatten_late
+from .structure import Flat, Signature, Structure, flat_of, unflatten_late
 from .words import Path
 
 _ARRAY = mx.array  # found faster than in mx
@@ -63,15 +63,17 @@ def _with_leaves(value: Any, rest: Iterator[Any], evolved: list[Any] | None) -> 
     return definition.assemble(metadata, new)
 
 
-def with_leaves_late(tree: Any, flat: Flat, leaves: Sequence[mx.array]) -> Any:
+def with_leaves_late(tree: Any, flat: Flat, leaves: Sequence[mx.array], signature: Signature | None = None) -> Any:
     """Put other arrays in the place of a tree's own; the modules in which all are others when somebody looks inside.
 
     Args:
         tree: Any tree.
         flat: The tree taken apart.
         leaves: As many arrays as it has leaves, in order.
+        signature: That of the new tree, if it is known.
     """
-    signature = flat.signature.if_of(leaves) if flat.signature else None
+    if signature is None and flat.signature is not None:
+        signature = flat.signature.if_of(leaves)
     same = [*map(is_, leaves, flat.leaves)]
     part = flat.structure.remember(_parts)
     if part.is_whole and flat.structure.is_of_module and not any(same):

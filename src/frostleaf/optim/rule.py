@@ -170,7 +170,7 @@ class Rule(Optimizer):
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
         if parameters.is_packed:
             raise ValueError(PACKED)
-        if self._known().fits(state, tuple(parameters.arrays), parameters.kinds, lambda: _scalars(self._new_rule())):
+        if self._known().fits(state, parameters.names, parameters.kinds, lambda: _scalars(self._new_rule())):
             return
         rule = self._new_rule()
         yield from _slot_differences("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
