@@ -249,3 +249,20 @@ def test_names_of_a_dict_are_worked_out_once(monkeypatch):
     other = {"layers": [{"v": mx.ones(2)}, (mx.ones(3), None)]}
     with pytest.raises(ValueError, match=re.escape("'layers.0.v' has no state")):
         opt.update(other, other, state)
+
+
+def test_a_chain_looks_at_the_results_of_its_functions_alone(monkeypatch):
+    opt, model = optim.chain(optim.clip_by_value(1.0), optim.clip_by_global_norm(1.0), optim.AdamW(0.1)), Net()
+    grads, state = gradients_of(model), opt.init(model)
+    for _ in range(2):
+        model, state = opt.update(model, grads, state)
+    assert looked_at(monkeypatch, lambda: opt.update(model, grads, state)) <= 2 * len(fl.tree.leaves(model))
+
+
+def test_slots_in_another_order_are_found_by_name():
+    opt, model = optim.AdamW(0.1), Net()
+    grads, (_, state) = gradients_of(model), trained(opt, model, 2)
+    turned = state.replace(slots=dict(reversed(state.slots.items())))
+    (one, _), (other, after) = (opt.update(model, grads, each) for each in (state, turned))
+    assert fl.tree.equal(one, other)
+    assert list(after.slots) == list(turned.slots)

@@ -140,12 +140,12 @@ def with_gradients(parameters: Parameters, grads: Any) -> tuple[Parameters, dict
     flat = _expected_gradients(parameters, grads)
     if flat is not None:
         gradients = dict(zip(arrays, flat.leaves, strict=True))
-        return _with_alike(parameters, gradients), gradients
+        return with_alike(parameters, gradients), gradients
     names = parameters.flat.structure.leaf_names() if parameters.flat else _names(model)
     named = zip(names, flatten_up_to(model, grads, "the gradient"), strict=True)
     gradients = {name: gradient for name, gradient in named if name in arrays}
     if are_of_kinds(gradients, tuple(arrays), parameters.kinds):
-        return _with_alike(parameters, gradients), gradients
+        return with_alike(parameters, gradients), gradients
     for name, array in arrays.items():
         _check_gradient(name, array, gradients[name])
     return parameters, gradients
@@ -163,7 +163,8 @@ def _expected_gradients(parameters: Parameters, grads: Any) -> Flat | None:
     return flat if flat.signature == expected else None
 
 
-def _with_alike(parameters: Parameters, gradients: Mapping[str, mx.array]) -> Parameters:
+def with_alike(parameters: Parameters, gradients: Mapping[str, mx.array]) -> Parameters:
+    """Return parameters with gradients that were found to have their shapes and dtypes."""
     return Parameters(parameters.arrays, parameters.model, parameters.flat, gradients)
 
 
