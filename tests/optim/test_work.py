@@ -13,6 +13,7 @@ import frostleaf as fl
 from frostleaf import optim
 from frostleaf.core import structure
 from frostleaf.core.instance import is_built
+from frostleaf.optim import contents
 
 
 class Net(fl.Module):
@@ -184,3 +185,84 @@ def test_a_value_that_cannot_be_hashed_is_no_obstacle():
     model = {"w": mx.ones(2), "note": bytearray(b"of mine")}
     after, state = trained(optim.AdamW(0.1), model, 2)
     assert (after["note"], state.step.item()) == (model["note"], 2)
+
+
+def looked_at(monkeypatch, update):
+    """Return of how many arrays the shape was looked at in an update."""
+    found, kind_of = [], structure.kind_of
+    with monkeypatch.context() as patched:
+        for module in (structure, contents):
+            patched.setattr(module, "kind_of", lambda array: found.append(array) or kind_of(array))
+        update()
+    return len(found)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("module", 0), ("frozen", 2), ("dict", 8)])
+def test_shapes_are_looked_at_once(kind, most, monkeypatch):  # but for those of gradients made by hand, and of a dict
+    opt, model = optim.AdamW(0.1), tree(kind)
+    grads, state = gradients_of(model), opt.init(model)
+    for _ in range(2):
+        model, state = opt.update(model, grads, state)
+    assert looked_at(monkeypatch, lambda: opt.update(model, grads, state)) <= most
+
+
+class Narrowing(mlx.optimizers.SGD):
+    """SGD whose results are of another dtype."""
+
+    def apply_single(self, gradient, parameter, state):
+        return super().apply_single(gradient, parameter, state).astype(mx.float16)
+
+
+@pytest.mark.parametrize("kind", ["module", "dict", "frozen"])
+def test_a_model_whose_dtypes_change_is_known_with_its_new_ones(kind):
+    opt, model = optim.wrap(Narrowing)(0.1), tree(kind)
+    after, _ = opt.update(model, gradients_of(model), opt.init(model))
+    leaves, shape = fl.tree.flatten(after)
+    assert structure.flat_of(after).signed() == structure.Signature(shape, tuple(map(structure.kind_of, leaves)))
+    assert mx.float16 in {leaf.dtype for leaf in leaves}
+
+
+@pytest.mark.parametrize("kind", ["module", "dict", "frozen"])
+def test_models_in_turn_are_told_apart(kind):
+    opt, one = optim.SGD(0.1), tree(kind)
+    other = fl.tree.map(lambda leaf: leaf.astype(mx.float16), one)
+    runs = [(each, opt.init(each), gradients_of(each)) for each in (one, other)]
+    for _ in range(3):
+        runs = [(*opt.update(model, grads, state), grads) for model, state, grads in runs]
+    for (model, _, _), dtype in zip(runs, (mx.float32, mx.float16), strict=True):
+        flat = structure.flat_of(model)
+        assert {leaf.dtype for leaf in flat.leaves} == {dtype}
+        assert flat.signed().leaves == tuple(map(structure.kind_of, flat.leaves))
+
+
+def test_names_of_a_dict_are_worked_out_once(monkeypatch):
+    found = []
+    work_out = structure._leaf_names
+    monkeypatch.setattr(structure, "_leaf_names", lambda given: found.append(given) or work_out(given))
+    opt, model = optim.Adam(0.1), {"layers": [{"w": mx.ones(2)}, (mx.ones(3), None)]}
+    state = opt.init(model)
+    model, state = opt.update(model, model, state)
+    found.clear()
+    for _ in range(5):
+        model, state = opt.update(model, model, state)
+    assert found == []
+    other = {"layers": [{"v": mx.ones(2)}, (mx.ones(3), None)]}
+    with pytest.raises(ValueError, match=re.escape("'layers.0.v' has no state")):
+        opt.update(other, other, state)
+
+
+def test_a_chain_looks_at_the_results_of_its_functions_alone(monkeypatch):
+    opt, model = optim.chain(optim.clip_by_value(1.0), optim.clip_by_global_norm(1.0), optim.AdamW(0.1)), Net()
+    grads, state = gradients_of(model), opt.init(model)
+    for _ in range(2):
+        model, state = opt.update(model, grads, state)
+    assert looked_at(monkeypatch, lambda: opt.update(model, grads, state)) <= 2 * len(fl.tree.leaves(model))
+
+
+def test_slots_in_another_order_are_found_by_name():
+    opt, model = optim.AdamW(0.1), Net()
+    grads, (_, state) = gradients_of(model), trained(opt, model, 2)
+    turned = state.replace(slots=dict(reversed(state.slots.items())))
+    (one, _), (other, after) = (opt.update(model, grads, each) for each in (state, turned))
+    assert fl.tree.equal(one, other)
+    assert list(after.slots) == list(turned.slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -19,21 +20,24 @@ from .words import Path
 class Recipe:
     """How optree makes a node that is not a module again, from metadata and children."""
 
-    __slots__ = ("entries", "make", "metadata")
+    __slots__ = ("_static_key", "entries", "make", "metadata")
 
     def __init__(self, metadata: Any, entries: Sequence[Any], make: Callable[[Any, Sequence[Any]], Any]) -> None:
         self.metadata = metadata
         self.entries = entries
         self.make = make
+        self._static_key: Any = None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Recipe) and self._key() == other._key()
+        return self is other or (isinstance(other, Recipe) and self._key() == other._key())
 
     def __hash__(self) -> int:
         return hash(self._key())
 
     def _key(self) -> Any:
-        return static_key(_plain(self.metadata))
+        if self._static_key is None:
+            self._static_key = static_key(_plain(self.metadata))
+        return self._static_key
 
     def __reduce__(self) -> Any:
         # Pickled as an example: from any node of the class, optree tells how such nodes are made.
@@ -61,6 +65,11 @@ def one_level(value: Any) -> tuple[Any, Sequence[Any]] | None:
     """
     if isinstance(value, Instance):
         return level_of(value)
+    kind: Any = type(value)
+    if kind is dict or kind is MappingProxyType:
+        return _recipe_of_mapping(kind, tuple(value)), [*value.values()]
+    if kind is tuple or kind is list:
+        return _recipe_of_sequence(kind, len(value)), [*value]
     if value is None or isinstance(value, LEAF) or optree.tree_is_leaf(value, namespace=NAMESPACE):
         return None
     children, metadata, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
@@ -106,6 +115,30 @@ def replace_at(value: Any, new: Mapping[Path, Any]) -> Any:
     ]
     same = all(after is before for after, before in zip(children, here.children, strict=True))
     return value if same else here.make(children)
+
+
+# Python's own containers are opened as optree does it, without asking: those of one kind and the same names share a recipe.
+_MAKE: dict[type, Callable[[Any, Sequence[Any]], Any]] = {
+    tuple: lambda _, children: tuple(children),
+    list: lambda _, children: [*children],
+    dict: lambda keys, children: dict(zip(keys, children, strict=True)),
+    MappingProxyType: lambda keys, children: MappingProxyType(dict(zip(keys, children, strict=True))),
+}
+
+
+def _recipe_of_mapping(kind: type, keys: tuple[Any, ...]) -> Recipe:
+    is_of_names = {*map(type, keys)} <= {str}  # other keys may be equal and not the same, as 1 and True
+    return _recipe_of_names(kind, keys) if is_of_names else Recipe(keys, keys, _MAKE[kind])
+
+
+@functools.lru_cache(maxsize=512)
+def _recipe_of_names(kind: type, names: tuple[str, ...]) -> Recipe:
+    return Recipe(names, names, _MAKE[kind])
+
+
+@functools.lru_cache(maxsize=512)
+def _recipe_of_sequence(kind: type, length: int) -> Recipe:
+    return Recipe(None, tuple(range(length)), _MAKE[kind])
 
 
 def _recipe_of(node: Any, is_proxy: bool) -> Recipe:

@@ -87,15 +87,18 @@ def _with_leaves(value: Any, rest: Iterator[Any], evolved: list[Any] | None) -> 
     return definition.assemble(metadata, new)
 
 
-def with_leaves_late(tree: Any, flat: Flat, leaves: Sequence[mx.array]) -> Any:
+def with_leaves_late(tree: Any, flat: Flat, leaves: Sequence[mx.array], signature: Signature | None = None) -> Any:
     """Put other arrays in the place of a tree's own; the modules in which all are others when somebody looks inside.
 
     Args:
         tree: Any tree.
         flat: The tree taken apart.
         leaves: As many arrays as it has leaves, in order.
+        signature: That of the new tree, if it is known.
     """
-    return _put_late(tree, flat, leaves, flat.signature.if_of(leaves) if flat.signature else None)
+    if signature is None and flat.signature is not None:
+        signature = flat.signature.if_of(leaves)
+    return _put_late(tree, flat, leaves, signature)
 
 
 def _put_late(tree: Any, flat: Flat, leaves: Sequence[mx.array], signature: Signature | None) -> Any:

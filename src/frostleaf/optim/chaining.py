@@ -11,7 +11,7 @@ from mlx.optimizers import cosine_decay
 from ..core.words import describe
 from .contents import are_of_kinds, kinds_of
 from .optimizer import Optimizer, require_optimizer
-from .parameters import Parameters
+from .parameters import Parameters, with_alike
 from .wrapper import Wrapper
 
 OTHER_GRADIENTS = (
@@ -41,9 +41,11 @@ class Chain(Wrapper):
         self.transforms, self.optimizer = transforms, optimizer
 
     def _update(self, parameters: Parameters, gradients: Mapping[str, mx.array], state: Any) -> tuple[dict[str, mx.array], Any]:
+        names, alike = tuple(gradients), gradients is parameters.alike
+        kinds = parameters.kinds if alike else kinds_of(gradients.values())
         for number, transform in enumerate(self.transforms, 1):
             new = transform(dict(gradients))
-            if type(new) is dict and are_of_kinds(new, tuple(gradients), kinds_of(gradients.values())):
+            if type(new) is dict and are_of_kinds(new, names, kinds):
                 gradients = new
                 continue
             new = new if isinstance(new, Mapping) else {}
@@ -51,6 +53,7 @@ class Chain(Wrapper):
             if wrong:
                 raise ValueError(OTHER_GRADIENTS.format(number=number, names=", ".join(map(repr, wrong[:6]))))
             gradients = {name: new[name].astype(array.dtype) for name, array in gradients.items()}
+        parameters = with_alike(parameters, gradients) if alike else parameters
         return self.optimizer._update(parameters, gradients, state)
 
 

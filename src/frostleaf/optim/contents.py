@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -15,13 +15,27 @@ from ..core.structure import Kind, Signature, Structure, child_specs, flat_of, k
 S = TypeVar("S")
 
 
+class Slots(NamedTuple):
+    """What is remembered of each array: the names of the arrays, the keys of each, and the values of all of them in order."""
+
+    names: Sequence[str]
+    keys: Sequence[tuple[str, ...]]
+    leaves: Sequence[mx.array]
+
+    def items(self) -> Iterator[tuple[str, dict[str, mx.array]]]:
+        """Yield each name with a new dict of what is remembered."""
+        leaves = iter(self.leaves)
+        for name, keys in zip(self.names, self.keys, strict=True):
+            yield name, dict(zip(keys, leaves, strict=False))
+
+
 class Contents(NamedTuple):
     """What is in the state of a rule, by the names of its fields."""
 
     step: mx.array
     hyperparameters: dict[str, mx.array]
     configured: tuple[mx.array, ...]
-    slots: dict[str, dict[str, mx.array]]
+    slots: Slots
 
 
 class Layout(NamedTuple):
@@ -83,10 +97,8 @@ class Known:
         The shapes and dtypes after a step depend on those before it, and on what is ``given``: they are looked at once.
         """
         step, hyperparameters, configured, slots = contents
-        names = tuple(hyperparameters), len(configured), tuple(slots), tuple(map(tuple, slots.values()))
-        leaves = [step, *hyperparameters.values(), *configured]
-        for slot in slots.values():
-            leaves += slot.values()
+        names = tuple(hyperparameters), len(configured), tuple(slots.names), tuple(slots.keys)
+        leaves = [step, *hyperparameters.values(), *configured, *slots.leaves]
         if layout_of(state) != names or not are_arrays(leaves):
             return None
         flat = flat_of(state)
@@ -111,17 +123,20 @@ class Known:
 
 
 def take_apart(state: Any) -> Contents:
-    """Return what is in the state of a rule, in containers that may be changed."""
+    """Return what is in the state of a rule."""
     layout = layout_of(state)
     if layout is None:
-        slots = {name: dict(slot) for name, slot in state.slots.items()}
-        return Contents(state.step, dict(state.hyperparameters), state.configured, slots)
+        return Contents(state.step, dict(state.hyperparameters), state.configured, slots_of(state.slots))
     leaves = iter(flat_of(state).leaves)
     step = next(leaves)
     hyperparameters = dict(zip(layout.hyperparameters, leaves, strict=False))
     configured = tuple(islice(leaves, layout.configured))
-    slots = {name: dict(zip(keys, leaves, strict=False)) for name, keys in zip(layout.names, layout.keys, strict=True)}
-    return Contents(step, hyperparameters, configured, slots)
+    return Contents(step, hyperparameters, configured, Slots(layout.names, layout.keys, [*leaves]))
+
+
+def slots_of(slots: Mapping[str, Mapping[str, mx.array]]) -> Slots:
+    """Return what is remembered of each array by the names of the arrays."""
+    return Slots(tuple(slots), [*map(tuple, slots.values())], [each for slot in slots.values() for each in slot.values()])
 
 
 def static_in(state: Any, name: str) -> Any:

@@ -11,9 +11,11 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.shapes import ShapeDtypeStruct
+from ..core.structure import flat_of
 from ..core.words import describe
 from ..display.text import text
 from ..module import Module
+from .last import Last
 from .parameters import Parameters, parameters_of, with_gradients, with_parameters
 
 T = TypeVar("T")
@@ -146,11 +148,12 @@ class Optimizer(Node):
         ({'w': array(2, dtype=float32)}, array(1, dtype=uint64))
         """
         self._require_state(state, "update")
-        parameters = parameters_of(model)
+        last = flat_of(self).structure.remember(Last)
+        parameters = parameters_of(model, last)
         self._require_match(parameters, state, "update")
         parameters, gradients = with_gradients(parameters, grads)
         new, after = self._update(parameters, gradients, state)
-        return with_parameters(parameters, new), after
+        return with_parameters(parameters, new, last, state), after
 
     @returns_copy("state = opt.{name}(state, model)")
     def adapt(self, state: S, model: Any) -> S:

@@ -23,6 +23,7 @@ from ..tree.prefixes import flatten_up_to
 from ..tree.selecting import Where, mask
 from ..tree.vectors import concatenate
 from .contents import are_arrays, are_of_kinds, kinds_of
+from .last import Last
 from .packing import LARGE, REST, Packed
 
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
@@ -51,6 +52,12 @@ class Parameters:
         return signature.remember(_trained).kinds if signature else kinds_of(self.arrays.values())
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each array."""
+        signature = self.flat.signature if self.flat else None
+        return signature.remember(_trained).names if signature else tuple(self.arrays)
+
+    @property
     def is_packed(self) -> bool:
         return isinstance(self.model, Packed)
 
@@ -69,33 +76,40 @@ class Parameters:
 SAME_NAME = "two parameters have the name {name!r}, so that an optimizer can't tell them apart: rename a key of a dict"
 
 
-def parameters_of(model: Any) -> Parameters:
+def parameters_of(model: Any, last: Last | None = None) -> Parameters:
     """Return the trainable arrays of a model.
+
+    Args:
+        model: The model.
+        last: What is known of the last one.
 
     Raises:
         ValueError: If two have the same name, or there is a packed tree inside the model.
     """
-    flat = flat_of(model)
-    names = flat.structure.remember(_distinct_names)
-    mask = flat.signed().remember(_trained).mask if are_arrays(flat.leaves) else trainable_leaves(flat)
-    return Parameters(dict(compress(zip(names, flat.leaves, strict=True), mask)), model, flat)
+    flat = flat_of(model) if last is None else last.recognised(flat_of(model))
+    if flat.signature is None and not are_arrays(flat.leaves):
+        names = flat.structure.remember(_distinct_names)
+        return Parameters(dict(compress(zip(names, flat.leaves, strict=True), trainable_leaves(flat))), model, flat)
+    trained = flat.signed().remember(_trained)
+    return Parameters(dict(zip(trained.names, compress(flat.leaves, trained.mask), strict=True)), model, flat)
 
 
 class _Trained(NamedTuple):
-    """Which leaves of a model of some signature are trained, and the shapes and dtypes of those."""
+    """Which leaves of a model of some signature are trained, and the names, shapes and dtypes of those."""
 
     mask: list[bool]
+    names: tuple[str, ...]
     kinds: tuple[Kind, ...]
 
 
 def _trained(signature: Signature) -> _Trained:
-    mask = signature.remember(trained_of)
-    return _Trained(mask, tuple(compress(signature.leaves, mask)))
+    names, mask = signature.structure.remember(_distinct_names), signature.remember(trained_of)
+    return _Trained(mask, tuple(compress(names, mask)), tuple(compress(signature.leaves, mask)))
 
 
 def _gradients(signature: Signature) -> Signature:
     """Return the signature of the gradients of a module of some signature."""
-    mask, kinds = signature.remember(_trained)
+    mask, _, kinds = signature.remember(_trained)
     return Signature(gradient_structure(signature.structure, mask), kinds)
 
 
@@ -126,12 +140,12 @@ def with_gradients(parameters: Parameters, grads: Any) -> tuple[Parameters, dict
     flat = _expected_gradients(parameters, grads)
     if flat is not None:
         gradients = dict(zip(arrays, flat.leaves, strict=True))
-        return attrs.evolve(parameters, alike=gradients), gradients
+        return with_alike(parameters, gradients), gradients
     names = parameters.flat.structure.leaf_names() if parameters.flat else _names(model)
     named = zip(names, flatten_up_to(model, grads, "the gradient"), strict=True)
     gradients = {name: gradient for name, gradient in named if name in arrays}
     if are_of_kinds(gradients, tuple(arrays), parameters.kinds):
-        return attrs.evolve(parameters, alike=gradients), gradients
+        return with_alike(parameters, gradients), gradients
     for name, array in arrays.items():
         _check_gradient(name, array, gradients[name])
     return parameters, gradients
@@ -147,6 +161,11 @@ def _expected_gradients(parameters: Parameters, grads: Any) -> Flat | None:
     if flat.signature is None and flat.structure == expected.structure and are_arrays(flat.leaves):
         flat.signature = expected.if_of(flat.leaves)
     return flat if flat.signature == expected else None
+
+
+def with_alike(parameters: Parameters, gradients: Mapping[str, mx.array]) -> Parameters:
+    """Return parameters with gradients that were found to have their shapes and dtypes."""
+    return Parameters(parameters.arrays, parameters.model, parameters.flat, gradients)
 
 
 MIXED = "the gradients for the packed {dtype} parameters must be of one dtype, and {first!r} is {one} while {path!r} is {other}"
@@ -170,11 +189,27 @@ def pack_gradients(packed: Packed[Any], gradients: Sequence[Any]) -> dict[str, m
     return {**vectors, **{f"{LARGE}.{number}": array for number, array in enumerate(arrays[LARGE])}}
 
 
-def with_parameters(parameters: Parameters, new: Mapping[str, mx.array]) -> Any:
-    """Return the model with new arrays under the names given. It shares what has none."""
+def with_parameters(parameters: Parameters, new: Mapping[str, mx.array], last: Last | None = None, state: Any = None) -> Any:
+    """Return the model with new arrays under the names given. It shares what has none.
+
+    Args:
+        parameters: The arrays of the model before.
+        new: The new ones.
+        last: What is known of the last step of the optimizer that made them,
+        state: which was given this state.
+    """
     model, flat = parameters.model, parameters.flat or flat_of(parameters.model)
-    leaves = [new.get(name, leaf) for name, leaf in zip(flat.structure.leaf_names(), flat.leaves, strict=True)]
-    return with_leaves_late(model, flat, leaves) if are_arrays(leaves) else with_leaves(model, leaves)
+    names = flat.structure.leaf_names()
+    if tuple(new) == names:
+        leaves = [*new.values()]
+    else:
+        leaves = [new.get(name, leaf) for name, leaf in zip(names, flat.leaves, strict=True)]
+    if not are_arrays(leaves):
+        return with_leaves(model, leaves)
+    signature = None
+    if last is not None and flat.signature is not None and parameters.alike is not None:
+        signature = last.signature_after(flat.signature, state, leaves)
+    return with_leaves_late(model, flat, leaves, signature)
 
 
 # What a selection selects depends on the structure alone, unless it is a predicate, which is shown the arrays.

@@ -6,7 +6,7 @@ import functools
 import inspect
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -17,7 +17,7 @@ from ..core.hidden import find_hidden
 from ..core.instance import Instance
 from ..core.structure import Structure, flat_of
 from ..core.words import describe, level_of_caller
-from .contents import Contents, Known, renewed, static_in, take_apart
+from .contents import Contents, Known, Slots, renewed, slots_of, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
@@ -152,25 +152,24 @@ class Rule(Optimizer):
         other_dtypes = gradients is not parameters.alike and any(
             gradients[name].dtype != dtype for name, (_, dtype) in zip(arrays, parameters.kinds, strict=True)
         )
-        then = {name: dict(slot) for name, slot in before.slots.items()} if other_dtypes else {}
-        # Inside "slots" a parameter can have any name, "step" and "learning_rate" included.
-        rule.state = {"step": before.step, **before.hyperparameters, "slots": before.slots}
-        updated = _apply(rule, gradients, arrays)
-        slots = rule.state["slots"]
+        rule.state = {"step": before.step, **before.hyperparameters}
+        updated, slots = _apply(rule, gradients, arrays, before.slots)
         if other_dtypes:  # the step was computed in the wider of the two
-            updated = _in_dtypes_of(arrays, updated)
-            slots = {name: _in_dtypes_of(slot, slots[name]) for name, slot in then.items()}
+            updated, then = _in_dtypes_of(arrays, updated), dict(before.slots.items())
+            slots = slots_of({name: _in_dtypes_of(then[name], slot) for name, slot in slots.items()})
         scalars = {name: rule.state[name] for name in before.hyperparameters}
         own = zip(sorted(scalars), before.configured, strict=True)
         configured = tuple([scalars[name] if name in rule._schedulers else value for name, value in own])
         after = Contents(rule.step, scalars, configured, slots)
         made = self._known().put_together(state, after, parameters.kinds, other_dtypes)
-        return updated, OptimizerState(*after, self.rule.__name__) if made is None else made
+        if made is None:
+            made = OptimizerState(*after[:-1], dict(slots.items()), self.rule.__name__)
+        return updated, made
 
     def _differences(self, parameters: Parameters, state: OptimizerState) -> Iterator[str]:
         if parameters.is_packed:
             raise ValueError(PACKED)
-        if self._known().fits(state, tuple(parameters.arrays), parameters.kinds, lambda: _scalars(self._new_rule())):
+        if self._known().fits(state, parameters.names, parameters.kinds, lambda: _scalars(self._new_rule())):
             return
         rule = self._new_rule()
         yield from _slot_differences("the optimizer", _scalars(rule), state.hyperparameters, any_dtype=True)
@@ -362,15 +361,30 @@ def _in_dtypes_of(old: Mapping[str, mx.array], new: Mapping[str, mx.array]) -> d
 
 
 def _apply(
-    rule: mlx.optimizers.Optimizer, gradients: Mapping[str, mx.array], arrays: Mapping[str, mx.array]
-) -> dict[str, mx.array]:
-    """Return the arrays after a step with the rule, which has its state."""
+    rule: mlx.optimizers.Optimizer, gradients: Mapping[str, mx.array], arrays: Mapping[str, mx.array], slots: Slots
+) -> tuple[dict[str, mx.array], Slots]:
+    """Return the arrays and what is remembered of them after a step with the rule, which has the rest of its state."""
     if type(rule).apply_gradients is not mlx.optimizers.Optimizer.apply_gradients:
-        return rule.apply_gradients({"slots": dict(gradients)}, {"slots": dict(arrays)}).get("slots", {})  # type: ignore[no-any-return]
+        # Inside "slots" a parameter can have any name, "step" and "learning_rate" included.
+        rule.state["slots"] = dict(slots.items())
+        new = rule.apply_gradients({"slots": dict(gradients)}, {"slots": dict(arrays)}).get("slots", {})
+        return new, slots_of(rule.state["slots"])
     # MLX walks through nested dicts to call apply_single. Without any it counts the step and follows the schedules.
     rule.apply_gradients({}, {})
-    slots = rule.state["slots"]
-    return {name: rule.apply_single(gradients[name], array, slots[name]) for name, array in arrays.items()}
+    updated: dict[str, mx.array] = {}
+    keys: list[tuple[str, ...]] = []
+    leaves: list[mx.array] = []
+    beside = (_in_order(each, slots.names) for each in (gradients, arrays))
+    for (name, slot), gradient, array in zip(slots.items(), *beside, strict=True):
+        updated[name] = rule.apply_single(gradient, array, slot)
+        keys.append((*slot,))
+        leaves += slot.values()
+    return updated, Slots(slots.names, keys, leaves)
+
+
+def _in_order(arrays: Mapping[str, mx.array], names: Sequence[str]) -> Collection[mx.array]:
+    """Return arrays in the order of the names, which most often is their own: then no name is looked up."""
+    return arrays.values() if [*arrays] == [*names] else [arrays[name] for name in names]
 
 
 def _scalars(rule: mlx.optimizers.Optimizer) -> dict[str, mx.array]:
