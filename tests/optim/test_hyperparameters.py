@@ -14,6 +14,7 @@ from optim.stacks import (
     PACKABLE,
     SINGLES,
     gradients_of,
+    named,
     nothing,
     rates,
     same_shapes,
@@ -79,6 +80,44 @@ def test_a_learning_rate_is_any_real_number(rate):
     opt = optim.SGD(0.5)
     changed = opt.with_learning_rate(opt.init(mx.ones(2)), rate)
     assert (opt.learning_rate(changed).item(), opt.learning_rate(changed).dtype) == (float(rate), mx.float32)
+
+
+class AnyArguments(mlx.optimizers.SGD):
+    """A rule that names none of its arguments."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+WHOLE = {
+    "SGD": optim.SGD, "Adam": optim.Adam, "RMSprop": optim.RMSprop, "by name": optim.wrap(AnyArguments),
+    "of numpy": lambda learning_rate: optim.SGD(np.int64(learning_rate)), "half": lambda learning_rate: optim.SGD(np.float16(1)),
+    "array": lambda learning_rate: optim.SGD(mx.array(learning_rate)), "damping": lambda learning_rate: optim.wrap(Twofold)(1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize("names", [(), *SINGLES], ids=ids)
+def test_a_whole_number_is_a_rate_in_float32_too(names, make, tmp_path):
+    opt = stack(names, make(learning_rate=1), NEUTRAL)
+    model, state = net(), opt.init(net())
+    changed = opt.with_learning_rate(state, 0.5)
+    assert opt.learning_rate(changed).item() == 0.5
+    assert opt.learning_rate(state).dtype == opt.learning_rate(changed).dtype == mx.float32
+    assert {leaf.dtype for path, leaf in named(state).items() if "hyperparameters" in path} == {mx.float32}
+    rate = fl.jit(lambda state, rate: opt.learning_rate(opt.with_learning_rate(state, rate)))(state, mx.array(0.5))
+    assert (rate.item(), rate.dtype) == (0.5, mx.float32)
+    fl.save(tmp_path / "state", state)
+    assert fl.tree.equal(fl.load(tmp_path / "state", changed), state)
+
+
+def test_a_hyperparameter_of_integers_takes_a_half():
+    opt = optim.wrap(AnyArguments)(1)  # by position: which argument the rule keeps is not known
+    state = opt.init(mx.ones(2))
+    for rate in (0.5, mx.array(0.5), np.float32(0.5)):
+        assert opt.learning_rate(opt.with_learning_rate(state, rate)).item() == 0.5
+    assert fl.jit(opt.with_learning_rate)(state, mx.array(0.5)).hyperparameters["learning_rate"].item() == 0.5
+    assert opt.learning_rate(opt.with_learning_rate(state, 2)).dtype == mx.int32
 
 
 @pytest.mark.parametrize("names", [*SINGLES, *DEEP], ids=ids)

@@ -102,7 +102,7 @@ class Rule(Optimizer):
 
     Attributes:
         rule: The subclass.
-        arguments: The arguments by name.
+        arguments: The arguments by name. Those that are in the state, such as the learning rate, are floats.
 
     Raises:
         TypeError: If ``rule`` is something else, or has no ``apply_single``, or doesn't take the arguments, or the learning
@@ -129,10 +129,11 @@ class Rule(Optimizer):
                 raise TypeError(NOT_A_RATE.format(rule=rule.__name__, given=describe(rate)))
         kwargs = {name: _number(value) for name, value in kwargs.items()}
         bound = signature.bind(*map(_number, args), **kwargs)
-        self.rule, self.arguments = rule, bound.arguments
-        first = _scalars(rule(*bound.args, **bound.kwargs)).get("learning_rate", mx.array(0.0))
+        scalars = _scalars(rule(*bound.args, **bound.kwargs))
+        first = scalars.get("learning_rate", mx.array(0.0))
         if not isinstance(first, mx.array) or first.shape:
             raise TypeError(NOT_A_SCHEDULE.format(rule=rule.__name__, given=describe(first)))
+        self.rule, self.arguments = rule, {name: _with_floats(name, each, scalars) for name, each in bound.arguments.items()}
 
     def _init(self, parameters: Parameters) -> OptimizerState:
         if parameters.is_packed:
@@ -322,12 +323,23 @@ def _number(value: Any) -> Any:
         raise TypeError(TRACED) from None
 
 
+def _with_floats(name: str, value: Any, scalars: Mapping[str, Any]) -> Any:
+    """Return an argument, or those in a dict of them, with a float for each number that a rule keeps in its state.
+
+    MLX would keep an integer as an int32, which becomes 0 where it is set to a half.
+    """
+    if isinstance(value, dict):
+        return {each: _with_floats(each, given, scalars) for each, given in value.items()}
+    return float(value) if name in scalars and _is_number(value) else value
+
+
 def _like(old: mx.array, value: Any, name: str, opt: Rule) -> mx.array:
-    """Return a new value for a hyperparameter in the dtype and shape that it has."""
+    """Return a new value for a hyperparameter in the shape and dtype that it has, unless that is one of integers."""
     if not (isinstance(value, mx.array) and value.shape in ((), old.shape)) and not _is_number(value):
         advice = A_SCHEDULE if callable(value) else ""
         raise TypeError(NOT_A_VALUE.format(name=name, optimizer=describe(opt), given=describe(value), advice=advice))
-    return mx.broadcast_to(mx.array(value, old.dtype), old.shape)
+    dtype = old.dtype if mx.issubdtype(old.dtype, mx.floating) else mx.result_type(old, mx.array(value))
+    return mx.broadcast_to(mx.array(value, dtype), old.shape)
 
 
 def _warn_of_other_values(rule: mlx.optimizers.Optimizer, state: Contents) -> None:
