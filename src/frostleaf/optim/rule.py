@@ -17,6 +17,7 @@ from ..core.hidden import find_hidden
 from ..core.instance import Instance
 from ..core.structure import Structure, flat_of
 from ..core.words import describe, level_of_caller
+from ..transforms.jit.passing import graph_of
 from .contents import Contents, Known, renewed, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
@@ -311,6 +312,11 @@ TRACED = (
     "an optimizer is made of numbers, and was given an array that is still to be computed, as in fl.jit and fl.vmap. Make the "
     "optimizer outside, and put the learning rate in its state: state = opt.with_learning_rate(state, rate)"
 )
+DIFFERENTIATED = (
+    "an optimizer is made of numbers, and was given an array with respect to which fl.grad differentiates: its gradient would "
+    "be 0. Make the optimizer outside, and put the learning rate in its state: state = opt.with_learning_rate(state, rate). If no "
+    "gradient is wanted, give rate.item()"
+)
 
 
 def _number(value: Any) -> Any:
@@ -318,9 +324,23 @@ def _number(value: Any) -> Any:
     if not isinstance(value, mx.array) or value.ndim:
         return value
     try:
-        return value.item()
+        number = value.item()
     except ValueError:
         raise TypeError(TRACED) from None
+    if _is_differentiated(value):
+        raise TypeError(DIFFERENTIATED)
+    return number
+
+
+def _is_differentiated(array: mx.array) -> bool:
+    """Return whether an array is computed from what a running ``fl.grad`` differentiates with respect to.
+
+    MLX forgets from what an array with a value was computed, unless a gradient may yet flow through it.
+    """
+    probe = mx.contiguous(array)
+    mx.eval(probe)
+    graph = graph_of([probe])
+    return "->" in graph and "StopGradient" not in graph
 
 
 def _with_floats(name: str, value: Any, scalars: Mapping[str, Any]) -> Any:
