@@ -356,3 +356,48 @@ def test_a_compiled_step_around_a_state_it_captured_warns_once():
     state = optim.SGD(0.1).init(mx.ones(2))
     step = fl.jit(lambda weight, grad: optim.SGD(0.9).update(weight, grad, state)[0])
     assert warned(lambda: [step(mx.ones(2), mx.ones(2)) for _ in range(3)]) == [said(0.1, 0.9)]
+
+
+COMPILED = {
+    "a function": lambda opt: fl.jit(lambda *given: opt.update(*given)),
+    "the method": lambda opt: fl.jit(opt.update),
+    "in another": lambda opt: fl.jit(lambda *given: fl.jit(opt.update)(*given)),
+    "shapeless": lambda opt: fl.jit(opt.update, shapeless=True),
+}
+
+
+@pytest.mark.parametrize("compiled", COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize("names", STACKS, ids=ids)
+def test_a_compiled_step_warns_of_another_rate_when_it_is_traced(names, compiled, tmp_path):
+    first, other = (stack(names, optim.SGD(rate), ACTIVE) for rate in (0.1, 0.9))
+    model, grads = net(), gradients_of(net())
+    fl.save(tmp_path / "state", first.init(model))
+    state = fl.load(tmp_path / "state", other.init(model))
+    for opt, of, expected in [
+        (first, state, []),
+        (other, state, [said(0.1, 0.9)]),
+        (other, other.adapt(state, model), []),
+        (other, other.with_learning_rate(state, 0.5), []),
+        (first, first.with_learning_rate(state, 0.5), []),
+        (other, first.with_learning_rate(state, 0.5), [said(0.5, 0.9)]),
+    ]:
+        step = compiled(opt)
+        assert warned(lambda step=step, of=of: [step(model, grads, of) for _ in range(3)]) == expected
+
+
+def test_a_compiled_step_that_sets_the_rate_itself_does_not_warn():
+    first, other = optim.SGD(0.1), optim.SGD(0.9)
+    given = mx.ones(2), mx.ones(2), first.init(mx.ones(2)), mx.array(0.5)
+    for step in (
+        lambda weight, grad, state, rate: other.update(weight, grad, other.with_learning_rate(state, rate)),
+        lambda weight, grad, state, rate: other.update(weight, grad, other.adapt(state, weight)),
+        lambda weight, grad, state, rate: other.update(weight, grad, other.init(weight)),
+    ):
+        assert warned(lambda step=step: fl.jit(step)(*given)) == []
+        assert warned(lambda step=step: fl.jit(lambda *given: fl.jit(step)(*given))(*given)) == []
+
+
+def test_a_compiled_step_over_many_states_does_not_warn():
+    other, states = optim.SGD(0.9), fl.vmap(lambda _: optim.SGD(0.1).init(mx.ones(2)))(mx.ones(3))
+    step = fl.jit(fl.vmap(other.update))
+    assert warned(lambda: step(mx.ones((3, 2)), mx.ones((3, 2)), states)) == []

@@ -137,7 +137,8 @@ class Optimizer(Node):
 
         Warns:
             OtherHyperparametersWarning: If the state was made with another learning rate than this optimizer. A compiled step
-                has no numbers to compare, unless it captured the state.
+                compares that of the state with which it is first called. A schedule replaces the rate in any state, and other
+                arguments, such as the weight decay, are not in the state: neither is warned of.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> opt, params = fl.optim.SGD(0.5), {"w": mx.array(3.0)}
@@ -161,7 +162,9 @@ class Optimizer(Node):
         the state, but for those that this optimizer was given another value of than the one that the state is from.
 
         A state keeps its learning rate wherever it is passed, through a file as well, and :meth:`update` uses that one. To
-        resume with another, adapt what was restored, or change it with :meth:`with_learning_rate`.
+        resume with another, adapt what was restored, or change it with :meth:`with_learning_rate`. A schedule is not in the
+        state but in the optimizer, as are all other arguments (``weight_decay``, ``betas``): that of the optimizer holds, for
+        the step that the state has reached, whatever the rate in the state.
 
         Args:
             state: A state of this optimizer, or of one of its kind with other arguments.

@@ -18,6 +18,7 @@ from ..core.instance import Instance
 from ..core.structure import Structure, flat_of
 from ..core.words import describe, level_of_caller
 from ..transforms.jit.passing import graph_of
+from ..transforms.jit.standing import given_for
 from .contents import Contents, Known, renewed, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
@@ -314,8 +315,8 @@ TRACED = (
 )
 DIFFERENTIATED = (
     "an optimizer is made of numbers, and was given an array with respect to which fl.grad differentiates: its gradient would "
-    "be 0. Make the optimizer outside, and put the learning rate in its state: state = opt.with_learning_rate(state, rate). If no "
-    "gradient is wanted, give rate.item()"
+    "be 0. Make the optimizer outside, and put the learning rate in its state: state = opt.with_learning_rate(state, rate). If "
+    "no gradient is wanted, give rate.item()"
 )
 
 
@@ -364,13 +365,13 @@ def _like(old: mx.array, value: Any, name: str, opt: Rule) -> mx.array:
 
 def _warn_of_other_values(rule: mlx.optimizers.Optimizer, state: Contents) -> None:
     """Warn if the state was made with other numbers than a rule that is new. A schedule sets its own in each step."""
-    for name, then in zip(sorted(state.hyperparameters), state.configured, strict=True):
+    for name, configured in zip(sorted(state.hyperparameters), state.configured, strict=True):
         if name in rule._schedulers:
             continue
-        own = rule.state[name]
+        own, then = rule.state[name], given_for(configured)
         try:
             differs = own.item() != then.item() and own.astype(then.dtype).item() != then.item()
-            value = state.hyperparameters[name].item() if differs else None
+            value = given_for(state.hyperparameters[name]).item() if differs else None
         except ValueError:  # of several members, or still to be computed
             continue
         if differs and value != own.item():
