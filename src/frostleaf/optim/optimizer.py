@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from itertools import compress
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import mlx.core as mx
 
 from ..core.definition import Node
 from ..core.dropped import returns_copy
+from ..core.fields import is_bare
+from ..core.leaves import leaf_flags
 from ..core.shapes import ShapeDtypeStruct
-from ..core.words import describe
+from ..core.structure import Signature
+from ..core.words import describe, listed
 from ..display.text import text
+from ..edits.freezing import unfrozen
 from ..module import Module
 from .parameters import Parameters, parameters_of, with_gradients, with_parameters
 
@@ -39,6 +45,19 @@ class SharedArrayWarning(UserWarning):
     ...     _ = fl.optim.SGD(0.1).init({"a": w, "b": w})
     >>> caught[0].category.__name__
     'SharedArrayWarning'
+    """
+
+
+class IntegerParameterWarning(UserWarning):
+    """A model given to an optimizer has an array of integers where a parameter is expected. No optimizer trains it.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> layer = fl.nn.Linear(2, 2).at("bias").set(mx.array([0, 1]))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = fl.optim.SGD(0.1).init(layer)
+    >>> caught[0].category.__name__
+    'IntegerParameterWarning'
     """
 
 
@@ -105,6 +124,7 @@ class Optimizer(Node):
 
         Warns:
             SharedArrayWarning: If one array is several of these leaves. :meth:`Module.tie` makes them one.
+            IntegerParameterWarning: If a field of a module with a bare annotation has an array of integers that is not frozen.
 
         >>> import frostleaf as fl
         >>> sorted(fl.optim.AdamW(1e-3).init(fl.nn.Linear(2, 2)).slots["weight"])
@@ -112,6 +132,7 @@ class Optimizer(Node):
         """
         parameters = self._parameters(model, "init")
         _warn_of_shared_arrays(parameters)
+        _warn_of_integers(parameters)
         return self._init(parameters)
 
     @returns_copy("model, state = opt.update(model, grads, state)")
@@ -328,10 +349,13 @@ def array_differences(expected: Mapping[str, mx.array], given: Mapping[str, mx.a
             yield f"{what} of {name!r} is {describe(expected[name])} and the state has {describe(given[name])}"
 
 
+_FIRST = 8  # of the ties in a message
+
 SHARED = (
     "one array stands at {paths}, which are trained apart: from the first step on each has its own. To train them as one, "
     "{advice}"
 )
+OTHERS = " (and so do {count:,} other arrays at other places)"
 TIE = "tie them: model = model.tie({ties})"
 NO_MODULE = "hold them in a module, in place of the {tree}, and tie them: see fl.Module.tie"
 
@@ -341,9 +365,35 @@ def _warn_of_shared_arrays(parameters: Parameters) -> None:
     paths: dict[int, list[str]] = {}
     for path, array in parameters.arrays.items():
         paths.setdefault(id(array), []).append(path)
-    for shared in paths.values():
-        if len(shared) > 1:
-            ties = dict.fromkeys(shared[1:], shared[0])
-            advice = TIE.format(ties=ties) if isinstance(model, Module) else NO_MODULE.format(tree=type(model).__name__)
-            message = SHARED.format(paths=" and ".join(map(repr, shared)), advice=advice)
-            warnings.warn(message, SharedArrayWarning, stacklevel=3)
+    shared = [each for each in paths.values() if len(each) > 1]
+    if shared:
+        advice = NO_MODULE.format(tree=type(model).__name__)
+        if isinstance(model, Module):
+            ties = [f"{place!r}: {source!r}" for source, *places in shared for place in places]
+            advice = TIE.format(ties=f"{{{', '.join([*ties[:_FIRST], *['...'] * (len(ties) > _FIRST)])}}}")
+        first = listed(map(repr, shared[0]), separator=" and ")
+        others = OTHERS.format(count=len(shared) - 1) if len(shared) > 1 else ""
+        warnings.warn(SHARED.format(paths=first + others, advice=advice), SharedArrayWarning, stacklevel=3)
+
+
+INTEGERS = (
+    "no optimizer trains {names}, of an integer dtype. To train what is there, write mx.array(1.0) for mx.array(1), or cast it "
+    "to mx.float32; else declare its field with fl.buffer() or fl.parameter(), or freeze it"
+)
+
+
+def _warn_of_integers(parameters: Parameters) -> None:
+    """Warn of integers where a parameter is expected, unless the field is declared to be what it is."""
+    signature = parameters.flat.signature if parameters.flat else None
+    found = signature.remember(_integers) if signature and not parameters.is_packed else []
+    if found:
+        warnings.warn(INTEGERS.format(names=listed(map(repr, found))), IntegerParameterWarning, stacklevel=3)
+
+
+def _integers(signature: Signature) -> list[str]:
+    """Return the names of the integers that are not frozen, in a field of a module that has a bare annotation."""
+    structure = signature.structure
+    in_bare, outside = leaf_flags(structure, is_bare), leaf_flags(structure, lambda field: False)
+    expected = map(operator.and_, structure.remember(unfrozen), map(operator.gt, in_bare, outside))
+    integer = [mx.issubdtype(dtype, mx.signedinteger) for _, dtype in signature.leaves]
+    return [*compress(structure.leaf_names(), map(operator.and_, expected, integer))]
