@@ -10,7 +10,17 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.optim.optimizer import IN_THE_STATE, INTEGERS, NEVER_CHANGES, NO_NUMBERS, NOTHING_TO_TRAIN, OTHER_STATE
+from frostleaf.optim.optimizer import (
+    IN_THE_STATE,
+    INSTEAD,
+    INTEGERS,
+    NEVER_CHANGES,
+    NO_NUMBERS,
+    NO_STATE,
+    NOTHING_TO_TRAIN,
+    OTHER_STATE,
+    RATE_OF_STATE,
+)  # fmt: skip
 from frostleaf.optim.parameters import NO_GRADIENT
 
 MAKE = {
@@ -194,6 +204,34 @@ def test_integers_in_the_place_of_parameters_are_warned_of(model, names):
 )
 def test_integers_that_nobody_expects_to_be_trained_are_not_warned_of(model):
     optim.SGD(0.1).init(model)
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+@pytest.mark.parametrize(
+    "opt", [optim.SGD(0.1), optim.ema(optim.Adam(0.1), 0.9), optim.multi({"**": optim.SGD(0.1)})], ids=repr
+)
+def test_what_an_optimizer_of_mlx_has_names_what_to_write(opt, name):
+    with pytest.raises(AttributeError) as raised:
+        getattr(opt, name)
+    assert str(raised.value) == f"{type(opt).__name__} has no attribute {name!r}: {INSTEAD[name]}"
+    assert not hasattr(opt, name)
+
+
+def test_the_learning_rate_of_a_state_names_what_to_write():
+    state = optim.SGD(0.1).init(mx.ones(2))
+    for each in (state, fl.jit(lambda state: state)(state), optim.ema(optim.SGD(0.1), 0.9).init(mx.ones(2))):
+        with pytest.raises(AttributeError) as raised:
+            each.learning_rate  # noqa: B018
+        assert str(raised.value) == f"{type(each).__name__} has no attribute 'learning_rate': {RATE_OF_STATE}"
+    with pytest.raises(AttributeError, match="'SGD' object has no attribute 'momentums'"):
+        optim.SGD(0.1).momentums  # noqa: B018
+
+
+def test_an_update_without_a_state_says_where_it_comes_from():
+    for update in (optim.SGD(0.1).update, fl.jit(optim.SGD(0.1).update)):
+        with pytest.raises(TypeError) as raised:
+            update(mx.ones(2), mx.ones(2))
+        assert str(raised.value) == NO_STATE.format(optimizer="SGD")
 
 
 def test_a_frozen_part_is_the_same_object_afterwards():

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import compress
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import attrs
 import mlx.core as mx
 
 from ..core.definition import Node
@@ -84,9 +85,23 @@ NEVER_CHANGES = (
     "an optimizer never changes, and what it remembers is in the state. Write state = optimizer.with_learning_rate(state, rate)"
     ", or make another optimizer and go on with state = other.adapt(state, model)."
 )
+INSTEAD = {
+    "state": "what it remembers is a value of its own. Write state = opt.init(model)",
+    "apply_gradients": "write model, state = opt.update(model, grads, state), with state = opt.init(model) at first",
+    "step": "write model, state = opt.update(model, grads, state). The state counts the steps",
+    "zero_grad": "gradients are values, so there are none to set to zero",
+}
+NO_STATE = (
+    "{optimizer}.update takes the model, its gradients and the state, and returns the model and the state: an optimizer "
+    "remembers nothing. Write state = opt.init(model) once, and model, state = opt.update(model, grads, state) in each step"
+)
+RATE_OF_STATE = "write opt.learning_rate(state), with the optimizer of this state"
 IN_THE_STATE = (
     "a state never changes. Write state = optimizer.with_learning_rate(state, rate), with the optimizer of this state."
 )
+
+
+_MISSING: Any = attrs.NOTHING
 
 
 class State(Module):
@@ -95,6 +110,10 @@ class State(Module):
     @classmethod
     def _instead_of_setting(cls, name: str) -> str:
         return IN_THE_STATE if name == "learning_rate" else super()._instead_of_setting(name)
+
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return RATE_OF_STATE if name == "learning_rate" else super()._instead_of_reading(name)
 
 
 class Optimizer(Node):
@@ -136,7 +155,7 @@ class Optimizer(Node):
         return self._init(parameters)
 
     @returns_copy("model, state = opt.update(model, grads, state)")
-    def update(self, model: T, grads: Any, state: S) -> tuple[T, S]:
+    def update(self, model: T, grads: Any, state: S = _MISSING) -> tuple[T, S]:
         """Take one step: return the model and the state after it.
 
         MLX computes them when they are needed. ``fl.eval(model, state)`` computes them now; ``mx.eval`` can't look into them.
@@ -167,6 +186,8 @@ class Optimizer(Node):
         >>> params, state.step
         ({'w': array(2, dtype=float32)}, array(1, dtype=uint64))
         """
+        if state is _MISSING:
+            raise TypeError(NO_STATE.format(optimizer=type(self).__name__))
         self._require_state(state, "update")
         parameters = parameters_of(model)
         self._require_match(parameters, state, "update")
@@ -307,6 +328,10 @@ class Optimizer(Node):
     @classmethod
     def _instead_of_setting(cls, name: str) -> str:
         return NEVER_CHANGES
+
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return INSTEAD.get(name)
 
     def _require_match(self, parameters: Parameters, state: Any, method: str) -> None:
         found = sorted(set(self._differences(parameters, state)))

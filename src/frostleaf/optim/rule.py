@@ -76,7 +76,7 @@ NOT_A_RATE = (
 )
 NOT_A_SCHEDULE = (
     "the schedule of the learning rate of {rule} must return an mx.array of shape () for the step, which is one as well, and "
-    "returned {given} for step 0"
+    "returned {given} for step 0. Write mx.array(rate), and mx.where(step < n, a, b) for an if"
 )
 SCHEDULED = (
     "the {name} of {optimizer} is on a schedule, which sets it in each step. Make another optimizer, with a number or another "
