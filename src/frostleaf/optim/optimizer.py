@@ -163,7 +163,8 @@ class Optimizer(Node):
         Args:
             model: The tree that ``state`` was made for.
             grads: Its gradients, as :func:`frostleaf.grad` returns them: an array for each trainable leaf, ``None`` elsewhere.
-                For a packed model, the gradients of the unpacked model.
+                For a packed model, the gradients of the unpacked model. A dict of them, by the names of
+                ``model.parameters()`` as in MLX, is given as ``model.update(grads)``.
             state: As returned by :meth:`init` or by the last update. Its learning rate is used, which may not be this
                 optimizer's own: see :meth:`adapt`.
 
