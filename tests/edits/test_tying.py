@@ -13,7 +13,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.core.ties import CONFLICT, GONE, TIED_INSIDE
-from frostleaf.optim.optimizer import NO_MODULE, SHARED
+from frostleaf.optim.optimizer import NO_MODULE, OTHERS, SHARED
 from frostleaf.optim.optimizer import TIE as TIE_THEM
 
 TIED = "{where!r} is tied to {source!r}: select that, and the edit is made at both places"
@@ -481,6 +481,23 @@ def test_the_advice_in_the_warning_ties_all_places_and_is_for_modules():
     fl.optim.SGD(0.1).init(model.tie(ties))
     with pytest.warns(fl.optim.SharedArrayWarning, match=NO_MODULE.format(tree="list")):
         fl.optim.SGD(0.1).init([weight, weight])
+
+
+def test_many_shared_arrays_are_warned_of_once():
+    big = fl.nn.Sequential(*(fl.nn.Linear(2, 2) for _ in range(50)))
+    first = "'online.layers.0.weight' and 'target.layers.0.weight'"
+    with pytest.warns(fl.optim.SharedArrayWarning) as caught:
+        fl.optim.SGD(0.1).init({"online": big, "target": big})
+    advice = NO_MODULE.format(tree="dict")
+    assert [str(each.message) for each in caught] == [SHARED.format(paths=first + OTHERS.format(count=99), advice=advice)]
+    with pytest.warns(fl.optim.SharedArrayWarning) as caught:
+        fl.optim.SGD(0.1).init(fl.nn.Sequential(big, big))
+    (message,) = [str(each.message) for each in caught]
+    assert "layers.1.layers.3.bias': 'layers.0.layers.3.bias', ...})" in message
+    assert len(message) < 1000
+    with pytest.warns(fl.optim.SharedArrayWarning) as caught:
+        fl.optim.SGD(0.1).init([mx.ones(2)] * 100)
+    assert "'7' and 92 more" in str(caught[0].message)
 
 
 # Wrong input

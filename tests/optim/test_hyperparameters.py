@@ -14,6 +14,7 @@ from optim.stacks import (
     PACKABLE,
     SINGLES,
     gradients_of,
+    named,
     nothing,
     rates,
     same_shapes,
@@ -79,6 +80,45 @@ def test_a_learning_rate_is_any_real_number(rate):
     opt = optim.SGD(0.5)
     changed = opt.with_learning_rate(opt.init(mx.ones(2)), rate)
     assert (opt.learning_rate(changed).item(), opt.learning_rate(changed).dtype) == (float(rate), mx.float32)
+
+
+class AnyArguments(mlx.optimizers.SGD):
+    """A rule that names none of its arguments."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+WHOLE = {
+    "SGD": lambda: optim.SGD(1), "Adam": lambda: optim.Adam(1), "RMSprop": lambda: optim.RMSprop(learning_rate=1),
+    "by name": lambda: optim.wrap(AnyArguments)(learning_rate=1), "damping": lambda: optim.wrap(Twofold)(1, 1),
+    "of numpy": lambda: optim.SGD(np.int64(1)), "half": lambda: optim.SGD(np.float16(1)),
+    "array": lambda: optim.SGD(mx.array(1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize("names", [(), *SINGLES], ids=ids)
+def test_a_whole_number_is_a_rate_in_float32_too(names, make, tmp_path):
+    opt = stack(names, make(), NEUTRAL)
+    state = opt.init(net())
+    changed = opt.with_learning_rate(state, 0.5)
+    assert opt.learning_rate(changed).item() == 0.5
+    assert opt.learning_rate(state).dtype == opt.learning_rate(changed).dtype == mx.float32
+    assert {leaf.dtype for path, leaf in named(state).items() if "hyperparameters" in path} == {mx.float32}
+    rate = fl.jit(lambda state, rate: opt.learning_rate(opt.with_learning_rate(state, rate)))(state, mx.array(0.5))
+    assert (rate.item(), rate.dtype) == (0.5, mx.float32)
+    fl.save(tmp_path / "state", state)
+    assert fl.tree.equal(fl.load(tmp_path / "state", changed), state)
+
+
+def test_a_hyperparameter_of_integers_takes_a_half():
+    opt = optim.wrap(AnyArguments)(1)  # by position: which argument the rule keeps is not known
+    state = opt.init(mx.ones(2))
+    for rate in (0.5, mx.array(0.5), np.float32(0.5)):
+        assert opt.learning_rate(opt.with_learning_rate(state, rate)).item() == 0.5
+    assert fl.jit(opt.with_learning_rate)(state, mx.array(0.5)).hyperparameters["learning_rate"].item() == 0.5
+    assert opt.learning_rate(opt.with_learning_rate(state, 2)).dtype == mx.int32
 
 
 @pytest.mark.parametrize("names", [*SINGLES, *DEEP], ids=ids)
@@ -316,3 +356,48 @@ def test_a_compiled_step_around_a_state_it_captured_warns_once():
     state = optim.SGD(0.1).init(mx.ones(2))
     step = fl.jit(lambda weight, grad: optim.SGD(0.9).update(weight, grad, state)[0])
     assert warned(lambda: [step(mx.ones(2), mx.ones(2)) for _ in range(3)]) == [said(0.1, 0.9)]
+
+
+COMPILED = {
+    "a function": lambda opt: fl.jit(lambda *given: opt.update(*given)),
+    "the method": lambda opt: fl.jit(opt.update),
+    "in another": lambda opt: fl.jit(lambda *given: fl.jit(opt.update)(*given)),
+    "shapeless": lambda opt: fl.jit(opt.update, shapeless=True),
+}
+
+
+@pytest.mark.parametrize("compiled", COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize("names", STACKS, ids=ids)
+def test_a_compiled_step_warns_of_another_rate_when_it_is_traced(names, compiled, tmp_path):
+    first, other = (stack(names, optim.SGD(rate), ACTIVE) for rate in (0.1, 0.9))
+    model, grads = net(), gradients_of(net())
+    fl.save(tmp_path / "state", first.init(model))
+    state = fl.load(tmp_path / "state", other.init(model))
+    for opt, of, expected in [
+        (first, state, []),
+        (other, state, [said(0.1, 0.9)]),
+        (other, other.adapt(state, model), []),
+        (other, other.with_learning_rate(state, 0.5), []),
+        (first, first.with_learning_rate(state, 0.5), []),
+        (other, first.with_learning_rate(state, 0.5), [said(0.5, 0.9)]),
+    ]:
+        step = compiled(opt)
+        assert warned(lambda step=step, of=of: [step(model, grads, of) for _ in range(3)]) == expected
+
+
+def test_a_compiled_step_that_sets_the_rate_itself_does_not_warn():
+    first, other = optim.SGD(0.1), optim.SGD(0.9)
+    given = mx.ones(2), mx.ones(2), first.init(mx.ones(2)), mx.array(0.5)
+    for step in (
+        lambda weight, grad, state, rate: other.update(weight, grad, other.with_learning_rate(state, rate)),
+        lambda weight, grad, state, rate: other.update(weight, grad, other.adapt(state, weight)),
+        lambda weight, grad, state, rate: other.update(weight, grad, other.init(weight)),
+    ):
+        assert warned(lambda step=step: fl.jit(step)(*given)) == []
+        assert warned(lambda step=step: fl.jit(lambda *given: fl.jit(step)(*given))(*given)) == []
+
+
+def test_a_compiled_step_over_many_states_does_not_warn():
+    other, states = optim.SGD(0.9), fl.vmap(lambda _: optim.SGD(0.1).init(mx.ones(2)))(mx.ones(3))
+    step = fl.jit(fl.vmap(other.update))
+    assert warned(lambda: step(mx.ones((3, 2)), mx.ones((3, 2)), states)) == []

@@ -10,7 +10,17 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
-from frostleaf.optim.optimizer import IN_THE_STATE, NEVER_CHANGES, NO_NUMBERS, NOTHING_TO_TRAIN, OTHER_STATE
+from frostleaf.optim.optimizer import (
+    IN_THE_STATE,
+    INSTEAD,
+    INTEGERS,
+    NEVER_CHANGES,
+    NO_NUMBERS,
+    NO_STATE,
+    NOTHING_TO_TRAIN,
+    OTHER_STATE,
+    RATE_OF_STATE,
+)  # fmt: skip
 from frostleaf.optim.parameters import NO_GRADIENT
 
 MAKE = {
@@ -145,6 +155,83 @@ def test_a_module_at_two_places_is_trained_at_each():
     assert sorted(state.slots) == ["0.weight", "1.weight"]
     assert mx.allclose(after[0].weight, shared.weight - 0.5)
     assert mx.allclose(after[1].weight, shared.weight / 2)
+
+
+class Scaled(fl.Module):
+    """A scale of any dtype, and arrays that are declared not to be parameters."""
+
+    scale: mx.array
+    layer: Any = None
+    _table: mx.array = None
+    count: mx.array = fl.buffer(factory=lambda: mx.array(0))
+    index: mx.array = fl.parameter(factory=lambda: mx.array([0, 1]))
+
+    def __init__(self, scale, layer=None):
+        self.scale, self.layer, self._table = scale, layer, mx.array([1, 2])
+
+
+LINEAR = fl.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (Scaled(mx.array(1), LINEAR), "'scale'"),
+        (Scaled(mx.array(1.0), LINEAR.at("weight").set(mx.zeros((2, 2), mx.int32))), "'layer.weight'"),
+        ([Scaled(mx.arange(3), {"n": mx.array(1, mx.int64), "w": mx.ones(2)})], "'0.scale', '0.layer.n'"),
+        (fl.nn.Sequential(LINEAR, *(Scaled(mx.array(1)) for _ in range(10))), None),
+    ],
+    ids=["a scalar", "a weight", "in containers", "many"],
+)
+def test_integers_in_the_place_of_parameters_are_warned_of(model, names):
+    with pytest.warns(optim.IntegerParameterWarning) as caught:
+        optim.ema(optim.SGD(0.1), 0.9).init(model)
+    shown = ", ".join(f"'layers.{number}.scale'" for number in range(1, 9)) + " and 2 more" if names is None else names
+    assert [str(each.message) for each in caught] == [INTEGERS.format(names=shown)]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Scaled(mx.array(1.0)),
+        Scaled(mx.array(1), LINEAR).freeze(recurse=False, keys="scale"),
+        Scaled(mx.ones(2), {"key": mx.random.key(0), "mask": mx.array([True]), "bytes": mx.array([1], mx.uint8)}),
+        {"w": mx.ones(2), "step": mx.array(0)},
+        [LINEAR, fl.nn.Linear(64, 64).to_quantized(), fl.nn.BatchNorm(2)],
+    ],
+    ids=["floating", "frozen", "not signed", "outside of modules", "layers"],
+)
+def test_integers_that_nobody_expects_to_be_trained_are_not_warned_of(model):
+    optim.SGD(0.1).init(model)
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+@pytest.mark.parametrize(
+    "opt", [optim.SGD(0.1), optim.ema(optim.Adam(0.1), 0.9), optim.multi({"**": optim.SGD(0.1)})], ids=repr
+)
+def test_what_an_optimizer_of_mlx_has_names_what_to_write(opt, name):
+    with pytest.raises(AttributeError) as raised:
+        getattr(opt, name)
+    assert str(raised.value) == f"{type(opt).__name__} has no attribute {name!r}: {INSTEAD[name]}"
+    assert not hasattr(opt, name)
+
+
+def test_the_learning_rate_of_a_state_names_what_to_write():
+    state = optim.SGD(0.1).init(mx.ones(2))
+    for each in (state, fl.jit(lambda state: state)(state), optim.ema(optim.SGD(0.1), 0.9).init(mx.ones(2))):
+        with pytest.raises(AttributeError) as raised:
+            each.learning_rate  # noqa: B018
+        assert str(raised.value) == f"{type(each).__name__} has no attribute 'learning_rate': {RATE_OF_STATE}"
+    with pytest.raises(AttributeError, match="'SGD' object has no attribute 'momentums'"):
+        optim.SGD(0.1).momentums  # noqa: B018
+
+
+def test_an_update_without_a_state_says_where_it_comes_from():
+    for update in (optim.SGD(0.1).update, fl.jit(optim.SGD(0.1).update)):
+        with pytest.raises(TypeError) as raised:
+            update(mx.ones(2), mx.ones(2))
+        assert str(raised.value) == NO_STATE.format(optimizer="SGD")
 
 
 def test_a_frozen_part_is_the_same_object_afterwards():

@@ -9,7 +9,7 @@ from optim.stacks import gradients_of
 import frostleaf as fl
 from frostleaf import optim
 from frostleaf.optim.optimizer import NOT_A_STATE
-from frostleaf.optim.rule import NOT_A_RATE, NOT_A_SCHEDULE, TRACED
+from frostleaf.optim.rule import DIFFERENTIATED, NOT_A_RATE, NOT_A_SCHEDULE, TRACED
 from frostleaf.optim.rules import NOT_A_PAIR
 
 LAYER = fl.nn.Linear(2, 3)
@@ -134,6 +134,58 @@ def test_an_optimizer_that_is_made_of_a_traced_learning_rate_says_what_to_do_ins
     opt = optim.SGD(9.0)
     states = fl.vmap(lambda rate: opt.init(mx.ones(2)).at("hyperparameters.learning_rate").set(rate))(mx.array([0.1, 0.2]))
     assert fl.vmap(opt.learning_rate)(states).tolist() == mx.array([0.1, 0.2]).tolist()
+
+
+def after_a_step(opt, rate=None):
+    """Return the sum of a weight of 2 after a step with a gradient of 3."""
+    state = opt.init(mx.array(2.0))
+    state = state if rate is None else opt.with_learning_rate(state, rate)
+    return opt.update(mx.array(2.0), mx.array(3.0), state)[0]
+
+
+DIFFERENTIATE = {
+    "grad": lambda fn, at: fl.grad(fn)(at),
+    "value_and_grad": lambda fn, at: fl.value_and_grad(fn)(at)[1],
+    "grad of grad": lambda fn, at: fl.grad(lambda at: fl.grad(lambda at: fn(at))(at) * at)(at),
+    "vjp": lambda fn, at: fl.vjp(fn, (at,), mx.array(1.0))[1][0],
+    "jvp": lambda fn, at: fl.jvp(fn, (at,), (mx.array(1.0),))[1],
+    "of MLX": lambda fn, at: mx.grad(fn)(at),
+}
+each_derivative = pytest.mark.parametrize("derivative", DIFFERENTIATE.values(), ids=DIFFERENTIATE)
+
+
+@each_derivative
+@pytest.mark.parametrize(
+    "make",
+    [
+        optim.SGD, optim.wrap(mlx.optimizers.Adam), lambda rate: optim.SGD(rate * 2), lambda rate: optim.Adam(0.1, eps=rate),
+        lambda rate: optim.chain(optim.clip_by_global_norm(1.0), optim.SGD(learning_rate=rate)),
+    ],
+)  # fmt: skip
+def test_an_optimizer_that_is_made_of_what_is_differentiated_says_what_to_do_instead(derivative, make):
+    with pytest.raises(TypeError) as raised:
+        derivative(lambda rate: after_a_step(make(rate)), mx.array(0.5))
+    assert str(raised.value) == DIFFERENTIATED
+
+
+@each_derivative
+def test_the_gradient_of_a_rate_in_the_state_is_there(derivative):
+    opt = optim.SGD(0.1)
+    assert derivative(lambda rate: after_a_step(opt, rate) * rate, mx.array(0.5)).item() in (
+        -1.0,
+        -4.0,
+    )  # the second: of the gradient times the rate
+
+
+@each_derivative
+def test_an_optimizer_is_made_of_constants_while_something_is_differentiated(derivative):
+    outside, late = mx.array(0.5), mx.array(0.25) * 2
+
+    def fn(x):
+        rates = outside, late, mx.array(0.5), mx.array(0.25) * 2, late + 0, x.item(), mx.stop_gradient(x) * 1
+        return sum(after_a_step(optim.SGD(rate)) * x for rate in rates)
+
+    assert derivative(fn, mx.array(0.5)).item() == 3.5
 
 
 @pytest.mark.parametrize(

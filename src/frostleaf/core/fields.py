@@ -87,6 +87,11 @@ def is_parameter(attribute: attrs.Attribute[Any]) -> bool:
     return kind(attribute) == "parameter" and not attribute.name.startswith("_")
 
 
+def is_bare(attribute: attrs.Attribute[Any]) -> bool:
+    """Return whether the field holds parameters, and nothing but an annotation declares it."""
+    return is_parameter(attribute) and KIND not in attribute.metadata
+
+
 def persistent(attribute: attrs.Attribute[Any]) -> bool:
     """Return whether the field's arrays are saved with the model's parameters."""
     return bool(attribute.metadata.get(PERSISTENT, True)) and not attribute.name.startswith("_")

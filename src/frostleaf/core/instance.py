@@ -200,12 +200,19 @@ class Instance:
             except AttributeError:
                 inherited = getattr(super(), "__getattr__", None)
                 if inherited is None:
-                    of_arrays = hasattr(mx.array, name) and not hasattr(type(self), name)
-                    message = asked_by_mlx(type(self), name, sys._getframe(1)) if of_arrays else None
+                    cls, of_arrays = type(self), hasattr(mx.array, name) and not hasattr(type(self), name)
+                    message = asked_by_mlx(cls, name, sys._getframe(1)) if of_arrays else None
+                    advice = None if hasattr(cls, name) else cls._instead_of_reading(name)
+                    message = message or (advice and f"{cls.__name__} has no attribute {name!r}: {advice}")
                     if message is None:
                         raise
                     raise AttributeError(message, name=name, obj=self) from None
                 return inherited(name)
+
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        """Return what to write for an attribute that there is not; ``None`` if nothing is known of that name."""
+        return None
 
     def __dir__(self) -> Any:
         if flat_kept(self) is not None:

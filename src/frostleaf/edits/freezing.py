@@ -130,7 +130,7 @@ def trained_of(signature: Signature) -> list[bool]:
 
 
 def _trained_of_kinds(structure: Structure, kinds: Sequence[Kind]) -> list[bool]:
-    trained = structure.remember(_trained)
+    trained = structure.remember(unfrozen)
     dtypes = [dtype for _, dtype in kinds]
     exact = {dtype for dtype in {*dtypes} if not mx.issubdtype(dtype, mx.floating)}
     return [trains and dtype not in exact for trains, dtype in zip(trained, dtypes, strict=True)] if exact else [*trained]
@@ -160,7 +160,7 @@ def _gradient_spec(spec: Any, trained: Iterator[bool]) -> Any:
     return kind, metadata, len(new) if all(child is mx.array for child in new) else new
 
 
-def _trained(structure: Structure) -> tuple[bool, ...]:
+def unfrozen(structure: Structure) -> tuple[bool, ...]:
     """Return for each leaf whether it is a parameter that is not frozen."""
     return tuple([parameter and not frozen for parameter, frozen in structure.remember(_status)])
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from itertools import compress
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import attrs
 import mlx.core as mx
 
 from ..core.definition import Node
 from ..core.dropped import returns_copy
+from ..core.fields import is_bare
+from ..core.leaves import leaf_flags
 from ..core.shapes import ShapeDtypeStruct
-from ..core.structure import flat_of
-from ..core.words import describe
+from ..core.structure import Signature, flat_of
+from ..core.words import describe, listed
 from ..display.text import text
+from ..edits.freezing import unfrozen
 from ..module import Module
 from .last import Last
 from .parameters import Parameters, parameters_of, with_gradients, with_parameters
@@ -44,6 +50,19 @@ class SharedArrayWarning(UserWarning):
     """
 
 
+class IntegerParameterWarning(UserWarning):
+    """A model given to an optimizer has an array of integers where a parameter is expected. No optimizer trains it.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> layer = fl.nn.Linear(2, 2).at("bias").set(mx.array([0, 1]))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = fl.optim.SGD(0.1).init(layer)
+    >>> caught[0].category.__name__
+    'IntegerParameterWarning'
+    """
+
+
 NOTHING_TO_TRAIN = (
     "the {tree} given to {optimizer}.{method} has nothing to train: every parameter is frozen, or none is of a floating-point "
     "dtype"
@@ -67,9 +86,23 @@ NEVER_CHANGES = (
     "an optimizer never changes, and what it remembers is in the state. Write state = optimizer.with_learning_rate(state, rate)"
     ", or make another optimizer and go on with state = other.adapt(state, model)."
 )
+INSTEAD = {
+    "state": "what it remembers is a value of its own. Write state = opt.init(model)",
+    "apply_gradients": "write model, state = opt.update(model, grads, state), with state = opt.init(model) at first",
+    "step": "write model, state = opt.update(model, grads, state). The state counts the steps",
+    "zero_grad": "gradients are values, so there are none to set to zero",
+}
+NO_STATE = (
+    "{optimizer}.update takes the model, its gradients and the state, and returns the model and the state: an optimizer "
+    "remembers nothing. Write state = opt.init(model) once, and model, state = opt.update(model, grads, state) in each step"
+)
+RATE_OF_STATE = "write opt.learning_rate(state), with the optimizer of this state"
 IN_THE_STATE = (
     "a state never changes. Write state = optimizer.with_learning_rate(state, rate), with the optimizer of this state."
 )
+
+
+_MISSING: Any = attrs.NOTHING
 
 
 class State(Module):
@@ -78,6 +111,10 @@ class State(Module):
     @classmethod
     def _instead_of_setting(cls, name: str) -> str:
         return IN_THE_STATE if name == "learning_rate" else super()._instead_of_setting(name)
+
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return RATE_OF_STATE if name == "learning_rate" else super()._instead_of_reading(name)
 
 
 class Optimizer(Node):
@@ -107,6 +144,7 @@ class Optimizer(Node):
 
         Warns:
             SharedArrayWarning: If one array is several of these leaves. :meth:`Module.tie` makes them one.
+            IntegerParameterWarning: If a field of a module with a bare annotation has an array of integers that is not frozen.
 
         >>> import frostleaf as fl
         >>> sorted(fl.optim.AdamW(1e-3).init(fl.nn.Linear(2, 2)).slots["weight"])
@@ -114,10 +152,11 @@ class Optimizer(Node):
         """
         parameters = self._parameters(model, "init")
         _warn_of_shared_arrays(parameters)
+        _warn_of_integers(parameters)
         return self._init(parameters)
 
     @returns_copy("model, state = opt.update(model, grads, state)")
-    def update(self, model: T, grads: Any, state: S) -> tuple[T, S]:
+    def update(self, model: T, grads: Any, state: S = _MISSING) -> tuple[T, S]:
         """Take one step: return the model and the state after it.
 
         MLX computes them when they are needed. ``fl.eval(model, state)`` computes them now; ``mx.eval`` can't look into them.
@@ -125,7 +164,8 @@ class Optimizer(Node):
         Args:
             model: The tree that ``state`` was made for.
             grads: Its gradients, as :func:`frostleaf.grad` returns them: an array for each trainable leaf, ``None`` elsewhere.
-                For a packed model, the gradients of the unpacked model.
+                For a packed model, the gradients of the unpacked model. A dict of them, by the names of
+                ``model.parameters()`` as in MLX, is given as ``model.update(grads)``.
             state: As returned by :meth:`init` or by the last update. Its learning rate is used, which may not be this
                 optimizer's own: see :meth:`adapt`.
 
@@ -139,7 +179,8 @@ class Optimizer(Node):
 
         Warns:
             OtherHyperparametersWarning: If the state was made with another learning rate than this optimizer. A compiled step
-                has no numbers to compare, unless it captured the state.
+                compares that of the state with which it is first called. A schedule replaces the rate in any state, and other
+                arguments, such as the weight decay, are not in the state: neither is warned of.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> opt, params = fl.optim.SGD(0.5), {"w": mx.array(3.0)}
@@ -147,6 +188,8 @@ class Optimizer(Node):
         >>> params, state.step
         ({'w': array(2, dtype=float32)}, array(1, dtype=uint64))
         """
+        if state is _MISSING:
+            raise TypeError(NO_STATE.format(optimizer=type(self).__name__))
         self._require_state(state, "update")
         last = flat_of(self).structure.remember(Last)
         parameters = parameters_of(model, last)
@@ -164,7 +207,9 @@ class Optimizer(Node):
         the state, but for those that this optimizer was given another value of than the one that the state is from.
 
         A state keeps its learning rate wherever it is passed, through a file as well, and :meth:`update` uses that one. To
-        resume with another, adapt what was restored, or change it with :meth:`with_learning_rate`.
+        resume with another, adapt what was restored, or change it with :meth:`with_learning_rate`. A schedule is not in the
+        state but in the optimizer, as are all other arguments (``weight_decay``, ``betas``): that of the optimizer holds, for
+        the step that the state has reached, whatever the rate in the state.
 
         Args:
             state: A state of this optimizer, or of one of its kind with other arguments.
@@ -287,6 +332,10 @@ class Optimizer(Node):
     def _instead_of_setting(cls, name: str) -> str:
         return NEVER_CHANGES
 
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return INSTEAD.get(name)
+
     def _require_match(self, parameters: Parameters, state: Any, method: str) -> None:
         found = sorted(set(self._differences(parameters, state)))
         if found:
@@ -328,10 +377,13 @@ def array_differences(expected: Mapping[str, mx.array], given: Mapping[str, mx.a
             yield f"{what} of {name!r} is {describe(expected[name])} and the state has {describe(given[name])}"
 
 
+_FIRST = 8  # of the ties in a message
+
 SHARED = (
     "one array stands at {paths}, which are trained apart: from the first step on each has its own. To train them as one, "
     "{advice}"
 )
+OTHERS = " (and so do {count:,} other arrays at other places)"
 TIE = "tie them: model = model.tie({ties})"
 NO_MODULE = "hold them in a module, in place of the {tree}, and tie them: see fl.Module.tie"
 
@@ -341,9 +393,35 @@ def _warn_of_shared_arrays(parameters: Parameters) -> None:
     paths: dict[int, list[str]] = {}
     for path, array in parameters.arrays.items():
         paths.setdefault(id(array), []).append(path)
-    for shared in paths.values():
-        if len(shared) > 1:
-            ties = dict.fromkeys(shared[1:], shared[0])
-            advice = TIE.format(ties=ties) if isinstance(model, Module) else NO_MODULE.format(tree=type(model).__name__)
-            message = SHARED.format(paths=" and ".join(map(repr, shared)), advice=advice)
-            warnings.warn(message, SharedArrayWarning, stacklevel=3)
+    shared = [each for each in paths.values() if len(each) > 1]
+    if shared:
+        advice = NO_MODULE.format(tree=type(model).__name__)
+        if isinstance(model, Module):
+            ties = [f"{place!r}: {source!r}" for source, *places in shared for place in places]
+            advice = TIE.format(ties=f"{{{', '.join([*ties[:_FIRST], *['...'] * (len(ties) > _FIRST)])}}}")
+        first = listed(map(repr, shared[0]), separator=" and ")
+        others = OTHERS.format(count=len(shared) - 1) if len(shared) > 1 else ""
+        warnings.warn(SHARED.format(paths=first + others, advice=advice), SharedArrayWarning, stacklevel=3)
+
+
+INTEGERS = (
+    "no optimizer trains {names}, of an integer dtype. To train what is there, write mx.array(1.0) for mx.array(1), or cast it "
+    "to mx.float32; else declare its field with fl.buffer() or fl.parameter(), or freeze it"
+)
+
+
+def _warn_of_integers(parameters: Parameters) -> None:
+    """Warn of integers where a parameter is expected, unless the field is declared to be what it is."""
+    signature = parameters.flat.signature if parameters.flat else None
+    found = signature.remember(_integers) if signature and not parameters.is_packed else []
+    if found:
+        warnings.warn(INTEGERS.format(names=listed(map(repr, found))), IntegerParameterWarning, stacklevel=3)
+
+
+def _integers(signature: Signature) -> list[str]:
+    """Return the names of the integers that are not frozen, in a field of a module that has a bare annotation."""
+    structure = signature.structure
+    in_bare, outside = leaf_flags(structure, is_bare), leaf_flags(structure, lambda field: False)
+    expected = map(operator.and_, structure.remember(unfrozen), map(operator.gt, in_bare, outside))
+    integer = [mx.issubdtype(dtype, mx.signedinteger) for _, dtype in signature.leaves]
+    return [*compress(structure.leaf_names(), map(operator.and_, expected, integer))]

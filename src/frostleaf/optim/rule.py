@@ -17,6 +17,8 @@ from ..core.hidden import find_hidden
 from ..core.instance import Instance
 from ..core.structure import Structure, flat_of
 from ..core.words import describe, level_of_caller
+from ..transforms.jit.passing import graph_of
+from ..transforms.jit.standing import given_for
 from .contents import Contents, Known, Slots, renewed, slots_of, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
@@ -74,7 +76,7 @@ NOT_A_RATE = (
 )
 NOT_A_SCHEDULE = (
     "the schedule of the learning rate of {rule} must return an mx.array of shape () for the step, which is one as well, and "
-    "returned {given} for step 0"
+    "returned {given} for step 0. Write mx.array(rate), and mx.where(step < n, a, b) for an if"
 )
 SCHEDULED = (
     "the {name} of {optimizer} is on a schedule, which sets it in each step. Make another optimizer, with a number or another "
@@ -102,7 +104,7 @@ class Rule(Optimizer):
 
     Attributes:
         rule: The subclass.
-        arguments: The arguments by name.
+        arguments: The arguments by name. Those that are in the state, such as the learning rate, are floats.
 
     Raises:
         TypeError: If ``rule`` is something else, or has no ``apply_single``, or doesn't take the arguments, or the learning
@@ -129,10 +131,11 @@ class Rule(Optimizer):
                 raise TypeError(NOT_A_RATE.format(rule=rule.__name__, given=describe(rate)))
         kwargs = {name: _number(value) for name, value in kwargs.items()}
         bound = signature.bind(*map(_number, args), **kwargs)
-        self.rule, self.arguments = rule, bound.arguments
-        first = _scalars(rule(*bound.args, **bound.kwargs)).get("learning_rate", mx.array(0.0))
+        scalars = _scalars(rule(*bound.args, **bound.kwargs))
+        first = scalars.get("learning_rate", mx.array(0.0))
         if not isinstance(first, mx.array) or first.shape:
             raise TypeError(NOT_A_SCHEDULE.format(rule=rule.__name__, given=describe(first)))
+        self.rule, self.arguments = rule, {name: _with_floats(name, each, scalars) for name, each in bound.arguments.items()}
 
     def _init(self, parameters: Parameters) -> OptimizerState:
         if parameters.is_packed:
@@ -309,6 +312,11 @@ TRACED = (
     "an optimizer is made of numbers, and was given an array that is still to be computed, as in fl.jit and fl.vmap. Make the "
     "optimizer outside, and put the learning rate in its state: state = opt.with_learning_rate(state, rate)"
 )
+DIFFERENTIATED = (
+    "an optimizer is made of numbers, and was given an array with respect to which fl.grad differentiates: its gradient would "
+    "be 0. Make the optimizer outside, and put the learning rate in its state: state = opt.with_learning_rate(state, rate). If "
+    "no gradient is wanted, give rate.item()"
+)
 
 
 def _number(value: Any) -> Any:
@@ -316,28 +324,53 @@ def _number(value: Any) -> Any:
     if not isinstance(value, mx.array) or value.ndim:
         return value
     try:
-        return value.item()
+        number = value.item()
     except ValueError:
         raise TypeError(TRACED) from None
+    if _is_differentiated(value):
+        raise TypeError(DIFFERENTIATED)
+    return number
+
+
+def _is_differentiated(array: mx.array) -> bool:
+    """Return whether an array is computed from what a running ``fl.grad`` differentiates with respect to.
+
+    MLX forgets from what an array with a value was computed, unless a gradient may yet flow through it.
+    """
+    probe = mx.contiguous(array)
+    mx.eval(probe)
+    graph = graph_of([probe])
+    return "->" in graph and "StopGradient" not in graph
+
+
+def _with_floats(name: str, value: Any, scalars: Mapping[str, Any]) -> Any:
+    """Return an argument, or those in a dict of them, with a float for each number that a rule keeps in its state.
+
+    MLX would keep an integer as an int32, which becomes 0 where it is set to a half.
+    """
+    if isinstance(value, dict):
+        return {each: _with_floats(each, given, scalars) for each, given in value.items()}
+    return float(value) if name in scalars and _is_number(value) else value
 
 
 def _like(old: mx.array, value: Any, name: str, opt: Rule) -> mx.array:
-    """Return a new value for a hyperparameter in the dtype and shape that it has."""
+    """Return a new value for a hyperparameter in the shape and dtype that it has, unless that is one of integers."""
     if not (isinstance(value, mx.array) and value.shape in ((), old.shape)) and not _is_number(value):
         advice = A_SCHEDULE if callable(value) else ""
         raise TypeError(NOT_A_VALUE.format(name=name, optimizer=describe(opt), given=describe(value), advice=advice))
-    return mx.broadcast_to(mx.array(value, old.dtype), old.shape)
+    dtype = old.dtype if mx.issubdtype(old.dtype, mx.floating) else mx.result_type(old, mx.array(value))
+    return mx.broadcast_to(mx.array(value, dtype), old.shape)
 
 
 def _warn_of_other_values(rule: mlx.optimizers.Optimizer, state: Contents) -> None:
     """Warn if the state was made with other numbers than a rule that is new. A schedule sets its own in each step."""
-    for name, then in zip(sorted(state.hyperparameters), state.configured, strict=True):
+    for name, configured in zip(sorted(state.hyperparameters), state.configured, strict=True):
         if name in rule._schedulers:
             continue
-        own = rule.state[name]
+        own, then = rule.state[name], given_for(configured)
         try:
             differs = own.item() != then.item() and own.astype(then.dtype).item() != then.item()
-            value = state.hyperparameters[name].item() if differs else None
+            value = given_for(state.hyperparameters[name]).item() if differs else None
         except ValueError:  # of several members, or still to be computed
             continue
         if differs and value != own.item():

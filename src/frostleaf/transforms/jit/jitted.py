@@ -34,6 +34,7 @@ from .compiled import outliving
 from .explanation import History
 from .program import NeedsShapes, Program
 from .retraces import Row
+from .standing import first_call
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -279,7 +280,8 @@ class Jitted(Wrapped[P, R]):
             program = traces.programs.setdefault(kept, program)  # another thread may have been faster
         del dropped  # outside the lock
         try:
-            result = program(given, key)
+            with first_call([] if self.trace_count else given):
+                result = program(given, key)
         finally:
             self._settle(kept, program)
         if not outliving.tracing:  # a trace that calls it for each of many layers is made once

@@ -24,6 +24,7 @@ from .compiled import Dropped, Shell, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, graph_of, put_back
 from .retraces import Threads
+from .standing import standing_for_given
 from .weak import Given, Lent, restored, structure_of, weakened, with_structure
 
 
@@ -74,7 +75,7 @@ class Program:
             values = [unflatten(structure, rest) for structure in present]
             before = Arguments(values, arguments, inputs)
             positional = len(values) - len(names)
-            with explained("fl.jit", fn):
+            with explained("fl.jit", fn), standing_for_given(leaves):
                 result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
             out = flat_of(result, hidden=True)
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
