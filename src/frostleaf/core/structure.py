@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from .containers import static_key
 from .depth import tell_depth
-from .hidden import Hidden, advice_for, find_hidden, is_foreign_array
+from .hidden import Hidden, advice_for, find_hidden, is_foreign_array, is_opaque
 from .instance import Instance, Metadata, flat_kept, keep_flat, keep_late, level_of
 from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
@@ -270,8 +270,11 @@ HIDDEN = (
 )
 
 
+OPAQUE = "the {kind}{place} is an iterator, in which arrays can't be found, trained, cast, mapped or saved. {advice}"
+
+
 class HiddenArrayError(TypeError):
-    """Raised where a tree has a value that hides arrays or modules.
+    """Raised where a tree has a value that hides arrays or modules, or an iterator, which may.
 
     Attributes:
         path: Where in the tree.
@@ -280,14 +283,21 @@ class HiddenArrayError(TypeError):
 
     def __init__(self, path: Path, value: Any, hidden: Hidden) -> None:
         place = f" at {keystr(path)}" if path else ""
-        super().__init__(HIDDEN.format(kind=type(value).__name__, place=place, hidden=hidden, advice=advice_for(value)))
+        message = OPAQUE if hidden.value is value else HIDDEN
+        super().__init__(message.format(kind=type(value).__name__, place=place, hidden=hidden, advice=advice_for(value)))
         self.path = path
         self.value = value
 
 
 def hidden_in(value: Any) -> Hidden | None:
-    """Find an array or a module that a static value hides. A plain function may have some in its variables."""
-    return None if type(value) is types.FunctionType else find_hidden(value)
+    """Find an array or a module that a static value hides. A plain function may have some in its variables.
+
+    An iterator of which nothing can be seen is itself what it hides. A generator is a function that is running, as that may be
+    which gives a program its data.
+    """
+    if isinstance(value, types.FunctionType | types.GeneratorType | types.AsyncGeneratorType):
+        return None
+    return Hidden((), value) if is_opaque(value) else find_hidden(value)
 
 
 def flat_of(tree: Any, hidden: bool = False) -> Flat:
