@@ -36,7 +36,8 @@ _SHOWING: dict[type, tuple[str, ...]] = {
     BaseException: ("args",),
 }
 # Of collections.abc there are others, which have the mapping in an attribute.
-_VIEWS = frozenset(type(view) for kind in (dict, OrderedDict) for view in (kind().keys(), kind().values(), kind().items()))
+_EMPTY: tuple[dict[Any, Any], ...] = ({}, OrderedDict())
+_VIEWS = frozenset([type(view) for each in _EMPTY for view in (each.keys(), each.values(), each.items())])
 _DEEPEST = 8
 # Where the classes of iterators are that show nothing of what they will give. Others have attributes, as a data loader has.
 _SHOWING_NOTHING = {"builtins", "itertools", "_collections", "mlx.core"}
