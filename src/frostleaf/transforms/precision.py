@@ -115,8 +115,9 @@ class WithPolicy(Wrapped[P, R]):
 
 def _cast(leaves: Sequence[mx.array], structure: Structure, dtype: mx.Dtype) -> list[mx.array]:
     """Cast the floating-point leaves of a tree, but for those that a function may record anew."""
-    casts = structure.remember(_casts)
-    return [_in_dtype(leaf, dtype) if cast else leaf for leaf, cast in zip(leaves, casts, strict=True)]
+    wanted = {each for each in {leaf.dtype for leaf in leaves} if each != dtype and is_floating(each)}
+    pairs = zip(leaves, structure.remember(_casts), strict=True)
+    return [leaf.astype(dtype) if cast and leaf.dtype in wanted else leaf for leaf, cast in pairs]
 
 
 def _in_dtype(leaf: mx.array, dtype: mx.Dtype) -> mx.array:

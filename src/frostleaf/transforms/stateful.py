@@ -10,7 +10,6 @@ from typing import Any, TypeVar, overload
 
 import mlx.core as mx
 
-from ..core import fields
 from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.instance import Metadata, metadata_of
@@ -135,7 +134,7 @@ def _recorders_in(spec: Any) -> _Recorders:
         for name, value in metadata.static.items():
             if found := flat_of(value, hidden=True).structure.remember(_recorders):
                 inside[name] = found
-        if _buffers(kind):
+        if kind.__frostleaf__.buffers:
             inside[_ITSELF] = {}
     return inside
 
@@ -180,7 +179,7 @@ def record(module: Node, /, **buffers: mx.array) -> None:
     >>> fl.stateful(Counter(), "x")[1].calls
     array(1, dtype=int32)
     """
-    known = _buffers(module)
+    known = module.__frostleaf__.buffers
     for name in buffers:
         if name not in known:
             cls, near = type(module).__name__, nearest(name, known)
@@ -243,8 +242,4 @@ def _take_out(tree: Any, inside: _Recorders, path: Path, recorded: dict[int, tup
 
 
 def _changed(module: Node, after: Node) -> list[str]:
-    return [name for name in _buffers(module) if getattr(module, name) is not getattr(after, name)]
-
-
-def _buffers(module: Node | type[Node]) -> list[str]:
-    return [name for name, field in module.__frostleaf__.fields.items() if fields.kind(field) == "buffer"]
+    return [name for name in module.__frostleaf__.buffers if getattr(module, name) is not getattr(after, name)]
