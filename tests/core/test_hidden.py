@@ -146,6 +146,9 @@ HIDING = {
     "an iterator": (lambda v: iter([v]), "Give a list of what it yields"),
     "a map": (lambda v: map(abs, [v]), "Give a list of what it yields"),
     "a generator": (lambda v: (v for _ in range(2)), "Give a list of what it yields"),
+    "a view": (lambda v: {"a": v}.values(), "a view of a mapping that may change. Give a list of what is in it."),
+    "a view of items": (lambda v: {"a": v}.items(), "Give a list of what is in it."),
+    "a view of a UserDict": (lambda v: collections.UserDict(a=v).values(), "Give a list of what is in it."),
 }
 
 
@@ -175,6 +178,12 @@ def test_what_hides_a_module_is_refused_in_a_static_field(name: str) -> None:
 def test_an_iterator_is_refused_in_a_static_field(name: str, around: Any) -> None:
     with pytest.raises(TypeError, match=r"Static\.config is a static field and was given a .*gone through once"):
         Static(around(HIDING[name][0](1)))
+
+
+@pytest.mark.parametrize("around", [lambda v: v, lambda v: [v], lambda v: {"a": (None, v)}], ids=["itself", "list", "dict"])
+def test_a_view_is_refused_in_a_static_field(around: Any) -> None:
+    with pytest.raises(TypeError, match=r"Static\.config is a static field and was given a .*dict_keys, a view of a mapping"):
+        Static(around({"a": 1}.keys()))
 
 
 @pytest.mark.parametrize("cls", [Holder, Static])

@@ -100,6 +100,14 @@ def test_what_can_not_be_kept_is_refused(value: Any, tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("value", [np.float32(2), np.float64(2), np.int8(2), np.bool_(True)], ids=lambda v: type(v).__name__)
+def test_a_number_of_numpy_is_told_to_be_one_of_python(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"what stands at best is a numpy\.\w+, .*\. Of a number of NumPy write \.item\(\)"):
+        fl.save(tmp_path / "a", {"best": value})
+    fl.save(tmp_path / "a", {"best": value.item()})
+    assert fl.load(tmp_path / "a", {"best": type(value.item())()}) == {"best": value}
+
+
 def test_an_array_of_numpy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"a numpy\.ndarray of shape \(2,\) at a\.0 is no leaf .* mx\.array\(...\)"):
         fl.save(tmp_path / "a", {"a": [np.zeros(2)]})

@@ -9,6 +9,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.core import fields
 from frostleaf.core.words import describe
 
 NOT_FLOATING = "{name} of fl.Policy must be a floating-point mx.Dtype, such as mx.bfloat16, and is {given}"
@@ -274,3 +275,15 @@ def test_buffers_that_a_module_may_record_are_not_cast(training, kept):
     everything = model[0].astype(mx.float16)  # which is what the user says
     assert [path for path, leaf in zip(fl.tree.paths(model[0]), fl.tree.leaves(everything), strict=True)
             if leaf.dtype == mx.float32] == ["exact"]  # fmt: skip
+
+
+def test_which_arrays_are_cast_is_worked_out_once_a_structure(monkeypatch):
+    asked = []
+    monkeypatch.setattr(fields, "cast", lambda field, cast=fields.cast: asked.append(field) or cast(field))
+    model = fl.nn.Sequential(*[fl.nn.Linear(2, 2) for _ in range(3)])
+    wrapped = fl.Policy(compute_dtype=mx.float16).wrap(model)
+    wrapped(mx.ones((1, 2)))
+    assert asked
+    asked.clear()
+    wrapped(mx.ones((1, 2)))
+    assert asked == []

@@ -1,7 +1,11 @@
 """Arrays in values that are not trees: what takes a tree refuses them, and says where they are and what to write."""
 
+import collections
+import csv
 import dataclasses
 import functools
+import io
+import itertools
 import logging
 import os
 import types
@@ -89,7 +93,32 @@ HIDING = {
     "a namespace": (lambda m: types.SimpleNamespace(model=m), "SimpleNamespace", "model: a Linear", "fl.Module"),
     "a partial": (lambda m: functools.partial(print, m), "partial", "args.0: a Linear", "a module that holds the arrays"),
     "a set": (lambda m: {m}, "set", "0: a Linear", "Give a list or a tuple."),
+    "a view": (lambda m: {"a": m}.values(), "dict_values", "0: a Linear", "Pass a list of what is in it."),
+    "a view of items": (lambda m: {"a": m}.items(), "dict_items", "0.1: a Linear", "Pass a list of what is in it."),
+    "a view of keys": (lambda m: {m: 1}.keys(), "dict_keys", "0: a Linear", "Pass a list of what is in it."),
+    "a view of an OrderedDict": (
+        lambda m: collections.OrderedDict(a=m).values(), "odict_values", "0: a Linear", "Pass a list of what is in it.",
+    ),
+    "a view of a UserDict": (
+        lambda m: collections.UserDict(a=m).values(), "ValuesView", "_mapping.a: a Linear", "Pass a list of what is in it.",
+    ),
+}  # fmt: skip
+ITERATORS = {
+    "list_iterator": lambda m: iter([m]),
+    "zip": lambda m: zip([m], strict=True),
+    "map": lambda m: map(print, [m]),
+    "filter": lambda m: filter(None, [m]),
+    "chain": lambda m: itertools.chain([m]),
+    "_deque_iterator": lambda m: iter(collections.deque([m])),
+    "ArrayIterator": lambda m: iter(X),
 }
+
+
+async def asynchronous(value):
+    yield value
+
+
+GENERATORS = {"generator": lambda m: (m for _ in range(1)), "async_generator": asynchronous}
 
 
 @pytest.mark.parametrize("take", TAKING)
@@ -105,9 +134,37 @@ def test_what_takes_a_tree_refuses_what_hides_arrays_in_it(take, hide, tmp_path)
     assert not os.path.exists(tmp_path / "a")
 
 
+@pytest.mark.parametrize("take", TAKING)
+@pytest.mark.parametrize("kind", ITERATORS)
+def test_what_takes_a_tree_refuses_an_iterator_in_it(take, kind, tmp_path):
+    call, path = TAKING[take]
+    with pytest.raises(TypeError) as raised:
+        call(ITERATORS[kind](LINEAR), tmp_path)
+    place = f" at {path}" if path else ""
+    assert str(raised.value).startswith(f"the {kind}{place} is an iterator, in which arrays can't be found, ")
+    assert str(raised.value).endswith(". Pass a list of what is in it.")
+    assert not os.path.exists(tmp_path / "a")
+
+
+class Loader:
+    """What goes through data, and is its own iterator."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.number += 1
+        return self.number
+
+
 @pytest.mark.parametrize(
     "static",
     [
+        Loader(), io.StringIO("a"), {"a": 1}.keys(), {"a": 1}.values(), collections.UserDict(a=1).items(), b"a", "ab",
+        csv.reader(["a"]),
         Run("name"), Run([1, 2.0]), Trainer(None), Slots("a"), logging.getLogger("a"), fl.optim.SGD, mx.float32, fl.nn.relu,
         functools.partial(print, 1), POLICY, {1, 2}, mx, print, "text", None, range(3), lambda x: LINEAR(x), fl.grad(LINEAR),
         mx.fast, fl.jit(lambda x: x),
@@ -182,6 +239,11 @@ LOST = {
         "t is a SimpleNamespace", "model",
     ),
     "set": (lambda m: (lambda held: fl.checkpoint(lambda x: next(iter(held))(x))(X))({m}), "held is a set", "0"),
+    "view": (lambda m: fl.checkpoint(lambda ms, x: sum(m(x) for m in ms))({"a": m}.values(), X), "a dict_values", "0"),
+    "view in the closure": (
+        lambda m: (lambda held: fl.checkpoint(lambda x: next(iter(held))(x))(X))(collections.UserDict(a=m).values()),
+        "held is a ValuesView", "_mapping.a",
+    ),
     "partial of a method": (lambda m: fl.checkpoint(called)(functools.partial(Trainer(m).own), X), "argument 0", "model"),
 }  # fmt: skip
 
@@ -194,6 +256,22 @@ def test_checkpoint_refuses_objects_whose_arrays_would_have_no_gradient(way):
     assert said in str(raised.value)
     assert f"holds arrays ({path}: a Linear)" in str(raised.value)
     assert "fl.checkpoint can't find there: their gradients would be zero. " in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [*ITERATORS, *GENERATORS])
+@pytest.mark.parametrize(
+    ("call", "place"),
+    [
+        (lambda v: fl.checkpoint(lambda v, x: x)(v, X), "argument 0 of <lambda>"),
+        (lambda v: fl.checkpoint(lambda v, x: x)({"a": [v]}, x=X), "argument 0 of <lambda>.a.0"),
+        (lambda v: fl.checkpoint(lambda x: (v, x)[1])(X), "v"),
+    ],
+)
+def test_checkpoint_refuses_an_iterator(kind, call, place):
+    with pytest.raises(TypeError) as raised:
+        call({**ITERATORS, **GENERATORS}[kind](LINEAR))
+    said = f"{place} is a{'n' * (kind[0] in 'Aa')} {kind}, an iterator, in which fl.checkpoint can't find arrays: "
+    assert str(raised.value) == f"{said}their gradients would be zero. Pass a list of what is in it."
 
 
 def test_arrays_of_numpy_that_a_function_reads_are_constants():

@@ -1,6 +1,7 @@
 """stateful, record and latest: what a forward pass computes besides its result."""
 
 import asyncio
+import functools
 import threading
 from typing import Any
 
@@ -134,6 +135,71 @@ def test_a_bound_method_is_called_on_the_model():
     assert fl.tree.equal(fl.stateful(model.through_first, x=X)[1], after)
 
 
+WRAPPERS = {
+    "jit": fl.jit,
+    "checkpoint": fl.checkpoint,
+    "both": lambda model: fl.jit(fl.checkpoint(model)),
+    "a method": lambda model: fl.checkpoint(model.__call__),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_model_comes_back_in_its_wrapper(wrap):
+    model = Model([Counter(), fl.nn.Identity()])
+    wrapped = wrap(model)
+    out, after = fl.stateful(wrapped, X)
+    assert out.tolist() == X.tolist()
+    assert type(after) is type(wrapped)
+    assert fl.tree.equal(fl.tree.leaves(after), fl.tree.leaves(fl.stateful(model, X)[1]))
+    assert fl.tree.leaves(fl.stateful(after, X)[1])[0].tolist() == [2.0, 4.0]
+    assert fl.tree.leaves(wrapped)[0].tolist() == [0.0, 0.0]
+    # Given a module, it is a function of that.
+    assert totals(fl.stateful(fl.checkpoint(lambda model, x: model(x)), model, X)[1]) == [([1.0, 2.0], 1)]
+
+
+def test_a_wrapped_model_that_maps_says_where_to_record():
+    with pytest.raises(RuntimeError, match=r"a Counter recorded buffers while Model was mapped.* Call fl\.stateful inside"):
+        fl.stateful(fl.vmap(Model([Counter()])), X)
+
+
+def test_only_what_may_record_is_put_together_anew():
+    met = []
+
+    class Watching(fl.Module):
+        inner: Any
+        scale: mx.array
+
+        def __call__(self, x):
+            met.append(self)
+            return self.inner(x) * self.scale
+
+    still = Watching(fl.nn.Linear(2, 2), mx.ones(2))
+    recording = Watching(Counter(), mx.ones(2))
+    model = Model([still, recording])
+    fl.stateful(model, X)
+    assert met[0] is still
+    assert met[1] is not recording
+    assert met[1].scale is recording.scale
+
+
+def test_a_module_without_arrays_in_a_static_field_records():
+    class Last(fl.Module):
+        seen: Any = fl.buffer(default=None)
+
+        def __call__(self, x):
+            fl.record(self, seen="seen")
+            return x
+
+    class Holder(fl.Module):
+        inner: Any = fl.static()
+
+        def __call__(self, x):
+            return self.inner["a"][0](x)
+
+    _, after = fl.stateful(Model([Holder({"a": [Last()]})]), X)
+    assert after.parts[0].inner["a"][0].seen == "seen"
+
+
 @pytest.mark.filterwarnings("ignore::frostleaf.CapturedArrayWarning")
 def test_arguments_and_buffers_may_have_any_name():
     class Named(fl.Module):
@@ -208,6 +274,17 @@ def test_a_plain_call_records_nothing():
         (lambda: fl.stateful(lambda x: x, X), TypeError, NOT_A_MODEL.format(kind="function")),
         (lambda: fl.stateful(None), TypeError, NOT_A_MODEL.format(kind="NoneType")),
         (lambda: fl.stateful([Counter()], X), TypeError, NOT_A_MODEL.format(kind="list")),
+        (
+            lambda: fl.stateful(functools.partial(Counter()), X),
+            TypeError,
+            NOT_A_MODEL.format(kind="partial. Give it what the partial function is of, and the arguments after that"),
+        ),
+        (
+            lambda: fl.stateful(lambda models: None, {"a": Counter()}.values()),
+            TypeError,
+            "the dict_values at 0 holds arrays (0: a Counter), which are no leaves: they would not be trained, cast, mapped or "
+            "saved. Pass a list of what is in it.",
+        ),
         (lambda: fl.stateful("text".upper), TypeError, NOT_A_MODEL.format(kind="builtin_function_or_method")),
         (
             lambda: fl.record(Counter(), total=X, call=X),

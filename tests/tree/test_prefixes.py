@@ -8,6 +8,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.core.words import describe
+from frostleaf.tree import prefixes
 from frostleaf.tree.prefixes import broadcast_prefix
 
 MISMATCH = "{what} does not have the structure of the tree it goes with. At {path}: {given} where there is {expected}."
@@ -63,3 +64,15 @@ def test_an_array_beside_a_static_value_is_not_lost(value, other, given):
 @pytest.mark.parametrize("other", [None, 0.0, 1, "text", (), {"x": 1}])
 def test_what_has_no_arrays_may_stand_beside_a_static_value(other):
     assert fl.tree.map(lambda a, b: b, {"a": A, "n": 0.0}, {"a": B, "n": other}) == {"a": B, "n": 0.0}
+
+
+@pytest.mark.parametrize("prefix", [0, None, (0, None)])
+def test_what_goes_with_a_whole_module_is_not_looked_up_in_it(prefix, monkeypatch):
+    tree = (fl.nn.Linear(2, 2), fl.nn.Linear(2, 2))
+    opened = []
+    monkeypatch.setattr(
+        prefixes, "one_level", lambda value, one_level=prefixes.one_level: opened.append(value) or one_level(value)
+    )
+    found = [axis for _, _, axis in broadcast_prefix(prefix, tree, "other")]
+    assert found == ([0, 0, None, None] if prefix == (0, None) else [prefix] * 4)
+    assert all(isinstance(each, tuple) for each in opened)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView
 from itertools import repeat
 from numbers import Number
 from operator import is_
@@ -236,6 +236,7 @@ UNHASHABLE = (
 )
 
 _ONCE = ", which can be gone through once. Give a list of what it yields."
+_VIEW = ", a view of a mapping that may change. Give a list of what is in it."
 _KEY = "{cls}.{name} was given a mapping with {hidden} in a key, where it would not be trained, cast or saved. Make it a value."
 _PROXY = ", a weak proxy of an object that may go at any time. Give the object itself."
 
@@ -248,7 +249,8 @@ def _check_static(cls: type[Instance], name: str, value: Any) -> None:
         array = f"an array ({describe(hidden.value)}){f' at {keystr(hidden.path)}' if hidden.path else ''}"
         raise TypeError(ARRAY_IN_STATIC.format(place=place, hidden=array))
     if (iterator := find_iterator(value)) is not None:
-        raise TypeError(f"{place} is a static field and was given a {class_name(iterator)}{_ONCE}")
+        reason = _VIEW if isinstance(iterator, MappingView) else _ONCE
+        raise TypeError(f"{place} is a static field and was given a {class_name(iterator)}{reason}")
     try:
         hash(static_key(value))
     except TypeError as error:
@@ -287,6 +289,8 @@ def _check_child(cls: type[Instance], name: str, value: Any) -> None:
             )
         elif is_iterator(leaf):
             reason = _ONCE
+        elif isinstance(leaf, MappingView):
+            reason = _VIEW
         elif hidden := find_hidden(leaf):
             where = f"holds {hidden} where it would not be trained, cast or saved"
             reason = f", which {where}. {advice_for(leaf)}"

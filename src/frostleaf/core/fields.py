@@ -60,7 +60,8 @@ def static(**options: Any) -> Any:
     """Declare a field of metadata: a hashable value that is part of the model's structure and never an array.
 
     Two models have the same structure only if their static values are equal, so ``jit`` traces again when one differs.
-    Lists, dicts and sets are allowed too: they are made immutable.
+    Lists, dicts and sets are allowed too: they are made immutable. ``dict(model.config)`` is a dict again, for ``json.dumps``
+    and others that take nothing else; what is inside is immutable too.
 
     Args:
         **options: What :func:`attrs.field` accepts.

@@ -7,7 +7,8 @@ import functools
 import operator
 import types
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, MappingView
 from typing import Any, NamedTuple
 
 import attrs
@@ -34,7 +35,12 @@ _SHOWING: dict[type, tuple[str, ...]] = {
     property: ("fget", "fset", "fdel"),
     BaseException: ("args",),
 }
+# Of collections.abc there are others, which have the mapping in an attribute.
+_EMPTY: tuple[dict[Any, Any], ...] = ({}, OrderedDict())
+_VIEWS = frozenset([type(view) for each in _EMPTY for view in (each.keys(), each.values(), each.items())])
 _DEEPEST = 8
+# Where the classes of iterators are that show nothing of what they will give. Others have attributes, as a data loader has.
+_SHOWING_NOTHING = {"builtins", "itertools", "_collections", "mlx.core"}
 
 
 class Hidden(NamedTuple):
@@ -85,6 +91,8 @@ def advice_for(value: Any) -> str:
         return "Give what it is bound to, and call the method where it is needed."
     if isinstance(value, set | frozenset):
         return "Give a list or a tuple."
+    if isinstance(value, MappingView) or is_opaque(value):
+        return "Pass a list of what is in it."
     if dataclasses.is_dataclass(value) or attrs.has(type(value)):
         return "Register its class with fl.register_dataclass, or make it an fl.Module."
     return "Make its class an fl.Module, or register it with fl.register_pytree_node."
@@ -104,19 +112,29 @@ def is_foreign_array(value: Any) -> bool:
 
 
 def find_iterator(value: Any) -> Any:
-    """Return the first iterator in a tree; ``None`` if there is none.
+    """Return the first iterator or view of a mapping in a tree; ``None`` if there is none.
 
     >>> find_iterator((1, {"a": 2})), type(find_iterator((1, iter([2])))).__name__
     (None, 'list_iterator')
     """
     if _is_plain(value):
         return None
-    return next(filter(is_iterator, optree.tree_leaves(value, namespace=NAMESPACE)), None)
+    leaves = optree.tree_leaves(value, namespace=NAMESPACE)
+    return next((each for each in leaves if is_iterator(each) or isinstance(each, MappingView)), None)
 
 
 def is_iterator(value: Any) -> bool:
     """Return whether a value can be gone through once. A weak proxy only looks as if it could."""
     return isinstance(value, Iterator) and not isinstance(value, weakref.ProxyTypes)
+
+
+def is_opaque(value: Any) -> bool:
+    """Return whether a value is an iterator of which nothing can be seen without using it up.
+
+    >>> is_opaque(zip([mx.zeros(2)])), is_opaque(range(3)), is_opaque({"a": 1}.values())
+    (True, False, False)
+    """
+    return type(value).__module__ in _SHOWING_NOTHING and isinstance(value, Iterator | AsyncIterator)
 
 
 def _is_plain(value: Any) -> bool:
@@ -144,7 +162,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, Mapping):
         for key, item in _tried(value.items):
             yield from [(key if isinstance(key, str) else describe(key), item), ("(a key)", key)]
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset) or type(value) in _VIEWS:
         yield from [(str(index), item) for index, item in enumerate(value)]
     elif isinstance(value, types.CellType):
         yield from _contents("cell_contents", value)

@@ -16,6 +16,7 @@ import optree
 
 from .containers import freeze_containers, static_key
 from .dropped import asked_by_mlx
+from .fields import kind
 from .pickling import from_picklable, to_picklable
 from .registration import NAMESPACE
 from .words import Path, describe, keystr
@@ -166,6 +167,11 @@ class Definition:
     def assemble(self) -> Assemble:
         """Makes a finished instance from metadata and children as they are: nothing is converted or checked."""
         return self.assembler()  # at first use: few of the classes that a program imports are ever put together
+
+    @functools.cached_property
+    def buffers(self) -> tuple[str, ...]:
+        """The names of the fields that are buffers."""
+        return tuple([name for name, field in self.fields.items() if kind(field) == "buffer"])
 
     @functools.cached_property
     def bare(self) -> Metadata:

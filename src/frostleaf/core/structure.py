@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
@@ -12,12 +11,13 @@ import mlx.core as mx
 
 from .containers import static_key
 from .depth import tell_depth
-from .hidden import Hidden, advice_for, find_hidden, is_foreign_array
+from .hidden import is_foreign_array
 from .instance import Instance, Metadata, flat_kept, keep_flat, keep_late, level_of
 from .levels import entries_of, one_level
 from .pickling import from_picklable, to_picklable
+from .refused import ForeignArrayError, HiddenArrayError, hidden_in
 from .shapes import LEAF, ShapeDtypeStruct
-from .words import Path, class_name, describe, keystr
+from .words import Path, describe
 
 R = TypeVar("R")
 
@@ -99,7 +99,18 @@ class Structure:
 
 
 def _leaf_paths(structure: Structure) -> tuple[Path, ...]:
-    return tuple([path for path, spec in specs_in(structure) if spec is mx.array])
+    return tuple(_paths_below(structure.spec, ()))
+
+
+def _paths_below(spec: Any, path: Path) -> Iterator[Path]:
+    if isinstance(spec, Structure):
+        yield from [(*path, *inside) for inside in spec.leaf_paths()]
+    elif spec is mx.array:
+        yield path
+    elif isinstance(spec, tuple):
+        kind, metadata, specs = spec
+        for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
+            yield from _paths_below(child, (*path, entry))
 
 
 def _leaf_names(structure: Structure) -> tuple[str, ...]:
@@ -248,47 +259,6 @@ def _has_shapes(leaves: list[mx.array]) -> bool:
 
 
 _ARRAY = mx.array  # found faster than in mx, by the loops that look at every array
-
-
-class ForeignArrayError(TypeError):
-    """Raised where a tree has an array of NumPy or another library, which is no leaf.
-
-    Attributes:
-        path: Where in the tree.
-        value: The array.
-    """
-
-    def __init__(self, path: Path, value: Any) -> None:
-        place = f" at {keystr(path)}" if path else ""
-        given = f"a {class_name(value)} of shape {getattr(value, 'shape', None)}{place}"
-        super().__init__(f"{given} is no leaf of a tree: leaves are mx.array. Convert it with mx.array(...).")
-        self.path = path
-        self.value = value
-
-
-HIDDEN = (
-    "the {kind}{place} holds arrays ({hidden}), which are no leaves: they would not be trained, cast, mapped or saved. {advice}"
-)
-
-
-class HiddenArrayError(TypeError):
-    """Raised where a tree has a value that hides arrays or modules.
-
-    Attributes:
-        path: Where in the tree.
-        value: The value.
-    """
-
-    def __init__(self, path: Path, value: Any, hidden: Hidden) -> None:
-        place = f" at {keystr(path)}" if path else ""
-        super().__init__(HIDDEN.format(kind=type(value).__name__, place=place, hidden=hidden, advice=advice_for(value)))
-        self.path = path
-        self.value = value
-
-
-def hidden_in(value: Any) -> Hidden | None:
-    """Find an array or a module that a static value hides. A plain function may have some in its variables."""
-    return None if type(value) is types.FunctionType else find_hidden(value)
 
 
 def flat_of(tree: Any, hidden: bool = False) -> Flat:

@@ -283,5 +283,9 @@ _NOT_SAVEABLE = (
 
 
 def _refuse(path: str, value: Any, _: Callable[[Any], str]) -> str:
-    advice = ". Its array is mx.random.state[0]" * (value is mx.random.state)
+    advice = ""
+    if value is mx.random.state:
+        advice = ". Its array is mx.random.state[0]"
+    elif hasattr(type(value), "__array__") and hasattr(type(value), "item"):
+        advice = ". Of a number of NumPy write .item(), which is Python's"
     raise TypeError(_NOT_SAVEABLE.format(path=path, kind=qualified_name(type(value))) + advice)

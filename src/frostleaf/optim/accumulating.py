@@ -14,7 +14,7 @@ from .adapting import carry_over
 from .contents import are_of_kinds, renewed
 from .optimizer import Optimizer, State, array_differences, require_optimizer
 from .parameters import Parameters
-from .wrapper import StatefulWrapper, tree_where
+from .wrapper import StatefulWrapper, arrays_where, tree_where
 
 
 class AccumulateState(State):
@@ -62,9 +62,9 @@ class Accumulate(StatefulWrapper):
         new, inner = self.optimizer._update(parameters, mean, state.inner)
         due = count >= self.n  # the count is above n if n was larger before
         zeros = {name: mx.zeros_like(array) for name, array in total.items()}
-        inner, total = tree_where(due, inner, state.inner), tree_where(due, zeros, total)
+        inner, total = tree_where(due, inner, state.inner), arrays_where(due, zeros, total)
         after = renewed(state, inner=inner, gradients=total, count=mx.where(due, mx.zeros_like(count), count))
-        return tree_where(due, new, dict(parameters.arrays)), after
+        return arrays_where(due, new, parameters.arrays), after
 
     def _differences(self, parameters: Parameters, state: AccumulateState) -> Iterator[str]:
         yield from super()._differences(parameters, state)

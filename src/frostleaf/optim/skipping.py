@@ -12,7 +12,7 @@ from ..tree.functions import leaves
 from .contents import renewed
 from .optimizer import Optimizer, State, require_optimizer
 from .parameters import Parameters
-from .wrapper import StatefulWrapper, tree_where
+from .wrapper import StatefulWrapper, arrays_where, tree_where
 
 
 class SkipState(State):
@@ -54,7 +54,7 @@ class SkipNonfinite(StatefulWrapper):
         new, inner = self.optimizer._update(parameters, gradients, state.inner)
         skipped = state.skipped + mx.where(finite, 0, 1).astype(mx.uint32)
         after = renewed(state, inner=tree_where(finite, inner, state.inner), skipped=skipped)
-        return tree_where(finite, new, dict(parameters.arrays)), after
+        return arrays_where(finite, new, parameters.arrays), after
 
     def _adapt(self, state: SkipState, parameters: Parameters) -> SkipState:
         return SkipState(self.optimizer._adapt(state.inner, parameters), state.skipped)

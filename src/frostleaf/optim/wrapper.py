@@ -65,6 +65,11 @@ class StatefulWrapper(Wrapper):
         self.optimizer._require_state(state.inner, method)
 
 
+def arrays_where(condition: mx.array, x: Mapping[str, mx.array], y: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """As :func:`tree_where`, of arrays by name."""
+    return {name: mx.where(condition, array, y[name]) for name, array in x.items()}
+
+
 def tree_where(condition: mx.array, x: T, y: T) -> T:
     """Return ``x`` if a boolean scalar is true, else ``y``: two trees of one structure.
 

@@ -8,14 +8,13 @@ import weakref
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import mlx.core as mx
 
 
-@attrs.frozen
-class Context:
+class Context(NamedTuple):
     """The settings in force where a jitted function is called.
 
     Attributes:
@@ -156,7 +155,7 @@ class override(setting):  # noqa: N801
 
     @staticmethod
     def _changed(before: Any, given: Any) -> Any:
-        return attrs.evolve(before, **given)
+        return before._replace(**given)
 
 
 class appended(Scope):  # noqa: N801

@@ -109,21 +109,23 @@ class WithPolicy(Wrapped[P, R]):
         originals = {id(new): old for new, old in zip(cast, given, strict=True)}
         positional, named, called = unflatten(structure, cast)
         out, structure = flatten((fn if called is None else called)(*positional, **named))
-        new = [originals[id(leaf)] if id(leaf) in originals else policy.cast_to_output(leaf) for leaf in out]
+        new = [originals[id(leaf)] if id(leaf) in originals else _in_dtype(leaf, policy.output_dtype) for leaf in out]
         return unflatten(structure, new)  # type: ignore[no-any-return]
 
 
 def _cast(leaves: Sequence[mx.array], structure: Structure, dtype: mx.Dtype) -> list[mx.array]:
     """Cast the floating-point leaves of a tree, but for those that a function may record anew."""
-    casts = structure.remember(_casts)
-    return [
-        leaf.astype(dtype) if cast and leaf.dtype != dtype and is_floating(leaf.dtype) else leaf
-        for leaf, cast in zip(leaves, casts, strict=True)
-    ]
+    wanted = {each for each in {leaf.dtype for leaf in leaves} if each != dtype and is_floating(each)}
+    pairs = zip(leaves, structure.remember(_casts), strict=True)
+    return [leaf.astype(dtype) if cast and leaf.dtype in wanted else leaf for leaf, cast in pairs]
+
+
+def _in_dtype(leaf: mx.array, dtype: mx.Dtype) -> mx.array:
+    return leaf.astype(dtype) if leaf.dtype != dtype and is_floating(leaf.dtype) else leaf
 
 
 def _casts(structure: Structure) -> tuple[bool, ...]:
-    return tuple(_casts_in(structure, True, False))
+    return tuple(_casts_in(structure.spec, True, False))
 
 
 def _casts_in(spec: Any, casts: bool, records: bool) -> Iterator[bool]:
@@ -134,9 +136,9 @@ def _casts_in(spec: Any, casts: bool, records: bool) -> Iterator[bool]:
         casts: Whether the fields that hold it are cast.
         records: Whether the innermost of them is a buffer that a module in training mode may record anew.
     """
-    if isinstance(spec, Structure):
-        spec = spec.spec
-    if spec is mx.array:
+    if isinstance(spec, Structure):  # with no field around it
+        yield from spec.remember(_casts)
+    elif spec is mx.array:
         yield casts and not records
     elif isinstance(spec, tuple):
         kind, metadata, specs = spec

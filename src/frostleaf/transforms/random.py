@@ -75,8 +75,8 @@ _blocks = _Blocks()
 _innermost: ContextVar[_Entered | None] = ContextVar("innermost", default=None)
 
 INTERLEAVED = (
-    "another task is inside fl.rng, and awaits something there. MLX has one random state in each thread, so the two would draw "
-    "from each other's keys: draw inside fl.rng, and await outside it, or pass key=fl.next_key() to what draws later"
+    "another task waits inside fl.rng, and MLX has one random state in each thread, so that this one would draw from its key. "
+    "Give what draws here key=mx.random.key(...), or draw once the other has left fl.rng, outside which it should await"
 )
 OUT_OF_ORDER = (
     "this fl.rng was left before one that was entered after it, in another task or generator, so the numbers in between were "

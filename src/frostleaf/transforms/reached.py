@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import types
+from collections.abc import MappingView
 from typing import Any
 
-from ..core.hidden import Hidden, advice_for, find_hidden
+from ..core.hidden import Hidden, advice_for, find_hidden, is_opaque
 from ..core.levels import one_level
 from ..core.words import function_name, with_article
 from .jit.captured import attributes_of, names_read_by
 from .wrapping import Wrapped
 
+OPAQUE = "{place} is {kind}, an iterator, in which {transformation} can't find arrays: {lost}. {advice}"
 HIDDEN = "{place} is {kind} that holds arrays ({hidden}), which {transformation} can't find there: {lost}. {advice}"
 
 
 def require_reached(transformation: str, lost: str, place: str, value: Any, reader: Any = None) -> None:
-    """Raise an error if an object hides arrays. Those of other libraries are constants to MLX.
+    """Raise an error if an object hides arrays, or is an iterator. Arrays of other libraries are constants to MLX.
 
     Args:
         transformation: The name of what looks for arrays.
@@ -28,10 +30,13 @@ def require_reached(transformation: str, lost: str, place: str, value: Any, read
     Raises:
         TypeError: If it does.
     """
-    hidden = None if type(value) is types.FunctionType else _found(value, reader)
+    if type(value) is types.FunctionType:
+        return
+    hidden = Hidden((), value) if is_opaque(value) else _found(value, reader)
     if hidden is not None:
         said = {"place": place, "kind": with_article(type(value).__name__), "hidden": hidden, "lost": lost}
-        raise TypeError(HIDDEN.format(transformation=transformation, advice=advice_for(value), **said))
+        message = OPAQUE if hidden.value is value else HIDDEN
+        raise TypeError(message.format(transformation=transformation, advice=advice_for(value), **said))
 
 
 def require_reached_by(transformation: str, lost: str, fn: Any) -> None:
@@ -47,7 +52,8 @@ def reader_of(fn: Any) -> Any:
 
 
 def _found(value: Any, reader: Any) -> Hidden | None:
-    attributes = {} if reader is None or isinstance(value, type | types.ModuleType) else attributes_of(value)
+    whole = reader is None or isinstance(value, type | types.ModuleType | MappingView)
+    attributes = {} if whole else attributes_of(value)
     if not attributes:
         return find_hidden(value, foreign=False)
     for name in names_read_by(reader, (type(value),), called=False) & attributes.keys():

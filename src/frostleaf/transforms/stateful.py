@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar, overload
 
 import mlx.core as mx
 
-from ..core import fields
 from ..core.construction import evolve
 from ..core.definition import Node
-from ..core.instance import metadata_of
+from ..core.instance import Metadata, metadata_of
+from ..core.levels import entries_of, tree_level
+from ..core.shapes import LEAF
 from ..core.sharing import with_values
+from ..core.structure import Structure, child_specs, flat_of
 from ..core.words import Path, level_of_caller, nearest
-from ..tree.functions import flatten, unflatten
-from ..tree.walk import Descend, nodes_in, rewrite
+from ..tree.walk import field_level, nodes_in
 from .context import override, setting
 
 M = TypeVar("M", bound=Node)
@@ -53,12 +55,14 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     model from the function, as auxiliary data if it is a loss.
 
     Args:
-        model: A module, a bound method of one (``model.encode``), or a function of modules.
+        model: A module, a bound method of one (``model.encode``), what a transformation made of these
+            (``fl.checkpoint(model)``), or a function of modules.
         *args, **kwargs: The arguments of the call.
 
     Returns:
-        The result and the new module. For a function, the result and then each of the positional arguments that has a module in
-        it, with what was recorded: ``loss, encoder, decoder = fl.stateful(loss_fn, encoder, decoder, x)``.
+        The result and the new module, in the same wrapper if it was in one. For a function, the result and then each of the
+        positional arguments that has a module in it, with what was recorded:
+        ``loss, encoder, decoder = fl.stateful(loss_fn, encoder, decoder, x)``.
 
     Raises:
         TypeError: If there is no module.
@@ -71,27 +75,28 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     (array([0.1, 0.3], dtype=float32), array([0, 0], dtype=float32), True)
     >>> loss, after = fl.stateful(lambda norm, x: norm(x).sum(), norm, mx.ones((3, 2)))
     """
-    if isinstance(model, Node):
-        call, owners = type(model).__call__, [model, *args]
-    elif isinstance(getattr(model, "__self__", None), Node):
+    bound, call, owners = True, type(model).__call__, [model, *args]
+    if isinstance(getattr(model, "__self__", None), Node):
         call, owners = model.__func__, [model.__self__, *args]
-    else:
-        call, owners = model, [*args]
-    has_modules = [any(isinstance(each, Node) for each in nodes_in(owner)) for owner in owners]
+    elif not isinstance(model, Node) and (any(map(_has_modules, args)) or not _has_modules(model)):
+        bound, call, owners = False, model, [*args]
+    has_modules = [*map(_has_modules, owners)]
     if not callable(model) or not any(has_modules):
-        raise TypeError(
-            f"fl.stateful takes a module, a bound method of one or a function of one, and was given {type(model).__name__}"
-        )
+        flat_of(args)  # raises where they hide modules
+        advice = PARTIAL if isinstance(model, functools.partial) else ""
+        raise TypeError(NO_MODULE.format(given=type(model).__name__, advice=advice))
+    recorders = [
+        flat_of(owner).structure.remember(_recorders) if has else {} for owner, has in zip(owners, has_modules, strict=True)
+    ]
     # A module at two places is two parts of the model, each with its own buffers, as it is once jit has taken the tree apart.
-    # Putting the tree together anew gives each place an object of its own, to recognise it by.
-    called = [_apart(owner) if modules else owner for owner, modules in zip(owners, has_modules, strict=True)]
+    # Putting what may record together anew gives each place an object of its own, to recognise it by.
+    called = [_apart(*each) for each in zip(owners, recorders, strict=True)]
     here: dict[int, tuple[Node, Node]] = {}
     # What layers record is a side effect, which a replayed trace would not have.
     with setting(records, here), override(plain=True):
         out = call(*called, **kwargs)
-    bound = call is not model
-    pairs = [each for each in zip(owners, called, has_modules, strict=True) if each[2]][: 1 if bound else None]
-    after = [_with_records(owner, apart, here) for owner, apart, _ in pairs]
+    results = [*zip(owners, called, recorders, has_modules, strict=True)][: 1 if bound else None]
+    after = [_with_records(owner, apart, inside, here) for owner, apart, inside, has in results if has]
     for module, recorded_module in here.values():
         names = ", ".join(_changed(module, recorded_module))
         message = BESIDE if any(each is module for each in nodes_in((called, kwargs))) else STRANGER
@@ -99,9 +104,48 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     return (out, *after)
 
 
-def _apart(tree: Any) -> Any:
-    leaves, structure = flatten(tree)
-    return unflatten(structure, leaves)
+NO_MODULE = "fl.stateful takes a module, a bound method of one or a function of one, and was given {given}{advice}"
+PARTIAL = ". Give it what the partial function is of, and the arguments after that"
+
+
+def _has_modules(tree: Any) -> bool:
+    return isinstance(tree, Node) or (not isinstance(tree, LEAF) and any(isinstance(each, Node) for each in nodes_in(tree)))
+
+
+# Of a part of a structure, the recorders at each of its entries, and this if it is a module that may record itself.
+_ITSELF = object()
+_Recorders = Mapping[Any, Any]
+
+
+def _recorders(structure: Structure) -> _Recorders:
+    """Return where the modules are that have buffers: nested dicts of entries, without those that lead to none."""
+    return _recorders_in(structure.spec)
+
+
+def _recorders_in(spec: Any) -> _Recorders:
+    if isinstance(spec, Structure):
+        return spec.remember(_recorders)
+    if not isinstance(spec, tuple):
+        return {}
+    kind, metadata, specs = spec
+    below = zip(entries_of(kind, metadata), child_specs(specs), strict=True)
+    inside: dict[Any, Any] = {entry: found for entry, child in below if (found := _recorders_in(child))}
+    if type(metadata) is Metadata:
+        for name, value in metadata.static.items():
+            if found := flat_of(value, hidden=True).structure.remember(_recorders):
+                inside[name] = found
+        if kind.__frostleaf__.buffers:
+            inside[_ITSELF] = {}
+    return inside
+
+
+def _apart(tree: Any, inside: _Recorders) -> Any:
+    """Put the modules together anew that may record, and what they are in; but those in static fields, where there is one."""
+    level = tree_level(tree) if inside else None
+    if level is None:
+        return tree
+    pairs = zip(level.entries, level.children, strict=True)
+    return level.make([_apart(child, inside[entry]) if entry in inside else child for entry, child in pairs])
 
 
 UNCOLLECTED = (
@@ -135,7 +179,7 @@ def record(module: Node, /, **buffers: mx.array) -> None:
     >>> fl.stateful(Counter(), "x")[1].calls
     array(1, dtype=int32)
     """
-    known = _buffers(module)
+    known = module.__frostleaf__.buffers
     for name in buffers:
         if name not in known:
             cls, near = type(module).__name__, nearest(name, known)
@@ -178,23 +222,24 @@ BESIDE = (
 )
 
 
-def _with_records(owner: M, called: M, recorded: dict[int, tuple[Node, Node]]) -> M:
+def _with_records(owner: M, called: M, inside: _Recorders, recorded: dict[int, tuple[Node, Node]]) -> M:
     """Return ``owner`` with the buffers recorded by the modules at the same places in ``called``."""
     new: dict[Path, Any] = {}
+    if recorded:
+        _take_out(called, inside, (), recorded, new)
+    return with_values(owner, new) if new else owner
 
-    def enter(path: Path, value: Any) -> Any:
-        if isinstance(value, Node) and id(value) in recorded:
-            module, after = recorded.pop(id(value))
-            new.update(((*path, name), getattr(after, name)) for name in _changed(module, after))
-        return Descend
 
-    rewrite(called, enter)
-    return with_values(owner, new)  # type: ignore[no-any-return]
+def _take_out(tree: Any, inside: _Recorders, path: Path, recorded: dict[int, tuple[Node, Node]], new: dict[Path, Any]) -> None:
+    """Move what the modules in a tree have recorded to ``new``, by path."""
+    if _ITSELF in inside and id(tree) in recorded:
+        module, after = recorded.pop(id(tree))
+        new.update(((*path, name), getattr(after, name)) for name in _changed(module, after))
+    level = field_level(tree)
+    for entry, child in zip(level.entries, level.children, strict=True) if level else ():
+        if entry in inside:
+            _take_out(child, inside[entry], (*path, entry), recorded, new)
 
 
 def _changed(module: Node, after: Node) -> list[str]:
-    return [name for name in _buffers(module) if getattr(module, name) is not getattr(after, name)]
-
-
-def _buffers(module: Node) -> list[str]:
-    return [name for name, field in module.__frostleaf__.fields.items() if fields.kind(field) == "buffer"]
+    return [name for name in module.__frostleaf__.buffers if getattr(module, name) is not getattr(after, name)]

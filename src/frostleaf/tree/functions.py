@@ -14,6 +14,7 @@ import optree
 from ..core import structure as core
 from ..core.definition import Node
 from ..core.hidden import is_foreign_array
+from ..core.refused import ForeignArrayError
 from ..core.registration import NAMESPACE
 from ..core.shapes import LEAF
 from ..core.words import describe
@@ -122,7 +123,7 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
     _require_function_first("map", function, tree)
     try:
         first, shape = flatten(tree)
-    except core.ForeignArrayError:
+    except ForeignArrayError:
         if rest:
             raise
         return _map_foreign(function, tree)  # type: ignore[no-any-return]

@@ -69,6 +69,9 @@ def _align(
     if isinstance(tree, LEAF):
         found.append(other)
         return
+    if children_of is _prefix_node and (other is None or isinstance(other, int)):
+        found += [other] * flat_of(tree, hidden=True).structure.num_leaves
+        return
     node = one_level(tree)
     values = children_of(tree, node, other)
     if values is None:
@@ -113,12 +116,10 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
 
 
 def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
-    """Return what ``other``, which may be one number or ``None``, has for each child of ``tree``; ``None`` if they differ."""
+    """Return what ``other`` has for each child of ``tree``; ``None`` if they differ."""
     if node is None:
         return ()
     entries = entries_of(type(tree), node[0])
-    if other is None or isinstance(other, int):
-        return [other] * len(entries)
     there = one_level(other)
     if there is None or _kind(other) is not _kind(tree):
         return None

@@ -379,6 +379,12 @@ def test_an_iterator_in_an_argument_is_refused(given):
     assert str(raised.value) == USED_UP.format(name="numbers.all", fn="<lambda>", kind=kind)
 
 
+@pytest.mark.parametrize("given", [{"a": 1}.keys(), {"a": 1}.items()])
+def test_a_view_that_can_not_be_hashed_is_told_to_be_a_list(given):
+    with pytest.raises(TypeError, match=r"^numbers.all of <lambda> is a .* Pass a list of what is in it\.$"):
+        fl.jit(lambda x, numbers: x)(X, {"all": given})
+
+
 OUTSIDE = Cache()
 
 

@@ -68,6 +68,8 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
                 advice = "Pass mx.array(...) of it."
             elif isinstance(inner, list | dict | set):
                 advice = "Give a tuple, a frozenset or a frozen dataclass in its place."
+            elif isinstance(inner, MappingView):
+                advice = "Pass a list of what is in it."
             elif dataclasses.is_dataclass(inner):
                 advice = f"Make {type(inner).__name__} a @dataclass(frozen=True), or a tree with fl.register_dataclass."
             elif is_namespace(inner):

@@ -15,7 +15,8 @@ import attrs
 import mlx.core as mx
 
 from ...core.pickling import from_picklable, to_picklable
-from ...core.structure import ForeignArrayError, flat_of
+from ...core.refused import ForeignArrayError
+from ...core.structure import flat_of
 from ...core.words import describe, keystr
 from ..binding import unbind
 from ..context import Scope, context, override
