@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import io
@@ -11,7 +10,6 @@ import sys
 import sysconfig
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from typing import Any
 
@@ -22,6 +20,7 @@ from ...core.instance import Instance
 from ...core.structure import Structure
 from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, listed, with_article
 from ..wrapping import Wrapped
+from .code import Use, names_assigned, names_read, uses
 from .passing import MOST_NAMES
 
 # Whose functions read nothing that could go stale: this package, and what is installed, MLX among it.
@@ -35,6 +34,9 @@ _UNSET = object()
 _Member = types.MemberDescriptorType
 _WITH_NAMES = (types.ModuleType, types.FunctionType, type)
 _CALLED = (types.FunctionType, Wrapped)
+# What is read of an array, and what a function is told of a model, that is part of the structure.
+_OF_ARRAYS = {"shape", "dtype", "ndim", "size", "itemsize", "nbytes"}
+_ASKING = {"type", "len", "isinstance"}
 
 
 class CapturedArrayWarning(UserWarning):
@@ -216,7 +218,7 @@ def _read(
         if isinstance(value, _WITH_NAMES) and not _is_library(value) and name.count(".") < _DEEPEST:
             members = sorted(each[1] for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2])
             variables += [(f"{name}.{each}", held) for each in members if (held := _named(value, each)) is not None]
-    yield from [(name + where, value) for name, value in variables]
+    yield from [(name + where, value) for name, value in variables if not _tells_structure(value, name, [fn])]
     for _, value in variables:
         helpers += _helpers(value)
     for name, value in [*objects, *variables]:
@@ -225,8 +227,26 @@ def _read(
             helpers += methods
             inside = read.union(*map(_attribute_names, methods))
             attributes = [(f"{name}.{each}", held) for each, held in attributes_of(value).items() if each in inside]
-            yield from [(each + where, held) for each, held in attributes]
+            yield from [(each + where, held) for each, held in attributes if not _tells_structure(held, each, [fn, *methods])]
             helpers += [helper for _, held in attributes for helper in _helpers(held)]
+
+
+def _tells_structure(value: Any, name: str, functions: Iterable[types.FunctionType]) -> bool:
+    """Return whether functions read only what is part of the structure of an array or a module, such as a shape or a mode."""
+    *of, last = name.split(".")
+    found = [use for each in functions for use in uses(each.__code__) if use.name == last and use.is_attribute == bool(of)]
+    return bool(found and _arrays(value)) and all(_is_structure(value, use) for use in found)
+
+
+def _is_structure(value: Any, use: Use) -> bool:
+    """Return whether what one place reads of a value holds no array, or is the shape or the like of one."""
+    for name in use.onward:
+        if isinstance(value, mx.array):
+            return name in _OF_ARRAYS
+        if not isinstance(value, Instance) or name not in (*type(value).__frostleaf__.fields, "training"):
+            return False
+        value = getattr(value, name)
+    return use.given_to in _ASKING or not _arrays(value)
 
 
 def _named(value: Any, name: str) -> Any:
@@ -317,52 +337,6 @@ def _held(value: Any) -> Mapping[str, Any]:
         return dict(vars(value))
     except Exception:  # its class has no __dict__, or an unusual one
         return {}
-
-
-def names_read(code: types.CodeType) -> frozenset[tuple[str, Any]]:
-    """Return what the code, or code nested in it, reads: "closure", "global" or "attribute", and the name.
-
-    For an attribute of something that has a name, "member" and both names as well.
-    """
-    names = _names_of_code.get(code)
-    if names is None:
-        names = _names_of_code[code] = frozenset(_names_in(code))
-    return names
-
-
-# Code never changes, and most of what a new function reads is in code that an earlier one has read: in methods of layers.
-_names_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, Any]]] = weakref.WeakKeyDictionary()
-
-
-def _names_in(code: types.CodeType) -> Iterator[tuple[str, Any]]:
-    before, before_that = "", ""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield "global", instruction.argval
-        elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"):
-            yield "closure", instruction.argval
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") or (
-            instruction.opname == "LOAD_CONST" and before_that == "getattr" and isinstance(instruction.argval, str)
-        ):
-            yield "attribute", instruction.argval
-            yield "member", (before, instruction.argval)
-        last = instruction.argval
-        if isinstance(last, tuple) and "LOAD_FAST" in instruction.opname:  # which may load two variables
-            last = last[-1]
-        before, before_that = last if isinstance(last, str) else "", before
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from names_read(constant)
-
-
-def names_assigned(code: types.CodeType) -> set[str]:
-    """Return the names from outside, and those of attributes, to which the code, or code nested in it, assigns."""
-    names = {
-        each.argval
-        for each in dis.get_instructions(code)
-        if each.opname in ("STORE_GLOBAL", "STORE_ATTR") or (each.opname == "STORE_DEREF" and each.argval in code.co_freevars)
-    }
-    return names.union(*[names_assigned(each) for each in code.co_consts if isinstance(each, types.CodeType)])
 
 
 def _arrays(value: Any) -> Sequence[mx.array]:
