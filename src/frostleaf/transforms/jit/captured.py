@@ -20,7 +20,7 @@ from ...core.instance import Instance
 from ...core.structure import Structure
 from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, listed, with_article
 from ..wrapping import Wrapped
-from .code import Use, names_assigned, names_read, uses
+from .code import Use, escapes, names_assigned, names_read, uses
 from .passing import MOST_NAMES
 
 # Whose functions read nothing that could go stale: this package, and what is installed, MLX among it.
@@ -63,7 +63,7 @@ CAPTURED = (
 LOST = " What {fn} assigns to {names} is lost: it does so only when traced, and arrays of a trace have no values. Return it."
 
 
-def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = (), classes: Iterable[type] = ()) -> None:
+def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = (), classes: Iterable[type] = ()) -> bool:
     """Warn if the function reads arrays, or trees of arrays, from its closure, its globals, its defaults or an object in these.
 
     So does a function that it reads from there, or from a Python module, and a method or property whose name it reads. The
@@ -73,6 +73,9 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
         fn: The function.
         static: The names and the values of what is static in its arguments, whose attributes are looked at as well.
         classes: Those of the modules in its arguments, whose methods are looked at as well.
+
+    Returns:
+        Whether there are any.
     """
     found = {
         f"{name} ({_described(value, len(held))})": name
@@ -87,6 +90,7 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
         if lost:
             message += LOST.format(fn=function_name(fn), names=listed(lost))
         warnings.warn(message, CapturedArrayWarning, stacklevel=level_of_caller())
+    return bool(found)
 
 
 HIDDEN = (
@@ -162,6 +166,43 @@ def names_read_by(fn: Any, classes: Iterable[type], of_variables: bool = False, 
     return set().union(*map(_names_of_variables if of_variables else _attribute_names, functions))
 
 
+def attributes_used(fn: Any, owner: Any) -> set[str] | None:
+    """Return the names of the attributes of an object that its method ``fn``, or one that this calls, may read or assign to.
+
+    ``None`` if it may be any: the object is given away, or its class makes attributes as they are read.
+    """
+    cls = type(owner)
+    if hasattr(cls, "__getattr__") or any("__getattribute__" in vars(each) for each in cls.__mro__[:-1]):
+        return None
+    functions = list(_functions(fn))
+    functions += _methods([cls], set().union(*map(_attribute_names, functions)))
+    names = set().union(*[_attribute_names(each) | names_assigned(each.__code__) for each in functions])
+    if not all(map(_keeps_self, functions)) or any(_runs_unknown_code(held) for held in _members(cls, names)):
+        return None
+    return names
+
+
+def is_method_of(fn: Any, value: Any) -> bool:
+    """Return whether a function is a method of the class of a value, itself or wrapped, as in a jitted one."""
+    held = inspect.getattr_static(type(value), getattr(fn, "__name__", ""), None)
+    while isinstance(held, Wrapped):
+        held = held.__wrapped__
+    return held is fn
+
+
+def _keeps_self(method: types.FunctionType) -> bool:
+    """Return whether a method does nothing with ``self`` but read and assign its attributes, by names that are in its code."""
+    code = method.__code__
+    return code.co_argcount > 0 and not escapes(code, code.co_varnames[0]) and ("global", "super") not in names_read(code)
+
+
+def _runs_unknown_code(held: Any) -> bool:
+    """Return whether what stands in a class is given the object that it is read of, and may read any attribute of that."""
+    if isinstance(held, (types.FunctionType, property, staticmethod, classmethod, _Member)):
+        return False
+    return hasattr(type(held), "__get__") and not (isinstance(held, Wrapped) and held.verb == "jit")  # which looks itself
+
+
 def attributes_of(value: Any) -> dict[str, Any]:
     """Return the attributes that an object has itself, slots included."""
     slots = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
@@ -196,7 +237,7 @@ def _of_classes(classes: Sequence[type], functions: Iterable[types.FunctionType]
         f"{cls.__name__}.{name}": value
         for cls in classes
         for base in cls.__mro__[-2::-1]  # all but object
-        if not _is_library(base)
+        if not is_library(base)
         for name, value in vars(base).items()
         if not (name.startswith("__") or hasattr(type(value), "__get__")) and _arrays(value)
         if inspect.getattr_static(cls, name) is value  # and not that of a base
@@ -215,7 +256,7 @@ def _read(
     read = _attribute_names(fn)
     variables = list(_variables(fn, names))
     for name, value in variables:  # which get more on the way
-        if isinstance(value, _WITH_NAMES) and not _is_library(value) and name.count(".") < _DEEPEST:
+        if isinstance(value, _WITH_NAMES) and not is_library(value) and name.count(".") < _DEEPEST:
             members = sorted(each[1] for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2])
             variables += [(f"{name}.{each}", held) for each in members if (held := _named(value, each)) is not None]
     yield from [(name + where, value) for name, value in variables if not _tells_structure(value, name, [fn])]
@@ -357,7 +398,9 @@ def _is_ours(fn: Any) -> bool:
     return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(_LIBRARIES)
 
 
-def _is_library(value: Any) -> bool:
+def is_library(value: Any) -> bool:
     """Return whether a Python module, or that of a class or function, belongs to this package or another that is installed."""
     module = value if isinstance(value, types.ModuleType) else sys.modules.get(getattr(value, "__module__", ""))
+    if getattr(module, "__name__", "").partition(".")[0] in sys.stdlib_module_names:  # some have no file
+        return True
     return (getattr(module, "__file__", None) or "").startswith(_LIBRARIES)

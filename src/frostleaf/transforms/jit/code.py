@@ -52,6 +52,11 @@ def uses(code: types.CodeType) -> Iterator[Use]:
     yield from [use for kind, use in names_read(code) if kind == "use"]
 
 
+def is_used(code: types.CodeType, name: str) -> bool:
+    """Return whether the code reads a variable."""
+    return any(use.name == name and not use.is_attribute for use in uses(code))
+
+
 def escapes(code: types.CodeType, name: str) -> bool:
     """Return whether the code may do something else with a variable than read attributes of it or assign to them."""
     return any(use.name == name and not use.is_attribute and not use.onward for use in uses(code))

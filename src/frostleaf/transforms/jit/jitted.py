@@ -23,6 +23,7 @@ from ..wrapping import Wrapped, require_runs_when_called
 from .arguments import (
     Numbers,
     objects_in_fields,
+    owner_of,
     require_no_arrays,
     require_no_iterator,
     unhashable,
@@ -263,7 +264,8 @@ class Jitted(Wrapped[P, R]):
         require_no_arrays(self._fn, held)
         if not traces.looked_outside:
             traces.looked_outside = True
-            warn_of_captured(self._fn, held, classes)
+            if not warn_of_captured(self._fn, held, classes):  # of which passing the object as an argument is the mend, too
+                warn_of_mutable(self._fn, owner_of(self._fn), classes, traces.warned)
         warn_of_mutable(self._fn, held, classes, traces.warned)
         if traces.numbers.add(self._fn, static, given):
             traces.row.end()
