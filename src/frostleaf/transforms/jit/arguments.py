@@ -7,22 +7,20 @@ import functools
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MappingView, Sequence
-from numbers import Number
 from typing import Any
 
 import attrs
 import mlx.core as mx
 
-from ...core.containers import find_unhashable, is_namespace, static_key
+from ...core.containers import find_unhashable, is_namespace
 from ...core.hidden import BOUND, Hidden, find_hidden, is_foreign_array
 from ...core.instance import Metadata
 from ...core.structure import Structure, flat_of, specs_in
-from ...core.words import Path, class_name, describe, function_name, keystr, level_of_caller, with_article
-from .captured import attributes_of, attributes_used, is_from_outside, is_library, is_method_of, names_read_by
+from ...core.words import Path, class_name, function_name, keystr, level_of_caller, with_article
+from .captured import attributes_of, attributes_used, is_from_outside, is_method_of, is_of_library, names_read_by
 from .code import escapes, is_used
 
 _FIRST = 4
-_MOST_NUMBERS = 8
 
 
 class MutableArgumentWarning(UserWarning):
@@ -47,7 +45,7 @@ class RetraceWarning(UserWarning):
     >>> step = fl.jit(lambda x, number: x * number)
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")
-    ...     for number in range(10):
+    ...     for number in range(40):
     ...         _ = step(mx.ones(2), number)  # write mx.array(number)
     >>> [each.category.__name__ for each in caught]
     ['RetraceWarning']
@@ -158,7 +156,7 @@ def warn_of_mutable(
     class of a library another, and an object of one is taken to be what it is.
     """
     for name, value in static:
-        if type(value) in warned or not _is_plain(value) or is_library(type(value)):
+        if type(value) in warned or not _is_plain(value) or is_of_library(type(value)):
             continue
         own = [each for each, held in attributes_of(value).items() if find_hidden(held) is None]  # arrays are told of elsewhere
         given_away = _is_given_away(fn, name)
@@ -255,38 +253,6 @@ def require_unchanging(fn: Callable[..., Any], result: Structure, static: Iterab
 
 
 _OF_OTHER_KINDS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
-
-
-CHANGING = (
-    "{name} of {fn} has had {count} values, the last of them {value}, and each is a trace of its own. Pass "
-    "mx.array({value}), unless a shape depends on it."
-)
-
-
-class Numbers:
-    """The numbers that one jitted function has been traced for."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, int], set[Any]] = {}
-
-    def add(self, fn: Callable[..., Any], static: Iterable[tuple[str, Any]], arrays: Sequence[mx.array]) -> bool:
-        """Note the numbers of a new trace, and warn once of a place that has had many with arrays of the same shapes.
-
-        Returns:
-            Whether it warned.
-        """
-        warned = False
-        shapes = hash(tuple([(array.shape, array.dtype) for array in arrays]))
-        for name, value in static:
-            if isinstance(value, Number) and not isinstance(value, bool):
-                seen = self._seen.setdefault((name, shapes), set())
-                if len(seen) < _MOST_NUMBERS:
-                    seen.add(static_key(value))
-                    if len(seen) == _MOST_NUMBERS:
-                        said = {"name": name, "fn": function_name(fn), "count": _MOST_NUMBERS, "value": describe(value)}
-                        warned = True
-                        warnings.warn(CHANGING.format(**said), RetraceWarning, stacklevel=level_of_caller())
-        return warned
 
 
 ADDMM = (

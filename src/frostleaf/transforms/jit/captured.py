@@ -237,7 +237,7 @@ def _of_classes(classes: Sequence[type], functions: Iterable[types.FunctionType]
         f"{cls.__name__}.{name}": value
         for cls in classes
         for base in cls.__mro__[-2::-1]  # all but object
-        if not is_library(base)
+        if not _is_library(base)
         for name, value in vars(base).items()
         if not (name.startswith("__") or hasattr(type(value), "__get__")) and _arrays(value)
         if inspect.getattr_static(cls, name) is value  # and not that of a base
@@ -256,7 +256,7 @@ def _read(
     read = _attribute_names(fn)
     variables = list(_variables(fn, names))
     for name, value in variables:  # which get more on the way
-        if isinstance(value, _WITH_NAMES) and not is_library(value) and name.count(".") < _DEEPEST:
+        if isinstance(value, _WITH_NAMES) and not _is_library(value) and name.count(".") < _DEEPEST:
             members = sorted(each[1] for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2])
             variables += [(f"{name}.{each}", held) for each in members if (held := _named(value, each)) is not None]
     yield from [(name + where, value) for name, value in variables if not _tells_structure(value, name, [fn])]
@@ -398,7 +398,12 @@ def _is_ours(fn: Any) -> bool:
     return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(_LIBRARIES)
 
 
-def is_library(value: Any) -> bool:
+def is_of_library(cls: type) -> bool:
+    """Return whether a class was written in a library, and not only made by a function of one."""
+    return _is_library(cls) and vars(sys.modules[cls.__module__]).get(cls.__name__) is cls
+
+
+def _is_library(value: Any) -> bool:
     """Return whether a Python module, or that of a class or function, belongs to this package or another that is installed."""
     module = value if isinstance(value, types.ModuleType) else sys.modules.get(getattr(value, "__module__", ""))
     if getattr(module, "__name__", "").partition(".")[0] in sys.stdlib_module_names:  # some have no file
