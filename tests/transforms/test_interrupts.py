@@ -11,7 +11,7 @@ from frostleaf.core.words import PACKAGE
 from frostleaf.transforms.context import Context, _Leaving, context
 from frostleaf.transforms.jit.compiled import dropped, outliving
 from frostleaf.transforms.jit.program import Program
-from frostleaf.transforms.random import _blocks, _innermost
+from frostleaf.transforms.random import _innermost, _thread
 from frostleaf.transforms.stateful import records
 from frostleaf.transforms.vmap import mapping
 
@@ -97,7 +97,7 @@ def left_behind():
         "mapping": not mapping(),
         "tracing": not outliving.tracing,
         "dropping": not dropped.busy,
-        "blocks": not _blocks.entered and _innermost.get() is None,
+        "blocks": not _thread.entered and _innermost.get() is None,
     }
 
 

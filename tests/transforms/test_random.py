@@ -394,3 +394,37 @@ block.held = block
 def test_what_is_suspended_inside_does_not_end_the_process():
     run = subprocess.run([sys.executable, "-c", SUSPENDED], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+IN_THREADS = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+import frostleaf as fl, mlx.core as mx
+
+jitted = fl.jit(lambda x: mx.exp(x) * 2 + 1)
+drawn = fl.jit(lambda x: x + mx.random.normal((4, 2)))
+
+def work(fn=jitted):
+    mx.eval(fn(mx.ones((4, 2))))
+
+def in_thread(fn):
+    thread = threading.Thread(target=work, args=(fn,))
+    thread.start()
+    thread.join()
+
+"""
+ENDS = {
+    "a thread": "in_thread(jitted)",
+    "a thread after the main one": "work(); in_thread(jitted)",
+    "a thread that draws": "in_thread(drawn)",
+    "a thread that builds a layer": "in_thread(lambda x: fl.nn.Linear(2, 2)(x))",
+    "a pool": "with ThreadPoolExecutor(3) as pool: list(pool.map(work, [jitted, drawn] * 4))",
+    "an open pool": "pool = ThreadPoolExecutor(3); list(pool.map(work, [jitted, drawn] * 4))",
+}
+
+
+@pytest.mark.parametrize("last", ENDS.values(), ids=ENDS)
+def test_the_process_ends_well_after_work_in_other_threads(last):
+    for _ in range(4):
+        run = subprocess.run([sys.executable, "-c", IN_THREADS + last], capture_output=True, text=True, timeout=120)
+        assert (run.returncode, run.stderr) == (0, "")

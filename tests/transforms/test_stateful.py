@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import threading
+import warnings
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import mlx.optimizers
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.stateful import BESIDE, STRANGER
+from frostleaf.transforms.stateful import BESIDE, STRANGER, UNCOLLECTED
 
 NOT_A_BUFFER = "{cls} has no buffer {name!r} to record{nearest}. Declare it with fl.buffer() in the class body."
 NOT_A_MODEL = "fl.stateful takes a module, a bound method of one or a function of one, and was given {kind}"
@@ -265,6 +266,48 @@ def test_a_plain_call_records_nothing():
     counter.eval()(X)  # of which nobody expects statistics
     assert isinstance(fl.eval_shape(counter, X), fl.ShapeDtypeStruct)
     assert totals(fl.stateful(counter, X)[1]) == [([1.0, 2.0], 1)]
+
+
+def uncollected(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert [each.category for each in caught] == [fl.UncollectedStateWarning] * len(caught)
+    return [str(each.message) for each in caught]
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_state_that_nobody_collects_in_a_loop_is_warned_of_once(jitted):
+    def loop():
+        models = [Counter(), Counter(), Counter(name="other")]
+        for model in models:
+            call = fl.jit(model) if jitted else model
+            call(X)
+
+    said = UNCOLLECTED.format(cls="Counter", names="total, calls")
+    assert uncollected(loop) == uncollected(loop) == [said]
+
+
+def test_each_class_and_each_line_is_warned_of():
+    def calls():
+        for _ in range(2):
+            fl.nn.BatchNorm(2)(x)
+            fl.nn.BatchNorm(2)(x)
+            fl.nn.Sequential(fl.nn.BatchNorm(2), fl.nn.BatchNorm(2), Counter())(x)
+
+    x = mx.ones((3, 2))
+    assert len(uncollected(calls)) == 4
+
+
+def test_a_batch_norm_whose_statistics_stay_is_not_warned_of():
+    x = mx.random.normal((3, 2))
+    layer = fl.nn.BatchNorm(2, momentum=0.0)
+    assert uncollected(lambda: layer(x)) == []
+    out, after = fl.stateful(layer, x)
+    assert fl.tree.equal(out, layer(x))
+    assert fl.tree.equal(after, layer)
+    assert not fl.tree.equal(out, layer.eval()(x))
+    assert len(uncollected(lambda: fl.nn.BatchNorm(2)(x))) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import mlx.core as mx
 from ..core.fields import buffer, static
 from ..core.words import describe
 from ..module import Module
-from ..transforms.stateful import record, recorded
+from ..transforms.stateful import record, recorded, recording
 from .checks import misfit, number, positive, size
 from .dtypes import layer_dtype
 
@@ -322,15 +322,15 @@ class BatchNorm(Module):
         mean, var = mx.mean(x, axes), mx.var(x, axes)
         running = recorded(self)
         if self.track_running_stats and running.running_mean is not None and running.running_var is not None:
-            if self.training:
+            if not self.training:
+                mean, var = running.running_mean, running.running_var
+            elif self.momentum or recording():  # or else they stay as they are, and nobody need collect them
                 old, new = 1 - self.momentum, self.momentum
                 record(
                     self,
                     running_mean=old * running.running_mean + new * mean,
                     running_var=old * running.running_var + new * mx.var(x, axes, ddof=1),
                 )
-            else:
-                mean, var = running.running_mean, running.running_var
         return _affine((x - mean) * mx.rsqrt(var + self.eps), self.weight, self.bias)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import threading
+import time
 from contextvars import ContextVar
 
 import mlx.core as mx
@@ -63,14 +64,34 @@ class _Entered:
         self.left = False
 
 
-class _Blocks(threading.local):
-    """The blocks that this thread is in, the innermost last."""
+class _Thread(threading.local):
+    """What belongs to this thread.
+
+    Attributes:
+        state: MLX's list of its random state.
+        entered: The blocks that it is in, the innermost last.
+    """
 
     def __init__(self) -> None:
+        self.state: list[mx.array] = mx.random.state  # type: ignore[assignment]  # in MLX 0.32.0 a list for each thread
         self.entered: list[_Entered] = []
+        if threading.current_thread() is not threading.main_thread():
+            _other_threads.add(threading.get_ident())
 
 
-_blocks = _Blocks()
+_PAUSE = 0.05  # seconds
+_other_threads: set[int] = set()
+
+
+@atexit.register
+def _let_threads_end() -> None:
+    # MLX drops the traces and the random state of a thread only after Python has joined it, and takes the GIL for that. If the
+    # interpreter is being taken down by then, the process aborts.
+    if _other_threads:
+        time.sleep(_PAUSE)
+
+
+_thread = _Thread()
 # The innermost block as this task sees it.
 _innermost: ContextVar[_Entered | None] = ContextVar("innermost", default=None)
 
@@ -91,7 +112,7 @@ class _Drawing(Scope):
         self._key = key
 
     def _enter(self, leaving: Leaving) -> None:
-        entered = _blocks.entered
+        entered = _thread.entered
         while entered and entered[-1].left:
             restore_state(entered[-1].before)
             entered.pop()
@@ -109,7 +130,7 @@ def require_own_state() -> None:
     Raises:
         RuntimeError: If another task is inside :func:`rng`.
     """
-    entered = _blocks.entered
+    entered = _thread.entered
     if entered and not entered[-1].left and entered[-1] is not _innermost.get():
         raise RuntimeError(INTERLEAVED)
 
@@ -163,14 +184,6 @@ def next_key() -> mx.array:
     carried, key = mx.random.split(saved_state())
     restore_state(carried)
     return key
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.state: list[mx.array] = mx.random.state  # type: ignore[assignment]  # in MLX 0.32.0 a list for each thread
-
-
-_thread = _Thread()
 
 
 def saved_state() -> mx.array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -154,6 +155,28 @@ UNCOLLECTED = (
 )
 
 
+class _Warned:
+    """What has been warned of, so that a loop is told once also where each warning is shown.
+
+    As in Python's own registry, other filters begin anew.
+    """
+
+    def __init__(self) -> None:
+        self._filters: Any = None
+        self._seen: set[Any] = set()
+
+    def is_first(self, what: Any) -> bool:
+        """Return whether something is new under these filters, and note it."""
+        if self._filters is not warnings.filters:
+            self._filters, self._seen = warnings.filters, set()
+        known = len(self._seen)
+        self._seen.add(what)
+        return len(self._seen) > known
+
+
+_warned = _Warned()
+
+
 def record(module: Node, /, **buffers: mx.array) -> None:
     """Record new buffers of a module, with which the enclosing :func:`stateful` returns the model.
 
@@ -168,7 +191,8 @@ def record(module: Node, /, **buffers: mx.array) -> None:
         TypeError: If a name is not a buffer of the module.
 
     Warns:
-        UncollectedStateWarning: If the module is in training mode and there is no :func:`stateful` around the call.
+        UncollectedStateWarning: If the module is in training mode and there is no :func:`stateful` around the call; once for a
+            class in each line that calls it.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> class Counter(fl.Module):
@@ -188,8 +212,11 @@ def record(module: Node, /, **buffers: mx.array) -> None:
     if here is not None:
         here[id(module)] = module, evolve(recorded(module), buffers)
     elif metadata_of(module).training:
+        level = level_of_caller()
         message = UNCOLLECTED.format(cls=type(module).__name__, names=", ".join(buffers))
-        warnings.warn(message, UncollectedStateWarning, stacklevel=level_of_caller())
+        caller = sys._getframe(level - 1)
+        if _warned.is_first((message, caller.f_code.co_filename, caller.f_lineno)):
+            warnings.warn(message, UncollectedStateWarning, stacklevel=level)
 
 
 def recorded(module: M) -> M:

@@ -6,6 +6,9 @@ import dataclasses
 import functools
 import gc
 import io
+import logging
+import random
+import threading
 import types
 import warnings
 import weakref
@@ -18,9 +21,10 @@ import numpy as np
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.jit.arguments import ADDMM, CHANGING, HIDDEN, MUTABLE, RETURNED, USED_UP
+from frostleaf.transforms.jit.arguments import ADDMM, HIDDEN, MUTABLE, RETURNED, USED_UP
 from frostleaf.transforms.jit.captured import PASSES
 from frostleaf.transforms.jit.changes import CHANGED
+from frostleaf.transforms.jit.retraces import CHANGING
 
 X = mx.arange(3.0)
 
@@ -134,6 +138,21 @@ def test_a_namespace_is_told_to_be_a_frozen_dataclass(given):
         Scaled(given)
 
 
+@attrs.define
+class Defined:
+    k: int = 2
+
+    @fl.jit
+    def scaled(self, x):
+        return x * self.k
+
+
+def test_an_attrs_class_is_told_to_be_frozen():
+    for call in (Defined().scaled, lambda x: fl.jit(lambda x, config: x)(x, [Defined()])):
+        with pytest.raises(TypeError, match=r"hashed\. Make Defined @attrs\.frozen, or a tree with fl\.register_dataclass\.$"):
+            call(X)
+
+
 # Options of others
 
 
@@ -181,6 +200,84 @@ def test_an_object_that_holds_arrays_is_refused(given, hidden):
     assert ("bound to" in str(raised.value)) == isinstance(given, functools.partial)
     assert ("fl.register_dataclass" in str(raised.value)) != isinstance(given, functools.partial)
     assert jitted.trace_count == 0
+
+
+class Apart:
+    """Methods that take the model as an argument, and others."""
+
+    def __init__(self, model):
+        self.model = model
+        self.log = []
+
+    @fl.jit
+    def apply(self, model, x):
+        return model(x)
+
+    @fl.jit
+    def through(self, model, x):
+        return self._apply(model, x)
+
+    def _apply(self, model, x):
+        return model(x)
+
+    def __call__(self, x):
+        return self.apply(self.model, x)
+
+    @fl.jit
+    def reads(self, x):
+        return self.model(x)
+
+    @fl.jit
+    def reads_through(self, x):
+        return self.inner(x)
+
+    def inner(self, x):
+        return self.model(x)
+
+    @fl.jit
+    def gives_away(self, x):
+        return run(self, x)
+
+    @fl.jit
+    def by_any_name(self, x, name="model"):
+        return getattr(self, name)(x)
+
+    @fl.jit
+    def calls_itself(self, x):
+        return self(x)
+
+    @fl.jit
+    def keeps(self, x):
+        self.kept = x * 2
+        return x
+
+    @fl.jit
+    def logs(self, x):
+        self.log.append(x * 2)
+        return x
+
+
+def run(trainer, x):
+    return trainer.model(x)
+
+
+def test_a_method_of_an_object_with_arrays_that_it_does_not_read_is_compiled():
+    given = Apart(fl.nn.Linear(3, 2))
+    expected = given.model(X).tolist()
+    assert given(X).tolist() == given.apply(given.model, X).tolist() == given.through(given.model, X).tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["reads", "reads_through", "gives_away", "by_any_name", "calls_itself"])
+def test_a_method_of_an_object_with_arrays_that_it_may_read_is_refused(name):
+    with pytest.raises(TypeError, match=rf"^self of {name} is an Apart that holds arrays \(model: a Linear\)"):
+        getattr(Apart(fl.nn.Linear(3, 2)), name)(X)
+
+
+@pytest.mark.filterwarnings("ignore::frostleaf.MutableArgumentWarning")
+@pytest.mark.parametrize(("name", "hidden"), [("keeps", "kept"), ("logs", r"log\.0")])
+def test_a_method_that_puts_an_array_into_its_object_is_refused(name, hidden):
+    with pytest.raises(TypeError, match=rf"^self of {name} is an Apart that holds arrays \({hidden}: f32\[3\]\)"):
+        getattr(Apart(fl.nn.Linear(3, 2)), name)(X)
 
 
 def test_an_object_that_gets_arrays_while_it_is_traced_is_refused():
@@ -273,6 +370,76 @@ def test_what_does_not_change_is_not_warned_of(given):
     assert warned(lambda: fl.jit(lambda x, given: x)(X, given), fl.MutableArgumentWarning) == []
 
 
+class Counting:
+    def __init__(self):
+        self.k, self.seen, self.log = 2, 0, []
+
+    def scaled(self, x):
+        return x * self.k
+
+    def untouched(self, x):
+        return x * 2
+
+    def __call__(self, x):
+        return self.scaled(x)
+
+
+COUNTING = Counting()
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda: fl.jit(COUNTING.scaled),
+        lambda: fl.jit(functools.partial(COUNTING.scaled)),
+        lambda: fl.jit(Counting.scaled).__get__(COUNTING),
+        lambda: functools.partial(fl.jit(Counting.scaled), COUNTING),
+    ],
+)
+def test_the_object_of_a_method_is_warned_of_whether_it_is_bound_first_or_jitted(fn):
+    jitted = fn()
+    said = {"name": "self", "fn": "scaled", "kind": "a Counting", "attributes": "k"}
+    assert warned(lambda: (jitted(X), jitted(X[:1])), fl.MutableArgumentWarning) == [MUTABLE.format(**said)]
+
+
+def test_an_object_that_is_called_is_warned_of():
+    said = {"name": "self", "fn": "Counting", "kind": "a Counting", "attributes": "k"}
+    assert warned(lambda: fl.jit(COUNTING)(X), fl.MutableArgumentWarning) == [MUTABLE.format(**said)]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        fl.jit(Counting.untouched).__get__(COUNTING),
+        fl.jit(COUNTING.untouched),
+        lambda x: fl.jit(lambda given, x: x * 2)(COUNTING, x),
+        lambda x: fl.jit(lambda given, x: x * 2)([COUNTING], x),
+        lambda x: fl.jit(lambda given, x: given.untouched(x))(COUNTING, x),
+    ],
+)
+def test_an_object_of_which_nothing_is_read_is_not_warned_of(call):
+    assert warned(lambda: call(X), fl.MutableArgumentWarning) == []
+
+
+@pytest.mark.parametrize("given", [logging.getLogger("jit"), random.Random(0), threading.local(), np.vectorize(abs)])
+def test_an_object_of_a_library_is_not_warned_of(given):
+    used = [lambda given, x: (str(given), x)[1], lambda m, x: (str(m.rule), x)[1], lambda m, x: (str(m["a"]), x)[1]]
+    for fn, argument in zip(used, [given, Scaled(3, given), {"a": given}], strict=True):
+        assert warned(lambda fn=fn, argument=argument: fl.jit(fn)(argument, X), fl.MutableArgumentWarning) == []
+
+
+class Noise(random.Random):
+    def __init__(self):
+        self.rate = 2
+
+
+def test_an_object_of_an_own_class_above_one_of_a_library_is_warned_of():
+    said = {"name": "given", "fn": "<lambda>", "kind": "a Noise", "attributes": "rate"}
+    assert warned(lambda: fl.jit(lambda given, x: x * given.rate)(Noise(), X), fl.MutableArgumentWarning) == [
+        MUTABLE.format(**said)
+    ]
+
+
 class Scaled(fl.Module):
     config: Any = fl.static()
     rule: Any = fl.static(default=None)
@@ -340,7 +507,7 @@ def test_a_number_that_changes_is_warned_of_once_with_its_name():
         for step in range(40):
             jitted(X, {"step": step, "rate": 0.1, "on": step % 2 == 0})
 
-    said = {"name": "state.step", "fn": "<lambda>", "count": 8, "value": "7"}
+    said = {"name": "state.step", "fn": "<lambda>", "count": 32, "value": "31"}
     assert warned(calls, fl.RetraceWarning) == [CHANGING.format(**said)]
 
 
@@ -370,7 +537,10 @@ def test_an_iterator_in_a_result_is_refused(make, kind, where):
         assert str(raised.value) == PASSES.format(fn="<lambda>", kind=kind, where=where, transformation=name)
 
 
-@pytest.mark.parametrize("given", [iter([1]), map(len, []), (n for n in [X]), {"a": X}.values()])
+@pytest.mark.parametrize(
+    "given",
+    [iter([1]), map(len, []), (n for n in [X]), {"a": X}.values(), {"a": X}.items(), {"a": X}.keys(), {1: X}.items()],
+)
 def test_an_iterator_in_an_argument_is_refused(given):
     jitted = fl.jit(lambda x, numbers: x)
     with pytest.raises(TypeError) as raised:

@@ -576,3 +576,59 @@ def test_an_assignment_to_an_attribute_that_is_lost_is_warned_of():
 
     message = warned("step", "trainer.model (a Linear with 2 arrays)")[0] + LOST.format(fn="step", names="trainer.model")
     assert captured(step) == [message]
+
+
+class Measuring:
+    def __init__(self):
+        self.model, self.held = MODEL, weight
+
+    def width(self, x):
+        return x * self.model.weight.shape[0] * self.held.ndim
+
+    def value(self, x):
+        return x * self.held * self.held.ndim
+
+
+MODELS = fl.nn.Sequential(MODEL, MODEL)
+STRUCTURE = {
+    "the shape of a weight": lambda x: x * MODEL.weight.shape[0],
+    "the shape in a helper": lambda x: width(x),
+    "the number of dimensions": lambda x: x * X.ndim,
+    "the size": lambda x: x * X.size,
+    "the dtype": lambda x: x.astype(X.dtype),
+    "the mode": lambda x: x if MODEL.training else -x,
+    "the class": lambda x: (type(MODEL), x)[1],
+    "the class of a field": lambda x: x if isinstance(MODEL.weight, mx.array) else -x,
+    "the number of layers": lambda x: x * len(MODELS.layers),
+    "an attribute of self": Measuring().width,
+    "of an array in a function inside": lambda x: next(x * X.ndim for _ in range(1)),
+}
+VALUES_TOO = {
+    "the shape and a value": (lambda x: x * MODEL.weight.shape[0] + MODEL.weight[0, 0], "MODEL (a Linear with 2 arrays)"),
+    "the shape of another array": (lambda x: x * X.T.shape[0], "X (i32[2])"),
+    "an array called like a shape": (lambda x: x * SIZED.size, "SIZED (a Sized with 1 array)"),
+    "an item": (lambda x: x * X[0], "X (i32[2])"),
+    "under another name": (lambda x: [x * each.size for each in [X]], "X (i32[2])"),
+    "an attribute of self": (Measuring().value, "self.held (i32[])"),
+}
+
+
+class Sized(fl.Module):
+    size: mx.array
+
+
+SIZED = Sized(weight)
+
+
+def width(x):
+    return x * MODEL.bias.shape[0]
+
+
+@pytest.mark.parametrize("function", STRUCTURE.values(), ids=STRUCTURE)
+def test_what_is_structure_is_not_warned_of(function):
+    assert captured(function) == []
+
+
+@pytest.mark.parametrize(("function", "variables"), VALUES_TOO.values(), ids=VALUES_TOO)
+def test_values_are_warned_of_where_structure_is_read_too(function, variables):
+    assert captured(function) == warned(getattr(function, "__name__", ""), variables)

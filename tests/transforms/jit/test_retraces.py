@@ -43,13 +43,13 @@ def retraced(calls, count=60, jitted=None):
 
 
 ANEW: dict[str, Any] = {
-    "a length": (lambda n: mx.zeros((n, 4)), "shape", "given: shape f32[14,4] -> f32[15,4]"),
-    "a cache": (lambda n: {"k": mx.zeros((n, 4)), "v": mx.zeros((n, 4))}, "shape", "given.k: shape f32[14,4] -> f32[15,4]"),
-    "a static field": (lambda n: COUNTED.replace(step=n), "number", "given.step: static 14 -> 15"),
+    "a length": (lambda n: mx.zeros((n, 4)), "shape", "given: shape f32[30,4] -> f32[31,4]"),
+    "a cache": (lambda n: {"k": mx.zeros((n, 4)), "v": mx.zeros((n, 4))}, "shape", "given.k: shape f32[30,4] -> f32[31,4]"),
+    "a static field": (lambda n: COUNTED.replace(step=n), "number", "given.step: static 30 -> 31"),
     "a lambda": (lambda n: lambda x: x * 2, "object", "given: static ANEW.<lambda> -> another <lambda>"),
-    "a config": (Config, "static", "given: static Config(number=14) -> Config(number=15)"),
-    "a set": (lambda n: frozenset([n]), "static", "given: static {14} -> {15}"),
-    "a text": (str, "static", "given: static '14' -> '15'"),
+    "a config": (Config, "static", "given: static Config(number=30) -> Config(number=31)"),
+    "a set": (lambda n: frozenset([n]), "static", "given: static {30} -> {31}"),
+    "a text": (str, "static", "given: static '30' -> '31'"),
     "a schedule": (
         lambda n: fl.optim.SGD(fl.optim.cosine_decay(0.1, 10)), "object",
         "given.arguments.learning_rate: static cosine_decay(...) -> another cosine_decay(...)",
@@ -61,7 +61,7 @@ ANEW: dict[str, Any] = {
 @pytest.mark.parametrize(("make", "sort", "change"), ANEW.values(), ids=ANEW)
 def test_what_is_another_in_each_call_is_warned_of_once(make, sort, change):
     change = change.replace("ANEW.", "")
-    assert retraced(make) == [RETRACED.format(fn="first", count=16, change=change, advice=ADVICE[sort])]
+    assert retraced(make) == [RETRACED.format(fn="first", count=32, change=change, advice=ADVICE[sort])]
 
 
 class Narrow(fl.Module):
@@ -70,6 +70,8 @@ class Narrow(fl.Module):
 
 OFTEN_OTHERWISE: dict[str, Any] = {
     "a few numbers": lambda n: n % 7,
+    "twenty numbers": lambda n: n % 20,
+    "numbers that come twice at a time": lambda n: n // 2,
     "a few lengths": lambda n: mx.zeros((n % 12, 4)),
     "a length that comes twice at a time": lambda n: mx.zeros((n // 2, 4)),
     "many lengths, each after one that was there": lambda n: mx.zeros((n if n % 2 else 1, 4)),
@@ -88,10 +90,53 @@ def test_other_calls_are_not_warned_of(make):
 @pytest.mark.parametrize("make", [lambda n: mx.zeros((n, 4)), str, Config])
 def test_fewer_calls_than_many_are_not_warned_of(make):
     jitted = fl.jit(first)
-    assert retraced(make, 15, jitted) == []
+    assert retraced(make, 31, jitted) == []
     jitted.clear()
-    assert retraced(make, 15, jitted) == []
-    assert len(retraced(lambda n: make(n + 15), 2, jitted)) == 1
+    assert retraced(make, 31, jitted) == []
+    assert len(retraced(lambda n: make(n + 31), 2, jitted)) == 1
+
+
+def test_what_is_meant_to_be_is_not_warned_of():
+    for make in (lambda n: n, lambda n: mx.zeros((n, 4)), str, lambda n: COUNTED.replace(step=n)):
+        assert retraced(make, jitted=fl.jit(first, max_traces=None)) == []
+
+
+def test_numbers_that_are_new_in_each_call_are_warned_of_between_other_calls():
+    assert len(retraced(lambda n: 0 if n % 2 else n, 80)) == 1
+
+
+def test_a_list_of_numbers_is_warned_of_once():
+    assert len(retraced(lambda n: [n, n + 1, {"a": -n}], 80)) == 1
+
+
+@pytest.mark.parametrize("shapeless", [False, True])
+def test_shapeless_is_advised_where_it_would_help(shapeless):
+    def step(given, x):
+        return LINEAR(given)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        jitted = fl.jit(step, shapeless=shapeless)
+        for number in range(60):
+            jitted(mx.zeros((number, 4)), X)
+    found = [str(each.message) for each in caught if each.category is fl.RetraceWarning][shapeless:]
+    assert len(found) == 1
+    assert ADVICE["shape of a sum"] in found[0]
+    assert "shapeless" not in found[0]
+
+
+LINEAR = fl.nn.Linear(4, 2)
+
+
+def test_a_sweep_over_learning_rates_is_told_of_one_optimizer():
+    def step(opt, x):
+        model = fl.nn.Linear(4, 2, key=mx.random.key(0))
+        return opt.update(model, fl.tree.map(mx.ones_like, model), opt.init(model))
+
+    made = [retraced(lambda n, opt=opt: opt(0.1 + n), 40, fl.jit(step)) for opt in (fl.optim.SGD, fl.optim.Adam)]
+    for [message] in made:
+        assert ADVICE["learning rate"] in message
+        assert "What differs each time: opt.arguments.learning_rate: static" in message
 
 
 def test_the_warning_about_a_number_is_the_only_one():

@@ -76,6 +76,7 @@ def test_a_deep_copy_of_what_is_bound_is_bound_to_a_copy():
     assert fl.tree.equal(copied(X), net(X))
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.MutableArgumentWarning")
 def test_a_deep_copy_of_an_object_has_a_jitted_method_of_the_copy():
     trainer = Trainer()
     again = copy.deepcopy(trainer)

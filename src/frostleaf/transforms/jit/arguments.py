@@ -7,20 +7,20 @@ import functools
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MappingView, Sequence
-from numbers import Number
 from typing import Any
 
+import attrs
 import mlx.core as mx
 
-from ...core.containers import find_unhashable, is_namespace, static_key
-from ...core.hidden import BOUND, find_hidden, is_foreign_array
+from ...core.containers import find_unhashable, is_namespace
+from ...core.hidden import BOUND, Hidden, find_hidden, is_foreign_array
 from ...core.instance import Metadata
 from ...core.structure import Structure, flat_of, specs_in
-from ...core.words import Path, class_name, describe, function_name, keystr, level_of_caller, with_article
-from .captured import attributes_of, is_from_outside, names_read_by
+from ...core.words import Path, class_name, function_name, keystr, level_of_caller, with_article
+from .captured import attributes_of, attributes_used, is_from_outside, is_method_of, is_of_library, names_read_by
+from .code import escapes, is_used
 
 _FIRST = 4
-_MOST_NUMBERS = 8
 
 
 class MutableArgumentWarning(UserWarning):
@@ -45,7 +45,7 @@ class RetraceWarning(UserWarning):
     >>> step = fl.jit(lambda x, number: x * number)
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")
-    ...     for number in range(10):
+    ...     for number in range(40):
     ...         _ = step(mx.ones(2), number)  # write mx.array(number)
     >>> [each.category.__name__ for each in caught]
     ['RetraceWarning']
@@ -64,6 +64,9 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
         found = find_unhashable(value)
         if found is not None:
             path, inner = found
+            given, place = with_article(class_name(inner)), keystr((name, *path))
+            if isinstance(inner, Iterator | MappingView):
+                return _used_up(fn, place, inner)
             if is_foreign_array(inner):
                 advice = "Pass mx.array(...) of it."
             elif isinstance(inner, list | dict | set):
@@ -72,11 +75,12 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
                 advice = "Pass a list of what is in it."
             elif dataclasses.is_dataclass(inner):
                 advice = f"Make {type(inner).__name__} a @dataclass(frozen=True), or a tree with fl.register_dataclass."
+            elif attrs.has(type(inner)):
+                advice = f"Make {type(inner).__name__} @attrs.frozen, or a tree with fl.register_dataclass."
             elif is_namespace(inner):
                 advice = "Pass what is in it, or a frozen dataclass of that."
             else:
                 advice = "Give its class __eq__ and __hash__."
-            given, place = with_article(class_name(inner)), keystr((name, *path))
             return TypeError(UNHASHABLE.format(name=place, fn=function_name(fn), given=given, advice=advice))
     return None
 
@@ -94,7 +98,7 @@ def require_no_arrays(fn: Callable[..., Any], static: Iterable[tuple[str, Any]])
         TypeError: If it does; the message says where.
     """
     for name, value in static:
-        hidden = None if isinstance(value, types.FunctionType) else find_hidden(value)
+        hidden = None if isinstance(value, types.FunctionType) else _hidden_in(value, fn)
         if hidden is not None:
             cls = type(value).__name__
             if isinstance(value, (*BOUND, functools.partial)):
@@ -104,6 +108,16 @@ def require_no_arrays(fn: Callable[..., Any], static: Iterable[tuple[str, Any]])
                 advice = f"Pass the arrays as arguments, or make {cls} a tree with {known}."
             said = {"name": name, "fn": function_name(fn), "kind": with_article(cls), "hidden": hidden, "advice": advice}
             raise TypeError(HIDDEN.format(**said))
+
+
+def _hidden_in(value: Any, fn: Callable[..., Any]) -> Hidden | None:
+    """Find an array in an object; in one of which the function is a method, in an attribute that the function uses."""
+    used = attributes_used(fn, value) if is_method_of(fn, value) else None
+    if used is None:
+        return find_hidden(value)
+    attributes = {name: each for name, each in attributes_of(value).items() if name in used}
+    hidden = [(name, find_hidden(each)) for name, each in attributes.items()]
+    return next((Hidden((name, *each.path), each.value) for name, each in hidden if each is not None), None)
 
 
 USED_UP = (
@@ -120,7 +134,11 @@ def require_no_iterator(fn: Callable[..., Any], static: Iterable[tuple[str, Any]
     """
     for name, value in static:
         if isinstance(value, Iterator | MappingView):
-            raise TypeError(USED_UP.format(name=name, fn=function_name(fn), kind=with_article(type(value).__name__)))
+            raise _used_up(fn, name, value)
+
+
+def _used_up(fn: Callable[..., Any], name: str, value: Any) -> TypeError:
+    return TypeError(USED_UP.format(name=name, fn=function_name(fn), kind=with_article(type(value).__name__)))
 
 
 MUTABLE = (
@@ -135,23 +153,39 @@ def warn_of_mutable(
 ) -> None:
     """Warn of each static value that is a mutable object, once for each class; ``warned`` has those that have been.
 
-    Named are the attributes that the function reads, if only from the class, or else those that the object has. It may read
-    them in a method of one of the ``classes``, which are those of modules.
+    Named are the attributes that the function reads, if only from the class, or else, if it gives the object to others, those
+    that the object has. It may read them in a method of one of the ``classes``, which are those of modules. Nobody can make a
+    class of a library another, and an object of one is taken to be what it is.
     """
     for name, value in static:
-        if type(value) in warned or not _is_plain(value):
+        if type(value) in warned or not _is_plain(value) or is_of_library(type(value)):
             continue
-        own = list(attributes_of(value))
-        read, of_variables = (names_read_by(fn, [type(value), *classes], each) for each in (False, True))
+        own = [each for each, held in attributes_of(value).items() if find_hidden(held) is None]  # arrays are told of elsewhere
+        given_away = _is_given_away(fn, name)
+        read, of_variables = (names_read_by(fn, [type(value), *classes], each, called=given_away) for each in (False, True))
         shown = [each for each in own if each in read]
         shown += [each for each in _class_attributes(value) if each in of_variables and each not in own]
-        shown = shown or own
+        shown = shown or own * given_away
         if shown:
             warned.add(type(value))
             attributes = ", ".join(shown[:_FIRST]) + ", ..." * (len(shown) > _FIRST)
             kind = with_article(type(value).__name__)
             message = MUTABLE.format(name=name, fn=function_name(fn), kind=kind, attributes=attributes)
             warnings.warn(message, MutableArgumentWarning, stacklevel=level_of_caller())
+
+
+def _is_given_away(fn: Callable[..., Any], name: str) -> bool:
+    """Return whether a function may do more than read attributes of an argument, or may do anything with what is inside one."""
+    code = getattr(getattr(fn, "__func__", fn), "__code__", None)
+    variable, *inside = name.split(".")
+    if code is None or variable not in code.co_varnames:
+        return True
+    return is_used(code, variable) if inside else escapes(code, variable)
+
+
+def owner_of(fn: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """Return the object that a method is bound to, or that is called like a function, and a name for it."""
+    return [] if isinstance(fn, types.FunctionType) else [("self", getattr(fn, "__self__", fn))]
 
 
 def objects_in_fields(fn: Callable[..., Any], structure: Structure, classes: Sequence[type]) -> list[tuple[Path, Any]]:
@@ -221,38 +255,6 @@ def require_unchanging(fn: Callable[..., Any], result: Structure, static: Iterab
 
 
 _OF_OTHER_KINDS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
-
-
-CHANGING = (
-    "{name} of {fn} has had {count} values, the last of them {value}, and each is a trace of its own. Pass "
-    "mx.array({value}), unless a shape depends on it."
-)
-
-
-class Numbers:
-    """The numbers that one jitted function has been traced for."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, int], set[Any]] = {}
-
-    def add(self, fn: Callable[..., Any], static: Iterable[tuple[str, Any]], arrays: Sequence[mx.array]) -> bool:
-        """Note the numbers of a new trace, and warn once of a place that has had many with arrays of the same shapes.
-
-        Returns:
-            Whether it warned.
-        """
-        warned = False
-        shapes = hash(tuple([(array.shape, array.dtype) for array in arrays]))
-        for name, value in static:
-            if isinstance(value, Number) and not isinstance(value, bool):
-                seen = self._seen.setdefault((name, shapes), set())
-                if len(seen) < _MOST_NUMBERS:
-                    seen.add(static_key(value))
-                    if len(seen) == _MOST_NUMBERS:
-                        said = {"name": name, "fn": function_name(fn), "count": _MOST_NUMBERS, "value": describe(value)}
-                        warned = True
-                        warnings.warn(CHANGING.format(**said), RetraceWarning, stacklevel=level_of_caller())
-        return warned
 
 
 ADDMM = (

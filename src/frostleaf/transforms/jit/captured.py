@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import io
@@ -11,7 +10,6 @@ import sys
 import sysconfig
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from typing import Any
 
@@ -22,6 +20,7 @@ from ...core.instance import Instance
 from ...core.structure import Structure
 from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, listed, with_article
 from ..wrapping import Wrapped
+from .code import Use, escapes, names_assigned, names_read, uses
 from .passing import MOST_NAMES
 
 # Whose functions read nothing that could go stale: this package, and what is installed, MLX among it.
@@ -35,6 +34,9 @@ _UNSET = object()
 _Member = types.MemberDescriptorType
 _WITH_NAMES = (types.ModuleType, types.FunctionType, type)
 _CALLED = (types.FunctionType, Wrapped)
+# What is read of an array, and what a function is told of a model, that is part of the structure.
+_OF_ARRAYS = {"shape", "dtype", "ndim", "size", "itemsize", "nbytes"}
+_ASKING = {"type", "len", "isinstance"}
 
 
 class CapturedArrayWarning(UserWarning):
@@ -61,7 +63,7 @@ CAPTURED = (
 LOST = " What {fn} assigns to {names} is lost: it does so only when traced, and arrays of a trace have no values. Return it."
 
 
-def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = (), classes: Iterable[type] = ()) -> None:
+def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] = (), classes: Iterable[type] = ()) -> bool:
     """Warn if the function reads arrays, or trees of arrays, from its closure, its globals, its defaults or an object in these.
 
     So does a function that it reads from there, or from a Python module, and a method or property whose name it reads. The
@@ -71,6 +73,9 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
         fn: The function.
         static: The names and the values of what is static in its arguments, whose attributes are looked at as well.
         classes: Those of the modules in its arguments, whose methods are looked at as well.
+
+    Returns:
+        Whether there are any.
     """
     found = {
         f"{name} ({_described(value, len(held))})": name
@@ -85,6 +90,7 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
         if lost:
             message += LOST.format(fn=function_name(fn), names=listed(lost))
         warnings.warn(message, CapturedArrayWarning, stacklevel=level_of_caller())
+    return bool(found)
 
 
 HIDDEN = (
@@ -160,6 +166,43 @@ def names_read_by(fn: Any, classes: Iterable[type], of_variables: bool = False, 
     return set().union(*map(_names_of_variables if of_variables else _attribute_names, functions))
 
 
+def attributes_used(fn: Any, owner: Any) -> set[str] | None:
+    """Return the names of the attributes of an object that its method ``fn``, or one that this calls, may read or assign to.
+
+    ``None`` if it may be any: the object is given away, or its class makes attributes as they are read.
+    """
+    cls = type(owner)
+    if hasattr(cls, "__getattr__") or any("__getattribute__" in vars(each) for each in cls.__mro__[:-1]):
+        return None
+    functions = list(_functions(fn))
+    functions += _methods([cls], set().union(*map(_attribute_names, functions)))
+    names = set().union(*[_attribute_names(each) | names_assigned(each.__code__) for each in functions])
+    if not all(map(_keeps_self, functions)) or any(_runs_unknown_code(held) for held in _members(cls, names)):
+        return None
+    return names
+
+
+def is_method_of(fn: Any, value: Any) -> bool:
+    """Return whether a function is a method of the class of a value, itself or wrapped, as in a jitted one."""
+    held = inspect.getattr_static(type(value), getattr(fn, "__name__", ""), None)
+    while isinstance(held, Wrapped):
+        held = held.__wrapped__
+    return held is fn
+
+
+def _keeps_self(method: types.FunctionType) -> bool:
+    """Return whether a method does nothing with ``self`` but read and assign its attributes, by names that are in its code."""
+    code = method.__code__
+    return code.co_argcount > 0 and not escapes(code, code.co_varnames[0]) and ("global", "super") not in names_read(code)
+
+
+def _runs_unknown_code(held: Any) -> bool:
+    """Return whether what stands in a class is given the object that it is read of, and may read any attribute of that."""
+    if isinstance(held, (types.FunctionType, property, staticmethod, classmethod, _Member)):
+        return False
+    return hasattr(type(held), "__get__") and not (isinstance(held, Wrapped) and held.verb == "jit")  # which looks itself
+
+
 def attributes_of(value: Any) -> dict[str, Any]:
     """Return the attributes that an object has itself, slots included."""
     slots = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
@@ -216,7 +259,7 @@ def _read(
         if isinstance(value, _WITH_NAMES) and not _is_library(value) and name.count(".") < _DEEPEST:
             members = sorted(each[1] for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2])
             variables += [(f"{name}.{each}", held) for each in members if (held := _named(value, each)) is not None]
-    yield from [(name + where, value) for name, value in variables]
+    yield from [(name + where, value) for name, value in variables if not _tells_structure(value, name, [fn])]
     for _, value in variables:
         helpers += _helpers(value)
     for name, value in [*objects, *variables]:
@@ -225,8 +268,26 @@ def _read(
             helpers += methods
             inside = read.union(*map(_attribute_names, methods))
             attributes = [(f"{name}.{each}", held) for each, held in attributes_of(value).items() if each in inside]
-            yield from [(each + where, held) for each, held in attributes]
+            yield from [(each + where, held) for each, held in attributes if not _tells_structure(held, each, [fn, *methods])]
             helpers += [helper for _, held in attributes for helper in _helpers(held)]
+
+
+def _tells_structure(value: Any, name: str, functions: Iterable[types.FunctionType]) -> bool:
+    """Return whether functions read only what is part of the structure of an array or a module, such as a shape or a mode."""
+    *of, last = name.split(".")
+    found = [use for each in functions for use in uses(each.__code__) if use.name == last and use.is_attribute == bool(of)]
+    return bool(found and _arrays(value)) and all(_is_structure(value, use) for use in found)
+
+
+def _is_structure(value: Any, use: Use) -> bool:
+    """Return whether what one place reads of a value holds no array, or is the shape or the like of one."""
+    for name in use.onward:
+        if isinstance(value, mx.array):
+            return name in _OF_ARRAYS
+        if not isinstance(value, Instance) or name not in (*type(value).__frostleaf__.fields, "training"):
+            return False
+        value = getattr(value, name)
+    return use.given_to in _ASKING or not _arrays(value)
 
 
 def _named(value: Any, name: str) -> Any:
@@ -319,52 +380,6 @@ def _held(value: Any) -> Mapping[str, Any]:
         return {}
 
 
-def names_read(code: types.CodeType) -> frozenset[tuple[str, Any]]:
-    """Return what the code, or code nested in it, reads: "closure", "global" or "attribute", and the name.
-
-    For an attribute of something that has a name, "member" and both names as well.
-    """
-    names = _names_of_code.get(code)
-    if names is None:
-        names = _names_of_code[code] = frozenset(_names_in(code))
-    return names
-
-
-# Code never changes, and most of what a new function reads is in code that an earlier one has read: in methods of layers.
-_names_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, Any]]] = weakref.WeakKeyDictionary()
-
-
-def _names_in(code: types.CodeType) -> Iterator[tuple[str, Any]]:
-    before, before_that = "", ""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield "global", instruction.argval
-        elif instruction.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"):
-            yield "closure", instruction.argval
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") or (
-            instruction.opname == "LOAD_CONST" and before_that == "getattr" and isinstance(instruction.argval, str)
-        ):
-            yield "attribute", instruction.argval
-            yield "member", (before, instruction.argval)
-        last = instruction.argval
-        if isinstance(last, tuple) and "LOAD_FAST" in instruction.opname:  # which may load two variables
-            last = last[-1]
-        before, before_that = last if isinstance(last, str) else "", before
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from names_read(constant)
-
-
-def names_assigned(code: types.CodeType) -> set[str]:
-    """Return the names from outside, and those of attributes, to which the code, or code nested in it, assigns."""
-    names = {
-        each.argval
-        for each in dis.get_instructions(code)
-        if each.opname in ("STORE_GLOBAL", "STORE_ATTR") or (each.opname == "STORE_DEREF" and each.argval in code.co_freevars)
-    }
-    return names.union(*[names_assigned(each) for each in code.co_consts if isinstance(each, types.CodeType)])
-
-
 def _arrays(value: Any) -> Sequence[mx.array]:
     try:
         return () if value is mx.random.state else list(arrays_in(value))  # the random state is what jit threads through
@@ -383,7 +398,14 @@ def _is_ours(fn: Any) -> bool:
     return isinstance(fn, types.FunctionType) and fn.__code__.co_filename.startswith(_LIBRARIES)
 
 
+def is_of_library(cls: type) -> bool:
+    """Return whether a class was written in a library, and not only made by a function of one."""
+    return _is_library(cls) and vars(sys.modules[cls.__module__]).get(cls.__name__) is cls
+
+
 def _is_library(value: Any) -> bool:
     """Return whether a Python module, or that of a class or function, belongs to this package or another that is installed."""
     module = value if isinstance(value, types.ModuleType) else sys.modules.get(getattr(value, "__module__", ""))
+    if getattr(module, "__name__", "").partition(".")[0] in sys.stdlib_module_names:  # some have no file
+        return True
     return (getattr(module, "__file__", None) or "").startswith(_LIBRARIES)

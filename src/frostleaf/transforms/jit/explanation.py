@@ -129,10 +129,15 @@ class History:
 
     Args:
         max_traces: How many traces are kept at a time. As many again are remembered, to recognise one that comes back.
+
+    Attributes:
+        count: How many traces there have been.
+        reused: How many of them were used again.
     """
 
     def __init__(self, max_traces: int | None) -> None:
         self.count = 0
+        self.reused = 0
         self._max_traces = max_traces
         self._traced: dict[Traced, None] = {}
         self._reason: str | None = None

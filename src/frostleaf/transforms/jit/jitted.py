@@ -22,8 +22,8 @@ from ..binding import unbind
 from ..context import Scope, context, override
 from ..wrapping import Wrapped, require_runs_when_called
 from .arguments import (
-    Numbers,
     objects_in_fields,
+    owner_of,
     require_no_arrays,
     require_no_iterator,
     unhashable,
@@ -34,7 +34,7 @@ from .captured import warn_of_captured
 from .compiled import outliving
 from .explanation import History
 from .program import NeedsShapes, Program
-from .retraces import Row
+from .retraces import Retraces
 from .standing import first_call
 
 P = ParamSpec("P")
@@ -81,7 +81,8 @@ def jit(
 
     Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped, also where they
     stood in partials, dataclasses or static fields. An object that can change gives a :class:`MutableArgumentWarning`; a
-    number, shape or static value that is another in each call, so that no trace is used again, a :class:`RetraceWarning`.
+    number, shape or static value that is another in each of many calls, so that no trace is used again, a
+    :class:`RetraceWarning`, unless ``max_traces=None`` says that it is meant to be.
 
     A module, or a bound method of one, is an argument like the others: the trace serves every module of its structure. Used
     as a decorator in a class body it makes a compiled method.
@@ -155,9 +156,8 @@ class Traces:
         history: What the function was traced for.
         looked_outside: Whether the function has been looked through for arrays from outside.
         warned: The classes of mutable arguments that have been warned of.
-        numbers: The numbers that it was traced for.
         names: Those of its parameters that can be given by position.
-        row: The latest calls, while each is traced.
+        retraces: Its traces that were hardly of use.
         any_order: Whether the order of keyword arguments makes no difference.
     """
 
@@ -170,8 +170,7 @@ class Traces:
     history: History = attrs.field(default=attrs.Factory(lambda self: History(self.max_traces), True), eq=False)
     looked_outside: bool = attrs.field(default=False, eq=False)
     warned: set[type] = attrs.field(factory=set, eq=False)
-    numbers: Numbers = attrs.field(factory=Numbers, eq=False)
-    row: Row = attrs.field(factory=Row, eq=False)
+    retraces: Retraces = attrs.field(factory=Retraces, eq=False)
     names: tuple[str, ...] = attrs.field(init=False, eq=False)
     any_order: bool = attrs.field(init=False, eq=False)
 
@@ -265,12 +264,15 @@ class Jitted(Wrapped[P, R]):
         require_no_arrays(self._fn, held)
         if not traces.looked_outside:
             traces.looked_outside = True
-            warn_of_captured(self._fn, held, classes)
+            if not warn_of_captured(self._fn, held, classes):  # of which passing the object as an argument is the mend, too
+                warn_of_mutable(self._fn, owner_of(self._fn), classes, traces.warned)
         warn_of_mutable(self._fn, held, classes, traces.warned)
-        if traces.numbers.add(self._fn, static, given):
-            traces.row.end()
+        # One that keeps all traces is meant to have many, and a trace that calls it for each of many layers is made once.
+        is_watched = traces.max_traces is not None and not outliving.tracing
+        if is_watched:
+            traces.retraces.add_numbers(self._fn, static, given, traces.history)
         if traces.latest is not _NONE_YET:  # as the call before left it if it was traced
-            traces.row.clear()
+            traces.retraces.clear()
         structures = tuple([flat_of(value, hidden=True).structure for value in values])
         arguments = [self._argument(position, len(values), names) for position in range(len(values))]
         program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history)
@@ -285,8 +287,8 @@ class Jitted(Wrapped[P, R]):
                 result = program(given, key)
         finally:
             self._settle(kept, program)
-        if not outliving.tracing:  # a trace that calls it for each of many layers is made once
-            traces.row.add(self._fn, traces.history.latest, self._argument)
+        if is_watched:
+            traces.retraces.add(self._fn, traces.history.latest, self._argument, result)
         return result
 
     def _settle(self, key: Any, program: Program) -> None:
@@ -349,7 +351,7 @@ class Jitted(Wrapped[P, R]):
             traces = self.options
             dropped = traces.programs, traces.latest
             traces.programs, traces.latest = {}, _NONE_YET
-        traces.row.clear()
+        traces.retraces.clear()
         self._history.clear()
         del dropped
 

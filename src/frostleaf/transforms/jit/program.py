@@ -22,7 +22,7 @@ from .captured import require_visible
 from .changes import Arguments
 from .compiled import Dropped, Shell, dropped
 from .explanation import History, Traced, remembered
-from .passing import Inputs, Origins, graph_of, put_back
+from .passing import Inputs, Origins, needs_shapes, put_back
 from .retraces import Threads
 from .standing import standing_for_given
 from .weak import Given, Lent, restored, structure_of, weakened, with_structure
@@ -86,7 +86,7 @@ class Program:
             ]
             require_no_arrays(fn, given)  # which it may have put there
             require_unchanging(fn, out.structure, given)
-            if shapeless and "AddMM" in graph_of(out.leaves):
+            if shapeless and needs_shapes(out.leaves):
                 raise NeedsShapes
             before.warn_of_changes(fn, result, out.leaves, inputs.assigned(leaves))
             static = None
@@ -148,6 +148,7 @@ class Program:
         """Note a trace, and that it is used again when it is for the first time."""
         if traced == "noted":
             result.traced = None
+            self._history.reused += 1
             self._threads.clear()
             return
         result.traced = "noted"

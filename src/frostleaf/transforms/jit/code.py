@@ -1,0 +1,114 @@
+"""What code reads and assigns to, as its instructions tell without running."""
+
+from __future__ import annotations
+
+import dis
+import types
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
+_CLOSURE = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+_BETWEEN = ("PUSH_NULL", "PRECALL")
+
+
+class Use(NamedTuple):
+    """One place where code reads a variable or an attribute.
+
+    Attributes:
+        name: Its name.
+        is_attribute: Whether it is an attribute.
+        onward: The attributes that are read of it there, each of the one before, or the one that is assigned to.
+        given_to: The global function that the last of these is the first argument of, or an empty string.
+    """
+
+    name: str
+    is_attribute: bool
+    onward: tuple[str, ...]
+    given_to: str
+
+
+def names_read(code: types.CodeType) -> frozenset[tuple[str, Any]]:
+    """Return what the code, or code nested in it, reads: "closure", "global" or "attribute", and the name.
+
+    For an attribute of something that has a name, "member" and both names as well; "assigned" and the name for what it assigns
+    to, and "use" and the :class:`Use` for each place where it reads.
+    """
+    names = _names_of_code.get(code)
+    if names is None:
+        names = _names_of_code[code] = frozenset(_names_in(code))
+    return names
+
+
+def names_assigned(code: types.CodeType) -> set[str]:
+    """Return the names from outside, and those of attributes, to which the code, or code nested in it, assigns."""
+    return {name for kind, name in names_read(code) if kind == "assigned"}
+
+
+def uses(code: types.CodeType) -> Iterator[Use]:
+    """Yield each place where the code, or code nested in it, reads a variable or an attribute."""
+    yield from [use for kind, use in names_read(code) if kind == "use"]
+
+
+def is_used(code: types.CodeType, name: str) -> bool:
+    """Return whether the code reads a variable."""
+    return any(use.name == name and not use.is_attribute for use in uses(code))
+
+
+def escapes(code: types.CodeType, name: str) -> bool:
+    """Return whether the code may do something else with a variable than read attributes of it or assign to them."""
+    return any(use.name == name and not use.is_attribute and not use.onward for use in uses(code))
+
+
+# Code never changes, and most of what a new function reads is in code that an earlier one has read: in methods of layers.
+_names_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+def _names_in(code: types.CodeType) -> Iterator[tuple[str, Any]]:
+    before, before_that = "", ""
+    instructions = list(dis.get_instructions(code))
+    for instruction in instructions:
+        if instruction.opname in _GLOBAL:
+            yield "global", instruction.argval
+        elif instruction.opname in _CLOSURE:
+            yield "closure", instruction.argval
+        elif instruction.opname in _ATTRIBUTE or (
+            instruction.opname == "LOAD_CONST" and before_that == "getattr" and isinstance(instruction.argval, str)
+        ):
+            yield "attribute", instruction.argval
+            yield "member", (before, instruction.argval)
+        elif instruction.opname in ("STORE_GLOBAL", "STORE_ATTR") or (
+            instruction.opname == "STORE_DEREF" and instruction.argval in code.co_freevars
+        ):
+            yield "assigned", instruction.argval
+        last = instruction.argval
+        if isinstance(last, tuple) and "LOAD_FAST" in instruction.opname:  # which may load two variables
+            last = last[-1]
+        before, before_that = last if isinstance(last, str) else "", before
+    yield from [("use", use) for use in _uses_in([each for each in instructions if each.opname not in _BETWEEN])]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_read(constant)
+
+
+def _uses_in(instructions: Sequence[dis.Instruction]) -> Iterator[Use]:
+    start = 0  # of the latest variable, and the attributes read of it
+    for at, each in enumerate(instructions):
+        is_attribute = each.opname in _ATTRIBUTE
+        if not is_attribute:
+            start = at
+        if not is_attribute and "LOAD_FAST" not in each.opname and each.opname not in (*_GLOBAL, *_CLOSURE):
+            continue
+        *others, name = each.argval if isinstance(each.argval, tuple) else (each.argval,)
+        yield from [Use(other, False, (), "") for other in others]
+        end = at + 1
+        while instructions[end].opname in _ATTRIBUTE:
+            end += 1
+        onward = tuple([step.argval for step in instructions[at + 1 : end]])
+        if instructions[end].opname == "STORE_ATTR":
+            onward = (*onward, instructions[end].argval)
+        asked = instructions[start - 1]
+        is_given = start > 0 and asked.opname in _GLOBAL and not instructions[end].opname.startswith("BUILD")
+        yield Use(name, is_attribute, onward, asked.argval if is_given else "")
