@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .io.checkpointer import Checkpointer, NoCheckpointError
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
+    from .nn.adapter_files import load_adapters, save_adapters
     from .nn.adapters import fuse, lora
     from .nn.dtypes import default_dtype
     from .nn.quantization import quantize
@@ -41,6 +42,7 @@ else:
             "io.checkpointer": "Checkpointer NoCheckpointError",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
+            "nn.adapter_files": "load_adapters save_adapters",
             "nn.adapters": "fuse lora",
             "nn.dtypes": "default_dtype",
             "nn.quantization": "quantize",
@@ -65,8 +67,9 @@ __all__ = [
     "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
     "RetraceWarning", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval",
     "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "fuse", "grad", "jit", "jvp", "load",
-    "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass",
-    "register_pytree_node", "rng", "save", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded",
+    "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static", "tree",
+    "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -89,19 +89,19 @@ def lora(
     >>> adapted.layers[1].linear, adapted.layers[1].linear.weight is model.layers[1].weight
     (Linear(weight=❄f32[4,4], bias=❄f32[4]), True)
     """
-    _require_module("fl.lora", model)
+    require_module("fl.lora", model)
     matcher(where)
     _check_numbers(rank, scale, dropout)
     require_bool("dora", dora)
     adapters = adapters_in(model)
-    trained = _trained(model) & _own_arrays(adapters)
+    trained = trained_paths(model) & own_arrays(adapters)
     frozen = freeze(model, recurse=True, keys=None, strict=False, frozen=True)
     layers = _layers(frozen, where, dora)
     new = {}
     for (path, (layer, adapter)), each in zip(layers.items(), split(key, len(layers)), strict=True):
         new[path] = _made(adapter.from_base, layer, r=rank, dropout=dropout, scale=scale, key=each)  # type: ignore[attr-defined]
     adapted = _with_layers(frozen, new, lambda path, rest: (*path, new[path].held, *rest))
-    return with_frozen(adapted, trained | _own_arrays(new), frozen=False)
+    return with_frozen(adapted, trained | own_arrays(new), frozen=False)
 
 
 @returns_copy("model = fl.fuse(model, ...)")
@@ -123,7 +123,7 @@ def fuse(model: N, dequantize: bool = False) -> N:
     >>> fl.fuse(fl.lora(model, "layers.0")).unfreeze()
     Sequential(layers=(Linear(weight=f32[4,4], bias=f32[4]), Linear(weight=f32[9,4], bias=f32[9])))
     """
-    _require_module("fl.fuse", model)
+    require_module("fl.fuse", model)
     require_bool("dequantize", dequantize)
     adapters = adapters_in(model)
     new = {path: _made(type(adapter).fuse, adapter, dequantize) for path, adapter in adapters.items()}
@@ -149,17 +149,19 @@ def adapters_in(model: Any) -> dict[Path, Adapter]:
     return found
 
 
-def _own_arrays(adapters: Mapping[Path, Adapter]) -> set[Path]:
+def own_arrays(adapters: Mapping[Path, Adapter]) -> set[Path]:
+    """Return the paths of the arrays that adapters have beside the layers that they hold."""
     return {(*path, name) for path, adapter in adapters.items() for name in adapter.own}
 
 
-def _trained(model: Any) -> set[Path]:
+def trained_paths(model: Any) -> set[Path]:
     """Return the paths of what is trained."""
     leaves = zip(flat_of(model).structure.leaf_paths(), trainable(model), strict=True)
     return {path for path, trains in leaves if trains}
 
 
-def _require_module(function: str, model: Any) -> None:
+def require_module(function: str, model: Any) -> None:
+    """Raise a ``TypeError`` if what a function was given as a model is none."""
     if not isinstance(model, Node):
         raise TypeError(f"{function} takes a model first, and was given {class_name(model)}")
 
@@ -273,7 +275,7 @@ def _with_layers(model: N, new: Mapping[Path, Any], moved: Callable[[Path, Path]
     ties = {path: metadata_of(node).ties for path, node in _modules_around(model, new) if metadata_of(node).ties}
     if not ties:
         return with_values(model, new)  # type: ignore[no-any-return]
-    trained, freed = _trained(model), []
+    trained, freed = trained_paths(model), []
 
     def untied(path: Path, value: Any) -> Any:
         return evolve(value, ties=()) if path in ties else value
