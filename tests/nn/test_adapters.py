@@ -34,11 +34,19 @@ each_dora = pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 
 
 def both(
-    choice: str = "some", dora: bool = False, quantized: bool = False, head: bool = True, dropout: float = 0.0
+    choice: str = "some",
+    dora: bool = False,
+    quantized: bool = False,
+    head: bool = True,
+    dropout: float = 0.0,
+    half: bool = False,
 ) -> tuple[Any, Any]:
     """Return an adapted model and its twin, adapted by mlx-lm from the same seed."""
     config, where = CHOICES[choice]
     ours, theirs = (built(nn, quantized=quantized, head=head) for nn in (fl.nn, mlx.nn))
+    if half:
+        ours = ours.astype(mx.bfloat16)
+        theirs.set_dtype(mx.bfloat16)
     mx.random.seed(1)
     ours = fl.lora(ours, where, rank=4, scale=2.0, dropout=dropout, dora=dora)
     mx.random.seed(1)
@@ -88,6 +96,8 @@ def test_the_model_is_the_one_that_mlx_lm_makes(choice: str, dora: bool, quantiz
         ("the embedding too", {"quantized": True, "dropout": 0.2}),
         ("the embedding too", {"dora": True, "head": False}),
         ("some", {"dora": True, "quantized": True, "dropout": 0.2}),
+        ("all in the layers", {"half": True}),
+        ("some", {"dora": True, "half": True, "quantized": True}),
     ],
 )
 def test_sixteen_steps_are_those_of_mlx_lm(choice: str, options: dict[str, Any]) -> None:
@@ -112,6 +122,74 @@ def test_the_fused_model_is_that_of_mlx_lm(dora: bool, quantized: bool, dequanti
     assert not named(fused.trainable_parameters())
     if not quantized:
         assert fl.tree.structure(fused) == fl.tree.structure(built(fl.nn).freeze())
+
+
+class OurOuter(fl.Module):
+    model: Any
+    lm_head: Any
+
+    @property
+    def layers(self) -> Any:
+        return self.model.layers
+
+
+class TheirOuter(mlx.nn.Module):
+    def __init__(self, model: Any, lm_head: Any) -> None:
+        super().__init__()
+        self.model, self.lm_head = model, lm_head
+
+    @property
+    def layers(self) -> Any:
+        return self.model.layers
+
+
+@pytest.mark.parametrize("keys", [None, [*ATTENTION, "lm_head", "model.embed_tokens"]])
+def test_twelve_layers_inside_another_module_are_drawn_in_the_order_of_mlx_lm(keys: list[str] | None) -> None:
+    ours, theirs = (built(nn, head=False) for nn in (fl.nn, mlx.nn))
+    ours = ours.replace(layers=[built(fl.nn, seed).layers[0] for seed in range(12)])
+    theirs.layers = [built(mlx.nn, seed).layers[0] for seed in range(12)]
+    ours, theirs = OurOuter(ours, fl.nn.Linear(2, 2)), TheirOuter(theirs, mlx.nn.Linear(2, 2))
+    theirs.lm_head.update(ours.lm_head.parameters())
+    mx.random.seed(1)
+    theirs.freeze()
+    tuner.linear_to_lora_layers(theirs, 12, {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": keys})
+    where = [name for name, module in theirs.named_modules() if "lora_a" in module]
+    mx.random.seed(1)
+    ours = fl.lora(ours, where, rank=4, scale=2.0)
+    assert_same(ours.parameters(), theirs.parameters())
+
+
+def test_a_block_that_stands_twice_gets_two_adapters() -> None:
+    model = built(fl.nn)
+    model = model.replace(layers=[model.layers[0]] * 2)
+    first, second = fl.lora(model, "**.q_proj").layers
+    assert first.self_attn["q_proj"].linear.weight is second.self_attn["q_proj"].linear.weight
+    assert not mx.array_equal(first.self_attn["q_proj"].lora_a, second.self_attn["q_proj"].lora_a)
+
+
+def test_the_models_of_fl_nn_can_be_adapted() -> None:
+    model = fl.nn.Transformer(8, 2, 1, 1, 16).eval()
+    x = mx.random.normal((1, 3, 8))
+    adapted = fl.lora(model, fl.nn.Linear)
+    assert mx.allclose(adapted(x, x, None, None, None), model(x, x, None, None, None), atol=1e-6)
+    assert fl.tree.structure(fl.fuse(adapted)) == fl.tree.structure(model.freeze())
+
+
+def test_a_jitted_step_trains_adapters_of_a_quantized_model() -> None:
+    model = fl.lora(built(fl.nn, quantized=True), "layers.*.self_attn.*", rank=4)
+    opt = fl.optim.AdamW(1e-2)
+
+    def step(model: Any, state: Any, tokens: mx.array) -> Any:
+        value, grads = fl.value_and_grad(loss)(model, tokens)
+        return value, *opt.update(model, grads, state)
+
+    jitted, eager, state = model, model, opt.init(model)
+    their_state, fast = state, fl.jit(step)
+    for _ in range(3):
+        value, jitted, state = fast(jitted, state, TOKENS)
+        expected, eager, their_state = step(eager, their_state, TOKENS)
+        assert mx.allclose(value, expected, rtol=1e-4)
+    assert fast.trace_count == 1
 
 
 def test_adapters_side_by_side_share_every_array_of_the_base() -> None:

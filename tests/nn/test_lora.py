@@ -27,13 +27,15 @@ LAYERS = {
     "linear": lambda nn: nn.Linear(64, 32),
     "linear, no bias": lambda nn: nn.Linear(64, 32, bias=False),
     "quantized linear": lambda nn: nn.Linear(64, 32).to_quantized(32, 8),
+    "quantized linear, 3 bits": lambda nn: nn.Linear(64, 32).to_quantized(32, 3),
     "quantized linear, mxfp4": lambda nn: nn.Linear(64, 32).to_quantized(mode="mxfp4"),
     "embedding": lambda nn: nn.Embedding(9, 64),
     "quantized embedding": lambda nn: nn.Embedding(9, 64).to_quantized(32, 4),
 }
 ADAPTED = [(name, layer) for name in THEIRS for layer in LAYERS if name[4:].lower() in layer]
-# mlx-lm takes what is packed for the numbers themselves.
+# mlx-lm takes what is packed for the numbers themselves, and 3 bits for 3.2.
 ADAPTED.remove(("DoRAEmbedding", "quantized embedding"))
+ADAPTED.remove(("DoRALinear", "quantized linear, 3 bits"))
 each_name = pytest.mark.parametrize("name", THEIRS)
 each_adapted = pytest.mark.parametrize(("name", "layer"), ADAPTED)
 
@@ -128,6 +130,13 @@ def test_a_layer_is_a_frozen_tree_like_any_other(name: str, tmp_path: Any) -> No
     x = inputs(name.lower(), mx.float16)
     assert mx.allclose(fl.jit(layer)(x), layer(x), rtol=1e-2, atol=1e-2)
     assert "lora_a" in repr(layer)
+
+
+def test_dora_of_three_bits() -> None:
+    layer = fl.nn.Linear(64, 32).to_quantized(32, 3)
+    adapted = fl.nn.DoRALinear.from_base(layer)
+    x = mx.random.normal((2, 64))
+    assert mx.allclose(adapted(x), layer(x), atol=1e-5)
 
 
 def test_a_layer_of_another_training_mode() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -12,10 +12,10 @@ from ..core.arguments import require_bool
 from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.dropped import returns_copy
-from ..core.instance import metadata_of
+from ..core.instance import Metadata
 from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.sharing import with_values
-from ..core.structure import flat_of
+from ..core.structure import Structure, flat_of, specs_in
 from ..core.words import Path, class_name, describe, keystr, listed, with_article
 from ..edits.freezing import freeze, trainable, with_frozen
 from ..edits.views import named_modules
@@ -94,14 +94,15 @@ def lora(
     _check_numbers(rank, scale, dropout)
     require_bool("dora", dora)
     adapters = adapters_in(model)
-    trained = trained_paths(model) & own_arrays(adapters)
+    trained = trained_paths(model) & own_arrays(adapters) if adapters else set()
     frozen = freeze(model, recurse=True, keys=None, strict=False, frozen=True)
-    layers = _layers(frozen, where, dora)
+    layers = _layers(frozen, where, dora, adapters)
     new = {}
     for (path, (layer, adapter)), each in zip(layers.items(), split(key, len(layers)), strict=True):
         new[path] = _made(adapter.from_base, layer, r=rank, dropout=dropout, scale=scale, key=each)  # type: ignore[attr-defined]
     adapted = _with_layers(frozen, new, lambda path, rest: (*path, new[path].held, *rest))
-    return with_frozen(adapted, trained | own_arrays(new), frozen=False)
+    thawed = trained | own_arrays({path: new[path] for path in _frozen_from_above(frozen, new)})
+    return with_frozen(adapted, thawed, frozen=False) if thawed else adapted
 
 
 @returns_copy("model = fl.fuse(model, ...)")
@@ -137,16 +138,21 @@ def adapters_in(model: Any) -> dict[Path, Adapter]:
     >>> list(adapters_in(fl.lora(fl.nn.Sequential(fl.nn.Linear(2, 3)), "layers.0")))
     [('layers', 0)]
     """
-    found: dict[Path, Adapter] = {}
+    modules = flat_of(model).structure.remember(_modules)
+    return {path: functools.reduce(_child, path, model) for path, kind, _ in modules if issubclass(kind, Adapter)}
 
-    def enter(path: Path, value: Any) -> Any:
-        if not isinstance(value, Adapter):
-            return Descend
-        found[path] = value
-        return value
 
-    rewrite(model, enter)
-    return found
+def _modules(structure: Structure) -> tuple[tuple[Path, type, Metadata], ...]:
+    """Return the path, the class and the metadata of each module, outer ones first."""
+    nodes = [(path, spec) for path, spec in specs_in(structure) if type(spec) is tuple]
+    return tuple([(path, kind, metadata) for path, (kind, metadata, _) in nodes if type(metadata) is Metadata])
+
+
+def _frozen_from_above(model: Any, paths: Collection[Path]) -> list[Path]:
+    """Return those of some paths that a name in a module around them freezes, with all that is below."""
+    around = {path: metadata for path, _, metadata in flat_of(model).structure.remember(_modules) if metadata.frozen}
+    starts = [(path, length) for path in paths for length in range(len(path)) if path[:length] in around]
+    return [path for path, length in starts if around[path[:length]].freezes(path[length:])]
 
 
 def own_arrays(adapters: Mapping[Path, Adapter]) -> set[Path]:
@@ -175,27 +181,28 @@ def _check_numbers(rank: Any, scale: Any, dropout: Any) -> None:
         raise ValueError(f"fl.lora takes a number >= 0 and < 1 as dropout, and was given {describe(dropout)}")
 
 
-def _layers(model: Any, where: Where, dora: bool) -> dict[Path, tuple[Any, type[Adapter]]]:
+def _layers(model: Any, where: Where, dora: bool, adapters: Mapping[Path, Adapter]) -> dict[Path, tuple[Any, type[Adapter]]]:
     """Return the selected layers by their paths, each with the class that adapts it, in the order in which mlx-lm draws."""
     found = search(model, where)
     require_found(model, found)
     layers: dict[Path, tuple[Any, type[Adapter]]] = {}
-    for path in found.values:
-        holder, layer = _holder(model, path)
+    for path, value in found.values.items():
+        holder, layer = _holder(model, path, value, adapters)
         if holder not in layers:
             layers[holder] = layer, _adapter_for(layer, holder, path, dora)
     order = {name: position for position, name in enumerate(_drawing_order(model))}
     return dict(sorted(layers.items(), key=lambda item: order.get(keystr(item[0]), len(order))))
 
 
-def _holder(model: Any, path: Path) -> tuple[Path, Any]:
-    """Return the innermost module at or above a path, with its path; or the adapter that holds it."""
-    value, holder = model, ((), model)
-    for depth, entry in enumerate(path, 1):
-        if isinstance(value, Adapter):
-            break
-        value = _child(value, entry)
-        holder = (path[:depth], value) if isinstance(value, Node) else holder
+def _holder(model: Any, path: Path, value: Any, adapters: Mapping[Path, Adapter]) -> tuple[Path, Any]:
+    """Return the path and the module of a selected value: the adapter around it, itself, or the innermost that holds it."""
+    around = _first_part(path, adapters)
+    if around is not None:
+        return around, adapters[around]
+    holder = path, value
+    while not isinstance(holder[1], Node):
+        above = holder[0][:-1]
+        holder = above, functools.reduce(_child, above, model)
     return holder
 
 
@@ -272,7 +279,8 @@ def _with_layers(model: N, new: Mapping[Path, Any], moved: Callable[[Path, Path]
         new: The layers by their paths.
         moved: Called with the path of one and with that of an array from there, before; returns the array's path after.
     """
-    ties = {path: metadata_of(node).ties for path, node in _modules_around(model, new) if metadata_of(node).ties}
+    modules = flat_of(model).structure.remember(_modules)
+    ties = {path: metadata.ties for path, _, metadata in modules if metadata.ties and _first_part(path, new) is None}
     if not ties:
         return with_values(model, new)  # type: ignore[no-any-return]
     trained, freed = trained_paths(model), []
@@ -282,7 +290,7 @@ def _with_layers(model: N, new: Mapping[Path, Any], moved: Callable[[Path, Path]
 
     def after(holder: Path, place: Path) -> Path | None:
         path = (*holder, *place)
-        layer = next((path[:length] for length in range(len(path)) if path[:length] in new), None)
+        layer = _first_part(path, new)
         there = path if layer is None else moved(layer, path[len(layer) :])
         return there and there[len(holder) :]
 
@@ -299,18 +307,9 @@ def _with_layers(model: N, new: Mapping[Path, Any], moved: Callable[[Path, Path]
     return with_frozen(rewrite(with_values(rewrite(model, leave=untied), new), leave=tied), freed, frozen=True)  # type: ignore[no-any-return]
 
 
-def _modules_around(model: Any, layers: Mapping[Path, Any]) -> list[tuple[Path, Any]]:
-    found: list[tuple[Path, Any]] = []
-
-    def enter(path: Path, value: Any) -> Any:
-        if path in layers:
-            return value
-        if isinstance(value, Node):
-            found.append((path, value))
-        return Descend
-
-    rewrite(model, enter)
-    return found
+def _first_part(path: Path, paths: Collection[Path]) -> Path | None:
+    """Return the shortest beginning of a path that is one of some paths."""
+    return next((path[:length] for length in range(len(path) + 1) if path[:length] in paths), None)
 
 
 def _is_same(node: Any, target: Path, source: Path) -> bool:

@@ -45,8 +45,8 @@ class Adapter(Module):
         rows, columns = len(weight), layer.scales.shape[1] * layer.group_size if is_quantized(layer) else weight.shape[1]
         sizes = (rows, columns) if cls.held == "embedding" else (columns, rows)
         # It draws the weight of a layer that is dropped, as mlx-lm's does: so the same seed gives the same adapters.
-        adapter = cls(*sizes, r, dropout, scale, dtype=dtype, key=key).train(layer.training)  # type: ignore[call-arg]
-        return evolve(adapter, adapter._holding(layer))
+        adapter = cls(*sizes, r, dropout, scale, dtype=dtype, key=key)  # type: ignore[call-arg]
+        return evolve(adapter if layer.training else adapter.eval(), adapter._holding(layer))
 
     def _holding(self, layer: Any) -> dict[str, Any]:
         """Return the fields that depend on the layer held."""
