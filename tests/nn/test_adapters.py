@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn
 import mlx.optimizers
+import numpy as np
 import pytest
 from mlx.utils import tree_unflatten
 from tuned import assert_same, built, named
@@ -192,6 +193,14 @@ def test_a_jitted_step_trains_adapters_of_a_quantized_model() -> None:
     assert fast.trace_count == 1
 
 
+def test_an_adapted_model_is_quantized_as_by_mlx() -> None:
+    ours, theirs = both(choice="the embedding too")
+    mlx.nn.quantize(theirs, 32, 4)
+    quantized = fl.quantize(ours, 32, 4)
+    assert_same(quantized.parameters(), theirs.parameters())
+    assert mx.array_equal(quantized(TOKENS), theirs(TOKENS))
+
+
 def test_adapters_side_by_side_share_every_array_of_the_base() -> None:
     base = built(fl.nn)
     arrays = {id(leaf) for leaf in fl.tree.leaves(base)}
@@ -229,6 +238,11 @@ def test_a_key_makes_it_pure() -> None:
 def test_an_array_stands_for_its_layer(where: Any) -> None:
     model = fl.lora(built(fl.nn), where)
     assert model.at(fl.nn.LoRALinear).paths() == ["layers.0.self_attn.q_proj"]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = fl.lora(built(fl.nn), "lm_head", rank=np.int64(3), scale=np.float32(2), dropout=np.float64(0.5))
+    assert model.lm_head.lora_a.shape == (64, 3)
 
 
 def test_a_model_that_is_a_layer() -> None:
@@ -343,6 +357,7 @@ def adapted() -> Any:
         ),
         (lambda: fl.lora(net(), "lm_head", rank=0), ValueError, "fl.lora takes a positive int as rank, and was given 0"),
         (lambda: fl.lora(net(), "lm_head", rank=1.5), ValueError, "fl.lora takes a positive int as rank, and was given 1.5"),
+        (lambda: fl.lora(net(), "lm_head", rank=mx.array(2)), ValueError, "takes a positive int as rank, and was given i32[]"),
         (lambda: fl.lora(net(), "lm_head", scale=None), ValueError, "fl.lora takes a number as scale, and was given None"),
         (lambda: fl.lora(net(), "lm_head", dropout=1), ValueError, "takes a number >= 0 and < 1 as dropout, and was given 1"),
         (lambda: fl.lora(net(), "lm_head", dora=1), TypeError, "dora is True or False, and was given as 1"),
@@ -357,6 +372,16 @@ def adapted() -> Any:
             ValueError,
             "can't adapt layers.0, an OurBlock. It adapts Linear, QuantizedLinear, Embedding, QuantizedEmbedding. Select "
             "layers in it: 'layers.0.self_attn.q_proj', ",
+        ),
+        (
+            lambda: fl.lora(fl.nn.Sequential(fl.nn.QQLinear(32, 32), fl.nn.Conv1d(2, 3, 4)), "layers.0"),
+            ValueError,
+            "fl.lora can't adapt layers.0, a QQLinear. It adapts Linear",
+        ),
+        (
+            lambda: fl.lora(fl.nn.Sequential(fl.nn.relu), "layers.0"),
+            ValueError,
+            "adapt the model, a Sequential, which holds layers.0",
         ),
         (lambda: fl.lora(net(), "layers"), ValueError, "can't adapt the model, an OurModel, which holds layers. It adapts"),
         (

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn
+import numpy as np
 import pytest
 from tuned import assert_same
 
@@ -165,6 +166,9 @@ def test_a_layer_of_another_training_mode() -> None:
         ),
         (lambda: fl.nn.LoRALinear(2, 3)(mx.ones(5)), "Linear takes an input of shape [..., 2], and was given f32[5]"),
         (lambda: fl.nn.DoRALinear(2, 3)(mx.ones(5)), "DoRALinear takes an input of shape [..., 2], and was given f32[5]"),
+        (lambda: fl.nn.DoRALinear(2, 3)([1.0, 2.0]), "DoRALinear takes an array of MLX, and was given a list"),
+        (lambda: fl.nn.LoRALinear(2, 3)(np.ones(2)), "Linear takes an array of MLX, and was given a ndarray"),
+        (lambda: fl.nn.DoRALinear(2, 3)(np.ones(2)), "DoRALinear takes an array of MLX, and was given a ndarray"),
         (lambda: fl.nn.LoRAEmbedding(2, 3)(mx.ones(5)), "Embedding takes integers"),
     ],
 )

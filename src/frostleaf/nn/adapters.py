@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import mlx.core as mx
 
@@ -173,7 +174,7 @@ def require_module(function: str, model: Any) -> None:
 
 
 def _check_numbers(rank: Any, scale: Any, dropout: Any) -> None:
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    if isinstance(rank, LEAF) or not isinstance(rank, SupportsIndex) or operator.index(rank) < 1:
         raise ValueError(f"fl.lora takes a positive int as rank, and was given {describe(rank)}")
     if not isinstance(scale, REAL):
         raise ValueError(f"fl.lora takes a number as scale, and was given {describe(scale)}")

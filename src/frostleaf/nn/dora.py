@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from ..core.annotations import Self
 from ..core.fields import static
+from ..core.shapes import LEAF
 from ..module import Module
 from .checks import misfit, number
 from .dropout import Dropout
@@ -92,7 +93,7 @@ class DoRALinear(Adapter):
     def __call__(self, x: mx.array) -> mx.array:
         linear: Any = self.linear
         weight = full_weight(linear)
-        if x.shape[-1:] != weight.shape[1:]:
+        if not isinstance(x, LEAF) or x.shape[-1:] != weight.shape[1:]:
             raise misfit(self, f"[..., {weight.shape[-1]}]", x)
         y = x @ weight.T
         z = (self.dropout(x) @ self.lora_a) @ self.lora_b
