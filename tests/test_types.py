@@ -187,6 +187,8 @@ state.steps  # error
 assert_type(model.freeze(), Model)
 assert_type(model.at("layer").freeze().eval().astype(mx.float16), Model)
 assert_type(fl.quantize(Model(64)), Model)
+assert_type(fl.fuse(fl.lora(model, "layer", rank=2)), Model)
+loaded: Callable[[], Model] = lambda: fl.load_adapters(model, "adapters")
 assert_type(model["layer"], Any)
 assert_type("layer" in model, bool)
 model["layer"] = fl.nn.Linear(2, 2)  # error

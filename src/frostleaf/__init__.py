@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .io.checkpointer import Checkpointer, NoCheckpointError
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
+    from .nn.adapter_files import load_adapters, save_adapters
+    from .nn.adapters import fuse, lora
     from .nn.dtypes import default_dtype
     from .nn.quantization import quantize
     from .optim.rule import OtherHyperparametersWarning
@@ -40,6 +42,8 @@ else:
             "io.checkpointer": "Checkpointer NoCheckpointError",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
+            "nn.adapter_files": "load_adapters save_adapters",
+            "nn.adapters": "fuse lora",
             "nn.dtypes": "default_dtype",
             "nn.quantization": "quantize",
             "optim.rule": "OtherHyperparametersWarning",
@@ -62,9 +66,10 @@ __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
     "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
     "RetraceWarning", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval",
-    "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata",
-    "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node",
-    "rng", "save", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "fuse", "grad", "jit", "jvp", "load",
+    "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded",
+    "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static", "tree",
+    "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -43,6 +43,8 @@ DROPPED = [
     "fl.Module.eval(m)",
     "fl.quantize(fl.nn.Linear(64, 64))",
     "fl.quantize(model=fl.nn.Linear(64, 64))",
+    "fl.lora(m, fl.nn.Linear)",
+    "fl.fuse(fl.lora(m, fl.nn.Linear))",
     "fl.nn.QQLinear(32, 32).quantize()",
     "for each in [m]: each.eval()",
     "if m: m.eval()",
@@ -105,6 +107,7 @@ USED = [
     "m.astype(mx.float32)",
     "m.update({})",
     "fl.quantize(fl.nn.Identity())",
+    "fl.fuse(m)",
     "fl.quantize(model=fl.nn.Identity())",
 ]
 

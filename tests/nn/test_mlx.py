@@ -27,6 +27,9 @@ LAYERS = sorted(
     if isinstance(value, type) and issubclass(value, mlx.nn.Module) and name not in {"Module", *SHARDED}
 )
 
+# Layers of mlx-lm, which are compared with it in test_lora.py.
+TUNED = ["DoRAEmbedding", "DoRALinear", "LoRAEmbedding", "LoRALinear"]
+
 # How MLX says what it can't compute, on any device or on a CPU.
 BEYOND_MLX = "[QQMatmul] NYI", "[qqmm] Scales must be provided"
 FIRST = {type(case.make(mlx.nn)).__name__: name for name, case in reversed(CASES.items())}
@@ -54,7 +57,7 @@ def test_every_layer_has_a_case():
     assert sorted(FIRST) == LAYERS
     listed = {name: getattr(fl.nn, name) for name in fl.nn.__all__}
     classes = {name: value for name, value in listed.items() if isinstance(value, type)}
-    assert sorted(name for name, value in classes.items() if issubclass(value, fl.Module)) == LAYERS
+    assert sorted(name for name, value in classes.items() if issubclass(value, fl.Module)) == sorted([*LAYERS, *TUNED])
 
 
 def twins(case, dtype=mx.float32):

@@ -68,9 +68,11 @@ if TYPE_CHECKING:
     from .containers import Sequential
     from .convolution import Conv1d, Conv2d, Conv3d
     from .convolution_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+    from .dora import DoRAEmbedding, DoRALinear
     from .dropout import Dropout, Dropout2d, Dropout3d
     from .embedding import Embedding
     from .linear import Bilinear, Identity, Linear
+    from .lora import LoRAEmbedding, LoRALinear
     from .normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
     from .pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
     from .positional_encoding import ALiBi, RoPE, SinusoidalPositionalEncoding
@@ -97,9 +99,11 @@ else:
             "containers": "Sequential",
             "convolution": "Conv1d Conv2d Conv3d",
             "convolution_transpose": "ConvTranspose1d ConvTranspose2d ConvTranspose3d",
+            "dora": "DoRAEmbedding DoRALinear",
             "dropout": "Dropout Dropout2d Dropout3d",
             "embedding": "Embedding",
             "linear": "Bilinear Identity Linear",
+            "lora": "LoRAEmbedding LoRALinear",
             "normalization": "BatchNorm GroupNorm InstanceNorm LayerNorm RMSNorm",
             "pooling": "AvgPool1d AvgPool2d AvgPool3d MaxPool1d MaxPool2d MaxPool3d",
             "positional_encoding": "ALiBi RoPE SinusoidalPositionalEncoding",
@@ -111,18 +115,17 @@ else:
     )
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "AvgPool1d", "AvgPool2d", "AvgPool3d",
-    "BatchNorm", "Bilinear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
-    "ConvTranspose3d", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink", "HardTanh",
-    "Hardswish", "Identity", "InstanceNorm", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax",
+    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "AvgPool1d", "AvgPool2d", "AvgPool3d", "BatchNorm",
+    "Bilinear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "DoRAEmbedding",
+    "DoRALinear", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink", "HardTanh", "Hardswish",
+    "Identity", "InstanceNorm", "LayerNorm", "LeakyReLU", "Linear", "LoRAEmbedding", "LoRALinear", "LogSigmoid", "LogSoftmax",
     "MaxPool1d", "MaxPool2d", "MaxPool3d", "MisfitError", "Mish", "MultiHeadAttention", "PReLU", "QQLinear",
-    "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "Sequential", "SiLU",
-    "Sigmoid", "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign",
-    "Step", "Tanh", "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
-    "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu", "gelu_approx", "gelu_fast_approx", "glu",
-    "hard_shrink", "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid", "log_softmax", "losses",
-    "mish", "prelu", "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax", "softmin", "softplus",
-    "softshrink", "softsign", "step", "tanh",
+    "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "Sequential", "SiLU", "Sigmoid",
+    "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "Step", "Tanh", "Transformer",
+    "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer", "Upsample", "celu",
+    "elu", "gelu", "gelu_approx", "gelu_fast_approx", "glu", "hard_shrink", "hard_tanh", "hardswish", "init", "leaky_relu",
+    "log_sigmoid", "log_softmax", "losses", "mish", "prelu", "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax",
+    "softmin", "softplus", "softshrink", "softsign", "step", "tanh",
 ]  # fmt: skip
 
 

@@ -1,0 +1,319 @@
+"""Adapting layers of a model in a copy, and merging what they learned."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, SupportsIndex, TypeVar
+
+import mlx.core as mx
+
+from ..core.arguments import require_bool
+from ..core.construction import evolve
+from ..core.definition import Node
+from ..core.dropped import returns_copy
+from ..core.instance import Metadata
+from ..core.shapes import LEAF, ShapeDtypeStruct
+from ..core.sharing import with_values
+from ..core.structure import Structure, flat_of, specs_in
+from ..core.words import Path, class_name, describe, keystr, listed, with_article
+from ..edits.freezing import freeze, trainable, with_frozen
+from ..edits.views import named_modules
+from ..transforms.eval_shape import eval_shape
+from ..tree.selecting import Where, matcher, require_found, search
+from ..tree.walk import Descend, field_level, rewrite
+from .checks import REAL
+from .dora import DoRAEmbedding, DoRALinear
+from .embedding import Embedding
+from .initial import split
+from .linear import Linear
+from .lora import LoRAEmbedding, LoRALinear
+from .low_rank import Adapter
+from .quantized import QuantizedEmbedding, QuantizedLinear
+
+N = TypeVar("N", bound=Node)
+
+# For each class of layers, how it and its subclasses are adapted: by LoRA, and by DoRA if that can be.
+ADAPTERS: dict[type, tuple[type[Adapter], type[Adapter] | None]] = {
+    Linear: (LoRALinear, DoRALinear),
+    QuantizedLinear: (LoRALinear, DoRALinear),
+    Embedding: (LoRAEmbedding, DoRAEmbedding),
+    QuantizedEmbedding: (LoRAEmbedding, None),
+}
+
+
+@returns_copy("model = fl.lora(model, ...)")
+def lora(
+    model: N,
+    where: Where,
+    rank: int = 8,
+    scale: float = 20.0,
+    dropout: float = 0.0,
+    dora: bool = False,
+    key: mx.array | None = None,
+) -> N:
+    """Adapt layers of a model in a copy that is frozen but for the adapters, and shares every array of the model.
+
+    Each layer that is selected, or that has an array which is, stands inside a :class:`frostleaf.nn.LoRALinear` or
+    :class:`frostleaf.nn.LoRAEmbedding` afterwards; with ``dora`` inside a :class:`frostleaf.nn.DoRALinear` or
+    :class:`frostleaf.nn.DoRAEmbedding`. Quantized layers may be adapted too (QLoRA). Adapters that are there already are as
+    trainable as they were. A layer that is tied stays so, by its new path.
+
+    Names of weights are those of mlx-lm, whose ``linear_to_lora_layers`` draws the same numbers from the same random state.
+    :func:`frostleaf.fuse` merges the adapters into the weights, :func:`frostleaf.save_adapters` saves them.
+
+    Hu et al., `LoRA: low-rank adaptation of large language models <https://arxiv.org/abs/2106.09685>`_; Liu et al., `DoRA:
+    weight-decomposed low-rank adaptation <https://arxiv.org/abs/2402.09353>`_; Dettmers et al., `QLoRA: efficient finetuning of
+    quantized LLMs <https://arxiv.org/abs/2305.14314>`_.
+
+    Args:
+        model: The model.
+        where: The layers, as in :meth:`Module.at`: a path, a glob, a class, a predicate, or a list of these.
+        rank: The rank of the change to each weight. Default: ``8``.
+        scale: What the change is multiplied by; others call it alpha / rank. Default: ``20.0``.
+        dropout: The probability of dropping an element, in training mode. Default: ``0.0``.
+        dora: Whether lengths of rows are learned too. Default: ``False``.
+        key: Draws the initial values. Default: ``mx.random``'s own state.
+
+    Raises:
+        TypeError: If ``model`` is no module, ``where`` is no selection, ``dora`` is no bool or ``key`` is no key.
+        LookupError: If nothing is selected; the message suggests the nearest paths.
+        ValueError: If something is selected that can't be adapted, or is adapted already; if ``rank`` is not a positive int,
+            ``scale`` is no number, or ``dropout`` is outside of ``[0, 1)``.
+
+    >>> import frostleaf as fl
+    >>> model = fl.nn.Sequential(fl.nn.Embedding(9, 4), fl.nn.Linear(4, 4), fl.nn.Linear(4, 9))
+    >>> adapted = fl.lora(model, fl.nn.Linear, rank=2)
+    >>> [path for path in fl.tree.paths(adapted) if "lora" in path]
+    ['layers.1.lora_a', 'layers.1.lora_b', 'layers.2.lora_a', 'layers.2.lora_b']
+    >>> adapted.layers[1].linear, adapted.layers[1].linear.weight is model.layers[1].weight
+    (Linear(weight=❄f32[4,4], bias=❄f32[4]), True)
+    """
+    require_module("fl.lora", model)
+    matcher(where)
+    _check_numbers(rank, scale, dropout)
+    require_bool("dora", dora)
+    adapters = adapters_in(model)
+    trained = trained_paths(model) & own_arrays(adapters) if adapters else set()
+    frozen = freeze(model, recurse=True, keys=None, strict=False, frozen=True)
+    layers = _layers(frozen, where, dora, adapters)
+    new = {}
+    for (path, (layer, adapter)), each in zip(layers.items(), split(key, len(layers)), strict=True):
+        new[path] = _made(adapter.from_base, layer, r=rank, dropout=dropout, scale=scale, key=each)  # type: ignore[attr-defined]
+    adapted = _with_layers(frozen, new, lambda path, rest: (*path, new[path].held, *rest))
+    thawed = trained | own_arrays({path: new[path] for path in _frozen_from_above(frozen, new)})
+    return with_frozen(adapted, thawed, frozen=False) if thawed else adapted
+
+
+@returns_copy("model = fl.fuse(model, ...)")
+def fuse(model: N, dequantize: bool = False) -> N:
+    """Merge the adapters of a model into the weights of the layers that they hold, in a copy that shares the rest.
+
+    A model without adapters is returned as it is. The layers stay frozen if they were: ``unfreeze`` makes them trainable.
+    Where a weight was tied, it is changed at the adapted place alone and not tied any more.
+
+    Args:
+        model: The model.
+        dequantize: Whether the weights of quantized layers that were adapted are not quantized again. Default: ``False``.
+
+    Raises:
+        TypeError: If ``model`` is no module, or ``dequantize`` no bool.
+
+    >>> import frostleaf as fl
+    >>> model = fl.nn.Sequential(fl.nn.Linear(4, 4), fl.nn.Linear(4, 9))
+    >>> fl.fuse(fl.lora(model, "layers.0")).unfreeze()
+    Sequential(layers=(Linear(weight=f32[4,4], bias=f32[4]), Linear(weight=f32[9,4], bias=f32[9])))
+    """
+    require_module("fl.fuse", model)
+    require_bool("dequantize", dequantize)
+    adapters = adapters_in(model)
+    new = {path: _made(type(adapter).fuse, adapter, dequantize) for path, adapter in adapters.items()}
+    return _with_layers(model, new, lambda path, rest: (*path, *rest[1:]) if rest[0] == adapters[path].held else None)
+
+
+def adapters_in(model: Any) -> dict[Path, Adapter]:
+    """Return the adapters in a model by their paths.
+
+    >>> import frostleaf as fl
+    >>> list(adapters_in(fl.lora(fl.nn.Sequential(fl.nn.Linear(2, 3)), "layers.0")))
+    [('layers', 0)]
+    """
+    modules = flat_of(model).structure.remember(_modules)
+    return {path: functools.reduce(_child, path, model) for path, kind, _ in modules if issubclass(kind, Adapter)}
+
+
+def _modules(structure: Structure) -> tuple[tuple[Path, type, Metadata], ...]:
+    """Return the path, the class and the metadata of each module, outer ones first."""
+    nodes = [(path, spec) for path, spec in specs_in(structure) if type(spec) is tuple]
+    return tuple([(path, kind, metadata) for path, (kind, metadata, _) in nodes if type(metadata) is Metadata])
+
+
+def _frozen_from_above(model: Any, paths: Collection[Path]) -> list[Path]:
+    """Return those of some paths that a name in a module around them freezes, with all that is below."""
+    around = {path: metadata for path, _, metadata in flat_of(model).structure.remember(_modules) if metadata.frozen}
+    starts = [(path, length) for path in paths for length in range(len(path)) if path[:length] in around]
+    return [path for path, length in starts if around[path[:length]].freezes(path[length:])]
+
+
+def own_arrays(adapters: Mapping[Path, Adapter]) -> set[Path]:
+    """Return the paths of the arrays that adapters have beside the layers that they hold."""
+    return {(*path, name) for path, adapter in adapters.items() for name in adapter.own}
+
+
+def trained_paths(model: Any) -> set[Path]:
+    """Return the paths of what is trained."""
+    leaves = zip(flat_of(model).structure.leaf_paths(), trainable(model), strict=True)
+    return {path for path, trains in leaves if trains}
+
+
+def require_module(function: str, model: Any) -> None:
+    """Raise a ``TypeError`` if what a function was given as a model is none."""
+    if not isinstance(model, Node):
+        raise TypeError(f"{function} takes a model first, and was given {class_name(model)}")
+
+
+def _check_numbers(rank: Any, scale: Any, dropout: Any) -> None:
+    if isinstance(rank, LEAF) or not isinstance(rank, SupportsIndex) or operator.index(rank) < 1:
+        raise ValueError(f"fl.lora takes a positive int as rank, and was given {describe(rank)}")
+    if not isinstance(scale, REAL):
+        raise ValueError(f"fl.lora takes a number as scale, and was given {describe(scale)}")
+    if not isinstance(dropout, REAL) or not 0 <= dropout < 1:  # type: ignore[operator]
+        raise ValueError(f"fl.lora takes a number >= 0 and < 1 as dropout, and was given {describe(dropout)}")
+
+
+def _layers(model: Any, where: Where, dora: bool, adapters: Mapping[Path, Adapter]) -> dict[Path, tuple[Any, type[Adapter]]]:
+    """Return the selected layers by their paths, each with the class that adapts it, in the order in which mlx-lm draws."""
+    found = search(model, where)
+    require_found(model, found)
+    layers: dict[Path, tuple[Any, type[Adapter]]] = {}
+    for path, value in found.values.items():
+        holder, layer = _holder(model, path, value, adapters)
+        if holder not in layers:
+            layers[holder] = layer, _adapter_for(layer, holder, path, dora)
+    order = {name: position for position, name in enumerate(_drawing_order(model))}
+    return dict(sorted(layers.items(), key=lambda item: order.get(keystr(item[0]), len(order))))
+
+
+def _holder(model: Any, path: Path, value: Any, adapters: Mapping[Path, Adapter]) -> tuple[Path, Any]:
+    """Return the path and the module of a selected value: the adapter around it, itself, or the innermost that holds it."""
+    around = _first_part(path, adapters)
+    if around is not None:
+        return around, adapters[around]
+    holder = path, value
+    while not isinstance(holder[1], Node):
+        above = holder[0][:-1]
+        holder = above, functools.reduce(_child, above, model)
+    return holder
+
+
+def _child(value: Any, entry: Any) -> Any:
+    here = field_level(value)
+    return dict(zip(here.entries, here.children, strict=True)).get(entry) if here else None
+
+
+_ADAPTED = (
+    "{name} is adapted already, as {kind}: adapt the model that this one was made from, or one in which fl.fuse has merged the "
+    "adapters"
+)
+_NO_LAYER = "fl.lora can't adapt {name}, {kind}{selected}. It adapts {classes}{advice}"
+_NO_DORA = "DoRA can't adapt {name}, {kind}: leave it out, or give dora=False"
+
+
+def _adapter_for(layer: Any, path: Path, selected: Path, dora: bool) -> type[Adapter]:
+    names = {"name": keystr(path) or "the model", "kind": with_article(type(layer).__name__)}
+    if isinstance(layer, Adapter):
+        raise ValueError(_ADAPTED.format(**names))
+    ways = _ways(layer)
+    if ways is None:
+        inside = [keystr((*path, *rest)) for rest in _adaptable(layer)]
+        advice = f". Select layers in it: {listed(map(repr, inside))}" if inside else ""
+        classes = listed(cls.__name__ for cls in ADAPTERS)
+        given = "" if path == selected else f", which holds {keystr(selected)}"
+        raise ValueError(_NO_LAYER.format(**names, selected=given, classes=classes, advice=advice))
+    if ways[dora] is None:
+        raise ValueError(_NO_DORA.format(**names))
+    return ways[dora]  # type: ignore[return-value]
+
+
+def _ways(layer: Any) -> tuple[type[Adapter], type[Adapter] | None] | None:
+    return next((ADAPTERS[cls] for cls in type(layer).__mro__ if cls in ADAPTERS), None)
+
+
+def _adaptable(module: Any) -> list[Path]:
+    found: list[Path] = []
+
+    def enter(path: Path, value: Any) -> Any:
+        if isinstance(value, Adapter):
+            return value
+        if _ways(value):
+            found.append(path)
+        return Descend
+
+    rewrite(module, enter)
+    return found
+
+
+def _drawing_order(model: Any) -> list[str]:
+    """Return the names of all modules: those in ``model.layers``, one of these after the other, and then the others."""
+    modules = named_modules(model)
+    names: dict[int, list[str]] = {}
+    for name, module in modules:
+        names.setdefault(id(module), []).append(name)
+    layers = getattr(model, "layers", ())
+    blocks = [names[id(layer)].pop() for layer in layers if names.get(id(layer))] if isinstance(layers, list | tuple) else []
+    first = [name for block in blocks for name, _ in modules if f"{name}.".startswith(f"{block}.")]
+    return [*dict.fromkeys([*first, *[name for name, _ in modules]])]
+
+
+def _made(make: Callable[..., Any], layer: Any, *args: Any, **options: Any) -> Any:
+    """Return what ``make`` makes of a layer, of which only shapes may be known."""
+    shapes_only = any(isinstance(leaf, ShapeDtypeStruct) for leaf in flat_of(layer).leaves)
+    return eval_shape(make, layer, *args, **options) if shapes_only else make(layer, *args, **options)
+
+
+def _with_layers(model: N, new: Mapping[Path, Any], moved: Callable[[Path, Path], Path | None]) -> N:
+    """Put layers at paths of a model, and ties at the new places of the arrays, where these are the same still.
+
+    Args:
+        model: The model.
+        new: The layers by their paths.
+        moved: Called with the path of one and with that of an array from there, before; returns the array's path after.
+    """
+    modules = flat_of(model).structure.remember(_modules)
+    ties = {path: metadata.ties for path, _, metadata in modules if metadata.ties and _first_part(path, new) is None}
+    if not ties:
+        return with_values(model, new)  # type: ignore[no-any-return]
+    trained, freed = trained_paths(model), []
+
+    def untied(path: Path, value: Any) -> Any:
+        return evolve(value, ties=()) if path in ties else value
+
+    def after(holder: Path, place: Path) -> Path | None:
+        path = (*holder, *place)
+        layer = _first_part(path, new)
+        there = path if layer is None else moved(layer, path[len(layer) :])
+        return there and there[len(holder) :]
+
+    def tied(path: Path, value: Any) -> Any:
+        kept = []
+        for pair in ties.get(path, ()):
+            target, source = (after(path, place) for place in pair)
+            if target and source and _is_same(value, target, source):
+                kept.append((target, source))
+            elif target and (*path, *pair[1]) not in trained:
+                freed.append((*path, *target))
+        return evolve(value, ties=tuple(sorted(kept, key=str))) if kept else value
+
+    return with_frozen(rewrite(with_values(rewrite(model, leave=untied), new), leave=tied), freed, frozen=True)  # type: ignore[no-any-return]
+
+
+def _first_part(path: Path, paths: Collection[Path]) -> Path | None:
+    """Return the shortest beginning of a path that is one of some paths."""
+    return next((path[:length] for length in range(len(path) + 1) if path[:length] in paths), None)
+
+
+def _is_same(node: Any, target: Path, source: Path) -> bool:
+    """Return whether one array stands at two paths."""
+    one, other = (functools.reduce(_child, path, node) for path in (target, source))
+    return isinstance(one, LEAF) and one is other
