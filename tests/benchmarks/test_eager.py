@@ -288,12 +288,14 @@ def test_building(table, interleaved):
     table.add("building the model / mlx.nn", *taken, limit=1.2)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["built", "late"])
 @pytest.mark.parametrize("view", ["parameters", "trainable_parameters", "named_modules"])
-def test_views_of_a_new_model(view, table, interleaved):
+def test_views_of_a_new_model(view, late, table, interleaved):
     theirs = MLX().model
-    models = iter([Model().apply(lambda array: array + 0) for _ in range(43)])
+    models = iter([Model().apply(lambda array: array + 0) if late else Model() for _ in range(43)])
     taken = interleaved(lambda: getattr(next(models), view)(), getattr(theirs, view), rounds=40)
-    table.add(f"{view}() of a model not seen before / mlx.nn", *taken, limit=1.0)
+    what = "that an edit returned, put together first" if late else "that was just built"
+    table.add(f"{view}() of a model {what} / mlx.nn", *taken, limit=1.2 if late else 1.0)
 
 
 def test_repr(table, interleaved):
