@@ -17,6 +17,8 @@ from .module import Module
 
 if TYPE_CHECKING:
     from . import nn, optim
+    from .interop.from_mlx import from_mlx
+    from .interop.to_mlx import to_mlx
     from .io.checkpointer import Checkpointer, NoCheckpointError
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
@@ -37,6 +39,8 @@ else:
     __getattr__ = lazily(
         __name__,
         {
+            "interop.from_mlx": "from_mlx",
+            "interop.to_mlx": "to_mlx",
             "io.checkpointer": "Checkpointer NoCheckpointError",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
@@ -62,9 +66,9 @@ __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
     "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
     "RetraceWarning", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval",
-    "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "grad", "jit", "jvp", "load", "load_metadata",
-    "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node",
-    "rng", "save", "stateful", "static", "tree", "value_and_grad", "vjp", "vmap",
+    "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "grad", "jit", "jvp", "load",
+    "load_metadata", "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass",
+    "register_pytree_node", "rng", "save", "stateful", "static", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

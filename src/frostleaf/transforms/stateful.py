@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 import mlx.core as mx
 
 from ..core import fields
 from ..core.construction import evolve
+from ..core.containers import static_key
 from ..core.definition import Node
-from ..core.instance import metadata_of
-from ..core.sharing import with_values
+from ..core.instance import field_values, metadata_of
+from ..core.shapes import LEAF
+from ..core.sharing import shared, with_values
 from ..core.words import Path, level_of_caller, nearest
 from ..tree.functions import flatten, unflatten
 from ..tree.walk import Descend, nodes_in, rewrite
@@ -148,6 +151,14 @@ def record(module: Node, /, **buffers: mx.array) -> None:
         warnings.warn(message, UncollectedStateWarning, stacklevel=level_of_caller())
 
 
+def record_edit(module: Node, after: Node) -> bool:
+    """Record that a module has become another in a call; return whether there is a :func:`stateful` to record it."""
+    here = records.get()
+    if here is not None:
+        here[id(module)] = here[id(module)][0] if id(module) in here else module, after
+    return here is not None
+
+
 def recorded(module: M) -> M:
     """Return a module with the buffers recorded so far in the enclosing :func:`stateful`, or as it is if there are none.
 
@@ -185,11 +196,38 @@ def _with_records(owner: M, called: M, recorded: dict[int, tuple[Node, Node]]) -
     def enter(path: Path, value: Any) -> Any:
         if isinstance(value, Node) and id(value) in recorded:
             module, after = recorded.pop(id(value))
-            new.update(((*path, name), getattr(after, name)) for name in _changed(module, after))
+            new.update(differences(module, after, path))
         return Descend
 
     rewrite(called, enter)
-    return with_values(owner, new)  # type: ignore[no-any-return]
+    after = with_values(owner, new)
+    # A module that became one with other fields brings parts of what was called.
+    return shared(owner, after) if any(isinstance(value, Node) for value in new.values()) else after  # type: ignore[no-any-return]
+
+
+def differences(before: Any, after: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield the paths and the new values of what differs between two trees, each as deep inside as may be."""
+    if before is after:
+        return
+    inside: Any = None
+    if type(before) is type(after) and isinstance(before, Node):
+        own, other = metadata_of(before), metadata_of(after)
+        if (own.training, own.frozen, own.ties) == (other.training, other.frozen, other.ties):
+            inside = field_values(before), field_values(after)
+    elif type(before) is type(after) is tuple and len(before) == len(after):
+        inside = dict(enumerate(before)), dict(enumerate(after))
+    elif type(before) is type(after) is MappingProxyType and [*before] == [*after]:
+        inside = dict(before), dict(after)
+    if inside is None:
+        if not _is_same(before, after):
+            yield path, after
+        return
+    for name, value in inside[1].items():
+        yield from differences(inside[0][name], value, (*path, name))
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    return not isinstance(before, (*LEAF, Node)) and static_key(before) == static_key(after)
 
 
 def _changed(module: Node, after: Node) -> list[str]:

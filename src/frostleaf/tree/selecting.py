@@ -39,7 +39,7 @@ def matcher(where: Where) -> Matcher:
             return lambda path, value: isinstance(value, LEAF) and matches(path)
         return lambda path, value: bool(path) and matches(path)
     if isinstance(where, type):
-        return lambda path, value: isinstance(value, where)
+        return lambda path, value: _is_of(type(value), where)
     if callable(where) and _takes_two(where):
         return lambda path, value: isinstance(value, LEAF) and _as_bool(where(keystr(path), value), path)
     if _is_several(where):
@@ -49,6 +49,11 @@ def matcher(where: Where) -> Matcher:
         f"can't select by {describe(where)}. Give a path ('layers.0.weight'), a glob ('layers.*.bias', '**.weight'), a class, "
         "a function of (path, array) that returns a bool, or a list of these."
     )
+
+
+def _is_of(kind: type, where: type) -> bool:
+    """Return whether a class is another, or stands for a class of MLX that is."""
+    return issubclass(kind, where) or issubclass(getattr(kind, "__mlx__", kind), where)
 
 
 def _as_bool(answer: Any, path: Path) -> bool:

@@ -1,0 +1,253 @@
+"""Modules of MLX made from frozen trees: the real classes, in which original code runs."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import is_
+from types import MappingProxyType
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module as MLXModule
+
+from ..core.definition import Node
+from ..core.hidden import PLAIN
+from ..core.instance import children_in_fields, level_of
+from ..core.kept import AT, Kept, attributes_of
+from ..core.structure import Structure, unflatten
+from ..core.words import Path
+from .freezing import NOTHING
+from .layout import HIDDEN, STATIC, Layout, Wrapped, at
+
+Put = Callable[[Any, Any], None]
+# From the handles of all leaves and the node, makes what stands at one place.
+Make = Callable[[Sequence[mx.array], Any], Any]
+# Of a native node and its path: makes what stands for it.
+Native = Callable[["Live", Any, Path], Any]
+
+handle_of: Any = mx.array.__copy__
+
+
+class _Slot:
+    """Stands for the leaf of a number."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Live:
+    """A module of MLX for the trees of one structure. It has their arrays while a call runs, and nothing of them after.
+
+    Args:
+        structure: The structure, of a wrapped module.
+        native: Makes what stands for a module of frostleaf inside. Default: the module itself does.
+
+    Attributes:
+        root: The module.
+        paths: The path of each module in it, by its id.
+    """
+
+    def __init__(self, structure: Structure, native: Native | None = None) -> None:
+        self.paths: dict[int, Path] = {}
+        self._native = native
+        self._puts: list[tuple[Put, Any, int]] = []
+        self._makes: list[tuple[Put, Any, Make]] = []
+        self._holders: list[Any] = []
+        self._memo: dict[Any, Any] = {}
+        self._made: dict[Any, Any] = {}
+        tree = unflatten(structure.spec, iter([_Slot(number) for number in range(structure.num_leaves)]))
+        self.root = self._module(tree, (), False)
+        self._views = [dict.values(holder) if isinstance(holder, dict) else holder for holder in self._holders]
+        self._saved = [dict(dict.items(holder)) if isinstance(holder, dict) else holder.copy() for holder in self._holders]
+        self._expected: list[Any] = []
+        self._handles: list[mx.array] = []
+
+    def fill(self, leaves: Sequence[mx.array], node: Any) -> Sequence[mx.array]:
+        """Put handles of a tree's arrays in their places, and return them."""
+        self._handles = handles = [*map(handle_of, leaves)]
+        for put, key, number in self._puts:
+            put(key, handles[number])
+        for put, key, make in self._makes:
+            put(key, make(handles, node))
+        self._expected = [*chain.from_iterable(self._views)]
+        return handles
+
+    def is_unchanged(self) -> bool:
+        """Return whether everything is the object that it was when it was filled."""
+        expected = self._expected
+        return sum(map(len, self._views)) == len(expected) and all(map(is_, expected, chain.from_iterable(self._views)))
+
+    def empty(self) -> None:
+        """Take out what :meth:`fill` put in."""
+        self._expected, self._handles = [], []
+        for put, key, _ in self._puts:
+            put(key, None)
+        for put, key, _ in self._makes:
+            put(key, None)
+
+    def restore(self) -> bool:
+        """Undo what a call changed. Return whether that could be done.
+
+        Where it gave a module another array to train, as code that computes a function again for its gradient does, that code
+        may still be using the module.
+        """
+        if any(self._trains(*each) for each in self._replaced()):
+            return False
+        for holder, saved in zip(self._holders, self._saved, strict=True):
+            if isinstance(holder, dict):
+                dict.clear(holder)
+                dict.update(holder, saved)
+            else:
+                holder.clear()
+                (holder.extend if isinstance(holder, list) else holder.update)(saved)
+        return True
+
+    def before(self, module: MLXModule, name: str) -> Any:
+        """Return what a module had under a name when it was made."""
+        saved = (
+            saved
+            for holder, saved in zip(self._holders, self._saved, strict=True)
+            if holder is vars(module) or holder is module
+        )
+        return next((each[name] for each in saved if name in each), NOTHING)
+
+    def learned(self) -> Iterator[str]:
+        """Yield the names of arrays that are saved and not trained, and that a call replaced."""
+        yield from [key for module, key in self._replaced() if key[:1] != "_" and not self._trains(module, key)]
+
+    def _replaced(self) -> Iterator[tuple[Any, Any]]:
+        for put, key, number in self._puts:
+            holder: Any = put.__self__  # type: ignore[attr-defined]
+            if isinstance(holder, MLXModule) and dict.get(holder, key) is not self._handles[number]:
+                yield holder, key
+
+    def _trains(self, module: MLXModule, key: str) -> bool:
+        return isinstance(dict.get(module, key), mx.array) and key[:1] != "_" and key not in vars(module).get("_no_grad", ())
+
+    def _module(self, node: Any, path: Path, tied: bool) -> MLXModule:
+        layout: Layout = type(node).__layout__
+        metadata, _ = level_of(node)
+        tied = tied or bool(metadata.ties)
+        # A module at two places has the same arrays at both, and the same of everything else.
+        numbers = (*_numbers(node),) if tied else ()
+        key = type(node), metadata, numbers
+        if numbers and key in self._made:
+            return self._made[key]  # type: ignore[no-any-return]
+        live: Any = dict.__new__(layout.kind)
+        own = vars(live)
+        self._made[key] = live
+        self.paths[id(live)] = path
+        kinds = dict(layout.containers)
+        kept: list[tuple[Put, str, Kept]] = []
+        for name, place in layout.places:
+            value = node.__dict__[name]
+            inner = value.value if type(value) is Kept else value
+            is_item = isinstance(inner, _Slot | Node | tuple | list | dict | MappingProxyType) and place != HIDDEN
+            put = _setter(live if is_item else own)
+            if inner is not value:
+                kept.append((put, name, value))
+            if place == STATIC:
+                put(name, inner)
+            else:
+                self._fill_in(put, name, value, path, (name,), kinds, tied)
+        own["_no_grad"] = set(metadata.frozen)
+        own["_training"] = metadata.training
+        self._holders += [live, own, own["_no_grad"]]
+        for put, name, value in kept:
+            self._memo[AT] = functools.partial(_below, live)
+            copy = value.copy(self._memo)
+            put(name, copy)
+            self._track(copy)
+        return live  # type: ignore[no-any-return]
+
+    def _fill_in(
+        self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
+    ) -> None:
+        """Put a value at its place, below a path in a module at another path."""
+        put(key, None)
+        if type(value) is _Slot:
+            self._puts.append((put, key, value.number))
+        elif isinstance(value, Wrapped):
+            put(key, self._module(value, (*path, *inside), tied))
+        elif isinstance(value, Node):
+            self._fill_native(put, key, value, (*path, *inside))
+        elif type(value) is MappingProxyType:
+            new: Any = kinds.get(inside, dict)()
+            self._holders.append(new)
+            for name, each in value.items():
+                self._fill_in(_setter(new), name, each, path, (*inside, name), kinds, tied)
+            put(key, new)
+        elif isinstance(value, tuple):
+            self._fill_sequence(put, key, value, path, inside, kinds, tied)
+        else:
+            put(key, value.copy(self._memo) if type(value) is Kept else value)
+
+    def _fill_sequence(
+        self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
+    ) -> None:
+        items: list[Any] = [None] * len(value)
+        for index, each in enumerate(value):
+            self._fill_in(items.__setitem__, index, each, path, (*inside, index), kinds, tied)
+        kind = kinds.get(inside, list)
+        if kind is list:
+            self._holders.append(items)
+            put(key, items)
+        else:
+            make = kind if kind is tuple else lambda values: kind(*values)
+            self._makes.append((put, key, lambda *_: make(items)))
+            put(key, make(items))
+
+    def _fill_native(self, put: Put, key: Any, value: Any, path: Path) -> None:
+        if self._native is None:
+            self._makes.append((put, key, lambda _, node: at(node, path)))
+        else:
+            put(key, self._native(self, value, path))
+
+    def _track(self, value: Any) -> None:
+        """Look after what is inside a copy that original code may change."""
+        waiting, seen = [value], {id(each) for each in self._holders}
+        for each in waiting:
+            if type(each) in PLAIN or isinstance(each, _NOT_TRACKED) or id(each) in seen:
+                continue
+            seen.add(id(each))
+            if type(each) is list:
+                self._holders.append(each)
+                waiting += each
+            elif isinstance(each, dict):
+                self._holders.append(each)
+                waiting += dict.values(each)
+            elif type(each) is set:
+                self._holders.append(each)
+            elif hasattr(each, "__dict__"):
+                self._holders.append(vars(each))
+                waiting += [inside for _, inside in attributes_of(each)]
+
+
+_NOT_TRACKED = (type, types.ModuleType, types.FunctionType, types.MethodType, mx.array, MLXModule)
+
+
+def _setter(holder: Any) -> Put:
+    return holder.__setitem__ if type(holder) is list else dict.__setitem__.__get__(holder)
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """Yield the numbers of the leaves in a tree."""
+    if type(value) is _Slot:
+        yield value.number
+    elif isinstance(value, Node):
+        for each in children_in_fields(value):
+            yield from _numbers(each)
+    elif isinstance(value, tuple | Mapping):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(each)
+
+
+def _below(live: Any, path: Path) -> Any:
+    for name in path:
+        live = dict.__getitem__(live, name) if isinstance(live, dict) else live[name]
+    return live

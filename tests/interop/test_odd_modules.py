@@ -1,0 +1,332 @@
+"""What real modules bring: helpers, closures, memos, overridden methods, names of ours; and what can't be a tree."""
+
+import functools
+import re
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from interop.checks import close, same
+
+import frostleaf as fl
+
+
+class Base(nn.Module):
+    """Sets what it is given, and has a weight."""
+
+    def __init__(self, **values):
+        super().__init__()
+        self.weight = mx.ones(3)
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __call__(self, x):
+        return self.weight * x
+
+
+class Helper:
+    """A plain object."""
+
+    def __init__(self, size):
+        self.size = size
+        self.table = mx.arange(size)
+        self.span = slice(0, size)
+
+    def __call__(self, x):
+        return x * self.size
+
+
+def made(scale):
+    return lambda x: x * scale
+
+
+X = mx.array([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("one", "same_as", "other"),
+    [
+        (lambda: Helper(3), lambda: Helper(3), lambda: Helper(4)),
+        (lambda: made(2), lambda: made(2), lambda: made(3)),
+        (lambda: slice(1, 2), lambda: slice(1, 2), lambda: slice(1, 3)),
+        (lambda: functools.partial(made, 1), lambda: functools.partial(made, 1), lambda: functools.partial(made, True)),
+        (lambda: {"a": [1]}, lambda: {"a": [1]}, lambda: {"a": [1.0]}),
+        (lambda: {1, 2}, lambda: {1, 2}, lambda: {1}),
+        (lambda: mx.compile(made(2)), lambda: mx.compile(made(2)), lambda: mx.compile(made(3))),
+    ],
+    ids=["a helper", "a closure", "a slice", "a partial", "a dict", "a set", "a compiled closure"],
+)
+def test_values_are_equal_by_content(one, same_as, other):
+    trees = [fl.from_mlx(Base(value=make())) for make in (one, same_as, other)]
+    first, second, third = map(fl.tree.structure, trees)
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != third
+    call = fl.jit(lambda tree, x: tree(x))
+    for tree in trees:
+        call(tree, X)
+    assert call.trace_count == 2
+
+
+def test_a_helper_is_the_trees_own():
+    helper = Helper(3)
+
+    class Scaled(Base):
+        def __call__(self, x):
+            return self.helper(x)
+
+    tree = fl.from_mlx(Scaled(helper=helper))
+    jitted = fl.jit(tree)
+    expected = tree(X), jitted(X)
+    helper.size = 100
+    helper.table[0] = 5
+    tree.helper.size = 100
+    assert same((tree(X), jitted(X)), expected)
+
+
+def test_a_helper_that_a_call_changes_is_as_it_was():
+    class Counting(Base):
+        def __call__(self, x):
+            self.helper.size += 1
+            self.helper.last = x
+            return x * self.helper.size
+
+    tree = fl.from_mlx(Counting(helper=Helper(3)))
+    assert same(tree(X), X * 4)
+    assert same(tree(X), X * 4)
+    _, after = fl.stateful(tree, X)
+    assert (after.helper.size, tree.helper.size) == (4, 3)
+
+
+def test_a_memo_is_made_anew_and_does_not_leak():
+    class Memo(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+            self._call = None
+
+        def __call__(self, x):
+            if self._call is None:
+                self._call = mx.compile(lambda x: self.inner(x))
+            return self._call(x)
+
+    tree = fl.from_mlx(Memo())
+    other = tree.at("inner.bias").set(mx.ones(3))
+    for each in (tree, other, tree):
+        assert close(each(X), each.inner(X))
+    _, after = fl.stateful(tree, X)
+    changed = after.at("inner.bias").set(mx.ones(3))
+    assert close(changed(X), changed.inner(X))
+
+
+def test_a_first_call_that_sets_plain_attributes():
+    class Positions(Base):
+        def __call__(self, x):
+            self.num_nodes = x.shape[0]
+            return self.weight * x
+
+    tree = fl.from_mlx(Positions())
+    opt = fl.optim.Adam(1e-2)
+    state = opt.init(tree)
+    grads = fl.grad(lambda tree, x: tree(x).sum())(tree, X)
+    _, after = fl.stateful(tree, X)
+    assert after.num_nodes == 3
+    assert after.weight is tree.weight
+    assert tree(X).tolist() == after(X).tolist()
+    assert opt.update(tree, grads, state)[0].weight.tolist() != tree.weight.tolist()
+
+
+def test_methods_that_a_class_overrides():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+            self.calls = 0
+
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, key):
+            return self.inner.weight[key] if isinstance(key, int) else super().__getitem__(key)
+
+        def __getattr__(self, name):
+            if name == "virtual":
+                return self.inner.bias
+            return super().__getattr__(name)
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.inner.freeze()
+            return self
+
+        def unfreeze(self, *args, **kwargs):
+            super().unfreeze(*args, **kwargs)
+            self.inner.freeze(keys="bias")
+
+        def _set_training_mode(self, mode):
+            super()._set_training_mode(mode)
+            self.mode_seen = mode
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    model = Odd()
+    tree = fl.from_mlx(model)
+    assert len(tree) == 7
+    assert same(tree[0], model[0])
+    assert same(tree.virtual, model.virtual)
+    with pytest.raises(AttributeError):
+        _ = tree.nothing
+    for edit in (lambda m: m.train(False), lambda m: m.unfreeze(), lambda m: m.eval()):
+        after = edit(fl.from_mlx(Odd()))
+        changed = Odd()
+        edit(changed)
+        assert fl.tree.structure(after) == fl.tree.structure(fl.from_mlx(changed))
+    sequence, theirs = fl.from_mlx(nn.Sequential(Odd())), nn.Sequential(Odd())
+    theirs.eval()
+    assert fl.tree.structure(sequence.eval()) == fl.tree.structure(fl.from_mlx(theirs))
+    assert same(tree(X), model(X))
+
+
+def test_names_of_ours():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.at = nn.Linear(3, 3)
+            self.tie = 3
+            self.replace = mx.ones(3)
+
+        def update_state(self):
+            return self.tie
+
+        def summary(self):
+            return "theirs"
+
+        def __call__(self, x):
+            return self.at(x) * self.tie + self.replace
+
+    model = Named()
+    tree = fl.from_mlx(model)
+    assert same(tree(X), model(X))
+    assert fl.tree.paths(tree) == ["at.weight", "at.bias", "replace"]
+    edited = tree.at("at.bias").set(mx.ones(3))
+    model.at.bias = mx.ones(3)
+    assert same(edited(X), model(X))
+    assert (tree.mlx.tie, tree.mlx.summary()) == (3, "theirs")
+    assert same(tree.mlx.at(X), tree.mlx.at(X))
+    assert type(tree.mlx.at).__name__ == "Linear"
+    assert fl.tree.equal(fl.from_mlx(fl.to_mlx(tree)), tree)
+
+
+def test_names_that_are_no_identifiers():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("0", "a-b", "class"):
+                setattr(self, name, nn.Linear(3, 3))
+
+        def __call__(self, x):
+            for name in ("0", "a-b", "class"):
+                x = getattr(self, name)(x)
+            return x
+
+    model = Odd()
+    tree = fl.from_mlx(model)
+    assert fl.tree.paths(tree)[0] == "0.weight"
+    assert same(tree.at("a-b.bias").set(mx.zeros(3)).at("a-b.bias").get(), mx.zeros(3))
+    assert same(tree(X), model(X))
+    assert fl.jit(tree)(X).shape == (3,)
+
+
+def test_arrays_that_are_hidden_from_mlx():
+    class Hiding(Base):
+        def __init__(self):
+            super().__init__()
+            object.__setattr__(self, "hidden", mx.ones(3))
+
+        def __call__(self, x):
+            return x * self.hidden
+
+    tree = fl.from_mlx(Hiding())
+    assert [*tree.parameters()] == ["weight"]
+    assert fl.tree.paths(tree) == ["weight", "hidden"]
+    assert same(tree(X), X)
+
+
+def test_checkpointed_functions():
+    class Checkpointed(Base):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def __call__(self, x):
+            return nn.utils.checkpoint(self.inner)(x) * self.weight
+
+    model = Checkpointed()
+    tree = fl.from_mlx(model)
+    value, grads = nn.value_and_grad(model, lambda model, x: model(x).sum())(model, X)
+    ours, tree_grads = fl.value_and_grad(lambda tree, x: tree(x).sum())(tree, X)
+    assert same(ours, value)
+    assert same(tree_grads.inner.weight, grads["inner"]["weight"])
+    assert same(tree(X), model(X))
+
+
+def cyclic():
+    model = Base()
+    model.inner = Base()
+    model.inner.parent = model
+    return model
+
+
+def sibling():
+    model = Base(first=Base(), second=Base())
+    model.second.other = Helper(3)
+    model.second.other.seen = model.first
+    return model
+
+
+def bound_to_parent():
+    model = Base(inner=Base())
+    model.inner.callback = model.__call__
+    return model
+
+
+def closing(compiled=False):
+    model = Base()
+    model.fast = mx.compile(lambda x: model(x)) if compiled else lambda x: model(x)
+    return model
+
+
+class Bag(dict):
+    """A container that nobody knows."""
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: nn.Linear,
+            TypeError,
+            "fl.from_mlx takes a module of mlx.nn, and was given the class Linear: give it an instance",
+        ),
+        (lambda: fl.nn.Linear(2, 2), TypeError, "was given a Linear, which is a frozen tree already"),
+        (lambda: {"weight": mx.ones(1)}, TypeError, "was given {'weight': f32[1]}"),
+        (cyclic, ValueError, "inner.parent is the module Base, which holds it: a tree has no way back up"),
+        (bound_to_parent, ValueError, "inner.callback is the module Base, which holds it"),
+        (sibling, ValueError, "second.other holds Base at first, which is not below it"),
+        (closing, ValueError, "fast is a function with Base in its closure, which would go on using that module's weights"),
+        (lambda: closing(True), ValueError, "fast is a function with Base in its closure"),
+        (lambda: Base(bag=Bag(a=mx.ones(1))), ValueError, "bag is a Bag, which holds arrays or modules and is neither a list"),
+    ],
+)
+def test_what_is_no_tree(make, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        fl.from_mlx(make())
+
+
+def test_a_wrapped_class_is_not_called():
+    kind = type(fl.from_mlx(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match="Linear stands for a class of MLX and is not called"):
+        kind(2, 2)
+    with pytest.raises(TypeError, match=r"fl\.to_mlx takes a tree"):
+        fl.to_mlx(mx.ones(2))
