@@ -62,33 +62,54 @@ class Live:
         self._made: dict[Any, Any] = {}
         tree = unflatten(structure.spec, iter([_Slot(number) for number in range(structure.num_leaves)]))
         self.root = self._module(tree, (), False)
-        self._views = [dict.values(holder) if isinstance(holder, dict) else holder for holder in self._holders]
-        self._saved = [dict(dict.items(holder)) if isinstance(holder, dict) else holder.copy() for holder in self._holders]
-        self._expected: list[Any] = []
+        self._saved = [_saved(holder) for holder in self._holders]
+        # All that is in dicts and lists is looked through in one go, sets are compared.
+        ordered = [each for each in self._holders if not isinstance(each, set)]
+        self._views = [dict.values(each) if isinstance(each, dict) else each for each in ordered]
+        self._sets = [(each, saved) for each, saved in zip(self._holders, self._saved, strict=True) if isinstance(each, set)]
         self._handles: list[mx.array] = []
+        self._expected, self._places = self._find_places()
+
+    def _find_places(self) -> tuple[list[Any], list[int]]:
+        """Return everything in the views, and where in there each thing stands that :meth:`fill` puts in.
+
+        What is in none of them has a place of its own at the end.
+        """
+        filled = [*self._puts, *self._makes]
+        marks = [object() for _ in filled]
+        for (put, key, _), mark in zip(filled, marks, strict=True):
+            put(key, mark)
+        places = {id(each): place for place, each in enumerate(chain.from_iterable(self._views))}
+        self._count = sum(map(len, self._views))
+        found = [places.get(id(mark), self._count) for mark in marks]
+        for put, key, _ in filled:
+            put(key, None)
+        return [*chain.from_iterable(self._views), None], found
 
     def fill(self, leaves: Sequence[mx.array], node: Any) -> Sequence[mx.array]:
         """Put handles of a tree's arrays in their places, and return them."""
-        self._handles = handles = [*map(handle_of, leaves)]
-        for put, key, number in self._puts:
+        handles, expected, places = [*map(handle_of, leaves)], self._expected, iter(self._places)
+        self._handles = handles
+        for (put, key, number), place in zip(self._puts, places, strict=False):
             put(key, handles[number])
-        for put, key, make in self._makes:
-            put(key, make(handles, node))
-        self._expected = [*chain.from_iterable(self._views)]
+            expected[place] = handles[number]
+        for (put, key, make), place in zip(self._makes, self._places[len(self._puts) :], strict=True):
+            value = expected[place] = make(handles, node)
+            put(key, value)
         return handles
 
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
-        expected = self._expected
-        return sum(map(len, self._views)) == len(expected) and all(map(is_, expected, chain.from_iterable(self._views)))
+        same = all(map(is_, chain.from_iterable(self._views), self._expected))
+        return same and sum(map(len, self._views)) == self._count and all(each == old for each, old in self._sets)
 
     def empty(self) -> None:
         """Take out what :meth:`fill` put in."""
-        self._expected, self._handles = [], []
-        for put, key, _ in self._puts:
+        self._handles = []
+        expected = self._expected
+        for (put, key, _), place in zip(chain(self._puts, self._makes), self._places, strict=True):
             put(key, None)
-        for put, key, _ in self._makes:
-            put(key, None)
+            expected[place] = None
 
     def restore(self) -> bool:
         """Undo what a call changed. Return whether that could be done.
@@ -229,6 +250,10 @@ class Live:
 
 
 _NOT_TRACKED = (type, types.ModuleType, types.FunctionType, types.MethodType, mx.array, MLXModule)
+
+
+def _saved(holder: Any) -> Any:
+    return dict(dict.items(holder)) if isinstance(holder, dict) else holder.copy()
 
 
 def _setter(holder: Any) -> Put:
