@@ -159,6 +159,21 @@ def round_trip(build: Callable[[], Any]) -> None:
     assert same(back(x), tree(x))
 
 
+def converted(build: Callable[[], Any]) -> None:
+    tree, x = fl.from_mlx(build()), mx.array(TOKENS)
+    native = fl.convert(tree)
+    assert native.at(fl.nn.Linear).paths()
+    assert fl.tree.paths(native) == fl.tree.paths(tree)
+    try:
+        native(x)
+    except fl.FrozenModuleError:  # the original code assigns to a layer
+        return
+    assert same(native(x), tree(x))
+    back = fl.to_mlx(native)
+    assert fl.tree.equal(fl.from_mlx(back), tree)
+    assert same(back(x), tree(x))
+
+
 def jitted(build: Callable[[], Any]) -> None:
     tree, x = fl.from_mlx(build()), mx.array(TOKENS)
     call = fl.jit(lambda model, x: model(x))
@@ -178,5 +193,6 @@ CHECKS: dict[str, Callable[..., None]] = {
     "edits": edits,
     "files": files,
     "round trip": round_trip,
+    "converted": converted,
     "jit": jitted,
 }

@@ -328,5 +328,5 @@ def test_a_wrapped_class_is_not_called():
     kind = type(fl.from_mlx(nn.Linear(2, 2)))
     with pytest.raises(TypeError, match="Linear stands for a class of MLX and is not called"):
         kind(2, 2)
-    with pytest.raises(TypeError, match=r"fl\.to_mlx takes a tree"):
+    with pytest.raises(TypeError, match=r"fl\.to_mlx takes a module"):
         fl.to_mlx(mx.ones(2))

@@ -77,6 +77,8 @@ class Freezer:
             return self._again(*self._modules[id(module)], path)
         if id(module) in self._open:
             raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
+        if hasattr(type(module), "__frozen__"):  # it runs the code of a tree, which it gives back
+            return module.__frozen__(self)
         self._open[id(module)] = path
         places: list[tuple[str, str]] = []
         others: list[tuple[Path, type]] = []
@@ -93,7 +95,7 @@ class Freezer:
                 continue
             places.append((name, IN_TUPLE if isinstance(value, tuple) else CHILD))
         own = vars(module)
-        for name, value in own.items():
+        for name, value in sorted(own.items()):  # whose order tells nothing
             if type(value) in PLAIN:
                 static[name] = value
             elif isinstance(value, Node):
@@ -122,6 +124,10 @@ class Freezer:
         del self._open[id(module)]
         self._modules[id(module)] = path, node
         return node
+
+    def leaf(self, array: mx.array) -> mx.array:
+        """Return the leaf for an array."""
+        return self._leaf(array)
 
     def _again(self, first: Path, node: Any, path: Path) -> Any:
         """Tie the arrays of a module that is at another place too."""

@@ -15,23 +15,25 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
 from ..core.hidden import PLAIN
-from ..core.instance import children_in_fields, level_of
+from ..core.instance import children_in_fields, level_of, metadata_of
 from ..core.kept import AT, Kept, attributes_of
+from ..core.levels import one_level
 from ..core.structure import Structure, unflatten
-from ..core.words import Path
+from ..core.words import Path, class_name, keystr
 from .freezing import NOTHING
 from .layout import HIDDEN, STATIC, Layout, Wrapped, at
 
 Put = Callable[[Any, Any], None]
 # From the handles of all leaves and the node, makes what stands at one place.
 Make = Callable[[Sequence[mx.array], Any], Any]
-# Of a native node and its path: makes what stands for it.
-Native = Callable[["Live", Any, Path], Any]
 
 handle_of: Any = mx.array.__copy__
 
 
-class _Slot:
+NO_PLACE = "{place} is a {kind}, and a module of mlx.nn has arrays in itself, in lists and in dicts only"
+
+
+class Slot:
     """Stands for the leaf of a number."""
 
     __slots__ = ("number",)
@@ -45,22 +47,20 @@ class Live:
 
     Args:
         structure: The structure, of a wrapped module.
-        native: Makes what stands for a module of frostleaf inside. Default: the module itself does.
 
     Attributes:
         root: The module.
         paths: The path of each module in it, by its id.
     """
 
-    def __init__(self, structure: Structure, native: Native | None = None) -> None:
+    def __init__(self, structure: Structure) -> None:
         self.paths: dict[int, Path] = {}
-        self._native = native
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
         self._holders: list[Any] = []
         self._memo: dict[Any, Any] = {}
         self._made: dict[Any, Any] = {}
-        tree = unflatten(structure.spec, iter([_Slot(number) for number in range(structure.num_leaves)]))
+        tree = unflatten(structure.spec, iter([Slot(number) for number in range(structure.num_leaves)]))
         self.root = self._module(tree, (), False)
         self._saved = [_saved(holder) for holder in self._holders]
         # All that is in dicts and lists is looked through in one go, sets are compared.
@@ -154,22 +154,17 @@ class Live:
         layout: Layout = type(node).__layout__
         metadata, _ = level_of(node)
         tied = tied or bool(metadata.ties)
-        # A module at two places has the same arrays at both, and the same of everything else.
-        numbers = (*_numbers(node),) if tied else ()
-        key = type(node), metadata, numbers
-        if numbers and key in self._made:
-            return self._made[key]  # type: ignore[no-any-return]
-        live: Any = dict.__new__(layout.kind)
+        live, is_known = self._new(layout.kind, node, path, tied)
+        if is_known:
+            return live  # type: ignore[no-any-return]
         own = vars(live)
-        self._made[key] = live
-        self.paths[id(live)] = path
         kinds = dict(layout.containers)
         kept: list[tuple[Put, str, Kept]] = []
         for name, place in layout.places:
             value = node.__dict__[name]
             inner = value.value if type(value) is Kept else value
-            is_item = isinstance(inner, _Slot | Node | tuple | list | dict | MappingProxyType) and place != HIDDEN
-            put = _setter(live if is_item else own)
+            is_item = isinstance(inner, Slot | Node | tuple | list | dict | MappingProxyType) and place != HIDDEN
+            put = setter(live if is_item else own)
             if inner is not value:
                 kept.append((put, name, value))
             if place == STATIC:
@@ -186,25 +181,39 @@ class Live:
             self._track(copy)
         return live  # type: ignore[no-any-return]
 
+    def _new(self, kind: type, node: Any, path: Path, tied: bool) -> tuple[Any, bool]:
+        """Return the module for a node, and whether it has been made for another place.
+
+        A module at two places has the same arrays at both, and the same of everything else.
+        """
+        numbers = (*_numbers(node),) if tied else ()
+        key = type(node), metadata_of(node), numbers
+        if numbers and key in self._made:
+            return self._made[key], True
+        live: Any = dict.__new__(kind)
+        self._made[key] = live
+        self.paths[id(live)] = path
+        return live, False
+
     def _fill_in(
         self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
     ) -> None:
         """Put a value at its place, below a path in a module at another path."""
         put(key, None)
-        if type(value) is _Slot:
+        if type(value) is Slot:
             self._puts.append((put, key, value.number))
-        elif isinstance(value, Wrapped):
-            put(key, self._module(value, (*path, *inside), tied))
         elif isinstance(value, Node):
-            self._fill_native(put, key, value, (*path, *inside))
+            self._fill_node(put, key, value, (*path, *inside), tied)
         elif type(value) is MappingProxyType:
             new: Any = kinds.get(inside, dict)()
             self._holders.append(new)
             for name, each in value.items():
-                self._fill_in(_setter(new), name, each, path, (*inside, name), kinds, tied)
+                self._fill_in(setter(new), name, each, path, (*inside, name), kinds, tied)
             put(key, new)
         elif isinstance(value, tuple):
             self._fill_sequence(put, key, value, path, inside, kinds, tied)
+        elif one_level(value) is not None:
+            raise TypeError(NO_PLACE.format(place=keystr((*path, *inside)), kind=class_name(value)))
         else:
             put(key, value.copy(self._memo) if type(value) is Kept else value)
 
@@ -223,11 +232,11 @@ class Live:
             self._makes.append((put, key, lambda *_: make(items)))
             put(key, make(items))
 
-    def _fill_native(self, put: Put, key: Any, value: Any, path: Path) -> None:
-        if self._native is None:
+    def _fill_node(self, put: Put, key: Any, value: Any, path: Path, tied: bool) -> None:
+        if isinstance(value, Wrapped):
+            put(key, self._module(value, path, tied))
+        else:  # which original code calls as it is
             self._makes.append((put, key, lambda _, node: at(node, path)))
-        else:
-            put(key, self._native(self, value, path))
 
     def _track(self, value: Any) -> None:
         """Look after what is inside a copy that original code may change."""
@@ -256,13 +265,13 @@ def _saved(holder: Any) -> Any:
     return dict(dict.items(holder)) if isinstance(holder, dict) else holder.copy()
 
 
-def _setter(holder: Any) -> Put:
+def setter(holder: Any) -> Put:
     return holder.__setitem__ if type(holder) is list else dict.__setitem__.__get__(holder)
 
 
 def _numbers(value: Any) -> Iterator[int]:
     """Yield the numbers of the leaves in a tree."""
-    if type(value) is _Slot:
+    if type(value) is Slot:
         yield value.number
     elif isinstance(value, Node):
         for each in children_in_fields(value):
