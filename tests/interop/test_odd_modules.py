@@ -5,6 +5,7 @@ import re
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import pytest
 from interop.checks import close, same
 
@@ -119,21 +120,48 @@ def test_a_memo_is_made_anew_and_does_not_leak():
     assert close(changed(X), changed.inner(X))
 
 
-def test_a_first_call_that_sets_plain_attributes():
-    class Positions(Base):
+def test_a_first_call_that_sets_attributes():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+            self.norm = nn.BatchNorm(3)
+            self._seen = []
+
         def __call__(self, x):
             self.num_nodes = x.shape[0]
-            return self.weight * x
+            self.inner.used = True
+            self._last = x.sum()
+            self._seen.append(x[0])
+            return self.norm(self.inner(x))
 
-    tree = fl.from_mlx(Positions())
-    opt = fl.optim.Adam(1e-2)
+    def loss(tree, x):
+        out, after = fl.stateful(tree, x)
+        return out.square().sum(), after
+
+    x = mx.random.normal((4, 3))
+    mx.random.seed(0)
+    tree, opt = fl.from_mlx(Positions()), fl.optim.Adam(1e-2)
+    mx.random.seed(0)
+    model, theirs = Positions(), optim.Adam(1e-2)
     state = opt.init(tree)
-    grads = fl.grad(lambda tree, x: tree(x).sum())(tree, X)
-    _, after = fl.stateful(tree, X)
-    assert after.num_nodes == 3
-    assert after.weight is tree.weight
-    assert tree(X).tolist() == after(X).tolist()
-    assert opt.update(tree, grads, state)[0].weight.tolist() != tree.weight.tolist()
+    for step in range(3):
+        (value, after), grads = fl.value_and_grad(loss, has_aux=True)(tree, x)
+        tree, state = opt.update(after, grads, state)
+        expected, gradients = nn.value_and_grad(model, lambda model, x: model(x).square().sum())(model, x)
+        theirs.update(model, gradients)
+        assert same(value, expected)
+        assert (tree.num_nodes, tree.inner.used, len(tree._seen)) == (4, True, step + 1)
+        assert same(tree.inner.weight, model.inner.weight)
+        assert same(tree.norm.running_mean, model.norm.running_mean)
+
+
+def test_a_gradient_that_lacks_a_parameter():
+    tree = fl.from_mlx(nn.Linear(3, 3))
+    grads = fl.grad(lambda tree: tree(X).sum())(fl.from_mlx(nn.Linear(3, 3, bias=False)))
+    opt = fl.optim.SGD(0.1)
+    with pytest.raises(ValueError, match="bias"):
+        opt.update(tree, grads, opt.init(tree))
 
 
 def test_methods_that_a_class_overrides():

@@ -167,7 +167,7 @@ def shared(old: Any, new: Any) -> Any:
         return new if all(map(is_, children, after[1])) else new.__frostleaf__.assemble(after[0], children)
     here = one_level(new)
     there = one_level(old) if here is not None and type(old) is type(new) else None
-    if here is None or there is None or here[0] != there[0]:
+    if here is None or there is None or here[0] != there[0] or len(here[1]) != len(there[1]):
         return new
     parts = [shared(*each) for each in zip(there[1], here[1], strict=True)]
     if all(map(is_, parts, there[1])):
