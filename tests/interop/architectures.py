@@ -88,14 +88,11 @@ _OWN: dict[str, dict[str, Any]] = {
         "rotary_emb_base": 10000,
     },
     "granitemoehybrid": {
-        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 48, "layer_types": ["mamba", "attention"],
     },
     "hunyuan": {
         "moe_topk": 2, "num_shared_expert": 1, "use_mixed_mlp_moe": True, "rope_scaling": {"type": "dynamic", "alpha": 1000.0,
         "factor": 1.0},
-    },
-    "kimi_k3": {
-        "hidden_act": "situ",
     },
     "kimi_linear": {
         "model_max_length": 64, "linear_attn_config": {"kda_layers": [1], "full_attn_layers": [2], "num_heads": 4, "head_dim":
@@ -103,9 +100,6 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "lfm2_moe": {
         "use_expert_bias": True, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"],
-    },
-    "lille-130m": {
-        "block_size": 64,
     },
     "llama4_text": {
         "intermediate_size_mlp": 48, "no_rope_layers": [1, 0],
@@ -124,9 +118,6 @@ _OWN: dict[str, dict[str, Any]] = {
         "swa_v_head_dim": 8, "swa_rope_theta": 10000.0, "moe_layer_freq": [0, 1],
     },
     "minicpm": {
-        "dim_model_base": 32, "scale_depth": 1.0, "scale_emb": 1.0,
-    },
-    "minicpm3": {
         "dim_model_base": 32, "scale_depth": 1.0, "scale_emb": 1.0,
     },
     "minimax": {
@@ -154,8 +145,11 @@ _OWN: dict[str, dict[str, Any]] = {
         "n_shared_head": 2,
     },
     "spark2_5": {
-        "rope_parameters": {"sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}, "full_attention":
-        {"rope_theta": 10000.0, "rope_type": "default"}},
+        "hidden_act": "gelu",
+        "rope_parameters": {
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+            "full_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
     },
     "step3p5": {
         "num_attention_groups": 2,
@@ -170,11 +164,43 @@ _OWN: dict[str, dict[str, Any]] = {
         "altup_correct_scale": True, "altup_active_idx": 0, "laurel_rank": 8, "rope_scaling": None},
     },
     "llama4": {
-        "text_config": {"model_type": "llama4_text", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48,
+        "text_config": {"model_type": "llama4_text", "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "attention_bias": False, "attention_chunk_size": 8,
         "rms_norm_eps": 1e-05, "vocab_size": 64, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 48,
         "max_position_embeddings": 64, "num_experts_per_tok": 1, "num_local_experts": 2, "rope_scaling": None, "rope_theta":
         10000.0, "use_qk_norm": True},
+    },
+    "gemma4": {
+        "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gemma4_text": {
+        "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "lille-130m": {"block_size": 64, "n_embd": 96},
+    "longcat_flash_ngram": {
+        "hidden_size": 48, "moe_topk": 2, "expert_ffn_hidden_size": 16, "zero_expert_num": 1, "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True, "zero_expert_type": "identity", "ngram_vocab_size_ratio": 3, "router_bias": False,
+    },
+    "minicpm3": {
+        "dim_model_base": 32, "scale_depth": 1.0, "scale_emb": 1.0,
+        "rope_scaling": {"original_max_position_embeddings": 64, "short_factor": [1.0] * 4, "long_factor": [1.0] * 4},
+    },
+    "minimax_m3_vl": {"moe_layer_freq": [0, 1], "layer_types": None, "rope_parameters": None},
+    "nemotron-nas": {
+        "block_configs": [
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 1.5}},
+            {"attention": {"no_op": True}, "ffn": {"ffn_mult": 1.5}},
+        ],
+    },
+    "kimi_k3": {
+        "hidden_act": "situ",
+        "linear_attn_config": {
+            "kda_layers": [1], "full_attn_layers": [2], "num_heads": 4, "head_dim": 8, "short_conv_kernel_size": 4,
+        },
+    },
+    "muse_spark": {
+        "num_shared_experts": 0, "post_norm_eps": 1e-5, "layer_rope_theta": [10000.0, 0.0], "output_multiplier": 1.0,
+        "moe_hidden_size": 16,
     },
 }  # fmt: skip
 

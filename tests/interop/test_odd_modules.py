@@ -1,5 +1,6 @@
 """What real modules bring: helpers, closures, memos, overridden methods, names of ours; and what can't be a tree."""
 
+import dataclasses
 import functools
 import re
 
@@ -154,6 +155,30 @@ def test_a_first_call_that_sets_attributes():
         assert (tree.num_nodes, tree.inner.used, len(tree._seen)) == (4, True, step + 1)
         assert same(tree.inner.weight, model.inner.weight)
         assert same(tree.norm.running_mean, model.norm.running_mean)
+
+
+def test_results_that_are_dataclasses():
+    @dataclasses.dataclass
+    class Output:
+        hidden: mx.array
+        logits: list
+        name: str = "out"
+        cache: object = None
+
+    class Model(Base):
+        def __call__(self, x):
+            return Output(self.weight * x, [x + 1])
+
+    tree = fl.from_mlx(Model())
+    plain = tree(X)
+    for out in (
+        fl.jit(tree)(X),
+        fl.stateful(tree, X)[0],
+        fl.eval_shape(lambda tree, x: tree(x), tree, X),
+        fl.value_and_grad(lambda tree, x: (tree(x).hidden.sum(), tree(x)), has_aux=True)(tree, X)[0][1],
+    ):
+        assert (type(out), out.name, out.hidden.shape) == (Output, "out", (3,))
+    assert same(fl.vmap(tree)(mx.stack([X, X])).logits[0][1], plain.logits[0])
 
 
 def test_a_gradient_that_lacks_a_parameter():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
+import optree
 from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.hidden import PLAIN
 from ..core.instance import metadata_of
+from ..core.levels import one_level
+from ..core.registration import NAMESPACE, register_dataclass
+from ..core.shapes import LEAF
 from ..core.sharing import shared
 from ..core.structure import Flat, Structure, flat_of, require_numbers
 from ..core.words import keystr, level_of_caller, listed
@@ -129,6 +134,8 @@ class _Lent:
             return inside if type(value) is list else tuple(inside)
         if type(value) is dict:
             return {key: self.outward(each) for key, each in value.items()}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            _join(value)
         if isinstance(value, types.MethodType) and id(value.__self__) in self.live.paths:
             return getattr(self.outward(value.__self__), value.__name__)
         return value
@@ -147,6 +154,14 @@ class _Lent:
     def _changed(self) -> list[str]:
         paths = [path for path, _ in differences(self._node, self.after(), ())]
         return [keystr(path) or "its attributes" for path in paths if not any(str(name).startswith("_") for name in path)]
+
+
+def _join(value: Any) -> None:
+    """Make the class of a result that holds arrays a node of trees, so that it passes through every transformation."""
+    if one_level(value) is None and not isinstance(value, LEAF):
+        parts: Any = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+        if any(isinstance(each, mx.array) for each in optree.tree_leaves(parts, namespace=NAMESPACE)):
+            register_dataclass(type(value))
 
 
 UNCOLLECTED = (
