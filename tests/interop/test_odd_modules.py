@@ -241,6 +241,37 @@ def test_methods_that_a_class_overrides():
     assert same(tree(X), model(X))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_functions_that_run_again_for_a_gradient(frozen):
+    class Again(Base):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def __call__(self, x):
+            y = nn.utils.checkpoint(self.inner)(x * self.weight)
+            return mx.checkpoint(lambda y: y * self.weight)(y)
+
+    model = Again()
+    if frozen:
+        model.inner.freeze()
+    tree = fl.from_mlx(model)
+
+    def loss(model, x):
+        return model(model(x)).square().sum()
+
+    value, grads = nn.value_and_grad(model, loss)(model, X)
+    for _ in range(2):
+        ours, tree_grads = fl.value_and_grad(loss)(tree, X)
+        assert same(ours, value)
+        if frozen:  # what mx.checkpoint closes over has no gradient through it
+            assert tree_grads.inner.weight is None
+        assert same(tree_grads.weight, grads["weight"])
+    assert close(fl.jit(fl.grad(loss))(tree, X).weight, grads["weight"])
+    assert close(fl.vjp(lambda tree: loss(tree, X), (tree,), (mx.array(1.0),))[1][0].weight, grads["weight"])
+    assert same(tree(X), model(X))
+
+
 def test_names_of_ours():
     class Named(nn.Module):
         def __init__(self):

@@ -20,6 +20,7 @@ from ..core.shapes import LEAF
 from ..core.sharing import shared
 from ..core.structure import Flat, Structure, flat_of, require_numbers
 from ..core.words import keystr, level_of_caller, listed
+from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
 from .freezing import Freezer
@@ -107,6 +108,13 @@ class _Lent:
                 record_edit(self._called, self.after())
         elif not same:
             self._warn()
+        if not put_off(self._give_back):
+            self._give_back(same)
+
+    def _give_back(self, same: bool | None = None) -> None:
+        """Let other calls use the live module, as it was."""
+        if same is None:  # it may have run again since
+            same = self.live.is_unchanged()
         if same or self.live.restore():
             self.live.empty()
             self._pool.append(self.live)
