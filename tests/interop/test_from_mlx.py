@@ -1,6 +1,7 @@
 """A module of ``mlx.nn`` as a tree: its names, its numbers, and everything that a native tree can do."""
 
 import copy
+import dataclasses
 import gc
 import pickle
 import threading
@@ -136,6 +137,17 @@ def test_edits():
     changed = tree.map_modules(lambda path, module: module.replace(name="x") if path == "" else None)
     assert changed.name == "x"
     assert [change.path for change in fl.tree.diff(tree, tree.at("pair.0").set(mx.zeros(4)))] == ["pair.0"]
+
+
+def test_lists_and_helpers_are_edited_too():
+    tree = fl.from_mlx(build())
+    assert tree.at("sizes").get() == [1, 2, 3]
+    assert dict(tree.at(["sizes", "name"])) == {"sizes": [1, 2, 3], "name": "tiny"}
+    assert tree.at("sizes").apply(lambda sizes: [*sizes, 4]).sizes == [1, 2, 3, 4]
+    assert tree.at("sizes").set([1, 2, 3]) is tree
+    assert tree.at("args").apply(lambda args: dataclasses.replace(args, dims=5)).width == 5
+    assert [change.path for change in fl.tree.diff(tree, tree.replace(args=Args(5)))] == ["args"]
+    assert "Args(dims=5" in str(fl.tree.diff(tree, tree.replace(args=Args(5))))
 
 
 @pytest.mark.parametrize(

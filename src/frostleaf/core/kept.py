@@ -71,6 +71,11 @@ class Kept:
         return _kept, (to_picklable(self.value),)
 
 
+def let_out(value: Any) -> Any:
+    """Return a copy of what is kept, and any other value as it is."""
+    return value.copy({}) if type(value) is Kept else value
+
+
 def _kept(value: Any) -> Kept:
     return Kept(from_picklable(value))
 
