@@ -1,8 +1,10 @@
 """What real modules bring: helpers, closures, memos, overridden methods, names of ours; and what can't be a tree."""
 
+import asyncio
 import dataclasses
 import functools
 import re
+import threading
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -155,6 +157,33 @@ def test_a_first_call_that_sets_attributes():
         assert (tree.num_nodes, tree.inner.used, len(tree._seen)) == (4, True, step + 1)
         assert same(tree.inner.weight, model.inner.weight)
         assert same(tree.norm.running_mean, model.norm.running_mean)
+
+
+def test_methods_that_are_coroutines():
+    class Waiting(Base):
+        async def answer(self, x):
+            await asyncio.sleep(0)
+            return self.weight * x
+
+    tree = fl.from_mlx(Waiting())
+
+    async def both():
+        return await asyncio.gather(tree.answer(X), tree.answer(2 * X))
+
+    assert same(asyncio.run(both()), [X, 2 * X])
+
+
+def test_threads_make_one_class():
+    class Fresh(Base):
+        pass
+
+    model, found = Fresh(), []
+    threads = [threading.Thread(target=lambda: found.append(type(fl.from_mlx(model)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
 
 
 def test_results_that_are_dataclasses():

@@ -48,6 +48,12 @@ def generate(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, 
             yield lent.outward(value)
 
 
+async def wait_for(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a method that is a coroutine."""
+    with _Lent(node, name) as lent:
+        return lent.outward(await getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs))
+
+
 def run(node: Wrapped, name: str, function: Run) -> Any:
     """Return what a function returns for the live module."""
     with _Lent(node, name) as lent:

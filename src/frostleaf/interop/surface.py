@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
 
 from mlx.nn.layers.base import Module as MLXModule
 
-from .calls import call, edited, generate, read, run
+from .calls import call, edited, generate, read, run, wait_for
 from .layout import STATIC, Field, Layout, LayoutType, Method, Wrapped, declared
 
 # What Python or MLX needs of a module that can change, and a tree has its own of.
@@ -44,9 +45,22 @@ def _called(node: Wrapped, name: str, /, *args: Any, **kwargs: Any) -> Any:
     return call(node, name, args, kwargs)
 
 
-@functools.cache
 def class_for(layout: Layout) -> Any:
-    """Return the class of the wrapped modules that have a layout."""
+    """Return the class of the wrapped modules that have a layout, which is one in all threads."""
+    try:
+        return _classes[layout]
+    except KeyError:
+        with _defining:
+            if layout not in _classes:
+                _classes[layout] = _define(layout)
+            return _classes[layout]
+
+
+_classes: dict[Layout, Any] = {}
+_defining = threading.RLock()
+
+
+def _define(layout: Layout) -> Any:
     surface = _surface(layout.kind)
     fields = declared(layout)
     members: dict[str, Any] = {"__layout__": layout, "__module__": surface.__module__, "__qualname__": surface.__qualname__}
@@ -99,6 +113,14 @@ def _method(name: str, function: Callable[..., Any]) -> Any:
             return generate(self, name, args, kwargs)
 
         return generated
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def awaited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return await wait_for(self, name, args, kwargs)
+
+        return awaited
 
     @functools.wraps(function)
     def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
