@@ -1,10 +1,12 @@
 """What real modules bring: helpers, closures, memos, overridden methods, names of ours; and what can't be a tree."""
 
+import abc
 import asyncio
 import dataclasses
 import functools
 import re
 import threading
+import typing
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -157,6 +159,71 @@ def test_a_first_call_that_sets_attributes():
         assert (tree.num_nodes, tree.inner.used, len(tree._seen)) == (4, True, step + 1)
         assert same(tree.inner.weight, model.inner.weight)
         assert same(tree.norm.running_mean, model.norm.running_mean)
+
+
+def test_modules_that_a_method_returns():
+    class Making(Base):
+        def make(self):
+            return {"new": nn.Linear(3, 3), "own": [self.inner], "call": self.inner.__call__}
+
+        def back(self, module):
+            return module
+
+    tree = fl.from_mlx(Making(inner=nn.Linear(3, 3)))
+    made = tree.make()
+    assert [type(made["new"]).__mlx__, made["own"]] == [nn.Linear, [tree.inner]]
+    assert same(made["call"](X), tree.inner(X))
+    given = nn.Linear(2, 2)
+    assert tree.back(given) is given
+
+
+def test_quantizing():
+    mx.random.seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    tree, x = fl.from_mlx(model), mx.random.normal((2, 32))
+    nn.quantize(model, group_size=32)
+    for quantized in (fl.quantize(tree, group_size=32), fl.quantize(fl.convert(tree), group_size=32)):
+        assert same(quantized(x), model(x))
+        assert same(fl.to_mlx(quantized)(x), model(x))
+    assert quantized.at(fl.nn.QuantizedLinear).paths() == ["layers.0", "layers.2"]
+
+
+def test_bases_and_super():
+    item = typing.TypeVar("item")
+
+    class Mixin:
+        factor = 2
+
+        @property
+        def doubled(self):
+            return self.weight * self.factor
+
+        def scaled(self, x):
+            return x * self.weight
+
+    class Above(nn.Module, Mixin, typing.Generic[item], abc.ABC):
+        def __init__(self):
+            super().__init__()
+            self.weight = mx.ones(3) * 3
+
+        @abc.abstractmethod
+        def middle(self, x): ...
+
+        def __call__(self, x):
+            return self.middle(x) + 1
+
+    class Below(Above[int]):
+        def middle(self, x):
+            return self.scaled(x)
+
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
+    tree, model = fl.from_mlx(Below()), Below()
+    assert same(tree(X), model(X))
+    assert same((tree.doubled, tree.scaled(X), tree.middle(X)), (model.doubled, model.scaled(X), model.middle(X)))
+    assert tree.factor == 2
+    assert tree.at(Above).paths() == [""]
 
 
 def test_methods_that_are_coroutines():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -25,7 +25,7 @@ from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
 from .freezing import Freezer
 from .layout import Wrapped, at
-from .live import Live
+from .live import Live, handle_of
 
 # Of the live module: what is to be done.
 Run = Callable[[Any], Any]
@@ -33,7 +33,9 @@ Run = Callable[[Any], Any]
 
 def call(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a method of the original class. What it changes is recorded by :func:`frostleaf.stateful`, or else dropped."""
-    return run(node, name, lambda live: getattr(type(live), name)(live, *args, **kwargs))
+    with _Lent(node, name) as lent:
+        live = lent.live.root
+        return lent.outward(getattr(type(live), name)(live, *args, **kwargs), given=(*args, *kwargs.values()))
 
 
 def read(node: Wrapped, name: str) -> Any:
@@ -135,19 +137,21 @@ class _Lent:
 
         return shared(self._node, Freezer(type(self._node).__class_for__, leaf, self.live.before).tree(self.live.root))
 
-    def outward(self, value: Any) -> Any:
-        """Return a result with nodes of the tree in place of live modules, and lists of its own."""
+    def outward(self, value: Any, given: Sequence[Any] = ()) -> Any:
+        """Return a result with nodes in place of live modules and new ones, but those that were given, and lists of its own."""
         if type(value) is mx.array or type(value) in PLAIN:
             return value
         if isinstance(value, MLXModule):
             if id(value) in self.live.paths:
                 return at(self._node, self.live.paths[id(value)])
-            return value
+            if any(each is value for each in given):
+                return value
+            return Freezer(type(self._node).__class_for__, handle_of).tree(value)
         if type(value) in (list, tuple):
-            inside = [self.outward(each) for each in value]
+            inside = [self.outward(each, given) for each in value]
             return inside if type(value) is list else tuple(inside)
         if type(value) is dict:
-            return {key: self.outward(each) for key, each in value.items()}
+            return {key: self.outward(each, given) for key, each in value.items()}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             _join(value)
         if isinstance(value, types.MethodType) and id(value.__self__) in self.live.paths:

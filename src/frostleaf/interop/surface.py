@@ -7,7 +7,7 @@ import inspect
 import threading
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, Protocol
 
 from mlx.nn.layers.base import Module as MLXModule
 
@@ -82,7 +82,9 @@ def _surface(kind: type) -> Any:
         "mlx": property(Original),
     }
     members |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    for base in reversed(kind.__mro__[: kind.__mro__.index(MLXModule)]):
+    for base in reversed(kind.__mro__):
+        if base in MLXModule.__mro__ or base in (Generic, Protocol):
+            continue
         for name, value in vars(base).items():
             if name in _EDITS and inspect.isfunction(value):
                 members[name] = _edit(name, value)
