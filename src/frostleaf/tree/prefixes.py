@@ -99,7 +99,10 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
     there = one_level(other) if type(other) is type(tree) else None
     original = getattr(type(tree), "__mlx__", None)
     if original is not None and original is getattr(type(other), "__mlx__", None):
-        return _by_name(tree, other)
+        definition = tree.__frostleaf__
+        has_private = len(definition.parameters) < len(definition.children)
+        if there is None or has_private or there[0].static_key != node[0].static_key:
+            return _by_name(tree, other)
     if there is None:
         return None
     if isinstance(other, Mapping):
