@@ -17,6 +17,8 @@ from interop.models import Args, Counter, Model, Shared
 from mlx.utils import tree_flatten
 
 import frostleaf as fl
+from frostleaf.interop import calls
+from frostleaf.interop.live import Live
 
 X = mx.array([[1, 2, 3]])
 
@@ -409,6 +411,24 @@ def test_inside_a_native_module():
     assert fl.tree.equal(after.body, fl.from_mlx(body))
     assert same(native.eval()(x), native.eval()(x))
     assert not native.eval().body.layers[0].training
+
+
+def test_live_modules_are_used_again(monkeypatch):
+    made = []
+    monkeypatch.setattr(calls, "Live", lambda structure: made.append(structure) or Live(structure))
+
+    class Native(fl.Module):
+        body: object
+
+        def __call__(self, x):
+            return self.body(x)
+
+    body = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
+    for tree in (fl.from_mlx(body), Native(fl.from_mlx(body))):
+        for _ in range(4):
+            tree(mx.ones((1, 2)))
+            tree = fl.tree.map(lambda array: array * 2, tree)
+    assert len(made) == 1
 
 
 def test_a_native_module_inside():

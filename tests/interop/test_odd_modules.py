@@ -104,6 +104,40 @@ def test_a_helper_that_a_call_changes_is_as_it_was():
     assert (after.helper.size, tree.helper.size) == (4, 3)
 
 
+def test_what_a_call_gives_and_takes_is_shared_with_nobody():
+    class Sharing(Base):
+        def config(self):
+            return self.helper
+
+        def every(self):
+            return [self.helper, self.sizes]
+
+        def keep(self, x):
+            self.kept = x
+
+        def climb(self):
+            self.inner.above = self
+
+        def __call__(self, x):
+            return x * self.helper.size * self.sizes[0]
+
+    tree = fl.from_mlx(Sharing(helper=Helper(3), sizes=[2], inner=Base()))
+    expected = tree(X)
+    tree.config().size = 100
+    tree.every()[0].size = 100
+    tree.every()[1][0] = 100
+    assert same(tree(X), expected)
+    x = mx.ones(3)
+    _, after = fl.stateful(tree.keep, x)
+    x += 1
+    assert same(after.kept, mx.ones(3))
+    with pytest.warns(fl.UncollectedStateWarning, match="climb changed its attributes"):
+        tree.climb()
+    with pytest.raises(ValueError, match=r"inner\.above is the module Sharing, which holds it"):
+        fl.stateful(tree.climb)
+    assert same(tree(X), expected)
+
+
 def test_a_memo_is_made_anew_and_does_not_leak():
     class Memo(nn.Module):
         def __init__(self):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import mlx.core as mx
 import optree
@@ -70,12 +73,28 @@ def edited(node: Wrapped, function: Run) -> Any:
     return lent.after()
 
 
-def _pool(structure: Structure) -> list[Live]:
-    """Return a list of the live modules of a structure that nobody uses."""
-    return []
+class _Pool(list[Live]):
+    """The live modules of equal structures that nobody uses."""
+
+    __slots__ = ("__weakref__",)
 
 
-def _taken(pool: list[Live]) -> Live | None:
+# For as long as there is one of these structures. The keys are copies, which remember nothing.
+_pools: WeakValueDictionary[Structure, _Pool] = WeakValueDictionary()
+_looking = threading.Lock()
+
+
+def _pool(structure: Structure) -> _Pool:
+    """Return the pool of a structure, which an equal one may have filled."""
+    key = Structure(structure.spec, structure.num_leaves)
+    with _looking:
+        pool = _pools.get(key)
+        if pool is None:
+            pool = _pools[key] = _Pool()
+        return pool
+
+
+def _taken(pool: _Pool) -> Live | None:
     try:
         return pool.pop()
     except IndexError:
@@ -133,7 +152,8 @@ class _Lent:
         own = {id(handle): leaf for handle, leaf in zip(self._handles, self._flat.leaves, strict=True)}
 
         def leaf(array: mx.array) -> mx.array:
-            return array if id(array) in assigned else own.get(id(array), array)
+            before = own.get(id(array))
+            return handle_of(array) if before is None or id(array) in assigned else before
 
         return shared(self._node, Freezer(type(self._node).__class_for__, leaf, self.live.before).tree(self.live.root))
 
@@ -147,6 +167,8 @@ class _Lent:
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)
+        if id(value) in self.live.helpers:
+            return copy.deepcopy(value)
         if type(value) in (list, tuple):
             inside = [self.outward(each, given) for each in value]
             return inside if type(value) is list else tuple(inside)
@@ -170,7 +192,10 @@ class _Lent:
         return [*self.live.learned()] if metadata_of(self._node).training else []
 
     def _changed(self) -> list[str]:
-        paths = [path for path, _ in differences(self._node, self.after(), ())]
+        try:
+            paths = [path for path, _ in differences(self._node, self.after(), ())]
+        except ValueError:  # it has become what is no tree
+            paths = [()]
         return [keystr(path) or "its attributes" for path in paths if not any(str(name).startswith("_") for name in path)]
 
 

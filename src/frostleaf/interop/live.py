@@ -51,10 +51,12 @@ class Live:
     Attributes:
         root: The module.
         paths: The path of each module in it, by its id.
+        helpers: The ids of objects in its attributes.
     """
 
     def __init__(self, structure: Structure) -> None:
         self.paths: dict[int, Path] = {}
+        self.helpers: set[int] = set()
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
         self._holders: list[Any] = []
@@ -255,6 +257,7 @@ class Live:
                 self._holders.append(each)
             elif hasattr(each, "__dict__"):
                 self._holders.append(vars(each))
+                self.helpers.add(id(each))
                 waiting += [inside for _, inside in attributes_of(each)]
 
 
