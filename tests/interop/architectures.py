@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
-import pkgutil
+from pathlib import Path
 from typing import Any
-
-import mlx_lm.models as models
 
 VOCABULARY = 64
 
@@ -209,14 +208,15 @@ _ENDING = ("olmo", "phi3small")
 
 
 def names() -> list[str]:
-    """Return the names of the files of mlx-lm that define a model."""
+    """Return the names of the files of mlx-lm that define a model, without importing them; none if it is not installed."""
+    package = importlib.util.find_spec("mlx_lm")
+    if package is None or package.origin is None:
+        return []
     found = []
-    for each in pkgutil.iter_modules(models.__path__):
-        if each.name in _ENDING:
-            continue
-        module = importlib.import_module(f"mlx_lm.models.{each.name}")
-        if hasattr(module, "Model") and hasattr(module, "ModelArgs"):
-            found.append(each.name)
+    for path in sorted((Path(package.origin).parent / "models").glob("*.py")):
+        text = path.read_text()
+        if path.stem not in _ENDING and "\nclass Model(" in text and "\nclass ModelArgs" in text:
+            found.append(path.stem)
     return found
 
 

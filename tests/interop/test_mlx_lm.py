@@ -3,13 +3,12 @@
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from interop import architectures
+from interop.checks import CHECKS, TOKENS, arrays, same
 
 import frostleaf as fl
 
-pytest.importorskip("mlx_lm")
-
-from interop import architectures
-from interop.checks import CHECKS, TOKENS, arrays, same
+pytestmark = pytest.mark.skipif(not architectures.names(), reason="mlx-lm is not installed")
 
 # Chosen for their differences: dense, mixtures of experts, state spaces, hybrids, sliding windows, latent attention, towers.
 EVERY_DAY = [
