@@ -38,6 +38,9 @@ def test_calls(model, table, interleaved):
     same, anew, theirs = interleaved(lambda: tree(X), lambda: next(fresh)(X), lambda: model(X), rounds=300)
     table.add("graph of a call, the same tree again / the module", same, theirs, limit=1.1)
     table.add("graph of a call, a fresh tree / the module", anew, theirs, limit=1.25)
+    converted = fl.convert(tree)
+    ours, theirs = interleaved(lambda: converted(X), lambda: model(X), rounds=300)
+    table.add("graph of a call, native layers inside / the module", ours, theirs)
     same, theirs = interleaved(lambda: mx.eval(tree(X)), lambda: mx.eval(model(X)), rounds=300)
     table.add("a call with its evaluation, the same tree / the module", same, theirs)
 

@@ -6,7 +6,7 @@ import functools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from operator import is_
+from operator import is_, itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -21,11 +21,11 @@ from ..core.levels import one_level
 from ..core.structure import Structure, unflatten
 from ..core.words import Path, class_name, keystr
 from .freezing import NOTHING
-from .layout import HIDDEN, STATIC, Layout, Wrapped, at
+from .layout import HIDDEN, STATIC, Layout, Wrapped
 
 Put = Callable[[Any, Any], None]
-# From the handles of all leaves and the node, makes what stands at one place.
-Make = Callable[[Sequence[mx.array], Any], Any]
+# From the native modules of a tree, makes what stands at one place.
+Make = Callable[[Sequence[Any]], Any]
 
 handle_of: Any = mx.array.__copy__
 
@@ -60,6 +60,8 @@ class Live:
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
         self._holders: list[Any] = []
+        self._steps: list[tuple[int, Any]] = []
+        self._reached: dict[Path, int] = {(): 0}
         self._memo: dict[Any, Any] = {}
         self._made: dict[Any, Any] = {}
         tree = unflatten(structure.spec, iter([Slot(number) for number in range(structure.num_leaves)]))
@@ -95,10 +97,29 @@ class Live:
         for (put, key, number), place in zip(self._puts, places, strict=False):
             put(key, handles[number])
             expected[place] = handles[number]
+        inside = self._walk(node)
         for (put, key, make), place in zip(self._makes, self._places[len(self._puts) :], strict=True):
-            value = expected[place] = make(handles, node)
+            value = expected[place] = make(inside)
             put(key, value)
         return handles
+
+    def _step_to(self, path: Path) -> int:
+        """Return the number of what is at a path in what :meth:`_walk` returns."""
+        if path not in self._reached:
+            self._steps.append((self._step_to(path[:-1]), path[-1]))
+            self._reached[path] = len(self._steps)
+        return self._reached[path]
+
+    def _walk(self, node: Any) -> list[Any]:
+        """Return a node, and what is on the ways from there to its native modules."""
+        found = [node]
+        for above, name in self._steps:
+            holder = found[above]
+            if isinstance(holder, Node):
+                level_of(holder)  # puts it together
+                holder = holder.__dict__
+            found.append(holder[name])
+        return found
 
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
@@ -231,14 +252,14 @@ class Live:
             put(key, items)
         else:
             make = kind if kind is tuple else lambda values: kind(*values)
-            self._makes.append((put, key, lambda *_: make(items)))
+            self._makes.append((put, key, lambda _: make(items)))
             put(key, make(items))
 
     def _fill_node(self, put: Put, key: Any, value: Any, path: Path, tied: bool) -> None:
         if isinstance(value, Wrapped):
             put(key, self._module(value, path, tied))
         else:  # which original code calls as it is
-            self._makes.append((put, key, lambda _, node: at(node, path)))
+            self._makes.append((put, key, itemgetter(self._step_to(path))))
 
     def _track(self, value: Any) -> None:
         """Look after what is inside a copy that original code may change."""
