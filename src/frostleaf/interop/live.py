@@ -42,6 +42,10 @@ class Slot:
         self.number = number
 
 
+# Comes after all that is expected, so that there is neither more nor less.
+_END = object()
+
+
 class Live:
     """A module of MLX for the trees of one structure. It has their arrays while a call runs, and nothing of them after.
 
@@ -70,7 +74,8 @@ class Live:
         # All that is in dicts and lists is looked through in one go, sets are compared.
         ordered = [each for each in self._holders if not isinstance(each, set)]
         self._views = [dict.values(each) if isinstance(each, dict) else each for each in ordered]
-        self._sets = [(each, saved) for each, saved in zip(self._holders, self._saved, strict=True) if isinstance(each, set)]
+        self._sets = [each for each in self._holders if isinstance(each, set)]
+        self._saved_sets = [each for each in self._saved if isinstance(each, set)]
         self._handles: list[mx.array] = []
         self._expected, self._places = self._find_places()
 
@@ -84,11 +89,11 @@ class Live:
         for (put, key, _), mark in zip(filled, marks, strict=True):
             put(key, mark)
         places = {id(each): place for place, each in enumerate(chain.from_iterable(self._views))}
-        self._count = sum(map(len, self._views))
-        found = [places.get(id(mark), self._count) for mark in marks]
+        count = sum(map(len, self._views))
+        found = [places.get(id(mark), count + 1) for mark in marks]
         for put, key, _ in filled:
             put(key, None)
-        return [*chain.from_iterable(self._views), None], found
+        return [*chain.from_iterable(self._views), _END, None], found
 
     def fill(self, leaves: Sequence[mx.array], node: Any) -> Sequence[mx.array]:
         """Put handles of a tree's arrays in their places, and return them."""
@@ -123,8 +128,8 @@ class Live:
 
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
-        same = all(map(is_, chain.from_iterable(self._views), self._expected))
-        return same and sum(map(len, self._views)) == self._count and all(each == old for each, old in self._sets)
+        now = chain(chain.from_iterable(self._views), (_END,))
+        return self._sets == self._saved_sets and all(map(is_, now, self._expected))
 
     def empty(self) -> None:
         """Take out what :meth:`fill` put in."""
