@@ -17,6 +17,9 @@ from .module import Module
 
 if TYPE_CHECKING:
     from . import nn, optim
+    from .interop.convert import convert
+    from .interop.from_mlx import from_mlx
+    from .interop.to_mlx import to_mlx
     from .io.checkpointer import Checkpointer, NoCheckpointError
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
@@ -39,6 +42,9 @@ else:
     __getattr__ = lazily(
         __name__,
         {
+            "interop.convert": "convert",
+            "interop.from_mlx": "from_mlx",
+            "interop.to_mlx": "to_mlx",
             "io.checkpointer": "Checkpointer NoCheckpointError",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
@@ -66,10 +72,10 @@ __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
     "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
     "RetraceWarning", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval",
-    "buffer", "checkpoint", "default_dtype", "disable_jit", "eval", "eval_shape", "fuse", "grad", "jit", "jvp", "load",
-    "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded",
-    "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static", "tree",
-    "value_and_grad", "vjp", "vmap",
+    "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "fuse", "grad", "jit",
+    "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "quantize", "record",
+    "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static", "to_mlx",
+    "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def test_importing_loads_what_every_program_uses_and_no_more():
     loaded = loaded_by("import frostleaf as fl\nclass Affine(fl.Module):\n    weight: object\nrepr(Affine(None))")
     assert not {f"frostleaf.{name}" for name in LATER} & {*loaded}
     assert not {*STANDARD} & {*loaded}
-    assert len([name for name in loaded if name.startswith("frostleaf.")]) < 45
+    assert len([name for name in loaded if name.startswith("frostleaf.")]) < 50
 
 
 def test_a_layer_loads_its_own_file_and_what_that_needs():

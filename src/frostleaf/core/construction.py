@@ -281,7 +281,7 @@ def _check_child(cls: type[Instance], name: str, value: Any) -> None:
         elif is_foreign_array(leaf):
             reason = "; the leaves of a module are mx.array. Convert it with mx.array(...)."
         elif isinstance(leaf, mlx.nn.Module):  # type: ignore[attr-defined]
-            reason = ", which frostleaf can't look into. Use the layer of that name in fl.nn."
+            reason = ", which frostleaf can't look into. Use the layer of that name in fl.nn, or fl.from_mlx(module)."
         elif isinstance(leaf, Mapping | list):
             reason = (
                 ", which frostleaf can't look into. Convert it to a plain dict or list, or register its class with "

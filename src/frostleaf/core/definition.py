@@ -7,7 +7,7 @@ import functools
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -84,9 +84,12 @@ class Node(Instance):
     if not TYPE_CHECKING:
         __dataclass_fields__ = _NoDataclass()
 
-    def __init_subclass__(cls, *, init: bool = True, **options: Any) -> None:
+    def __init_subclass__(cls, *, init: bool = True, declared: Mapping[str, Any] | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
-        _define(cls, init)
+        if declared is None:
+            _define(cls, init)
+        else:  # its fields are given, whatever their names, and its instances are made from other objects
+            _describe(cls, declared, cls.__getattr__ is Instance.__getattr__)  # type: ignore[attr-defined]
 
     if not TYPE_CHECKING:  # a checker that saw these would take every name for an attribute
 
@@ -203,6 +206,18 @@ def _define(cls: type[Node], init: bool) -> None:
     for base in cls.__mro__:
         if base not in seen:
             _require_annotations(cls, base)
+    _describe(
+        cls,
+        declared,
+        cls.__getattr__ is Instance.__getattr__  # type: ignore[attr-defined]
+        and cls.__getattribute__ is object.__getattribute__
+        and not any(hasattr(cls, name) for name in declared)
+        and not _reads_dict(cls, root),
+    )
+
+
+def _describe(cls: type[Node], declared: Mapping[str, attrs.Attribute[Any]], deferrable: bool) -> None:
+    """Give a class its definition, and optree the class."""
     static = tuple(name for name, field in declared.items() if fields.kind(field) == "static")
     children = tuple(name for name in declared if name not in static)
     cls.__frostleaf__ = definition = Definition(
@@ -218,12 +233,7 @@ def _define(cls: type[Node], init: bool) -> None:
         persistent=frozenset(name for name in children if fields.persistent(declared[name])),
         converts=any(declared[name].converter or declared[name].validator for name in children),
         assembler=functools.partial(_assembler, cls, children, static),
-        deferrable=(
-            cls.__getattr__ is Instance.__getattr__  # type: ignore[attr-defined]
-            and cls.__getattribute__ is object.__getattribute__
-            and not any(hasattr(cls, name) for name in declared)
-            and not _reads_dict(cls, root)
-        ),
+        deferrable=deferrable,
     )
     optree.register_pytree_node(
         cast(Any, cls),

@@ -16,11 +16,12 @@ import mlx.core as mx
 import optree
 
 from .instance import Instance, level_of
+from .kept import Kept
 from .registration import NAMESPACE
 from .words import describe, keystr
 
-# Values of these very classes hold nothing. A subclass may have attributes.
-PLAIN = {type(None), bool, int, float, complex, str, bytes, mx.Dtype}
+# Values of these very classes hold nothing, or nothing that is looked at. A subclass may have attributes.
+PLAIN = {type(None), bool, int, float, complex, str, bytes, mx.Dtype, Kept}
 # An array, and what shows no other way that it holds one.
 _ARRAY = (mx.array, type(mx.array(0).at))
 # What a function is bound to is at its ``__self__``.
@@ -79,7 +80,7 @@ def find_hidden(value: Any, foreign: bool = True) -> Hidden | None:
         if _is_plain(each) or id(each) in seen or len(path) == _DEEPEST:
             continue
         seen.add(id(each))
-        found += [((*path, name), inside) for name, inside in _inside(each)]
+        found += [((*path, name), inside) for name, inside in inside_of(each)]
     return None
 
 
@@ -149,7 +150,7 @@ def _has_arrays(node: Instance) -> bool:
     return any(find_hidden(child) is not None for child in children)
 
 
-def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+def inside_of(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the name and the value of everything that a value holds directly."""
     if isinstance(value, Instance):
         return

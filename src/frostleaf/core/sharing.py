@@ -284,3 +284,25 @@ def _is_sound(old: Any, inside: Mapping[Any, Any]) -> bool:
         return False
     entries = inside.keys() & (old.keys() if isinstance(old, Mapping) else range(len(old)))
     return all(_is_sound(old[entry], inside[entry]) for entry in entries)
+
+
+def shared(old: Any, new: Any) -> Any:
+    """Return ``new`` with the parts of ``old`` in it that have the same arrays and the same of everything else."""
+    if old is new or isinstance(new, LEAF):
+        return new
+    if isinstance(old, Instance) and isinstance(new, Instance):
+        before, after = level_of(old), level_of(new)
+        by_name = dict(zip(old.__frostleaf__.children, before[1], strict=True))
+        names = new.__frostleaf__.children
+        children = [shared(by_name.get(name), child) for name, child in zip(names, after[1], strict=True)]
+        if type(old) is type(new) and before[0] == after[0] and all(map(is_, children, before[1])):
+            return old
+        return new if all(map(is_, children, after[1])) else new.__frostleaf__.assemble(after[0], children)
+    here = one_level(new)
+    there = one_level(old) if here is not None and type(old) is type(new) else None
+    if here is None or there is None or here[0] != there[0] or len(here[1]) != len(there[1]):
+        return new
+    parts = [shared(*each) for each in zip(there[1], here[1], strict=True)]
+    if all(map(is_, parts, there[1])):
+        return old
+    return here[0].make(here[0].metadata, parts)

@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ..core.arguments import require_callable
 from ..core.dropped import returns_copy
+from ..core.kept import let_out
 from ..core.sharing import with_values
 from ..core.words import Path, describe, keystr
 from ..tree.selecting import Found, Where, is_path, matcher, paths_in, require_found, search
@@ -71,7 +72,7 @@ class Selection(Generic[T]):
         (True, ['bias'])
         """
         found = self._required()
-        values = {keystr(path): value for path, value in found.items()}
+        values = {keystr(path): let_out(value) for path, value in found.items()}
         if len(values) < len(found):
             self._require_distinct(found, values)
         return values[str(self._where)] if is_path(self._where) else values
@@ -113,7 +114,7 @@ class Selection(Generic[T]):
         Linear(weight=f32[1,2], bias=f32[2])
         """
         require_callable("function", function, "a selected value")
-        new = {path: function(value) for path, value in self._edited().items()}
+        new = {path: function(let_out(value)) for path, value in self._edited().items()}
         return with_values(self._tree, new)  # type: ignore[no-any-return]
 
     @returns_copy("model = model.at(...).{name}(...)")
@@ -161,7 +162,7 @@ class Selection(Generic[T]):
         return len(self._found.values)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return iter([(keystr(path), value) for path, value in self._found.values.items()])
+        return iter([(keystr(path), let_out(value)) for path, value in self._found.values.items()])
 
     def __repr__(self) -> str:
         first = islice(self._found.values.items(), _SHOWN)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..core.definition import Node
+from ..core.kept import Kept
 from ..core.levels import Recipe
 from ..core.structure import Static, Structure, flat_of, specs_in
 from ..core.words import keystr, nearest, shape_and_dtype
@@ -260,6 +261,8 @@ class _Writer:
             return f"({'; '.join(' '.join(fact) for fact in facts)}; {arrays})"
         if isinstance(value, Node):
             return text(flat_of(value).structure)
+        if isinstance(value, Kept):
+            return text(value.content)
         fields = declared_fields(value)
         return fallback(value, text) if fields is None else fields_text(value, fields, text)
 

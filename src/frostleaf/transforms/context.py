@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import attrs
 import mlx.core as mx
@@ -28,6 +28,34 @@ class Context(NamedTuple):
 
 # One variable for all settings, since every call of a jitted function looks it up.
 context: ContextVar[Context] = ContextVar("context", default=Context())  # noqa: B039
+
+R = TypeVar("R")
+
+# What is to be done once the derivatives that are being computed are there.
+_waiting: ContextVar[list[Callable[[], None]] | None] = ContextVar("waiting", default=None)
+
+
+def differentiating(compute: Callable[[], R]) -> R:
+    """Compute derivatives, for which MLX may run parts of a function again after it has returned."""
+    if _waiting.get() is not None:
+        return compute()
+    waiting: list[Callable[[], None]] = []
+    token = _waiting.set(waiting)
+    try:
+        return compute()
+    finally:
+        _waiting.reset(token)
+        for act in waiting:
+            act()
+
+
+def put_off(act: Callable[[], None]) -> bool:
+    """Have something done once no part of what runs now is run again; return ``False`` if that is now."""
+    waiting = _waiting.get()
+    if waiting is not None:
+        waiting.append(act)
+    return waiting is not None
+
 
 # What leaving a block does. It may be done twice, and returns an error to be raised.
 Undo = Callable[[], Exception | None]

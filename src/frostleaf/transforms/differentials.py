@@ -11,6 +11,7 @@ from ..core.shapes import require_no_shapes
 from ..core.words import describe, function_name, keystr
 from ..tree.functions import flatten, unflatten
 from ..tree.prefixes import argument, broadcast_prefix
+from .context import differentiating
 from .gradients import NOTHING_TRAINABLE, Differentiated, found_in, take_apart
 
 
@@ -62,7 +63,7 @@ def vjp(fn: Callable[..., Any], primals: Sequence[Any], cotangents: Any) -> tupl
 
     trained = [leaf for each in apart for leaf in each.trainable_leaves()]
     if given:
-        gradients = iter(mx.vjp(on_leaves, trained, given)[1])
+        gradients = iter(differentiating(lambda: mx.vjp(on_leaves, trained, given)[1]))
     else:
         on_leaves(*trained)
         gradients = map(mx.zeros_like, trained)
@@ -109,7 +110,8 @@ def jvp(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any])
 
     vectors = [each for tangent in moving for each in tangent if each is not None]
     begun = [leaf for each in moved for leaf in each.trainable_leaves()]
-    changes = iter(mx.jvp(on_leaves, begun, vectors)[1] if begun else [mx.zeros_like(leaf) for leaf in on_leaves()])
+    moves = differentiating(lambda: mx.jvp(on_leaves, begun, vectors)[1]) if begun else map(mx.zeros_like, on_leaves())
+    changes = iter(moves)
     leaves, structure = flatten(result[0])
     values = [next(changes) if mx.issubdtype(leaf.dtype, mx.inexact) else None for leaf in leaves]
     return result[0], unflatten(structure, values, static=lambda _: None)

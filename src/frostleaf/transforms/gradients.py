@@ -15,6 +15,7 @@ from ..core.words import describe, function_name
 from ..edits.freezing import gradient_structure, trainable
 from ..tree.functions import flatten, unflatten
 from .binding import unbind
+from .context import differentiating
 from .wrapping import RUNS_LATER, require_runs_when_called
 
 P = ParamSpec("P")
@@ -118,7 +119,8 @@ def value_and_grad(
             value, aux = _split(fn(*given, **{**kwargs, **named}), has_aux, name)
             return value
 
-        value, gradients = mx.value_and_grad(on_leaves)([leaf for each in differentiated for leaf in each.trainable_leaves()])
+        begun = [leaf for each in differentiated for leaf in each.trainable_leaves()]
+        value, gradients = differentiating(lambda: mx.value_and_grad(on_leaves)(begun))
         rest = iter(gradients)
         trees = [each.gradient_with(rest) for each in differentiated]
         positional = trees[0] if isinstance(argnums, int) else tuple(trees[: len(positions)]) if numbers else None

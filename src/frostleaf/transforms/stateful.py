@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 import mlx.core as mx
 
 from ..core.construction import evolve
+from ..core.containers import static_key
 from ..core.definition import Node
-from ..core.instance import Metadata, metadata_of
+from ..core.instance import Metadata, field_values, metadata_of
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
-from ..core.sharing import with_values
+from ..core.sharing import shared, with_values
 from ..core.structure import Structure, child_specs, flat_of
 from ..core.words import Path, level_of_caller, nearest
 from ..tree.walk import field_level, nodes_in
@@ -135,7 +137,7 @@ def _recorders_in(spec: Any) -> _Recorders:
         for name, value in metadata.static.items():
             if found := flat_of(value, hidden=True).structure.remember(_recorders):
                 inside[name] = found
-        if kind.__frostleaf__.buffers:
+        if kind.__frostleaf__.buffers or hasattr(kind, "__mlx__"):
             inside[_ITSELF] = {}
     return inside
 
@@ -219,6 +221,14 @@ def record(module: Node, /, **buffers: mx.array) -> None:
             warnings.warn(message, UncollectedStateWarning, stacklevel=level)
 
 
+def record_edit(module: Node, after: Node) -> bool:
+    """Record that a module has become another in a call; return whether there is a :func:`stateful` to record it."""
+    here = records.get()
+    if here is not None:
+        here[id(module)] = here[id(module)][0] if id(module) in here else module, after
+    return here is not None
+
+
 def recorded(module: M) -> M:
     """Return a module with the buffers recorded so far in the enclosing :func:`stateful`, or as it is if there are none.
 
@@ -254,18 +264,45 @@ def _with_records(owner: M, called: M, inside: _Recorders, recorded: dict[int, t
     new: dict[Path, Any] = {}
     if recorded:
         _take_out(called, inside, (), recorded, new)
-    return with_values(owner, new) if new else owner
+    after = with_values(owner, new) if new else owner
+    # A module that became one with other fields brings parts of what was called.
+    return shared(owner, after) if any(isinstance(value, Node) for value in new.values()) else after
 
 
 def _take_out(tree: Any, inside: _Recorders, path: Path, recorded: dict[int, tuple[Node, Node]], new: dict[Path, Any]) -> None:
     """Move what the modules in a tree have recorded to ``new``, by path."""
     if _ITSELF in inside and id(tree) in recorded:
         module, after = recorded.pop(id(tree))
-        new.update(((*path, name), getattr(after, name)) for name in _changed(module, after))
+        new.update(differences(module, after, path))
     level = field_level(tree)
     for entry, child in zip(level.entries, level.children, strict=True) if level else ():
         if entry in inside:
             _take_out(child, inside[entry], (*path, entry), recorded, new)
+
+
+def differences(before: Any, after: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield the paths and the new values of what differs between two trees, each as deep inside as may be."""
+    if before is after:
+        return
+    inside: Any = None
+    if type(before) is type(after) and isinstance(before, Node):
+        own, other = metadata_of(before), metadata_of(after)
+        if (own.training, own.frozen, own.ties) == (other.training, other.frozen, other.ties):
+            inside = field_values(before), field_values(after)
+    elif type(before) is type(after) is tuple and len(before) == len(after):
+        inside = dict(enumerate(before)), dict(enumerate(after))
+    elif type(before) is type(after) is MappingProxyType and [*before] == [*after]:
+        inside = dict(before), dict(after)
+    if inside is None:
+        if not _is_same(before, after):
+            yield path, after
+        return
+    for name, value in inside[1].items():
+        yield from differences(inside[0][name], value, (*path, name))
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    return not isinstance(before, (*LEAF, Node)) and static_key(before) == static_key(after)
 
 
 def _changed(module: Node, after: Node) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.hidden import is_foreign_array
-from ..core.instance import Metadata, children_in_fields
+from ..core.instance import Metadata, children_in_fields, level_of, metadata_of
 from ..core.levels import Recipe, entries_of, one_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
@@ -87,7 +87,9 @@ def _align(
         raise ValueError(f"{what} does not have the structure of the tree it goes with. {mismatch}{advice}")
     if node is not None:
         for child, value, entry in zip(node[1], values, entries_of(type(tree), node[0]), strict=True):
-            if type(child) is mx.array:
+            if value is _NOTHING:
+                found += [None] * len(flat_of(child).leaves)
+            elif type(child) is mx.array:
                 found.append(value)
             else:
                 _align(child, value, children_of, what, (*path, entry), found)
@@ -100,6 +102,12 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
     if node is None:
         return _beside_static(tree, other)
     there = one_level(other) if type(other) is type(tree) else None
+    original = getattr(type(tree), "__mlx__", None)
+    if original is not None and original is getattr(type(other), "__mlx__", None):
+        definition = tree.__frostleaf__
+        has_private = len(definition.parameters) < len(definition.children)
+        if there is None or has_private or there[0].static_key != node[0].static_key:
+            return _by_name(tree, other)
     if there is None:
         return None
     if isinstance(other, Mapping):
@@ -113,6 +121,26 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
         ties = node[0].ties
         return there[1] if there[0].ties == ties else taken_out(type(tree), children_in_fields(other), ties)
     return there[1] if there[0] == node[0] and len(there[1]) == len(node[1]) else None
+
+
+# What a tree has nothing for.
+_NOTHING: Any = object()
+
+
+def _by_name(tree: Any, other: Any) -> Sequence[Any]:
+    """Return the children of ``other`` under the names that ``tree`` has.
+
+    Both stand for modules of one class of MLX, whose code may set other attributes in each call, and keep more or less in its
+    private containers.
+    """
+    ties, definition = metadata_of(tree).ties, tree.__frostleaf__
+    children = (
+        level_of(other)[1] if metadata_of(other).ties == ties else taken_out(type(other), children_in_fields(other), ties)
+    )
+    values = dict(zip(other.__frostleaf__.children, children, strict=True))
+    own = zip(definition.children, level_of(tree)[1], strict=True)
+    compared = {name for name, child in own if name in definition.parameters or isinstance(child, LEAF)}
+    return [values.get(name, _NOTHING) if name in compared else _NOTHING for name in definition.children]
 
 
 def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:

@@ -49,7 +49,7 @@ def matcher(where: Where) -> Matcher:
         return lambda path, value: bool(path) and matches(path)
     if isinstance(where, type):
         is_current = _is_current(where)
-        return lambda path, value: isinstance(value, where) or (is_current and _refuse_old(where, path, value))
+        return lambda path, value: _is_of(type(value), where) or (is_current and _refuse_old(where, path, value))
     if callable(where) and _takes_two(where):
         return lambda path, value: isinstance(value, LEAF) and _as_bool(where(keystr(path), value), path)
     if _is_several(where):
@@ -62,6 +62,11 @@ def matcher(where: Where) -> Matcher:
         f"can't select by {describe(where)}{of_bools}. Give a path ('layers.0.weight'), a glob ('layers.*.bias', '**.weight'), "
         "a class, a function of (path, array) that returns a bool, or a list of these."
     )
+
+
+def _is_of(kind: type, where: type) -> bool:
+    """Return whether a class is another, or stands for a class of MLX that is."""
+    return issubclass(kind, where) or issubclass(getattr(kind, "__mlx__", kind), where)
 
 
 def _is_current(cls: type) -> bool:

@@ -1,0 +1,1 @@
+"""Modules of ``mlx.nn`` as frozen trees, and back."""

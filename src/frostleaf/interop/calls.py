@@ -1,0 +1,213 @@
+"""Running the original code of a wrapped module, in a live module of MLX."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import mlx.core as mx
+import optree
+from mlx.nn.layers.base import Module as MLXModule
+
+from ..core.hidden import PLAIN
+from ..core.instance import metadata_of
+from ..core.levels import one_level
+from ..core.registration import NAMESPACE, register_dataclass
+from ..core.shapes import LEAF
+from ..core.sharing import shared
+from ..core.structure import Flat, Structure, flat_of, require_numbers
+from ..core.words import keystr, level_of_caller, listed
+from ..transforms.context import put_off
+from ..transforms.jit.passing import Inputs
+from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
+from .freezing import Freezer
+from .layout import Wrapped, at
+from .live import Live, handle_of
+
+# Of the live module: what is to be done.
+Run = Callable[[Any], Any]
+
+
+def call(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a method of the original class. What it changes is recorded by :func:`frostleaf.stateful`, or else dropped."""
+    with _Lent(node, name) as lent:
+        live = lent.live.root
+        return lent.outward(getattr(type(live), name)(live, *args, **kwargs), given=(*args, *kwargs.values()))
+
+
+def read(node: Wrapped, name: str) -> Any:
+    """Read an attribute of the original class, such as a property."""
+    return run(node, name, lambda live: getattr(live, name))
+
+
+def generate(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """Call a method that is a generator."""
+    with _Lent(node, name) as lent:
+        for value in getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs):
+            yield lent.outward(value)
+
+
+async def wait_for(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a method that is a coroutine."""
+    with _Lent(node, name) as lent:
+        return lent.outward(await getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs))
+
+
+def run(node: Wrapped, name: str, function: Run) -> Any:
+    """Return what a function returns for the live module."""
+    with _Lent(node, name) as lent:
+        return lent.outward(function(lent.live.root))
+
+
+def edited(node: Wrapped, function: Run) -> Any:
+    """Return the tree that a function makes of a node by changing the live module."""
+    lent = _Lent(node, "")
+    lent.fill()
+    function(lent.live.root)
+    return lent.after()
+
+
+class _Pool(list[Live]):
+    """The live modules of equal structures that nobody uses."""
+
+    __slots__ = ("__weakref__",)
+
+
+# For as long as there is one of these structures. The keys are copies, which remember nothing.
+_pools: WeakValueDictionary[Structure, _Pool] = WeakValueDictionary()
+_looking = threading.Lock()
+
+
+def _pool(structure: Structure) -> _Pool:
+    """Return the pool of a structure, which an equal one may have filled."""
+    key = Structure(structure.spec, structure.num_leaves)
+    with _looking:
+        pool = _pools.get(key)
+        if pool is None:
+            pool = _pools[key] = _Pool()
+        return pool
+
+
+def _taken(pool: _Pool) -> Live | None:
+    try:
+        return pool.pop()
+    except IndexError:
+        return None
+
+
+class _Lent:
+    """A live module with a node's arrays, for as long as a call runs. Nobody else has it, and an error leaves none behind."""
+
+    def __init__(self, node: Wrapped, name: str) -> None:
+        self._called = node
+        self._name = name
+        self._recording = recording()
+        self._node = recorded(node) if self._recording else node
+        self._flat: Flat = flat_of(self._node)
+        self._pool = self._flat.structure.remember(_pool)
+        self.live = _taken(self._pool) or Live(self._flat.structure)
+
+    def fill(self) -> None:
+        try:
+            self._handles = self.live.fill(self._flat.leaves, self._node)
+        except TypeError:
+            require_numbers(self._flat)
+            raise
+        # Only where somebody wants to know: an array that is assigned into is the same object after.
+        self._begun = Inputs(self._handles) if self._recording else None
+
+    def __enter__(self) -> _Lent:
+        self.fill()
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            return
+        same = self.live.is_unchanged()
+        if self._recording:
+            if not same or (self._begun is not None and self._begun.assigned(self._handles)):
+                record_edit(self._called, self.after())
+        elif not same:
+            self._warn()
+        if not put_off(self._give_back):
+            self._give_back(same)
+
+    def _give_back(self, same: bool | None = None) -> None:
+        """Let other calls use the live module, as it was."""
+        if same is None:  # it may have run again since
+            same = self.live.is_unchanged()
+        if same or self.live.restore():
+            self.live.empty()
+            self._pool.append(self.live)
+
+    def after(self) -> Any:
+        """Return the node with what the call changed."""
+        assigned = self._begun.assigned(self._handles) if self._begun else set()
+        own = {id(handle): leaf for handle, leaf in zip(self._handles, self._flat.leaves, strict=True)}
+
+        def leaf(array: mx.array) -> mx.array:
+            before = own.get(id(array))
+            return handle_of(array) if before is None or id(array) in assigned else before
+
+        return shared(self._node, Freezer(type(self._node).__class_for__, leaf, self.live.before).tree(self.live.root))
+
+    def outward(self, value: Any, given: Sequence[Any] = ()) -> Any:
+        """Return a result with nodes in place of live modules and new ones, but those that were given, and lists of its own."""
+        if type(value) is mx.array or type(value) in PLAIN:
+            return value
+        if isinstance(value, MLXModule):
+            if id(value) in self.live.paths:
+                return at(self._node, self.live.paths[id(value)])
+            if any(each is value for each in given):
+                return value
+            return Freezer(type(self._node).__class_for__, handle_of).tree(value)
+        if id(value) in self.live.helpers:
+            return copy.deepcopy(value)
+        if type(value) in (list, tuple):
+            inside = [self.outward(each, given) for each in value]
+            return inside if type(value) is list else tuple(inside)
+        if type(value) is dict:
+            return {key: self.outward(each, given) for key, each in value.items()}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            _join(value)
+        if isinstance(value, types.MethodType) and id(value.__self__) in self.live.paths:
+            return getattr(self.outward(value.__self__), value.__name__)
+        return value
+
+    def _warn(self) -> None:
+        """Warn of a change that nobody collects, unless it is one that original code makes again in the next call."""
+        changed = self._changed_in_training() if self._name == "__call__" else self._changed()
+        if changed:
+            message = UNCOLLECTED.format(cls=type(self._node).__name__, name=self._name, changed=listed(changed, 3))
+            warnings.warn(message, UncollectedStateWarning, stacklevel=level_of_caller())
+
+    def _changed_in_training(self) -> list[str]:
+        """Return the names of what the call learned, such as the statistics of batch norm."""
+        return [*self.live.learned()] if metadata_of(self._node).training else []
+
+    def _changed(self) -> list[str]:
+        try:
+            paths = [path for path, _ in differences(self._node, self.after(), ())]
+        except ValueError:  # it has become what is no tree
+            paths = [()]
+        return [keystr(path) or "its attributes" for path in paths if not any(str(name).startswith("_") for name in path)]
+
+
+def _join(value: Any) -> None:
+    """Make the class of a result that holds arrays a node of trees, so that it passes through every transformation."""
+    if one_level(value) is None and not isinstance(value, LEAF):
+        parts: Any = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+        if any(isinstance(each, mx.array) for each in optree.tree_leaves(parts, namespace=NAMESPACE)):
+            register_dataclass(type(value))
+
+
+UNCOLLECTED = (
+    "{cls}.{name} changed {changed}, and nobody collects it: the tree is as it was. Write fl.stateful(model.{name}, ...), "
+    "which returns the changed model as well"
+)

@@ -1,0 +1,40 @@
+"""Putting native layers in the place of wrapped ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from ..core.instance import Metadata
+from ..core.sharing import change_modules, remade
+from .layout import Wrapped
+from .twins import native
+
+T = TypeVar("T")
+
+
+def convert(tree: T) -> T:
+    """Put layers of ``frostleaf.nn`` in the place of the layers of ``mlx.nn`` in a tree that :func:`frostleaf.from_mlx` made.
+
+    The layers compute the same, bit for bit, and share the arrays. They check what they are given, and a tree that consists of
+    them is called faster. Layers of other classes stay as they are, those of subclasses too: their code runs with native layers
+    inside. Code that asks whether a layer is an ``mlx.nn.Linear`` is told that it is not, and code that assigns to a layer
+    inside raises an error: leave that one out, by selecting what to convert: ``model.at("layers").apply(fl.convert)``.
+
+    Args:
+        tree: Any tree.
+
+    >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
+    >>> model = fl.convert(fl.from_mlx(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.25))))
+    >>> model
+    Sequential(layers=(Linear(weight=f32[3,2], bias=f32[3]), Dropout(p=0.25)))
+    >>> type(model) is fl.nn.Sequential
+    True
+    """
+    return change_modules(tree, _converted)  # type: ignore[no-any-return]
+
+
+def _converted(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
+    module = remade(module, metadata, children)
+    twin = native(module) if isinstance(module, Wrapped) else None
+    return module if twin is None else twin

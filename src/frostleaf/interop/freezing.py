@@ -1,0 +1,233 @@
+"""Modules of MLX as frozen trees."""
+
+from __future__ import annotations
+
+import gc
+import types
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module as MLXModule
+
+from ..core.construction import evolve
+from ..core.definition import Node
+from ..core.hidden import PLAIN, inside_of
+from ..core.instance import Metadata
+from ..core.kept import Kept, Place
+from ..core.pickling import is_importable
+from ..core.structure import flat_of
+from ..core.words import Path, keystr
+from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom
+
+CYCLE = (
+    "{place} is the module {above}, which holds it: a tree has no way back up. Take the attribute away, and give what is "
+    "above to the call that needs it"
+)
+CLOSURE = (
+    "{place} is a function with {cls} in its closure, which would go on using that module's weights. Make it a method of the "
+    "class"
+)
+BESIDE = "{place} holds {cls} at {other}, which is not below it: give that module to the call that needs it"
+NO_CONTAINER = "{place} is a {kind}, which holds arrays or modules and is neither a list nor a dict"
+
+_OWN = ("_no_grad", "_training")
+_CONTAINERS = (list, dict)
+# Those of other classes that are made again from what is in them.
+_OTHERS = (tuple, OrderedDict, defaultdict)
+# What equals another only if it is the same.
+_FUNCTIONS = (types.BuiltinFunctionType, type(mx.tanh), types.ModuleType)
+_COMPILED = type(mx.compile(mx.tanh))
+NOTHING: Any = object()
+Before = Callable[[Any, str], Any]
+
+
+class Freezer:
+    """Makes a frozen tree of a module.
+
+    Args:
+        class_for: Returns the class of a layout.
+        leaf: Returns the leaf for an array.
+        before: Returns what a module had under a name before a call that may have left functions of its own there, such as a
+            compiled one: they are left out.
+    """
+
+    def __init__(
+        self, class_for: Callable[[Layout], Any], leaf: Callable[[mx.array], mx.array], before: Before | None = None
+    ) -> None:
+        self._before = before
+        self._class_for = class_for
+        self._leaf = leaf
+        self._open: dict[int, Path] = {}
+        self._modules: dict[int, tuple[Path, Any]] = {}
+        self._arrays: dict[int, tuple[Path, mx.array]] = {}
+        self._kept: dict[int, tuple[Any, Any]] = {}
+        self._memo: dict[Any, Any] = {}
+        self._ties: list[tuple[Path, Path]] = []
+
+    def tree(self, module: MLXModule) -> Any:
+        """Return the tree."""
+        node = self._node(module, ())
+        return evolve(node, ties=tuple(self._ties)) if self._ties else node
+
+    def _node(self, module: Any, path: Path) -> Any:
+        if id(module) in self._modules:
+            return self._again(*self._modules[id(module)], path)
+        if id(module) in self._open:
+            raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
+        if hasattr(type(module), "__frozen__"):  # it runs the code of a tree, which it gives back
+            return module.__frozen__(self)
+        self._open[id(module)] = path
+        places: list[tuple[str, str]] = []
+        others: list[tuple[Path, type]] = []
+        children: list[Any] = []
+        static: dict[str, Any] = {}
+        for name, value in dict.items(module):
+            if type(value) is mx.array:
+                children.append(self._array(value, (*path, name)))
+            elif _is_tree(value):
+                children.append(self._child(value, path, (name,), others))
+            else:
+                static[name] = value
+                places.append((name, STATIC))
+                continue
+            places.append((name, IN_TUPLE if isinstance(value, tuple) else CHILD))
+        own = vars(module)
+        for name, value in sorted(own.items()):  # whose order tells nothing
+            if type(value) in PLAIN:
+                static[name] = value
+            elif isinstance(value, Node):
+                children.append(value)
+                places.append((name, CHILD))
+                continue
+            elif type(value) is mx.array or _is_tree(value):
+                children.append(self._child(value, path, (name,), others))
+                places.append((name, HIDDEN))
+                continue
+            elif name not in _OWN:
+                static[name] = value
+            if name not in _OWN:
+                places.append((name, STATIC))
+        training = own.get("_training", True)
+        static.pop("_training", None)
+        for name, value in [*static.items()]:
+            if type(value) not in PLAIN:
+                static[name] = self._static(value, (*path, name), module, path)
+                if static[name] is NOTHING:
+                    del static[name]
+                    places.remove((name, STATIC))
+        kind = self._class_for(Layout(type(module), tuple(places), tuple(others)))
+        metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
+        node = kind.__frostleaf__.assemble(metadata, children)
+        del self._open[id(module)]
+        self._modules[id(module)] = path, node
+        return node
+
+    def leaf(self, array: mx.array) -> mx.array:
+        """Return the leaf for an array."""
+        return self._leaf(array)
+
+    def _again(self, first: Path, node: Any, path: Path) -> Any:
+        """Tie the arrays of a module that is at another place too."""
+        tied = dict(self._ties)
+        for inside in flat_of(node).structure.leaf_paths():
+            source = (*first, *inside)
+            self._ties.append(((*path, *inside), tied.get(source, source)))
+        return node
+
+    def _array(self, array: mx.array, path: Path) -> mx.array:
+        first, leaf = self._arrays.setdefault(id(array), (path, array))
+        if first is not path:
+            self._ties.append((path, first))
+            return leaf
+        leaf = self._leaf(array)
+        self._arrays[id(array)] = path, leaf
+        return leaf
+
+    def _child(self, value: Any, path: Path, inside: Path, others: list[tuple[Path, type]]) -> Any:
+        """Return the child for a value at the path ``inside`` a module."""
+        if type(value) is mx.array:
+            return self._array(value, (*path, *inside))
+        if isinstance(value, MLXModule):
+            return self._node(value, (*path, *inside))
+        if isinstance(value, Node):
+            return value
+        if not isinstance(value, dict | list | tuple):
+            return self._static(value, (*path, *inside), None, path)
+        kind = type(value)
+        if kind not in _CONTAINERS:
+            if kind not in _OTHERS and not hasattr(value, "_fields"):
+                raise ValueError(NO_CONTAINER.format(place=keystr((*path, *inside)), kind=kind.__name__))
+            others.append((inside, kind))
+        if isinstance(value, dict):
+            return MappingProxyType({key: self._child(each, path, (*inside, key), others) for key, each in value.items()})
+        return tuple([self._child(each, path, (*inside, index), others) for index, each in enumerate(value)])
+
+    def _static(self, value: Any, place: Path, module: Any, path: Path) -> Any:
+        """Return what a static field holds for the value at a place in a module at a path."""
+        if is_atom(value) or isinstance(value, _FUNCTIONS) or (isinstance(value, _COMPILED) and is_importable(value)):
+            return value
+        if isinstance(value, types.FunctionType) and is_importable(value):
+            return value
+        if id(value) in self._kept:
+            return self._kept[id(value)][1]
+        memo = self._memo
+        found = [each for each in _modules_in(value) if id(each) in self._open or id(each) in self._modules]
+        if found:
+            memo = {id(each): Place(self._below(each, place, module, path)) for each in found}
+            if isinstance(value, types.FunctionType | _COMPILED):
+                if self._before is not None:
+                    before = self._before(module, place[-1])
+                    return before if before is NOTHING or before is value else self._static(before, place, module, path)
+                raise ValueError(CLOSURE.format(place=keystr(place), cls=_named(found[0])))
+        kept = Kept(Kept(value).copy(memo))
+        if not found:
+            self._kept[id(value)] = value, kept
+        return kept
+
+    def _below(self, other: Any, place: Path, module: Any, path: Path) -> Path:
+        """Return the path from a module to one that is itself or below it."""
+        if other is module:
+            return ()
+        if id(other) in self._open:
+            raise ValueError(CYCLE.format(place=keystr(place), above=_named(other, self._open[id(other)])))
+        there = self._modules[id(other)][0]
+        if there[: len(path)] != path:
+            raise ValueError(BESIDE.format(place=keystr(place), cls=_named(other), other=keystr(there)))
+        return there[len(path) :]
+
+
+def _frozen_names(names: set[str] | None, children: tuple[str, ...]) -> frozenset[str]:
+    """Return the names of what is frozen. MLX notes others too, of which a module has nothing."""
+    return frozenset([name for name in names if name.split(".")[0] in children]) if names else frozenset()
+
+
+def _named(module: Any, path: Path = ()) -> str:
+    kind = type(module).__name__
+    return f"{keystr(path)} ({kind})" if path else kind
+
+
+def _is_tree(value: Any) -> bool:
+    """Return whether a value is a module, or a container with arrays or modules in it."""
+    if isinstance(value, MLXModule | Node):
+        return True
+    if isinstance(value, dict):
+        return any(type(each) is mx.array or _is_tree(each) for each in value.values())
+    return isinstance(value, list | tuple) and any(type(each) is mx.array or _is_tree(each) for each in value)
+
+
+def _modules_in(value: Any) -> Iterator[MLXModule]:
+    """Yield the modules inside a value that is none, closures and attributes included."""
+    waiting, seen = [value], {id(value)}
+    for each in waiting:
+        if isinstance(each, MLXModule):
+            yield each
+            continue
+        if isinstance(each, type | types.ModuleType):
+            continue
+        for inside in gc.get_referents(each) if isinstance(each, _COMPILED) else [inside for _, inside in inside_of(each)]:
+            if id(inside) not in seen and type(inside) not in PLAIN:
+                seen.add(id(inside))
+                waiting.append(inside)

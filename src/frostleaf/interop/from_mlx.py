@@ -1,0 +1,56 @@
+"""Bringing a model of ``mlx.nn`` into a tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx.nn.layers.base import Module as MLXModule
+
+from ..core.instance import Instance
+from ..core.words import describe
+from .freezing import Freezer
+from .live import handle_of
+from .surface import class_for
+
+NO_MODULE = "fl.from_mlx takes a module of mlx.nn, and was given {given}"
+
+
+def from_mlx(module: MLXModule) -> Any:
+    """Make a frozen tree of a module of ``mlx.nn``, whatever its class.
+
+    The tree has the module's names as paths, the memory of its arrays, and its modes and frozen parameters. It is called like
+    the module, and has its methods and attributes: the original code runs, in the original class. What code changes in a call
+    is dropped, or comes back from :func:`frostleaf.stateful`. Neither the tree nor the module sees what is done to the other.
+
+    A module or an array at two places is one leaf, and the other place is tied to it. Arrays whose names begin with ``_`` are
+    leaves, and neither trained, cast nor saved. What hides behind one of the names of :class:`frostleaf.Module` is in ``.mlx``.
+
+    Args:
+        module: An instance of ``mlx.nn.Module``.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If a module holds itself or what is above it, or a function with a module in its closure, or arrays in a
+            container that is neither a list nor a dict.
+
+    >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
+    >>> model = fl.from_mlx(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
+    >>> model
+    Sequential(layers=(Linear(weight=f32[3,2], bias=f32[3]), Linear(weight=f32[1,3], bias=f32[1])))
+    >>> model(mx.ones((4, 2))).shape, model.at(nn.Linear).paths()
+    ((4, 1), ['layers.0', 'layers.1'])
+    >>> half = model.at("layers.0").astype(mx.float16)
+    >>> half.layers[0].weight.dtype, model.layers[0].weight.dtype
+    (mlx.core.float16, mlx.core.float32)
+    """
+    if not isinstance(module, MLXModule):
+        raise TypeError(NO_MODULE.format(given=_given(module)))
+    return Freezer(class_for, handle_of).tree(module)
+
+
+def _given(value: Any) -> str:
+    if isinstance(value, type) and issubclass(value, MLXModule):
+        return f"the class {value.__name__}: give it an instance"
+    if isinstance(value, Instance):
+        return f"a {type(value).__name__}, which is a frozen tree already"
+    return describe(value)

@@ -1,0 +1,316 @@
+"""Modules of MLX made from frozen trees: the real classes, in which original code runs."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import is_, itemgetter
+from types import MappingProxyType
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module as MLXModule
+
+from ..core.definition import Node
+from ..core.hidden import PLAIN
+from ..core.instance import children_in_fields, level_of, metadata_of
+from ..core.kept import AT, Kept, attributes_of
+from ..core.levels import one_level
+from ..core.structure import Structure, unflatten
+from ..core.words import Path, class_name, keystr
+from .freezing import NOTHING
+from .layout import HIDDEN, STATIC, Layout, Wrapped
+
+Put = Callable[[Any, Any], None]
+# From the native modules of a tree, makes what stands at one place.
+Make = Callable[[Sequence[Any]], Any]
+
+handle_of: Any = mx.array.__copy__
+
+
+NO_PLACE = "{place} is a {kind}, and a module of mlx.nn has arrays in itself, in lists and in dicts only"
+
+
+class Slot:
+    """Stands for the leaf of a number."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+# Comes after all that is expected, so that there is neither more nor less.
+_END = object()
+
+
+class Live:
+    """A module of MLX for the trees of one structure. It has their arrays while a call runs, and nothing of them after.
+
+    Args:
+        structure: The structure, of a wrapped module.
+
+    Attributes:
+        root: The module.
+        paths: The path of each module in it, by its id.
+        helpers: The ids of objects in its attributes.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.paths: dict[int, Path] = {}
+        self.helpers: set[int] = set()
+        self._puts: list[tuple[Put, Any, int]] = []
+        self._makes: list[tuple[Put, Any, Make]] = []
+        self._holders: list[Any] = []
+        self._steps: list[tuple[int, Any]] = []
+        self._reached: dict[Path, int] = {(): 0}
+        self._memo: dict[Any, Any] = {}
+        self._made: dict[Any, Any] = {}
+        tree = unflatten(structure.spec, iter([Slot(number) for number in range(structure.num_leaves)]))
+        self.root = self._module(tree, (), False)
+        self._saved = [_saved(holder) for holder in self._holders]
+        # All that is in dicts and lists is looked through in one go, sets are compared.
+        ordered = [each for each in self._holders if not isinstance(each, set)]
+        self._views = [dict.values(each) if isinstance(each, dict) else each for each in ordered]
+        self._sets = [each for each in self._holders if isinstance(each, set)]
+        self._saved_sets = [each for each in self._saved if isinstance(each, set)]
+        self._handles: list[mx.array] = []
+        self._expected, self._places = self._find_places()
+
+    def _find_places(self) -> tuple[list[Any], list[int]]:
+        """Return everything in the views, and where in there each thing stands that :meth:`fill` puts in.
+
+        What is in none of them has a place of its own at the end.
+        """
+        filled = [*self._puts, *self._makes]
+        marks = [object() for _ in filled]
+        for (put, key, _), mark in zip(filled, marks, strict=True):
+            put(key, mark)
+        places = {id(each): place for place, each in enumerate(chain.from_iterable(self._views))}
+        count = sum(map(len, self._views))
+        found = [places.get(id(mark), count + 1) for mark in marks]
+        for put, key, _ in filled:
+            put(key, None)
+        return [*chain.from_iterable(self._views), _END, None], found
+
+    def fill(self, leaves: Sequence[mx.array], node: Any) -> Sequence[mx.array]:
+        """Put handles of a tree's arrays in their places, and return them."""
+        handles, expected, places = [*map(handle_of, leaves)], self._expected, iter(self._places)
+        self._handles = handles
+        for (put, key, number), place in zip(self._puts, places, strict=False):
+            put(key, handles[number])
+            expected[place] = handles[number]
+        inside = self._walk(node)
+        for (put, key, make), place in zip(self._makes, self._places[len(self._puts) :], strict=True):
+            value = expected[place] = make(inside)
+            put(key, value)
+        return handles
+
+    def _step_to(self, path: Path) -> int:
+        """Return the number of what is at a path in what :meth:`_walk` returns."""
+        if path not in self._reached:
+            self._steps.append((self._step_to(path[:-1]), path[-1]))
+            self._reached[path] = len(self._steps)
+        return self._reached[path]
+
+    def _walk(self, node: Any) -> list[Any]:
+        """Return a node, and what is on the ways from there to its native modules."""
+        found = [node]
+        for above, name in self._steps:
+            holder = found[above]
+            if isinstance(holder, Node):
+                level_of(holder)  # puts it together
+                holder = holder.__dict__
+            found.append(holder[name])
+        return found
+
+    def is_unchanged(self) -> bool:
+        """Return whether everything is the object that it was when it was filled."""
+        now = chain(chain.from_iterable(self._views), (_END,))
+        return self._sets == self._saved_sets and all(map(is_, now, self._expected))
+
+    def empty(self) -> None:
+        """Take out what :meth:`fill` put in."""
+        self._handles = []
+        expected = self._expected
+        for (put, key, _), place in zip(chain(self._puts, self._makes), self._places, strict=True):
+            put(key, None)
+            expected[place] = None
+
+    def restore(self) -> bool:
+        """Undo what a call changed. Return whether that could be done.
+
+        Where it gave a module another array to train, as code that computes a function again for its gradient does, that code
+        may still be using the module.
+        """
+        if any(self._trains(*each) for each in self._replaced()):
+            return False
+        for holder, saved in zip(self._holders, self._saved, strict=True):
+            if isinstance(holder, dict):
+                dict.clear(holder)
+                dict.update(holder, saved)
+            else:
+                holder.clear()
+                (holder.extend if isinstance(holder, list) else holder.update)(saved)
+        return True
+
+    def before(self, module: MLXModule, name: str) -> Any:
+        """Return what a module had under a name when it was made."""
+        saved = (
+            saved
+            for holder, saved in zip(self._holders, self._saved, strict=True)
+            if holder is vars(module) or holder is module
+        )
+        return next((each[name] for each in saved if name in each), NOTHING)
+
+    def learned(self) -> Iterator[str]:
+        """Yield the names of arrays that are saved and not trained, and that a call replaced."""
+        yield from [key for module, key in self._replaced() if key[:1] != "_" and not self._trains(module, key)]
+
+    def _replaced(self) -> Iterator[tuple[Any, Any]]:
+        for put, key, number in self._puts:
+            holder: Any = put.__self__  # type: ignore[attr-defined]
+            if isinstance(holder, MLXModule) and dict.get(holder, key) is not self._handles[number]:
+                yield holder, key
+
+    def _trains(self, module: MLXModule, key: str) -> bool:
+        return isinstance(dict.get(module, key), mx.array) and key[:1] != "_" and key not in vars(module).get("_no_grad", ())
+
+    def _module(self, node: Any, path: Path, tied: bool) -> MLXModule:
+        layout: Layout = type(node).__layout__
+        metadata, _ = level_of(node)
+        tied = tied or bool(metadata.ties)
+        live, is_known = self._new(layout.kind, node, path, tied)
+        if is_known:
+            return live  # type: ignore[no-any-return]
+        own = vars(live)
+        kinds = dict(layout.containers)
+        kept: list[tuple[Put, str, Kept]] = []
+        for name, place in layout.places:
+            value = node.__dict__[name]
+            inner = value.value if type(value) is Kept else value
+            is_item = isinstance(inner, Slot | Node | tuple | list | dict | MappingProxyType) and place != HIDDEN
+            put = setter(live if is_item else own)
+            if inner is not value:
+                kept.append((put, name, value))
+            if place == STATIC:
+                put(name, inner)
+            else:
+                self._fill_in(put, name, value, path, (name,), kinds, tied)
+        own["_no_grad"] = set(metadata.frozen)
+        own["_training"] = metadata.training
+        self._holders += [live, own, own["_no_grad"]]
+        for put, name, value in kept:
+            self._memo[AT] = functools.partial(_below, live)
+            copy = value.copy(self._memo)
+            put(name, copy)
+            self._track(copy)
+        return live  # type: ignore[no-any-return]
+
+    def _new(self, kind: type, node: Any, path: Path, tied: bool) -> tuple[Any, bool]:
+        """Return the module for a node, and whether it has been made for another place.
+
+        A module at two places has the same arrays at both, and the same of everything else.
+        """
+        numbers = (*_numbers(node),) if tied else ()
+        key = type(node), metadata_of(node), numbers
+        if numbers and key in self._made:
+            return self._made[key], True
+        live: Any = dict.__new__(kind)
+        self._made[key] = live
+        self.paths[id(live)] = path
+        return live, False
+
+    def _fill_in(
+        self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
+    ) -> None:
+        """Put a value at its place, below a path in a module at another path."""
+        put(key, None)
+        if type(value) is Slot:
+            self._puts.append((put, key, value.number))
+        elif isinstance(value, Node):
+            self._fill_node(put, key, value, (*path, *inside), tied)
+        elif type(value) is MappingProxyType:
+            new: Any = kinds.get(inside, dict)()
+            self._holders.append(new)
+            for name, each in value.items():
+                self._fill_in(setter(new), name, each, path, (*inside, name), kinds, tied)
+            put(key, new)
+        elif isinstance(value, tuple):
+            self._fill_sequence(put, key, value, path, inside, kinds, tied)
+        elif one_level(value) is not None:
+            raise TypeError(NO_PLACE.format(place=keystr((*path, *inside)), kind=class_name(value)))
+        else:
+            put(key, value.copy(self._memo) if type(value) is Kept else value)
+
+    def _fill_sequence(
+        self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
+    ) -> None:
+        items: list[Any] = [None] * len(value)
+        for index, each in enumerate(value):
+            self._fill_in(items.__setitem__, index, each, path, (*inside, index), kinds, tied)
+        kind = kinds.get(inside, list)
+        if kind is list:
+            self._holders.append(items)
+            put(key, items)
+        else:
+            make = kind if kind is tuple else lambda values: kind(*values)
+            self._makes.append((put, key, lambda _: make(items)))
+            put(key, make(items))
+
+    def _fill_node(self, put: Put, key: Any, value: Any, path: Path, tied: bool) -> None:
+        if isinstance(value, Wrapped):
+            put(key, self._module(value, path, tied))
+        else:  # which original code calls as it is
+            self._makes.append((put, key, itemgetter(self._step_to(path))))
+
+    def _track(self, value: Any) -> None:
+        """Look after what is inside a copy that original code may change."""
+        waiting, seen = [value], {id(each) for each in self._holders}
+        for each in waiting:
+            if type(each) in PLAIN or isinstance(each, _NOT_TRACKED) or id(each) in seen:
+                continue
+            seen.add(id(each))
+            if type(each) is list:
+                self._holders.append(each)
+                waiting += each
+            elif isinstance(each, dict):
+                self._holders.append(each)
+                waiting += dict.values(each)
+            elif type(each) is set:
+                self._holders.append(each)
+            elif hasattr(each, "__dict__"):
+                self._holders.append(vars(each))
+                self.helpers.add(id(each))
+                waiting += [inside for _, inside in attributes_of(each)]
+
+
+_NOT_TRACKED = (type, types.ModuleType, types.FunctionType, types.MethodType, mx.array, MLXModule)
+
+
+def _saved(holder: Any) -> Any:
+    return dict(dict.items(holder)) if isinstance(holder, dict) else holder.copy()
+
+
+def setter(holder: Any) -> Put:
+    return holder.__setitem__ if type(holder) is list else dict.__setitem__.__get__(holder)
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """Yield the numbers of the leaves in a tree."""
+    if type(value) is Slot:
+        yield value.number
+    elif isinstance(value, Node):
+        for each in children_in_fields(value):
+            yield from _numbers(each)
+    elif isinstance(value, tuple | Mapping):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(each)
+
+
+def _below(live: Any, path: Path) -> Any:
+    for name in path:
+        live = dict.__getitem__(live, name) if isinstance(live, dict) else live[name]
+    return live

@@ -1,0 +1,148 @@
+"""What the class of a wrapped module has of the original class: its methods, properties and attributes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import types
+from collections.abc import Callable
+from typing import Any, Generic, Protocol
+
+from mlx.nn.layers.base import Module as MLXModule
+
+from .calls import call, edited, generate, read, run, wait_for
+from .layout import STATIC, Field, Layout, LayoutType, Method, Wrapped, declared
+
+# What Python or MLX needs of a module that can change, and a tree has its own of.
+_OWN = {
+    "__annotations__", "__class_getitem__", "__delattr__", "__delitem__", "__dict__", "__dir__", "__doc__", "__eq__",
+    "__firstlineno__", "__getattribute__", "__getstate__", "__hash__", "__init__", "__init_subclass__", "__module__", "__new__",
+    "__orig_bases__", "__parameters__", "__qualname__", "__reduce__", "__reduce_ex__", "__repr__", "__setattr__", "__setitem__",
+    "__setstate__", "__slots__", "__static_attributes__", "__weakref__", "_extra_repr",
+}  # fmt: skip
+_FORWARDED = {"__call__", "__contains__", "__getattr__", "__getitem__", "__iter__", "__len__"}
+# Methods that change a module of MLX, and return the changed copy of a tree.
+_EDITS = {"_set_training_mode", "eval", "freeze", "set_dtype", "train", "unfreeze"}
+
+
+class Original:
+    """The attributes of a wrapped module under the names that the original class gives them."""
+
+    def __init__(self, node: Wrapped) -> None:
+        self._node = node
+
+    def __getattr__(self, name: str) -> Any:
+        if inspect.isroutine(inspect.getattr_static(self._node.__mlx__, name, None)):
+            return functools.partial(_called, self._node, name)
+        return read(self._node, name)
+
+    def __repr__(self) -> str:
+        return f"<what {self._node.__mlx__.__module__}.{self._node.__mlx__.__qualname__} has>"
+
+
+def _called(node: Wrapped, name: str, /, *args: Any, **kwargs: Any) -> Any:
+    return call(node, name, args, kwargs)
+
+
+def class_for(layout: Layout) -> Any:
+    """Return the class of the wrapped modules that have a layout, which is one in all threads."""
+    try:
+        return _classes[layout]
+    except KeyError:
+        with _defining:
+            if layout not in _classes:
+                _classes[layout] = _define(layout)
+            return _classes[layout]
+
+
+_classes: dict[Layout, Any] = {}
+_defining = threading.RLock()
+
+
+def _define(layout: Layout) -> Any:
+    surface = _surface(layout.kind)
+    fields = declared(layout)
+    members: dict[str, Any] = {"__layout__": layout, "__module__": surface.__module__, "__qualname__": surface.__qualname__}
+    for name, place in layout.places:
+        if hasattr(Wrapped, name):
+            members[name] = Method(name)
+        elif place == STATIC or hasattr(surface, name):
+            members[name] = Field(name)
+    return LayoutType(surface.__name__, (surface,), members, declared=fields)
+
+
+@functools.cache
+def _surface(kind: type) -> Any:
+    """Return the class that all wrapped modules of a class share."""
+    members: dict[str, Any] = {
+        "__mlx__": kind,
+        "__class_for__": staticmethod(class_for),
+        "__doc__": kind.__doc__,
+        "mlx": property(Original),
+    }
+    members |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    for base in reversed(kind.__mro__):
+        if base in MLXModule.__mro__ or base in (Generic, Protocol):
+            continue
+        for name, value in vars(base).items():
+            if name in _EDITS and inspect.isfunction(value):
+                members[name] = _edit(name, value)
+            elif name in _FORWARDED or (name not in _OWN and not hasattr(Wrapped, name)):
+                members[name] = _member(kind, name, value)
+    if "train" in members:
+        members.setdefault("eval", _edit("eval", MLXModule.eval))
+    if "__getattr__" in members:
+        members["__getattr__"] = _missing
+    return LayoutType(kind.__name__, (Wrapped,), members, declared={})
+
+
+def _member(kind: type, name: str, value: Any) -> Any:
+    if isinstance(value, types.FunctionType):
+        return _method(name, value)
+    if isinstance(value, classmethod | staticmethod):
+        return staticmethod(getattr(kind, name))
+    if isinstance(value, property | functools.cached_property):
+        return property(lambda node: read(node, name), doc=value.__doc__)
+    return value
+
+
+def _method(name: str, function: Callable[..., Any]) -> Any:
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def generated(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return generate(self, name, args, kwargs)
+
+        return generated
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def awaited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return await wait_for(self, name, args, kwargs)
+
+        return awaited
+
+    @functools.wraps(function)
+    def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return call(self, name, args, kwargs)
+
+    return method
+
+
+def _edit(name: str, function: Callable[..., Any]) -> Any:
+    @functools.wraps(function)
+    def edit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return edited(self, lambda live: getattr(live, name)(*args, **kwargs))
+
+    return edit
+
+
+def _missing(node: Any, name: str) -> Any:
+    try:
+        return Wrapped.__getattr__(node, name)  # type: ignore[attr-defined]
+    except AttributeError:
+        if name.startswith(("_frostleaf", "__")):
+            raise
+        return run(node, name, lambda live: getattr(live, name))

@@ -1,0 +1,546 @@
+"""What real modules bring: helpers, closures, memos, overridden methods, names of ours; and what can't be a tree."""
+
+import abc
+import asyncio
+import dataclasses
+import functools
+import re
+import threading
+import typing
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from interop.checks import close, same
+
+import frostleaf as fl
+
+
+class Base(nn.Module):
+    """Sets what it is given, and has a weight."""
+
+    def __init__(self, **values):
+        super().__init__()
+        self.weight = mx.ones(3)
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __call__(self, x):
+        return self.weight * x
+
+
+class Helper:
+    """A plain object."""
+
+    def __init__(self, size):
+        self.size = size
+        self.table = mx.arange(size)
+        self.span = slice(0, size)
+
+    def __call__(self, x):
+        return x * self.size
+
+
+def made(scale):
+    return lambda x: x * scale
+
+
+X = mx.array([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("one", "same_as", "other"),
+    [
+        (lambda: Helper(3), lambda: Helper(3), lambda: Helper(4)),
+        (lambda: made(2), lambda: made(2), lambda: made(3)),
+        (lambda: slice(1, 2), lambda: slice(1, 2), lambda: slice(1, 3)),
+        (lambda: functools.partial(made, 1), lambda: functools.partial(made, 1), lambda: functools.partial(made, True)),
+        (lambda: {"a": [1]}, lambda: {"a": [1]}, lambda: {"a": [1.0]}),
+        (lambda: {1, 2}, lambda: {1, 2}, lambda: {1}),
+        (lambda: mx.compile(made(2)), lambda: mx.compile(made(2)), lambda: mx.compile(made(3))),
+    ],
+    ids=["a helper", "a closure", "a slice", "a partial", "a dict", "a set", "a compiled closure"],
+)
+def test_values_are_equal_by_content(one, same_as, other):
+    trees = [fl.from_mlx(Base(value=make())) for make in (one, same_as, other)]
+    first, second, third = map(fl.tree.structure, trees)
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != third
+    call = fl.jit(lambda tree, x: tree(x))
+    for tree in trees:
+        call(tree, X)
+    assert call.trace_count == 2
+
+
+def test_a_helper_is_the_trees_own():
+    helper = Helper(3)
+
+    class Scaled(Base):
+        def __call__(self, x):
+            return self.helper(x)
+
+    tree = fl.from_mlx(Scaled(helper=helper))
+    jitted = fl.jit(tree)
+    expected = tree(X), jitted(X)
+    helper.size = 100
+    helper.table[0] = 5
+    tree.helper.size = 100
+    assert same((tree(X), jitted(X)), expected)
+
+
+def test_a_helper_that_a_call_changes_is_as_it_was():
+    class Counting(Base):
+        def __call__(self, x):
+            self.helper.size += 1
+            self.helper.last = x
+            return x * self.helper.size
+
+    tree = fl.from_mlx(Counting(helper=Helper(3)))
+    assert same(tree(X), X * 4)
+    assert same(tree(X), X * 4)
+    _, after = fl.stateful(tree, X)
+    assert (after.helper.size, tree.helper.size) == (4, 3)
+
+
+def test_what_a_call_gives_and_takes_is_shared_with_nobody():
+    class Sharing(Base):
+        def config(self):
+            return self.helper
+
+        def every(self):
+            return [self.helper, self.sizes]
+
+        def keep(self, x):
+            self.kept = x
+
+        def climb(self):
+            self.inner.above = self
+
+        def __call__(self, x):
+            return x * self.helper.size * self.sizes[0]
+
+    tree = fl.from_mlx(Sharing(helper=Helper(3), sizes=[2], inner=Base()))
+    expected = tree(X)
+    tree.config().size = 100
+    tree.every()[0].size = 100
+    tree.every()[1][0] = 100
+    assert same(tree(X), expected)
+    x = mx.ones(3)
+    _, after = fl.stateful(tree.keep, x)
+    x += 1
+    assert same(after.kept, mx.ones(3))
+    with pytest.warns(fl.UncollectedStateWarning, match="climb changed its attributes"):
+        tree.climb()
+    with pytest.raises(ValueError, match=r"inner\.above is the module Sharing, which holds it"):
+        fl.stateful(tree.climb)
+    assert same(tree(X), expected)
+
+
+def test_a_memo_is_made_anew_and_does_not_leak():
+    class Memo(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+            self._call = None
+
+        def __call__(self, x):
+            if self._call is None:
+                self._call = mx.compile(lambda x: self.inner(x))
+            return self._call(x)
+
+    tree = fl.from_mlx(Memo())
+    other = tree.at("inner.bias").set(mx.ones(3))
+    for each in (tree, other, tree):
+        assert close(each(X), each.inner(X))
+    _, after = fl.stateful(tree, X)
+    changed = after.at("inner.bias").set(mx.ones(3))
+    assert close(changed(X), changed.inner(X))
+
+
+def test_a_first_call_that_sets_attributes():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+            self.norm = nn.BatchNorm(3)
+            self._seen = []
+
+        def __call__(self, x):
+            self.num_nodes = x.shape[0]
+            self.inner.used = True
+            self._last = x.sum()
+            self._seen.append(x[0])
+            return self.norm(self.inner(x))
+
+    def loss(tree, x):
+        out, after = fl.stateful(tree, x)
+        return out.square().sum(), after
+
+    x = mx.random.normal((4, 3))
+    mx.random.seed(0)
+    tree, opt = fl.from_mlx(Positions()), fl.optim.Adam(1e-2)
+    mx.random.seed(0)
+    model, theirs = Positions(), optim.Adam(1e-2)
+    state = opt.init(tree)
+    for step in range(3):
+        (value, after), grads = fl.value_and_grad(loss, has_aux=True)(tree, x)
+        tree, state = opt.update(after, grads, state)
+        expected, gradients = nn.value_and_grad(model, lambda model, x: model(x).square().sum())(model, x)
+        theirs.update(model, gradients)
+        assert same(value, expected)
+        assert (tree.num_nodes, tree.inner.used, len(tree._seen)) == (4, True, step + 1)
+        assert same(tree.inner.weight, model.inner.weight)
+        assert same(tree.norm.running_mean, model.norm.running_mean)
+
+
+def test_modules_that_a_method_returns():
+    class Making(Base):
+        def make(self):
+            return {"new": nn.Linear(3, 3), "own": [self.inner], "call": self.inner.__call__}
+
+        def back(self, module):
+            return module
+
+    tree = fl.from_mlx(Making(inner=nn.Linear(3, 3)))
+    made = tree.make()
+    assert [type(made["new"]).__mlx__, made["own"]] == [nn.Linear, [tree.inner]]
+    assert same(made["call"](X), tree.inner(X))
+    given = nn.Linear(2, 2)
+    assert tree.back(given) is given
+
+
+def test_quantizing():
+    mx.random.seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    tree, x = fl.from_mlx(model), mx.random.normal((2, 32))
+    nn.quantize(model, group_size=32)
+    for quantized in (fl.quantize(tree, group_size=32), fl.quantize(fl.convert(tree), group_size=32)):
+        assert same(quantized(x), model(x))
+        assert same(fl.to_mlx(quantized)(x), model(x))
+    assert quantized.at(fl.nn.QuantizedLinear).paths() == ["layers.0", "layers.2"]
+
+
+def test_bases_and_super():
+    item = typing.TypeVar("item")
+
+    class Mixin:
+        factor = 2
+
+        @property
+        def doubled(self):
+            return self.weight * self.factor
+
+        def scaled(self, x):
+            return x * self.weight
+
+    class Above(nn.Module, Mixin, typing.Generic[item], abc.ABC):
+        def __init__(self):
+            super().__init__()
+            self.weight = mx.ones(3) * 3
+
+        @abc.abstractmethod
+        def middle(self, x): ...
+
+        def __call__(self, x):
+            return self.middle(x) + 1
+
+    class Below(Above[int]):
+        def middle(self, x):
+            return self.scaled(x)
+
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
+    tree, model = fl.from_mlx(Below()), Below()
+    assert same(tree(X), model(X))
+    assert same((tree.doubled, tree.scaled(X), tree.middle(X)), (model.doubled, model.scaled(X), model.middle(X)))
+    assert tree.factor == 2
+    assert tree.at(Above).paths() == [""]
+
+
+def test_methods_that_are_coroutines():
+    class Waiting(Base):
+        async def answer(self, x):
+            await asyncio.sleep(0)
+            return self.weight * x
+
+    tree = fl.from_mlx(Waiting())
+
+    async def both():
+        return await asyncio.gather(tree.answer(X), tree.answer(2 * X))
+
+    assert same(asyncio.run(both()), [X, 2 * X])
+
+
+def test_threads_make_one_class():
+    class Fresh(Base):
+        pass
+
+    model, found = Fresh(), []
+    threads = [threading.Thread(target=lambda: found.append(type(fl.from_mlx(model)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+
+
+def test_results_that_are_dataclasses():
+    @dataclasses.dataclass
+    class Output:
+        hidden: mx.array
+        logits: list
+        name: str = "out"
+        cache: object = None
+
+    class Model(Base):
+        def __call__(self, x):
+            return Output(self.weight * x, [x + 1])
+
+    tree = fl.from_mlx(Model())
+    plain = tree(X)
+    for out in (
+        fl.jit(tree)(X),
+        fl.stateful(tree, X)[0],
+        fl.eval_shape(lambda tree, x: tree(x), tree, X),
+        fl.value_and_grad(lambda tree, x: (tree(x).hidden.sum(), tree(x)), has_aux=True)(tree, X)[0][1],
+    ):
+        assert (type(out), out.name, out.hidden.shape) == (Output, "out", (3,))
+    assert same(fl.vmap(tree)(mx.stack([X, X])).logits[0][1], plain.logits[0])
+
+
+def test_a_gradient_that_lacks_a_parameter():
+    tree = fl.from_mlx(nn.Linear(3, 3))
+    grads = fl.grad(lambda tree: tree(X).sum())(fl.from_mlx(nn.Linear(3, 3, bias=False)))
+    opt = fl.optim.SGD(0.1)
+    with pytest.raises(ValueError, match="bias"):
+        opt.update(tree, grads, opt.init(tree))
+
+
+def test_methods_that_a_class_overrides():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+            self.calls = 0
+
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, key):
+            return self.inner.weight[key] if isinstance(key, int) else super().__getitem__(key)
+
+        def __getattr__(self, name):
+            if name == "virtual":
+                return self.inner.bias
+            return super().__getattr__(name)
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.inner.freeze()
+            return self
+
+        def unfreeze(self, *args, **kwargs):
+            super().unfreeze(*args, **kwargs)
+            self.inner.freeze(keys="bias")
+
+        def _set_training_mode(self, mode):
+            super()._set_training_mode(mode)
+            self.mode_seen = mode
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    model = Odd()
+    tree = fl.from_mlx(model)
+    assert len(tree) == 7
+    assert same(tree[0], model[0])
+    assert same(tree.virtual, model.virtual)
+    with pytest.raises(AttributeError):
+        _ = tree.nothing
+    for edit in (lambda m: m.train(False), lambda m: m.unfreeze(), lambda m: m.eval()):
+        after = edit(fl.from_mlx(Odd()))
+        changed = Odd()
+        edit(changed)
+        assert fl.tree.structure(after) == fl.tree.structure(fl.from_mlx(changed))
+    sequence, theirs = fl.from_mlx(nn.Sequential(Odd())), nn.Sequential(Odd())
+    theirs.eval()
+    assert fl.tree.structure(sequence.eval()) == fl.tree.structure(fl.from_mlx(theirs))
+    assert same(tree(X), model(X))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_functions_that_run_again_for_a_gradient(frozen):
+    class Again(Base):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def __call__(self, x):
+            y = nn.utils.checkpoint(self.inner)(x * self.weight)
+            return mx.checkpoint(lambda y: y * self.weight)(y)
+
+    model = Again()
+    if frozen:
+        model.inner.freeze()
+    tree = fl.from_mlx(model)
+
+    def loss(model, x):
+        return model(model(x)).square().sum()
+
+    value, grads = nn.value_and_grad(model, loss)(model, X)
+    for _ in range(2):
+        ours, tree_grads = fl.value_and_grad(loss)(tree, X)
+        assert same(ours, value)
+        if frozen:  # what mx.checkpoint closes over has no gradient through it
+            assert tree_grads.inner.weight is None
+        assert same(tree_grads.weight, grads["weight"])
+    assert close(fl.jit(fl.grad(loss))(tree, X).weight, grads["weight"])
+    assert close(fl.vjp(lambda tree: loss(tree, X), (tree,), (mx.array(1.0),))[1][0].weight, grads["weight"])
+    assert same(tree(X), model(X))
+
+
+def test_names_of_ours():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.at = nn.Linear(3, 3)
+            self.tie = 3
+            self.replace = mx.ones(3)
+
+        def update_state(self):
+            return self.tie
+
+        def summary(self):
+            return "theirs"
+
+        def __call__(self, x):
+            return self.at(x) * self.tie + self.replace
+
+    model = Named()
+    tree = fl.from_mlx(model)
+    assert same(tree(X), model(X))
+    assert fl.tree.paths(tree) == ["at.weight", "at.bias", "replace"]
+    edited = tree.at("at.bias").set(mx.ones(3))
+    model.at.bias = mx.ones(3)
+    assert same(edited(X), model(X))
+    assert (tree.mlx.tie, tree.mlx.summary()) == (3, "theirs")
+    assert same(tree.mlx.at(X), tree.mlx.at(X))
+    assert type(tree.mlx.at).__name__ == "Linear"
+    assert fl.tree.equal(fl.from_mlx(fl.to_mlx(tree)), tree)
+
+
+def test_names_that_are_no_identifiers():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("0", "a-b", "class"):
+                setattr(self, name, nn.Linear(3, 3))
+
+        def __call__(self, x):
+            for name in ("0", "a-b", "class"):
+                x = getattr(self, name)(x)
+            return x
+
+    model = Odd()
+    tree = fl.from_mlx(model)
+    assert fl.tree.paths(tree)[0] == "0.weight"
+    assert same(tree.at("a-b.bias").set(mx.zeros(3)).at("a-b.bias").get(), mx.zeros(3))
+    assert same(tree(X), model(X))
+    assert fl.jit(tree)(X).shape == (3,)
+
+
+def test_arrays_that_are_hidden_from_mlx():
+    class Hiding(Base):
+        def __init__(self):
+            super().__init__()
+            object.__setattr__(self, "hidden", mx.ones(3))
+
+        def __call__(self, x):
+            return x * self.hidden
+
+    tree = fl.from_mlx(Hiding())
+    assert [*tree.parameters()] == ["weight"]
+    assert fl.tree.paths(tree) == ["weight", "hidden"]
+    assert same(tree(X), X)
+
+
+def test_checkpointed_functions():
+    class Checkpointed(Base):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def __call__(self, x):
+            return nn.utils.checkpoint(self.inner)(x) * self.weight
+
+    model = Checkpointed()
+    tree = fl.from_mlx(model)
+    value, grads = nn.value_and_grad(model, lambda model, x: model(x).sum())(model, X)
+    ours, tree_grads = fl.value_and_grad(lambda tree, x: tree(x).sum())(tree, X)
+    assert same(ours, value)
+    assert same(tree_grads.inner.weight, grads["inner"]["weight"])
+    assert same(tree(X), model(X))
+
+
+def cyclic():
+    model = Base()
+    model.inner = Base()
+    model.inner.parent = model
+    return model
+
+
+def sibling():
+    model = Base(first=Base(), second=Base())
+    model.second.other = Helper(3)
+    model.second.other.seen = model.first
+    return model
+
+
+def bound_to_parent():
+    model = Base(inner=Base())
+    model.inner.callback = model.__call__
+    return model
+
+
+def closing(compiled=False):
+    model = Base()
+    model.fast = mx.compile(lambda x: model(x)) if compiled else lambda x: model(x)
+    return model
+
+
+class Bag(dict):
+    """A container that nobody knows."""
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: nn.Linear,
+            TypeError,
+            "fl.from_mlx takes a module of mlx.nn, and was given the class Linear: give it an instance",
+        ),
+        (lambda: fl.nn.Linear(2, 2), TypeError, "was given a Linear, which is a frozen tree already"),
+        (lambda: {"weight": mx.ones(1)}, TypeError, "was given {'weight': f32[1]}"),
+        (cyclic, ValueError, "inner.parent is the module Base, which holds it: a tree has no way back up"),
+        (bound_to_parent, ValueError, "inner.callback is the module Base, which holds it"),
+        (sibling, ValueError, "second.other holds Base at first, which is not below it"),
+        (closing, ValueError, "fast is a function with Base in its closure, which would go on using that module's weights"),
+        (lambda: closing(True), ValueError, "fast is a function with Base in its closure"),
+        (lambda: Base(bag=Bag(a=mx.ones(1))), ValueError, "bag is a Bag, which holds arrays or modules and is neither a list"),
+    ],
+)
+def test_what_is_no_tree(make, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        fl.from_mlx(make())
+
+
+def test_a_wrapped_class_is_not_called():
+    kind = type(fl.from_mlx(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match="Linear stands for a class of MLX and is not called"):
+        kind(2, 2)
+    with pytest.raises(TypeError, match=r"fl\.to_mlx takes a module"):
+        fl.to_mlx(mx.ones(2))

@@ -1,0 +1,267 @@
+"""Trees as modules of ``mlx.nn``, and layers of ``mlx.nn`` in trees as native ones."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from interop.checks import arrays, same
+from interop.models import Model, Shared
+
+import frostleaf as fl
+
+IMAGE, SEQUENCE = (2, 6, 6, 4), (2, 5, 4)
+LAYERS = {
+    "ALiBi": ((), None),
+    "AvgPool1d": ((2,), SEQUENCE),
+    "AvgPool2d": ((2, 1, 1), IMAGE),
+    "AvgPool3d": ((2,), (1, 4, 4, 4, 2)),
+    "BatchNorm": ((4,), SEQUENCE),
+    "BatchNorm without": ((4, 1e-5, 0.1, False, False), SEQUENCE),
+    "Bilinear": ((4, 4, 3), None),
+    "CELU": ((0.7,), SEQUENCE),
+    "Conv1d": ((4, 3, 3, 2, 1), SEQUENCE),
+    "Conv2d": ((4, 3, (3, 2), 2, (1, 0)), IMAGE),
+    "Conv3d": ((2, 3, 3), (1, 4, 4, 4, 2)),
+    "ConvTranspose1d": ((4, 3, 3), SEQUENCE),
+    "ConvTranspose2d": ((4, 3, 3, 2), IMAGE),
+    "ConvTranspose3d": ((2, 3, 3), (1, 4, 4, 4, 2)),
+    "Dropout": ((0.1,), SEQUENCE),
+    "Dropout2d": ((0.3,), IMAGE),
+    "Dropout3d": ((0.5,), (1, 4, 4, 4, 2)),
+    "ELU": ((0.7,), SEQUENCE),
+    "Embedding": ((5, 4), "tokens"),
+    "GELU": (("tanh",), SEQUENCE),
+    "GLU": ((), SEQUENCE),
+    "GRU": ((4, 3), SEQUENCE),
+    "GRU without": ((4, 3, False), SEQUENCE),
+    "GroupNorm": ((2, 4), SEQUENCE),
+    "GroupNorm without": ((2, 4, 1e-5, False), SEQUENCE),
+    "HardShrink": ((), SEQUENCE),
+    "HardTanh": ((), SEQUENCE),
+    "Hardswish": ((), SEQUENCE),
+    "Identity": ((), SEQUENCE),
+    "InstanceNorm": ((4,), SEQUENCE),
+    "InstanceNorm with": ((4, 1e-5, True), SEQUENCE),
+    "LSTM": ((4, 3), SEQUENCE),
+    "LSTM without": ((4, 3, False), SEQUENCE),
+    "LayerNorm": ((4,), SEQUENCE),
+    "LayerNorm without": ((4, 1e-5, False), SEQUENCE),
+    "LeakyReLU": ((0.2,), SEQUENCE),
+    "Linear": ((4, 3), SEQUENCE),
+    "Linear without": ((4, 3, False), SEQUENCE),
+    "LogSigmoid": ((), SEQUENCE),
+    "LogSoftmax": ((), SEQUENCE),
+    "MaxPool1d": ((2,), SEQUENCE),
+    "MaxPool2d": (((2, 3), 1, (1, 1)), IMAGE),
+    "MaxPool3d": ((2,), (1, 4, 4, 4, 2)),
+    "Mish": ((), SEQUENCE),
+    "MultiHeadAttention": ((4, 2), "three"),
+    "PReLU": ((), SEQUENCE),
+    "QuantizedEmbedding": ((5, 64), "tokens"),
+    "QuantizedLinear": ((64, 32), (3, 64)),
+    "RMSNorm": ((4,), SEQUENCE),
+    "RNN": ((4, 3), SEQUENCE),
+    "RNN without": ((4, 3, False), SEQUENCE),
+    "ReLU": ((), SEQUENCE),
+    "ReLU2": ((), SEQUENCE),
+    "ReLU6": ((), SEQUENCE),
+    "RoPE": ((4,), SEQUENCE),
+    "SELU": ((), SEQUENCE),
+    "SiLU": ((), SEQUENCE),
+    "Sigmoid": ((), SEQUENCE),
+    "Softmax": ((), SEQUENCE),
+    "Softmin": ((), SEQUENCE),
+    "Softplus": ((), SEQUENCE),
+    "Softshrink": ((), SEQUENCE),
+    "Softsign": ((), SEQUENCE),
+    "Step": ((), SEQUENCE),
+    "Tanh": ((), SEQUENCE),
+    "TransformerEncoder": ((1, 4, 2), "mask"),
+    "Transformer": ((4, 2, 1, 1), None),
+    "Upsample": (((2, 3),), IMAGE),
+}
+
+
+def made(name, package):
+    mx.random.seed(0)
+    return getattr(package, name.split(" ")[0])(*LAYERS[name][0])
+
+
+def call(name, layer):
+    shape = LAYERS[name][1]
+    if shape is None:
+        return []
+    mx.random.seed(1)
+    if shape == "tokens":
+        return layer(mx.array([[0, 4]]))
+    x = mx.random.normal(SEQUENCE if isinstance(shape, str) else shape)
+    return layer(x, x, x) if shape == "three" else layer(x, None) if shape == "mask" else layer(x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
+def test_layers_become_their_twins(name):
+    ours, theirs = made(name, fl.nn), made(name, nn)
+    back = fl.to_mlx(ours)
+    assert type(back) is type(theirs)
+    assert {*back} == {*theirs}
+    assert fl.tree.structure(fl.convert(fl.from_mlx(back))) == fl.tree.structure(ours)
+    assert {*vars(back)} == {*vars(theirs)}
+    assert {key: value for key, value in vars(back).items() if key[:1] != "_"} == {
+        key: value for key, value in vars(theirs).items() if key[:1] != "_"
+    }
+    assert same(arrays(ours), [arrays(back)[key] for key in arrays(ours)])
+    assert same(call(name, back), call(name, ours))
+    assert repr(back) == repr(theirs)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
+def test_layers_are_converted(name):
+    theirs = made(name, nn)
+    tree = fl.from_mlx(theirs)
+    native = fl.convert(tree)
+    assert type(native) is getattr(fl.nn, name.split(" ")[0])
+    assert fl.tree.structure(native) == fl.tree.structure(made(name, fl.nn))
+    assert {*map(id, fl.tree.leaves(native))} == {*map(id, fl.tree.leaves(tree))}
+    assert same(call(name, native), call(name, theirs))
+    assert fl.convert(native) is native
+
+
+def test_what_is_not_converted():
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Sequential(Own(2, 2), nn.SinusoidalPositionalEncoding(4), nn.Linear(2, 2), nn.Linear(2, 2))
+    model.layers[3].extra = 3
+    converted = fl.convert(fl.from_mlx(model).freeze().eval())
+    assert [type(layer) is fl.nn.Linear for layer in converted.layers] == [False, False, True, False]
+    assert converted.trainable_parameters() == {"layers": [{}, {}, {}, {}]}
+    assert not converted.layers[2].training
+
+
+def test_converted_inside_original_code():
+    tree = fl.from_mlx(Plain())
+    converted = fl.convert(tree)
+    assert type(converted.inner) is fl.nn.Linear
+    x = mx.ones((1, 3))
+    assert same(converted(x), tree(x))
+    again = fl.to_mlx(converted)
+    assert type(again.inner) is nn.Linear
+    assert fl.tree.equal(fl.from_mlx(again), tree)
+    grads = fl.grad(lambda m: m(x).sum())
+    assert same(grads(converted), grads(tree))
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+def test_ties_are_kept_in_conversions():
+    tree = fl.from_mlx(Shared())
+    converted = fl.convert(tree)
+    assert fl.tree.paths(converted) == fl.tree.paths(tree)
+    back = fl.to_mlx(converted)
+    assert back.first is back.second
+    assert back.third.weight is back.first.weight
+    x = mx.ones((1, 3))
+    assert same(converted(x), back(x))
+    native = fl.nn.Sequential(fl.nn.Embedding(5, 4), fl.nn.Linear(4, 5, bias=False)).tie({"layers.1.weight": "layers.0.weight"})
+    module = fl.to_mlx(native)
+    assert module.layers[1].weight is module.layers[0].weight
+
+
+class Body(fl.Module):
+    """A class of the user."""
+
+    layers: tuple
+    heads: dict
+    scale: mx.array
+    norm: fl.nn.BatchNorm
+    power: int = fl.static(default=2)
+
+    def __init__(self):
+        self.layers = [fl.nn.Linear(3, 3), fl.nn.Linear(3, 3)]
+        self.heads = {"out": fl.nn.Linear(3, 1)}
+        self.scale = mx.ones(3)
+        self.norm = fl.nn.BatchNorm(3)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = fl.nn.relu(layer(x))
+        return self.heads["out"](self.norm(x * self.scale)) ** self.power
+
+
+def test_a_class_of_the_user():
+    tree = Body()
+    module = fl.to_mlx(tree)
+    assert isinstance(module, nn.Module)
+    assert type(module).__name__ == "Body"
+    assert sorted(arrays(module)) == sorted(arrays(tree))
+    x = mx.random.normal((4, 3))
+    assert same(module.eval()(x), tree.eval()(x))
+    module.train()
+
+    def loss(model, x):
+        return model(x).square().sum()
+
+    value, grads = nn.value_and_grad(module, loss)(module, x)
+    (ours, after), ours_grads = fl.value_and_grad(lambda tree, x: _with_state(tree, x), has_aux=True)(tree, x)
+    assert same(ours, value)
+    assert same(grads["layers"][0]["weight"], ours_grads.layers[0].weight)
+    module = fl.to_mlx(tree)
+    out, after = fl.stateful(tree, x)
+    assert same(module(x), out)
+    assert same(module.norm.running_mean, after.norm.running_mean)
+    assert same(tree.norm.running_mean, mx.zeros(3))
+    optim.SGD(0.1).update(module, grads)
+    assert not same(module.eval()(x), tree.eval()(x))
+    assert fl.tree.equal(fl.from_mlx(fl.to_mlx(tree.freeze(keys="bias").eval())), tree.freeze(keys="bias").eval())
+    module = fl.to_mlx(tree)
+    module.freeze()
+    assert fl.tree.leaves(fl.from_mlx(module).trainable_parameters()) == []
+    del module["scale"]
+    with pytest.raises(ValueError, match="Body has no 'scale' any more"):
+        module(x)
+
+
+def _with_state(tree, x):
+    out, after = fl.stateful(tree, x)
+    return out.square().sum(), after
+
+
+def test_what_is_done_to_one_does_not_reach_the_other():
+    tree = fl.from_mlx(Model())
+    module = fl.to_mlx(tree)
+    expected = tree(mx.array([[1, 2]]))
+    module.blocks[0].up.weight += 1
+    module.args.dims = 0
+    module.sizes.append(4)
+    module.freeze()
+    assert same(tree(mx.array([[1, 2]])), expected)
+    assert tree.sizes == [1, 2, 3]
+
+
+def test_what_mlx_has_no_place_for():
+    class Pair:
+        def __init__(self, array):
+            self.array = array
+
+    fl.register_pytree_node(Pair, lambda pair: ([pair.array], None), lambda _, children: Pair(*children))
+
+    class Holder(fl.Module):
+        pair: object
+
+    with pytest.raises(
+        TypeError, match=r"pair is a .*Pair, and a module of mlx.nn has arrays in itself, in lists and in dicts"
+    ):
+        fl.to_mlx(Holder(Pair(mx.ones(1))))
+    with pytest.raises(TypeError, match="weight is a ShapeDtypeStruct"):
+        fl.to_mlx(fl.eval_shape(fl.nn.Linear, 2, 2))
+    with pytest.raises(TypeError, match=r"fl.to_mlx takes a module, and was given \[1\]"):
+        fl.to_mlx([1])
