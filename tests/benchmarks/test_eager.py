@@ -213,10 +213,13 @@ def test_beside_mlx(name, table, interleaved, tmp_path):
     for each in (ours, theirs):
         each.save()
 
+    turns = itertools.cycle(
+        [ours, theirs]
+    )  # each side is evaluated after its own turn: both find the other's arrays in the caches
+
     def between(result):
         mx.eval(fl.tree.leaves(result) if isinstance(result, fl.Module) else result)
-        mx.eval(ours.all())
-        mx.eval(theirs.all())
+        mx.eval(next(turns).all())
 
     taken = interleaved(getattr(ours, name), getattr(theirs, name), rounds=60, between=between)
     table.add(f"{what} / mlx.nn", *taken, limit=limit)
@@ -273,12 +276,19 @@ def test_updates(name, table, interleaved):
         else:
             rule.update(now["theirs"], optim.clip_grad_norm(gradients, 1.0)[0] if name == "clipped" else gradients)
 
-    def between(_):
-        model = now["theirs"]
-        mx.eval(fl.tree.leaves(now["ours"]), model if name == "dict" else model.state, rule.state)
+    def ours():
+        return fl.tree.leaves(now["ours"])
 
-    mx.eval(gradients, fl.tree.leaves(our_gradients))
-    between(None)
+    def theirs():
+        model = now["theirs"]
+        return model if name == "dict" else model.state, rule.state
+
+    turns = itertools.cycle([ours, theirs])  # as above
+
+    def between(_):
+        mx.eval(next(turns)())
+
+    mx.eval(gradients, fl.tree.leaves(our_gradients), ours(), theirs())
     taken = interleaved(update, update_of_mlx, rounds=60, between=between)
     table.add(f"optimizer.update: {what} / mlx", *taken, limit=1.0)
 
