@@ -1,6 +1,7 @@
 """What an eager update does once for a structure, and not in each step."""
 
 import gc
+import pickle
 import re
 import weakref
 
@@ -266,3 +267,43 @@ def test_slots_in_another_order_are_found_by_name():
     (one, _), (other, after) = (opt.update(model, grads, each) for each in (state, turned))
     assert fl.tree.equal(one, other)
     assert list(after.slots) == list(turned.slots)
+
+
+class Growing(mlx.optimizers.Optimizer):
+    """A rule whose slots change in shape after some steps."""
+
+    def __init__(self, learning_rate=0.1):
+        super().__init__()
+        self._maybe_schedule("learning_rate", learning_rate)
+
+    def init_single(self, parameter, state):
+        state["h"] = mx.zeros((1,))
+
+    def apply_single(self, gradient, parameter, state):
+        if self.state["step"].item() > 3:
+            state["h"] = mx.concatenate([state["h"], mx.zeros((1,))])
+        return parameter - 0.1 * gradient
+
+
+def late_half(step):
+    return mx.array(0.1) if step.item() < 3 else mx.array(0.1, mx.float16)
+
+
+def test_a_rule_that_changes_a_shape_later_is_refused_in_the_next_step():
+    opt, model = fl.optim.wrap(Growing)(0.1), {"w": mx.ones(2)}
+    state = opt.init(model)
+    for _ in range(4):
+        model, state = opt.update(model, {"w": mx.ones(2)}, state)
+    for each in (state, pickle.loads(pickle.dumps(state))):
+        with pytest.raises(ValueError, match=r"h of 'w' is f32\[1\] and the state has f32\[2\]"):
+            opt.update(model, {"w": mx.ones(2)}, each)
+
+
+def test_a_state_after_another_dtype_of_the_learning_rate_is_that_of_its_pickle():
+    opt, model = fl.optim.Adam(late_half), {"w": mx.ones(2)}
+    state = opt.init(model)
+    for _ in range(5):
+        model, state = opt.update(model, {"w": mx.ones(2)}, state)
+    step = fl.jit(lambda state: state.step + 1)
+    step(state), step(pickle.loads(pickle.dumps(state)))
+    assert step.trace_count == 1

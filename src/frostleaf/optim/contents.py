@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
-from ..core.instance import Instance, children_of, is_finished, metadata_of
-from ..core.structure import Kind, Signature, Structure, child_specs, flat_of, kind_of, unflatten_late
+from ..core.instance import Instance, Metadata, children_of, is_finished, metadata_of
+from ..core.structure import Kind, Signature, Structure, child_specs, flat_of, kind_of, specs_in, unflatten_late
 
 S = TypeVar("S")
 
@@ -59,9 +59,10 @@ class Known:
         structure: That of the optimizer, with which this is kept.
     """
 
-    __slots__ = ("_keeping", "_last", "_slots")
+    __slots__ = ("_is_of_mlx", "_keeping", "_last", "_slots")
 
     def __init__(self, structure: Structure) -> None:
+        self._is_of_mlx = is_of_mlx(structure)
         self._slots: dict[Kind, dict[str, Kind]] = {}
         self._last: Any = None
         self._keeping: Any = None
@@ -94,7 +95,8 @@ class Known:
     def put_together(self, state: Any, contents: Contents, *given: Any) -> Any:
         """Return a state like another with the contents after a step; ``None`` if they have other names, or are no arrays.
 
-        The shapes and dtypes after a step depend on those before it, and on what is ``given``: they are looked at once.
+        With a rule of MLX the shapes and dtypes after a step depend on those before it, and on what is ``given``: they are
+        looked at once, but for those of hyperparameters, which a schedule sets.
         """
         step, hyperparameters, configured, slots = contents
         names = tuple(hyperparameters), len(configured), tuple(slots.names), tuple(slots.keys)
@@ -103,7 +105,9 @@ class Known:
             return None
         flat = flat_of(state)
         signature = flat.signature
-        if signature and self._keeping != (signature, *given):
+        scheduled = tuple([(each.shape, each.dtype) for each in hyperparameters.values()])
+        is_known = self._is_of_mlx and self._keeping == (signature, *given)
+        if signature and not (is_known and scheduled == signature.leaves[1 : 1 + len(scheduled)]):
             signature = signature.if_of(leaves)
             self._keeping = (signature, *given) if signature else None
         return unflatten_late(flat.structure, leaves, signature)
@@ -120,6 +124,16 @@ class Known:
             and shapes == {name: getattr(value, "shape", None) for name, value in scalars.items()}
             and [*signature.leaves[count + layout.configured :]] == [kind for slot in slots for kind in (slot or {}).values()]
         )
+
+
+def is_of_mlx(structure: Structure) -> bool:
+    """Return whether the rules in an optimizer are MLX's own, which never change what they remember in shape or dtype."""
+    static = [value for _, spec in specs_in(structure.spec) if _is_module(spec) for value in spec[1].static.values()]
+    return all(value.__module__.startswith("mlx.") for value in static if isinstance(value, type))
+
+
+def _is_module(spec: Any) -> bool:
+    return type(spec) is tuple and type(spec[1]) is Metadata
 
 
 def take_apart(state: Any) -> Contents:

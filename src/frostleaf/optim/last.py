@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ..core.instance import flat_kept
 from ..core.structure import Flat, Signature, Structure, specs_in
-from .contents import are_arrays
+from .contents import are_arrays, is_of_mlx
 
 
 class Last:
@@ -23,9 +23,10 @@ class Last:
         structure: That of the optimizer, with which this is kept.
     """
 
-    __slots__ = ("_kept", "_plain")
+    __slots__ = ("_is_of_mlx", "_kept", "_plain")
 
     def __init__(self, structure: Structure) -> None:
+        self._is_of_mlx = is_of_mlx(structure)
         self._kept: tuple[Callable[[], Any], Callable[[], Any]] = _nothing, _nothing
         self._plain: Signature | None = None
 
@@ -47,12 +48,12 @@ class Last:
     def signature_after(self, model: Signature, state: Any, leaves: Sequence[mx.array]) -> Signature | None:
         """Return the signature of a model after a step with gradients like its arrays, if it is that before the step.
 
-        The shapes and dtypes after a step depend on those of the model and the state before it: they are looked at once.
+        With a rule of MLX its shapes and dtypes depend on those of the model and the state before it: they are looked at once.
         """
         flat = flat_kept(state)
         of_state = flat.signature if flat else None
         then, state_then = self._kept
-        if of_state is None or then() is not model or state_then() is not of_state:
+        if not self._is_of_mlx or of_state is None or then() is not model or state_then() is not of_state:
             if model.if_of(leaves) is None:
                 return None
             if of_state is not None:
