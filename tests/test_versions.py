@@ -27,6 +27,7 @@ OTHERWISE = [
     "transforms/jit/test_jitted.py::test_what_another_thread_drops_is_freed_where_it_was_traced",  # it is kept
     "transforms/test_stateful.py::test_batch_norm_called_twice_in_one_pass_moves_twice_as_in_mlx",  # the running variance
     "transforms/test_stateful.py::test_batch_norm_trained_by_a_jitted_step_has_the_statistics_of_mlx",
+    "transforms/test_without_values.py::test_needing_a_value_says_what_to_write",  # other errors; memoryview ends the process
     "tree/test_vectors.py::test_unravel_is_transformed_as_slices_are",  # a second derivative is missing
 ]
 

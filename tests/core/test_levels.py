@@ -26,11 +26,11 @@ CONTAINERS = [
 @pytest.mark.parametrize("value", CONTAINERS, ids=repr)
 def test_a_container_is_opened_as_optree_opens_it(value):
     recipe, children = one_level(value)
-    of_optree = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
-    assert [*children] == of_optree.children
-    assert recipe.entries == of_optree.entries
+    theirs, metadata, entries, make = optree.tree_flatten_one_level(value, namespace=NAMESPACE)
+    assert [*children] == theirs
+    assert recipe.entries == entries
     new = [[number] for number in range(len(children))]
-    made, expected = recipe.make(recipe.metadata, new), of_optree.unflatten_func(of_optree.metadata, new)
+    made, expected = recipe.make(recipe.metadata, new), make(metadata, new)
     assert (type(made), made) == (type(expected), expected)
     assert [*made] == [*expected]
 
