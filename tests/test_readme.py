@@ -11,7 +11,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-def test_every_python_block_runs(capsys):
+def test_every_python_block_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where it saves files
     scope: dict[str, object] = {}
     for number, block in enumerate(blocks("python"), 1):
         exec(compile(block, f"README block {number}", "exec"), scope)

@@ -265,3 +265,5 @@ def test_what_mlx_has_no_place_for():
         fl.to_mlx(fl.eval_shape(fl.nn.Linear, 2, 2))
     with pytest.raises(TypeError, match=r"fl.to_mlx takes a module, and was given \[1\]"):
         fl.to_mlx([1])
+    with pytest.raises(TypeError, match=r"was given a Linear, which is of mlx.nn already$"):
+        fl.to_mlx(nn.Linear(2, 2))

@@ -383,6 +383,12 @@ def adapted() -> Any:
             ValueError,
             "adapt the model, a Sequential, which holds layers.0",
         ),
+        (
+            lambda: fl.lora(fl.from_mlx(mlx.nn.Sequential(mlx.nn.Linear(2, 2))), "layers.0"),
+            ValueError,
+            "can't adapt layers.0, a Linear. It adapts Linear, QuantizedLinear, Embedding, QuantizedEmbedding. This one runs "
+            "code of mlx.nn: adapt fl.convert(model), where its layers are of frostleaf",
+        ),
         (lambda: fl.lora(net(), "layers"), ValueError, "can't adapt the model, an OurModel, which holds layers. It adapts"),
         (
             lambda: fl.lora(net(), "**"),

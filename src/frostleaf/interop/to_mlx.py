@@ -40,7 +40,9 @@ def to_mlx(module: Node) -> Any:
     )
     """
     if not isinstance(module, Node):
-        raise TypeError(NO_TREE.format(given=describe(module)))
+        is_there = isinstance(module, MLXModule)
+        given = f"a {type(module).__name__}, which is of mlx.nn already" if is_there else describe(module)
+        raise TypeError(NO_TREE.format(given=given))
     flat = flat_of(module)
     require_numbers(flat)
     live = _Mutable(flat.structure)

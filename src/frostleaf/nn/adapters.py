@@ -217,6 +217,7 @@ _ADAPTED = (
     "adapters"
 )
 _NO_LAYER = "fl.lora can't adapt {name}, {kind}{selected}. It adapts {classes}{advice}"
+_WRAPPED = ". This one runs code of mlx.nn: adapt fl.convert(model), where its layers are of frostleaf"
 _NO_DORA = "DoRA can't adapt {name}, {kind}: leave it out, or give dora=False"
 
 
@@ -228,6 +229,7 @@ def _adapter_for(layer: Any, path: Path, selected: Path, dora: bool) -> type[Ada
     if ways is None:
         inside = [keystr((*path, *rest)) for rest in _adaptable(layer)]
         advice = f". Select layers in it: {listed(map(repr, inside))}" if inside else ""
+        advice = _WRAPPED if hasattr(type(layer), "__mlx__") and not inside else advice
         classes = listed(cls.__name__ for cls in ADAPTERS)
         given = "" if path == selected else f", which holds {keystr(selected)}"
         raise ValueError(_NO_LAYER.format(**names, selected=given, classes=classes, advice=advice))
