@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ..core.shapes import LEAF
 from ..core.words import describe, listed, shape_and_dtype
+from .folding import fold
 
 Kind = Literal["class", "mode", "frozen", "ties", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
 
-# The names in the paths of a row: several at once where there are indices.
-_Names = tuple[tuple[str, ...], ...]
-
 _LINES = 100
-# So many places that changed alike are shown once.
-_FOLDED = 3
 
 
 class Change(NamedTuple):
@@ -108,58 +103,11 @@ class Diff(tuple[Change, ...]):
     @property
     def rows(self) -> tuple[ChangeRow, ...]:
         """What is printed, as one :class:`ChangeRow` a line, without an end at a hundred."""
-        alike: dict[Any, list[Change]] = {}
-        for change in self:
-            alike.setdefault((_pattern(change.path), change.kind, _shown(change, whole=False)), []).append(change)
-        first = {id(change): number for number, change in enumerate(self)}
-        folded = itertools.chain.from_iterable(map(_folded, alike.values()))
-        return tuple([_row(path, places) for path, places in sorted(folded, key=lambda each: first[id(each[1][0])])])
+        alike = fold([change.path for change in self], [(change.kind, _shown(change, whole=False)) for change in self])
+        return tuple([_row(path, [self[number] for number in numbers]) for path, numbers in alike])
 
     def __repr__(self) -> str:
         return listed(map(str, self.rows), _LINES, "\n") if self else "no difference"
-
-
-def _pattern(path: str) -> tuple[str, ...]:
-    """Return the names in a path, with a star in the place of each index."""
-    return tuple(["*" if name.isdecimal() else name for name in path.split(".")])
-
-
-def _folded(changes: Sequence[Change]) -> Iterator[tuple[str, list[Change]]]:
-    """Yield the path of each row, and what it stands for, of changes whose paths differ in indices only."""
-    rows: dict[_Names, list[Change]] = {}
-    for change in changes:  # two may be at one path, where a dict has the keys 1 and "1"
-        rows.setdefault(tuple([(name,) for name in change.path.split(".")]), []).append(change)
-    indices = [position for position, name in enumerate(_pattern(changes[0].path)) if name == "*"]
-    for position in reversed(indices):
-        rows = _folded_at(position, rows)
-    for names, places in rows.items():
-        yield ".".join([_ranges(each) for each in names]), places
-
-
-def _folded_at(position: int, rows: dict[_Names, list[Change]]) -> dict[_Names, list[Change]]:
-    """Put rows together that differ in the index at a position only."""
-    alike: dict[_Names, list[_Names]] = {}
-    for names in rows:
-        alike.setdefault((*names[:position], (), *names[position + 1 :]), []).append(names)
-    new: dict[_Names, list[Change]] = {}
-    for each in alike.values():
-        if len(each) < _FOLDED:
-            new.update({names: rows[names] for names in each})
-        else:
-            at = tuple(itertools.chain.from_iterable([names[position] for names in each]))
-            whole = (*each[0][:position], at, *each[0][position + 1 :])
-            new[whole] = [change for names in each for change in rows[names]]
-    return new
-
-
-def _ranges(names: tuple[str, ...]) -> str:
-    """Return a name, or indices as ranges: ``"(0-3, 7)"``."""
-    if len(names) == 1:
-        return names[0]
-    numbers = sorted(map(int, names))
-    runs = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
-    ends = [(run[0][1], run[-1][1]) for run in ([*run] for _, run in runs)]
-    return f"({listed(str(first) if first == last else f'{first}-{last}' for first, last in ends)})"
 
 
 def _row(path: str, places: Sequence[Change]) -> ChangeRow:
