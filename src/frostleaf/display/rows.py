@@ -100,7 +100,8 @@ class Summary:
 
 
 def _text(summary: Summary, width: int) -> str:
-    folded = fold([row.path for row in summary.rows], [row[1:] for row in summary.rows])
+    shown = [(row.kind, row.output, row.parameters, row.trainable, row.buffers, row.nbytes) for row in summary.rows]
+    folded = fold([row.path for row in summary.rows], shown)
     names = _indented([path for path, _ in folded])
     cells = [["path", "module", "output", "parameters", "trainable", "bytes"]]
     for name, (_, numbers) in zip(names[:_LINES], folded, strict=False):
