@@ -17,6 +17,7 @@ from typing import Any
 from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
+from ..core.instance import is_finished
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of, unflatten
 from ..core.words import Path, describe, keystr, listed
@@ -26,7 +27,7 @@ from ..transforms.eval_shape import eval_shape
 from ..transforms.wrapping import RUNS_LATER, require_runs_when_called
 from ..tree.walk import Descend, rewrite
 
-# For each module that was called, by path: what each call returned, with a shape for each array.
+# For each module that was called, by path: what each call returned, with a shape for each array; None if there was none.
 Calls = dict[Path, list[Any]]
 
 WENT_WRONG = "\n\nThis was in {place}, a {cls}{given}."
@@ -114,8 +115,10 @@ class Watched:
 
     def _path(self, module: Any) -> Path | None:
         """Return where a module is; also one that was made from one in the tree and has its arrays, as ``module.eval()``."""
-        if id(module) not in self._paths and isinstance(module, Node) and (path := self._by_leaves.get(_leaves_key(module))):
-            self._add(module, path)
+        if id(module) not in self._paths and isinstance(module, Node) and is_finished(module):
+            path = self._by_leaves.get(_leaves_key(module))
+            if path is not None:
+                self._add(module, path)
         return self._paths.get(id(module))
 
     def run(self, call: Callable[[], Any]) -> Calls:
@@ -125,11 +128,11 @@ class Watched:
         try:
             call()
         except Exception as error:
-            sys.setprofile(before)
+            sys.setprofile(None)
             self._explain(error)
             raise
         finally:
-            sys.setprofile(before)
+            sys.setprofile(before if callable(before) else None)  # Python 3.11 can't go on with a profiler written in C
         return self._calls
 
     def _on_event(self, frame: FrameType, event: str, result: Any) -> None:
@@ -142,7 +145,7 @@ class Watched:
         elif event == "return" and frame in self._running:
             path = self._running.pop(frame)
             shapes = _shapes(result)
-            if shapes is not None:
+            if shapes is not None or frame.f_code.co_name == "__call__":
                 self._calls.setdefault(path, []).append(shapes)
 
     def _path_in(self, frame: FrameType) -> Path | None:

@@ -45,10 +45,10 @@ class Row(NamedTuple):
 
     @property
     def output(self) -> str:
-        """What it returned, in short: ``"f32[4,3]"``, ``"(f32[4,3], f32[4]) ×2"``."""
+        """What it returned, in short: ``"f32[4,3]"``, ``"(f32[4,3], f32[4]) ×2"``, ``"not called"``."""
         if not self.calls:
             return "" if self.calls is None else "not called"
-        return ", ".join(map(describe, self.outputs)) + f" ×{self.calls}" * (self.calls > 1)
+        return (", ".join(map(describe, self.outputs)) or "no array") + f" ×{self.calls}" * (self.calls > 1)
 
 
 class Part(NamedTuple):

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..core import fields
+from ..core.definition import Node
 from ..core.leaves import leaf_flags, leaf_spans
 from ..core.structure import flat_of
 from ..core.words import Path, describe, dtype_name, keystr
@@ -18,8 +19,8 @@ from .rows import Part, Row, Summary
 
 NOT_CALLABLE = "a {given} can't be called, so that fl.summary takes no inputs with it: give a model, or one of its methods"
 NO_MODEL = (
-    "fl.summary takes a model, a method of one, or another tree, and was given {given}. For a model that is not built yet, "
-    "give fl.eval_shape(Model, ...)"
+    "fl.summary takes a model, a method of one, or another tree, and was given {given}. For a model that is not built yet give "
+    "fl.eval_shape(Model, ...), and for one of mlx.nn fl.from_mlx(model)"
 )
 NO_DEPTH = "depth is the number of levels of modules to show, 0 or more, or None for all, and was given as {given}"
 
@@ -65,7 +66,6 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
         raise TypeError(NO_DEPTH.format(given=describe(depth)))
     fn, tree = bound_to(model)
     if fn is None and callable(model):
-        flat_of(model)  # raises with more to say where it hides arrays
         raise TypeError(NO_MODEL.format(given=describe(model)))
     calls: Calls | None = None
     if inputs or named:
@@ -78,16 +78,16 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
     sizes = _Sizes(tree, None if selected is None else selected.values)
     modules: dict[Path, Any] = {(): tree, **dict(modules_in(tree))}
     levels = _levels(modules)
-    shown = modules if selected is None else _holders(modules, selected.values)
+    shown = modules if selected is None else _holders(modules, sizes.places(selected.values))
     rows = [_row(path, modules[path], sizes, calls) for path in shown if depth is None or levels[path] <= depth]
     return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), MappingProxyType(tied_places(tree)))
 
 
 def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> Row:
     returned = [] if calls is None else calls.get(path, [])
-    distinct = tuple([each for number, each in enumerate(returned) if each not in returned[:number]])
+    distinct = [each for number, each in enumerate(returned) if each is not None and each not in returned[:number]]
     count = None if calls is None else len(returned)
-    return Row(keystr(path), type(module).__name__, distinct, count, *sizes.of(path))
+    return Row(keystr(path), type(module).__name__, tuple(distinct), count, *sizes.of(path))
 
 
 def _levels(modules: Iterable[Path]) -> dict[Path, int]:
@@ -102,9 +102,9 @@ def _levels(modules: Iterable[Path]) -> dict[Path, int]:
 def _holders(modules: Iterable[Path], selected: Collection[Path]) -> list[Path]:
     """Return the modules that are selected or inside of what is, and the innermost around each other selected place."""
     paths = [*modules]
-    known = {*paths}
+    known, chosen = {*paths}, {*selected}
     around = {next(path[:length] for length in range(len(path), -1, -1) if path[:length] in known) for path in selected}
-    return [path for path in paths if path in around or any(path[:length] in selected for length in range(len(path)))]
+    return [path for path in paths if path in around or any(path[:length] in chosen for length in range(len(path)))]
 
 
 class _Sizes:
@@ -130,6 +130,12 @@ class _Sizes:
         for path in selected or ():
             start, stop = self._spans.get(path, (0, 0))
             self._chosen[start:stop] = [True] * (stop - start)
+
+    def places(self, selected: Mapping[Path, Any]) -> list[Path]:
+        """Return the paths of the modules among what is selected, and of what has arrays."""
+        return [
+            path for path, value in selected.items() if isinstance(value, Node) or len(range(*self._spans.get(path, (0, 0))))
+        ]
 
     def _numbers(self, path: Path) -> Iterable[int]:
         """Yield the number of each array at and below a path that counts, one at several places once."""
