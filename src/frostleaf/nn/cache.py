@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import mlx.core as mx
 
 from ..core.fields import buffer, static
+from ..core.instance import field_values
 from ..module import Module
 from ..transforms.stateful import record, recorded, recording
 from .checks import size
@@ -41,6 +42,9 @@ class Cache(Module):
     def is_trimmable(self) -> bool:
         """Return whether :meth:`trim` can be called."""
         return False
+
+    def _shown_fields(self) -> list[tuple[str, Any]]:
+        return [(name.lstrip("_"), value) for name, value in field_values(self).items()]
 
     def put(self, **values: Any) -> None:
         """Record new values: ``cache.put(keys=...)`` for what is ``cache.keys = ...`` in mlx-lm.
@@ -187,7 +191,7 @@ class KVCache(_AttentionCache):
             if window_size is None and (N == 1 or not return_array):
                 return None if N == 1 else "causal"
             return _causal(mx.arange(N), mx.arange(N), window_size)
-        return _causal(self.offset + mx.arange(N), mx.arange(self.max_size), window_size)
+        return _causal(self.offset + mx.arange(N), mx.arange(self.max_size), window_size)[None, None]
 
 
 class RotatingKVCache(_AttentionCache):
@@ -269,7 +273,7 @@ class RotatingKVCache(_AttentionCache):
         offset, slots = self.offset, mx.arange(self.max_size)
         if N == 1:
             positions, is_there = self._positions(offset + 1)
-            return (is_there & (True if window_size is None else offset - positions < window_size))[None]
+            return (is_there & (True if window_size is None else offset - positions < window_size))[None, None, None]
         # As if what is before the new tokens stood in a row: those that are kept, and the last of the others.
         positions, is_there = self._positions(offset)
         before = mx.minimum(offset, self.max_size - 1)
@@ -277,7 +281,7 @@ class RotatingKVCache(_AttentionCache):
         is_there = is_there & ((slots < self.keep) | (row >= self.keep))
         new = before + mx.arange(N)
         mask = _causal(new, mx.concatenate([row, new]), window)
-        return mask & mx.concatenate([is_there, mx.ones(N, mx.bool_)])
+        return (mask & mx.concatenate([is_there, mx.ones(N, mx.bool_)]))[None, None]
 
     def trim(self, n: int) -> mx.array:
         """Forget the last ``n`` tokens, as :meth:`KVCache.trim` does.

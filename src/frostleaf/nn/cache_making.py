@@ -16,6 +16,12 @@ NO_TWIN = (
     "{model}.make_cache() wants a {cls} at {place}, of which there is none of fixed size. Give the model a list of caches of "
     "your own, or those of mlx-lm, outside of fl.jit"
 )
+# Models that take the number of keys for that of the tokens, without a word where there are more.
+_COUNTING = ("mlx_lm.models.afm7",)
+COUNTING = (
+    "{model} of {module} works out positions from the number of keys, which is always max_size in a cache of fixed size. Use "
+    "the caches of mlx-lm, outside of fl.jit"
+)
 
 
 def make_cache(model: Any, max_size: int) -> list[Any]:
@@ -42,6 +48,8 @@ def make_cache(model: Any, max_size: int) -> list[Any]:
     >>> len(fl.nn.make_cache(Model(), 8))
     2
     """
+    if type(model).__module__ in _COUNTING:
+        raise TypeError(COUNTING.format(model=type(model).__name__, module=type(model).__module__))
     if hasattr(model, "make_cache"):
         made = model.make_cache()
         return [_twin(each, max_size, f"[{place}]", type(model).__name__) for place, each in enumerate(made)]
