@@ -17,14 +17,14 @@ from .module import Module
 
 if TYPE_CHECKING:
     from . import nn, optim
+    from .interop.adapter_files import load_adapters, save_adapters
+    from .interop.adapters import fuse, lora
     from .interop.convert import convert
     from .interop.from_mlx import from_mlx
     from .interop.to_mlx import to_mlx
     from .io.checkpointer import Checkpointer, NoCheckpointError
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
-    from .nn.adapter_files import load_adapters, save_adapters
-    from .nn.adapters import fuse, lora
     from .nn.dtypes import default_dtype
     from .nn.quantization import quantize
     from .optim.rule import OtherHyperparametersWarning
@@ -42,14 +42,14 @@ else:
     __getattr__ = lazily(
         __name__,
         {
+            "interop.adapter_files": "load_adapters save_adapters",
+            "interop.adapters": "fuse lora",
             "interop.convert": "convert",
             "interop.from_mlx": "from_mlx",
             "interop.to_mlx": "to_mlx",
             "io.checkpointer": "Checkpointer NoCheckpointError",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
-            "nn.adapter_files": "load_adapters save_adapters",
-            "nn.adapters": "fuse lora",
             "nn.dtypes": "default_dtype",
             "nn.quantization": "quantize",
             "optim.rule": "OtherHyperparametersWarning",

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from tuned import assert_same, built, named
 
 import frostleaf as fl
-from frostleaf.nn import adapter_files
+from frostleaf.interop import adapter_files
 
 tuner = pytest.importorskip("mlx_lm.tuner.utils")
 
