@@ -306,6 +306,20 @@ def test_without_mlx_lm_modules_that_compute_the_same_go_back(monkeypatch: pytes
     assert fl.tree.equal(fl.from_mlx(back), ours)
 
 
+@pytest.mark.parametrize("dequantize", [False, True])
+@pytest.mark.parametrize("kind", ["Linear", "Embedding"])
+def test_a_subclass_of_a_quantized_layer_is_adapted_as_it_is(kind: str, dequantize: bool) -> None:
+    own = type("Own", (getattr(nn, f"Quantized{kind}"),), {})(64, 64)
+    adapter = getattr(lora, f"LoRA{kind}").from_base(own)
+    x = mx.array([[1, 2]]) if kind == "Embedding" else mx.ones((2, 64))
+    ours = filled(fl.lora(fl.from_mlx(nn.Sequential(own)), "layers.0"))
+    adapter.update(ours.layers[0].parameters())
+    assert type(fl.to_mlx(ours).layers[0][kind.lower()]) is type(own)
+    assert mx.array_equal(ours(x), adapter(x))
+    assert_same(fl.fuse(ours, dequantize).layers[0].parameters(), adapter.fuse(dequantize).parameters())
+    assert mx.array_equal(fl.fuse(ours, dequantize)(x), adapter.fuse(dequantize)(x))
+
+
 def test_tied_modules_stay_one() -> None:
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), shared)
@@ -327,6 +341,39 @@ def test_tied_modules_stay_one() -> None:
 def test_what_does_not_fit_is_told(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         call()
+
+
+@pytest.mark.parametrize("keys", [None, ATTENTION])
+def test_functions_of_mlx_lm_that_change_a_model_in_place_say_what_to_write(keys: Any, tmp_path: Path) -> None:
+    base = fl.from_mlx(base_of("dense"))
+    with pytest.raises((TypeError, AttributeError), match=r"fl\.lora"):
+        tuner.linear_to_lora_layers(base, 2, {**CONFIG, "keys": keys})
+    ours = adapted("dense", base)
+    fl.save_adapters(ours, tmp_path)
+    with pytest.raises(TypeError, match=r"mlx_lm\.tuner\.utils calls Module\.named_modules .* fl\.load_adapters"):
+        tuner.load_adapters(base, str(tmp_path))
+    with pytest.raises(TypeError, match=r"without adapters, model is as it was"):
+        tuner.remove_lora_layers(ours)
+
+
+@pytest.mark.parametrize("function", [lambda model: fl.lora(model, "x"), fl.fuse, lambda model: fl.save_adapters(model, "x")])
+def test_a_model_that_is_not_wrapped_is_told(function: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes a model first, and was given mlx\..*Linear: give it fl\.from_mlx\(model\)"):
+        function(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("target_modules", r"target_modules: give the layers as where, such as '\*\*\.q_proj'"),
+        ("lora_alpha", "lora_alpha: give scale=alpha / rank"),
+        ("r", "takes no r: give it as rank"),
+        ("ranks", "takes no ranks. Its arguments are model, where, rank"),
+    ],
+)
+def test_arguments_of_other_libraries_say_what_to_write(name: str, advice: str) -> None:
+    with pytest.raises(TypeError, match=advice):
+        fl.lora(fl.nn.Sequential(fl.nn.Linear(2, 2)), "layers.0", **{name: 8})
 
 
 EXPERTS_AT_1 = "model.layers.1.mlp.switch_mlp.down_proj"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, SupportsIndex, TypeVar
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.arguments import require_bool
 from ..core.construction import evolve
@@ -48,6 +49,16 @@ _WAYS: dict[type, Ways] = {
 _WAYS_OF_TWINS: dict[type, Ways] = {mlx_class(cls): ways for cls, ways in _WAYS.items()}
 
 
+# Names that PEFT and mlx-lm's configuration have for arguments.
+_KEYS = ": give the layers as where, such as '**.q_proj'"
+_ALPHA = ": give scale=alpha / rank"
+_OF_OTHERS = {
+    "target_modules": _KEYS, "keys": _KEYS, "lora_alpha": _ALPHA, "alpha": _ALPHA, "r": ": give it as rank",
+    "num_layers": _KEYS, "lora_dropout": ": give it as dropout", "use_dora": ": give it as dora",
+}  # fmt: skip
+_ARGUMENTS = "model, where, rank, scale, dropout, dora and key"
+
+
 @returns_copy("model = fl.lora(model, ...)")
 def lora(
     model: N,
@@ -57,6 +68,7 @@ def lora(
     dropout: float = 0.0,
     dora: bool = False,
     key: mx.array | None = None,
+    **of_others: Any,
 ) -> N:
     """Adapt layers of a model in a copy that is frozen but for the adapters, and shares every array of the model.
 
@@ -86,7 +98,8 @@ def lora(
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
     Raises:
-        TypeError: If ``model`` is no module, ``where`` is no selection, ``dora`` is no bool or ``key`` is no key.
+        TypeError: If ``model`` is no module, ``where`` is no selection, ``dora`` is no bool or ``key`` is no key, or for an
+            argument that there is not, with what to write for those of PEFT and mlx-lm.
         LookupError: If nothing is selected; the message suggests the nearest paths.
         ValueError: If something is selected that can't be adapted, or is adapted already; if ``rank`` is not a positive int,
             ``scale`` is no number, or ``dropout`` is outside of ``[0, 1)``.
@@ -100,6 +113,9 @@ def lora(
     (Linear(weight=❄f32[4,4], bias=❄f32[4]), True)
     """
     require_module("fl.lora", model)
+    if of_others:
+        name = next(iter(of_others))
+        raise TypeError(f"fl.lora takes no {name}{_OF_OTHERS.get(name, '')}. Its arguments are {_ARGUMENTS}")
     matcher(where)
     _check_numbers(rank, scale, dropout)
     require_bool("dora", dora)
@@ -179,7 +195,8 @@ def trained_paths(model: Any) -> set[Path]:
 def require_module(function: str, model: Any) -> None:
     """Raise a ``TypeError`` if what a function was given as a model is none."""
     if not isinstance(model, Node):
-        raise TypeError(f"{function} takes a model first, and was given {class_name(model)}")
+        advice = ": give it fl.from_mlx(model)" if isinstance(model, MLXModule) else ""
+        raise TypeError(f"{function} takes a model first, and was given {class_name(model)}{advice}")
 
 
 def _check_numbers(rank: Any, scale: Any, dropout: Any) -> None:

@@ -17,7 +17,6 @@ from .dtypes import layer_dtype
 from .embedding import Embedding
 from .initial import uniform
 from .linear import Linear
-from .quantized import QuantizedEmbedding
 
 
 class Adapter(Module):
@@ -93,7 +92,7 @@ def with_weight(layer: Any, weight: mx.array, dequantize: bool) -> Any:
     undrawn = mx.random.key(0)
     plain: Any
     arrays: dict[str, Any]
-    if isinstance(layer, QuantizedEmbedding):
+    if hasattr(layer, "as_linear"):
         plain, arrays = Embedding(rows, columns, key=undrawn), {"weight": weight}
     else:
         plain, arrays = Linear(columns, rows, False, key=undrawn), {"weight": weight, "bias": getattr(layer, "bias", None)}
