@@ -13,7 +13,7 @@ import mlx.optimizers
 import pytest
 from interop import architectures
 from mlx.utils import tree_flatten, tree_unflatten
-from tuned import assert_same, named
+from tuned import assert_same, built, named
 
 import frostleaf as fl
 from frostleaf.interop import twins
@@ -114,6 +114,44 @@ def test_sixteen_steps_are_those_of_mlx_lm(case: str, incoming: bool) -> None:
         assert mx.array_equal(value, expected)
         mx.eval(theirs.parameters(), their_opt.state)
     assert_same(ours.parameters(), theirs.parameters())
+
+
+def check_architecture(name: str) -> None:
+    """Check all layers that mlx-lm adapts of itself in an architecture: drawn, called with enough tokens to sort, and fused."""
+    x = mx.array([[*range(40)]])
+    try:
+        mx.random.seed(0)
+        theirs = architectures.build(name).eval()
+        ours = fl.from_mlx(theirs)
+        mx.eval(theirs(x))
+        theirs.freeze()
+        mx.random.seed(1)
+        tuner.linear_to_lora_layers(theirs, len(theirs.layers), CONFIG)
+        mx.eval(theirs(x))
+    except Exception as error:
+        pytest.skip(f"MLX can't do it here: {error}")
+    mx.random.seed(1)
+    ours = fl.lora(ours, [path for path, module in theirs.named_modules() if "lora_a" in module], **CONFIG)
+    assert_same(ours.trainable_parameters(), theirs.trainable_parameters())
+    ours = filled(ours)
+    theirs.update(ours.parameters())
+    assert_same(ours.parameters(), theirs.parameters())
+    assert mx.array_equal(ours(x), theirs(x))
+    assert_same(fl.fuse(ours).parameters(), merged(theirs).parameters())
+
+
+VARIED = ["mixtral", "deepseek_v3", "qwen3_next", "rwkv7", "gpt2", "jamba", "longcat_flash"]
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_an_architecture(name: str) -> None:
+    check_architecture(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in architectures.names() if name not in VARIED])
+def test_every_other_architecture(name: str) -> None:
+    check_architecture(name)
 
 
 @each_case
@@ -266,6 +304,37 @@ def test_everything_works_on_an_adapted_model(case: str, tmp_path: Path) -> None
     with_key = [adapted(case, key=mx.random.key(3)) for _ in range(2)]
     assert fl.tree.equal(*with_key)
     assert not fl.tree.equal(with_key[0], adapted(case))
+
+
+@pytest.mark.parametrize("case", ["dense", "experts"])
+def test_one_trace_trains_all_adapters_of_a_base(case: str) -> None:
+    base = fl.from_mlx(base_of(case))
+    optimizer = fl.optim.AdamW(1e-2)
+
+    @fl.jit
+    def step(model: Any, state: Any, tokens: mx.array) -> Any:
+        value, grads = fl.value_and_grad(loss)(model, tokens)
+        return *optimizer.update(model, grads, state), value
+
+    for seed in range(2):
+        before = adapted(case, base, key=mx.random.key(seed))
+        after, state, first = step(before, optimizer.init(before), TOKENS)
+        *_, second = step(after, state, TOKENS)
+        assert second < first
+        pairs = zip(fl.tree.paths(after), fl.tree.leaves(before), fl.tree.leaves(after), strict=True)
+        assert all((one is other) == ("lora_" not in path) for path, one, other in pairs)
+    assert step.trace_count == 1
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapted_model_of_frostleaf_goes_to_mlx_and_back(dora: bool) -> None:
+    ours = filled(fl.lora(built(fl.nn), ["layers.*.self_attn.q_proj", "embed_tokens"], dora=dora))
+    back = fl.to_mlx(ours)
+    assert mx.array_equal(back(TOKENS[0]), ours(TOKENS[0]))
+    kinds = {type(each).__module__ for each in back.modules() if "lora_a" in each}
+    assert kinds == {f"mlx_lm.tuner.{'dora' if dora else 'lora'}"}
+    assert_same(back.trainable_parameters(), ours.trainable_parameters())
+    assert fl.tree.equal(fl.from_mlx(back), ours)
 
 
 @pytest.mark.parametrize("case", ["dense", "experts"])
