@@ -224,6 +224,17 @@ def test_layers_of_mlx_lm_are_converted(case: str) -> None:
     assert {type(each) for each in back.modules()} == {type(each) for each in expected.modules()}
 
 
+@each_case
+def test_converted_layers_are_fused_and_saved_like_those_that_came_in(case: str, tmp_path: Path) -> None:
+    wrapped = filled(fl.from_mlx(adapted_by_mlx_lm(case)))
+    ours = fl.convert(wrapped)
+    assert_same(fl.fuse(ours).parameters(), fl.fuse(wrapped).parameters())
+    for name, model in ("wrapped", wrapped), ("converted", ours):
+        fl.save_adapters(model, tmp_path / name)
+    for file in "adapters.safetensors", "adapter_config.json":
+        assert (tmp_path / "wrapped" / file).read_bytes() == (tmp_path / "converted" / file).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("layer", "name"),
     [

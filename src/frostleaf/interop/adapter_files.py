@@ -165,6 +165,12 @@ def _reads(file: str, text: str) -> bool:
         return False
 
 
+_PEFT = (
+    "is of PEFT, and mlx-lm's files are read here. Write model = fl.lora(model, where, rank=r, scale=lora_alpha / r), and then "
+    "model.load_weights(pairs, strict=False), where each lora_a is a lora_A.weight.T, and lora_b a lora_B.weight.T"
+)
+
+
 def _read_config(file: str) -> tuple[str, dict[str, Any]]:
     """Return how a model was adapted, and the options of ``fl.lora`` for that."""
     with open(file, "rb") as handle:
@@ -174,6 +180,8 @@ def _read_config(file: str) -> tuple[str, dict[str, Any]]:
             fail(file, f"is no JSON: {error}")
     if not isinstance(config, dict):
         fail(file, "isn't a JSON object")
+    if "peft_type" in config:
+        raise ValueError(f"{file} {_PEFT}")
     kind = config.get("fine_tune_type", "lora")
     if kind == "full":
         return kind, {}

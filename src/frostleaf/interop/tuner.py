@@ -37,12 +37,14 @@ def is_adapter(kind: type) -> bool:
 
 def held_name(adapter: Any) -> str:
     """Return the name of the field in which an adapter has the layer that it adapts."""
-    return adapter.held if isinstance(adapter, Adapter) else next(name for name in _HELD if name in adapter)
+    children = adapter.__frostleaf__.children
+    return adapter.held if isinstance(adapter, Adapter) else next(name for name in _HELD if name in children)
 
 
 def own_parts(adapter: Any) -> Iterator[tuple[Path, Any]]:
     """Yield the arrays that an adapter has beside the layer that it holds, and their paths in it."""
-    for name in adapter.own if isinstance(adapter, Adapter) else [name for name in _OWN if name in adapter]:
+    children = adapter.__frostleaf__.children
+    for name in adapter.own if isinstance(adapter, Adapter) else [name for name in children if name in _OWN]:
         value = getattr(adapter, name)
         if isinstance(value, tuple | list):  # an array for each part of the output
             yield from (((name, index), each) for index, each in enumerate(value))
