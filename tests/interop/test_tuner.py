@@ -287,6 +287,23 @@ def test_what_mlx_lm_saved_is_read(case: str, tmp_path: Path) -> None:
     assert {id(leaf) for leaf in fl.tree.leaves(base)} < {id(leaf) for leaf in fl.tree.leaves(ours)}
 
 
+def test_what_the_trainer_of_mlx_lm_leaves_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, utils = pytest.importorskip("mlx_lm.tuner.trainer"), pytest.importorskip("mlx_lm.utils")
+    base = fl.from_mlx(base_of("dense"))
+    theirs = fl.to_mlx(adapted("dense", base))
+    data = [([1, 2, 3, 4, 5], 0)] * 4
+    file = tmp_path / "adapters.safetensors"
+    args = trainer.TrainingArgs(batch_size=2, iters=3, val_batches=1, max_seq_length=32, adapter_file=str(file))
+    trainer.train(theirs, mlx.optimizers.Adam(1e-2), data, data, args=args)
+    config = {"num_layers": 2, "lora_parameters": {**CONFIG, "keys": ATTENTION}, "fine_tune_type": "lora", "iters": 3}
+    utils.save_config(config, tmp_path / "adapter_config.json")
+    capsys.readouterr()
+    ours = fl.load_adapters(base, tmp_path)
+    assert_same(ours.parameters(), theirs.parameters())
+    assert mx.array_equal(ours(TOKENS), theirs.eval()(TOKENS))
+    assert not mx.array_equal(ours(TOKENS), base(TOKENS))
+
+
 @pytest.mark.parametrize("case", ["dense", "experts"])
 def test_adapters_of_one_base_stand_side_by_side(case: str) -> None:
     base = fl.from_mlx(base_of(case))
