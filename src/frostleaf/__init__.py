@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from . import nn, optim
     from .display.rows import Summary
     from .display.summary import summary
+    from .interop.adapter_files import load_adapters, save_adapters
+    from .interop.adapters import fuse, lora
     from .interop.convert import convert
     from .interop.from_mlx import from_mlx
     from .interop.to_mlx import to_mlx
     from .io.checkpointer import Checkpointer, NoCheckpointError
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
-    from .nn.adapter_files import load_adapters, save_adapters
-    from .nn.adapters import fuse, lora
     from .nn.dtypes import default_dtype
     from .nn.generation import generate
     from .nn.quantization import quantize
@@ -47,14 +47,14 @@ else:
         {
             "display.rows": "Summary",
             "display.summary": "summary",
+            "interop.adapter_files": "load_adapters save_adapters",
+            "interop.adapters": "fuse lora",
             "interop.convert": "convert",
             "interop.from_mlx": "from_mlx",
             "interop.to_mlx": "to_mlx",
             "io.checkpointer": "Checkpointer NoCheckpointError",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
-            "nn.adapter_files": "load_adapters save_adapters",
-            "nn.adapters": "fuse lora",
             "nn.dtypes": "default_dtype",
             "nn.generation": "generate",
             "nn.quantization": "quantize",

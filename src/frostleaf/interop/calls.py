@@ -28,7 +28,7 @@ from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
-from .freezing import Freezer
+from .freezing import Before, Freezer
 from .layout import Wrapped, at
 from .live import Live, handle_of
 
@@ -76,6 +76,15 @@ def edited(node: Wrapped, function: Run) -> Any:
     lent.fill()
     function(lent.live.root)
     return lent.after()
+
+
+def made_from(node: Wrapped, function: Run) -> Any:
+    """Return the tree of a new module that a function makes of the live module, which it leaves as it is.
+
+    Arrays that both have are the same objects.
+    """
+    with _Lent(node, "") as lent:
+        return lent.tree_of(function(lent.live.root))
 
 
 class _Pool(list[Live]):
@@ -155,6 +164,10 @@ class _Lent:
 
     def after(self) -> Any:
         """Return the node with what the call changed."""
+        return shared(self._node, self.tree_of(self.live.root, self.live.before))
+
+    def tree_of(self, module: MLXModule, before: Before | None = None) -> Any:
+        """Return the tree of a module, in which arrays that nothing was assigned to are those of the node."""
         assigned = self._begun.assigned(self._handles) if self._begun else set()
         own = {id(handle): leaf for handle, leaf in zip(self._handles, self._flat.leaves, strict=True)}
 
@@ -162,7 +175,7 @@ class _Lent:
             before = own.get(id(array))
             return handle_of(array) if before is None or id(array) in assigned else before
 
-        return shared(self._node, Freezer(type(self._node).__class_for__, leaf, self.live.before).tree(self.live.root))
+        return Freezer(type(self._node).__class_for__, leaf, before).tree(module)
 
     def outward(self, value: Any, given: Sequence[Any] = ()) -> Any:
         """Return a result with nodes in place of live modules and new ones, but those that were given, and lists of its own."""
