@@ -172,8 +172,7 @@ def test_what_jit_makes_of_it(case):
 def test_a_jitted_step_of_training():
     package = pytest.importorskip("mlx_diffuser")
     tree, opt = fl.from_mlx(with_adapters(package)), fl.optim.AdamW(1e-2)
-    base = fl.from_mlx(with_adapters(package)).blocks[0].attn.q_proj.linear
-    state = opt.init(tree)
+    base, state = tree.blocks[0].attn.q_proj.linear, opt.init(tree)
 
     @fl.jit
     def step(tree, state, x, time, label):
