@@ -1,0 +1,119 @@
+"""The directive that lists public names, and the check that each of them is on a page.
+
+``.. public:: frostleaf.nn`` lists a package, and ``.. public:: frostleaf`` with the option ``:from: io transforms.jit`` what
+these chapters define of it, in their order. Each file is a section that begins with the first paragraph of the file's
+docstring; with the option ``:flat:`` there are no sections.
+"""
+
+import importlib
+import inspect
+from types import ModuleType
+from typing import ClassVar
+
+from docutils.parsers.rst import directives
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+logger = logging.getLogger(__name__)
+
+ROOT = "frostleaf"
+
+
+def spaces(space):
+    """Yield a package of public names, and those among its names."""
+    yield space
+    for name in space.__all__:
+        value = getattr(space, name)
+        if is_space(value):
+            yield from spaces(value)
+
+
+def is_space(value):
+    return isinstance(value, ModuleType) and value.__name__.startswith(f"{ROOT}.")
+
+
+def public_names():
+    """Return the dotted names of all that is public."""
+    root = importlib.import_module(ROOT)
+    return [f"{space.__name__}.{name}" for space in spaces(root) for name in space.__all__]
+
+
+def home(value):
+    """Return the name of the file, or of the folder in a chapter, that defines a value; MLX's have none."""
+    module = value.__module__ if not isinstance(value, ModuleType) else ""
+    return ".".join(module.split(".")[:3]) if module.startswith(f"{ROOT}.") else ""
+
+
+class Public(SphinxDirective):
+    required_arguments = 1
+    option_spec: ClassVar = {"from": directives.unchanged_required, "flat": directives.flag}
+
+    def run(self):
+        space, chapters = importlib.import_module(self.arguments[0]), self.options.get("from", "").split()
+        for chapter in chapters:
+            importlib.import_module(f"{ROOT}.{chapter}")  # an error if there is none
+        text = [] if chapters else [f".. py:module:: {space.__name__}", ""]
+        homes = {name: home(value) for name in space.__all__ if not is_space(value := getattr(space, name))}
+        for file in in_order({*homes.values()}, chapters):
+            values = {name: getattr(space, name) for name, where in homes.items() if where == file}
+            text += [] if "flat" in self.options else heading(file)
+            text += entries(values, space.__name__) if file else entries_of_mlx(values, space.__name__)
+        return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
+
+
+def in_order(files, chapters):
+    """Return the files of some chapters, in the order of these; without any all files, and MLX's own at the end."""
+    if not chapters:
+        return sorted(files, key=lambda file: (file == "", file))
+    places = {file: [f"{file}.".startswith(f"{ROOT}.{chapter}.") for chapter in chapters] for file in files}
+    return sorted([file for file in files if any(places[file])], key=lambda file: (places[file].index(True), file))
+
+
+def heading(file):
+    """Return the lines of a section's head: the file's name in words, and what its docstring says first."""
+    title = file.rpartition(".")[2].replace("_", " ").capitalize() or "MLX's own"
+    about = inspect.getdoc(importlib.import_module(file)) if file else "These are MLX's functions and modules themselves."
+    return [title, "-" * len(title), "", (about or "").split("\n\n")[0], ""]
+
+
+def entries(values, space):
+    """Yield the lines that have autodoc describe values, in the order in which their files have them."""
+
+    def place(name):
+        there = [*vars(importlib.import_module(values[name].__module__))]
+        return values[name].__module__, there.index(name)
+
+    for name in sorted(values, key=place):
+        is_class = isinstance(values[name], type)
+        is_error = is_class and issubclass(values[name], BaseException)
+        kind = "exception" if is_error else "class" if is_class else "function" if callable(values[name]) else "data"
+        yield from [f".. auto{kind}:: {space}.{name}", "   :members:" if kind == "class" else "", ""]
+
+
+def entries_of_mlx(values, space):
+    """Yield the lines that list what is MLX's own, with a link to each."""
+    for name, value in values.items():
+        is_module = isinstance(value, ModuleType)
+        kind, shown = ("data", "") if is_module else ("function", signature(value))
+        whole = value.__name__ if is_module else ".".join([*value.__module__.split(".")[:2], name])
+        yield from [f".. py:{kind}:: {name}{shown}", "", f"   See :py:obj:`{whole}`.", ""]
+
+
+def signature(function):
+    """Return the signature of a function without annotations."""
+    whole = inspect.signature(function)
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in whole.parameters.values()]
+    return str(whole.replace(parameters=bare, return_annotation=whole.empty))
+
+
+def check(app, env):
+    """Warn of public names that no page has. One that two pages have is told by Sphinx."""
+    for name in public_names():
+        if name not in env.domains["py"].objects:
+            logger.warning("%s is public and on no page", name)
+
+
+def setup(app):
+    app.add_directive("public", Public)
+    app.connect("env-check-consistency", check)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
