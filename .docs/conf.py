@@ -14,6 +14,7 @@ default_role = "py:obj"  # a word in single backticks is a name, and an error if
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+napoleon_use_ivar = True
 napoleon_custom_sections = ["Shapes"]
 autodoc_inherit_docstrings = False
 python_maximum_signature_line_length = 100

@@ -1,8 +1,9 @@
 """The directive that lists public names, and the check that each of them is on a page.
 
-``.. public:: frostleaf.nn`` lists a package, and ``.. public:: frostleaf`` with the option ``:from: io transforms.jit`` what
-these chapters define of it, in their order. Each file is a section that begins with the first paragraph of the file's
-docstring; with the option ``:flat:`` there are no sections.
+``.. public:: frostleaf.nn`` lists a package; the option ``:first: nn.linear`` says which files come first.
+``.. public:: frostleaf`` with the option ``:from: io transforms.jit`` lists what these chapters define of it, in their order.
+Each file is a section that begins with the first paragraph of the file's docstring; with the option ``:flat:`` there are no
+sections.
 """
 
 import importlib
@@ -11,12 +12,15 @@ from types import ModuleType
 from typing import ClassVar
 
 from docutils.parsers.rst import directives
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import signature, stringify_signature
 
 logger = logging.getLogger(__name__)
 
 ROOT = "frostleaf"
+KINDS = ["function", "class", "data", "exception"]
 
 
 def spaces(space):
@@ -46,27 +50,30 @@ def home(value):
 
 class Public(SphinxDirective):
     required_arguments = 1
-    option_spec: ClassVar = {"from": directives.unchanged_required, "flat": directives.flag}
+    option_spec: ClassVar = {"from": directives.unchanged, "first": directives.unchanged, "flat": directives.flag}
 
     def run(self):
-        space, chapters = importlib.import_module(self.arguments[0]), self.options.get("from", "").split()
+        space = importlib.import_module(self.arguments[0])
+        chapters = [f"{ROOT}.{each}" for option in ("from", "first") for each in self.options.get(option, "").split()]
         for chapter in chapters:
-            importlib.import_module(f"{ROOT}.{chapter}")  # an error if there is none
-        text = [] if chapters else [f".. py:module:: {space.__name__}", ""]
+            importlib.import_module(chapter)  # an error if there is none
         homes = {name: home(value) for name in space.__all__ if not is_space(value := getattr(space, name))}
-        for file in in_order({*homes.values()}, chapters):
+        text = [] if "from" in self.options else [f".. py:module:: {space.__name__}", ""]
+        for file in in_order({*homes.values()}, chapters, all_of_them="from" not in self.options):
             values = {name: getattr(space, name) for name, where in homes.items() if where == file}
             text += [] if "flat" in self.options else heading(file)
             text += entries(values, space.__name__) if file else entries_of_mlx(values, space.__name__)
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
 
 
-def in_order(files, chapters):
-    """Return the files of some chapters, in the order of these; without any all files, and MLX's own at the end."""
-    if not chapters:
-        return sorted(files, key=lambda file: (file == "", file))
-    places = {file: [f"{file}.".startswith(f"{ROOT}.{chapter}.") for chapter in chapters] for file in files}
-    return sorted([file for file in files if any(places[file])], key=lambda file: (places[file].index(True), file))
+def in_order(files, chapters, all_of_them):
+    """Return the files of some chapters in the order of these; and all others after them, at the end what is MLX's own."""
+
+    def place(file):
+        return next((number for number, each in enumerate(chapters) if f"{file}.".startswith(f"{each}.")), len(chapters))
+
+    chosen = [file for file in files if all_of_them or place(file) < len(chapters)]
+    return sorted(chosen, key=lambda file: (file == "", place(file), file))
 
 
 def heading(file):
@@ -77,33 +84,34 @@ def heading(file):
 
 
 def entries(values, space):
-    """Yield the lines that have autodoc describe values, in the order in which their files have them."""
+    """Yield the lines that have autodoc describe values: functions, classes, errors, each in the order of their files."""
 
     def place(name):
         there = [*vars(importlib.import_module(values[name].__module__))]
-        return values[name].__module__, there.index(name)
+        return KINDS.index(kind(values[name])), values[name].__module__, there.index(name)
 
     for name in sorted(values, key=place):
-        is_class = isinstance(values[name], type)
-        is_error = is_class and issubclass(values[name], BaseException)
-        kind = "exception" if is_error else "class" if is_class else "function" if callable(values[name]) else "data"
-        yield from [f".. auto{kind}:: {space}.{name}", "   :members:" if kind == "class" else "", ""]
+        value = values[name]
+        source = ModuleAnalyzer.for_module(value.__module__)
+        source.analyze()
+        source.overloads.clear()  # one signature says what they all do
+        yield from [f".. auto{kind(value)}:: {space}.{name}", "   :members:" if kind(value) == "class" else "", ""]
+
+
+def kind(value):
+    """Return what the directive that describes a value is called."""
+    if not isinstance(value, type):
+        return "function" if callable(value) else "data"
+    return "exception" if issubclass(value, BaseException) else "class"
 
 
 def entries_of_mlx(values, space):
     """Yield the lines that list what is MLX's own, with a link to each."""
     for name, value in values.items():
         is_module = isinstance(value, ModuleType)
-        kind, shown = ("data", "") if is_module else ("function", signature(value))
+        kind, shown = ("data", "") if is_module else ("function", stringify_signature(signature(value), show_annotation=False))
         whole = value.__name__ if is_module else ".".join([*value.__module__.split(".")[:2], name])
         yield from [f".. py:{kind}:: {name}{shown}", "", f"   See :py:obj:`{whole}`.", ""]
-
-
-def signature(function):
-    """Return the signature of a function without annotations."""
-    whole = inspect.signature(function)
-    bare = [parameter.replace(annotation=parameter.empty) for parameter in whole.parameters.values()]
-    return str(whole.replace(parameters=bare, return_annotation=whole.empty))
 
 
 def check(app, env):
