@@ -1,14 +1,20 @@
 """The reference: it has all public names, its references lead somewhere, and its examples run."""
 
+import ast
 import doctest
+import importlib
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / ".docs"
 PAGES = sorted(DOCS.glob("*.rst"))
+SOURCE = DOCS.parent / "src"
+REFERENCE = re.compile(r":(?:func|class|meth|attr|data|mod|exc|obj):`~?([^`<>]+)`")
 
 
 def build(source: Path, folder: Path) -> str:
@@ -48,3 +54,54 @@ def test_examples_run(page):
     failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=flags, encoding="utf-8")
     assert tried > 0
     assert failed == 0
+
+
+@cache
+def is_name(name: str) -> bool:
+    """Return whether a dotted name stands for something."""
+    module, _, rest = name.partition(".")
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        return False
+    for part in filter(None, rest.split(".")):
+        if not hasattr(found, part):
+            try:
+                importlib.import_module(f"{found.__name__}.{part}")
+            except (AttributeError, ImportError):
+                return False
+        found = getattr(found, part)
+    return True
+
+
+def references(node: ast.AST, scope: str):
+    """Yield what the docstrings in a file refer to, each with the module and class that it is written in."""
+    if isinstance(node, ast.ClassDef):
+        scope = f"{scope}.{node.name}"
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+        yield from [(scope, name) for name in REFERENCE.findall(ast.get_docstring(node) or "")]
+        for child in node.body:
+            yield from references(child, scope)
+
+
+def broken(source: str, module: str) -> list[str]:
+    """Return what docstrings refer to that is no name in their class, file or package, of frostleaf, or of another library."""
+    found = []
+    for scope, name in references(ast.parse(source), module):
+        around = scope.split(".")
+        if not any(is_name(".".join([*around[:depth], name])) for depth in range(len(around), -1, -1)):
+            found.append(f"{scope}: {name}")
+    return found
+
+
+def test_docstrings_refer_to_what_there_is():
+    modules = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in sorted(SOURCE.rglob("*.py"))}
+    assert len(modules) > 100
+    assert [each for path, name in modules.items() for each in broken(path.read_text(), name.removesuffix(".__init__"))] == []
+
+
+def test_a_reference_to_nothing_is_found():
+    there = ":meth:`init`, :class:`SGD`, :func:`jit`, :func:`mlx.nn.relu`"
+    text = f'class Optimizer:\n    """See {there}, :func:`jitt` and :meth:`inti`."""\n'
+    module = "frostleaf.optim.optimizer"
+    assert broken(text, module) == [f"{module}.Optimizer: jitt", f"{module}.Optimizer: inti"]

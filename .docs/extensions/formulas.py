@@ -14,7 +14,7 @@ def read(app, doctree):
     for kind, display in (nodes.math, "inline"), (nodes.math_block, "block"):
         for node in doctree.findall(kind):
             tex = node.astext().strip()
-            lines = rf"\begin{{aligned}}{tex}\end{{aligned}}" if r"\\" in tex else tex
+            lines = rf"\begin{{align*}}{tex}\end{{align*}}" if r"\\" in tex else tex
             try:
                 node["mathml"] = convert(lines, display=display)
             except Exception:  # latex2mathml's errors have no class in common
