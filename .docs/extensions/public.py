@@ -114,6 +114,11 @@ def entries_of_mlx(values, space):
         yield from [f".. py:{kind}:: {name}{shown}", "", f"   See :py:obj:`{whole}`.", ""]
 
 
+def skip(app, what, name, member, skipped, options):
+    """Leave out the fields of named tuples, which the class's docstring describes."""
+    return True if type(member).__name__ == "_tuplegetter" else None
+
+
 def check(app, env):
     """Warn of public names that no page has. One that two pages have is told by Sphinx."""
     for name in public_names():
@@ -123,5 +128,6 @@ def check(app, env):
 
 def setup(app):
     app.add_directive("public", Public)
+    app.connect("autodoc-skip-member", skip)
     app.connect("env-check-consistency", check)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
