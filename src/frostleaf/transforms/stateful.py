@@ -60,7 +60,8 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     Args:
         model: A module, a bound method of one (``model.encode``), what a transformation made of these
             (``fl.checkpoint(model)``), or a function of modules.
-        *args, **kwargs: The arguments of the call.
+        *args: The arguments of the call.
+        **kwargs: Those by name.
 
     Returns:
         The result and the new module, in the same wrapper if it was in one. For a function, the result and then each of the
