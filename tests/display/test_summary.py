@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from cases import CASES
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama as theirs
 
@@ -43,6 +44,11 @@ class Call(fl.Module):
 
 
 X = fl.ShapeDtypeStruct((3, 4))
+
+
+@pytest.fixture(autouse=True)
+def a_wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def rows(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -103,6 +109,17 @@ def test_arguments_by_name_are_those_of_the_call() -> None:
 def test_a_module_is_known_however_it_is_called(how: Any) -> None:
     model = Call(fl.nn.Linear(4, 2), how)
     assert rows(model, X)["layer"].outputs[0].shape[-1] == 2
+
+
+@pytest.mark.parametrize(
+    "around", [fl.jit, fl.checkpoint, lambda model: fl.jit(model.encode)], ids=["jit", "checkpoint", "method"]
+)
+def test_what_a_transformation_made_of_a_model(around: Any) -> None:
+    model = Net()
+    outputs = [row.outputs for row in fl.summary(around(model), X).rows]
+    plain = model.encode if around not in (fl.jit, fl.checkpoint) else model
+    assert outputs[0] == (fl.eval_shape(plain, X),)
+    assert [X] in [[*each] for each in outputs[1:]]
 
 
 def test_a_module_called_in_several_ways() -> None:
@@ -363,12 +380,14 @@ def test_rows_that_are_alike_are_printed_once() -> None:
     assert "  layers.3 " in one
 
 
-@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+@pytest.mark.parametrize("columns", [10, 40, 60, 80, 200])
 def test_lines_are_as_wide_as_the_terminal_at_most(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = repr(fl.summary(Net(), X)).split("\n")
     assert max(map(len, lines)) <= columns
-    assert (columns < 80) == any("…" in line for line in lines)
+    assert ("bytes" in lines[0]) == (columns > 10)
+    assert ("trainable" in lines[0], "output" in lines[0]) == (columns > 50, columns > 50)
+    assert columns == 10 or all("…" not in line.split()[-2] for line in lines[2:7])
 
 
 def test_many_rows_are_counted() -> None:
@@ -377,3 +396,19 @@ def test_many_rows_are_counted() -> None:
     assert len(shown) < 110
     assert any(line.startswith("and 51 more rows: depth= or where= shows fewer") for line in shown)
     assert len(fl.summary(model).rows) == 151
+
+
+# Every layer
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["native", "wrapped"])
+def test_every_layer_returns_what_eval_shape_says(name: str, wrapped: bool) -> None:
+    made = CASES[name].make(nn if wrapped else fl.nn)
+    layer = fl.from_mlx(made) if wrapped else made
+    inputs = CASES[name].drawn(mx.float32)
+    found = fl.summary(layer, *inputs)
+    returned = fl.eval_shape(layer, *inputs)
+    assert found.rows[0].outputs == (returned,)
+    assert found.nbytes == fl.tree.nbytes(layer)
+    assert all(row.calls for row in found.rows if row.path.endswith("proj"))

@@ -134,9 +134,10 @@ class Watched:
         before = sys.getprofile()
         sys.setprofile(self._on_event)
         try:
-            call()
+            result = call()
         finally:
             sys.setprofile(before if callable(before) else None)  # Python 3.11 can't go on with a profiler written in C
+        self.calls.setdefault((), [_shapes(result)])  # what is called need not be a module: fl.jit(model)
 
     def _on_event(self, frame: FrameType, event: str, result: Any) -> None:
         if frame.f_code not in self._codes:
