@@ -10,8 +10,8 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
 from ..core.shapes import LEAF
-from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, shape_and_dtype
+from .repeats import repeats, ties_in
 
 WIDTH = 100
 FROZEN_MARK = "❄"
@@ -80,29 +80,13 @@ def _texts_in_a_row(
 ) -> list[str]:
     """Return the texts of the values in a tuple or list, one for several modules that differ in nothing that is shown."""
     parts: list[str] = []
-    first = 0
-    while first < len(values):
-        text, last = _text(values[first], owner, (*path, first), start, training, tied), first
-        if isinstance(values[first], Node) and not tied and not hasattr(values, "_fields"):
-            frozen = owner is not None and metadata_of(owner).frozen
-            like = _kind(values[first])
-            while last + 1 < len(values) and like is not None and not frozen and _kind(values[last + 1]) == like:
-                last += 1
+    for first, last in repeats(values, owner, ties_in(tied, path)):
+        text = _text(values[first], owner, (*path, first), start, training, tied)
         if last - first + 1 >= (2 if "\n" in text else FOLDED):
             parts.append(f"({first}-{last}): {last - first + 1} × {text}")
         else:
             parts += [text] * (last - first + 1)
-        first = last + 1
     return parts
-
-
-def _kind(value: Any) -> Any:
-    """Return what is shown of a module: equal if all of it is the same. ``None`` for anything else."""
-    try:
-        flat = flat_of(value) if isinstance(value, Node) and is_finished(value) else None
-        return flat and (flat.structure, [(leaf.shape, leaf.dtype) for leaf in flat.leaves])
-    except (TypeError, AttributeError):  # a tree of something else than arrays
-        return None
 
 
 def _bracketed(left: str, parts: list[str], right: str) -> str:
