@@ -17,6 +17,8 @@ from .module import Module
 
 if TYPE_CHECKING:
     from . import nn, optim
+    from .display.rows import Summary
+    from .display.summary import summary
     from .interop.convert import convert
     from .interop.from_mlx import from_mlx
     from .interop.to_mlx import to_mlx
@@ -42,6 +44,8 @@ else:
     __getattr__ = lazily(
         __name__,
         {
+            "display.rows": "Summary",
+            "display.summary": "summary",
             "interop.convert": "convert",
             "interop.from_mlx": "from_mlx",
             "interop.to_mlx": "to_mlx",
@@ -69,13 +73,13 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
-    "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
-    "RetraceWarning", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval",
-    "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "fuse", "grad", "jit",
-    "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "quantize", "record",
-    "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static", "to_mlx",
-    "tree", "value_and_grad", "vjp", "vmap",
+    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted",
+    "Module", "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
+    "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "UncollectedStateWarning", "UncomparedValueWarning",
+    "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx",
+    "fuse", "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter",
+    "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters",
+    "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -391,7 +391,7 @@ def test_reduce_of_one_leaf_is_that_leaf() -> None:
 
 def test_the_names_are_exactly_those_of_the_design() -> None:
     names = """flatten unflatten leaves structure map map_with_path paths reduce partition combine filter equal allclose stack
-        unstack ravel diff size nbytes Change Diff Structure"""
+        unstack ravel diff size nbytes Change ChangeRow Diff Structure"""
     assert sorted(fl.tree.__all__) == sorted(names.split())
     assert all(callable(getattr(fl.tree, name)) for name in fl.tree.__all__)
 

@@ -10,7 +10,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.core.words import describe
-from frostleaf.tree.comparison import Change
+from frostleaf.tree import Change
 
 
 class Pair(NamedTuple):
@@ -127,9 +127,9 @@ def test_any_number_of_trees_can_be_compared() -> None:
 def test_a_change_can_be_taken_apart() -> None:
     (change,) = fl.tree.diff({"a": [1]}, {"a": [2]})
     assert change == Change("a.0", "static", 1, 2)
-    assert (change.path, change.kind, change.left, change.right) == ("a.0", "static", 1, 2)
+    assert (change.path, change.kind, change.before, change.after) == ("a.0", "static", 1, 2)
     left, right = array(1.0), array(2.0)
-    assert fl.tree.diff(left, right)[0].left is left
+    assert fl.tree.diff(left, right)[0].before is left
 
 
 def test_diff_shows_what_an_edit_changed() -> None:

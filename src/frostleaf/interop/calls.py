@@ -23,6 +23,7 @@ from ..core.shapes import LEAF
 from ..core.sharing import shared
 from ..core.structure import Flat, Structure, flat_of, require_numbers
 from ..core.words import keystr, level_of_caller, listed
+from ..display.calls import watching
 from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
@@ -119,6 +120,8 @@ class _Lent:
         except TypeError:
             require_numbers(self._flat)
             raise
+        if (watched := watching.get()) is not None:
+            watched.add_live(self._called, self.live.root, self.live.paths)
         # Only where somebody wants to know: an array that is assigned into is the same object after.
         self._begun = Inputs(self._handles) if self._recording else None
 

@@ -4,13 +4,14 @@ The names are those of ``jax.tree``. Arrays are the leaves; every other value is
 """
 
 from ..core.structure import Structure
-from .comparison import Change, Diff, allclose, diff, equal
+from .comparison import allclose, diff, equal
+from .differences import Change, ChangeRow, Diff
 from .functions import flatten, leaves, map, map_with_path, paths, reduce, structure, unflatten
 from .partitioning import combine, filter, partition
 from .vectors import nbytes, ravel, size, stack, unstack
 
 __all__ = [
-    "Change", "Diff", "Structure", "allclose", "combine", "diff", "equal", "filter", "flatten", "leaves", "map",
+    "Change", "ChangeRow", "Diff", "Structure", "allclose", "combine", "diff", "equal", "filter", "flatten", "leaves", "map",
     "map_with_path", "nbytes", "partition", "paths", "ravel", "reduce", "size", "stack", "structure", "unflatten", "unstack",
 ]  # fmt: skip
 

@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 
+from ..core.arguments import require_bool
 from ..core.containers import static_key
 from ..core.definition import Node
 from ..core.depth import tells_depth
 from ..core.instance import Metadata, metadata_of
 from ..core.shapes import LEAF
 from ..core.structure import Structure, flat_of
-from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, listed
+from ..core.words import BUILD_AGAIN, Path, is_defined_again, keystr, listed
+from .differences import Change, Diff
 from .functions import flatten
 from .walk import field_level, ties_in
-
-_LINES = 100
-
-
-class Change(NamedTuple):
-    """One difference between two trees: its path, its kind, and what each tree has there.
-
-    >>> import frostleaf as fl
-    >>> fl.tree.diff([1, 2], [1, 3])[0]
-    Change(path='1', kind='static', left=2, right=3)
-    """
-
-    path: str
-    kind: Literal["class", "mode", "frozen", "ties", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
-    left: Any
-    right: Any
-
-    def __repr__(self) -> str:
-        left, right = describe(self.left), describe(self.right)
-        return f"Change(path={self.path!r}, kind={self.kind!r}, left={left}, right={right})"
-
-    def __str__(self) -> str:
-        before, after = (
-            f"{{{listed(sorted(each))}}}" if self.kind in ("frozen", "ties") else describe(each)
-            for each in (self.left, self.right)
-        )
-        another = "another " * (before == after and self.kind != "value")
-        return f"{self.path or '(root)'}: {self.kind} {before} -> {another}{after}"
-
-
-class Diff(tuple[Change, ...]):
-    """The differences between two trees: a tuple of :class:`Change`. Empty if there are none.
-
-    Printed are the first hundred, a line each.
-
-    >>> import frostleaf as fl
-    >>> fl.tree.diff([1, 2], [1, 2])
-    no difference
-    """
-
-    def __repr__(self) -> str:
-        return listed(map(str, self), _LINES, "\n") if self else "no difference"
 
 
 def equal(*trees: Any) -> bool:
@@ -97,20 +58,56 @@ def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, e
 
 
 @tells_depth
-def diff(left: Any, right: Any) -> Diff:
+def diff(before: Any, after: Any, *, values: bool = False) -> Diff:
     """List where two trees differ: in classes, modes, frozen names, ties, static values, dtypes, shapes or values.
 
     Arrays that are the same object are not looked into; others of the same shape and dtype are evaluated.
+
+    Args:
+        before, after: The trees, of any kind: models, optimizer states, dicts, shapes.
+        values: Whether to measure by how much arrays of one shape differ, in value or by a cast. Each :class:`Change` then has
+            its ``norm``, computed in float32 (complex64, float64 for arrays of these), and ``relative``. Default: ``False``.
+
+    Returns:
+        A :class:`Diff`: a tuple of :class:`Change`, which prints what changed alike once.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.diff({"w": mx.zeros(3), "n": 1}, {"w": mx.zeros(3, mx.float16), "n": 2})
     w: dtype f32[3] -> f16[3]
     n: static 1 -> 2
+    >>> fl.tree.diff([mx.array([3.0, 4.0])], [mx.array([3.0, 4.5])], values=True)
+    0: value f32[2] -> f32[2], by 0.5 (10.00%)
     """
     changes: list[Change] = []
-    flat_of(left), flat_of(right)  # raises where there is an array of another library, which can't be compared
-    _compare((), left, right, changes, frozenset(), values=True)
-    return Diff(changes)
+    flat_of(before), flat_of(after)  # raises where there is an array of another library, which can't be compared
+    _compare((), before, after, changes, frozenset(), values=True)
+    return Diff(_measured(changes) if require_bool("values", values) else changes)
+
+
+def _measured(changes: list[Change]) -> list[Change]:
+    """Return changes with the norms of those between arrays of one shape, all computed at once."""
+    norms = {number: _norms(each.before, each.after) for number, each in enumerate(changes) if _has_norm(each)}
+    mx.eval(list(norms.values()))
+    for number, pair in norms.items():
+        norm, size = (float(each.item()) for each in pair)  # type: ignore[arg-type]
+        relative = norm / size if size else math.inf if norm else 0.0
+        changes[number] = changes[number]._replace(norm=norm, relative=relative)
+    return changes
+
+
+def _has_norm(change: Change) -> bool:
+    both = isinstance(change.before, mx.array) and isinstance(change.after, mx.array)
+    return both and change.kind in ("value", "dtype") and change.before.shape == change.after.shape
+
+
+def _norms(before: mx.array, after: mx.array) -> list[mx.array]:
+    """Return the norm of the difference, and that of ``before``."""
+    wide = next((each for each in (mx.complex64, mx.float64) if each in (before.dtype, after.dtype)), mx.float32)
+    if before.dtype == after.dtype and mx.issubdtype(before.dtype, mx.integer):
+        change = (mx.maximum(before, after) - mx.minimum(before, after)).astype(wide)  # which unsigned numbers can hold
+    else:
+        change = after.astype(wide) - before.astype(wide)
+    return [mx.linalg.norm(each.reshape(-1)) for each in (change, before.astype(wide))]
 
 
 def require_alike(trees: Sequence[Any]) -> Structure:
@@ -130,8 +127,8 @@ def unlike(number: int, first: Any, tree: Any) -> ValueError:
     """Return the error for a tree that is not of the same structure as the first."""
     changes: list[Change] = []
     _compare((), first, tree, changes, frozenset(), values=False)
-    shown = listed(map(str, changes), separator="\n")
-    again = next((each.left for each in changes if each.kind == "class" and is_defined_again(each.left, each.right)), None)
+    shown = listed(map(str, Diff(changes).rows), separator="\n")
+    again = next((each.before for each in changes if each.kind == "class" and is_defined_again(each.before, each.after)), None)
     advice = "" if again is None else f"\n{BUILD_AGAIN.format(name=again.__name__)}."
     return ValueError(f"tree {number} does not have the structure of the first:\n{shown}{advice}")
 
@@ -165,11 +162,11 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
     if isinstance(left, Node):
         ours, theirs = metadata_of(left), metadata_of(right)
         if ours.training != theirs.training:
-            changes.append(Change(name, "mode", *("train" if each.training else "eval" for each in (ours, theirs))))
+            changes.append(Change(name, "mode", _mode(ours), _mode(theirs)))
         if ours.frozen != theirs.frozen:
             changes.append(Change(name, "frozen", ours.frozen, theirs.frozen))
         if ours.ties != theirs.ties:
-            changes.append(Change(name, "ties", *map(_shown_ties, (ours, theirs))))
+            changes.append(Change(name, "ties", _shown_ties(ours), _shown_ties(theirs)))
     if isinstance(left, Mapping) and left.keys() == right.keys() and list(left) != list(right):
         changes.append(Change(name, "order", ", ".join(map(str, left)), ", ".join(map(str, right))))
     tied |= ties_in(left, path) & ties_in(right, path)
@@ -183,6 +180,10 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
     for entry, child in there.items():
         if entry not in here:
             changes.append(Change(keystr((*path, entry)), "added", _MISSING, child))
+
+
+def _mode(metadata: Metadata) -> str:
+    return "train" if metadata.training else "eval"
 
 
 def _shown_ties(metadata: Metadata) -> frozenset[str]:

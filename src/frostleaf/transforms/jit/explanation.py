@@ -15,7 +15,8 @@ from ...core.containers import static_key
 from ...core.instance import Metadata
 from ...core.structure import Static, Structure, flat_of
 from ...core.words import describe, dtype_name, shape_and_dtype
-from ...tree.comparison import Change, Diff, diff
+from ...tree.comparison import diff
+from ...tree.differences import Change, Diff
 from ...tree.functions import map as tree_map
 from ...tree.functions import unflatten
 from ...tree.walk import field_level
@@ -233,7 +234,7 @@ def _in_words(change: Change, tree: Any, dims: dict[int, int]) -> str:
     def shown(array: mx.array) -> Any:
         return _Shown(shape_and_dtype("*" * dims[id(array)], array.dtype)) if id(array) in dims else array
 
-    return str(Change(path, change.kind, tree_map(shown, change.left), tree_map(shown, change.right)))
+    return str(Change(path, change.kind, tree_map(shown, change.before), tree_map(shown, change.after)))
 
 
 class _Shown(str):

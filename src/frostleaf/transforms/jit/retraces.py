@@ -15,7 +15,7 @@ import mlx.core as mx
 from ...core.containers import static_key
 from ...core.structure import flat_of
 from ...core.words import describe, function_name, level_of_caller
-from ...tree.comparison import Change
+from ...tree.differences import Change
 from .arguments import RetraceWarning
 from .explanation import Argument, History, Seen, Traced, changes_between
 from .passing import needs_shapes
@@ -121,11 +121,11 @@ def _sort(change: Change, traced: Traced, result: Any) -> str:
     """Return for what sort of change there is advice."""
     if change.kind == "shape":
         return "shape of a sum" if needs_shapes(flat_of(result, hidden=True).leaves) else "shape"
-    if change.path.endswith(".learning_rate") and isinstance(change.right, Seen) and change.right.sort == "number":
+    if change.path.endswith(".learning_rate") and isinstance(change.after, Seen) and change.after.sort == "number":
         classes = [cls for structure in traced.structures for cls in structure.module_classes()]
         if any(hasattr(cls, "with_learning_rate") for cls in classes):
             return "learning rate"
-    return change.right.sort if isinstance(change.right, Seen) else change.kind
+    return change.after.sort if isinstance(change.after, Seen) else change.kind
 
 
 IN_THREADS = (

@@ -1,0 +1,206 @@
+"""Which modules of a tree a function calls while it is traced, and the shapes of what they return.
+
+Python itself tells of every call (:func:`sys.setprofile`), so that modules know nothing of this, and calls cost nothing when
+nobody asks.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+from mlx.nn.layers.base import Module as MLXModule
+
+from ..core.definition import Node
+from ..core.instance import is_finished
+from ..core.shapes import ShapeDtypeStruct
+from ..core.structure import flat_of, unflatten
+from ..core.words import Path, describe, keystr, listed
+from ..transforms.binding import unbind
+from ..transforms.context import override, setting
+from ..transforms.eval_shape import eval_shape
+from ..transforms.wrapping import RUNS_LATER, require_runs_when_called
+from ..tree.walk import Descend, rewrite
+
+# For each module that was called, by path: what each call returned, with a shape for each array; None if there was none.
+Calls = dict[Path, list[Any]]
+
+WENT_WRONG = "\n\nThis was in {place}, a {cls}{given}."
+
+
+def modules_in(tree: Any) -> list[tuple[Path, Node]]:
+    """Return the path and the module of every module in a tree, from the outside in."""
+    found: list[tuple[Path, Node]] = []
+
+    def enter(path: Path, value: Any) -> Any:
+        if isinstance(value, Node):
+            found.append((path, value))
+        return Descend
+
+    rewrite(tree, enter)
+    return found
+
+
+def calls_in(fn: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
+    """Trace a call and return what the modules of a model returned in it. Nothing is computed.
+
+    Args:
+        fn: The function, called with the model before the other arguments.
+        model: A tree of modules.
+        args, kwargs: The other arguments: trees of arrays, or of shapes.
+
+    Raises:
+        TypeError: If ``fn`` is a generator or coroutine function.
+        Exception: What the call raises; its message says in which module that was.
+    """
+    require_runs_when_called(fn, RUNS_LATER.format(transformation="fl.summary"))
+    calls: Calls = {}
+
+    @functools.wraps(fn)
+    def traced(model: Any, /, *args: Any, **kwargs: Any) -> Any:
+        watched = Watched(model)
+        with setting(watching, watched), override(plain=True):
+            calls.update(watched.run(lambda: fn(model, *args, **kwargs)))
+        return ()
+
+    eval_shape(traced, model, *args, **kwargs)
+    return calls
+
+
+def bound_to(fn: Any) -> tuple[Callable[..., Any] | None, Any]:
+    """Return what a call of a module, or of its method, runs, and the module; of anything else ``None`` and itself."""
+    if isinstance(fn, functools.partial) or not callable(fn):
+        return None, fn
+    inner, bound, _ = unbind(fn)
+    return (inner, bound[0]) if bound else (None, fn)
+
+
+class Watched:
+    """A tree whose modules are watched while a function runs.
+
+    Args:
+        tree: The tree, in which each place has a module of its own, as it is when a transformation has put it together.
+    """
+
+    def __init__(self, tree: Any) -> None:
+        self._paths: dict[int, Path] = {}
+        self._kept: list[Any] = []  # so that no id is used again
+        self._by_leaves: dict[Any, Path] = {}
+        self._classes: set[type] = set()
+        self._codes: set[CodeType] = set()
+        self._running: dict[FrameType, Path] = {}
+        self._calls: Calls = {}
+        self._add(tree, ())
+
+    def _add(self, tree: Any, above: Path) -> None:
+        for path, module in modules_in(tree):
+            self._paths.setdefault(id(module), (*above, *path))
+            self._by_leaves.setdefault(_leaves_key(module), (*above, *path))
+            self._kept.append(module)
+            if type(module) not in self._classes:
+                self._classes.add(type(module))
+                self._codes.update(_codes(getattr(type(module), "__mlx__", type(module))))
+
+    def add_live(self, node: Any, root: Any, paths: dict[int, Path]) -> None:
+        """Watch the modules of MLX, by id, in which the code of a wrapped module runs."""
+        above = self._path(node)
+        if above is not None:
+            self._paths.update({number: (*above, *path) for number, path in paths.items()})
+            self._kept.append(root)
+
+    def _path(self, module: Any) -> Path | None:
+        """Return where a module is; also one that was made from one in the tree and has its arrays, as ``module.eval()``."""
+        if id(module) not in self._paths and isinstance(module, Node) and is_finished(module):
+            path = self._by_leaves.get(_leaves_key(module))
+            if path is not None:
+                self._add(module, path)
+        return self._paths.get(id(module))
+
+    def run(self, call: Callable[[], Any]) -> Calls:
+        """Call a function, and return what modules returned."""
+        before = sys.getprofile()
+        sys.setprofile(self._on_event)
+        try:
+            call()
+        except Exception as error:
+            sys.setprofile(None)
+            self._explain(error)
+            raise
+        finally:
+            sys.setprofile(before if callable(before) else None)  # Python 3.11 can't go on with a profiler written in C
+        return self._calls
+
+    def _on_event(self, frame: FrameType, event: str, result: Any) -> None:
+        if frame.f_code not in self._codes:
+            return
+        if event == "call":
+            path = self._path_in(frame)
+            if path is not None and path not in self._running.values():  # and not a method that a method of it calls
+                self._running[frame] = path
+        elif event == "return" and frame in self._running:
+            path = self._running.pop(frame)
+            shapes = _shapes(result)
+            if shapes is not None or frame.f_code.co_name == "__call__":
+                self._calls.setdefault(path, []).append(shapes)
+
+    def _path_in(self, frame: FrameType) -> Path | None:
+        """Return where the module is whose method runs in a frame."""
+        code = frame.f_code
+        return self._path(frame.f_locals.get(code.co_varnames[0])) if code.co_argcount else None
+
+    def _explain(self, error: Exception) -> None:
+        """Say in the message of an error in which module it was."""
+        frames = [frame for frame in _frames(error.__traceback__) if frame.f_code in self._codes]
+        found = next(((path, frame) for frame in reversed(frames) if (path := self._path_in(frame)) is not None), None)
+        if found is None or not error.args or not isinstance(error.args[0], str):
+            return
+        path, frame = found
+        names = frame.f_code.co_varnames[1 : frame.f_code.co_argcount]
+        given = listed(f"{name} is {describe(frame.f_locals[name])}" for name in names if name in frame.f_locals)
+        said = WENT_WRONG.format(
+            place=keystr(path) or "the model itself",
+            cls=type(frame.f_locals[frame.f_code.co_varnames[0]]).__name__,
+            given=f", where {given}" if given else "",
+        )
+        error.args = (f"{error.args[0]}{said}", *error.args[1:])
+
+
+# What is watched where this runs, so that a wrapped module can tell in which modules of MLX its code runs.
+watching: ContextVar[Watched | None] = ContextVar("watching", default=None)
+
+
+def _leaves_key(module: Node) -> Any:
+    leaves = flat_of(module).leaves
+    return (type(module), *map(id, leaves)) if leaves else id(module)  # two without arrays can't be told apart
+
+
+def _codes(cls: type) -> Iterator[CodeType]:
+    """Yield the code of a class's ``__call__`` and of its public methods, without those that every module has."""
+    roots = {*MLXModule.__mro__, *Node.__subclasses__()}
+    for base in cls.__mro__:
+        for name, value in vars(base).items() if base not in roots else ():
+            if callable(value) and (name == "__call__" or not name.startswith("_")):
+                function = inspect.unwrap(value)
+                if inspect.isfunction(function):
+                    yield function.__code__
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
+
+
+def _shapes(result: Any) -> Any:
+    """Return a tree with a shape for each array; ``None`` for what has no arrays, or is no tree."""
+    try:
+        flat = flat_of(result, hidden=True)
+    except TypeError:
+        return None
+    shapes = [ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in flat.leaves]
+    return unflatten(flat.structure.spec, iter(shapes)) if shapes else None

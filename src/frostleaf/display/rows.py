@@ -1,0 +1,139 @@
+"""What ``fl.summary`` returns: rows and totals, and how they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import attrs
+
+from ..core.words import describe, listed
+from ..tree.folding import fold
+from .table import in_bytes, table, terminal_width
+
+_LINES = 100
+
+
+class Row(NamedTuple):
+    """A module in a :class:`Summary`.
+
+    What is in the modules inside it counts as well, and an array at several places once.
+
+    Attributes:
+        path: Its dotted path; empty for the whole tree.
+        kind: The name of its class.
+        outputs: What it returned, a shape for each array: once if all calls returned the same.
+        calls: How often it was called; ``None`` if nothing was.
+        parameters: How many numbers its parameters have.
+        trainable: How many of these are trained.
+        buffers: How many numbers its buffers have, which are never trained.
+        nbytes: How many bytes all its arrays take.
+
+    >>> import frostleaf as fl
+    >>> fl.summary(fl.nn.Linear(2, 3), fl.ShapeDtypeStruct((4, 2))).rows[0]
+    Row(path='', kind='Linear', outputs=(f32[4,3],), calls=1, parameters=9, trainable=9, buffers=0, nbytes=36)
+    """
+
+    path: str
+    kind: str
+    outputs: tuple[Any, ...]
+    calls: int | None
+    parameters: int
+    trainable: int
+    buffers: int
+    nbytes: int
+
+    @property
+    def output(self) -> str:
+        """What it returned, in short: ``"f32[4,3]"``, ``"(f32[4,3], f32[4]) ×2"``, ``"not called"``."""
+        if not self.calls:
+            return "" if self.calls is None else "not called"
+        return (", ".join(map(describe, self.outputs)) or "no array") + f" ×{self.calls}" * (self.calls > 1)
+
+
+class Part(NamedTuple):
+    """How many numbers some arrays have, and how many bytes they take."""
+
+    numbers: int
+    nbytes: int
+
+
+@attrs.frozen(repr=False)
+class Summary:
+    """A model as a table. :func:`summary` makes it.
+
+    Printed, it is as wide as the terminal at most, and shows rows that are alike but for their indices once. Equal to another
+    if all of it is.
+
+    Attributes:
+        rows: A :class:`Row` for the tree and for each module in it.
+        parameters: How many numbers the parameters have.
+        trainable: How many of these are trained.
+        buffers: How many numbers the buffers have.
+        nbytes: How many bytes all arrays take.
+        dtypes: The same by the name of the dtype, a :class:`Part` each.
+        names: The same by the last name in the path of an array: ``"weight"``, or ``"m"`` and ``"v"`` of an optimizer's state.
+        ties: For each tied place its source.
+
+    >>> import frostleaf as fl
+    >>> found = fl.summary(fl.nn.Linear(2, 3).freeze(keys="bias"))
+    >>> found.parameters, found.trainable, found.frozen, found.dtypes["float32"], found.names["bias"].nbytes
+    (9, 6, 3, Part(numbers=9, nbytes=36), 12)
+    """
+
+    rows: tuple[Row, ...]
+    parameters: int
+    trainable: int
+    buffers: int
+    nbytes: int
+    dtypes: Mapping[str, Part]
+    names: Mapping[str, Part]
+    ties: Mapping[str, str]
+
+    @property
+    def frozen(self) -> int:
+        """How many numbers of the parameters are not trained."""
+        return self.parameters - self.trainable
+
+    def __repr__(self) -> str:
+        return _text(self, terminal_width())
+
+
+def _text(summary: Summary, width: int) -> str:
+    shown = [(row.kind, row.output, row.parameters, row.trainable, row.buffers, row.nbytes) for row in summary.rows]
+    folded = fold([row.path for row in summary.rows], shown)
+    names = _indented([path for path, _ in folded])
+    cells = [["path", "module", "output", "parameters", "trainable", "bytes"]]
+    for name, (_, numbers) in zip(names[:_LINES], folded, strict=False):
+        row = summary.rows[numbers[0]]
+        kind = f"{len(numbers)} × {row.kind}" if len(numbers) > 1 else row.kind
+        cells.append([name, kind, row.output, f"{row.parameters:,}", f"{row.trainable:,}", in_bytes(row.nbytes)])
+    if all(row.calls is None for row in summary.rows):
+        cells = [[*each[:2], *each[3:]] for each in cells]
+    more = [f"and {len(folded) - _LINES:,} more rows: depth= or where= shows fewer"] if len(folded) > _LINES else []
+    return table(cells, len(cells[0]) - 3, [*more], [*_totals(summary)], width)
+
+
+def _indented(paths: Sequence[str]) -> list[str]:
+    """Return each path from the nearest one before it that leads there, indented as deep as that is."""
+    above: list[str] = []
+    names = []
+    for path in paths:
+        while above and above[-1] and not path.startswith(f"{above[-1]}."):
+            above.pop()
+        inside = path.removeprefix(f"{above[-1]}.") if above and above[-1] else path
+        names.append(f"{'  ' * len(above)}{inside or '(root)'}")
+        above.append(path)
+    return names
+
+
+def _totals(summary: Summary) -> Iterator[str]:
+    parts = [f"{summary.parameters:,} parameters ({summary.trainable:,} trainable, {summary.frozen:,} frozen)"]
+    if summary.buffers:
+        parts.append(f"{summary.buffers:,} numbers in buffers")
+    yield f"{', '.join(parts)}, {in_bytes(summary.nbytes)}"
+    for title, each in (("dtype", summary.dtypes), ("name", summary.names)):
+        if each:
+            yield f"by {title}: {listed(f'{name} {in_bytes(part.nbytes)}' for name, part in each.items())}"
+    if summary.ties:
+        yield f"tied: {listed(f'{place} → {source}' for place, source in summary.ties.items())}"
