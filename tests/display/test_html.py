@@ -21,6 +21,7 @@ from frostleaf.edits.freezing import trainable
 VOID = {"input"}
 # What the pages are made of: anything else has come from a model.
 TAGS = {"div", "ul", "li", "details", "summary", "span", "b", "code", "i", "small", "em", "input", "button", "style", "script"}
+TAGS |= {"table", "thead", "tbody", "tr", "th", "td"}
 ATTRIBUTES = {"class", "open", "style", "title", "data-run", "type", "placeholder", "aria-label", "hidden"}
 
 
@@ -216,6 +217,30 @@ def test_another_way_to_show_a_model_is_used() -> None:
     assert "Own" in read(Linear(Own(mx.array(1)))).text
 
 
+def test_a_summary_is_a_table() -> None:
+    model = fl.nn.Sequential(*stack(4).layers, fl.nn.relu).at("layers.0").freeze()
+    summary = fl.summary(model, fl.ShapeDtypeStruct((5, 2)))
+    page = read(summary)
+    assert page.names == ["(root)", "layers.0", "layers.(1-3)"]
+    for text in ("3 × Linear", "3 × 24 B", "96 B", "output", "f32[5,2]", "24 parameters (18 trainable, 6 frozen)", "by dtype"):
+        assert text in page.text
+    assert "output" not in read(fl.summary(model)).text
+    assert "and 500 more" in read(fl.summary({f"a{number}": linear() for number in range(1_499)})).text
+
+
+def test_differences_are_a_table() -> None:
+    model = stack(4)
+    changes = fl.tree.diff(model, model.astype(mx.bfloat16).at("layers.0").freeze(), values=True)
+    page = read(changes)
+    assert page.names == ["9 changes", *[row.path for row in changes.rows]]
+    for row in changes.rows:
+        assert row.before in page.text
+        assert row.after in page.text
+        assert row.by in page.text
+    assert "by" not in read(fl.tree.diff(model, model.eval())).text
+    assert read(fl.tree.diff(model, model)).text == "no difference"
+
+
 # What must not happen
 
 
@@ -257,7 +282,8 @@ def hostile_trees(text: str) -> list[Any]:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_comes_from_a_model_is_text(text: str) -> None:
     for tree in hostile_trees(text):
-        for value in (tree, tree.at("**"), fl.optim.SGD(0.1, 0.9).init(tree)):
+        changes = fl.tree.diff(tree, tree.astype(mx.float16).freeze())
+        for value in (tree, tree.at("**"), fl.optim.SGD(0.1, 0.9).init(tree), fl.summary(tree), changes):
             page = read(value)
             assert page.tags <= TAGS
             assert page.attributes <= ATTRIBUTES

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache, singledispatch
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -13,8 +12,13 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.words import dtype_name, shape_and_dtype
 from ..edits.selection import Selection
+from ..tree.differences import Diff
+from .html_table import diff_page, summary_page
 from .markup import Markup, element
 from .outline import Row, outline, outline_at
+from .page import page
+from .rows import Summary
+from .table import in_bytes
 
 # So many rows are seen at first, more or less, and so many are in a page. From so many on there is a field to search in.
 _SEEN = 24
@@ -31,7 +35,7 @@ def show(value: Any) -> Markup | None:
 @show.register
 def _(value: Node) -> Markup:
     row = outline(value)
-    return page([row], row.sizes.nbytes)
+    return tree_page([row], row.sizes.nbytes)
 
 
 @show.register
@@ -39,10 +43,20 @@ def _(value: Selection) -> Markup:  # type: ignore[type-arg]
     paths = value._found.values
     rows = outline_at(value._tree, [*paths][:_MOST])
     title = f"Selection of {len(paths) or 'nothing'} in {type(value._tree).__name__}"
-    return page(rows, outline(value._tree).sizes.nbytes, title, more=len(paths) - len(rows))
+    return tree_page(rows, outline(value._tree).sizes.nbytes, title, more=len(paths) - len(rows))
 
 
-def page(rows: Sequence[Row], whole: int, title: str = "", more: int = 0) -> Markup:
+@show.register
+def _(value: Summary) -> Markup:
+    return summary_page(value)
+
+
+@show.register
+def _(value: Diff) -> Markup:
+    return diff_page(value)
+
+
+def tree_page(rows: Sequence[Row], whole: int, title: str = "", more: int = 0) -> Markup:
     """Return a page with some rows at the top.
 
     Args:
@@ -51,17 +65,16 @@ def page(rows: Sequence[Row], whole: int, title: str = "", more: int = 0) -> Mar
         title: Stands above them, if given.
         more: How many rows were left out.
     """
-    shown = _Page(whole, _main_dtype(rows), _opened(rows), {id(row) for row in rows} if not title else set())
+    shown = _Tree(whole, _main_dtype(rows), _opened(rows), {id(row) for row in rows} if not title else set())
     tree = element("ul", *[shown.row(row) for row in rows], shown.left_out(more))
     bar = None
     if _count(rows) > _SEARCHED:
         search = element("input", type="search", placeholder="search paths, classes, dtypes", aria_label="search")
         bar = element("div", search, _button("open all"), _button("close all"), class_="bar", hidden=True)
-    above = element("div", element("b", title, class_="root"), class_="top") if title else None
-    return element("div", _style(), above, bar, tree, _script(), class_="frostleaf")
+    return page(bar, tree, title=title)
 
 
-class _Page:
+class _Tree:
     """The rows of a page, as many as fit.
 
     Args:
@@ -85,7 +98,7 @@ class _Page:
         if row.times > 1:
             first, last = row.name.split("-")
             nbytes = row.sizes.nbytes // row.times
-            run = "|".join([first, last, row.shown, _bytes(nbytes), self._width(nbytes)])
+            run = "|".join([first, last, row.shown, in_bytes(nbytes), self._width(nbytes)])
         if not row.rows:
             return element("li", self._line("div", row), data_run=run)
         line = self._line("summary", row)
@@ -122,7 +135,7 @@ class _Page:
         if row.note:
             parts += [_SPACE, element("small", row.note)]
         nbytes = row.sizes.nbytes
-        amount = element("em", _bytes(nbytes), style=f"--w:{self._width(nbytes)}") if nbytes else None
+        amount = element("em", in_bytes(nbytes), style=f"--w:{self._width(nbytes)}") if nbytes else None
         title = f"{row.sizes.numbers:,} numbers" if row.rows and row.sizes.numbers else None
         return element(tag, element("span", *parts), _SPACE, amount, class_="r", title=title)
 
@@ -174,19 +187,6 @@ def _totals(row: Row) -> str:
     return " · ".join(kinds)
 
 
-def _bytes(number: int) -> str:
-    """Return a number of bytes in three digits.
-
-    >>> _bytes(999), _bytes(1_234), _bytes(56_789_000)
-    ('999 B', '1.23 kB', '56.8 MB')
-    """
-    amount, units = float(number), iter(["B", "kB", "MB", "GB", "TB"])
-    unit = next(units)
-    while amount >= 999.5 and unit != "TB":
-        amount, unit = amount / 1_000, next(units)
-    return f"{amount:.3g} {unit}"
-
-
 def _opened(rows: Sequence[Row]) -> set[int]:
     """Return the ``id`` of each row that is open at first: from the outside in, as long as not too many are seen."""
     opened: set[int] = set()
@@ -206,17 +206,3 @@ def _count(rows: Iterable[Row]) -> int:
 
 def _button(text: str) -> Markup:
     return element("button", text, type="button")
-
-
-@cache
-def _style() -> Markup:
-    return element("style", Markup(_file("style.css")))
-
-
-@cache
-def _script() -> Markup:
-    return element("script", Markup(_file("script.js")))
-
-
-def _file(name: str) -> str:
-    return (Path(__file__).parent / name).read_text()

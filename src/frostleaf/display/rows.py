@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from ..core.shown import Shown
 from ..core.words import describe, listed
 from ..tree.folding import fold
 from .table import in_bytes, table, terminal_width
@@ -59,7 +60,7 @@ class Part(NamedTuple):
 
 
 @attrs.frozen(repr=False)
-class Summary:
+class Summary(Shown):
     """A model as a table. :func:`summary` makes it.
 
     Printed, it is as wide as the terminal at most, and shows rows that are alike but for their indices once. Equal to another
@@ -111,7 +112,7 @@ def _text(summary: Summary, width: int) -> str:
     if all(row.calls is None for row in summary.rows):
         cells = [[*each[:2], *each[3:]] for each in cells]
     more = [f"and {len(folded) - _LINES:,} more rows: depth= or where= shows fewer"] if len(folded) > _LINES else []
-    return table(cells, len(cells[0]) - 3, [*more], [*_totals(summary)], width)
+    return table(cells, len(cells[0]) - 3, [*more], [*totals(summary)], width)
 
 
 def _indented(paths: Sequence[str]) -> list[str]:
@@ -127,7 +128,8 @@ def _indented(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def _totals(summary: Summary) -> Iterator[str]:
+def totals(summary: Summary) -> Iterator[str]:
+    """Yield what is said below the table, a line each."""
     parts = [f"{summary.parameters:,} parameters ({summary.trainable:,} trainable, {summary.frozen:,} frozen)"]
     if summary.buffers:
         parts.append(f"{summary.buffers:,} numbers in buffers")

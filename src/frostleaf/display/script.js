@@ -36,6 +36,8 @@ for (const root of document.querySelectorAll(".frostleaf:not(.on)")) {
     return names.join(".");
   };
 
+  const pathOf = (name) => (name.closest("li") ? path(name.closest("li")) : name.textContent);
+
   root.addEventListener("toggle", (event) => event.target.open && spread(event.target.parentElement), true);
   top.forEach(function visit(item) {
     if (box(item)?.open) { spread(item); items(item).forEach(visit); }
@@ -55,13 +57,13 @@ for (const root of document.querySelectorAll(".frostleaf:not(.on)")) {
     const name = event.target.closest("b:not(.root, .range)");
     if (!name) return;
     event.preventDefault();
-    copy(path(name.closest("li")));
+    copy(pathOf(name));
     name.classList.add("copied");
     setTimeout(() => name.classList.remove("copied"), 900);
   });
   root.addEventListener("mouseover", (event) => {
     const name = event.target.closest("b:not(.root, .range)");
-    if (name) name.title = path(name.closest("li"));
+    if (name) name.title = pathOf(name);
   });
 
   const bar = root.querySelector(".bar");
