@@ -16,7 +16,7 @@ from .core.construction import evolve
 from .core.definition import Node
 from .core.dropped import returns_copy
 from .core.instance import metadata_of
-from .core.shown import Shown
+from .core.shown import ShownTree
 from .display.text import text
 from .edits import casting, freezing, modes, tying, updating, views
 from .edits.keys import Keyed
@@ -25,7 +25,7 @@ from .tree.selecting import Where
 
 
 @dataclass_transform(field_specifiers=(fields.parameter, fields.buffer, fields.static), eq_default=False)
-class Module(Keyed, Node, Shown):
+class Module(Keyed, Node, ShownTree):
     """A model, or a part of one: a frozen tree of arrays that is edited by making copies.
 
     A subclass declares its fields in its body, and either has an ``__init__`` that assigns them to ``self`` or gets one from
