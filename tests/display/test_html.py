@@ -241,6 +241,19 @@ def test_differences_are_a_table() -> None:
     assert read(fl.tree.diff(model, model)).text == "no difference"
 
 
+class Picture(mlx.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlx.nn.Linear(2, 2)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{len(self.parameters()['inner'])}</p>"
+
+
+def test_a_module_of_mlx_keeps_its_way_to_show_itself() -> None:
+    assert fl.from_mlx(Picture())._repr_html_() == "<p>2</p>"
+
+
 # What must not happen
 
 

@@ -14,11 +14,9 @@ from ..core.instance import field_values, is_finished, metadata_of
 from ..core.levels import one_level, tree_level
 from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.words import Path, describe, keystr
-from .repeats import repeats, ties_in
+from .repeats import repeats, told_apart
+from .text import DEEPEST, FOLDED
 
-DEEPEST = 32
-# So many equal modules in a row are one row, which can be opened.
-FOLDED = 3
 _LONGEST_NOTE = 240
 
 
@@ -179,7 +177,7 @@ def _is_row(value: Any) -> bool:
 
 
 def _rows_in_a_row(value: Any, items: list[tuple[Any, Any]], path: Path, around: _Around) -> Iterator[Row]:
-    for first, last in repeats(value, around.owner, ties_in(around.tied, path)):
+    for first, last in repeats(value, told_apart(around.owner, path, around.start, around.tied)):
         count = last - first + 1
         if count >= FOLDED:
             entry, child = items[first]

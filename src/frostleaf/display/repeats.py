@@ -8,32 +8,33 @@ from typing import Any
 from ..core.definition import Node
 from ..core.instance import is_finished, metadata_of
 from ..core.structure import flat_of
-from ..core.words import Path
+from ..core.words import Path, keystr
 
 
-def repeats(values: Sequence[Any], owner: Node | None, tied: bool) -> Iterator[tuple[int, int]]:
+def repeats(values: Sequence[Any], apart: bool) -> Iterator[tuple[int, int]]:
     """Yield the numbers of the first and the last of the modules in a row that differ in nothing that is shown.
 
     Each value is in one of the rows, most in one of their own.
 
     Args:
         values: What is in a tuple or a list.
-        owner: The module that holds it, whose frozen names may tell one from another.
-        tied: Whether there are tied places inside, which tell each from another.
+        apart: Whether something outside tells each from another, by :func:`told_apart`.
     """
-    single = tied or hasattr(values, "_fields") or (owner is not None and bool(metadata_of(owner).frozen))
+    apart = apart or hasattr(values, "_fields")
     first = 0
     while first < len(values):
-        last, like = first, None if single else _kind(values[first])
+        last, like = first, None if apart else _kind(values[first])
         while like is not None and last + 1 < len(values) and _kind(values[last + 1]) == like:
             last += 1
         yield first, last
         first = last + 1
 
 
-def ties_in(tied: Iterable[Path], path: Path) -> bool:
-    """Return whether one of the tied places lies below a path."""
-    return any(place[: len(path)] == path for place in tied)
+def told_apart(owner: Node | None, path: Path, start: int, tied: Iterable[Path]) -> bool:
+    """Return whether ties or frozen names tell apart what lies below a path, which begins at ``start`` in the module around."""
+    below = f"{keystr(path[start:])}."
+    names = () if owner is None else metadata_of(owner).frozen
+    return any(name.startswith(below) for name in names) or any(place[: len(path)] == path for place in tied)
 
 
 def _kind(value: Any) -> Any:
