@@ -16,6 +16,7 @@ from .core.construction import evolve
 from .core.definition import Node
 from .core.dropped import returns_copy
 from .core.instance import metadata_of
+from .core.shown import ShownTree
 from .display.text import text
 from .edits import casting, freezing, modes, tying, updating, views
 from .edits.keys import Keyed
@@ -24,7 +25,7 @@ from .tree.selecting import Where
 
 
 @dataclass_transform(field_specifiers=(fields.parameter, fields.buffer, fields.static), eq_default=False)
-class Module(Keyed, Node):
+class Module(Keyed, Node, ShownTree):
     """A model, or a part of one: a frozen tree of arrays that is edited by making copies.
 
     A subclass declares its fields in its body, and either has an ``__init__`` that assigns them to ``self`` or gets one from
@@ -65,7 +66,6 @@ class Module(Keyed, Node):
         __call__: Any  # so that one that is jitted may take its place
 
     def __repr__(self) -> str:
-        """Print an indented tree with dtypes and shapes for arrays; nothing is evaluated."""
         return text(self)
 
     # Looking into a module

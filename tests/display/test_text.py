@@ -137,6 +137,19 @@ def test_a_frozen_name_above_marks_what_is_below_in_containers() -> None:
     assert shown == "Linear(weight=((❄i32[],), {'a': ❄i32[]}), bias=None, size=2)"
 
 
+def test_a_frozen_name_marks_what_is_in_modules_there() -> None:
+    model = of_lines(2).freeze(keys="layers", recurse=False)
+    assert model.trainable_parameters() == {}
+    assert repr(model).count("❄") == 4
+    assert "3 × Linear(weight=❄f32[2,2]" in repr(of_lines(3).freeze(keys="layers", recurse=False))
+    assert "❄" not in repr(model.unfreeze())
+
+
+def test_a_tie_elsewhere_does_not_keep_equal_modules_apart() -> None:
+    model = Net(of_lines(3), of_lines(2).tie({"layers.1.bias": "layers.0.bias"}))
+    assert f"(0-2): 3 × {LINE}" in repr(model)
+
+
 def test_nothing_is_evaluated() -> None:
     # Inside compile an array has no value, and looking at one is an error.
     shown = []

@@ -1,1 +1,1 @@
-"""How trees look in text."""
+"""How trees look: in text, in notebooks, in Treescope."""

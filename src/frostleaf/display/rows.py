@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from ..core.shown import Shown
 from ..core.words import describe, listed
 from ..tree.folding import fold
 from .table import Column, in_bytes, table, terminal_width
@@ -59,7 +60,7 @@ class Part(NamedTuple):
 
 
 @attrs.frozen(repr=False)
-class Summary:
+class Summary(Shown):
     """A model as a table. :func:`summary` makes it.
 
     Printed, it is as wide as the terminal at most, and shows rows that are alike but for their indices once. Equal to another
@@ -118,7 +119,7 @@ def _text(summary: Summary, width: int) -> str:
     if all(row.calls is None for row in rows):
         del columns[2]
     left = [f"and {more:,} more rows: depth= or where= shows fewer"] if more > 0 else []
-    return table(columns, left, [*_totals(summary)], width)
+    return table(columns, left, [*totals(summary)], width)
 
 
 def _indented(paths: Sequence[str]) -> list[str]:
@@ -134,7 +135,8 @@ def _indented(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def _totals(summary: Summary) -> Iterator[str]:
+def totals(summary: Summary) -> Iterator[str]:
+    """Yield what is said below the table, a line each."""
     parts = [f"{summary.parameters:,} parameters ({summary.trainable:,} trainable, {summary.frozen:,} frozen)"]
     if summary.buffers:
         parts.append(f"{summary.buffers:,} numbers in buffers")

@@ -13,6 +13,7 @@ from ..core.arguments import require_callable
 from ..core.dropped import returns_copy
 from ..core.kept import let_out
 from ..core.sharing import with_values
+from ..core.shown import ShownTree
 from ..core.words import Path, describe, keystr
 from ..tree.selecting import Found, Where, is_path, matcher, paths_in, require_found, search
 from .casting import Predicate, astype, is_floating
@@ -23,7 +24,7 @@ T = TypeVar("T")
 _SHOWN = 8
 
 
-class Selection(Generic[T]):
+class Selection(Generic[T], ShownTree):
     """Some values in a tree, and the edits that can be made to them. :meth:`Module.at` makes it.
 
     It has a length, and iterating over it gives the dotted path and the value of each. They never overlap: a selected value

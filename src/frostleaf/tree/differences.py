@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ..core.shapes import LEAF
+from ..core.shown import Shown
 from ..core.words import describe, listed, shape_and_dtype
 from .folding import fold
 
@@ -70,18 +71,23 @@ class ChangeRow(NamedTuple):
     norm: float | None
     relative: float | None
 
-    def __str__(self) -> str:
-        norm = "" if self.norm is None else f", by {'up to ' * (self.places > 1)}{self.norm:.3g}"
+    @property
+    def by(self) -> str:
+        """The norm in short, ``"up to 0.12 (0.25%)"``; empty if there is none."""
+        norm = "" if self.norm is None else f"{'up to ' * (self.places > 1)}{self.norm:.3g}"
         if self.relative is not None and math.isfinite(self.relative):
             norm += f" ({_share(self.relative)})"
-        return f"{self.path or '(root)'}: {self.kind} {self.before} -> {self.after}{norm}"
+        return norm
+
+    def __str__(self) -> str:
+        return f"{self.path or '(root)'}: {self.kind} {self.before} -> {self.after}{', by ' * bool(self.by)}{self.by}"
 
 
 def _share(share: float) -> str:
     return f"{share:.1e}" if 0 < share < 1e-4 else f"{share:.2%}"
 
 
-class Diff(tuple[Change, ...]):
+class Diff(tuple[Change, ...], Shown):
     """The differences between two trees: a tuple of :class:`Change`. Empty, and so false, if there are none.
 
     What changed alike in three places or more whose paths differ in an index is printed once, at most a hundred lines in all.
