@@ -9,7 +9,7 @@ HEADS, DIMS = 2, 4
 
 
 def drawn(length, seed):
-    return mx.random.normal((3, 1, HEADS, length, DIMS), key=mx.random.key(seed))
+    return mx.random.normal((3, 2, HEADS, length, DIMS), key=mx.random.key(seed))
 
 
 def attend(cache, queries, keys, values, **options):
@@ -166,7 +166,7 @@ def test_what_is_written_is_read_in_the_same_call():
     assert after[1].keys[:, :, :2].tolist() == keys.tolist()
     assert cache.empty()
     assert not after[1].empty()
-    assert after[1].nbytes == 2 * HEADS * 4 * DIMS * 4
+    assert after[1].nbytes == 2 * 2 * HEADS * 4 * DIMS * 4
 
 
 @pytest.mark.parametrize("given", [{}, {"left_padding": [1, 0]}], ids=str)
@@ -228,6 +228,14 @@ def test_an_update_outside_of_stateful():
             update()
     with pytest.raises(RuntimeError, match=r"beside the model.*fl\.stateful\(fn, model, other\)"):
         fl.stateful(Model((Decay(), Attention())), mx.zeros((1, 2, DIMS)), cache=Model(()).make_cache())
+
+
+def test_an_assignment_says_what_to_write():
+    for cache, name in [(fl.nn.KVCache(4), "keys"), (fl.nn.KVCache(4), "offset"), (fl.nn.ArraysCache(2), "lengths")]:
+        with pytest.raises(fl.FrozenModuleError, match=rf"Inside fl\.stateful, \.put\({name}=\.\.\.\)"):
+            setattr(cache, name, mx.array(1))
+    _, after = fl.stateful(lambda cache: cache.put(offset=cache.offset + 2), fl.nn.KVCache(4))
+    assert after.offset.item() == 2
 
 
 @pytest.mark.parametrize("lengths", [[5], [3, 2], [4, 1]], ids=str)

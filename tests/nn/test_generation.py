@@ -72,6 +72,11 @@ def test_greedy(model, prompt):
     assert all(type(each) is int for each in expected)
 
 
+@pytest.mark.parametrize("own", [lambda p: p.argmax(), lambda p: p.argmax().item(), lambda p: mx.argmax(p, axis=-1)])
+def test_a_sampler_of_ones_own(model, own):
+    assert [*fl.generate(model, PROMPT, 6, own)] == greedy(model, PROMPT, 6)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 64])
 def test_a_prompt_in_parts(model, size):
     assert [*fl.generate(model, PROMPT, 6, prefill_step_size=size)] == greedy(model, PROMPT, 6)

@@ -30,6 +30,10 @@ OVERRUN = (
 class Cache(Module):
     """The base of all caches: what an update records, and :func:`frostleaf.stateful` returns."""
 
+    @classmethod
+    def _instead_of_setting(cls, name: str) -> str:
+        return f"a cache never changes. Inside fl.stateful, .put({name}=...) is what the cache that this returns has there."
+
     @property
     def nbytes(self) -> int:
         """How many bytes the arrays have."""
@@ -126,7 +130,8 @@ class KVCache(_AttentionCache):
     there are tokens, this one returns all ``max_size``, and its mask is an array that hides those that are not there yet. The
     first update, of an empty cache, returns what it was given, as mlx-lm's does.
 
-    The cache is a value. What :meth:`update_and_fetch` writes, :func:`frostleaf.stateful` returns in a new one.
+    The cache is a value. What :meth:`update_and_fetch` writes, :func:`frostleaf.stateful` returns in a new one. MLX writes in
+    place, without a copy of the rest, if nobody has the old one any more: ``out, cache = step(model, token, cache)``.
 
     A write past the end raises a ``ValueError``. Inside :func:`frostleaf.jit`, where the offset has no value yet, what is
     written there is ``nan``, at the end, so that all that is computed from it is ``nan`` as well. :func:`frostleaf.generate`
@@ -143,8 +148,8 @@ class KVCache(_AttentionCache):
     >>> key = mx.ones((1, 2, 1, 4))
     >>> for _ in range(3):
     ...     (keys, values), cache = fl.stateful(lambda cache: cache.update_and_fetch(key, key), cache)
-    >>> keys.shape, cache.offset.item(), cache.make_mask(1).tolist()
-    ((1, 2, 5, 4), 3, [[True, True, True, True, False]])
+    >>> keys.shape, cache.offset.item(), cache.make_mask(1).flatten().tolist()
+    ((1, 2, 5, 4), 3, [True, True, True, True, False])
     """
 
     def __init__(self, max_size: int) -> None:
@@ -178,7 +183,7 @@ class KVCache(_AttentionCache):
         return self._store(stored, stored, length)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Mask:  # noqa: N803
-        """Return the mask for the next ``N`` tokens: of an array ``[N, max_size]``, what each of them may look at.
+        """Return the mask for the next ``N`` tokens, ``[1, 1, N, max_size]``: what each of them may look at.
 
         Of an empty cache it is that of mlx-lm: ``"causal"``, ``[N, N]`` if an array is wanted, or ``None`` for one token.
 
@@ -256,7 +261,9 @@ class RotatingKVCache(_AttentionCache):
         return self._store(stored, stored, length)
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Mask:  # noqa: N803
-        """Return the mask for the next ``N`` tokens, an array that fits what :meth:`update_and_fetch` returns for them.
+        """Return the mask for the next ``N`` tokens, which fits the keys that :meth:`update_and_fetch` returns for them.
+
+        It is ``[1, 1, 1, max_size]`` for one token, and ``[1, 1, N, max_size + N]`` for more.
 
         Of an empty cache it is that of mlx-lm: ``"causal"`` if the window is as long as that, or ``None`` for one token.
 
@@ -342,9 +349,9 @@ class ArraysCache(Cache):
         self._lengths = None
 
     @property
-    def cache(self) -> list[mx.array | None]:
+    def cache(self) -> tuple[mx.array | None, ...]:
         """The arrays."""
-        return [*recorded(self)._cache]
+        return recorded(self)._cache
 
     @property
     def left_padding(self) -> mx.array | None:
@@ -373,7 +380,7 @@ class ArraysCache(Cache):
         return self.cache[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        new = self.cache
+        new = [*self.cache]
         new[index] = value
         self.put(cache=tuple(new))
 

@@ -116,7 +116,7 @@ def _generated(
     for count in range(max_tokens + 1):
         if count < max_tokens:
             logprobs, cache = _step(model, token, cache)
-            ahead = mx.argmax(logprobs, axis=-1) if sampler is None else sampler(logprobs)
+            ahead = mx.argmax(logprobs, axis=-1) if sampler is None else mx.array(sampler(logprobs)).reshape(1)
             async_eval(ahead, cache)
         if count > 0:
             number = int(token.item())  # type: ignore[arg-type]
