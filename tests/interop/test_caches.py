@@ -161,3 +161,28 @@ def test_what_the_original_code_is_given():
     assert after[0][1] is x
     with pytest.raises(TypeError, match="KVCache has no buffer '_kees' to record"):
         fl.stateful(lambda cache: cache.put(kees=1), cache[1])
+
+
+class Native(fl.Module):
+    """A native module that uses the functions of mlx-lm."""
+
+    projection: fl.nn.Linear
+
+    def __call__(self, x, cache=None):
+        from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
+
+        mask = create_attention_mask(x, cache)
+        queries, keys, values = mx.split(self.projection(x)[:, None], 3, axis=-1)
+        if cache is not None:
+            keys, values = cache.update_and_fetch(keys, values)
+        return scaled_dot_product_attention(queries, keys, values, cache=cache, scale=1.0, mask=mask)[:, 0]
+
+
+@pytest.mark.parametrize("cache", [fl.nn.KVCache(8), fl.nn.RotatingKVCache(7)], ids=repr)
+def test_a_native_model_with_the_functions_of_mlx_lm(cache):
+    model, x = Native(fl.nn.Linear(4, 12)), mx.random.normal((2, 6, 4))
+    outs = []
+    for start, end in [(0, 2), (2, 5), (5, 6)]:
+        out, cache = fl.stateful(lambda cache, x: model(x, cache=cache), cache, x[:, start:end])
+        outs.append(out)
+    assert mx.allclose(mx.concatenate(outs, axis=1), model(x), atol=1e-5)

@@ -191,7 +191,7 @@ def test_trimming():
     for kind in (fl.nn.KVCache, fl.nn.RotatingKVCache):
         _, cache = fl.stateful(kind(4).update_and_fetch, keys, values)
         assert cache.is_trimmable()
-        for asked, trimmed, left in [(2, 2, 1), (9, 3, 0)]:
+        for asked, trimmed, left in [(2, 2, 1), (9, 3, 0), (-1, 0, 3), (mx.array(1), 1, 2)]:
             n, after = fl.stateful(cache.trim, asked)
             assert (n.item(), after.offset.item()) == (trimmed, left)
     _, cache = fl.stateful(cache.update_and_fetch, keys, values)
@@ -226,8 +226,10 @@ def test_an_update_outside_of_stateful():
     ):
         with pytest.raises(RuntimeError, match=r"nobody collects it.*fl\.stateful\(lambda cache: model\(tokens, cache=cache\)"):
             update()
+    cache = Model(()).make_cache()
     with pytest.raises(RuntimeError, match=r"beside the model.*fl\.stateful\(fn, model, other\)"):
-        fl.stateful(Model((Decay(), Attention())), mx.zeros((1, 2, DIMS)), cache=Model(()).make_cache())
+        fl.stateful(Model((Decay(), Attention())), mx.zeros((1, 2, DIMS)), cache=cache)
+    assert cache[0][1].keys_and_values() == cache[1].keys_and_values() == (None, None)
 
 
 def test_an_assignment_says_what_to_write():

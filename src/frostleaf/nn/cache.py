@@ -105,14 +105,15 @@ class _AttentionCache(Cache):
 
     def keys_and_values(self) -> tuple[mx.array | None, mx.array | None]:
         """Return what the last :meth:`update_and_fetch` returned in this call, or all keys and values."""
-        return _fetched.get(self) or (self.keys, self.values)
+        fetched = None if recorded(self) is self else _fetched.get(self)
+        return fetched or (self.keys, self.values)
 
-    def trim(self, n: int) -> mx.array:
+    def trim(self, n: int | mx.array) -> mx.array:
         """Forget the last ``n`` tokens, or all if there are fewer. Return how many these are.
 
         For use inside :func:`frostleaf.stateful`: ``n, cache = fl.stateful(cache.trim, 2)``.
         """
-        trimmed = mx.minimum(self.offset, n)
+        trimmed = mx.clip(mx.array(n), 0, self.offset)
         self.put(offset=self.offset - trimmed)
         return trimmed
 
@@ -177,7 +178,7 @@ class KVCache(_AttentionCache):
         if now._keys is None or now._values is None:
             return self._store((_padded(keys, self.max_size), _padded(values, self.max_size)), (keys, values), length)
         # MLX does not look whether the place is inside, and writes beside its memory.
-        start = mx.minimum(now._offset, self.max_size - length)
+        start = mx.clip(now._offset, 0, self.max_size - length)
         fits = start == now._offset
         stored = _written(now._keys, keys, start, fits), _written(now._values, values, start, fits)
         return self._store(stored, stored, length)
@@ -290,7 +291,7 @@ class RotatingKVCache(_AttentionCache):
         mask = _causal(new, mx.concatenate([row, new]), window)
         return (mask & mx.concatenate([is_there, mx.ones(N, mx.bool_)]))[None, None]
 
-    def trim(self, n: int) -> mx.array:
+    def trim(self, n: int | mx.array) -> mx.array:
         """Forget the last ``n`` tokens, as :meth:`KVCache.trim` does.
 
         Raises:
@@ -447,7 +448,7 @@ class CacheList(Cache):
     def is_trimmable(self) -> bool:
         return all(each.is_trimmable() for each in self.caches)
 
-    def trim(self, n: int) -> mx.array:
+    def trim(self, n: int | mx.array) -> mx.array:
         """Forget the last ``n`` tokens, as :meth:`KVCache.trim` does."""
         return [each.trim(n) for each in self.caches][-1]  # type: ignore[no-any-return]
 

@@ -35,7 +35,7 @@ def generate(
     max_tokens: int = 256,
     sampler: Sampler | None = None,
     *,
-    stop: Collection[int] = (),
+    stop: int | Collection[int] = (),
     cache: Any = None,
     prefill_step_size: int = 2048,
 ) -> Iterator[int]:
@@ -51,7 +51,7 @@ def generate(
         max_tokens: How many tokens to generate at most. Default: 256.
         sampler: Returns a token, ``[1]``, for log-probabilities, ``[1, V]``, such as ``mlx_lm.sample_utils.make_sampler(0.7)``.
             It runs outside of the jitted step. Default: the most probable token.
-        stop: Tokens that end the answer, and are not in it, such as ``tokenizer.eos_token_ids``.
+        stop: A token that ends the answer, and is not in it, or several, such as ``tokenizer.eos_token_ids``. Default: none.
         cache: What the model has seen before the prompt, from :func:`frostleaf.nn.make_cache` and calls of the model. It stays
             as it is. Default: an empty cache that is large enough.
         prefill_step_size: How many tokens of the prompt the model is given at once. Default: 2048.
@@ -85,7 +85,8 @@ def generate(
         if rooms and min(rooms) < needed:
             said = {"room": min(rooms), "prompt": tokens.size, "max_tokens": max_tokens, "needed": needed}
             raise ValueError(NO_ROOM.format(**said))
-    return _generated(model, tokens, max_tokens, sampler, frozenset(stop), cache, prefill_step_size)
+    ends = frozenset([stop] if isinstance(stop, int) else map(int, stop))
+    return _generated(model, tokens, max_tokens, sampler, ends, cache, prefill_step_size)
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -101,7 +102,7 @@ def _tokens(prompt: Any) -> mx.array:
         raise TypeError(NO_PROMPT.format(given=describe(prompt)))
     if tokens.ndim != 1 or tokens.size == 0:
         raise ValueError(NO_PROMPT.format(given=describe(prompt)))
-    return tokens
+    return tokens.astype(mx.int32)
 
 
 def _generated(
@@ -112,19 +113,18 @@ def _generated(
         _, cache = _called(model, prompt[start : min(start + step_size, prompt.size - 1)], cache)
         evaluate(cache)
     token = prompt[-1:]
-    ahead: mx.array | None = None
     for count in range(max_tokens + 1):
+        now = token
         if count < max_tokens:
-            logprobs, cache = _step(model, token, cache)
-            ahead = mx.argmax(logprobs, axis=-1) if sampler is None else mx.array(sampler(logprobs)).reshape(1)
-            async_eval(ahead, cache)
+            logprobs, cache = _step(model, now, cache)
+            sampled = mx.argmax(logprobs, axis=-1) if sampler is None else mx.array(sampler(logprobs)).reshape(1)
+            token = sampled.astype(mx.int32)  # as the prompt: another dtype would be another trace
+            async_eval(token, cache)
         if count > 0:
-            number = int(token.item())  # type: ignore[arg-type]
+            number = int(now.item())  # type: ignore[arg-type]
             if number in stop:
                 return
             yield number
-        assert ahead is not None or not max_tokens
-        token = token if ahead is None else ahead
 
 
 def _called(model: Any, tokens: mx.array, cache: Any) -> tuple[Any, Any]:
