@@ -128,6 +128,19 @@ def test_habits():
     assert mx.array_equal(out, tree(x))
 
 
+def test_the_caches_of_mlx_lm_are_no_trees():
+    from mlx_lm.models.cache import make_prompt_cache
+
+    tree, x = fl.from_mlx(build("mamba2")), mx.array([[1, 2]])
+    with pytest.raises(TypeError, match=r"given an ArraysCache in cache. .* fl\.nn\.make_cache\(model, max_size\) makes one"):
+        fl.generate(tree, [1], cache=make_prompt_cache(tree))
+    used = make_prompt_cache(tree)
+    tree(x, cache=used)
+    for function in (fl.tree.leaves, fl.jit(lambda cache: tree(x, cache=cache))):
+        with pytest.raises(TypeError, match=r"ArraysCache.* fl\.nn\.make_cache\(model, max_size\) makes one that is a tree"):
+            function(used)
+
+
 def test_a_model_that_writes_to_itself_is_an_argument():
     tree = fl.from_mlx(build("gemma3n"))
     with pytest.raises(RuntimeError, match="give a function each module that it calls as a positional argument"):

@@ -143,6 +143,7 @@ def test_a_cache_with_a_beginning_stays_as_it_is(model):
         ({"model": lambda tokens, cache: tokens}, TypeError, r"fl\.from_mlx\(model\), and was given"),
         ({"max_tokens": -1}, ValueError, "max_tokens >= 0 .* was given max_tokens=-1"),
         ({"max_tokens": 1.5}, ValueError, r"was given max_tokens=1\.5"),
+        ({"sampler": 0.7}, TypeError, r"sampler is a function of log-probabilities, and was given as 0\.7"),
         ({"prefill_step_size": 0}, ValueError, "prefill_step_size=0"),
     ],
 )

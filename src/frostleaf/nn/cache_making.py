@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..core.hidden import cache_classes
 from ..core.words import describe
 from .cache import ArraysCache, Cache, CacheList, KVCache, RotatingKVCache
 
@@ -63,8 +64,7 @@ def _twin(cache: Any, max_size: int, place: str, model: str) -> Any:
         return cache
     if isinstance(cache, list | tuple):
         return type(cache)([_twin(each, max_size, f"{place}[{index}]", model) for index, each in enumerate(cache)])
-    # mlx-lm need not be installed, and other packages have copies of this module.
-    names = [base.__name__ for base in type(cache).__mro__ if base.__module__.endswith("models.cache")]
+    names = cache_classes(cache)
     if "CacheList" in names:
         return CacheList(*_twin(tuple(cache.caches), max_size, place, model))
     make = next((_MAKERS[name] for name in names if name in _MAKERS), None)

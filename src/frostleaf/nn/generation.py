@@ -7,8 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.arguments import require_callable
 from ..core.definition import Node
-from ..core.words import describe
+from ..core.hidden import CACHE, cache_classes
+from ..core.structure import flat_of
+from ..core.words import describe, with_article
 from ..transforms.evaluation import async_eval
 from ..transforms.evaluation import eval as evaluate
 from ..transforms.jit import jit
@@ -60,7 +63,8 @@ def generate(
         The tokens, as ints.
 
     Raises:
-        TypeError: If the model is no module, or the prompt holds something other than ints.
+        TypeError: If the model is no module, the prompt holds something other than ints, the sampler can't be called, or the
+            cache is one of mlx-lm.
         ValueError: If the prompt is empty, ``max_tokens`` is not an int of 0 or more, or the cache has no room.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -77,16 +81,25 @@ def generate(
     if not (_is_count(max_tokens, 0) and _is_count(prefill_step_size, 1)):
         given = f"max_tokens={describe(max_tokens)} and prefill_step_size={describe(prefill_step_size)}"
         raise ValueError(f"fl.generate takes ints, max_tokens >= 0 and prefill_step_size > 0, and was given {given}")
-    needed = tokens.size + max_tokens
+    if sampler is not None:
+        require_callable("sampler", sampler, "log-probabilities")
     if cache is None:
-        cache = make_cache(model, -(-needed // _STEP) * _STEP)
+        cache = make_cache(model, -(-(tokens.size + max_tokens) // _STEP) * _STEP)
     else:
-        rooms = [each.max_size - int(each.offset.item()) for each in caches_in(cache) if isinstance(each, KVCache)]  # type: ignore[arg-type]
-        if rooms and min(rooms) < needed:
-            said = {"room": min(rooms), "prompt": tokens.size, "max_tokens": max_tokens, "needed": needed}
-            raise ValueError(NO_ROOM.format(**said))
+        _require_room(cache, tokens.size, max_tokens)
     ends = frozenset([stop] if isinstance(stop, int) else map(int, stop))
     return _generated(model, tokens, max_tokens, sampler, ends, cache, prefill_step_size)
+
+
+def _require_room(cache: Any, prompt: int, max_tokens: int) -> None:
+    for _, value in flat_of(cache).structure.static_values():
+        if cache_classes(value):
+            raise TypeError(f"fl.generate was given {with_article(type(value).__name__)} in cache. {CACHE}")
+    caches = [each for each in caches_in(cache) if isinstance(each, KVCache)]
+    room = min([each.max_size - int(each.offset.item()) for each in caches], default=None)  # type: ignore[arg-type]
+    if room is not None and room < prompt + max_tokens:
+        needed = prompt + max_tokens
+        raise ValueError(NO_ROOM.format(room=room, prompt=prompt, max_tokens=max_tokens, needed=needed))
 
 
 def _is_count(value: Any, least: int) -> bool:
