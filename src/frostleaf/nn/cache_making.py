@@ -34,7 +34,8 @@ def make_cache(model: Any, max_size: int) -> list[Any]:
 
     Args:
         model: A native model, or one that :func:`frostleaf.from_mlx` made.
-        max_size: How many tokens at most the model will see, of prompt and answer.
+        max_size: How many tokens at most the model will see, of prompt and answer. Each step looks at as many keys, so that one
+            of far more than are needed costs time.
 
     Returns:
         A list with a cache for each layer, as the model's own.
