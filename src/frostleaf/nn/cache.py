@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -489,14 +488,3 @@ def _causal(queries: mx.array, keys: mx.array, window: int | None) -> mx.array:
     """Return which keys at some positions each query may look at."""
     mask = keys[None] <= queries[:, None]
     return mask if window is None else mask & (queries[:, None] < keys[None] + window)
-
-
-def caches_in(tree: Any) -> Iterable[Cache]:
-    """Yield the caches in a list, a tuple, a dict or a :class:`CacheList`, without those that hold others."""
-    if isinstance(tree, CacheList):
-        tree = tree.caches
-    if isinstance(tree, Cache):
-        yield tree
-    elif isinstance(tree, list | tuple | dict):
-        for each in tree.values() if isinstance(tree, dict) else tree:
-            yield from caches_in(each)

@@ -16,7 +16,7 @@ from ..transforms.evaluation import async_eval
 from ..transforms.evaluation import eval as evaluate
 from ..transforms.jit import jit
 from ..transforms.stateful import stateful
-from .cache import KVCache, caches_in
+from .cache import Cache, CacheList, KVCache
 from .cache_making import make_cache
 
 Sampler = Callable[[mx.array], mx.array]
@@ -95,11 +95,22 @@ def _require_room(cache: Any, prompt: int, max_tokens: int) -> None:
     for _, value in flat_of(cache).structure.static_values():
         if cache_classes(value):
             raise TypeError(f"fl.generate was given {with_article(type(value).__name__)} in cache. {CACHE}")
-    caches = [each for each in caches_in(cache) if isinstance(each, KVCache)]
+    caches = [each for each in _caches_in(cache) if isinstance(each, KVCache)]
     room = min([each.max_size - int(each.offset.item()) for each in caches], default=None)  # type: ignore[arg-type]
     if room is not None and room < prompt + max_tokens:
         needed = prompt + max_tokens
         raise ValueError(NO_ROOM.format(room=room, prompt=prompt, max_tokens=max_tokens, needed=needed))
+
+
+def _caches_in(tree: Any) -> Iterator[Cache]:
+    """Yield the caches in a list, a tuple, a dict or a :class:`CacheList`, without those that hold others."""
+    if isinstance(tree, CacheList):
+        tree = tree.caches
+    if isinstance(tree, Cache):
+        yield tree
+    elif isinstance(tree, list | tuple | dict):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _caches_in(each)
 
 
 def _is_count(value: Any, least: int) -> bool:
