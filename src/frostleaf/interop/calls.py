@@ -26,7 +26,7 @@ from ..core.words import keystr, level_of_caller, listed
 from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
-from .freezing import Freezer
+from .freezing import NOTHING, Freezer
 from .layout import Wrapped, at
 from .live import Live, handle_of
 
@@ -155,7 +155,12 @@ class _Lent:
             before = own.get(id(array))
             return handle_of(array) if before is None or id(array) in assigned else before
 
-        return shared(self._node, Freezer(type(self._node).__class_for__, leaf, self.live.before).tree(self.live.root))
+        return shared(self._node, Freezer(type(self._node).__class_for__, leaf, self._before).tree(self.live.root))
+
+    def _before(self, module: Any, name: str) -> Any:
+        """Return the static value that a module had under a name when the call began."""
+        path = self.live.paths.get(id(module))
+        return NOTHING if path is None else metadata_of(at(self._node, path)).static.get(name, NOTHING)
 
     def outward(self, value: Any, given: Sequence[Any] = ()) -> Any:
         """Return a result with nodes in place of live modules and new ones, but those that were given, and lists of its own."""
