@@ -194,7 +194,7 @@ class _Lent:
 
     def _changed_in_training(self) -> list[str]:
         """Return the names of what the call learned, such as the statistics of batch norm."""
-        return [*self.live.learned()] if metadata_of(self._node).training else []
+        return [*dict.fromkeys(self.live.learned())] if metadata_of(self._node).training else []
 
     def _changed(self) -> list[str]:
         try:
