@@ -210,6 +210,25 @@ def jitted(build: Callable[[], Any]) -> None:
     assert same(tree(x), expected)
 
 
+def jitted_step(build: Callable[[], Any]) -> None:
+    tree, x, opt = fl.from_mlx(build()).train(), mx.array(TOKENS), fl.optim.SGD(1e-2)
+    model = build().train()
+    if not _runs(lambda x: mx.compile(lambda x: nn.value_and_grad(model, loss)(model, x))(x)[0], x):
+        return
+
+    def step(tree: Any, state: Any, x: mx.array) -> Any:
+        value, grads = fl.value_and_grad(loss)(tree, x)
+        return value, *opt.update(tree, grads, state)
+
+    compiled = fl.jit(step)
+    value, after, state = step(tree, opt.init(tree), x)
+    for _ in range(2):
+        ours, found, _ = compiled(tree, opt.init(tree), x)
+        assert close([ours, found], [value, after])
+    compiled(found, state, x)
+    assert compiled.trace_count == 1
+
+
 CHECKS: dict[str, Callable[..., None]] = {
     "forward": forward,
     "with a cache": with_cache,
@@ -221,3 +240,5 @@ CHECKS: dict[str, Callable[..., None]] = {
     "converted": converted,
     "jit": jitted,
 }
+# For which MLX compiles much.
+SLOW_CHECKS: dict[str, Callable[..., None]] = {"jitted step": jitted_step}
