@@ -66,7 +66,7 @@ def _frozen(template: Any, live: Any, freezer: Freezer, owner: str) -> Any:
         return freezer.leaf(live)
     if isinstance(template, Node):
         kind: Any = type(template)
-        if isinstance(template, Wrapped) or type(live) is not (mlx_class(kind) or running_class(kind)):
+        if isinstance(template, Wrapped) or type(live) not in (mlx_class(kind), running_class(kind)):
             return freezer.tree(live)  # a layer of another kind may have taken its place, such as a quantized one
         metadata, children = level_of(template)
         definition, own = template.__frostleaf__, vars(live)
