@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import subprocess
 import sys
 
@@ -43,6 +44,33 @@ def test_what_it_shows(compiled):  # one run of it, which takes long
 
     assert "training, epoch 1/8" in done.stderr
     assert "loss=" in done.stderr
+    # A pipe is no terminal: a line an epoch, of the first training and of the second.
+    lines = done.stderr.splitlines()
+    assert len(lines) == 9
+    assert [re.sub(r"loss=\d+\.\d{4}$", "loss=", line) for line in lines[-2:]] == [
+        "training, epoch 8/8: loss=",
+        "fresh head, epoch 1/1: loss=",
+    ]
+
+
+def test_a_terminal_has_progress_bars():
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "frostleaf", "--epochs", "0"]
+    environment = {**os.environ, "MLX_DISABLE_COMPILE": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=writer) as process:
+        os.close(writer)
+        shown = b""
+        try:
+            while piece := os.read(reader, 1 << 16):
+                shown += piece
+        except OSError:  # Linux says so that the other end is closed
+            pass
+        process.communicate()
+    os.close(reader)
+    assert b"fresh head, epoch 1/1: 100%" in shown
+    assert b"epoch 1/1: loss=" not in shown
 
 
 def test_an_untrained_model_is_a_failure_that_says_so():

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from . import nn, optim
     from .display.rows import Summary
     from .display.summary import summary
+    from .interop.adapter_files import load_adapters, save_adapters
+    from .interop.adapters import fuse, lora
     from .interop.convert import convert
     from .interop.from_mlx import from_mlx
     from .interop.to_mlx import to_mlx
     from .io.checkpointer import Checkpointer, NoCheckpointError
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
-    from .nn.adapter_files import load_adapters, save_adapters
-    from .nn.adapters import fuse, lora
     from .nn.dtypes import default_dtype
+    from .nn.generation import generate
     from .nn.quantization import quantize
     from .optim.rule import OtherHyperparametersWarning
     from .transforms.checkpoint import checkpoint
@@ -46,15 +47,16 @@ else:
         {
             "display.rows": "Summary",
             "display.summary": "summary",
+            "interop.adapter_files": "load_adapters save_adapters",
+            "interop.adapters": "fuse lora",
             "interop.convert": "convert",
             "interop.from_mlx": "from_mlx",
             "interop.to_mlx": "to_mlx",
             "io.checkpointer": "Checkpointer NoCheckpointError",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
-            "nn.adapter_files": "load_adapters save_adapters",
-            "nn.adapters": "fuse lora",
             "nn.dtypes": "default_dtype",
+            "nn.generation": "generate",
             "nn.quantization": "quantize",
             "optim.rule": "OtherHyperparametersWarning",
             "transforms.checkpoint": "checkpoint",
@@ -77,9 +79,9 @@ __all__ = [
     "Module", "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
     "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "UncollectedStateWarning", "UncomparedValueWarning",
     "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx",
-    "fuse", "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter",
-    "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters",
-    "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
+    "fuse", "generate", "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim",
+    "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
+    "save_adapters", "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

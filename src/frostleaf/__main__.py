@@ -79,18 +79,21 @@ def train_step(optimizer: fl.optim.Optimizer) -> Callable[..., Any]:
 
 
 def train(model: DigitNet, data: Digits, epochs: int, learning_rate: float, title: str) -> DigitNet:
-    """Train a model for some epochs, and show a progress bar."""
+    """Train a model for some epochs, and show a progress bar; a line an epoch where there is no terminal."""
     from tqdm import tqdm
 
     half = model.head.weight.dtype != mx.float32
     optimizer = fl.optim.AdamW(learning_rate, eps=1e-4 if half else 1e-8)
     step, state = train_step(optimizer), optimizer.init(model)
     for epoch in range(1, epochs + 1):
-        with tqdm(list(batches(data, 64)), f"{title}, epoch {epoch}/{epochs}", unit="batch") as bar:
+        name = f"{title}, epoch {epoch}/{epochs}"
+        with tqdm(list(batches(data, 64)), name, unit="batch", disable=not sys.stderr.isatty()) as bar:
             for batch in bar:
                 model, state, loss = step(model, state, batch)
                 fl.eval(model, state)
                 bar.set_postfix(loss=f"{loss.item():.4f}")
+        if not sys.stderr.isatty():
+            print(f"{name}: loss={loss.item():.4f}", file=sys.stderr, flush=True)
     return model
 
 

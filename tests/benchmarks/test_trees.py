@@ -80,3 +80,30 @@ def test_cost_per_module(name, shape, table, deep, without_collector):
         costs.append(statistics.median(times) / (1 if whole else modules) * 1e6)
     shown = ", ".join(f"{cost:.1f} us at {modules:,}" for cost, modules in zip(costs, sizes, strict=True))
     table.note(f"{name}, modules {shape}, {'in all' if whole else 'per module'}", shown)
+
+
+SEEN = {
+    "fl.summary": lambda model, other: fl.summary(model),
+    "fl.summary with inputs": lambda model, other: fl.summary(model, ONE[None]),
+    "fl.tree.diff of dtypes": lambda model, other: fl.tree.diff(model, model.astype(mx.float16)),
+    "fl.tree.diff of values": lambda model, other: fl.tree.diff(model, other),
+    "fl.tree.diff(values=True)": lambda model, other: fl.tree.diff(model, other, values=True),
+    "repr of a model": lambda model, other: model,
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_a_person_sees_of_1000_modules(name, table, without_collector):
+    model = fl.nn.Sequential(*[fl.nn.Linear(1, 1) for _ in range(1_000)])
+    other = fl.tree.map(lambda leaf: leaf + 1, model)
+    fl.eval(model, other)
+    making, printing = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        made = SEEN[name](model, other)
+        begin = time.perf_counter()
+        shown = repr(made)
+        making.append(begin - start)
+        printing.append(time.perf_counter() - begin)
+    assert len(shown.splitlines()) < 20
+    table.note(f"{name}, 1,000 modules", f"{min(making) * 1e3:.1f} ms, and {min(printing) * 1e3:.1f} ms to print")

@@ -292,6 +292,12 @@ def test_a_module_that_mlx_takes_for_an_array_says_what_to_write(call):
         call()
 
 
+def test_a_method_of_mlx_that_goes_by_another_name_says_so():
+    assert not hasattr(LAYER, "apply_to_modules")
+    with pytest.raises(AttributeError, match=r"no attribute 'apply_to_modules': write model = model\.map_modules\(fn\)"):
+        LAYER.apply_to_modules(print)
+
+
 def test_an_attribute_that_a_module_lacks_is_missing_as_ever():
     for name in ("dtype", "nothing"):
         assert not hasattr(LAYER, name)

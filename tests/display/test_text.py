@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models import llama as theirs
 
 import frostleaf as fl
 from frostleaf.display.text import WIDTH, text
@@ -229,3 +230,114 @@ def test_what_is_shown_once_need_not_be_evaluated() -> None:
     model = fl.nn.Sequential(*[fl.nn.Linear(2, 2).at("weight").set(mx.array([[1.0]]) / 0) for _ in range(3)])
     assert "(0-2): 3 × Linear(weight=f32[1,1]" in repr(model)
     assert repr(fl.eval_shape(of_lines, 3)) == repr(of_lines(3))
+
+
+# Forty lines
+
+
+class Residual(fl.Module):
+    conv1: fl.nn.Conv2d
+    norm1: fl.nn.BatchNorm
+    conv2: fl.nn.Conv2d
+    norm2: fl.nn.BatchNorm
+    shortcut: Any
+
+    def __init__(self, before: int, after: int) -> None:
+        self.conv1, self.norm1 = fl.nn.Conv2d(before, after, 3), fl.nn.BatchNorm(after)
+        self.conv2, self.norm2 = fl.nn.Conv2d(after, after, 3), fl.nn.BatchNorm(after)
+        self.shortcut = None if before == after else fl.nn.Sequential(fl.nn.Conv2d(before, after, 1), fl.nn.BatchNorm(after))
+
+
+class ResNet(fl.Module):
+    first: fl.nn.Conv2d
+    stages: Any
+    head: fl.nn.Linear
+
+    def __init__(self) -> None:
+        self.first, self.head = fl.nn.Conv2d(3, 1, 7), fl.nn.Linear(8, 10)
+        self.stages = [[Residual(width, 2 * width), Residual(2 * width, 2 * width)] for width in (1, 2, 4)]
+
+
+class UNet(fl.Module):
+    down1: Residual
+    down2: Residual
+    down3: Residual
+    middle: Residual
+    up3: Residual
+    up2: Residual
+    up1: Residual
+
+    def __init__(self) -> None:
+        for number, name in enumerate(UNet.__annotations__):
+            setattr(self, name, Residual(number + 1, number + 2))
+
+
+def llama() -> Any:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 12, "intermediate_size": 8, "vocab_size": 9, "num_attention_heads": 2}
+    return fl.from_mlx(theirs.Model(theirs.ModelArgs(model_type="llama", rms_norm_eps=1e-5, **sizes)))
+
+
+def encoder() -> Any:
+    return fl.nn.TransformerEncoder(12, 4, 2)
+
+
+USUAL: dict[str, Any] = {
+    "encoder": encoder,
+    "llama": llama,
+    "resnet": ResNet,
+    "unet": UNet,
+    "encoder and decoder": lambda: fl.nn.Transformer(4, 2),
+    "never built": lambda: fl.eval_shape(ResNet),
+    "state": lambda: fl.optim.AdamW(1e-3).init(encoder()),
+    "state of llama": lambda: fl.optim.ema(fl.optim.AdamW(1e-3), 0.9).init(llama()),
+    "many in a dict": lambda: Net({f"layer{number}": fl.nn.Linear(1, number + 1) for number in range(200)}),
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_models_take_forty_lines_at_most(name: str) -> None:
+    model = USUAL[name]()
+    lines = repr(model).split("\n")
+    assert 4 < len(lines) <= 40
+    assert all(len(line.lstrip()) <= 130 for line in lines)
+    assert repr(model).count("(") == repr(model).count(")")
+    assert lines[0].startswith(type(model).__name__)
+    assert lines[-1] == ")"
+
+
+def test_what_is_inside_most_is_shown_by_its_class() -> None:
+    shown = repr(ResNet())
+    assert "first=Conv2d(weight=f32[1,7,7,3], bias=f32[1]" in shown
+    assert "conv1=Conv2d(...), norm1=BatchNorm(...), " in shown
+    assert "shortcut=Sequential(...)" in shown
+    frozen = repr(ResNet().at("stages.0.0.conv1").apply(lambda conv: conv.eval()))
+    assert frozen.count("Conv2d[eval](...)") == 1
+
+
+def test_lines_that_are_left_out_are_counted() -> None:
+    shown = repr(USUAL["many in a dict"]()).split("\n")
+    assert shown[-2] == "  ... and 16 more lines"
+    assert len(shown) == 40
+
+
+def test_a_state_shows_what_is_alike_once() -> None:
+    shown = repr(fl.optim.AdamW(1e-3).init(fl.nn.TransformerEncoder(3, 4, 2)))
+    assert "'layers.(0-2).ln1.weight': 3 × {'m': f32[4], 'v': f32[4]}," in shown
+    assert "'ln.weight': {'m': f32[4], 'v': f32[4]}," in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"a.0": 1, "a.1": 1, "a.2": 1}, "{'a.(0-2)': 3 × 1}"),
+        ({"a.0": 1, "a.1": 1}, "{'a.0': 1, 'a.1': 1}"),
+        ({"a.0": 1, "a.1": True, "a.2": 1}, "{'a.0': 1, 'a.1': True, 'a.2': 1}"),
+        ({"a.0": 1, "a.1": 1.0, "b": 1, "a.2": 1, "a.3": 1}, "{'a.(0, 2-3)': 3 × 1, 'a.1': 1.0, 'b': 1}"),
+        ({0: 1, 1: 1, 2: 1}, "{0: 1, 1: 1, 2: 1}"),
+        ({str(i): "x" * 90 + str(i) for i in range(3)}, None),
+    ],
+    ids=["three", "two", "types", "gaps", "numbers", "cut short"],
+)
+def test_names_that_differ_in_an_index_are_shown_once(values: Any, shown: str | None) -> None:
+    text = repr(Linear(None, values))
+    assert "×" not in text if shown is None else f"bias={shown}" in text

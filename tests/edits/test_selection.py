@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from shown import shown
 
@@ -400,6 +401,23 @@ def test_the_model_itself_has_no_path() -> None:
     with pytest.raises(LookupError) as caught:
         NET.at("x").get()
     assert "''" not in str(caught.value)
+
+
+def test_the_end_of_a_path_is_told_to_be_a_glob() -> None:
+    model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2))
+    with pytest.raises(LookupError, match=r"like 'layers\.0\.weight'\. For all that end so, write '\*\*\.weight'\.$"):
+        model.at("weight").get()
+    assert len(model.at("**.weight").get()) == 2
+
+
+def test_a_class_of_the_same_name_is_told() -> None:
+    model = fl.nn.Sequential(fl.nn.Linear(2, 2))
+    with pytest.raises(LookupError, match=r"of that name are frostleaf\.nn\.linear\.Linear: select by .* mlx\.nn\.layers"):
+        model.at(nn.Linear).get()
+    with pytest.raises(LookupError, match=r"of that name are mlx\.nn\.layers\.linear\.Linear: select by that class"):
+        fl.from_mlx(nn.Sequential(nn.Linear(2, 2))).at(fl.nn.Linear).get()
+    with pytest.raises(LookupError, match=r"^Conv1d selects nothing in this Sequential\.$"):
+        model.at(nn.Conv1d).get()
 
 
 def test_without_a_near_path_none_is_suggested() -> None:

@@ -59,8 +59,10 @@ X = mx.array([1.0, 2.0, 3.0])
         (lambda: {"a": [1]}, lambda: {"a": [1]}, lambda: {"a": [1.0]}),
         (lambda: {1, 2}, lambda: {1, 2}, lambda: {1}),
         (lambda: mx.compile(made(2)), lambda: mx.compile(made(2)), lambda: mx.compile(made(3))),
+        (lambda: mx.compile(nn.gelu), lambda: mx.compile(nn.gelu), lambda: mx.compile(nn.silu)),
+        (lambda: [mx.vmap(mx.tanh)], lambda: [mx.vmap(mx.tanh)], lambda: [mx.vmap(mx.sin)]),
     ],
-    ids=["a helper", "a closure", "a slice", "a partial", "a dict", "a set", "a compiled closure"],
+    ids=["a helper", "a closure", "a slice", "a partial", "a dict", "a set", "a compiled closure", "compiled twice", "mapped"],
 )
 def test_values_are_equal_by_content(one, same_as, other):
     trees = [fl.from_mlx(Base(value=make())) for make in (one, same_as, other)]
@@ -88,6 +90,31 @@ def test_a_helper_is_the_trees_own():
     helper.table[0] = 5
     tree.helper.size = 100
     assert same((tree(X), jitted(X)), expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.gelu, lambda: mx.tanh, lambda: mx.compile(nn.gelu), lambda: mx.compile(lambda x: x), threading.Lock,
+        lambda: re, lambda: mx.custom_function(lambda x: x), lambda: iter([1]), lambda: mx.float16,
+        lambda: (threading.Lock(), [1]),
+    ],
+    ids=["gelu", "tanh", "compiled twice", "compiled", "a lock", "a module", "custom", "an iterator", "a dtype", "a tuple"],
+)  # fmt: skip
+def test_what_cant_be_copied_is_shared_and_nothing_else(make):
+    class Scaled(Base):
+        def __call__(self, x):
+            return x * self.table["sizes"][0] * self.helper.size
+
+    helper, table = Helper(3), {"sizes": [2], "beside": make()}
+    helper.beside = table["beside"]
+    tree = fl.from_mlx(Scaled(helper=helper, table=table))
+    expected = tree(X)
+    for one, other in [(helper, table), (tree.helper, tree.table), (fl.to_mlx(tree).helper, fl.to_mlx(tree).table)]:
+        one.size = 100
+        other["sizes"][0] = 100
+        assert same(tree(X), expected)
+    assert type(tree.table["beside"]) is type(table["beside"])
 
 
 def test_a_helper_that_a_call_changes_is_as_it_was():

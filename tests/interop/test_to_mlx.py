@@ -126,6 +126,7 @@ def test_layers_are_converted(name):
     assert {*map(id, fl.tree.leaves(native))} == {*map(id, fl.tree.leaves(tree))}
     assert same(call(name, native), call(name, theirs))
     assert fl.convert(native) is native
+    assert fl.tree.structure(fl.from_mlx(fl.to_mlx(native))) == fl.tree.structure(tree)
 
 
 def test_what_is_not_converted():

@@ -33,10 +33,13 @@ DROPPED_BY_MLX = "{caller} calls {method} to change a model in place, and frostl
 ASKED_BY_MLX = (
     "{caller} takes this {cls} for an array, and asks for its {name}: MLX's own functions take dicts and arrays. Write {write}"
 )
-# What does the same here as the functions of MLX in these of its modules.
+# What does the same here as the functions of MLX and mlx-lm in these of their modules.
 _INSTEAD = {
     "mlx.nn.utils": "fl.value_and_grad(fn)(model, ...), or fl.checkpoint(model)",
     "mlx.nn.layers.quantized": "model = fl.quantize(model, ...)",
+    "mlx_lm.tuner.utils": (
+        "adapted = fl.lora(model, where, ...), or fl.load_adapters(model, ...): without adapters, model is as it was"
+    ),
     "mlx.optimizers.optimizers": (
         "model, state = opt.update(model, grads, state), with an optimizer of fl.optim, and fl.optim.clip_grad_norm(grads, ...)"
     ),
@@ -100,6 +103,13 @@ def asked_by_mlx(cls: type, name: str, caller: FrameType) -> str | None:
     if not module.startswith("mlx."):
         return None
     return ASKED_BY_MLX.format(caller=module, cls=cls.__name__, name=name, write=_INSTEAD.get(module, _ANY_INSTEAD))
+
+
+def require_no_tuner(method: str, caller: FrameType | None) -> None:
+    """Raise a ``TypeError`` if mlx-lm's tuner calls a method, which looks for layers to replace, and would not find them."""
+    module = str(caller.f_globals.get("__name__")) if caller else ""
+    if module == "mlx_lm.tuner.utils":
+        raise TypeError(DROPPED_BY_MLX.format(caller=module, method=method, write=_INSTEAD[module]))
 
 
 def _tell(caller: FrameType, method: Callable[..., Any], write: str, changed: bool) -> None:

@@ -179,6 +179,13 @@ class Definition:
         return Metadata({}, True, frozenset())
 
 
+# Methods of MLX's modules that go by another name here.
+_INSTEAD_OF_READING = {
+    "apply_to_modules": "write model = model.map_modules(fn), where fn(path, module) returns another module or None; adapters "
+    "come from fl.lora(model, where)"
+}
+
+
 class Instance:
     """The state of a frozen tree: its fields, in its ``__dict__``, and two slots.
 
@@ -218,7 +225,7 @@ class Instance:
     @classmethod
     def _instead_of_reading(cls, name: str) -> str | None:
         """Return what to write for an attribute that there is not; ``None`` if nothing is known of that name."""
-        return None
+        return _INSTEAD_OF_READING.get(name)
 
     def __dir__(self) -> Any:
         if flat_kept(self) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import enum
 import functools
 import gc
@@ -10,7 +11,7 @@ import hashlib
 import inspect
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -45,10 +46,17 @@ class Kept:
         return self._content
 
     def copy(self, memo: dict[Any, Any]) -> Any:
-        """Return a copy of the value that may be changed. What can't be copied is the same object."""
+        """Return a copy of the value that may be changed. What can't be copied, such as a lock, is the same object in it."""
+        count = len(memo)
         try:
             return copy.deepcopy(self.value, memo)
-        except Exception:  # such as a lock
+        except Exception:
+            while len(memo) > count:  # copies that are not finished
+                memo.popitem()
+        memo |= {id(each): each for each in _not_copied(self.value)}
+        try:
+            return copy.deepcopy(self.value, memo)
+        except Exception:
             return self.value
 
     def __eq__(self, other: object) -> bool:
@@ -112,6 +120,16 @@ _COMPILED = type(mx.compile(mx.tanh))
 _SEQUENCES = (tuple, list, deque)
 
 
+def _name(function: Any) -> str:
+    if is_importable(function):
+        return function.__qualname__  # type: ignore[no-any-return]
+    raise TypeError(f"cannot pickle 'function' object {describe(function)}, which MLX made of another")
+
+
+# A copy of what mx.compile, mx.vmap and others return ends the process when it is used.
+copyreg.pickle(_COMPILED, _name)
+
+
 def _content(value: Any, around: dict[int, int]) -> Any:
     """Return what two values share if they are of one type and content.
 
@@ -169,6 +187,30 @@ def attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
         for name, member in vars(cls).items() if "__slots__" in vars(cls) else ():
             if inspect.ismemberdescriptor(member) and hasattr(value, name):
                 yield name, member.__get__(value)
+
+
+def _not_copied(value: Any) -> Iterator[Any]:
+    """Yield what can't be copied inside a value."""
+    waiting, seen = [value], {id(value)}
+    for each in waiting:
+        try:
+            copy.copy(each)
+        except Exception:
+            yield each
+            continue
+        inside = [*_inside(each), *[part for _, part in attributes_of(each)]]
+        waiting += [part for part in inside if id(part) not in seen]
+        seen.update(map(id, inside))
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return *value, *dict.values(value)
+    if isinstance(value, (*_SEQUENCES, set, frozenset)):
+        return value
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    return (value.__self__,) if isinstance(value, types.MethodType) else ()
 
 
 def _parts(function: types.FunctionType) -> Iterator[Any]:

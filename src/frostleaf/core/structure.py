@@ -33,9 +33,9 @@ class Structure:
     Two structures are equal if everything in them is, types included; a structure can be hashed if its static values can.
 
     Args:
-        spec: ``mx.array`` for a leaf, ``None`` for ``None``, a :class:`Static`, or for a node its class, its metadata and the
-            specs of its children, or just their number if all are arrays. A module's metadata is its
-            :class:`~frostleaf.core.instance.Metadata`, another node's a :class:`~frostleaf.core.levels.Recipe`.
+        spec: ``mx.array`` for a leaf, ``None`` for ``None``, a ``Static``, or for a node its class, its metadata and the
+            specs of its children, or just their number if all are arrays. A module's metadata is its ``Metadata``, another
+            node's a ``Recipe``.
         num_leaves: The number of arrays in a tree of this structure.
 
     >>> import frostleaf as fl, mlx.core as mx

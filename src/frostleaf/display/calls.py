@@ -59,17 +59,20 @@ def calls_in(fn: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: 
         Exception: What the call raises; its message says in which module that was.
     """
     require_runs_when_called(fn, RUNS_LATER.format(transformation="fl.summary"))
-    calls: Calls = {}
+    watched = Watched()
 
     @functools.wraps(fn)
     def traced(model: Any, /, *args: Any, **kwargs: Any) -> Any:
-        watched = Watched(model)
         with setting(watching, watched), override(plain=True):
-            calls.update(watched.run(lambda: fn(model, *args, **kwargs)))
+            watched.run(model, lambda: fn(model, *args, **kwargs))
         return ()
 
-    eval_shape(traced, model, *args, **kwargs)
-    return calls
+    try:
+        eval_shape(traced, model, *args, **kwargs)
+    except Exception as error:
+        watched.explain(error)
+        raise
+    return watched.calls
 
 
 def bound_to(fn: Any) -> tuple[Callable[..., Any] | None, Any]:
@@ -83,19 +86,18 @@ def bound_to(fn: Any) -> tuple[Callable[..., Any] | None, Any]:
 class Watched:
     """A tree whose modules are watched while a function runs.
 
-    Args:
-        tree: The tree, in which each place has a module of its own, as it is when a transformation has put it together.
+    Attributes:
+        calls: What they returned.
     """
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self) -> None:
+        self.calls: Calls = {}
         self._paths: dict[int, Path] = {}
         self._kept: list[Any] = []  # so that no id is used again
         self._by_leaves: dict[Any, Path] = {}
         self._classes: set[type] = set()
         self._codes: set[CodeType] = set()
         self._running: dict[FrameType, Path] = {}
-        self._calls: Calls = {}
-        self._add(tree, ())
 
     def _add(self, tree: Any, above: Path) -> None:
         for path, module in modules_in(tree):
@@ -121,19 +123,21 @@ class Watched:
                 self._add(module, path)
         return self._paths.get(id(module))
 
-    def run(self, call: Callable[[], Any]) -> Calls:
-        """Call a function, and return what modules returned."""
+    def run(self, tree: Any, call: Callable[[], Any]) -> None:
+        """Call a function while a tree is watched.
+
+        Args:
+            tree: The tree, in which each place has a module of its own, as it is when a transformation has put it together.
+            call: The function.
+        """
+        self._add(tree, ())
         before = sys.getprofile()
         sys.setprofile(self._on_event)
         try:
-            call()
-        except Exception as error:
-            sys.setprofile(None)
-            self._explain(error)
-            raise
+            result = call()
         finally:
             sys.setprofile(before if callable(before) else None)  # Python 3.11 can't go on with a profiler written in C
-        return self._calls
+        self.calls.setdefault((), [_shapes(result)])  # what is called need not be a module: fl.jit(model)
 
     def _on_event(self, frame: FrameType, event: str, result: Any) -> None:
         if frame.f_code not in self._codes:
@@ -146,14 +150,14 @@ class Watched:
             path = self._running.pop(frame)
             shapes = _shapes(result)
             if shapes is not None or frame.f_code.co_name == "__call__":
-                self._calls.setdefault(path, []).append(shapes)
+                self.calls.setdefault(path, []).append(shapes)
 
     def _path_in(self, frame: FrameType) -> Path | None:
         """Return where the module is whose method runs in a frame."""
         code = frame.f_code
         return self._path(frame.f_locals.get(code.co_varnames[0])) if code.co_argcount else None
 
-    def _explain(self, error: Exception) -> None:
+    def explain(self, error: Exception) -> None:
         """Say in the message of an error in which module it was."""
         frames = [frame for frame in _frames(error.__traceback__) if frame.f_code in self._codes]
         found = next(((path, frame) for frame in reversed(frames) if (path := self._path_in(frame)) is not None), None)

@@ -23,8 +23,8 @@ def repeats(values: Sequence[Any], apart: bool) -> Iterator[tuple[int, int]]:
     apart = apart or hasattr(values, "_fields")
     first = 0
     while first < len(values):
-        last, like = first, None if apart else _kind(values[first])
-        while like is not None and last + 1 < len(values) and _kind(values[last + 1]) == like:
+        last, like = first, None if apart or not isinstance(values[first], Node) else kind(values[first])
+        while like is not None and last + 1 < len(values) and kind(values[last + 1]) == like:
             last += 1
         yield first, last
         first = last + 1
@@ -37,10 +37,10 @@ def told_apart(owner: Node | None, path: Path, start: int, tied: Iterable[Path])
     return any(name.startswith(below) for name in names) or any(place[: len(path)] == path for place in tied)
 
 
-def _kind(value: Any) -> Any:
-    """Return what is shown of a module: equal if all of it is the same. ``None`` for anything else."""
+def kind(value: Any) -> Any:
+    """Return what is shown of a tree: equal if all of it is the same. ``None`` for a tree of something else than arrays."""
     try:
-        flat = flat_of(value) if isinstance(value, Node) and is_finished(value) else None
+        flat = None if isinstance(value, Node) and not is_finished(value) else flat_of(value)
         return flat and (flat.structure, [(leaf.shape, leaf.dtype) for leaf in flat.leaves])
-    except (TypeError, AttributeError):  # a tree of something else than arrays
+    except (TypeError, AttributeError):
         return None

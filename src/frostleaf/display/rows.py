@@ -10,7 +10,7 @@ import attrs
 from ..core.shown import Shown
 from ..core.words import describe, listed
 from ..tree.folding import fold
-from .table import in_bytes, table, terminal_width
+from .table import Column, in_bytes, table, terminal_width
 
 _LINES = 100
 
@@ -103,16 +103,23 @@ class Summary(Shown):
 def _text(summary: Summary, width: int) -> str:
     shown = [(row.kind, row.output, row.parameters, row.trainable, row.buffers, row.nbytes) for row in summary.rows]
     folded = fold([row.path for row in summary.rows], shown)
-    names = _indented([path for path, _ in folded])
-    cells = [["path", "module", "output", "parameters", "trainable", "bytes"]]
-    for name, (_, numbers) in zip(names[:_LINES], folded, strict=False):
-        row = summary.rows[numbers[0]]
-        kind = f"{len(numbers)} × {row.kind}" if len(numbers) > 1 else row.kind
-        cells.append([name, kind, row.output, f"{row.parameters:,}", f"{row.trainable:,}", in_bytes(row.nbytes)])
-    if all(row.calls is None for row in summary.rows):
-        cells = [[*each[:2], *each[3:]] for each in cells]
-    more = [f"and {len(folded) - _LINES:,} more rows: depth= or where= shows fewer"] if len(folded) > _LINES else []
-    return table(cells, len(cells[0]) - 3, [*more], [*totals(summary)], width)
+    folded, more = folded[:_LINES], len(folded) - _LINES
+    rows = [summary.rows[numbers[0]] for _, numbers in folded]
+    kinds = [
+        f"{len(places)} × {row.kind}" if len(places) > 1 else row.kind for row, (_, places) in zip(rows, folded, strict=True)
+    ]
+    columns = [
+        Column(["path", *_indented([path for path, _ in folded])], True, 0),
+        Column(["module", *kinds], True, 3),
+        Column(["output", *[row.output for row in rows]], True, 2),
+        Column(["parameters", *[f"{row.parameters:,}" for row in rows]], False, 0),
+        Column(["trainable", *[f"{row.trainable:,}" for row in rows]], False, 1),
+        Column(["bytes", *[in_bytes(row.nbytes) for row in rows]], False, 0),
+    ]
+    if all(row.calls is None for row in rows):
+        del columns[2]
+    left = [f"and {more:,} more rows: depth= or where= shows fewer"] if more > 0 else []
+    return table(columns, left, [*totals(summary)], width)
 
 
 def _indented(paths: Sequence[str]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from .text import WIDTH
 
@@ -12,6 +13,20 @@ _GAP = "  "
 _NARROWEST = 8
 _CUT = "…"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        cells: What it is, and what is in its rows.
+        is_text: Whether it is aligned on the left, and may be cut.
+        leave: When it is left out of a table that is too wide: that of the lowest number first, one of 0 never.
+    """
+
+    cells: Sequence[str]
+    is_text: bool
+    leave: int
 
 
 def terminal_width() -> int:
@@ -31,33 +46,46 @@ def in_bytes(count: int) -> str:
     return f"{float(f'{size:.3g}'):,g} {_UNITS[unit]}"
 
 
-def table(cells: Sequence[Sequence[str]], texts: int, more: Sequence[str], about: Sequence[str], width: int) -> str:
+def table(columns: Sequence[Column], more: Sequence[str], about: Sequence[str], width: int) -> str:
     """Lay out a table.
 
     Args:
-        cells: A header, and then rows.
-        texts: The number of columns of text, which come first and may be cut; the others are numbers.
+        columns: The columns.
         more: Lines to be put below the rows.
         about: What is said below the table.
-        width: How long a line may be. Where the numbers alone are longer, lines are cut.
+        width: How long a line may be.
     """
-    lines = _aligned(cells, texts, width)
+    shown = [*columns]
+    for column in sorted(columns, key=lambda column: column.leave):
+        if column.leave and _total(map(_narrowest, shown)) > width:
+            shown.remove(column)
+    lines = _aligned(shown, width)
     rule = "─" * max(map(len, lines))
     said = [each for line in about for each in textwrap.wrap(line, max(width, _NARROWEST), subsequent_indent="  ")]
     return "\n".join([lines[0], rule, *lines[1:], *[_cut(line, width) for line in more], rule, *said])
 
 
-def _aligned(cells: Sequence[Sequence[str]], texts: int, width: int) -> list[str]:
+def _total(widths: Iterable[int]) -> int:
+    every = [*widths]
+    return sum(every) + len(_GAP) * (len(every) - 1)
+
+
+def _narrowest(column: Column) -> int:
+    longest = max(map(len, column.cells))
+    return min(longest, _NARROWEST) if column.is_text else longest
+
+
+def _aligned(columns: Sequence[Column], width: int) -> list[str]:
     """Return the rows of a table as lines, with the longest texts cut until they are short enough."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    while sum(widths) + len(_GAP) * (len(widths) - 1) > width and max(widths[:texts]) > _NARROWEST:
-        widths[widths.index(max(widths[:texts]))] -= 1
-    return [_cut(_GAP.join(_padded(row, texts, widths)), width) for row in cells]
-
-
-def _padded(row: Sequence[str], texts: int, widths: Sequence[int]) -> list[str]:
-    cut = [_cut(cell, length).ljust(length) for cell, length in zip(row[:texts], widths, strict=False)]
-    return [*cut, *[cell.rjust(length) for cell, length in zip(row[texts:], widths[texts:], strict=True)]]
+    widths = [max(map(len, column.cells)) for column in columns]
+    narrowest = [*map(_narrowest, columns)]
+    while _total(widths) > width and widths != narrowest:
+        widths[max(range(len(widths)), key=lambda number: (widths[number] > narrowest[number]) * widths[number])] -= 1
+    padded = [
+        [_cut(cell, length).ljust(length) if column.is_text else cell.rjust(length) for cell in column.cells]
+        for column, length in zip(columns, widths, strict=True)
+    ]
+    return [_cut(_GAP.join(row), width) for row in zip(*padded, strict=True)]
 
 
 def _cut(text: str, width: int) -> str:

@@ -11,7 +11,8 @@ from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
 from ..core.shapes import LEAF
 from ..core.words import Path, describe, keystr, shape_and_dtype
-from .repeats import repeats, told_apart
+from ..tree.folding import fold
+from .repeats import kind, repeats, told_apart
 
 WIDTH = 100
 FROZEN_MARK = "❄"
@@ -19,6 +20,9 @@ TIED_MARK = "→"
 DEEPEST = 32
 # So many equal modules in a row are shown once, and two if one takes several lines.
 FOLDED = 3
+# What takes more lines, and shows more modules, is shown less deep.
+LINES = 40
+FEW = 16
 
 
 def text(node: Node) -> str:
@@ -27,72 +31,151 @@ def text(node: Node) -> str:
     A frozen array is marked with a snowflake. A module whose mode differs from that of the module around it is marked ``eval``
     or ``train``, and so is a whole model in evaluation mode. A tied place shows an arrow and the path of its source in the
     module that has the tie. A node that fits on one line takes one. Modules in a row that differ in nothing but their numbers
-    are shown once: ``(0-11): 12 × Block(...)``. What lies deeper than ``DEEPEST`` levels is shown by its class.
+    are shown once: ``(0-11): 12 × Block(...)``, and so are values in a dict whose dotted names differ in an index.
+
+    What lies deeper than ``DEEPEST`` levels is shown by its class. Of more than ``FEW`` modules that take more than ``LINES``
+    lines, those that are inside of the most others are, as few as need be, and what fits on a line shares it.
     """
-    return _text(node, None, (), 0, True, False, {})
+    showing = _Text(DEEPEST)
+    whole = showing.of(node)
+    if whole.count("\n") < LINES or showing.modules <= FEW:
+        return whole
+    best = _Text(1).of(node)
+    for levels in range(2, DEEPEST):
+        more = _Text(levels).of(node)
+        if more.count("\n") >= LINES:
+            break
+        best = more
+    return _cut(best.split("\n"))
 
 
-def _text(value: Any, owner: Node | None, path: Path, start: int, training: bool, frozen: bool, tied: dict[Path, str]) -> str:
-    """Return the text of a value that stands at a path in ``owner``, inside something in the given mode, or frozen as a whole.
+def _cut(lines: list[str]) -> str:
+    """Leave out lines, but the last one, where even the outermost level has too many."""
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 2], f"  ... and {len(lines) - LINES + 1:,} more lines", lines[-1]]
+    return "\n".join(lines)
 
-    The path is that from the root, and in ``owner`` it is what begins at ``start``. ``tied`` has the source of each tied place.
+
+class _Text:
+    """The text of a tree.
+
+    Args:
+        levels: How many modules may be inside of one another; what is inside of more is shown by its class.
+
+    Attributes:
+        modules: How many have been shown.
     """
-    if tied and path in tied:
-        return TIED_MARK + tied[path]
-    if owner is not None and isinstance(value, (*LEAF, Node)):
-        frozen = frozen or metadata_of(owner).freezes(path[start:])
-    if isinstance(value, LEAF):
-        return f"{FROZEN_MARK * frozen}{shape_and_dtype(value.shape, value.dtype)}"
-    if len(path) >= DEEPEST:
+
+    def __init__(self, levels: int) -> None:
+        self.modules = 0
+        self._levels = levels
+        self._dense = levels < DEEPEST
+        self._inside = 0
+        self._frozen = False  # whether what is shown is frozen from outside of the module that it is in
+        self._tied: dict[Path, str] = {}  # the source of each tied place
+
+    def of(self, value: Any, owner: Node | None = None, path: Path = (), start: int = 0, training: bool = True) -> str:
+        """Return the text of a value that stands at a path in ``owner``, inside something in the given mode.
+
+        The path is that from the root, and in ``owner`` it is what begins at ``start``.
+        """
+        if self._tied and path in self._tied:
+            return TIED_MARK + self._tied[path]
+        if isinstance(value, LEAF):
+            return f"{FROZEN_MARK * self._freezes(owner, path[start:])}{shape_and_dtype(value.shape, value.dtype)}"
+        if len(path) >= DEEPEST:
+            return describe(value)
+        if isinstance(value, Node):
+            frozen, self._frozen = self._frozen, self._freezes(owner, path[start:])
+            text = self._of_node(value, path, training)
+            self._frozen = frozen
+            return text
+        if isinstance(value, tuple | list):
+            parts = self._in_a_row(value, owner, path, start, training)
+            if isinstance(value, list):
+                return _bracketed("[", parts, "]", self._dense)
+            if hasattr(value, "_fields"):
+                named = [f"{name}={shown}" for name, shown in zip(value._fields, parts, strict=True)]
+                return _bracketed(f"{type(value).__name__}(", named, ")", self._dense)
+            return _bracketed("(", parts, ",)" if len(parts) == 1 else ")", self._dense)
+        if isinstance(value, Mapping):
+            return _bracketed("{", self._in_a_mapping(value, owner, path, start, training), "}", self._dense)
         return describe(value)
-    if isinstance(value, Node):
+
+    def _freezes(self, owner: Node | None, path: Path) -> bool:
+        return self._frozen or (owner is not None and metadata_of(owner).freezes(path))
+
+    def _of_node(self, value: Node, path: Path, training: bool) -> str:
         if not is_finished(value):
             return f"{type(value).__name__}(<being built>)"
         metadata = metadata_of(value)
         mode = metadata.training
         mark = "" if mode == training else "[train]" if mode else "[eval]"
-        tied.update(((*path, *target), keystr(source)) for target, source in metadata.ties)
-        plain = not frozen and not metadata.frozen and not tied
+        if self._inside == self._levels:
+            return f"{type(value).__name__}{mark}({'...' if value.__frostleaf__.fields else ''})"
+        self._tied.update(((*path, *target), keystr(source)) for target, source in metadata.ties)
+        plain = not self._frozen and not metadata.frozen and not self._tied
         shown_fields = getattr(type(value), "_shown_fields", None)
         parts = []
+        self.modules += 1
+        self._inside += 1
         for field, child in shown_fields(value) if shown_fields else field_values(value).items():
             if plain and type(child) is mx.array:
                 parts.append(f"{field}={shape_and_dtype(child.shape, child.dtype)}")
             else:
-                shown = _text(child, value, (*path, field), len(path), mode, frozen, tied)
+                shown = self.of(child, value, (*path, field), len(path), mode)
                 parts.append(f"{field}={shown}" if field.isidentifier() else f"{field}{shown}")
-        return _bracketed(f"{type(value).__name__}{mark}(", parts, ")")
-    if isinstance(value, tuple | list):
-        parts = _texts_in_a_row(value, owner, path, start, training, frozen, tied)
-        if isinstance(value, list):
-            return _bracketed("[", parts, "]")
-        if hasattr(value, "_fields"):
-            named = [f"{name}={shown}" for name, shown in zip(value._fields, parts, strict=True)]
-            return _bracketed(f"{type(value).__name__}(", named, ")")
-        return _bracketed("(", parts, ",)" if len(parts) == 1 else ")")
-    if isinstance(value, Mapping):
-        parts = [f"{key!r}: {_text(child, owner, (*path, key), start, training, frozen, tied)}" for key, child in value.items()]
-        return _bracketed("{", parts, "}")
-    return describe(value)
+        self._inside -= 1
+        return _bracketed(f"{type(value).__name__}{mark}(", parts, ")", self._dense)
+
+    def _in_a_row(self, values: Sequence[Any], owner: Node | None, path: Path, start: int, training: bool) -> list[str]:
+        """Return the texts of the values in a tuple or list, one for several modules that differ in nothing that is shown."""
+        parts: list[str] = []
+        for first, last in repeats(values, told_apart(owner, path, start, self._tied)):
+            text = self.of(values[first], owner, (*path, first), start, training)
+            if last - first + 1 >= (2 if "\n" in text else FOLDED):
+                parts.append(f"({first}-{last}): {last - first + 1} × {text}")
+            else:
+                parts += [text] * (last - first + 1)
+        return parts
+
+    def _in_a_mapping(self, values: Mapping[Any, Any], owner: Node | None, path: Path, start: int, training: bool) -> list[str]:
+        """Return the texts of the items of a mapping, one for several of dotted names that differ in an index only."""
+        texts = {key: self.of(child, owner, (*path, key), start, training) for key, child in values.items()}
+        if len(texts) < FOLDED or not all(type(key) is str for key in texts):
+            return [f"{key!r}: {text}" for key, text in texts.items()]
+        shown = [*texts.values()]
+        kinds = [(text, _Kind(kind(child))) for text, child in zip(shown, values.values(), strict=True)]
+        return [
+            f"{name!r}: {f'{len(numbers)} × ' * (len(numbers) > 1)}{shown[numbers[0]]}"
+            for name, numbers in fold([*texts], kinds)
+        ]
 
 
-def _texts_in_a_row(
-    values: Sequence[Any], owner: Node | None, path: Path, start: int, training: bool, frozen: bool, tied: dict[Path, str]
-) -> list[str]:
-    """Return the texts of the values in a tuple or list, one for several modules that differ in nothing that is shown."""
-    parts: list[str] = []
-    for first, last in repeats(values, told_apart(owner, path, start, tied)):
-        text = _text(values[first], owner, (*path, first), start, training, frozen, tied)
-        if last - first + 1 >= (2 if "\n" in text else FOLDED):
-            parts.append(f"({first}-{last}): {last - first + 1} × {text}")
-        else:
-            parts += [text] * (last - first + 1)
-    return parts
+class _Kind:
+    """What is shown of a value, that equals another unless it is ``None``."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Kind) and self._kind is not None and self._kind == other._kind
+
+    def __hash__(self) -> int:
+        return 0  # beside the text, which tells almost all apart
 
 
-def _bracketed(left: str, parts: list[str], right: str) -> str:
+def _bracketed(left: str, parts: list[str], right: str, dense: bool) -> str:
+    """Put parts in brackets: in one line if that is not too long, or else each in one, or if ``dense`` as many as fit."""
     line = f"{left}{', '.join(parts)}{right}"
     if len(line) <= WIDTH and "\n" not in line:
         return line
-    inner = ",\n".join(parts).replace("\n", "\n  ")
+    lines: list[str] = []
+    for part in parts:
+        joined = f"{lines[-1]}, {part}" if dense and lines else ""
+        if joined and len(joined) < WIDTH and "\n" not in joined:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    inner = ",\n".join(lines).replace("\n", "\n  ")
     return f"{left}\n  {inner},\n{right.removeprefix(',')}"

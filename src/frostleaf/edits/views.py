@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from mlx.utils import tree_flatten
 from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
+from ..core.dropped import require_no_tuner
 from ..core.instance import Metadata, children_in_fields, children_of, level_of, metadata_of
 from ..core.levels import tree_level
 from ..core.shapes import LEAF
@@ -202,6 +204,7 @@ def leaf_modules(module: Node) -> dict[str, Any]:
 
 def named_modules(module: Node) -> list[tuple[str, Any]]:
     """Return each module with its path, in MLX's order."""
+    require_no_tuner("Module.named_modules", sys._getframe(1).f_back)
     found: list[tuple[str, Any]] = []
     waiting: list[tuple[str, Any]] = [("", module)]
     while waiting:

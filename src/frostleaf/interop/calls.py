@@ -27,7 +27,8 @@ from ..display.calls import watching
 from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
-from .freezing import Freezer
+from .caches import LentCache, lent_caches
+from .freezing import Before, Freezer
 from .layout import Wrapped, at
 from .live import Live, handle_of
 
@@ -39,6 +40,7 @@ def call(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Call a method of the original class. What it changes is recorded by :func:`frostleaf.stateful`, or else dropped."""
     with _Lent(node, name) as lent:
         live = lent.live.root
+        args, kwargs = lent_caches((args, kwargs))
         return lent.outward(getattr(type(live), name)(live, *args, **kwargs), given=(*args, *kwargs.values()))
 
 
@@ -50,6 +52,7 @@ def read(node: Wrapped, name: str) -> Any:
 def generate(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
     """Call a method that is a generator."""
     with _Lent(node, name) as lent:
+        args, kwargs = lent_caches((args, kwargs))
         for value in getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs):
             yield lent.outward(value)
 
@@ -57,6 +60,7 @@ def generate(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, 
 async def wait_for(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a method that is a coroutine."""
     with _Lent(node, name) as lent:
+        args, kwargs = lent_caches((args, kwargs))
         return lent.outward(await getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs))
 
 
@@ -72,6 +76,15 @@ def edited(node: Wrapped, function: Run) -> Any:
     lent.fill()
     function(lent.live.root)
     return lent.after()
+
+
+def made_from(node: Wrapped, function: Run) -> Any:
+    """Return the tree of a new module that a function makes of the live module, which it leaves as it is.
+
+    Arrays that both have are the same objects.
+    """
+    with _Lent(node, "") as lent:
+        return lent.tree_of(function(lent.live.root))
 
 
 class _Pool(list[Live]):
@@ -151,6 +164,10 @@ class _Lent:
 
     def after(self) -> Any:
         """Return the node with what the call changed."""
+        return shared(self._node, self.tree_of(self.live.root, self.live.before))
+
+    def tree_of(self, module: MLXModule, before: Before | None = None) -> Any:
+        """Return the tree of a module, in which arrays that nothing was assigned to are those of the node."""
         assigned = self._begun.assigned(self._handles) if self._begun else set()
         own = {id(handle): leaf for handle, leaf in zip(self._handles, self._flat.leaves, strict=True)}
 
@@ -158,7 +175,7 @@ class _Lent:
             before = own.get(id(array))
             return handle_of(array) if before is None or id(array) in assigned else before
 
-        return shared(self._node, Freezer(type(self._node).__class_for__, leaf, self.live.before).tree(self.live.root))
+        return Freezer(type(self._node).__class_for__, leaf, before).tree(module)
 
     def outward(self, value: Any, given: Sequence[Any] = ()) -> Any:
         """Return a result with nodes in place of live modules and new ones, but those that were given, and lists of its own."""
@@ -170,6 +187,8 @@ class _Lent:
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)
+        if isinstance(value, LentCache):
+            return LentCache.given(value)
         if id(value) in self.live.helpers:
             return copy.deepcopy(value)
         if type(value) in (list, tuple):

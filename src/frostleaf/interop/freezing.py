@@ -91,33 +91,26 @@ class Freezer:
                 children.append(self._child(value, path, (name,), others))
             else:
                 static[name] = value
-                places.append((name, STATIC))
                 continue
             places.append((name, IN_TUPLE if isinstance(value, tuple) else CHILD))
         own = vars(module)
-        for name, value in sorted(own.items()):  # whose order tells nothing
-            if type(value) in PLAIN:
-                static[name] = value
-            elif isinstance(value, Node):
+        for name, value in sorted(own.items()):
+            if isinstance(value, Node):
                 children.append(value)
                 places.append((name, CHILD))
-                continue
             elif type(value) is mx.array or _is_tree(value):
                 children.append(self._child(value, path, (name,), others))
                 places.append((name, HIDDEN))
-                continue
             elif name not in _OWN:
                 static[name] = value
-            if name not in _OWN:
-                places.append((name, STATIC))
         training = own.get("_training", True)
-        static.pop("_training", None)
+        static = {name: static[name] for name in sorted(static)}  # whose order tells nothing
         for name, value in [*static.items()]:
             if type(value) not in PLAIN:
                 static[name] = self._static(value, (*path, name), module, path)
                 if static[name] is NOTHING:
                     del static[name]
-                    places.remove((name, STATIC))
+        places += [(name, STATIC) for name in static]
         kind = self._class_for(Layout(type(module), tuple(places), tuple(others)))
         metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
         node = kind.__frostleaf__.assemble(metadata, children)

@@ -1,8 +1,11 @@
-"""Layers of ``frostleaf.nn`` and those of ``mlx.nn`` that they are twins of: the same names, but for a few."""
+"""Layers of ``frostleaf.nn`` and those of ``mlx.nn`` or mlx-lm that they are twins of: the same names, but for a few."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import mlx.nn
@@ -72,15 +75,40 @@ _OTHER = {
 }
 # Their arrays have no place in their twins.
 _WITHOUT = ("QQLinear", "SinusoidalPositionalEncoding")
+# These are mlx-lm's, in this file of its tuner.
+_TUNER = {"DoRAEmbedding": "dora", "DoRALinear": "dora", "LoRAEmbedding": "lora", "LoRALinear": "lora"}
 # Where there is no array, these have None, and others nothing.
 _WITH_NONE = ("GRU", "LSTM", "RNN")
 
 
 def mlx_class(kind: type) -> Any:
-    """Return the class of ``mlx.nn`` that is the twin of one of ``frostleaf.nn``, or ``None``."""
+    """Return the class of ``mlx.nn`` that is the twin of one of ``frostleaf.nn``, or ``None``.
+
+    Those of adapters are mlx-lm's, where it is installed.
+    """
     name = kind.__name__
     known = name in nn.__all__ and name not in _WITHOUT and getattr(nn, name) is kind
+    if known and name in _TUNER:
+        return tuner_class(name)
     return getattr(mlx.nn, name, None) if known else None
+
+
+@functools.cache
+def tuner_class(name: str) -> Any:
+    """Return the class of mlx-lm's adapters that has a name, or ``None`` where mlx-lm is not installed."""
+    with suppress(ImportError):
+        return getattr(importlib.import_module(_tuner_file(name)), name)
+    return None
+
+
+def _tuner_file(name: str) -> str:
+    return f"mlx_lm.tuner.{_TUNER[name]}"
+
+
+def _is_twin(name: str, kind: type) -> bool:
+    if name in _TUNER:
+        return kind.__module__ == _tuner_file(name)
+    return name in nn.__all__ and name not in _WITHOUT and getattr(mlx.nn, name, None) is kind
 
 
 def static_of_twin(node: Module) -> Mapping[str, Any]:
@@ -108,7 +136,7 @@ def native(node: Wrapped) -> Module | None:
     """Return the layer of ``frostleaf.nn`` that is the twin of a wrapped layer, or ``None`` if there is none."""
     kind = type(node).__mlx__
     name = kind.__name__
-    if name not in nn.__all__ or name in _WITHOUT or getattr(mlx.nn, name, None) is not kind:
+    if not _is_twin(name, kind):
         return None
     twin: Any = getattr(nn, name)
     definition: Definition = twin.__frostleaf__

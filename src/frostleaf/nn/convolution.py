@@ -185,7 +185,7 @@ class Conv2d(_GroupedConvolution[tuple[int, int]], init=False):
         dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
-        One int for ``kernel_size``, ``stride``, ``padding`` or ``dilation`` is for the height and for the width.
+    One int for ``kernel_size``, ``stride``, ``padding`` or ``dilation`` is for the height and for the width.
 
     Shapes:
         ``weight`` is ``[out_channels, *kernel_size, in_channels // groups]``, ``bias`` ``[out_channels]`` or ``None``;
@@ -230,7 +230,7 @@ class Conv3d(_Convolution[tuple[int, int, int]]):
         dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
-        One int for ``kernel_size``, ``stride``, ``padding`` or ``dilation`` is for all three.
+    One int for ``kernel_size``, ``stride``, ``padding`` or ``dilation`` is for all three.
 
     Shapes:
         ``weight`` is ``[out_channels, *kernel_size, in_channels]``, ``bias`` ``[out_channels]`` or ``None``;

@@ -105,7 +105,7 @@ class ConvTranspose2d(_ConvTranspose[tuple[int, int]], init=False):
         dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
-        One int for a size, ``kernel_size`` to ``output_padding``, is for the height and for the width.
+    One int for a size, ``kernel_size`` to ``output_padding``, is for the height and for the width.
 
     Shapes:
         ``weight`` is ``[out_channels, *kernel_size, in_channels]``, ``bias`` ``[out_channels]`` or ``None``;
@@ -152,7 +152,7 @@ class ConvTranspose3d(_ConvTranspose[tuple[int, int, int]], init=False):
         dtype: The dtype of weight and bias. Default: that of :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
-        One int for a size, ``kernel_size`` to ``output_padding``, is for all three.
+    One int for a size, ``kernel_size`` to ``output_padding``, is for all three.
 
     Shapes:
         ``weight`` is ``[out_channels, *kernel_size, in_channels]``, ``bias`` ``[out_channels]`` or ``None``;

@@ -100,7 +100,8 @@ class DoRALinear(Adapter):
         out = y + (self.scale * z).astype(x.dtype)
         adapted = weight + (self.scale * self.lora_b.T) @ self.lora_a.T
         out = (self.m / _constant_norm(adapted)).astype(x.dtype) * out
-        return out if linear.bias is None else out + linear.bias
+        bias = getattr(linear, "bias", None)
+        return out if bias is None else out + bias
 
     @classmethod
     def from_base(

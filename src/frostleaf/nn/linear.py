@@ -20,7 +20,8 @@ class Identity(Module):
     """Return the input as it is: :math:`y = x`. A placeholder where a model may have a layer or none.
 
     Args:
-        *args, **kwargs: Ignored, so that it takes any layer's arguments.
+        *args: Ignored, so that it takes any layer's arguments.
+        **kwargs: Ignored.
 
     Shapes:
         Input and output of any shape. There are no parameters.

@@ -17,7 +17,6 @@ from .dtypes import layer_dtype
 from .embedding import Embedding
 from .initial import uniform
 from .linear import Linear
-from .quantized import QuantizedEmbedding
 
 
 class Adapter(Module):
@@ -74,7 +73,7 @@ def full_weight(layer: Any) -> mx.array:
     if not is_quantized(layer):
         return weight
     options: Any = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-    return mx.dequantize(weight, layer.scales, layer.biases, **options)
+    return mx.dequantize(weight, layer.scales, getattr(layer, "biases", None), **options)
 
 
 def with_weight(layer: Any, weight: mx.array, dequantize: bool) -> Any:
@@ -92,10 +91,11 @@ def with_weight(layer: Any, weight: mx.array, dequantize: bool) -> Any:
     rows, columns = weight.shape
     undrawn = mx.random.key(0)
     plain: Any
-    if isinstance(layer, QuantizedEmbedding):
+    arrays: dict[str, Any]
+    if hasattr(layer, "as_linear"):
         plain, arrays = Embedding(rows, columns, key=undrawn), {"weight": weight}
     else:
-        plain, arrays = Linear(columns, rows, False, key=undrawn), {"weight": weight, "bias": layer.bias}
+        plain, arrays = Linear(columns, rows, False, key=undrawn), {"weight": weight, "bias": getattr(layer, "bias", None)}
     plain = evolve(plain, arrays, training=layer.training, frozen=metadata_of(layer).frozen | {"weight"})
     return plain if dequantize else plain.to_quantized(layer.group_size, layer.bits, layer.mode)
 

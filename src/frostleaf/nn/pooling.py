@@ -96,7 +96,7 @@ class MaxPool1d(_MaxPool[tuple[int]], init=False):
         stride: The step between one window and the next. Default: ``kernel_size``.
         padding: How far the windows reach beyond the sequence, on each side. Default: ``0``.
 
-        Each may be given as a tuple of one.
+    Each may be given as a tuple of one.
 
     Shapes:
         Input ``[N, L, C]``, output ``[N, L', C]``, where
@@ -127,7 +127,7 @@ class MaxPool2d(_MaxPool[tuple[int, int]], init=False):
         stride: The step between one window and the next. Default: ``kernel_size``.
         padding: How far the windows reach beyond the image, on each side. Default: ``0``.
 
-        One int is for the height and for the width.
+    One int is for the height and for the width.
 
     Shapes:
         Input ``[N, H, W, C]``, output ``[N, H', W', C]``, where
@@ -162,7 +162,7 @@ class MaxPool3d(_MaxPool[tuple[int, int, int]], init=False):
         stride: The step between one window and the next. Default: ``kernel_size``.
         padding: How far the windows reach beyond the volume, on each side. Default: ``0``.
 
-        One int is for all three.
+    One int is for all three.
 
     Shapes:
         Input ``[N, D, H, W, C]``, output ``[N, D', H', W', C]``, where
@@ -194,7 +194,7 @@ class AvgPool1d(_AvgPool[tuple[int]], init=False):
         stride: The step between one window and the next. Default: ``kernel_size``.
         padding: How far the windows reach beyond the sequence, on each side. Default: ``0``.
 
-        Each may be given as a tuple of one.
+    Each may be given as a tuple of one.
 
     Shapes:
         Input ``[N, L, C]``, output ``[N, L', C]``, where
@@ -226,7 +226,7 @@ class AvgPool2d(_AvgPool[tuple[int, int]], init=False):
         stride: The step between one window and the next. Default: ``kernel_size``.
         padding: How far the windows reach beyond the image, on each side. Default: ``0``.
 
-        One int is for the height and for the width.
+    One int is for the height and for the width.
 
     Shapes:
         Input ``[N, H, W, C]``, output ``[N, H', W', C]``, where
@@ -259,7 +259,7 @@ class AvgPool3d(_AvgPool[tuple[int, int, int]], init=False):
         stride: The step between one window and the next. Default: ``kernel_size``.
         padding: How far the windows reach beyond the volume, on each side. Default: ``0``.
 
-        One int is for all three.
+    One int is for all three.
 
     Shapes:
         Input ``[N, D, H, W, C]``, output ``[N, D', H', W', C]``, where

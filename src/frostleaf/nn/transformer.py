@@ -415,8 +415,8 @@ class Transformer(Module):
             :func:`frostleaf.default_dtype`.
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
-        When the model is called with a key, a custom encoder or decoder is given one as ``key=``. It is used as it is: the
-        arguments above have no effect on it.
+    When the model is called with a key, a custom encoder or decoder is given one as ``key=``. It is used as it is: the
+    arguments above have no effect on it.
 
     Shapes:
         ``encoder`` is a :class:`TransformerEncoder` and ``decoder`` a :class:`TransformerDecoder`, or the custom ones;

@@ -27,7 +27,7 @@ def apply_updates(model: T, updates: Any) -> T:
             that changes, and ``None`` for what stays as it is.
 
     Returns:
-        The model, with the dtypes it had: the sum is computed in the wider of the two dtypes and rounded. It shares every array
+        The model, with the dtypes it had; the sum is computed in the wider of the two dtypes and rounded. It shares every array
         that stays.
 
     Raises:

@@ -100,7 +100,8 @@ class Rule(Optimizer):
 
     Args:
         rule: A subclass of ``mlx.optimizers.Optimizer``.
-        *args, **kwargs: The arguments of its constructor.
+        *args: The arguments of its constructor.
+        **kwargs: Those by name.
 
     Attributes:
         rule: The subclass.

@@ -35,7 +35,8 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
     Args:
         fn: A function, a method or a module. It must not use the values of its arguments in Python.
-        *args, **kwargs: Trees of arrays, of :class:`ShapeDtypeStruct`, or of both.
+        *args: Trees of arrays, of :class:`ShapeDtypeStruct`, or of both.
+        **kwargs: The same by name.
 
     Raises:
         TypeError: If ``fn`` is a generator or coroutine function.

@@ -38,7 +38,8 @@ class Policy:
 
     With a ``compute_dtype`` of half the size of ``param_dtype``, activations take half the memory and a step on a GPU less
     time, and yet small updates are not lost in the parameters: Micikevicius et al., `Mixed precision training
-    <https://arxiv.org/abs/1710.03740>`_. For ``mx.float16``, whose range is small, see also :class:`fl.optim.DynamicLossScale`.
+    <https://arxiv.org/abs/1710.03740>`_. For ``mx.float16``, whose range is small, see also
+    :class:`frostleaf.optim.DynamicLossScale`.
 
     Only floating-point arrays are cast, those of quantized layers included (see :meth:`Module.astype`). The buffers of modules
     in training mode stay as they are, such as running statistics, which half precision would hardly let move: what a layer

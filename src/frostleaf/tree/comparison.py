@@ -81,7 +81,15 @@ def diff(before: Any, after: Any, *, values: bool = False) -> Diff:
     changes: list[Change] = []
     flat_of(before), flat_of(after)  # raises where there is an array of another library, which can't be compared
     _compare((), before, after, changes, frozenset(), values=True)
+    changes = _without_equal(changes)
     return Diff(_measured(changes) if require_bool("values", values) else changes)
+
+
+def _without_equal(changes: list[Change]) -> list[Change]:
+    """Leave out pairs of arrays of equal values, all compared at once."""
+    equals = {number: _equal(each.before, each.after) for number, each in enumerate(changes) if each.kind == "value"}
+    mx.eval([equal for equal in equals.values() if isinstance(equal, mx.array)])
+    return [each for number, each in enumerate(changes) if not equals.get(number, False)]
 
 
 def _measured(changes: list[Change]) -> list[Change]:
@@ -137,7 +145,7 @@ _MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
 def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: frozenset[Path], values: bool) -> None:
-    """Append the changes below a path. Arrays of one shape and dtype are evaluated and compared where ``values``."""
+    """Append the changes below a path. Where ``values``, pairs of arrays of one shape and dtype are among them."""
     if left is right or path in tied:
         return
     name = keystr(path)
@@ -146,7 +154,7 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
             changes.append(Change(name, "dtype", left, right))
         elif left.shape != right.shape:
             changes.append(Change(name, "shape", left, right))
-        elif values and not _same(left, right):
+        elif values:
             changes.append(Change(name, "value", left, right))
         return
     first, second = field_level(left), field_level(right)
@@ -191,6 +199,11 @@ def _shown_ties(metadata: Metadata) -> frozenset[str]:
 
 
 def _same(left: Any, right: Any) -> bool:
+    return bool(_equal(left, right))
+
+
+def _equal(left: Any, right: Any) -> bool | mx.array:
+    """Return whether two leaves are the same, as an array where their values have to be looked at."""
     if left is right:
         return True
     if not (isinstance(left, mx.array) and isinstance(right, mx.array)):
@@ -198,4 +211,4 @@ def _same(left: Any, right: Any) -> bool:
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     inexact = mx.issubdtype(left.dtype, mx.inexact)
-    return bool(mx.array_equal(left, right, equal_nan=inexact))
+    return mx.array_equal(left, right, equal_nan=inexact)

@@ -16,7 +16,7 @@ from ..core.leaves import leaf_spans
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, nearest, nearest_paths
-from .walk import Descend, all_ties, field_level, rewrite, ties_in
+from .walk import Descend, all_ties, field_level, nodes_in, rewrite, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 Matcher = Callable[[Path, Any], bool]
@@ -218,6 +218,8 @@ def places(value: Any, name: str, path: Path = (), tied: frozenset[Path] = froze
             yield from places(child, name[len(own) + 1 :], below, tied)
 
 
+ENDING = ", whose paths begin at the model, like {path!r}. For all that end so, write {glob!r}"
+NAMESAKE = ", whose layers of that name are {other}: select by that class, not by {cls}"
 BY_NUMBER = "{!r} is {!r}, since the fields of a named tuple go by their numbers"
 
 
@@ -241,8 +243,23 @@ def require_found(tree: Any, found: Found) -> None:
             raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}: {BY_NUMBER.format(*numbered)}")
         paths: list[str] = []
         rewrite(tree, lambda path, value: paths.append(keystr(path)) or Descend)  # type: ignore[func-returns-value]
-        suggestion = nearest_paths(where, filter(None, paths))
+        ending = next((path for path in paths if is_path(where) and path.endswith(f".{where}")), None)
+        glob = f"**.{where}"
+        suggestion = ENDING.format(path=ending, glob=glob) if ending else nearest_paths(where, filter(None, paths))
+    elif isinstance(where, type):
+        other = next((kind for kind in _classes_in(tree) if kind.__name__ == where.__name__), None)
+        suggestion = NAMESAKE.format(cls=_full_name(where), other=_full_name(other)) if other else ""
     raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{suggestion}.")
+
+
+def _classes_in(tree: Any) -> Iterator[type]:
+    """Yield the class of each module in a tree, and that of MLX for which it stands."""
+    for node in nodes_in(tree):
+        yield getattr(type(node), "__mlx__", type(node))
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def require_arrays(tree: Any, where: Where) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, SupportsIndex, TypeVar
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.arguments import require_bool
 from ..core.construction import evolve
@@ -20,27 +21,42 @@ from ..core.structure import Structure, flat_of, specs_in
 from ..core.words import Path, class_name, describe, keystr, listed, with_article
 from ..edits.freezing import freeze, trainable, with_frozen
 from ..edits.views import named_modules
+from ..nn.checks import REAL
+from ..nn.dora import DoRAEmbedding, DoRALinear
+from ..nn.embedding import Embedding
+from ..nn.initial import split
+from ..nn.linear import Linear
+from ..nn.lora import LoRAEmbedding, LoRALinear
+from ..nn.quantized import QuantizedEmbedding, QuantizedLinear
 from ..transforms.eval_shape import eval_shape
 from ..tree.selecting import Where, matcher, require_found, search
 from ..tree.walk import Descend, field_level, rewrite
-from .checks import REAL
-from .dora import DoRAEmbedding, DoRALinear
-from .embedding import Embedding
-from .initial import split
-from .linear import Linear
-from .lora import LoRAEmbedding, LoRALinear
-from .low_rank import Adapter
-from .quantized import QuantizedEmbedding, QuantizedLinear
+from .layout import Wrapped
+from .tuner import Adapt, fused, held_name, is_adapter, original_way, own_parts
+from .twins import mlx_class, native
 
 N = TypeVar("N", bound=Node)
 
-# For each class of layers, how it and its subclasses are adapted: by LoRA, and by DoRA if that can be.
-ADAPTERS: dict[type, tuple[type[Adapter], type[Adapter] | None]] = {
-    Linear: (LoRALinear, DoRALinear),
-    QuantizedLinear: (LoRALinear, DoRALinear),
-    Embedding: (LoRAEmbedding, DoRAEmbedding),
-    QuantizedEmbedding: (LoRAEmbedding, None),
+# How a layer is adapted: by LoRA, and by DoRA if that can be.
+Ways = tuple[Adapt, Adapt | None]
+# Those of layers of each class of frostleaf.nn and its subclasses, and of the twin of that class in mlx.nn and its subclasses.
+_WAYS: dict[type, Ways] = {
+    Linear: (LoRALinear.from_base, DoRALinear.from_base),
+    QuantizedLinear: (LoRALinear.from_base, DoRALinear.from_base),
+    Embedding: (LoRAEmbedding.from_base, DoRAEmbedding.from_base),
+    QuantizedEmbedding: (LoRAEmbedding.from_base, None),
 }
+_WAYS_OF_TWINS: dict[type, Ways] = {mlx_class(cls): ways for cls, ways in _WAYS.items()}
+
+
+# Names that PEFT and mlx-lm's configuration have for arguments.
+_KEYS = ": give the layers as where, such as '**.q_proj'"
+_ALPHA = ": give scale=alpha / rank"
+_OF_OTHERS = {
+    "target_modules": _KEYS, "keys": _KEYS, "lora_alpha": _ALPHA, "alpha": _ALPHA, "r": ": give it as rank",
+    "num_layers": _KEYS, "lora_dropout": ": give it as dropout", "use_dora": ": give it as dora",
+}  # fmt: skip
+_ARGUMENTS = "model, where, rank, scale, dropout, dora and key"
 
 
 @returns_copy("model = fl.lora(model, ...)")
@@ -52,6 +68,7 @@ def lora(
     dropout: float = 0.0,
     dora: bool = False,
     key: mx.array | None = None,
+    **of_others: Any,
 ) -> N:
     """Adapt layers of a model in a copy that is frozen but for the adapters, and shares every array of the model.
 
@@ -59,6 +76,10 @@ def lora(
     :class:`frostleaf.nn.LoRAEmbedding` afterwards; with ``dora`` inside a :class:`frostleaf.nn.DoRALinear` or
     :class:`frostleaf.nn.DoRAEmbedding`. Quantized layers may be adapted too (QLoRA). Adapters that are there already are as
     trainable as they were. A layer that is tied stays so, by its new path.
+
+    In a model that :func:`frostleaf.from_mlx` made, layers of ``mlx.nn`` may be selected too, and mlx-lm's layers of experts,
+    which its own code adapts. :func:`frostleaf.to_mlx` gives such a model back with the adapters of mlx-lm, where this is
+    installed; elsewhere with modules that compute the same.
 
     Names of weights are those of mlx-lm, whose ``linear_to_lora_layers`` draws the same numbers from the same random state.
     :func:`frostleaf.fuse` merges the adapters into the weights, :func:`frostleaf.save_adapters` saves them.
@@ -77,7 +98,8 @@ def lora(
         key: Draws the initial values. Default: ``mx.random``'s own state.
 
     Raises:
-        TypeError: If ``model`` is no module, ``where`` is no selection, ``dora`` is no bool or ``key`` is no key.
+        TypeError: If ``model`` is no module, ``where`` is no selection, ``dora`` is no bool or ``key`` is no key, or for an
+            argument that there is not, with what to write for those of PEFT and mlx-lm.
         LookupError: If nothing is selected; the message suggests the nearest paths.
         ValueError: If something is selected that can't be adapted, or is adapted already; if ``rank`` is not a positive int,
             ``scale`` is no number, or ``dropout`` is outside of ``[0, 1)``.
@@ -91,6 +113,9 @@ def lora(
     (Linear(weight=❄f32[4,4], bias=❄f32[4]), True)
     """
     require_module("fl.lora", model)
+    if of_others:
+        name = next(iter(of_others))
+        raise TypeError(f"fl.lora takes no {name}{_OF_OTHERS.get(name, '')}. Its arguments are {_ARGUMENTS}")
     matcher(where)
     _check_numbers(rank, scale, dropout)
     require_bool("dora", dora)
@@ -99,9 +124,9 @@ def lora(
     frozen = freeze(model, recurse=True, keys=None, strict=False, frozen=True)
     layers = _layers(frozen, where, dora, adapters)
     new = {}
-    for (path, (layer, adapter)), each in zip(layers.items(), split(key, len(layers)), strict=True):
-        new[path] = _made(adapter.from_base, layer, r=rank, dropout=dropout, scale=scale, key=each)  # type: ignore[attr-defined]
-    adapted = _with_layers(frozen, new, lambda path, rest: (*path, new[path].held, *rest))
+    for (path, (layer, adapt)), each in zip(layers.items(), split(key, len(layers)), strict=True):
+        new[path] = _made(adapt, layer, r=rank, dropout=dropout, scale=scale, key=each)
+    adapted = _with_layers(frozen, new, lambda path, rest: (*path, held_name(new[path]), *rest))
     thawed = trained | own_arrays({path: new[path] for path in _frozen_from_above(frozen, new)})
     return with_frozen(adapted, thawed, frozen=False) if thawed else adapted
 
@@ -128,11 +153,11 @@ def fuse(model: N, dequantize: bool = False) -> N:
     require_module("fl.fuse", model)
     require_bool("dequantize", dequantize)
     adapters = adapters_in(model)
-    new = {path: _made(type(adapter).fuse, adapter, dequantize) for path, adapter in adapters.items()}
-    return _with_layers(model, new, lambda path, rest: (*path, *rest[1:]) if rest[0] == adapters[path].held else None)
+    new = {path: _made(fused, adapter, dequantize) for path, adapter in adapters.items()}
+    return _with_layers(model, new, lambda path, rest: (*path, *rest[1:]) if rest[0] == held_name(adapters[path]) else None)
 
 
-def adapters_in(model: Any) -> dict[Path, Adapter]:
+def adapters_in(model: Any) -> dict[Path, Any]:
     """Return the adapters in a model by their paths.
 
     >>> import frostleaf as fl
@@ -140,7 +165,7 @@ def adapters_in(model: Any) -> dict[Path, Adapter]:
     [('layers', 0)]
     """
     modules = flat_of(model).structure.remember(_modules)
-    return {path: functools.reduce(_child, path, model) for path, kind, _ in modules if issubclass(kind, Adapter)}
+    return {path: functools.reduce(_child, path, model) for path, kind, _ in modules if is_adapter(kind)}
 
 
 def _modules(structure: Structure) -> tuple[tuple[Path, type, Metadata], ...]:
@@ -156,9 +181,9 @@ def _frozen_from_above(model: Any, paths: Collection[Path]) -> list[Path]:
     return [path for path, length in starts if around[path[:length]].freezes(path[length:])]
 
 
-def own_arrays(adapters: Mapping[Path, Adapter]) -> set[Path]:
+def own_arrays(adapters: Mapping[Path, Any]) -> set[Path]:
     """Return the paths of the arrays that adapters have beside the layers that they hold."""
-    return {(*path, name) for path, adapter in adapters.items() for name in adapter.own}
+    return {(*path, *part) for path, adapter in adapters.items() for part, _ in own_parts(adapter)}
 
 
 def trained_paths(model: Any) -> set[Path]:
@@ -170,7 +195,8 @@ def trained_paths(model: Any) -> set[Path]:
 def require_module(function: str, model: Any) -> None:
     """Raise a ``TypeError`` if what a function was given as a model is none."""
     if not isinstance(model, Node):
-        raise TypeError(f"{function} takes a model first, and was given {class_name(model)}")
+        advice = ": give it fl.from_mlx(model)" if isinstance(model, MLXModule) else ""
+        raise TypeError(f"{function} takes a model first, and was given {class_name(model)}{advice}")
 
 
 def _check_numbers(rank: Any, scale: Any, dropout: Any) -> None:
@@ -182,20 +208,23 @@ def _check_numbers(rank: Any, scale: Any, dropout: Any) -> None:
         raise ValueError(f"fl.lora takes a number >= 0 and < 1 as dropout, and was given {describe(dropout)}")
 
 
-def _layers(model: Any, where: Where, dora: bool, adapters: Mapping[Path, Adapter]) -> dict[Path, tuple[Any, type[Adapter]]]:
+def _layers(model: Any, where: Where, dora: bool, adapters: Mapping[Path, Any]) -> dict[Path, tuple[Any, Adapt]]:
     """Return the selected layers by their paths, each with the class that adapts it, in the order in which mlx-lm draws."""
     found = search(model, where)
     require_found(model, found)
-    layers: dict[Path, tuple[Any, type[Adapter]]] = {}
+    layers: dict[Path, tuple[Any, Adapt]] = {}
     for path, value in found.values.items():
         holder, layer = _holder(model, path, value, adapters)
         if holder not in layers:
-            layers[holder] = layer, _adapter_for(layer, holder, path, dora)
-    order = {name: position for position, name in enumerate(_drawing_order(model))}
+            adapt = _way_for(layer, holder, path, dora)
+            layers[holder] = (native(layer) if isinstance(layer, Wrapped) else None) or layer, adapt
+    order: dict[str, int] = {}
+    # Of shapes alone, original code can't say what its layers are.
+    _made(lambda model: order.update(_drawing_order(model)), model)
     return dict(sorted(layers.items(), key=lambda item: order.get(keystr(item[0]), len(order))))
 
 
-def _holder(model: Any, path: Path, value: Any, adapters: Mapping[Path, Adapter]) -> tuple[Path, Any]:
+def _holder(model: Any, path: Path, value: Any, adapters: Mapping[Path, Any]) -> tuple[Path, Any]:
     """Return the path and the module of a selected value: the adapter around it, itself, or the innermost that holds it."""
     around = _first_part(path, adapters)
     if around is not None:
@@ -217,36 +246,38 @@ _ADAPTED = (
     "adapters"
 )
 _NO_LAYER = "fl.lora can't adapt {name}, {kind}{selected}. It adapts {classes}{advice}"
-_WRAPPED = ". This one runs code of mlx.nn: adapt fl.convert(model), where its layers are of frostleaf"
 _NO_DORA = "DoRA can't adapt {name}, {kind}: leave it out, or give dora=False"
 
 
-def _adapter_for(layer: Any, path: Path, selected: Path, dora: bool) -> type[Adapter]:
+def _way_for(layer: Any, path: Path, selected: Path, dora: bool) -> Adapt:
     names = {"name": keystr(path) or "the model", "kind": with_article(type(layer).__name__)}
-    if isinstance(layer, Adapter):
+    if is_adapter(type(layer)):
         raise ValueError(_ADAPTED.format(**names))
     ways = _ways(layer)
     if ways is None:
         inside = [keystr((*path, *rest)) for rest in _adaptable(layer)]
         advice = f". Select layers in it: {listed(map(repr, inside))}" if inside else ""
-        advice = _WRAPPED if hasattr(type(layer), "__mlx__") and not inside else advice
-        classes = listed(cls.__name__ for cls in ADAPTERS)
+        classes = listed(cls.__name__ for cls in _WAYS)
         given = "" if path == selected else f", which holds {keystr(selected)}"
         raise ValueError(_NO_LAYER.format(**names, selected=given, classes=classes, advice=advice))
-    if ways[dora] is None:
+    way = ways[dora]
+    if way is None:
         raise ValueError(_NO_DORA.format(**names))
-    return ways[dora]  # type: ignore[return-value]
+    return way
 
 
-def _ways(layer: Any) -> tuple[type[Adapter], type[Adapter] | None] | None:
-    return next((ADAPTERS[cls] for cls in type(layer).__mro__ if cls in ADAPTERS), None)
+def _ways(layer: Any) -> Ways | None:
+    if not isinstance(layer, Wrapped):
+        return next((_WAYS[cls] for cls in type(layer).__mro__ if cls in _WAYS), None)
+    own = original_way(layer)
+    return (own, None) if own else next((_WAYS_OF_TWINS[cls] for cls in layer.__mlx__.__mro__ if cls in _WAYS_OF_TWINS), None)
 
 
 def _adaptable(module: Any) -> list[Path]:
     found: list[Path] = []
 
     def enter(path: Path, value: Any) -> Any:
-        if isinstance(value, Adapter):
+        if is_adapter(type(value)):
             return value
         if _ways(value):
             found.append(path)
@@ -256,8 +287,8 @@ def _adaptable(module: Any) -> list[Path]:
     return found
 
 
-def _drawing_order(model: Any) -> list[str]:
-    """Return the names of all modules: those in ``model.layers``, one of these after the other, and then the others."""
+def _drawing_order(model: Any) -> dict[str, int]:
+    """Number the names of all modules: those in ``model.layers``, one of these after the other, and then the others."""
     modules = named_modules(model)
     names: dict[int, list[str]] = {}
     for name, module in modules:
@@ -265,13 +296,13 @@ def _drawing_order(model: Any) -> list[str]:
     layers = getattr(model, "layers", ())
     blocks = [names[id(layer)].pop() for layer in layers if names.get(id(layer))] if isinstance(layers, list | tuple) else []
     first = [name for block in blocks for name, _ in modules if f"{name}.".startswith(f"{block}.")]
-    return [*dict.fromkeys([*first, *[name for name, _ in modules]])]
+    return {name: number for number, name in enumerate(dict.fromkeys([*first, *[name for name, _ in modules]]))}
 
 
-def _made(make: Callable[..., Any], layer: Any, *args: Any, **options: Any) -> Any:
-    """Return what ``make`` makes of a layer, of which only shapes may be known."""
-    shapes_only = any(isinstance(leaf, ShapeDtypeStruct) for leaf in flat_of(layer).leaves)
-    return eval_shape(make, layer, *args, **options) if shapes_only else make(layer, *args, **options)
+def _made(make: Callable[..., Any], module: Any, *args: Any, **options: Any) -> Any:
+    """Return what ``make`` makes of a module, of which only shapes may be known."""
+    shapes_only = any(isinstance(leaf, ShapeDtypeStruct) for leaf in flat_of(module).leaves)
+    return eval_shape(make, module, *args, **options) if shapes_only else make(module, *args, **options)
 
 
 def _with_layers(model: N, new: Mapping[Path, Any], moved: Callable[[Path, Path], Path | None]) -> N:

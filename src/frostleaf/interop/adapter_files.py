@@ -21,7 +21,7 @@ from ..io.formats import check_arrays, read_file, write_file
 from ..io.safetensors import fail
 from ..io.weights import load_weights
 from .adapters import adapters_in, lora, own_arrays, require_module, trained_paths
-from .low_rank import Adapter
+from .tuner import own_parts, settings
 
 N = TypeVar("N", bound=Node)
 
@@ -136,8 +136,8 @@ def _contents(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     adapters = {keystr(path): adapter for path, adapter in found.items()}
     if not adapters or "" in adapters:
         raise ValueError((_ITSELF if adapters else _NO_ADAPTERS).format(cls=type(model).__name__))
-    settings = {name: _settings(adapter) for name, adapter in adapters.items()}
-    (one, first), *rest = settings.items()
+    found_settings = {name: settings(adapter) for name, adapter in adapters.items()}
+    (one, first), *rest = found_settings.items()
     for other, second in rest:
         if second != first:
             raise ValueError(_UNLIKE.format(one=one, first=describe(first), other=other, second=describe(second)))
@@ -153,13 +153,8 @@ def _contents(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, arrays
 
 
-def _settings(adapter: Any) -> dict[str, Any]:
-    kind = "dora" if "m" in adapter.own else "lora"
-    return {"rank": adapter.lora_a.shape[-1], "scale": adapter.scale, "dropout": adapter.dropout.p, "kind": kind}
-
-
-def _arrays_of(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-    return {f"{name}.{own}": getattr(adapter, own) for name, adapter in adapters.items() for own in adapter.own}
+def _arrays_of(adapters: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{keystr(part)}": array for name, adapter in adapters.items() for part, array in own_parts(adapter)}
 
 
 def _reads(file: str, text: str) -> bool:
@@ -168,6 +163,12 @@ def _reads(file: str, text: str) -> bool:
             return handle.read() == text
     except (OSError, ValueError):
         return False
+
+
+_PEFT = (
+    "is of PEFT, and mlx-lm's files are read here. Write model = fl.lora(model, where, rank=r, scale=lora_alpha / r), and then "
+    "model.load_weights(pairs, strict=False), where each lora_a is a lora_A.weight.T, and lora_b a lora_B.weight.T"
+)
 
 
 def _read_config(file: str) -> tuple[str, dict[str, Any]]:
@@ -179,6 +180,8 @@ def _read_config(file: str) -> tuple[str, dict[str, Any]]:
             fail(file, f"is no JSON: {error}")
     if not isinstance(config, dict):
         fail(file, "isn't a JSON object")
+    if "peft_type" in config:
+        raise ValueError(f"{file} {_PEFT}")
     kind = config.get("fine_tune_type", "lora")
     if kind == "full":
         return kind, {}
@@ -201,7 +204,7 @@ def _layers_in(model: Any, weights: Collection[str], file: str) -> list[str]:
     there = {name for name, _ in named_modules(model)}
     layers: dict[str, None] = {}
     for name in sorted(weights):
-        layer, _, own = name.rpartition(".")
+        layer, own = _split(name)
         if own not in _OWN or not layer:
             raise ValueError(f"{file} has {name!r:.80}, which is no array of an adapter: these end in {listed(_OWN)}")
         if layer not in there:
@@ -209,6 +212,12 @@ def _layers_in(model: Any, weights: Collection[str], file: str) -> list[str]:
             raise ValueError(f"{file} has {name!r:.80}, and this {cls} has no such layer{nearest(layer, there)}")
         layers[layer] = None
     return [*layers]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the layer that an array belongs to, and what it is there, whether there is one of them or a list."""
+    layer, _, own = name.rpartition(".")
+    return _split(layer) if own.isdigit() else (layer, own)
 
 
 def _check(file: str, weights: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:

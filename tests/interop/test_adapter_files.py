@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from tuned import assert_same, built, named
 
 import frostleaf as fl
-from frostleaf.nn import adapter_files
+from frostleaf.interop import adapter_files
 
 tuner = pytest.importorskip("mlx_lm.tuner.utils")
 
@@ -165,6 +165,11 @@ MISFITS: dict[str, tuple[Any, dict[str, mx.array], str]] = {
     "a list": ([], ARRAYS, "adapter_config.json: isn't a JSON object"),
     "another kind": ({"fine_tune_type": "vera"}, ARRAYS, "has fine_tune_type 'vera', where 'lora', 'dora' or 'full' is needed"),
     "no parameters": ({}, ARRAYS, "has lora_parameters None, where a dict of rank and scale is needed"),
+    "of PEFT": (
+        {"peft_type": "LORA", "r": 8, "lora_alpha": 16},
+        ARRAYS,
+        "is of PEFT, and mlx-lm's files are read here. Write model = fl.lora(model, where, rank=r, scale=lora_alpha / r)",
+    ),
     "no rank": ({"lora_parameters": {"scale": 1}}, ARRAYS, "has no rank in lora_parameters"),
     "alpha": (
         {"lora_parameters": {"rank": 8, "alpha": 16}},

@@ -384,10 +384,9 @@ def adapted() -> Any:
             "adapt the model, a Sequential, which holds layers.0",
         ),
         (
-            lambda: fl.lora(fl.from_mlx(mlx.nn.Sequential(mlx.nn.Linear(2, 2))), "layers.0"),
+            lambda: fl.lora(fl.from_mlx(mlx.nn.Sequential(mlx.nn.Conv1d(2, 2, 1))), "layers.0"),
             ValueError,
-            "can't adapt layers.0, a Linear. It adapts Linear, QuantizedLinear, Embedding, QuantizedEmbedding. This one runs "
-            "code of mlx.nn: adapt fl.convert(model), where its layers are of frostleaf",
+            "can't adapt layers.0, a Conv1d. It adapts Linear, QuantizedLinear, Embedding, QuantizedEmbedding",
         ),
         (lambda: fl.lora(net(), "layers"), ValueError, "can't adapt the model, an OurModel, which holds layers. It adapts"),
         (
