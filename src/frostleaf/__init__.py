@@ -17,7 +17,7 @@ from .module import Module
 
 if TYPE_CHECKING:
     from . import nn, optim
-    from .display.rows import Summary
+    from .display.rows import Summary, SummaryPart, SummaryRow
     from .display.summary import summary
     from .interop.adapter_files import load_adapters, save_adapters
     from .interop.adapters import fuse, lora
@@ -45,7 +45,7 @@ else:
     __getattr__ = lazily(
         __name__,
         {
-            "display.rows": "Summary",
+            "display.rows": "Summary SummaryPart SummaryRow",
             "display.summary": "summary",
             "interop.adapter_files": "load_adapters save_adapters",
             "interop.adapters": "fuse lora",
@@ -77,11 +77,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted",
     "Module", "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
-    "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "UncollectedStateWarning", "UncomparedValueWarning",
-    "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx",
-    "fuse", "generate", "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim",
-    "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
-    "save_adapters", "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
+    "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "SummaryPart", "SummaryRow", "UncollectedStateWarning",
+    "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval",
+    "eval_shape", "from_mlx", "fuse", "generate", "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora",
+    "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node",
+    "rng", "save", "save_adapters", "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from .table import Column, in_bytes, table, terminal_width
 _LINES = 100
 
 
-class Row(NamedTuple):
+class SummaryRow(NamedTuple):
     """A module in a :class:`Summary`.
 
     What is in the modules inside it counts as well, and an array at several places once.
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
     >>> import frostleaf as fl
     >>> fl.summary(fl.nn.Linear(2, 3), fl.ShapeDtypeStruct((4, 2))).rows[0]
-    Row(path='', kind='Linear', outputs=(f32[4,3],), calls=1, parameters=9, trainable=9, buffers=0, nbytes=36)
+    SummaryRow(path='', kind='Linear', outputs=(f32[4,3],), calls=1, parameters=9, trainable=9, buffers=0, nbytes=36)
     """
 
     path: str
@@ -46,14 +46,19 @@ class Row(NamedTuple):
 
     @property
     def output(self) -> str:
-        """What it returned, in short: ``"f32[4,3]"``, ``"(f32[4,3], f32[4]) ×2"``, ``"not called"``."""
+        """Return the outputs in short, such as ``"f32[4,3]"``, ``"f32[4,3], f32[4] ×2"`` or ``"not called"``."""
         if not self.calls:
             return "" if self.calls is None else "not called"
         return (", ".join(map(describe, self.outputs)) or "no array") + f" ×{self.calls}" * (self.calls > 1)
 
 
-class Part(NamedTuple):
-    """How many numbers some arrays have, and how many bytes they take."""
+class SummaryPart(NamedTuple):
+    """How many numbers some arrays of a :class:`Summary` have, and how many bytes they take.
+
+    >>> import frostleaf as fl
+    >>> fl.summary(fl.nn.Linear(2, 3)).dtypes["float32"].nbytes
+    36
+    """
 
     numbers: int
     nbytes: int
@@ -67,28 +72,28 @@ class Summary(Shown):
     if all of it is.
 
     Attributes:
-        rows: A :class:`Row` for the tree and for each module in it.
+        rows: A :class:`SummaryRow` for the tree and for each module in it.
         parameters: How many numbers the parameters have.
         trainable: How many of these are trained.
         buffers: How many numbers the buffers have.
         nbytes: How many bytes all arrays take.
-        dtypes: The same by the name of the dtype, a :class:`Part` each.
+        dtypes: The same by the name of the dtype, a :class:`SummaryPart` each.
         names: The same by the last name in the path of an array: ``"weight"``, or ``"m"`` and ``"v"`` of an optimizer's state.
         ties: For each tied place its source.
 
     >>> import frostleaf as fl
     >>> found = fl.summary(fl.nn.Linear(2, 3).freeze(keys="bias"))
     >>> found.parameters, found.trainable, found.frozen, found.dtypes["float32"], found.names["bias"].nbytes
-    (9, 6, 3, Part(numbers=9, nbytes=36), 12)
+    (9, 6, 3, SummaryPart(numbers=9, nbytes=36), 12)
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
     parameters: int
     trainable: int
     buffers: int
     nbytes: int
-    dtypes: Mapping[str, Part]
-    names: Mapping[str, Part]
+    dtypes: Mapping[str, SummaryPart]
+    names: Mapping[str, SummaryPart]
     ties: Mapping[str, str]
 
     @property

@@ -15,7 +15,7 @@ from ..edits.freezing import trainable_leaves
 from ..tree.selecting import Where, require_found, search
 from ..tree.walk import tied_places
 from .calls import Calls, bound_to, calls_in, modules_in
-from .rows import Part, Row, Summary
+from .rows import Summary, SummaryPart, SummaryRow
 
 NOT_CALLABLE = "a {given} can't be called, so that fl.summary takes no inputs with it: give a model, or one of its methods"
 NO_MODEL = (
@@ -83,11 +83,11 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
     return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), MappingProxyType(tied_places(tree)))
 
 
-def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> Row:
+def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> SummaryRow:
     returned = [] if calls is None else calls.get(path, [])
     distinct = [each for number, each in enumerate(returned) if each is not None and each not in returned[:number]]
     count = None if calls is None else len(returned)
-    return Row(keystr(path), type(module).__name__, tuple(distinct), count, *sizes.of(path))
+    return SummaryRow(keystr(path), type(module).__name__, tuple(distinct), count, *sizes.of(path))
 
 
 def _levels(modules: Iterable[Path]) -> dict[Path, int]:
@@ -148,19 +148,19 @@ class _Sizes:
         parameters, trained, buffers, nbytes = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0, 0)
         return parameters, trained, buffers, nbytes
 
-    def parts(self) -> tuple[Mapping[str, Part], Mapping[str, Part]]:
+    def parts(self) -> tuple[Mapping[str, SummaryPart], Mapping[str, SummaryPart]]:
         """Return the size of the arrays of each dtype, and of those of each name, the largest first."""
-        by_dtype: dict[str, Part] = {}
-        by_name: dict[str, Part] = {}
+        by_dtype: dict[str, SummaryPart] = {}
+        by_name: dict[str, SummaryPart] = {}
         paths = self._structure.leaf_paths()
         for number in self._numbers(()):
             leaf = self._leaves[number]
             name = next((str(entry) for entry in reversed(paths[number]) if not isinstance(entry, int)), "")
             for parts, key in ((by_dtype, dtype_name(leaf.dtype)), (by_name, name)):
                 numbers, nbytes = parts.get(key, (0, 0))
-                parts[key] = Part(numbers + leaf.size, nbytes + leaf.nbytes)
+                parts[key] = SummaryPart(numbers + leaf.size, nbytes + leaf.nbytes)
         return _largest_first(by_dtype), _largest_first(by_name)
 
 
-def _largest_first(parts: Mapping[str, Part]) -> Mapping[str, Part]:
+def _largest_first(parts: Mapping[str, SummaryPart]) -> Mapping[str, SummaryPart]:
     return MappingProxyType(dict(sorted(parts.items(), key=lambda part: (-part[1].nbytes, part[0]))))
