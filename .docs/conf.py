@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "frostleaf"
 version = release = frostleaf.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "formulas", "public", "references"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "formulas", "public", "references", "several"]
 default_role = "py:obj"  # a word in single backticks is a name, and an error if it is none
 
 autodoc_member_order = "bysource"

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -105,3 +106,13 @@ def test_a_reference_to_nothing_is_found():
     text = f'class Optimizer:\n    """See {there}, :func:`jitt` and :meth:`inti`."""\n'
     module = "frostleaf.optim.optimizer"
     assert broken(text, module) == [f"{module}.Optimizer: jitt", f"{module}.Optimizer: inti"]
+
+
+def test_entries_of_several_names_are_taken_one_by_one():
+    specification = importlib.util.spec_from_file_location("several", DOCS / "extensions" / "several.py")
+    several = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(several)
+    lines = ["A, b: c.", "", "Args:", "    x: One.", "    *args, **kwargs: Two", "        lines.", "", "x, y: no entry."]
+    several.split(None, "", "", None, None, lines)
+    each = ["    *args: Two", "        lines.", "    **kwargs: Two", "        lines."]
+    assert lines == ["A, b: c.", "", "Args:", "    x: One.", *each, "", "x, y: no entry."]

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import ClassVar
 
 from docutils.parsers.rst import directives
+from references import ROOT, find
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -19,32 +20,30 @@ from sphinx.util.inspect import signature, stringify_signature
 
 logger = logging.getLogger(__name__)
 
-ROOT = "frostleaf"
 KINDS = ["function", "class", "data", "exception"]
 
 
-def spaces(space):
-    """Yield a package of public names, and those among its names."""
-    yield space
-    for name in space.__all__:
-        value = getattr(space, name)
-        if is_space(value):
-            yield from spaces(value)
+def public_names(space=ROOT):
+    """Yield the dotted names of all that is public, as programs write them."""
+    for name in find(space).__all__:
+        yield f"{space}.{name}"
+        if is_space(getattr(find(space), name)):
+            yield from public_names(f"{space}.{name}")
 
 
 def is_space(value):
+    """Return whether a value is a module of public names."""
     return isinstance(value, ModuleType) and value.__name__.startswith(f"{ROOT}.")
 
 
-def public_names():
-    """Return the dotted names of all that is public."""
-    root = importlib.import_module(ROOT)
-    return [f"{space.__name__}.{name}" for space in spaces(root) for name in space.__all__]
+def is_chapter(value):
+    """Return whether a value is a module of public names that has a page of its own."""
+    return is_space(value) and value.__name__.count(".") == 1
 
 
 def home(value):
     """Return the name of the file, or of the folder in a chapter, that defines a value; MLX's have none."""
-    module = value.__module__ if not isinstance(value, ModuleType) else ""
+    module = value.__name__ if isinstance(value, ModuleType) else value.__module__
     return ".".join(module.split(".")[:3]) if module.startswith(f"{ROOT}.") else ""
 
 
@@ -53,16 +52,17 @@ class Public(SphinxDirective):
     option_spec: ClassVar = {"from": directives.unchanged, "first": directives.unchanged, "flat": directives.flag}
 
     def run(self):
-        space = importlib.import_module(self.arguments[0])
+        space = self.arguments[0]
         chapters = [f"{ROOT}.{each}" for option in ("from", "first") for each in self.options.get(option, "").split()]
         for chapter in chapters:
             importlib.import_module(chapter)  # an error if there is none
-        homes = {name: home(value) for name in space.__all__ if not is_space(value := getattr(space, name))}
-        text = [] if "from" in self.options else [f".. py:module:: {space.__name__}", ""]
+        public = {name: getattr(find(space), name) for name in find(space).__all__}
+        homes = {name: home(value) for name, value in public.items() if not is_chapter(value)}
+        text = [] if "from" in self.options else [f".. py:module:: {space}", ""]
         for file in in_order({*homes.values()}, chapters, all_of_them="from" not in self.options):
-            values = {name: getattr(space, name) for name, where in homes.items() if where == file}
+            values = {name: public[name] for name, where in homes.items() if where == file}
             text += [] if "flat" in self.options else heading(file)
-            text += entries(values, space.__name__) if file else entries_of_mlx(values, space.__name__)
+            text += entries(values, space) if file else entries_of_mlx(values, space)
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
 
 
@@ -88,9 +88,14 @@ def entries(values, space):
 
     def place(name):
         there = [*vars(importlib.import_module(values[name].__module__))]
-        return KINDS.index(kind(values[name])), values[name].__module__, there.index(name)
+        return KINDS.index(kind(values[name])), values[name].__module__, there.index(name) if name in there else len(there)
 
-    for name in sorted(values, key=place):
+    modules = {name: value for name, value in values.items() if is_space(value)}
+    for name, module in modules.items():
+        yield from [f".. py:module:: {space}.{name}", ""]
+        yield from entries({each: getattr(module, each) for each in module.__all__}, f"{space}.{name}")
+        yield from [f".. py:currentmodule:: {space}", ""]
+    for name in sorted(values.keys() - modules.keys(), key=place):
         value = values[name]
         source = ModuleAnalyzer.for_module(value.__module__)
         source.analyze()

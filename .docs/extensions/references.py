@@ -53,20 +53,26 @@ def resolve(app, env, node, text):
         return None
     target, module, cls = node["reftarget"], node.get("py:module"), node.get("py:class")
     objects = env.domains["py"].objects
+    exists = False
     for name in (f"{module}.{cls}.{target}", f"{module}.{target}", target, f"{ROOT}.{target}", f"builtins.{target}"):
         try:
             value = find(name)
         except LookupError:
             continue
-        if public := public_names(tuple(objects)).get(id(value)):
-            entry = objects[public]
-            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text, public)
+        page, cls_of_it = public_names(tuple(objects)).get(id(value)), name.rpartition(".")[0]
+        if page is None and cls_of_it in objects and objects[cls_of_it].objtype == "class":
+            page = cls_of_it  # it inherits the method from one that is not public
+        if page is not None:
+            entry = objects[page]
+            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text, page)
         home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or name
         if home.startswith("mlx."):
             return nodes.reference("", "", text, internal=False, refuri=f"{MLX_SEARCH}{name}")
         if not home.startswith(ROOT):
             return text
-    return text if is_in_signature(node) else None
+        exists = True
+    # In annotations there may be classes that are not public.
+    return text if is_in_signature(node) or (exists and isinstance(text, addnodes.literal_emphasis)) else None
 
 
 def is_in_signature(node):

@@ -19,6 +19,10 @@ def model():
     return model
 
 
+def evaluate(result):
+    mx.eval(result) if isinstance(result[1], nn.Module) else fl.eval(result)
+
+
 def loss(model, x):
     return model(x).square().mean()
 
@@ -69,7 +73,7 @@ def test_a_step(model, table, interleaved):
         theirs.update(model, grads)
         return value, model.state, theirs.state
 
-    ours, mlx = interleaved(eager, in_place, rounds=100, between=fl.eval)
+    ours, mlx = interleaved(eager, in_place, rounds=100, between=evaluate)
     table.add("host time of an eager AdamW step / in place", ours, mlx)
     captured = [model.state, theirs.state]
     compiled = mx.compile(lambda x: in_place(x)[0], inputs=captured, outputs=captured)
@@ -77,6 +81,51 @@ def test_a_step(model, table, interleaved):
         jitted,
         lambda: (compiled(X), model.state, theirs.state),
         rounds=150,
-        between=lambda result: mx.eval(fl.tree.leaves(result)),
+        between=evaluate,
     )
     table.add("host time of a jitted AdamW step / MLX's captured state", ours, mlx, limit=1.05)
+
+
+@pytest.fixture
+def mamba():
+    mamba = pytest.importorskip("mlx_lm.models.mamba")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 12, "intermediate_size": 128, "state_size": 16, "vocab_size": 100}
+    rest = {"conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4}
+    model = mamba.Model(mamba.ModelArgs(model_type="mamba", **sizes, **rest))
+    mx.eval(model.parameters())
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_decoding(name, request, table, interleaved):
+    caches = pytest.importorskip("mlx_lm.models.cache")
+    model = request.getfixturevalue("model" if name == "llama" else name)
+    tree, theirs = fl.from_mlx(model), caches.make_prompt_cache(model)
+    token = mx.array([[1]])
+    model(X, cache=theirs)
+    cache = [fl.stateful(lambda cache: tree(X, cache=cache), fl.nn.make_cache(tree, 256))[1]]
+
+    @fl.jit
+    def step(model, token, cache):
+        logits, cache = fl.stateful(lambda cache: model(token, cache=cache), cache)
+        return mx.argmax(logits[:, -1], axis=-1), cache
+
+    def ours():
+        out, cache[0] = step(tree, token, cache[0])
+        mx.eval(out, fl.tree.leaves(cache[0]))
+
+    def mlx():
+        mx.eval(mx.argmax(model(token, cache=theirs)[:, -1], axis=-1), [each.state for each in theirs])
+
+    table.add(f"a token of a {name}, jitted with a fixed cache / eager with mlx-lm's", *interleaved(ours, mlx, rounds=200))
+
+
+def test_generating(model, table, interleaved):
+    generate_step = pytest.importorskip("mlx_lm.generate").generate_step
+    tree = fl.from_mlx(model)
+    ours, theirs = interleaved(
+        lambda: [*fl.generate(tree, [1, 2, 3], 64)],
+        lambda: [token for token, _ in generate_step(X[0], model, max_tokens=64)],
+        rounds=20,
+    )
+    table.add("64 tokens of fl.generate / generate_step of mlx-lm", ours, theirs, unit="ms")

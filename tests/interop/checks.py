@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,29 @@ def gradient(build: Callable[[], Any]) -> None:
     assert same(tree(x), fl.from_mlx(build().train())(x))
 
 
+def partly_frozen(build: Callable[[], Any]) -> None:
+    model, x = build().train(), mx.array(TOKENS)
+    tree = fl.from_mlx(model).freeze()
+    if not _runs(lambda: [model.freeze()][:0]):
+        return
+    model.apply_to_modules(lambda name, module: module.unfreeze(recurse=False) if "norm" in name else None)
+    tree = tree.map_modules(lambda name, module: module.unfreeze(recurse=False) if "norm" in name else None)
+    assert fl.tree.structure(tree) == fl.tree.structure(fl.from_mlx(model))
+    if not _runs(lambda: nn.value_and_grad(model, loss)(model, x)):
+        return
+    _, grads = nn.value_and_grad(model, loss)(model, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fl.UncollectedStateWarning)  # that a frozen array was replaced in a call
+        _, tree_grads = fl.value_and_grad(loss)(tree, x)
+    assert same(arrays(tree_grads), dict(tree_flatten(grads)))
+    optim.AdamW(1e-2).update(model, grads)
+    opt = fl.optim.AdamW(1e-2)
+    after, _ = opt.update(tree, tree_grads, opt.init(tree))
+    assert same(arrays(after), arrays(model))
+    trained = sum(one is not other for one, other in zip(fl.tree.leaves(after), fl.tree.leaves(tree), strict=True))
+    assert trained == len(fl.tree.leaves(tree_grads)) > 0
+
+
 def edits(build: Callable[[], Any]) -> None:
     model, x = build(), mx.array(TOKENS)
     tree = fl.from_mlx(model)
@@ -186,13 +210,35 @@ def jitted(build: Callable[[], Any]) -> None:
     assert same(tree(x), expected)
 
 
+def jitted_step(build: Callable[[], Any]) -> None:
+    tree, x, opt = fl.from_mlx(build()).train(), mx.array(TOKENS), fl.optim.SGD(1e-2)
+    model = build().train()
+    if not _runs(lambda x: mx.compile(lambda x: nn.value_and_grad(model, loss)(model, x))(x)[0], x):
+        return
+
+    def step(tree: Any, state: Any, x: mx.array) -> Any:
+        value, grads = fl.value_and_grad(loss)(tree, x)
+        return value, *opt.update(tree, grads, state)
+
+    compiled = fl.jit(step)
+    value, after, state = step(tree, opt.init(tree), x)
+    for _ in range(2):
+        ours, found, _ = compiled(tree, opt.init(tree), x)
+        assert close([ours, found], [value, after])
+    compiled(found, state, x)
+    assert compiled.trace_count == 1
+
+
 CHECKS: dict[str, Callable[..., None]] = {
     "forward": forward,
     "with a cache": with_cache,
     "gradient": gradient,
+    "partly frozen": partly_frozen,
     "edits": edits,
     "files": files,
     "round trip": round_trip,
     "converted": converted,
     "jit": jitted,
 }
+# For which MLX compiles much.
+SLOW_CHECKS: dict[str, Callable[..., None]] = {"jitted step": jitted_step}

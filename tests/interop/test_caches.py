@@ -128,6 +128,19 @@ def test_habits():
     assert mx.array_equal(out, tree(x))
 
 
+def test_the_caches_of_mlx_lm_are_no_trees():
+    from mlx_lm.models.cache import make_prompt_cache
+
+    tree, x = fl.from_mlx(build("mamba2")), mx.array([[1, 2]])
+    with pytest.raises(TypeError, match=r"given an ArraysCache in cache. .* fl\.nn\.make_cache\(model, max_size\) makes one"):
+        fl.generate(tree, [1], cache=make_prompt_cache(tree))
+    used = make_prompt_cache(tree)
+    tree(x, cache=used)
+    for function in (fl.tree.leaves, fl.jit(lambda cache: tree(x, cache=cache))):
+        with pytest.raises(TypeError, match=r"ArraysCache.* fl\.nn\.make_cache\(model, max_size\) makes one that is a tree"):
+            function(used)
+
+
 def test_a_model_that_writes_to_itself_is_an_argument():
     tree = fl.from_mlx(build("gemma3n"))
     with pytest.raises(RuntimeError, match="give a function each module that it calls as a positional argument"):
@@ -161,3 +174,28 @@ def test_what_the_original_code_is_given():
     assert after[0][1] is x
     with pytest.raises(TypeError, match="KVCache has no buffer '_kees' to record"):
         fl.stateful(lambda cache: cache.put(kees=1), cache[1])
+
+
+class Native(fl.Module):
+    """A native module that uses the functions of mlx-lm."""
+
+    projection: fl.nn.Linear
+
+    def __call__(self, x, cache=None):
+        from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
+
+        mask = create_attention_mask(x, cache)
+        queries, keys, values = mx.split(self.projection(x)[:, None], 3, axis=-1)
+        if cache is not None:
+            keys, values = cache.update_and_fetch(keys, values)
+        return scaled_dot_product_attention(queries, keys, values, cache=cache, scale=1.0, mask=mask)[:, 0]
+
+
+@pytest.mark.parametrize("cache", [fl.nn.KVCache(8), fl.nn.RotatingKVCache(7)], ids=repr)
+def test_a_native_model_with_the_functions_of_mlx_lm(cache):
+    model, x = Native(fl.nn.Linear(4, 12)), mx.random.normal((2, 6, 4))
+    outs = []
+    for start, end in [(0, 2), (2, 5), (5, 6)]:
+        out, cache = fl.stateful(lambda cache, x: model(x, cache=cache), cache, x[:, start:end])
+        outs.append(out)
+    assert mx.allclose(mx.concatenate(outs, axis=1), model(x), atol=1e-5)

@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from interop import architectures
-from interop.checks import CHECKS, TOKENS, arrays, same
+from interop.checks import CHECKS, SLOW_CHECKS, TOKENS, arrays, same
 
 import frostleaf as fl
 
@@ -27,7 +27,7 @@ def check(name, what, tmp_path):
         mx.eval(build()(mx.array(TOKENS)))
     except Exception as error:
         pytest.skip(f"MLX can't run it here: {error}")
-    CHECKS[what](build, *[tmp_path] * (what == "files"))
+    (CHECKS | SLOW_CHECKS)[what](build, *[tmp_path] * (what == "files"))
 
 
 @pytest.mark.parametrize("name", EVERY_DAY)
@@ -36,10 +36,15 @@ def test_an_architecture(name, tmp_path):
         check(name, what, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral", "deepseek_v2", "mamba2", "lfm2", "gemma3_text"])
+def test_a_jitted_step_of_an_architecture(name, tmp_path):
+    check(name, "jitted step", tmp_path)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in architectures.names() if name not in EVERY_DAY])
 def test_every_other_architecture(name, tmp_path):
-    for what in CHECKS:
+    for what in CHECKS | SLOW_CHECKS:
         check(name, what, tmp_path)
 
 

@@ -231,6 +231,36 @@ def test_a_class_of_the_user():
         module(x)
 
 
+@pytest.mark.parametrize("to", [fl.to_mlx, lambda tree: fl.to_mlx(fl.from_mlx(fl.to_mlx(tree)))], ids=["made", "made again"])
+def test_layers_of_other_kinds_in_a_class_of_the_user(to):
+    class Wide(fl.Module):
+        first: object
+        rest: tuple
+
+        def __call__(self, x):
+            return self.rest[0](self.first(x))
+
+    class Twice(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def __call__(self, x):
+            return 2 * self.layer(x)
+
+    tree, x = Wide(fl.nn.Linear(32, 32), [fl.nn.Linear(32, 8)]), mx.random.normal((2, 32))
+    module = to(tree)
+    nn.quantize(module, group_size=32)
+    quantized = fl.quantize(tree, group_size=32)
+    assert same(module(x), quantized(x))
+    assert fl.tree.equal(fl.convert(fl.from_mlx(module)), quantized)
+    module = to(tree)
+    module.rest[0] = Twice(module.rest[0])
+    assert same(module(x), 2 * tree(x))
+    assert same(fl.from_mlx(module)(x), 2 * tree(x))
+    assert same(fl.to_mlx(fl.from_mlx(module))(x), 2 * tree(x))
+
+
 def _with_state(tree, x):
     out, after = fl.stateful(tree, x)
     return out.square().sum(), after

@@ -9,7 +9,7 @@ HEADS, DIMS = 2, 4
 
 
 def drawn(length, seed):
-    return mx.random.normal((3, 1, HEADS, length, DIMS), key=mx.random.key(seed))
+    return mx.random.normal((3, 2, HEADS, length, DIMS), key=mx.random.key(seed))
 
 
 def attend(cache, queries, keys, values, **options):
@@ -166,7 +166,7 @@ def test_what_is_written_is_read_in_the_same_call():
     assert after[1].keys[:, :, :2].tolist() == keys.tolist()
     assert cache.empty()
     assert not after[1].empty()
-    assert after[1].nbytes == 2 * HEADS * 4 * DIMS * 4
+    assert after[1].nbytes == 2 * 2 * HEADS * 4 * DIMS * 4
 
 
 @pytest.mark.parametrize("given", [{}, {"left_padding": [1, 0]}], ids=str)
@@ -191,7 +191,7 @@ def test_trimming():
     for kind in (fl.nn.KVCache, fl.nn.RotatingKVCache):
         _, cache = fl.stateful(kind(4).update_and_fetch, keys, values)
         assert cache.is_trimmable()
-        for asked, trimmed, left in [(2, 2, 1), (9, 3, 0)]:
+        for asked, trimmed, left in [(2, 2, 1), (9, 3, 0), (-1, 0, 3), (mx.array(1), 1, 2)]:
             n, after = fl.stateful(cache.trim, asked)
             assert (n.item(), after.offset.item()) == (trimmed, left)
     _, cache = fl.stateful(cache.update_and_fetch, keys, values)
@@ -226,8 +226,18 @@ def test_an_update_outside_of_stateful():
     ):
         with pytest.raises(RuntimeError, match=r"nobody collects it.*fl\.stateful\(lambda cache: model\(tokens, cache=cache\)"):
             update()
+    cache = Model(()).make_cache()
     with pytest.raises(RuntimeError, match=r"beside the model.*fl\.stateful\(fn, model, other\)"):
-        fl.stateful(Model((Decay(), Attention())), mx.zeros((1, 2, DIMS)), cache=Model(()).make_cache())
+        fl.stateful(Model((Decay(), Attention())), mx.zeros((1, 2, DIMS)), cache=cache)
+    assert cache[0][1].keys_and_values() == cache[1].keys_and_values() == (None, None)
+
+
+def test_an_assignment_says_what_to_write():
+    for cache, name in [(fl.nn.KVCache(4), "keys"), (fl.nn.KVCache(4), "offset"), (fl.nn.ArraysCache(2), "lengths")]:
+        with pytest.raises(fl.FrozenModuleError, match=rf"Inside fl\.stateful, \.put\({name}=\.\.\.\)"):
+            setattr(cache, name, mx.array(1))
+    _, after = fl.stateful(lambda cache: cache.put(offset=cache.offset + 2), fl.nn.KVCache(4))
+    assert after.offset.item() == 2
 
 
 @pytest.mark.parametrize("lengths", [[5], [3, 2], [4, 1]], ids=str)

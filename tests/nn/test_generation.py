@@ -72,18 +72,23 @@ def test_greedy(model, prompt):
     assert all(type(each) is int for each in expected)
 
 
+@pytest.mark.parametrize("own", [lambda p: p.argmax(), lambda p: p.argmax().item(), lambda p: mx.argmax(p, axis=-1)])
+def test_a_sampler_of_ones_own(model, own):
+    assert [*fl.generate(model, PROMPT, 6, own)] == greedy(model, PROMPT, 6)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 64])
 def test_a_prompt_in_parts(model, size):
     assert [*fl.generate(model, PROMPT, 6, prefill_step_size=size)] == greedy(model, PROMPT, 6)
 
 
 def test_one_trace_for_all_tokens_and_answers(model):
-    step = generation._step
-    [*fl.generate(model, PROMPT, 4)]
-    before = step.trace_count
+    model = model.replace(layers=model.layers[:1])  # of which there is no trace yet
+    before = generation._step.trace_count
     for count in (1, 9, 30):
         [*fl.generate(model, [*PROMPT, count], count)]
-    assert step.trace_count == before
+        [*fl.generate(model, mx.array(PROMPT, mx.uint32), count, sampler)]
+    assert generation._step.trace_count == before + 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -103,6 +108,8 @@ def test_stop(model):
     whole = [*fl.generate(model, PROMPT, 8)]
     at = next(index for index, token in enumerate(whole) if token not in whole[:index] and index)
     assert [*fl.generate(model, PROMPT, 8, stop=[whole[at]])] == whole[:at]
+    assert [*fl.generate(model, PROMPT, 8, stop=whole[at])] == whole[:at]
+    assert [*fl.generate(model, PROMPT, 8, stop=mx.array([VOCABULARY, whole[at]]))] == whole[:at]
 
 
 def test_random_tokens_depend_on_the_key_alone(model):
@@ -136,6 +143,7 @@ def test_a_cache_with_a_beginning_stays_as_it_is(model):
         ({"model": lambda tokens, cache: tokens}, TypeError, r"fl\.from_mlx\(model\), and was given"),
         ({"max_tokens": -1}, ValueError, "max_tokens >= 0 .* was given max_tokens=-1"),
         ({"max_tokens": 1.5}, ValueError, r"was given max_tokens=1\.5"),
+        ({"sampler": 0.7}, TypeError, r"sampler is a function of log-probabilities, and was given as 0\.7"),
         ({"prefill_step_size": 0}, ValueError, "prefill_step_size=0"),
     ],
 )

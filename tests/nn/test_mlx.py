@@ -29,6 +29,8 @@ LAYERS = sorted(
 
 # Layers of mlx-lm, which are compared with it in test_lora.py.
 TUNED = ["DoRAEmbedding", "DoRALinear", "LoRAEmbedding", "LoRALinear"]
+# Its caches, in test_cache.py.
+CACHES = ["ArraysCache", "CacheList", "KVCache", "RotatingKVCache"]
 
 # How MLX says what it can't compute, on any device or on a CPU.
 BEYOND_MLX = "[QQMatmul] NYI", "[qqmm] Scales must be provided"
@@ -57,7 +59,7 @@ def test_every_layer_has_a_case():
     assert sorted(FIRST) == LAYERS
     listed = {name: getattr(fl.nn, name) for name in fl.nn.__all__}
     classes = {name: value for name, value in listed.items() if isinstance(value, type)}
-    assert sorted(name for name, value in classes.items() if issubclass(value, fl.Module)) == sorted([*LAYERS, *TUNED])
+    assert sorted(name for name, value in classes.items() if issubclass(value, fl.Module)) == sorted([*LAYERS, *TUNED, *CACHES])
 
 
 def twins(case, dtype=mx.float32):
@@ -239,7 +241,8 @@ def test_arguments(name):
 
 
 def test_functions_are_those_of_mlx():
-    functions = [name for name in fl.nn.__all__ if not isinstance(getattr(fl.nn, name), type)]
+    own = {"make_cache"}
+    functions = [name for name in fl.nn.__all__ if not isinstance(getattr(fl.nn, name), type) and name not in own]
     assert {"relu", "gelu_fast_approx", "losses", "init"} <= set(functions)
     assert all(getattr(fl.nn, name) is getattr(mlx.nn, name) for name in functions)
     transformations = {"value_and_grad", "quantize", "average_gradients", "fully_shard"}

@@ -96,7 +96,22 @@ def advice_for(value: Any) -> str:
         return "Pass a list of what is in it."
     if dataclasses.is_dataclass(value) or attrs.has(type(value)):
         return "Register its class with fl.register_dataclass, or make it an fl.Module."
+    if cache_classes(value):
+        return CACHE
     return "Make its class an fl.Module, or register it with fl.register_pytree_node."
+
+
+CACHE = "It is a cache that changes when a model is called: fl.nn.make_cache(model, max_size) makes one that is a tree."
+
+
+def cache_classes(value: Any) -> list[str]:
+    """Return the names of those classes of a value that are caches of mlx-lm, or of a package with a copy of its module.
+
+    >>> cache_classes(1)
+    []
+    """
+    modules = ((base.__name__, base.__module__) for base in type(value).__mro__)
+    return [name for name, module in modules if module.startswith("mlx_") and module.endswith(".models.cache")]
 
 
 def is_foreign_array(value: Any) -> bool:

@@ -112,6 +112,9 @@ class Place:
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         return memo[AT](self.path) if AT in memo else self
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # so that a partial function takes it
+        raise NotImplementedError
+
 
 # Its value in a memo returns what a place stands for.
 AT = "<at>"

@@ -76,7 +76,7 @@ def is_importable(function: Any) -> bool:
     >>> is_importable(mx.tanh), is_importable(mx.vmap(mx.tanh)), is_importable(lambda: None)
     (True, False, False)
     """
-    found: Any = sys.modules.get(function.__module__)
+    found: Any = sys.modules.get(getattr(function, "__module__", None))  # type: ignore[arg-type]
     for name in getattr(function, "__qualname__", "").split("."):
         found = getattr(found, name, None)
     return found is function

@@ -67,12 +67,12 @@ class Summary(Shown):
     if all of it is.
 
     Attributes:
-        rows: A :class:`Row` for the tree and for each module in it.
+        rows: A ``Row`` for the tree and for each module in it.
         parameters: How many numbers the parameters have.
         trainable: How many of these are trained.
         buffers: How many numbers the buffers have.
         nbytes: How many bytes all arrays take.
-        dtypes: The same by the name of the dtype, a :class:`Part` each.
+        dtypes: The same by the name of the dtype, a ``Part`` each.
         names: The same by the last name in the path of an array: ``"weight"``, or ``"m"`` and ``"v"`` of an optimizer's state.
         ties: For each tied place its source.
 

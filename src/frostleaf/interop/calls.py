@@ -28,7 +28,7 @@ from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
-from .freezing import Before, Freezer
+from .freezing import NOTHING, Before, Freezer
 from .layout import Wrapped, at
 from .live import Live, handle_of
 
@@ -164,7 +164,7 @@ class _Lent:
 
     def after(self) -> Any:
         """Return the node with what the call changed."""
-        return shared(self._node, self.tree_of(self.live.root, self.live.before))
+        return shared(self._node, self.tree_of(self.live.root, self._before))
 
     def tree_of(self, module: MLXModule, before: Before | None = None) -> Any:
         """Return the tree of a module, in which arrays that nothing was assigned to are those of the node."""
@@ -176,6 +176,11 @@ class _Lent:
             return handle_of(array) if before is None or id(array) in assigned else before
 
         return Freezer(type(self._node).__class_for__, leaf, before).tree(module)
+
+    def _before(self, module: Any, name: str) -> Any:
+        """Return the static value that a module had under a name when the call began."""
+        path = self.live.paths.get(id(module))
+        return NOTHING if path is None else metadata_of(at(self._node, path)).static.get(name, NOTHING)
 
     def outward(self, value: Any, given: Sequence[Any] = ()) -> Any:
         """Return a result with nodes in place of live modules and new ones, but those that were given, and lists of its own."""
@@ -211,7 +216,7 @@ class _Lent:
 
     def _changed_in_training(self) -> list[str]:
         """Return the names of what the call learned, such as the statistics of batch norm."""
-        return [*self.live.learned()] if metadata_of(self._node).training else []
+        return [*dict.fromkeys(self.live.learned())] if metadata_of(self._node).training else []
 
     def _changed(self) -> list[str]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import types
+import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from types import MappingProxyType
@@ -30,6 +31,10 @@ CLOSURE = (
     "{place} is a function with {cls} in its closure, which would go on using that module's weights. Make it a method of the "
     "class"
 )
+INSIDE = (
+    "{place} has {cls} inside, in the closure of a function or behind a weak reference, and would go on using that module's "
+    "weights. Make the function a method of the class"
+)
 BESIDE = "{place} holds {cls} at {other}, which is not below it: give that module to the call that needs it"
 NO_CONTAINER = "{place} is a {kind}, which holds arrays or modules and is neither a list nor a dict"
 
@@ -50,8 +55,8 @@ class Freezer:
     Args:
         class_for: Returns the class of a layout.
         leaf: Returns the leaf for an array.
-        before: Returns what a module had under a name before a call that may have left functions of its own there, such as a
-            compiled one: they are left out.
+        before: Returns the static value that a module had under a name before a call that may have left functions of its own
+            there, such as a compiled one: they are left out.
     """
 
     def __init__(
@@ -66,10 +71,17 @@ class Freezer:
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._memo: dict[Any, Any] = {}
         self._ties: list[tuple[Path, Path]] = []
+        # Modules that nothing was known of where a value with them stood, and these places.
+        self._others: list[tuple[Path, Any]] = []
 
     def tree(self, module: MLXModule) -> Any:
         """Return the tree."""
         node = self._node(module, ())
+        for place, other in self._others:
+            if id(other) in self._modules:
+                raise ValueError(
+                    BESIDE.format(place=keystr(place), cls=_named(other), other=keystr(self._modules[id(other)][0]))
+                )
         return evolve(node, ties=tuple(self._ties)) if self._ties else node
 
     def _node(self, module: Any, path: Path) -> Any:
@@ -167,17 +179,22 @@ class Freezer:
         if id(value) in self._kept:
             return self._kept[id(value)][1]
         memo = self._memo
-        found = [each for each in _modules_in(value) if id(each) in self._open or id(each) in self._modules]
+        found = []
+        for each in _modules_in(value):
+            if id(each) in self._open or id(each) in self._modules:
+                found.append(each)
+            else:
+                self._others.append((place, each))
         if found:
             memo = {id(each): Place(self._below(each, place, module, path)) for each in found}
-            if isinstance(value, types.FunctionType | _COMPILED):
-                if self._before is not None:
-                    before = self._before(module, place[-1])
-                    return before if before is NOTHING or before is value else self._static(before, place, module, path)
-                raise ValueError(CLOSURE.format(place=keystr(place), cls=_named(found[0])))
         kept = Kept(Kept(value).copy(memo))
         if not found:
             self._kept[id(value)] = value, kept
+        elif any(each is there for there in _modules_in(kept.value) for each in found):  # no copy has another in its place
+            if self._before is not None and module is not None:
+                return self._before(module, place[-1])
+            words = CLOSURE if isinstance(value, types.FunctionType | _COMPILED) else INSIDE
+            raise ValueError(words.format(place=keystr(place), cls=_named(found[0])))
         return kept
 
     def _below(self, other: Any, place: Path, module: Any, path: Path) -> Path:
@@ -205,22 +222,31 @@ def _named(module: Any, path: Path = ()) -> str:
 def _is_tree(value: Any) -> bool:
     """Return whether a value is a module, or a container with arrays or modules in it."""
     if isinstance(value, MLXModule | Node):
-        return True
+        return type(value) not in weakref.ProxyTypes
     if isinstance(value, dict):
         return any(type(each) is mx.array or _is_tree(each) for each in value.values())
     return isinstance(value, list | tuple) and any(type(each) is mx.array or _is_tree(each) for each in value)
 
 
 def _modules_in(value: Any) -> Iterator[MLXModule]:
-    """Yield the modules inside a value that is none, closures and attributes included."""
+    """Yield the modules inside a value that is none, closures, attributes and weak references included."""
     waiting, seen = [value], {id(value)}
     for each in waiting:
         if isinstance(each, MLXModule):
-            yield each
+            method: Any = each.modules
+            yield method.__self__  # what a proxy stands for, too
             continue
         if isinstance(each, type | types.ModuleType):
             continue
-        for inside in gc.get_referents(each) if isinstance(each, _COMPILED) else [inside for _, inside in inside_of(each)]:
+        for inside in _directly_in(each):
             if id(inside) not in seen and type(inside) not in PLAIN:
                 seen.add(id(inside))
                 waiting.append(inside)
+
+
+def _directly_in(value: Any) -> list[Any]:
+    if isinstance(value, _COMPILED):
+        return gc.get_referents(value)
+    if isinstance(value, weakref.ref):
+        return [value()]
+    return [inside for _, inside in inside_of(value)]

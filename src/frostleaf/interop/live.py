@@ -20,7 +20,6 @@ from ..core.kept import AT, Kept, attributes_of
 from ..core.levels import one_level
 from ..core.structure import Structure, unflatten
 from ..core.words import Path, class_name, keystr
-from .freezing import NOTHING
 from .layout import HIDDEN, STATIC, Layout, Wrapped
 
 Put = Callable[[Any, Any], None]
@@ -155,15 +154,6 @@ class Live:
                 holder.clear()
                 (holder.extend if isinstance(holder, list) else holder.update)(saved)
         return True
-
-    def before(self, module: MLXModule, name: str) -> Any:
-        """Return what a module had under a name when it was made."""
-        saved = (
-            saved
-            for holder, saved in zip(self._holders, self._saved, strict=True)
-            if holder is vars(module) or holder is module
-        )
-        return next((each[name] for each in saved if name in each), NOTHING)
 
     def learned(self) -> Iterator[str]:
         """Yield the names of arrays that are saved and not trained, and that a call replaced."""

@@ -19,6 +19,7 @@ from ..transforms.stateful import stateful
 from .freezing import Freezer
 from .layout import Wrapped
 from .surface import class_for
+from .twins import mlx_class
 
 CHANGED = "{cls} has no {name!r} any more, so that its code can't run. Put an array or a module there"
 
@@ -63,9 +64,10 @@ def _frozen(template: Any, live: Any, freezer: Freezer, owner: str) -> Any:
     """Return what a live value is in a tree in which ``template`` stands at its place."""
     if template is mx.array:
         return freezer.leaf(live)
-    if isinstance(template, Wrapped):
-        return freezer.tree(live)
     if isinstance(template, Node):
+        kind: Any = type(template)
+        if isinstance(template, Wrapped) or type(live) not in (mlx_class(kind), running_class(kind)):
+            return freezer.tree(live)  # a layer of another kind may have taken its place, such as a quantized one
         metadata, children = level_of(template)
         definition, own = template.__frostleaf__, vars(live)
         new = [

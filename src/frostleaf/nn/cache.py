@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -29,6 +28,10 @@ OVERRUN = (
 
 class Cache(Module):
     """The base of all caches: what an update records, and :func:`frostleaf.stateful` returns."""
+
+    @classmethod
+    def _instead_of_setting(cls, name: str) -> str:
+        return f"a cache never changes. Inside fl.stateful, .put({name}=...) is what the cache that this returns has there."
 
     @property
     def nbytes(self) -> int:
@@ -101,14 +104,15 @@ class _AttentionCache(Cache):
 
     def keys_and_values(self) -> tuple[mx.array | None, mx.array | None]:
         """Return what the last :meth:`update_and_fetch` returned in this call, or all keys and values."""
-        return _fetched.get(self) or (self.keys, self.values)
+        fetched = None if recorded(self) is self else _fetched.get(self)
+        return fetched or (self.keys, self.values)
 
-    def trim(self, n: int) -> mx.array:
+    def trim(self, n: int | mx.array) -> mx.array:
         """Forget the last ``n`` tokens, or all if there are fewer. Return how many these are.
 
         For use inside :func:`frostleaf.stateful`: ``n, cache = fl.stateful(cache.trim, 2)``.
         """
-        trimmed = mx.minimum(self.offset, n)
+        trimmed = mx.clip(mx.array(n), 0, self.offset)
         self.put(offset=self.offset - trimmed)
         return trimmed
 
@@ -126,7 +130,8 @@ class KVCache(_AttentionCache):
     there are tokens, this one returns all ``max_size``, and its mask is an array that hides those that are not there yet. The
     first update, of an empty cache, returns what it was given, as mlx-lm's does.
 
-    The cache is a value. What :meth:`update_and_fetch` writes, :func:`frostleaf.stateful` returns in a new one.
+    The cache is a value. What :meth:`update_and_fetch` writes, :func:`frostleaf.stateful` returns in a new one. MLX writes in
+    place, without a copy of the rest, if nobody has the old one any more: ``out, cache = step(model, token, cache)``.
 
     A write past the end raises a ``ValueError``. Inside :func:`frostleaf.jit`, where the offset has no value yet, what is
     written there is ``nan``, at the end, so that all that is computed from it is ``nan`` as well. :func:`frostleaf.generate`
@@ -143,8 +148,8 @@ class KVCache(_AttentionCache):
     >>> key = mx.ones((1, 2, 1, 4))
     >>> for _ in range(3):
     ...     (keys, values), cache = fl.stateful(lambda cache: cache.update_and_fetch(key, key), cache)
-    >>> keys.shape, cache.offset.item(), cache.make_mask(1).tolist()
-    ((1, 2, 5, 4), 3, [[True, True, True, True, False]])
+    >>> keys.shape, cache.offset.item(), cache.make_mask(1).flatten().tolist()
+    ((1, 2, 5, 4), 3, [True, True, True, True, False])
     """
 
     def __init__(self, max_size: int) -> None:
@@ -172,13 +177,13 @@ class KVCache(_AttentionCache):
         if now._keys is None or now._values is None:
             return self._store((_padded(keys, self.max_size), _padded(values, self.max_size)), (keys, values), length)
         # MLX does not look whether the place is inside, and writes beside its memory.
-        start = mx.minimum(now._offset, self.max_size - length)
+        start = mx.clip(now._offset, 0, self.max_size - length)
         fits = start == now._offset
         stored = _written(now._keys, keys, start, fits), _written(now._values, values, start, fits)
         return self._store(stored, stored, length)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Mask:  # noqa: N803
-        """Return the mask for the next ``N`` tokens: of an array ``[N, max_size]``, what each of them may look at.
+        """Return the mask for the next ``N`` tokens, ``[1, 1, N, max_size]``: what each of them may look at.
 
         Of an empty cache it is that of mlx-lm: ``"causal"``, ``[N, N]`` if an array is wanted, or ``None`` for one token.
 
@@ -256,7 +261,9 @@ class RotatingKVCache(_AttentionCache):
         return self._store(stored, stored, length)
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Mask:  # noqa: N803
-        """Return the mask for the next ``N`` tokens, an array that fits what :meth:`update_and_fetch` returns for them.
+        """Return the mask for the next ``N`` tokens, which fits the keys that :meth:`update_and_fetch` returns for them.
+
+        It is ``[1, 1, 1, max_size]`` for one token, and ``[1, 1, N, max_size + N]`` for more.
 
         Of an empty cache it is that of mlx-lm: ``"causal"`` if the window is as long as that, or ``None`` for one token.
 
@@ -283,7 +290,7 @@ class RotatingKVCache(_AttentionCache):
         mask = _causal(new, mx.concatenate([row, new]), window)
         return (mask & mx.concatenate([is_there, mx.ones(N, mx.bool_)]))[None, None]
 
-    def trim(self, n: int) -> mx.array:
+    def trim(self, n: int | mx.array) -> mx.array:
         """Forget the last ``n`` tokens, as :meth:`KVCache.trim` does.
 
         Raises:
@@ -342,9 +349,9 @@ class ArraysCache(Cache):
         self._lengths = None
 
     @property
-    def cache(self) -> list[mx.array | None]:
+    def cache(self) -> tuple[mx.array | None, ...]:
         """The arrays."""
-        return [*recorded(self)._cache]
+        return recorded(self)._cache
 
     @property
     def left_padding(self) -> mx.array | None:
@@ -373,7 +380,7 @@ class ArraysCache(Cache):
         return self.cache[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        new = self.cache
+        new = [*self.cache]
         new[index] = value
         self.put(cache=tuple(new))
 
@@ -440,7 +447,7 @@ class CacheList(Cache):
     def is_trimmable(self) -> bool:
         return all(each.is_trimmable() for each in self.caches)
 
-    def trim(self, n: int) -> mx.array:
+    def trim(self, n: int | mx.array) -> mx.array:
         """Forget the last ``n`` tokens, as :meth:`KVCache.trim` does."""
         return [each.trim(n) for each in self.caches][-1]  # type: ignore[no-any-return]
 
@@ -481,14 +488,3 @@ def _causal(queries: mx.array, keys: mx.array, window: int | None) -> mx.array:
     """Return which keys at some positions each query may look at."""
     mask = keys[None] <= queries[:, None]
     return mask if window is None else mask & (queries[:, None] < keys[None] + window)
-
-
-def caches_in(tree: Any) -> Iterable[Cache]:
-    """Yield the caches in a list, a tuple, a dict or a :class:`CacheList`, without those that hold others."""
-    if isinstance(tree, CacheList):
-        tree = tree.caches
-    if isinstance(tree, Cache):
-        yield tree
-    elif isinstance(tree, list | tuple | dict):
-        for each in tree.values() if isinstance(tree, dict) else tree:
-            yield from caches_in(each)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..core.hidden import cache_classes
 from ..core.words import describe
 from .cache import ArraysCache, Cache, CacheList, KVCache, RotatingKVCache
 
@@ -33,7 +34,8 @@ def make_cache(model: Any, max_size: int) -> list[Any]:
 
     Args:
         model: A native model, or one that :func:`frostleaf.from_mlx` made.
-        max_size: How many tokens at most the model will see, of prompt and answer.
+        max_size: How many tokens at most the model will see, of prompt and answer. Each step looks at as many keys, so that one
+            of far more than are needed costs time.
 
     Returns:
         A list with a cache for each layer, as the model's own.
@@ -63,8 +65,7 @@ def _twin(cache: Any, max_size: int, place: str, model: str) -> Any:
         return cache
     if isinstance(cache, list | tuple):
         return type(cache)([_twin(each, max_size, f"{place}[{index}]", model) for index, each in enumerate(cache)])
-    # mlx-lm need not be installed, and other packages have copies of this module.
-    names = [base.__name__ for base in type(cache).__mro__ if base.__module__.endswith("models.cache")]
+    names = cache_classes(cache)
     if "CacheList" in names:
         return CacheList(*_twin(tuple(cache.caches), max_size, place, model))
     make = next((_MAKERS[name] for name in names if name in _MAKERS), None)

@@ -7,13 +7,16 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.arguments import require_callable
 from ..core.definition import Node
-from ..core.words import describe
+from ..core.hidden import CACHE, cache_classes
+from ..core.structure import flat_of
+from ..core.words import describe, with_article
 from ..transforms.evaluation import async_eval
 from ..transforms.evaluation import eval as evaluate
 from ..transforms.jit import jit
 from ..transforms.stateful import stateful
-from .cache import KVCache, caches_in
+from .cache import Cache, CacheList, KVCache
 from .cache_making import make_cache
 
 Sampler = Callable[[mx.array], mx.array]
@@ -35,7 +38,7 @@ def generate(
     max_tokens: int = 256,
     sampler: Sampler | None = None,
     *,
-    stop: Collection[int] = (),
+    stop: int | Collection[int] = (),
     cache: Any = None,
     prefill_step_size: int = 2048,
 ) -> Iterator[int]:
@@ -51,7 +54,7 @@ def generate(
         max_tokens: How many tokens to generate at most. Default: 256.
         sampler: Returns a token, ``[1]``, for log-probabilities, ``[1, V]``, such as ``mlx_lm.sample_utils.make_sampler(0.7)``.
             It runs outside of the jitted step. Default: the most probable token.
-        stop: Tokens that end the answer, and are not in it, such as ``tokenizer.eos_token_ids``.
+        stop: A token that ends the answer, and is not in it, or several, such as ``tokenizer.eos_token_ids``. Default: none.
         cache: What the model has seen before the prompt, from :func:`frostleaf.nn.make_cache` and calls of the model. It stays
             as it is. Default: an empty cache that is large enough.
         prefill_step_size: How many tokens of the prompt the model is given at once. Default: 2048.
@@ -60,7 +63,8 @@ def generate(
         The tokens, as ints.
 
     Raises:
-        TypeError: If the model is no module, or the prompt holds something other than ints.
+        TypeError: If the model is no module, the prompt holds something other than ints, the sampler can't be called, or the
+            cache is one of mlx-lm.
         ValueError: If the prompt is empty, ``max_tokens`` is not an int of 0 or more, or the cache has no room.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -77,15 +81,36 @@ def generate(
     if not (_is_count(max_tokens, 0) and _is_count(prefill_step_size, 1)):
         given = f"max_tokens={describe(max_tokens)} and prefill_step_size={describe(prefill_step_size)}"
         raise ValueError(f"fl.generate takes ints, max_tokens >= 0 and prefill_step_size > 0, and was given {given}")
-    needed = tokens.size + max_tokens
+    if sampler is not None:
+        require_callable("sampler", sampler, "log-probabilities")
     if cache is None:
-        cache = make_cache(model, -(-needed // _STEP) * _STEP)
+        cache = make_cache(model, -(-(tokens.size + max_tokens) // _STEP) * _STEP)
     else:
-        rooms = [each.max_size - int(each.offset.item()) for each in caches_in(cache) if isinstance(each, KVCache)]  # type: ignore[arg-type]
-        if rooms and min(rooms) < needed:
-            said = {"room": min(rooms), "prompt": tokens.size, "max_tokens": max_tokens, "needed": needed}
-            raise ValueError(NO_ROOM.format(**said))
-    return _generated(model, tokens, max_tokens, sampler, frozenset(stop), cache, prefill_step_size)
+        _require_room(cache, tokens.size, max_tokens)
+    ends = frozenset([stop] if isinstance(stop, int) else map(int, stop))
+    return _generated(model, tokens, max_tokens, sampler, ends, cache, prefill_step_size)
+
+
+def _require_room(cache: Any, prompt: int, max_tokens: int) -> None:
+    for _, value in flat_of(cache).structure.static_values():
+        if cache_classes(value):
+            raise TypeError(f"fl.generate was given {with_article(type(value).__name__)} in cache. {CACHE}")
+    caches = [each for each in _caches_in(cache) if isinstance(each, KVCache)]
+    room = min([each.max_size - int(each.offset.item()) for each in caches], default=None)  # type: ignore[arg-type]
+    if room is not None and room < prompt + max_tokens:
+        needed = prompt + max_tokens
+        raise ValueError(NO_ROOM.format(room=room, prompt=prompt, max_tokens=max_tokens, needed=needed))
+
+
+def _caches_in(tree: Any) -> Iterator[Cache]:
+    """Yield the caches in a list, a tuple, a dict or a :class:`CacheList`, without those that hold others."""
+    if isinstance(tree, CacheList):
+        tree = tree.caches
+    if isinstance(tree, Cache):
+        yield tree
+    elif isinstance(tree, list | tuple | dict):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _caches_in(each)
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -101,7 +126,7 @@ def _tokens(prompt: Any) -> mx.array:
         raise TypeError(NO_PROMPT.format(given=describe(prompt)))
     if tokens.ndim != 1 or tokens.size == 0:
         raise ValueError(NO_PROMPT.format(given=describe(prompt)))
-    return tokens
+    return tokens.astype(mx.int32)
 
 
 def _generated(
@@ -112,19 +137,18 @@ def _generated(
         _, cache = _called(model, prompt[start : min(start + step_size, prompt.size - 1)], cache)
         evaluate(cache)
     token = prompt[-1:]
-    ahead: mx.array | None = None
     for count in range(max_tokens + 1):
+        now = token
         if count < max_tokens:
-            logprobs, cache = _step(model, token, cache)
-            ahead = mx.argmax(logprobs, axis=-1) if sampler is None else sampler(logprobs)
-            async_eval(ahead, cache)
+            logprobs, cache = _step(model, now, cache)
+            sampled = mx.argmax(logprobs, axis=-1) if sampler is None else mx.array(sampler(logprobs)).reshape(1)
+            token = sampled.astype(mx.int32)  # as the prompt: another dtype would be another trace
+            async_eval(token, cache)
         if count > 0:
-            number = int(token.item())  # type: ignore[arg-type]
+            number = int(now.item())  # type: ignore[arg-type]
             if number in stop:
                 return
             yield number
-        assert ahead is not None or not max_tokens
-        token = token if ahead is None else ahead
 
 
 def _called(model: Any, tokens: mx.array, cache: Any) -> tuple[Any, Any]:

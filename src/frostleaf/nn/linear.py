@@ -20,8 +20,7 @@ class Identity(Module):
     """Return the input as it is: :math:`y = x`. A placeholder where a model may have a layer or none.
 
     Args:
-        *args: Ignored, so that it takes any layer's arguments.
-        **kwargs: Ignored.
+        *args, **kwargs: Ignored, so that it takes any layer's arguments.
 
     Shapes:
         Input and output of any shape. There are no parameters.

@@ -100,8 +100,7 @@ class Rule(Optimizer):
 
     Args:
         rule: A subclass of ``mlx.optimizers.Optimizer``.
-        *args: The arguments of its constructor.
-        **kwargs: Those by name.
+        *args, **kwargs: The arguments of its constructor.
 
     Attributes:
         rule: The subclass.

@@ -35,8 +35,7 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
     Args:
         fn: A function, a method or a module. It must not use the values of its arguments in Python.
-        *args: Trees of arrays, of :class:`ShapeDtypeStruct`, or of both.
-        **kwargs: The same by name.
+        *args, **kwargs: Trees of arrays, of :class:`ShapeDtypeStruct`, or of both.
 
     Raises:
         TypeError: If ``fn`` is a generator or coroutine function.

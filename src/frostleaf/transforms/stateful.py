@@ -60,8 +60,7 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     Args:
         model: A module, a bound method of one (``model.encode``), what a transformation made of these
             (``fl.checkpoint(model)``), or a function of modules.
-        *args: The arguments of the call.
-        **kwargs: Those by name.
+        *args, **kwargs: The arguments of the call.
 
     Returns:
         The result and the new module, in the same wrapper if it was in one. For a function, the result and then each of the

@@ -13,7 +13,7 @@ import attrs
 import mlx.core as mx
 
 from ...core.containers import find_unhashable, is_namespace
-from ...core.hidden import BOUND, Hidden, find_hidden, is_foreign_array
+from ...core.hidden import BOUND, CACHE, Hidden, cache_classes, find_hidden, is_foreign_array
 from ...core.instance import Metadata
 from ...core.structure import Structure, flat_of, specs_in
 from ...core.words import Path, class_name, function_name, keystr, level_of_caller, with_article
@@ -103,6 +103,8 @@ def require_no_arrays(fn: Callable[..., Any], static: Iterable[tuple[str, Any]])
             cls = type(value).__name__
             if isinstance(value, (*BOUND, functools.partial)):
                 advice = "Pass what it is bound to as an argument, and call the function with it inside."
+            elif cache_classes(value):
+                advice = CACHE
             else:
                 known = "fl.register_dataclass or fl.register_pytree_node"
                 advice = f"Pass the arrays as arguments, or make {cls} a tree with {known}."
