@@ -23,8 +23,8 @@ def repeats(values: Sequence[Any], apart: bool) -> Iterator[tuple[int, int]]:
     apart = apart or hasattr(values, "_fields")
     first = 0
     while first < len(values):
-        last, like = first, None if apart or not isinstance(values[first], Node) else kind(values[first])
-        while like is not None and last + 1 < len(values) and kind(values[last + 1]) == like:
+        last, like = first, kind_of(values[first]) if isinstance(values[first], Node) and not apart else None
+        while like is not None and last + 1 < len(values) and kind_of(values[last + 1]) == like:
             last += 1
         yield first, last
         first = last + 1
@@ -37,7 +37,7 @@ def told_apart(owner: Node | None, path: Path, start: int, tied: Iterable[Path])
     return any(name.startswith(below) for name in names) or any(place[: len(path)] == path for place in tied)
 
 
-def kind(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
     """Return what is shown of a tree: equal if all of it is the same. ``None`` for a tree of something else than arrays."""
     try:
         flat = None if isinstance(value, Node) and not is_finished(value) else flat_of(value)

@@ -12,7 +12,7 @@ from ..core.instance import field_values, is_finished, metadata_of
 from ..core.shapes import LEAF
 from ..core.words import Path, describe, keystr, shape_and_dtype
 from ..tree.folding import fold
-from .repeats import kind, repeats, told_apart
+from .repeats import kind_of, repeats, told_apart
 
 WIDTH = 100
 FROZEN_MARK = "❄"
@@ -71,27 +71,33 @@ class _Text:
         self._levels = levels
         self._dense = levels < DEEPEST
         self._inside = 0
-        self._frozen = False  # whether what is shown is frozen from outside of the module that it is in
         self._tied: dict[Path, str] = {}  # the source of each tied place
 
-    def of(self, value: Any, owner: Node | None = None, path: Path = (), start: int = 0, training: bool = True) -> str:
-        """Return the text of a value that stands at a path in ``owner``, inside something in the given mode.
+    def of(
+        self,
+        value: Any,
+        owner: Node | None = None,
+        path: Path = (),
+        start: int = 0,
+        training: bool = True,
+        frozen: bool = False,
+    ) -> str:
+        """Return the text of a value at a path in ``owner``, inside something in the given mode, or frozen as a whole.
 
         The path is that from the root, and in ``owner`` it is what begins at ``start``.
         """
         if self._tied and path in self._tied:
             return TIED_MARK + self._tied[path]
+        if owner is not None and isinstance(value, (*LEAF, Node)):
+            frozen = frozen or metadata_of(owner).freezes(path[start:])
         if isinstance(value, LEAF):
-            return f"{FROZEN_MARK * self._freezes(owner, path[start:])}{shape_and_dtype(value.shape, value.dtype)}"
+            return f"{FROZEN_MARK * frozen}{shape_and_dtype(value.shape, value.dtype)}"
         if len(path) >= DEEPEST:
             return describe(value)
         if isinstance(value, Node):
-            frozen, self._frozen = self._frozen, self._freezes(owner, path[start:])
-            text = self._of_node(value, path, training)
-            self._frozen = frozen
-            return text
+            return self._of_node(value, path, training, frozen)
         if isinstance(value, tuple | list):
-            parts = self._in_a_row(value, owner, path, start, training)
+            parts = self._in_a_row(value, owner, path, start, training, frozen)
             if isinstance(value, list):
                 return _bracketed("[", parts, "]", self._dense)
             if hasattr(value, "_fields"):
@@ -99,13 +105,10 @@ class _Text:
                 return _bracketed(f"{type(value).__name__}(", named, ")", self._dense)
             return _bracketed("(", parts, ",)" if len(parts) == 1 else ")", self._dense)
         if isinstance(value, Mapping):
-            return _bracketed("{", self._in_a_mapping(value, owner, path, start, training), "}", self._dense)
+            return _bracketed("{", self._in_a_mapping(value, owner, path, start, training, frozen), "}", self._dense)
         return describe(value)
 
-    def _freezes(self, owner: Node | None, path: Path) -> bool:
-        return self._frozen or (owner is not None and metadata_of(owner).freezes(path))
-
-    def _of_node(self, value: Node, path: Path, training: bool) -> str:
+    def _of_node(self, value: Node, path: Path, training: bool, frozen: bool) -> str:
         if not is_finished(value):
             return f"{type(value).__name__}(<being built>)"
         metadata = metadata_of(value)
@@ -114,7 +117,7 @@ class _Text:
         if self._inside == self._levels:
             return f"{type(value).__name__}{mark}({'...' if value.__frostleaf__.fields else ''})"
         self._tied.update(((*path, *target), keystr(source)) for target, source in metadata.ties)
-        plain = not self._frozen and not metadata.frozen and not self._tied
+        plain = not frozen and not metadata.frozen and not self._tied
         shown_fields = getattr(type(value), "_shown_fields", None)
         parts = []
         self.modules += 1
@@ -123,29 +126,33 @@ class _Text:
             if plain and type(child) is mx.array:
                 parts.append(f"{field}={shape_and_dtype(child.shape, child.dtype)}")
             else:
-                shown = self.of(child, value, (*path, field), len(path), mode)
+                shown = self.of(child, value, (*path, field), len(path), mode, frozen)
                 parts.append(f"{field}={shown}" if field.isidentifier() else f"{field}{shown}")
         self._inside -= 1
         return _bracketed(f"{type(value).__name__}{mark}(", parts, ")", self._dense)
 
-    def _in_a_row(self, values: Sequence[Any], owner: Node | None, path: Path, start: int, training: bool) -> list[str]:
+    def _in_a_row(
+        self, values: Sequence[Any], owner: Node | None, path: Path, start: int, training: bool, frozen: bool
+    ) -> list[str]:
         """Return the texts of the values in a tuple or list, one for several modules that differ in nothing that is shown."""
         parts: list[str] = []
         for first, last in repeats(values, told_apart(owner, path, start, self._tied)):
-            text = self.of(values[first], owner, (*path, first), start, training)
+            text = self.of(values[first], owner, (*path, first), start, training, frozen)
             if last - first + 1 >= (2 if "\n" in text else FOLDED):
                 parts.append(f"({first}-{last}): {last - first + 1} × {text}")
             else:
                 parts += [text] * (last - first + 1)
         return parts
 
-    def _in_a_mapping(self, values: Mapping[Any, Any], owner: Node | None, path: Path, start: int, training: bool) -> list[str]:
+    def _in_a_mapping(
+        self, values: Mapping[Any, Any], owner: Node | None, path: Path, start: int, training: bool, frozen: bool
+    ) -> list[str]:
         """Return the texts of the items of a mapping, one for several of dotted names that differ in an index only."""
-        texts = {key: self.of(child, owner, (*path, key), start, training) for key, child in values.items()}
+        texts = {key: self.of(child, owner, (*path, key), start, training, frozen) for key, child in values.items()}
         if len(texts) < FOLDED or not all(type(key) is str for key in texts):
             return [f"{key!r}: {text}" for key, text in texts.items()]
         shown = [*texts.values()]
-        kinds = [(text, _Kind(kind(child))) for text, child in zip(shown, values.values(), strict=True)]
+        kinds = [(text, _Kind(kind_of(child))) for text, child in zip(shown, values.values(), strict=True)]
         return [
             f"{name!r}: {f'{len(numbers)} × ' * (len(numbers) > 1)}{shown[numbers[0]]}"
             for name, numbers in fold([*texts], kinds)

@@ -46,13 +46,12 @@ def _(value: Node, path: str | None, subtree_renderer: Renderer) -> Any:
     ]
     kind = type(value)
     return rendering_parts.build_foldable_tree_node_from_children(
-        prefix=rendering_parts.siblings(rendering_parts.maybe_qualified_type_name(kind), "("),
+        prefix=rendering_parts.siblings(rendering_parts.maybe_qualified_type_name(kind), _marks(value), "("),
         children=children,
         suffix=")",
         comma_separated=True,
         path=path,
         background_color=formatting_util.color_from_string(f"{kind.__module__}.{kind.__qualname__}"),
-        first_line_annotation=_marks(value),
     )
 
 
@@ -62,12 +61,12 @@ def _(value: Selection, path: str | None, subtree_renderer: Renderer) -> Any:  #
 
 
 def _marks(node: Node) -> Any:
-    """Return in a comment what is special about a node."""
+    """Return in brackets what is special about a node."""
     metadata = metadata_of(node)
     marks = [] if metadata.training else ["eval"]
     marks += [f"frozen: {', '.join(sorted(metadata.frozen))}"] if metadata.frozen else []
     marks += [f"tied: {keystr(place)} → {keystr(source)}" for place, source in metadata.ties]
-    return rendering_parts.comment_color(rendering_parts.text(f"  # {'; '.join(marks)}")) if marks else None
+    return rendering_parts.comment_color(rendering_parts.text(f"[{'; '.join(marks)}]" if marks else ""))
 
 
 class ArrayAdapter(ndarray_adapters.NDArrayAdapter):  # type: ignore[misc]
