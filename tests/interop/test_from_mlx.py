@@ -288,6 +288,31 @@ def test_batch_norm_learns_only_in_stateful():
     assert close(jitted(tree, x)[1], after)
 
 
+def test_the_order_is_that_of_the_module_after_a_call_too():
+    class Filling(nn.Module):
+        def __init__(self, swapped=False):
+            super().__init__()
+            self.tables = {}
+            self.inner = nn.Linear(2, 2)
+            self.last = []
+            for name in ("one", "two")[:: -1 if swapped else 1]:
+                setattr(self, name, (1, 2))
+
+        def __call__(self, x):
+            self.tables[0] = mx.ones(2)
+            self.last.append(mx.zeros(2))
+            return self.inner(x)
+
+    model = Filling()
+    tree = fl.from_mlx(model)
+    assert fl.tree.structure(tree) == fl.tree.structure(fl.from_mlx(Filling(swapped=True)))
+    assert [*fl.to_mlx(tree)][:3] == [*model][:3]
+    _, tree = fl.stateful(tree, mx.ones((1, 2)))
+    model(mx.ones((1, 2)))
+    assert fl.tree.structure(tree) == fl.tree.structure(fl.from_mlx(model))
+    assert fl.tree.paths(tree) == names(model)
+
+
 def test_a_method_that_changes_the_module():
     tree = fl.from_mlx(build())
     with pytest.warns(fl.UncollectedStateWarning, match=r"Model.scale_blocks changed blocks.0.scale, blocks.1.scale, and"):

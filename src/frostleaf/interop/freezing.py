@@ -103,6 +103,8 @@ class Freezer:
                 children.append(self._child(value, path, (name,), others))
             else:
                 static[name] = value
+                if isinstance(value, list | dict):  # which may get arrays, in this place
+                    places.append((name, STATIC))
                 continue
             places.append((name, IN_TUPLE if isinstance(value, tuple) else CHILD))
         own = vars(module)
@@ -116,13 +118,15 @@ class Freezer:
             elif name not in _OWN:
                 static[name] = value
         training = own.get("_training", True)
-        static = {name: static[name] for name in sorted(static)}  # whose order tells nothing
+        placed = {name for name, _ in places}
+        places += [(name, STATIC) for name in sorted(static) if name not in placed]  # their order tells nothing
+        static = {name: static[name] for name, place in places if place == STATIC}
         for name, value in [*static.items()]:
             if type(value) not in PLAIN:
                 static[name] = self._static(value, (*path, name), module, path)
                 if static[name] is NOTHING:
                     del static[name]
-        places += [(name, STATIC) for name in static]
+                    places.remove((name, STATIC))
         kind = self._class_for(Layout(type(module), tuple(places), tuple(others)))
         metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
         node = kind.__frostleaf__.assemble(metadata, children)
