@@ -357,3 +357,10 @@ def test_the_modes_of_its_modules_are_kept():
     assert PACKED.unpack().parts[0].training
     assert not PACKED.unpack().parts[2].training
     assert not optim.pack(mixed().eval()).unpack().training
+
+
+def test_an_optimizer_is_told_how_to_differentiate():
+    packed, optimizer = optim.pack(fl.nn.Linear(2, 2)), optim.flatten(optim.SGD(0.1))
+    grads = fl.grad(lambda packed: packed.unpack()(mx.ones((1, 2))).sum())(packed)
+    with pytest.raises(ValueError, match=r"fl.value_and_grad\(loss_fn\)\(packed.unpack\(\)\)"):
+        optimizer.update(packed, grads, optimizer.init(packed))

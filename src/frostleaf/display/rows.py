@@ -72,20 +72,12 @@ class Summary(Shown):
     if all of it is.
 
     Attributes:
-<<<<<<< HEAD
         rows: A :class:`SummaryRow` for the tree and for each module in it.
-=======
-        rows: A ``Row`` for the tree and for each module in it.
->>>>>>> c5
         parameters: How many numbers the parameters have.
         trainable: How many of these are trained.
         buffers: How many numbers the buffers have.
         nbytes: How many bytes all arrays take.
-<<<<<<< HEAD
         dtypes: The same by the name of the dtype, a :class:`SummaryPart` each.
-=======
-        dtypes: The same by the name of the dtype, a ``Part`` each.
->>>>>>> c5
         names: The same by the last name in the path of an array: ``"weight"``, or ``"m"`` and ``"v"`` of an optimizer's state.
         ties: For each tied place its source.
 

@@ -43,7 +43,7 @@ class Cache(Module):
         raise NotImplementedError
 
     def is_trimmable(self) -> bool:
-        """Return whether :meth:`trim` can be called."""
+        """Return whether ``trim`` can be called."""
         return False
 
     def _shown_fields(self) -> list[tuple[str, Any]]:
@@ -103,7 +103,7 @@ class _AttentionCache(Cache):
         return self.keys is None
 
     def keys_and_values(self) -> tuple[mx.array | None, mx.array | None]:
-        """Return what the last :meth:`update_and_fetch` returned in this call, or all keys and values."""
+        """Return what the last ``update_and_fetch`` returned in this call, or all keys and values."""
         fetched = None if recorded(self) is self else _fetched.get(self)
         return fetched or (self.keys, self.values)
 

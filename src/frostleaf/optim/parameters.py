@@ -26,6 +26,10 @@ from .contents import are_arrays, are_of_kinds, kinds_of
 from .last import Last
 from .packing import LARGE, REST, Packed
 
+PACKED_GRADIENTS = (
+    "the gradient is that of a packed model, and the optimizer takes that of the model in it: "
+    "loss, grads = fl.value_and_grad(loss_fn)(packed.unpack())"
+)
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
 
 
@@ -130,6 +134,8 @@ def with_gradients(parameters: Parameters, grads: Any) -> tuple[Parameters, dict
     """
     model, arrays = parameters.model, parameters.arrays
     if isinstance(model, Packed):
+        if isinstance(grads, Packed):
+            raise ValueError(PACKED_GRADIENTS)
         tree = model.unpack()
         found = flatten_up_to(tree, grads, "the gradient")
         for name, leaf, place, gradient in zip(_names(tree), flatten(tree)[0], model.layout.places, found, strict=True):
