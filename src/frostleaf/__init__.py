@@ -17,6 +17,7 @@ from .module import Module
 
 if TYPE_CHECKING:
     from . import nn, optim
+    from .display import plot
     from .interop.convert import convert
     from .interop.from_mlx import from_mlx
     from .interop.to_mlx import to_mlx
@@ -42,6 +43,7 @@ else:
     __getattr__ = lazily(
         __name__,
         {
+            "display": "plot",
             "interop.convert": "convert",
             "interop.from_mlx": "from_mlx",
             "interop.to_mlx": "to_mlx",
@@ -73,9 +75,9 @@ __all__ = [
     "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
     "RetraceWarning", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval",
     "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "fuse", "grad", "jit",
-    "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "quantize", "record",
-    "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static", "to_mlx",
-    "tree", "value_and_grad", "vjp", "vmap",
+    "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot", "quantize",
+    "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static",
+    "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 
