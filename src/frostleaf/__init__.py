@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .nn.adapter_files import load_adapters, save_adapters
     from .nn.adapters import fuse, lora
     from .nn.dtypes import default_dtype
+    from .nn.generation import generate
     from .nn.quantization import quantize
     from .optim.rule import OtherHyperparametersWarning
     from .transforms.checkpoint import checkpoint
@@ -53,6 +54,7 @@ else:
             "nn.adapter_files": "load_adapters save_adapters",
             "nn.adapters": "fuse lora",
             "nn.dtypes": "default_dtype",
+            "nn.generation": "generate",
             "nn.quantization": "quantize",
             "optim.rule": "OtherHyperparametersWarning",
             "transforms.checkpoint": "checkpoint",
@@ -74,10 +76,10 @@ __all__ = [
     "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted", "Module",
     "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
     "RetraceWarning", "Selection", "ShapeDtypeStruct", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval",
-    "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "fuse", "grad", "jit",
-    "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot", "quantize",
-    "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static",
-    "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
+    "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "fuse", "generate",
+    "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot",
+    "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful",
+    "static", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from ..core.words import keystr, level_of_caller, listed
 from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
+from .caches import LentCache, lent_caches
 from .freezing import Freezer
 from .layout import Wrapped, at
 from .live import Live, handle_of
@@ -38,6 +39,7 @@ def call(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Call a method of the original class. What it changes is recorded by :func:`frostleaf.stateful`, or else dropped."""
     with _Lent(node, name) as lent:
         live = lent.live.root
+        args, kwargs = lent_caches((args, kwargs))
         return lent.outward(getattr(type(live), name)(live, *args, **kwargs), given=(*args, *kwargs.values()))
 
 
@@ -49,6 +51,7 @@ def read(node: Wrapped, name: str) -> Any:
 def generate(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
     """Call a method that is a generator."""
     with _Lent(node, name) as lent:
+        args, kwargs = lent_caches((args, kwargs))
         for value in getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs):
             yield lent.outward(value)
 
@@ -56,6 +59,7 @@ def generate(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, 
 async def wait_for(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a method that is a coroutine."""
     with _Lent(node, name) as lent:
+        args, kwargs = lent_caches((args, kwargs))
         return lent.outward(await getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs))
 
 
@@ -167,6 +171,8 @@ class _Lent:
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)
+        if isinstance(value, LentCache):
+            return LentCache.given(value)
         if id(value) in self.live.helpers:
             return copy.deepcopy(value)
         if type(value) in (list, tuple):

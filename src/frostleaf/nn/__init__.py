@@ -64,6 +64,8 @@ if TYPE_CHECKING:
         Tanh,
     )
     from .attention import MultiHeadAttention
+    from .cache import ArraysCache, CacheList, KVCache, RotatingKVCache
+    from .cache_making import make_cache
     from .checks import MisfitError
     from .containers import Sequential
     from .convolution import Conv1d, Conv2d, Conv3d
@@ -95,6 +97,8 @@ else:
                 "ReLU2 ReLU6 Sigmoid SiLU Softmax Softmin Softplus Softshrink Softsign Step Tanh"
             ),
             "attention": "MultiHeadAttention",
+            "cache": "ArraysCache CacheList KVCache RotatingKVCache",
+            "cache_making": "make_cache",
             "checks": "MisfitError",
             "containers": "Sequential",
             "convolution": "Conv1d Conv2d Conv3d",
@@ -115,17 +119,18 @@ else:
     )
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "AvgPool1d", "AvgPool2d", "AvgPool3d", "BatchNorm",
-    "Bilinear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "DoRAEmbedding",
-    "DoRALinear", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink", "HardTanh", "Hardswish",
-    "Identity", "InstanceNorm", "LayerNorm", "LeakyReLU", "Linear", "LoRAEmbedding", "LoRALinear", "LogSigmoid", "LogSoftmax",
-    "MaxPool1d", "MaxPool2d", "MaxPool3d", "MisfitError", "Mish", "MultiHeadAttention", "PReLU", "QQLinear",
-    "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "Sequential", "SiLU", "Sigmoid",
-    "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "Step", "Tanh", "Transformer",
-    "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer", "Upsample", "celu",
-    "elu", "gelu", "gelu_approx", "gelu_fast_approx", "glu", "hard_shrink", "hard_tanh", "hardswish", "init", "leaky_relu",
-    "log_sigmoid", "log_softmax", "losses", "mish", "prelu", "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax",
-    "softmin", "softplus", "softshrink", "softsign", "step", "tanh",
+    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "ArraysCache", "AvgPool1d", "AvgPool2d", "AvgPool3d",
+    "BatchNorm", "Bilinear", "CacheList", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
+    "DoRAEmbedding", "DoRALinear", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink", "HardTanh",
+    "Hardswish", "Identity", "InstanceNorm", "KVCache", "LayerNorm", "LeakyReLU", "Linear", "LoRAEmbedding", "LoRALinear",
+    "LogSigmoid", "LogSoftmax", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MisfitError", "Mish", "MultiHeadAttention", "PReLU",
+    "QQLinear", "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "RotatingKVCache",
+    "Sequential", "SiLU", "Sigmoid", "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign",
+    "Step", "Tanh", "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
+    "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu", "gelu_approx", "gelu_fast_approx", "glu", "hard_shrink",
+    "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid", "log_softmax", "losses", "make_cache", "mish", "prelu",
+    "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax", "softmin", "softplus", "softshrink", "softsign", "step",
+    "tanh",
 ]  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     results = [*zip(owners, called, recorders, has_modules, strict=True)][: 1 if bound else None]
     after = [_with_records(owner, apart, inside, here) for owner, apart, inside, has in results if has]
     for module, recorded_module in here.values():
-        names = ", ".join(_changed(module, recorded_module))
+        names = ", ".join(_changed(module, recorded_module)) or "changes to itself"
         message = BESIDE if any(each is module for each in nodes_in((called, kwargs))) else STRANGER
         raise RuntimeError(message.format(cls=type(module).__name__, names=names))
     return (out, *after)
@@ -250,7 +250,7 @@ def recording() -> bool:
 
 STRANGER = (
     "a {cls} that is not in the model recorded {names}, which would be lost. Inside fl.stateful call the submodules of "
-    "the model itself, not edited copies of them."
+    "the model itself, not edited copies of them; give a function each module that it calls as a positional argument."
 )
 
 BESIDE = (

@@ -1,0 +1,163 @@
+"""Models of mlx-lm with caches of fixed size: what they compute with their own, and one trace for all tokens."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from interop import architectures
+
+import frostleaf as fl
+
+pytestmark = pytest.mark.skipif(not architectures.names(), reason="mlx-lm is not installed")
+
+# Dense, sliding windows, state spaces, hybrids, layers that share keys, latent attention with a sparse choice of keys.
+EVERY_DAY = [
+    "llama", "gemma3_text", "mamba", "mamba2", "recurrent_gemma", "qwen3_next", "lfm2", "falcon_h1", "gemma3n", "glm_moe_dsa",
+]  # fmt: skip
+
+# Why some can't: what their own code does.
+REFUSED = {
+    "afm7": "works out positions from the number of keys",
+    "deepseek_v41": "wants a LayerCache",
+    "llama4": "wants a ChunkedKVCache",
+}
+# They need the values of arrays: the experts of a token, and the number of tokens in the cache.
+EAGER = ("dbrx", "gpt_bigcode")
+
+
+def build(name):
+    mx.random.seed(0)
+    return architectures.build(name).eval()
+
+
+def step(model, tokens, cache):
+    # The model is an argument as well, since some write to themselves.
+    out, _, cache = fl.stateful(lambda model, cache: model(tokens, cache=cache), model, cache)
+    return out, cache
+
+
+def check(name):
+    from mlx_lm.models.cache import make_prompt_cache
+
+    try:
+        model = build(name)
+        mx.eval(model(mx.array([[1, 2]])))
+    except Exception as error:
+        pytest.skip(f"MLX can't run it here: {error}")
+    tree = fl.from_mlx(model)
+    if name in REFUSED:
+        with pytest.raises(TypeError, match=REFUSED[name]):
+            fl.nn.make_cache(tree, 32)
+        return
+    # Beyond the window of 8 tokens: a first part, one that goes on, and single ones.
+    parts = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [5], [8], [9], [7], [9], [3]]
+    run = step if name in EAGER else fl.jit(step)
+    theirs, cache = make_prompt_cache(model), fl.nn.make_cache(tree, 32)
+    for tokens in parts:
+        x = mx.array([tokens])
+        out, cache = run(tree, x, cache)
+        assert mx.allclose(out, model(x, cache=theirs), rtol=1e-3, atol=1e-4)
+    assert name in EAGER or run.trace_count == 3
+
+
+@pytest.mark.parametrize("name", EVERY_DAY)
+def test_an_architecture(name):
+    check(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in architectures.names() if name not in EVERY_DAY])
+def test_every_other_architecture(name):
+    check(name)
+
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mamba", "gemma3n", "llama in 4 bits", "llama in native layers"])
+def test_generate(name):
+    from mlx_lm.generate import generate_step
+
+    model = build(name.split()[0])
+    if "bits" in name:
+        nn.quantize(model, 32, 4, class_predicate=lambda _, each: isinstance(each, nn.Linear) and each.weight.shape[1] == 32)
+    expected = [token for token, _ in generate_step(mx.array(PROMPT), model, max_tokens=12)]
+    tree = fl.from_mlx(model)
+    if "native" in name:
+        tree = fl.convert(tree)
+    assert [*fl.generate(tree, PROMPT, 12)] == expected
+
+
+@pytest.mark.parametrize("options", [{"temp": 1.0}, {"temp": 2.0, "top_p": 0.9}, {"temp": 1.0, "top_k": 5}], ids=str)
+def test_samplers(options):
+    from mlx_lm.generate import generate_step
+    from mlx_lm.sample_utils import make_sampler
+
+    model, sampler = build("llama"), make_sampler(**options)
+    mx.random.seed(7)
+    expected = [token for token, _ in generate_step(mx.array(PROMPT), model, max_tokens=12, sampler=sampler)]
+    tree = fl.from_mlx(model)
+    for _ in range(2):
+        with fl.rng(mx.random.key(7)):
+            assert [*fl.generate(tree, PROMPT, 12, sampler)] == expected
+
+
+def test_generate_where_a_model_needs_values():
+    from mlx_lm.generate import generate_step
+
+    model = build("gpt_bigcode")
+    expected = [token for token, _ in generate_step(mx.array(PROMPT), model, max_tokens=4)]
+    with fl.disable_jit():
+        assert [*fl.generate(fl.from_mlx(model), PROMPT, 4)] == expected
+
+
+def test_a_model_that_is_no_tree():
+    with pytest.raises(TypeError, match=r"fl\.from_mlx\(model\), and was given Model"):
+        fl.generate(build("llama"), PROMPT)
+
+
+def test_habits():
+    tree = fl.from_mlx(build("llama"))
+    cache, x = fl.nn.make_cache(tree, 8), mx.array([[1, 2]])
+    with pytest.raises(RuntimeError, match="a KVCache was updated, and nobody collects it"):
+        tree(x, cache=cache)
+    with pytest.raises(
+        RuntimeError, match=r"a KVCache that was given beside the model .* Write fl\.stateful\(fn, model, other\)"
+    ):
+        fl.stateful(tree, x, cache=cache)
+    out, _ = fl.stateful(lambda cache: tree(x, cache=cache), cache)
+    assert mx.array_equal(out, tree(x))
+
+
+def test_a_model_that_writes_to_itself_is_an_argument():
+    tree = fl.from_mlx(build("gemma3n"))
+    with pytest.raises(RuntimeError, match="give a function each module that it calls as a positional argument"):
+        fl.stateful(lambda cache: tree(mx.array([[1, 2]]), cache=cache), fl.nn.make_cache(tree, 8))
+
+
+class Looking(nn.Module):
+    """Original code that looks at its cache and assigns to it."""
+
+    def __call__(self, x, cache):
+        from mlx_lm.models import cache as classes
+
+        seen = {"kind": isinstance(cache, classes.CacheList), "kinds": [type(each).__name__ for each in cache.caches]}
+        seen["inside"] = isinstance(cache[0], classes.ArraysCache), isinstance(cache[1], classes.KVCache)
+        seen["bits"] = hasattr(cache, "bits")
+        cache[0][1] = x
+        cache[1].update_and_fetch(x, x)
+        cache[1].keys = cache[1].keys * 2
+        return cache, seen, [cache[0][0] is None, cache[0][1] is x, cache[1].keys[0, 0, 0, 0]]
+
+
+def test_what_the_original_code_is_given():
+    tree = fl.from_mlx(Looking())
+    cache = fl.nn.CacheList(fl.nn.ArraysCache(2), fl.nn.KVCache(2))
+    x = mx.ones((1, 1, 1, 1))
+    (given, seen, read), after = fl.stateful(lambda cache: tree(x, cache), cache)
+    assert seen == {"kind": True, "kinds": ["ArraysCache", "KVCache"], "inside": (True, True), "bits": False}
+    assert (read[0], read[1], read[2].item()) == (True, True, 2)
+    assert isinstance(given, fl.nn.CacheList)
+    assert after[1].keys.flatten().tolist() == [2, 0]
+    assert after[0][1] is x
+    with pytest.raises(TypeError, match="KVCache has no buffer '_kees' to record"):
+        fl.stateful(lambda cache: cache.put(kees=1), cache[1])

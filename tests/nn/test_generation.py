@@ -1,0 +1,144 @@
+"""``fl.generate`` with native models; those of mlx-lm are in ``tests/interop/test_caches.py``."""
+
+import mlx.core as mx
+import pytest
+
+import frostleaf as fl
+from frostleaf.nn import generation
+
+VOCABULARY, DIMS = 11, 8
+
+
+class Attention(fl.Module):
+    projection: fl.nn.Linear
+    rope: fl.nn.RoPE
+
+    def __init__(self):
+        self.projection, self.rope = fl.nn.Linear(DIMS, 3 * DIMS, bias=False), fl.nn.RoPE(DIMS)
+
+    def __call__(self, x, cache):
+        queries, keys, values = mx.split(self.projection(x)[:, None], 3, axis=-1)
+        queries, keys = self.rope(queries, offset=cache.offset), self.rope(keys, offset=cache.offset)
+        mask = cache.make_mask(x.shape[1])
+        keys, values = cache.update_and_fetch(keys, values)
+        return x + mx.fast.scaled_dot_product_attention(queries, keys, values, scale=1.0, mask=mask)[:, 0]
+
+
+class Model(fl.Module):
+    embedding: fl.nn.Embedding
+    layers: tuple
+    head: fl.nn.Linear
+
+    def __init__(self):
+        self.embedding, self.layers = fl.nn.Embedding(VOCABULARY, DIMS), [Attention(), Attention()]
+        self.head = fl.nn.Linear(DIMS, VOCABULARY, bias=False)
+
+    def __call__(self, tokens, cache):
+        x = self.embedding(tokens)
+        for layer, each in zip(self.layers, cache, strict=True):
+            x = layer(x, each)
+        return self.head(x) * 3
+
+
+@pytest.fixture
+def model():
+    mx.random.seed(3)
+    return Model()
+
+
+PROMPT = [1, 2, 3, 4, 5]
+
+
+def greedy(model, tokens, count):
+    """Return the most probable tokens, each computed from all before it."""
+    tokens = [*tokens]
+    for _ in range(count):
+        (logits, _) = fl.stateful(lambda cache: model(mx.array([tokens]), cache=cache), fl.nn.make_cache(model, 64))
+        tokens.append(logits[0, -1].argmax().item())
+    return tokens[-count:]
+
+
+def sampler(logprobs):
+    return mx.random.categorical(logprobs)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, [7], mx.array(PROMPT), tuple(PROMPT)], ids=str)
+def test_greedy(model, prompt):
+    expected = greedy(model, mx.array(prompt).tolist(), 8)
+    out = fl.generate(model, prompt, max_tokens=8)
+    assert iter(out) is out
+    assert [*out] == expected
+    assert len(set(expected)) > 1
+    assert all(type(each) is int for each in expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64])
+def test_a_prompt_in_parts(model, size):
+    assert [*fl.generate(model, PROMPT, 6, prefill_step_size=size)] == greedy(model, PROMPT, 6)
+
+
+def test_one_trace_for_all_tokens_and_answers(model):
+    step = generation._step
+    [*fl.generate(model, PROMPT, 4)]
+    before = step.trace_count
+    for count in (1, 9, 30):
+        [*fl.generate(model, [*PROMPT, count], count)]
+    assert step.trace_count == before
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_how_many(model, count):
+    calls = []
+
+    def counted(logprobs):
+        assert logprobs.shape == (1, VOCABULARY)
+        assert mx.allclose(mx.exp(logprobs).sum(), mx.array(1.0))
+        calls.append(1)
+        return logprobs.argmax(axis=-1)
+
+    assert len([*fl.generate(model, PROMPT, count, counted)]) == count == len(calls)
+
+
+def test_stop(model):
+    whole = [*fl.generate(model, PROMPT, 8)]
+    at = next(index for index, token in enumerate(whole) if token not in whole[:index] and index)
+    assert [*fl.generate(model, PROMPT, 8, stop=[whole[at]])] == whole[:at]
+
+
+def test_random_tokens_depend_on_the_key_alone(model):
+    def drawn(key):
+        with fl.rng(mx.random.key(key)):
+            return [*fl.generate(model, PROMPT, 12, sampler)]
+
+    first = drawn(1)
+    mx.random.normal((3,))
+    assert drawn(1) == first
+    assert drawn(2) != first
+
+
+def test_a_cache_with_a_beginning_stays_as_it_is(model):
+    _, cache = fl.stateful(lambda cache: model(mx.array([PROMPT]), cache=cache), fl.nn.make_cache(model, 16))
+    for more in ([6], [7, 8]):
+        assert [*fl.generate(model, more, 5, cache=cache)] == greedy(model, [*PROMPT, *more], 5)
+    assert cache[0].offset.item() == len(PROMPT)
+    assert len([*fl.generate(model, [6], 10, cache=cache)]) == 10
+    with pytest.raises(ValueError, match="room for 11 more tokens, and a prompt of 1 with max_tokens=11 needs 12"):
+        fl.generate(model, [6], 11, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"prompt": []}, ValueError, "a prompt of token ids"),
+        ({"prompt": mx.array([[1, 2]])}, ValueError, r"array \[L\] with L > 0, and was given i32\[1,2\]"),
+        ({"prompt": [0.5]}, TypeError, "a prompt of token ids"),
+        ({"prompt": "Hello"}, TypeError, "and was given 'Hello'"),
+        ({"model": lambda tokens, cache: tokens}, TypeError, r"fl\.from_mlx\(model\), and was given"),
+        ({"max_tokens": -1}, ValueError, "max_tokens >= 0 .* was given max_tokens=-1"),
+        ({"max_tokens": 1.5}, ValueError, r"was given max_tokens=1\.5"),
+        ({"prefill_step_size": 0}, ValueError, "prefill_step_size=0"),
+    ],
+)
+def test_errors_come_at_once(model, arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        fl.generate(**{"model": model, "prompt": PROMPT, **arguments})
