@@ -187,6 +187,9 @@ def changes(
     ax = _axes(ax, len(groups))
     least = min((value for column in columns for value in column if 0 < value < math.inf), default=1.0)
     ax.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(least)), linscale=0.3)
+    locator: Any = ax.xaxis.get_major_locator()
+    locator.set_params(subs=[1.0, 3.0])
+    ax.xaxis.set_major_formatter("{x:g}")
     handles = []
     for column in columns:
         finite = [(value, row) for row, value in enumerate(column) if math.isfinite(value)]
