@@ -17,7 +17,7 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.hidden import PLAIN, inside_of
 from ..core.instance import Metadata
-from ..core.kept import Kept, Place
+from ..core.kept import COMPILED, Kept, Place
 from ..core.pickling import is_importable
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
@@ -44,7 +44,6 @@ _CONTAINERS = (list, dict)
 _OTHERS = (tuple, OrderedDict, defaultdict)
 # What equals another only if it is the same.
 _FUNCTIONS = (types.BuiltinFunctionType, type(mx.tanh), types.ModuleType)
-_COMPILED = type(mx.compile(mx.tanh))
 NOTHING: Any = object()
 Before = Callable[[Any, str], Any]
 
@@ -176,7 +175,7 @@ class Freezer:
 
     def _static(self, value: Any, place: Path, module: Any, path: Path) -> Any:
         """Return what a static field holds for the value at a place in a module at a path."""
-        if is_atom(value) or isinstance(value, _FUNCTIONS) or (isinstance(value, _COMPILED) and is_importable(value)):
+        if is_atom(value) or isinstance(value, _FUNCTIONS) or (isinstance(value, COMPILED) and is_importable(value)):
             return value
         if isinstance(value, types.FunctionType) and is_importable(value):
             return value
@@ -197,7 +196,7 @@ class Freezer:
         elif any(each is there for there in _modules_in(kept.value) for each in found):  # no copy has another in its place
             if self._before is not None and module is not None:
                 return self._before(module, place[-1])
-            words = CLOSURE if isinstance(value, types.FunctionType | _COMPILED) else INSIDE
+            words = CLOSURE if isinstance(value, types.FunctionType | COMPILED) else INSIDE
             raise ValueError(words.format(place=keystr(place), cls=_named(found[0])))
         return kept
 
@@ -249,7 +248,7 @@ def _modules_in(value: Any) -> Iterator[MLXModule]:
 
 
 def _directly_in(value: Any) -> list[Any]:
-    if isinstance(value, _COMPILED):
+    if isinstance(value, COMPILED):
         return gc.get_referents(value)
     if isinstance(value, weakref.ref):
         return [value()]

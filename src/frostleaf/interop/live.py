@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
@@ -16,10 +17,11 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.definition import Node
 from ..core.hidden import PLAIN
 from ..core.instance import children_in_fields, level_of, metadata_of
-from ..core.kept import AT, Kept, attributes_of
+from ..core.kept import AT, COMPILED, Kept, attributes_of, inside_copied, is_watched, state_of
 from ..core.levels import one_level
 from ..core.structure import Structure, unflatten
 from ..core.words import Path, class_name, keystr
+from ..transforms.jit.passing import Inputs
 from .layout import HIDDEN, STATIC, Layout, Wrapped
 
 Put = Callable[[Any, Any], None]
@@ -54,7 +56,7 @@ class Live:
     Attributes:
         root: The module.
         paths: The path of each module in it, by its id.
-        helpers: The ids of objects in its attributes.
+        helpers: The ids of objects in its attributes, but for lists and dicts.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -63,6 +65,8 @@ class Live:
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
         self._holders: list[Any] = []
+        self._watched: list[Any] = []
+        self._arrays: list[mx.array] = []
         self._steps: list[tuple[int, Any]] = []
         self._reached: dict[Path, int] = {(): 0}
         self._memo: dict[Any, Any] = {}
@@ -75,6 +79,8 @@ class Live:
         self._views = [dict.values(each) if isinstance(each, dict) else each for each in ordered]
         self._sets = [each for each in self._holders if isinstance(each, set)]
         self._saved_sets = [each for each in self._saved if isinstance(each, set)]
+        self._states = [*map(state_of, self._watched)]
+        self._begun = Inputs(self._arrays)
         self._handles: list[mx.array] = []
         self._expected, self._places = self._find_places()
 
@@ -128,7 +134,13 @@ class Live:
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
         now = chain(chain.from_iterable(self._views), (_END,))
-        return self._sets == self._saved_sets and all(map(is_, now, self._expected))
+        return self._sets == self._saved_sets and all(map(is_, now, self._expected)) and self._is_inside_unchanged()
+
+    def _is_inside_unchanged(self) -> bool:
+        """Return whether the objects are as they were that may change and stay the same."""
+        if self._arrays and self._begun.assigned(self._arrays):
+            return False
+        return not self._watched or [*map(state_of, self._watched)] == self._states
 
     def empty(self) -> None:
         """Take out what :meth:`fill` put in."""
@@ -142,9 +154,9 @@ class Live:
         """Undo what a call changed. Return whether that could be done.
 
         Where it gave a module another array to train, as code that computes a function again for its gradient does, that code
-        may still be using the module.
+        may still be using the module. Where it changed what is inside an object, that is not undone.
         """
-        if any(self._trains(*each) for each in self._replaced()):
+        if any(self._trains(*each) for each in self._replaced()) or not self._is_inside_unchanged():
             return False
         for holder, saved in zip(self._holders, self._saved, strict=True):
             if isinstance(holder, dict):
@@ -152,7 +164,7 @@ class Live:
                 dict.update(holder, saved)
             else:
                 holder.clear()
-                (holder.extend if isinstance(holder, list) else holder.update)(saved)
+                (holder.update if isinstance(holder, set) else holder.extend)(saved)
         return True
 
     def learned(self) -> Iterator[str]:
@@ -260,24 +272,25 @@ class Live:
         """Look after what is inside a copy that original code may change."""
         waiting, seen = [value], {id(each) for each in self._holders}
         for each in waiting:
-            if type(each) in PLAIN or isinstance(each, _NOT_TRACKED) or id(each) in seen:
+            kind: Any = type(each)
+            if kind in PLAIN or issubclass(kind, _NOT_TRACKED) or id(each) in seen:
                 continue
             seen.add(id(each))
-            if type(each) is list:
+            known = len(self._holders) + len(self._watched)
+            if kind is mx.array:
+                self._arrays.append(each)
+            elif kind in (list, set, deque) or isinstance(each, dict):
                 self._holders.append(each)
-                waiting += each
-            elif isinstance(each, dict):
-                self._holders.append(each)
-                waiting += dict.values(each)
-            elif type(each) is set:
-                self._holders.append(each)
-            elif hasattr(each, "__dict__"):
+            elif is_watched(each):
+                self._watched.append(each)
+            if kind is not types.MethodType and hasattr(each, "__dict__"):
                 self._holders.append(vars(each))
+            if len(self._holders) + len(self._watched) > known and kind not in (list, dict):
                 self.helpers.add(id(each))
-                waiting += [inside for _, inside in attributes_of(each)]
+            waiting += [*inside_copied(each), *[inside for _, inside in attributes_of(each)]]
 
 
-_NOT_TRACKED = (type, types.ModuleType, types.FunctionType, types.MethodType, mx.array, MLXModule)
+_NOT_TRACKED = (type, types.ModuleType, types.FunctionType, COMPILED, MLXModule)
 
 
 def _saved(holder: Any) -> Any:
