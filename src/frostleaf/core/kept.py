@@ -12,7 +12,7 @@ import inspect
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -139,7 +139,7 @@ def _name(function: Any) -> str:
 copyreg.pickle(COMPILED, _name)
 
 
-def _content(value: Any, around: dict[int, int]) -> Any:
+def _content(value: Any, around: Mapping[int, int]) -> Any:
     """Return what two values share if they are of one type and content.
 
     Args:
@@ -209,15 +209,21 @@ def _is_told_by_attributes(value: Any) -> bool:
     if parts is None:
         return True
     make, args, state, items, _ = parts
-    return getattr(make, "__name__", "") == "__newobj__" and args == (type(value),) and type(state) is not tuple and not items
+    is_made_empty = args in ((), (type(value),)) and (make is type(value) or getattr(make, "__name__", "") == "__newobj__")
+    return is_made_empty and (state is None or type(state) is dict) and not items
 
 
-def state_of(value: Any) -> Any:
-    """Return what tells whether a watched value has changed. What can't be told, of arrays that are traced, has changed."""
+def state_of(value: Any, around: Mapping[int, int]) -> Any:
+    """Return what tells whether a watched value has changed. What can't be told, of arrays that are traced, has changed.
+
+    Args:
+        value: The value.
+        around: Numbers that stand for what others look after, by its id.
+    """
     if holds_bytes(value):
         return value.shape, value.tobytes()
     try:
-        return Kept(value).content
+        return _content(value, around)
     except Exception:
         return object()
 
@@ -241,7 +247,7 @@ def _pickled(value: Any) -> list[Any] | None:
     return [make, args, state, [*(items or ())], [*(pairs or ())]]
 
 
-def _attributes_content(value: Any, around: dict[int, int]) -> Any:
+def _attributes_content(value: Any, around: Mapping[int, int]) -> Any:
     return tuple([(name, _content(each, around)) for name, each in sorted(attributes_of(value))])
 
 
@@ -263,20 +269,22 @@ def _not_copied(value: Any) -> Iterator[Any]:
         except Exception:
             yield each
             continue
-        inside = [*inside_copied(each), *[part for _, part in attributes_of(each)]]
+        inside = [part for _, part in parts_of(each)]
         waiting += [part for part in inside if id(part) not in seen]
         seen.update(map(id, inside))
 
 
-def inside_copied(value: Any) -> Iterable[Any]:
-    """Return what a copy of a value has copies of, but for what is in its attributes."""
+def parts_of(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the names of what a copy of a value has copies of, and it: items, attributes, and what a function is bound to."""
     if isinstance(value, dict):
-        return *value, *dict.values(value)
-    if isinstance(value, (*_SEQUENCES, set, frozenset)):
-        return value
-    if isinstance(value, functools.partial):
-        return value.func, value.args, value.keywords
-    return (value.__self__,) if isinstance(value, types.MethodType) else ()
+        yield from [(key, part) for key, item in dict.items(value) for part in (key, item)]
+    elif isinstance(value, (*_SEQUENCES, set, frozenset)):
+        yield from enumerate(value)
+    elif isinstance(value, functools.partial):
+        yield from [(name, getattr(value, name)) for name in ("func", "args", "keywords")]
+    elif isinstance(value, types.MethodType):
+        yield "__self__", value.__self__
+    yield from attributes_of(value)
 
 
 def _parts(function: types.FunctionType) -> Iterator[Any]:
