@@ -27,7 +27,7 @@ from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
-from .freezing import NOTHING, Before, Freezer
+from .freezing import NOTHING, Before, Freezer, reaches
 from .layout import Wrapped, at
 from .live import Live, handle_of
 from .uncollected import Change, warn_of
@@ -121,6 +121,7 @@ class _Lent:
     def __init__(self, node: Wrapped, name: str) -> None:
         self._called = node
         self._name = name
+        self._is_kept = False
         self._recording = recording()
         self._node = recorded(node) if self._recording else node
         self._flat: Flat = flat_of(self._node)
@@ -151,7 +152,7 @@ class _Lent:
                 record_edit(self._called, self.after())
         elif not same:
             self._warn()
-        if not put_off(self._give_back):
+        if not (self._is_kept or put_off(self._give_back)):
             self._give_back(same)
 
     def _give_back(self, same: bool | None = None) -> None:
@@ -205,6 +206,8 @@ class _Lent:
             _join(value)
         if isinstance(value, types.MethodType) and id(value.__self__) in self.live.paths:
             return getattr(self.outward(value.__self__), value.__name__)
+        # What will use the live module later, such as a function with it in its closure, has it for itself.
+        self._is_kept = self._is_kept or reaches(value, self.live.own)
         return value
 
     def _warn(self) -> None:

@@ -57,6 +57,7 @@ class Live:
         root: The module.
         paths: The path of each module in it, by its id.
         helpers: The ids of objects in its attributes, but for lists and dicts.
+        own: The ids of all modules, objects, lists and dicts in it.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -87,6 +88,7 @@ class Live:
         self._numbers = {key: number for number, key in enumerate(self.paths)}
         self._states = self._states_now()
         self._begun = Inputs(self._arrays)
+        self.own = {*self.paths, *self.helpers, *map(id, self._holders)}
         self._handles: list[mx.array] = []
         self._expected, self._places = self._find_places()
 
