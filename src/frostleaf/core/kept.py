@@ -254,6 +254,11 @@ def _attributes_content(value: Any, around: Mapping[int, int]) -> Any:
 def attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what is in the ``__dict__`` and the slots of an object."""
     yield from getattr(value, "__dict__", {}).items()
+    yield from slots_of(value)
+
+
+def slots_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what is in the slots of an object."""
     for cls in type(value).__mro__:
         for name, member in vars(cls).items() if "__slots__" in vars(cls) else ():
             if inspect.ismemberdescriptor(member) and hasattr(value, name):

@@ -27,7 +27,7 @@ from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
-from .freezing import NOTHING, Before, Freezer, reaches
+from .freezing import NOTHING, Before, Freezer, is_module, reaches
 from .layout import Wrapped, at
 from .live import Live, handle_of
 from .uncollected import Change, warn_of
@@ -187,7 +187,7 @@ class _Lent:
         """Return a result with nodes in place of live modules and new ones, but those that were given, and lists of its own."""
         if type(value) is mx.array or type(value) in PLAIN:
             return value
-        if isinstance(value, MLXModule):
+        if is_module(value):
             if id(value) in self.live.paths:
                 return at(self._node, self.live.paths[id(value)])
             if any(each is value for each in given):

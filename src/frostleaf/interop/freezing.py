@@ -17,7 +17,7 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.hidden import PLAIN, inside_of, is_opaque
 from ..core.instance import Metadata
-from ..core.kept import COMPILED, Kept, Place
+from ..core.kept import COMPILED, Kept, Place, slots_of
 from ..core.pickling import is_importable
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
@@ -31,6 +31,11 @@ CLOSURE = (
     "{place} is a function with {cls} in its closure, which would go on using that module's weights. Make it a method of the "
     "class"
 )
+COMPILED_CLOSURE = (
+    "{place} is a function with {cls} in its closure, which MLX made of it (mx.compile, mx.vmap), and would go on using that "
+    "module's weights. Make the function a method of the class, and give fl.jit or fl.vmap the tree's method"
+)
+SLOT = "{place} is in a slot of the class {cls}, of which a tree does not know. Take the name out of __slots__"
 INSIDE = (
     "{place} has {cls} inside, in the closure of a function or behind a weak reference, and would go on using that module's "
     "weights. Make the function a method of the class"
@@ -90,6 +95,8 @@ class Freezer:
             raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
         if hasattr(type(module), "__frozen__"):  # it runs the code of a tree, which it gives back
             return module.__frozen__(self)
+        if slot := next(slots_of(module), None):
+            raise ValueError(SLOT.format(place=keystr((*path, slot[0])), cls=_named(module)))
         self._open[id(module)] = path
         places: list[tuple[str, str]] = []
         others: list[tuple[Path, type]] = []
@@ -158,7 +165,7 @@ class Freezer:
         """Return the child for a value at the path ``inside`` a module."""
         if type(value) is mx.array:
             return self._array(value, (*path, *inside))
-        if isinstance(value, MLXModule):
+        if is_module(value):
             return self._node(value, (*path, *inside))
         if isinstance(value, Node):
             return value
@@ -198,7 +205,8 @@ class Freezer:
         ):  # no copy has another in its place
             if self._before is not None and module is not None:
                 return self._before(module, place[-1])
-            words = CLOSURE if isinstance(value, types.FunctionType | COMPILED) else INSIDE
+            words = COMPILED_CLOSURE if isinstance(value, COMPILED) else INSIDE
+            words = CLOSURE if isinstance(value, types.FunctionType) else words
             raise ValueError(words.format(place=keystr(place), cls=_named(found[0][1])))
         return kept
 
@@ -226,8 +234,10 @@ def _named(module: Any, path: Path = ()) -> str:
 
 def _is_tree(value: Any) -> bool:
     """Return whether a value is a module, or a container with arrays or modules in it."""
-    if isinstance(value, MLXModule | Node):
-        return type(value) not in weakref.ProxyTypes
+    if is_module(value) or isinstance(value, Node):
+        return True
+    if type(value) in weakref.ProxyTypes or isinstance(value, COMPILED):
+        return False
     if isinstance(value, dict):
         return any(type(each) is mx.array or _is_tree(each) for each in value.values())
     return isinstance(value, list | tuple) and any(type(each) is mx.array or _is_tree(each) for each in value)
