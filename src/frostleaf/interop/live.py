@@ -88,6 +88,7 @@ class Live:
         self._numbers = {key: number for number, key in enumerate(self.paths)}
         self._states = self._states_now()
         self._begun = Inputs(self._arrays)
+        self._looks_inside = bool(self._watched or self._arrays)
         self.own = {*self.paths, *self.helpers, *map(id, self._holders)}
         self._handles: list[mx.array] = []
         self._expected, self._places = self._find_places()
@@ -142,13 +143,15 @@ class Live:
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
         now = chain(chain.from_iterable(self._views), (_END,))
-        return self._sets == self._saved_sets and all(map(is_, now, self._expected)) and self._is_inside_unchanged()
+        if not all(map(is_, now, self._expected)) or self._sets != self._saved_sets:
+            return False
+        return not self._looks_inside or self._is_inside_unchanged()
 
     def _is_inside_unchanged(self) -> bool:
         """Return whether the objects are as they were that may change and stay the same."""
         if self._arrays and self._begun.assigned(self._arrays):
             return False
-        return not self._watched or self._states_now() == self._states
+        return self._states_now() == self._states
 
     def _states_now(self) -> list[Any]:
         return [state_of(each, self._numbers) for each in self._watched]
