@@ -7,8 +7,9 @@ from typing import Any
 from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.instance import Instance
+from ..core.kept import COMPILED
 from ..core.words import describe
-from .freezing import Freezer
+from .freezing import Freezer, is_module
 from .live import handle_of
 from .surface import class_for
 
@@ -43,7 +44,7 @@ def from_mlx(module: MLXModule) -> Any:
     >>> half.layers[0].weight.dtype, model.layers[0].weight.dtype
     (mlx.core.float16, mlx.core.float32)
     """
-    if not isinstance(module, MLXModule):
+    if not is_module(module):
         raise TypeError(NO_MODULE.format(given=_given(module)))
     return Freezer(class_for, handle_of).tree(module)
 
@@ -53,4 +54,6 @@ def _given(value: Any) -> str:
         return f"the class {value.__name__}: give it an instance"
     if isinstance(value, Instance):
         return f"a {type(value).__name__}, which is a frozen tree already"
+    if isinstance(value, COMPILED):
+        return "a function that MLX made of another: give it the module itself"
     return describe(value)

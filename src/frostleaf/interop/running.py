@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +12,7 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core import fields
 from ..core.definition import Node
-from ..core.instance import level_of
+from ..core.instance import field_values, level_of, metadata_of
 from ..core.levels import one_level
 from ..core.structure import Structure, unflatten
 from ..core.words import keystr
@@ -29,10 +30,12 @@ class Running(MLXModule):
 
     __native__: type[Node]
     _structure: Structure
+    _make: Callable[[Any], Any]
 
-    def keep(self, structure: Structure) -> None:
-        """Keep what the tree is but for its arrays."""
+    def keep(self, structure: Structure, make: Callable[[Any], Any]) -> None:
+        """Keep what the tree is but for its arrays, and what makes a module of another tree."""
         object.__setattr__(self, "_structure", structure)
+        object.__setattr__(self, "_make", make)
 
     def __frozen__(self, freezer: Freezer) -> Any:
         """Return the tree, with the leaves of a freezer."""
@@ -42,11 +45,12 @@ class Running(MLXModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tree = self.__frozen__(Freezer(class_for, lambda array: array))
-        if not (tree.training and any(map(_has_buffers, self._structure.module_classes()))):
-            return tree(*args, **kwargs)
-        out, after = stateful(tree, *args, **kwargs)
-        _write(tree, after, self)
-        return out
+        kinds = self._structure.module_classes()
+        if any(issubclass(kind, Wrapped) for kind in kinds) or (tree.training and any(map(_has_buffers, kinds))):
+            out, after = stateful(tree, *args, **kwargs)
+            _write(tree, after, self, self._make)
+            return out
+        return tree(*args, **kwargs)
 
 
 def _has_buffers(kind: Any) -> bool:
@@ -93,9 +97,12 @@ def _part(live: Any, name: Any, owner: str) -> Any:
         return found
 
 
-def _write(before: Any, after: Any, live: Any) -> None:
-    """Put the arrays that a call recorded in their places."""
+def _write(before: Any, after: Any, live: Any, make: Callable[[Any], Any]) -> None:
+    """Put what a call recorded in its places."""
     if before is after:
+        return
+    if isinstance(after, Wrapped) and not _differ_only_inside(before, after):
+        _become(live, make(after), before, after)
         return
     here, there = one_level(before), one_level(after)
     assert here is not None
@@ -105,4 +112,18 @@ def _write(before: Any, after: Any, live: Any) -> None:
         if isinstance(new, mx.array) and new is not old:
             live[name] = new
         elif new is not old:
-            _write(old, new, _part(live, name, type(live).__name__))
+            _write(old, new, _part(live, name, type(live).__name__), make)
+
+
+def _differ_only_inside(before: Any, after: Any) -> bool:
+    """Return whether two modules differ in nothing but their arrays and modules."""
+    return type(before) is type(after) and metadata_of(before) == metadata_of(after)
+
+
+def _become(live: Any, made: Any, before: Any, after: Any) -> None:
+    """Make a module what another is, with its own parts where they are as they were."""
+    old, new = field_values(before), field_values(after)
+    parts = {name: dict.get(live, name) for name, value in new.items() if old.get(name) is value}
+    for holder, other in ((live, made), (vars(live), vars(made))):
+        dict.clear(holder)
+        dict.update(holder, {name: parts.get(name, value) for name, value in dict.items(other)})

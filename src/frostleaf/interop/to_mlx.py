@@ -48,7 +48,7 @@ def to_mlx(module: Node) -> Any:
     live = _Mutable(flat.structure)
     live.fill(flat.leaves, module)
     for running, path in live.running:
-        running.keep(flat_of(at(module, path)).structure)
+        running.keep(flat_of(at(module, path)).structure, to_mlx)
     return live.root
 
 

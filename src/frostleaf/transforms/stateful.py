@@ -214,11 +214,15 @@ def record(module: Node, /, **buffers: mx.array) -> None:
     if here is not None:
         here[id(module)] = module, evolve(recorded(module), buffers)
     elif metadata_of(module).training:
-        level = level_of_caller()
-        message = UNCOLLECTED.format(cls=type(module).__name__, names=", ".join(buffers))
-        caller = sys._getframe(level - 1)
-        if _warned.is_first((message, caller.f_code.co_filename, caller.f_lineno)):
-            warnings.warn(message, UncollectedStateWarning, stacklevel=level)
+        warn_uncollected(UNCOLLECTED.format(cls=type(module).__name__, names=", ".join(buffers)))
+
+
+def warn_uncollected(message: str) -> None:
+    """Warn that nobody collects what a call changed, once for a message in each line that calls frostleaf."""
+    level = level_of_caller()
+    caller = sys._getframe(level - 1)
+    if _warned.is_first((message, caller.f_code.co_filename, caller.f_lineno)):
+        warnings.warn(message, UncollectedStateWarning, stacklevel=level)
 
 
 def record_edit(module: Node, after: Node) -> bool:
