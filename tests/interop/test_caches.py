@@ -141,6 +141,24 @@ def test_the_caches_of_mlx_lm_are_no_trees():
             function(used)
 
 
+@pytest.mark.parametrize("name", ["gemma3_text", "lfm2"])
+def test_going_on_from_a_cache_of_mlx_lm_and_back(name, tmp_path):
+    from mlx_lm.generate import generate_step
+    from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
+
+    def answer(cache):
+        return [token for token, _ in generate_step(mx.array(PROMPT[5:]), model, max_tokens=6, prompt_cache=cache)]
+
+    model = build(name)
+    tree, theirs, seen = fl.from_mlx(model), make_prompt_cache(model), mx.array([PROMPT * 2])
+    model(seen, cache=theirs)
+    cache = fl.nn.make_cache(tree, 64, prompt_cache=theirs)
+    save_prompt_cache(f"{tmp_path}/cache.safetensors", cache)
+    expected = answer(theirs)
+    assert [*fl.generate(tree, PROMPT[5:], 6, cache=cache)] == expected
+    assert answer(load_prompt_cache(f"{tmp_path}/cache.safetensors")) == expected
+
+
 def test_a_model_that_writes_to_itself_is_an_argument():
     tree = fl.from_mlx(build("gemma3n"))
     with pytest.raises(RuntimeError, match="give a function each module that it calls as a positional argument"):

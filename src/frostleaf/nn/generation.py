@@ -16,7 +16,8 @@ from ..transforms.evaluation import async_eval
 from ..transforms.evaluation import eval as evaluate
 from ..transforms.jit import jit
 from ..transforms.stateful import stateful
-from .cache import Cache, CacheList, KVCache
+from .cache import Cache, KVCache
+from .cache_lists import CacheList
 from .cache_making import make_cache
 
 Sampler = Callable[[mx.array], mx.array]
