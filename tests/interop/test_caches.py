@@ -101,6 +101,18 @@ def test_samplers(options):
             assert [*fl.generate(tree, PROMPT, 12, sampler)] == expected
 
 
+@pytest.mark.parametrize("options", [{"logit_bias": {3: 9.0}}, {"repetition_penalty": 1.5, "frequency_penalty": 0.7}], ids=str)
+def test_processors(options):
+    from mlx_lm.generate import generate_step
+    from mlx_lm.sample_utils import make_logits_processors
+
+    model, processors = build("llama"), make_logits_processors(**options)
+    expected = [token for token, _ in generate_step(mx.array(PROMPT), model, max_tokens=12, logits_processors=processors)]
+    tree = fl.from_mlx(model)
+    assert [*fl.generate(tree, PROMPT, 12, logits_processors=processors)] == expected
+    assert [*fl.generate(tree, PROMPT, 12)] != expected
+
+
 def test_generate_where_a_model_needs_values():
     from mlx_lm.generate import generate_step
 
@@ -136,6 +148,8 @@ def test_the_caches_of_mlx_lm_are_no_trees():
         fl.generate(tree, [1], cache=make_prompt_cache(tree))
     used = make_prompt_cache(tree)
     tree(x, cache=used)
+    with pytest.raises(TypeError, match=r"given an ArraysCache in cache. .* and with prompt_cache=\.\.\. one with what these"):
+        fl.generate(tree, [1], cache=used)
     for function in (fl.tree.leaves, fl.jit(lambda cache: tree(x, cache=cache))):
         with pytest.raises(TypeError, match=r"ArraysCache.* fl\.nn\.make_cache\(model, max_size\) makes one that is a tree"):
             function(used)
