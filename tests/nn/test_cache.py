@@ -393,3 +393,21 @@ def test_what_prompt_cache_can_not_be(theirs):
         fl.nn.make_cache(fl.nn.Sequential(), 9, theirs.KVCache())
     with pytest.raises(TypeError, match=r"prompt_cache has a QuantizedKVCache at \[1\], of which there is none of fixed size"):
         fl.nn.make_cache(fl.nn.Sequential(), 9, [None, theirs.QuantizedKVCache()])
+
+
+def test_a_file_with_a_cache_and_one_that_is_empty(tmp_path):
+    path, empty = f"{tmp_path}/cache.safetensors", fl.nn.KVCache(8)
+
+    def call(cache):
+        return cache.update_and_fetch(*drawn(2, 0)[1:])
+
+    _, cache = fl.stateful(call, empty)
+    fl.save(path, cache)
+    with pytest.raises(fl.OtherStructureError, match=r"filled by a call, .* such as fl\.eval_shape\(fl\.stateful, lambda"):
+        fl.load(path, like=empty)
+    assert fl.tree.equal(fl.load(path, like=fl.eval_shape(fl.stateful, call, empty)[1]), cache)
+
+
+def test_stateful_with_an_empty_cache_of_mlx_lm(theirs):
+    with pytest.raises(TypeError, match=r"In its arguments is a KVCache\. .* fl\.nn\.make_cache\(model, max_size\) makes one"):
+        fl.stateful(lambda cache: cache, [theirs.KVCache()])
