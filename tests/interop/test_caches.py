@@ -155,6 +155,19 @@ def test_the_caches_of_mlx_lm_are_no_trees():
             function(used)
 
 
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_cache_of_mlx_lm_from_outside_a_jitted_function(filled):
+    from mlx_lm.models.cache import make_prompt_cache
+
+    tree, x = fl.from_mlx(build("llama")), mx.array([[1, 2]])
+    cache = make_prompt_cache(tree)
+    if filled:
+        tree(x, cache=cache)
+    message = r"reads cache \(a \w+Cache\) from outside .* In cache is a \w+Cache\. .* fl\.nn\.make_cache\(model, max_size\)"
+    with pytest.warns(fl.CapturedArrayWarning, match=message):
+        fl.jit(lambda model, x: model(x, cache=cache))(tree, x)
+
+
 @pytest.mark.parametrize("name", ["gemma3_text", "lfm2"])
 def test_going_on_from_a_cache_of_mlx_lm_and_back(name, tmp_path):
     from mlx_lm.generate import generate_step
