@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..core.instance import Instance
 from ..core.words import describe, nearest
+from .operators import WithoutArithmetic
 
 NO_SUCH_KEY = "{cls} has no array or module {key}{near}"
 NOT_IN_THE_DICT = "{cls} has no array or module {key}: it is {value}, which {cls}.{name} returns"
@@ -18,8 +19,8 @@ NOT_ITERABLE = (
 )
 
 
-class Keyed(Instance):
-    """What gives :class:`Module` its keys."""
+class Keyed(WithoutArithmetic):
+    """What gives :class:`Module` its keys, as it has no arithmetic."""
 
     __slots__ = ()
 

@@ -18,7 +18,8 @@ _Pair = tuple[mx.array, mx.array]
 
 UNCOLLECTED = (
     "a {cls} was updated, and nobody collects it: a cache never changes, so the next call would not know of this one. Write "
-    "logits, cache = fl.stateful(lambda cache: model(tokens, cache=cache), cache), and go on with the new cache"
+    "logits, cache = fl.stateful(lambda cache: model(tokens, cache=cache), cache), and go on with the new cache, as "
+    "fl.generate does. fl.stateful(cache.trim, n) trims one"
 )
 OVERRUN = (
     "{cls}({max_size}) holds {used} tokens, and has no room for {length} more. Make a larger one: fl.nn.make_cache(model, "
