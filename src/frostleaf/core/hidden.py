@@ -101,7 +101,10 @@ def advice_for(value: Any) -> str:
     return "Make its class an fl.Module, or register it with fl.register_pytree_node."
 
 
-CACHE = "It is a cache that changes when a model is called: fl.nn.make_cache(model, max_size) makes one that is a tree."
+CACHE = (
+    "It is a cache that changes when a model is called: fl.nn.make_cache(model, max_size) makes one that is a tree, and with "
+    "prompt_cache=... one with what these caches hold."
+)
 
 
 def cache_classes(value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import inspect
 import re
@@ -246,10 +247,22 @@ def require_found(tree: Any, found: Found) -> None:
         ending = next((path for path in paths if is_path(where) and path.endswith(f".{where}")), None)
         glob = f"**.{where}"
         suggestion = ENDING.format(path=ending, glob=glob) if ending else nearest_paths(where, filter(None, paths))
+        suggestion = suggestion or _nearest_glob(where, paths)
     elif isinstance(where, type):
         other = next((kind for kind in _classes_in(tree) if kind.__name__ == where.__name__), None)
         suggestion = NAMESAKE.format(cls=_full_name(where), other=_full_name(other)) if other else ""
     raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{suggestion}.")
+
+
+def _nearest_glob(where: str, paths: Iterable[str]) -> str:
+    """Say which glob is meant if a name in it is none of the tree's, but near one; or return an empty string."""
+    names = {name for path in paths for name in path.split(".")}
+    strange = [name for name in where.split(".") if name not in names and "*" not in name]
+    close = {name: difflib.get_close_matches(name, sorted(names), n=1) for name in strange}
+    if not any(close.values()):
+        return ""
+    meant = ".".join([*close.get(name, ()), name][0] for name in where.split("."))
+    return f". The nearest glob is {meant!r}"
 
 
 def _classes_in(tree: Any) -> Iterator[type]:
