@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from operator import is_, itemgetter
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +42,9 @@ class Slot:
         self.number = number
 
 
+# Runs an iterator to its end.
+_exhaust: Any = deque(maxlen=0).extend
+
 # Comes after all that is expected, so that there is neither more nor less.
 _END = object()
 
@@ -75,7 +79,7 @@ class Live:
         self._views = [dict.values(each) if isinstance(each, dict) else each for each in ordered]
         self._sets = [each for each in self._holders if isinstance(each, set)]
         self._saved_sets = [each for each in self._saved if isinstance(each, set)]
-        self._handles: list[mx.array] = []
+        self._handles: list[Any] = [None] * structure.num_leaves
         self._expected, self._places = self._find_places()
 
     def _find_places(self) -> tuple[list[Any], list[int]]:
@@ -96,8 +100,9 @@ class Live:
 
     def fill(self, leaves: Sequence[mx.array], node: Any) -> Sequence[mx.array]:
         """Put handles of a tree's arrays in their places, and return them."""
-        handles, expected, places = [*map(handle_of, leaves)], self._expected, iter(self._places)
-        self._handles = handles
+        handles, expected, places = self._handles, self._expected, iter(self._places)
+        # Into the list that is there: memory for a new long one makes malloc tidy up after the last call.
+        _exhaust(map(handles.__setitem__, range(len(handles)), map(handle_of, leaves)))
         for (put, key, number), place in zip(self._puts, places, strict=False):
             put(key, handles[number])
             expected[place] = handles[number]
@@ -132,8 +137,8 @@ class Live:
 
     def empty(self) -> None:
         """Take out what :meth:`fill` put in."""
-        self._handles = []
-        expected = self._expected
+        handles, expected = self._handles, self._expected
+        _exhaust(map(handles.__setitem__, range(len(handles)), repeat(None)))
         for (put, key, _), place in zip(chain(self._puts, self._makes), self._places, strict=True):
             put(key, None)
             expected[place] = None
@@ -271,7 +276,7 @@ class Live:
                 waiting += dict.values(each)
             elif type(each) is set:
                 self._holders.append(each)
-            elif hasattr(each, "__dict__"):
+            elif hasattr(each, "__dict__") and id(vars(each)) not in seen:
                 self._holders.append(vars(each))
                 self.helpers.add(id(each))
                 waiting += [inside for _, inside in attributes_of(each)]
