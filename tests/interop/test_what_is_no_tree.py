@@ -156,3 +156,13 @@ def test_a_wrapped_class_is_not_called():
         kind(2, 2)
     with pytest.raises(TypeError, match=r"fl\.to_mlx takes a module"):
         fl.to_mlx(mx.ones(2))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [fl.tree.leaves, lambda model: fl.eval_shape(type(model)), lambda model: fl.jit(lambda model: 1)(model), fl.eval],
+    ids=["leaves", "eval_shape", "jit", "eval"],
+)
+def test_a_module_of_mlx_in_the_place_of_a_tree_is_told_of_from_mlx(use):
+    with pytest.raises(TypeError, match=r"It is a module of mlx.nn: fl.from_mlx\(module\) makes a tree of it"):
+        use(Base())

@@ -26,6 +26,13 @@ def from_mlx(module: MLXModule) -> Any:
     A module or an array at two places is one leaf, and the other place is tied to it. Arrays whose names begin with ``_`` are
     leaves, and neither trained, cast nor saved. What hides behind one of the names of :class:`frostleaf.Module` is in ``.mlx``.
 
+    A layer of the tree is no instance of its class in MLX, which is its ``__mlx__``: select by that class
+    (``model.at(nn.Linear)``), or ask ``issubclass(layer.__mlx__, nn.Linear)``.
+
+    Since arrays with ``_`` are not cast, a float32 mask in one (``self._mask``) is too wide for attention in half precision,
+    and MLX says "Mask type must promote": after :meth:`Module.astype` and in a :class:`frostleaf.Policy`, as after MLX's
+    ``set_dtype``. Cast such an array by its path: ``model.at("_mask").apply(lambda mask: mask.astype(mx.float16))``.
+
     Args:
         module: An instance of ``mlx.nn.Module``.
 
@@ -40,6 +47,8 @@ def from_mlx(module: MLXModule) -> Any:
     Sequential(layers=(Linear(weight=f32[3,2], bias=f32[3]), Linear(weight=f32[1,3], bias=f32[1])))
     >>> model(mx.ones((4, 2))).shape, model.at(nn.Linear).paths()
     ((4, 1), ['layers.0', 'layers.1'])
+    >>> [path for path, layer in model.named_modules() if issubclass(layer.__mlx__, nn.Linear)]
+    ['layers.1', 'layers.0']
     >>> half = model.at("layers.0").astype(mx.float16)
     >>> half.layers[0].weight.dtype, model.layers[0].weight.dtype
     (mlx.core.float16, mlx.core.float32)

@@ -6,7 +6,7 @@ import functools
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from operator import is_, itemgetter
 from types import MappingProxyType
 from typing import Any
@@ -42,6 +42,9 @@ class Slot:
     def __init__(self, number: int) -> None:
         self.number = number
 
+
+# Runs an iterator to its end.
+_exhaust: Any = deque(maxlen=0).extend
 
 # Comes after all that is expected, so that there is neither more nor less.
 _END = object()
@@ -90,7 +93,7 @@ class Live:
         self._begun = Inputs(self._arrays)
         self._looks_inside = bool(self._watched or self._arrays)
         self.own = {*self.paths, *self.helpers, *map(id, self._holders)}
-        self._handles: list[mx.array] = []
+        self._handles: list[Any] = [None] * structure.num_leaves
         self._expected, self._places = self._find_places()
 
     def _find_places(self) -> tuple[list[Any], list[int]]:
@@ -111,8 +114,9 @@ class Live:
 
     def fill(self, leaves: Sequence[mx.array], node: Any) -> Sequence[mx.array]:
         """Put handles of a tree's arrays in their places, and return them."""
-        handles, expected, places = [*map(handle_of, leaves)], self._expected, iter(self._places)
-        self._handles = handles
+        handles, expected, places = self._handles, self._expected, iter(self._places)
+        # Into the list that is there: memory for a new long one makes malloc tidy up after the last call.
+        _exhaust(map(handles.__setitem__, range(len(handles)), map(handle_of, leaves)))
         for (put, key, number), place in zip(self._puts, places, strict=False):
             put(key, handles[number])
             expected[place] = handles[number]
@@ -158,8 +162,8 @@ class Live:
 
     def empty(self) -> None:
         """Take out what :meth:`fill` put in."""
-        self._handles = []
-        expected = self._expected
+        handles, expected = self._handles, self._expected
+        _exhaust(map(handles.__setitem__, range(len(handles)), repeat(None)))
         for (put, key, _), place in zip(chain(self._puts, self._makes), self._places, strict=True):
             put(key, None)
             expected[place] = None
@@ -322,7 +326,7 @@ class Live:
             elif is_watched(each):
                 self._watched.append(each)
                 self._watched_where.append(path)
-            if kind is not types.MethodType and hasattr(each, "__dict__"):
+            if kind is not types.MethodType and hasattr(each, "__dict__") and id(vars(each)) not in seen:
                 self._hold(vars(each), path)
             if len(self._holders) + len(self._watched) > known and kind not in (list, dict):
                 self.helpers.add(id(each))
