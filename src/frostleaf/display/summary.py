@@ -13,7 +13,7 @@ from ..core.structure import flat_of
 from ..core.words import Path, describe, dtype_name, keystr
 from ..edits.freezing import trainable_leaves
 from ..tree.selecting import Where, require_found, search
-from ..tree.walk import tied_places
+from ..tree.walk import all_ties
 from .calls import Calls, bound_to, calls_in, modules_in
 from .rows import Summary, SummaryPart, SummaryRow
 
@@ -80,7 +80,8 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
     levels = _levels(modules)
     shown = modules if selected is None else _holders(modules, sizes.places(selected.values))
     rows = [_row(path, modules[path], sizes, calls) for path in shown if depth is None or levels[path] <= depth]
-    return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), MappingProxyType(tied_places(tree)))
+    ties = {keystr(target): keystr(source) for target, source in all_ties(tree).items()}
+    return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), MappingProxyType(ties))
 
 
 def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> SummaryRow:

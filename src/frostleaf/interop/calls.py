@@ -28,9 +28,9 @@ from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
-from .freezing import NOTHING, Before, Freezer
+from .freezing import NOTHING, Before, Freezer, handle_of
 from .layout import Wrapped, at
-from .live import Live, handle_of
+from .live import Live
 
 # Of the live module: what is to be done.
 Run = Callable[[Any], Any]

@@ -16,7 +16,7 @@ from ..core.leaves import leaf_spans
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, nearest, nearest_paths
-from .walk import Descend, all_ties, field_level, nodes_in, rewrite, ties_in
+from .walk import Descend, field_level, nodes_in, rewrite, tied_leaves, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 Matcher = Callable[[Path, Any], bool]
@@ -235,7 +235,7 @@ def require_found(tree: Any, found: Found) -> None:
     if where == "":
         suggestion = ", which has no path itself: edit it by its own methods, or select all its arrays by '**'"
     elif isinstance(where, str):
-        tied = _tied_only(tree, where, all_ties(tree))
+        tied = _tied_only(tree, where, tied_leaves(tree))
         if tied is not None:
             raise LookupError(f"{tied[0]!r} is tied to {tied[1]!r}: select that, and the edit is made at both places")
         numbered = _numbered(tree, where)
@@ -282,7 +282,7 @@ def require_no_alias(tree: Any, where: Where) -> None:
     Raises:
         ValueError: If all its places are tied, with the source of one, or if it has fields of named tuples by their names.
     """
-    ties = all_ties(tree)
+    ties = tied_leaves(tree)
     there = _names_there(tree)
     for part in _parts(where):
         by_name_or_class = isinstance(part, str | type)  # a predicate is asked about arrays where they are

@@ -1,0 +1,275 @@
+"""Modules and arrays that stand at two places of a module of MLX."""
+
+import pickle
+import warnings
+
+import interop.models as models
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from mlx.utils import tree_flatten
+
+import frostleaf as fl
+
+
+def same(one, other):
+    ones, others = dict(tree_flatten(one)), dict(tree_flatten(other))
+    return ones.keys() == others.keys() and all(mx.array_equal(ones[name], others[name]) for name in ones)
+
+
+class Towers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+        self.right = self.left
+        self.head = nn.Linear(3, 3)
+
+    def __call__(self, x):
+        return self.head(self.right(self.left(x) + 1))
+
+
+class Target(nn.Module):
+    """A frozen net that starts from the one that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.online, self.target = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.target.update(self.online.parameters())
+        self.target.freeze()
+
+    def __call__(self, x):
+        return self.online(x) - self.target(x + 1)
+
+
+class Anchor(nn.Module):
+    """A private array that starts from one that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 3)
+        self._start = self.net.weight
+
+    def __call__(self, x):
+        return self.net(x) + ((self.net.weight - self._start) ** 2).sum()
+
+
+class OneArray(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shift = self.scale = mx.ones(3)
+
+    def __call__(self, x):
+        return x * self.scale + self.shift
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+        self.head.weight = self.embed.weight
+
+    def __call__(self, x):
+        return self.head(self.embed(x))
+
+
+class PrivateFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self._net = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+        self.pair = (self._net, 3)
+        self.net = self._net
+        self.last = self._net.layers[0]
+
+    def __call__(self, x):
+        return self.last(self._net(x))
+
+
+class Inside(nn.Module):
+    """What is shared shares things itself, and with what is outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(3, 3)
+        self.towers = Towers()
+        self.towers.head = self.one
+        self.blocks = [self.towers] * 2
+        self.named = {"a": self.towers.left, "b": self.towers.left.layers[2]}
+
+    def __call__(self, x):
+        return self.named["b"](self.named["a"](self.blocks[1](x)))
+
+
+KINDS = [Towers, Target, Anchor, OneArray, Head, PrivateFirst, Inside]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def loss(model, x):
+    return model(x).square().mean()
+
+
+@each_kind
+@pytest.mark.parametrize("optimizer", [lambda of: of.SGD(0.1, momentum=0.9), lambda of: of.AdamW(0.01)], ids=["sgd", "adamw"])
+def test_training_equals_that_of_mlx(kind, optimizer):
+    theirs, x = kind(), mx.random.normal((4, 3))
+    ours = fl.from_mlx(theirs)
+    opt, their_opt = optimizer(fl.optim), optimizer(optim)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fl.optim.SharedArrayWarning)
+        state = opt.init(ours)
+    for _ in range(3):
+        value, grads = fl.value_and_grad(loss)(ours, x)
+        ours, state = opt.update(ours, grads, state)
+        expected, their_grads = nn.value_and_grad(theirs, loss)(theirs, x)
+        their_opt.update(theirs, their_grads)
+        assert mx.array_equal(value, expected)
+    assert same(fl.to_mlx(ours).parameters(), theirs.parameters())
+    assert same(fl.to_mlx(ours).trainable_parameters(), theirs.trainable_parameters())
+
+
+@each_kind
+def test_round_trips(kind):
+    tree = fl.from_mlx(kind())
+    for again in (fl.from_mlx(fl.to_mlx(tree)), pickle.loads(pickle.dumps(tree)), fl.tree.map(lambda a: a, tree)):
+        assert fl.tree.structure(again) == fl.tree.structure(tree)
+        assert fl.tree.equal(again, tree)
+    assert fl.tree.structure(fl.from_mlx(kind())) == fl.tree.structure(tree)
+    x = mx.ones((2, 3))
+    assert mx.array_equal(fl.stateful(tree, x)[0], tree(x))
+    assert fl.stateful(tree, x)[1] is tree
+    assert mx.allclose(fl.convert(tree)(x), tree(x))
+
+
+ANOTHER = fl.from_mlx(nn.Linear(3, 3))
+EDITS = {
+    "a layer": lambda at: at("layers.1", lambda layer: fl.nn.GELU()),
+    "a layer of mlx": lambda at: at("layers.1", lambda layer: fl.from_mlx(nn.GELU())),
+    "another net": lambda at: at("", lambda net: ANOTHER),
+    "an array": lambda at: at("layers.0.weight", lambda weight: 2 * weight),
+    "of another shape": lambda at: at("layers.0.bias", lambda bias: bias[:1]),
+    "none": lambda at: at("layers.2.bias", lambda bias: None),
+    "a cast": lambda at: at("", lambda net: net.astype(mx.float16)),
+    "the mode": lambda at: at("", lambda net: net.eval()),
+    "freezing": lambda at: at("layers.2", lambda layer: layer.freeze()),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edit_of_either_place_is_made_at_both(edit):
+    tree, x = fl.from_mlx(Towers()), mx.ones((2, 3))
+
+    def edited(place):
+        return edit(lambda path, function: tree.at(f"{place}.{path}".rstrip(".")).apply(function))
+
+    left, right = edited("left"), edited("right")
+    for model in (left, right):
+        assert model.left is model.right
+        assert model is not tree
+        live = fl.to_mlx(model)
+        assert live.left is live.right
+    assert repr(left) == repr(right)
+    assert fl.tree.structure(left) == fl.tree.structure(right)
+    assert mx.array_equal(left(x), right(x))
+
+
+def test_unlike_modules_at_the_two_places_are_refused():
+    tree = fl.from_mlx(Towers())
+    with pytest.raises(ValueError, match=r"Towers.right is tied to left, and .* unlike values .*untie\('right'\)"):
+        tree.replace(left=fl.nn.Linear(3, 3), right=fl.nn.GELU())
+    with pytest.raises(ValueError, match=r"no module at left\. Take the tie away first: \.untie\('right'\)"):
+        tree.replace(left=None)
+    with pytest.raises(ValueError, match=r"right is tied to left, and .* unlike values"):
+        tree.replace(right=mx.tanh)
+    apart = tree.untie("right").replace(right=fl.nn.GELU())
+    assert type(apart.left) is type(tree.left)
+    assert type(fl.to_mlx(apart).right) is nn.GELU
+
+
+def test_what_shares_inside_of_what_is_shared_follows():
+    tree = fl.from_mlx(Inside())
+    after = tree.at("blocks.1.right.layers.2.weight").set(mx.zeros((3, 3)))
+    after = after.at("blocks.0.head.bias").set(mx.zeros(3))
+    live = fl.to_mlx(after)
+    assert live.one is live.towers.head is live.blocks[1].head
+    assert live.named["b"] is live.blocks[0].right.layers[2] is live.towers.left.layers[2]
+    assert not live.named["b"].weight.any()
+    assert not after.one.bias.any()
+    assert not after.named["a"].layers[2].weight.any()
+    assert len(fl.tree.leaves(after)) == 6
+    inner = fl.from_mlx(Inside()).towers
+    assert inner.right is inner.left
+    assert fl.tree.paths(inner)[:2] == ["left.layers.0.weight", "left.layers.0.bias"]
+
+
+def test_the_source_is_where_mlx_trains():
+    tree = fl.from_mlx(PrivateFirst())
+    assert [name for name, _ in tree_flatten(tree.trainable_parameters())] == ["net.layers.0.weight", "net.layers.0.bias"]
+    live = fl.to_mlx(tree)
+    assert live.net is live._net is live.pair[0]
+    assert live.last is live.net.layers[0]
+
+
+def test_layers_that_are_the_same_but_for_their_settings_are_two_modules():
+    tree = fl.nn.Sequential(*[fl.nn.Sequential(fl.nn.Linear(2, 2), each) for each in (fl.nn.ReLU(), fl.nn.GELU())])
+    tied = tree.tie({f"layers.1.layers.0.{name}": f"layers.0.layers.0.{name}" for name in ("weight", "bias")})
+    live = fl.to_mlx(tied)
+    assert [type(each.layers[1]) for each in live.layers] == [nn.ReLU, nn.GELU]
+    assert live.layers[0].layers[0] is live.layers[1].layers[0]
+
+
+class Norms(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm(3)
+        self.norms = [self.norm] * 2
+
+    def __call__(self, x):
+        for norm in self.norms:
+            x = norm(x * 2 + 1)
+        return x
+
+
+@pytest.mark.parametrize("build", [Norms, lambda: nn.Sequential(*[nn.BatchNorm(3)] * 2)], ids=["norms", "a sequence"])
+def test_the_statistics_of_a_norm_at_two_places(build):
+    theirs, x = build(), mx.random.normal((5, 3))
+    tree = fl.from_mlx(theirs)
+    theirs(x)
+    for each in (tree, fl.convert(tree)):
+        assert same(fl.to_mlx(fl.stateful(each, x)[1]).parameters(), theirs.parameters())
+
+
+def test_a_summary_counts_the_calls_of_both_places():
+    summary = fl.summary(fl.from_mlx(Towers()), mx.ones((2, 3)))
+    assert {row.path: row.calls for row in summary.rows if row.path[:4] in ("left", "righ", "head")} == {
+        "left": 2, "left.layers.0": 2, "left.layers.1": 2, "left.layers.2": 2, "head": 1,
+    }  # fmt: skip
+    assert "tied: right → left" in repr(summary)
+    private = fl.summary(fl.from_mlx(PrivateFirst()), mx.ones((2, 3)))
+    assert {row.path: row.calls for row in private.rows}["net.layers.0"] == 2
+    assert "right=→left" in repr(fl.from_mlx(Towers()))
+
+
+def test_views_have_a_shared_module_at_both_places_and_its_arrays_once():
+    theirs, tree = Towers(), fl.from_mlx(Towers())
+    assert [name for name, _ in tree.named_modules()] == [name for name, _ in theirs.named_modules()]
+    assert tree.children().keys() == theirs.children().keys()
+    assert len(tree_flatten(tree.parameters())) == 6
+    assert tree.at(nn.Linear).paths() == ["left.layers.0", "left.layers.2", "head"]
+    with pytest.raises(LookupError, match=r"'right' is tied to 'left': select that"):
+        tree.at("right.**").paths()
+    with pytest.raises(LookupError, match=r"is tied to 'left.layers.0.weight'"):
+        tree.with_frozen("right")
+
+
+def test_a_shared_layer_is_quantized_once():
+    theirs = nn.Sequential(*[nn.Linear(64, 64)] * 2)
+    small = fl.quantize(fl.from_mlx(theirs))
+    assert small.layers[0] is small.layers[1]
+    nn.quantize(theirs)
+    assert same(fl.to_mlx(small).parameters(), theirs.parameters())
+
+
+def test_shared_arrays_are_the_models_own():
+    tree = fl.from_mlx(models.Shared())
+    assert tree.third.weight is not tree.first.weight
+    assert mx.array_equal(tree.third.weight, tree.first.weight)
