@@ -21,7 +21,7 @@ def same(one, other):
 class Towers(nn.Module):
     def __init__(self):
         super().__init__()
-        self.left = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+        self.left = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
         self.right = self.left
         self.head = nn.Linear(3, 3)
 
@@ -273,3 +273,60 @@ def test_shared_arrays_are_the_models_own():
     tree = fl.from_mlx(models.Shared())
     assert tree.third.weight is not tree.first.weight
     assert mx.array_equal(tree.third.weight, tree.first.weight)
+
+
+def filled(model):
+    return model.map_modules(lambda path, layer: layer.replace(lora_b=layer.lora_b + 0.1) if "lora_b" in layer else None)
+
+
+@pytest.mark.parametrize(
+    "where", ["left.**", "layers", "left.**.weight", ["right.layers.0", "left.layers.2"], "right.layers.0.weight"], ids=str
+)
+@pytest.mark.parametrize("convert", [False, True])
+def test_a_shared_net_is_adapted_once(where, convert):
+    tree, x = fl.from_mlx(Towers()), mx.random.normal((2, 3))
+    tree = fl.convert(tree) if convert else tree
+    adapted = fl.lora(tree, (fl.nn if convert else nn).Linear if where == "layers" else where, rank=2)
+    assert mx.allclose(adapted(x), tree(x))
+    adapted = filled(adapted)
+    assert adapted.left is adapted.right
+    assert type(adapted.right.layers[0]) is fl.nn.LoRALinear
+    assert not mx.allclose(adapted(x), tree(x))
+    live = fl.to_mlx(adapted)
+    assert live.left is live.right
+    assert mx.array_equal(live(x), adapted(x))
+    fused = fl.fuse(adapted)
+    assert fused.left is fused.right
+    assert mx.allclose(fused(x), adapted(x), atol=1e-5)
+
+
+def test_adapting_a_shared_net_equals_mlx_lm():
+    tuner = pytest.importorskip("mlx_lm.tuner.utils")
+    theirs = nn.Module()
+    theirs.layers = [Towers()]
+    ours = fl.from_mlx(theirs)
+    mx.random.seed(1)
+    ours = fl.lora(ours, ["layers.0.right.layers.0", "layers.0.left.layers.2"], rank=2, scale=2.0)
+    mx.random.seed(1)
+    theirs.freeze()
+    names = {"rank": 2, "scale": 2.0, "dropout": 0.0, "keys": ["right.layers.0", "right.layers.2"]}
+    tuner.linear_to_lora_layers(theirs, 1, names)
+    live = fl.to_mlx(ours)
+    for model in (live, theirs):
+        assert model.layers[0].left is model.layers[0].right
+    assert same(live.trainable_parameters(), theirs.trainable_parameters())
+
+
+@pytest.mark.parametrize(
+    ("where", "adapted"), [(nn.Linear, (0, 2)), ("layers.2", (2,)), ("layers.0", (0,)), ("layers.*.weight", (0, 2))]
+)
+def test_each_place_of_a_layer_gets_its_adapter_as_in_mlx(where, adapted):
+    shared = nn.Linear(3, 3)
+    tree, x = fl.from_mlx(nn.Sequential(shared, nn.ReLU(), shared)), mx.random.normal((2, 3))
+    model = fl.lora(tree, where, rank=2)
+    assert tuple(index for index, layer in enumerate(model.layers) if "lora_a" in layer) == adapted
+    bases = [layer.linear if "lora_a" in layer else layer for layer in model.layers[::2]]
+    assert bases[0].weight is bases[1].weight
+    assert mx.allclose(model(x), tree(x))
+    assert len(tree_flatten(model.trainable_parameters())) == 2 * len(adapted)
+    assert len(fl.tree.leaves(model)) == 2 + 2 * len(adapted)

@@ -6,7 +6,7 @@ import gc
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -149,18 +149,18 @@ class Freezer:
         new = self._ties[first:]
         inside = [tie for tie in new if tie[1][: len(path)] == path]
         self._ties[first:] = [tie for tie in new if tie not in inside]
-        return tuple([(target[len(path) :], source[len(path) :]) for target, source in inside])
+        return _sorted((target[len(path) :], source[len(path) :]) for target, source in inside)
 
     def _with_public_sources(self, node: Any, path: Path) -> Any:
         """Let a source whose arrays are no parameters be the tied place, where another is one, which MLX trains."""
         ties = metadata_of(node).ties
-        for target, source in ties:
+        for target, source in sorted(ties, key=lambda tie: len(tie[1])):  # outer ones first
             if not _is_public(node, source) and _is_public(node, target):
                 before, after = (*path, *source), (*path, *target)
                 self._ties = [(_moved(one, before, after), _moved(other, before, after)) for one, other in self._ties]
                 self._modules = {key: (_moved(at, before, after), of) for key, (at, of) in self._modules.items()}
                 pairs = [(_moved(one, source, target), _moved(other, source, target)) for one, other in ties]
-                ties = tuple([(source, target) if pair == (target, target) else pair for pair in pairs])
+                ties = _sorted((source, target) if pair == (target, target) else pair for pair in pairs)
                 return self._with_public_sources(evolve(node, ties=ties), path)
         return node
 
@@ -232,6 +232,10 @@ class Freezer:
 def _frozen_names(names: set[str] | None, children: tuple[str, ...]) -> frozenset[str]:
     """Return the names of what is frozen. MLX notes others too, of which a module has nothing."""
     return frozenset([name for name in names if name.split(".")[0] in children]) if names else frozenset()
+
+
+def _sorted(ties: Iterable[tuple[Path, Path]]) -> Ties:
+    return tuple(sorted(ties, key=str))
 
 
 def _is_public(node: Any, path: Path) -> bool:

@@ -155,6 +155,11 @@ def search(tree: Any, where: Where) -> Found:
         return Descend
 
     rewrite(tree, enter)
+    for name in sorted(missing_paths, key=len):  # which may lead through the other place of a module, where no walk goes
+        for path, value in places(tree, name):
+            missing_paths.discard(name)
+            if not _is_inside(path, selected):
+                selected[path] = value
     missing = [
         part for number, part in enumerate(parts) if number in missing_others or (is_path(part) and part in missing_paths)
     ]
