@@ -330,3 +330,43 @@ def test_each_place_of_a_layer_gets_its_adapter_as_in_mlx(where, adapted):
     assert mx.allclose(model(x), tree(x))
     assert len(tree_flatten(model.trainable_parameters())) == 2 * len(adapted)
     assert len(fl.tree.leaves(model)) == 2 + 2 * len(adapted)
+
+
+@each_kind
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_files_of_weights_go_both_ways(kind, ending, tmp_path):
+    theirs, tree = kind(), fl.from_mlx(kind())
+    theirs.save_weights(str(tmp_path / f"theirs.{ending}"))
+    tree.save_weights(tmp_path / f"ours.{ending}")
+    assert mx.load(str(tmp_path / f"theirs.{ending}")).keys() == mx.load(str(tmp_path / f"ours.{ending}")).keys()
+    assert same(fl.to_mlx(tree.load_weights(tmp_path / f"theirs.{ending}")).parameters(), theirs.parameters())
+    theirs.load_weights(str(tmp_path / f"ours.{ending}"))
+    assert same(fl.to_mlx(tree).parameters(), theirs.parameters())
+    tree.save_weights(tmp_path / "in files", max_shard_bytes=40)
+    assert fl.tree.equal(fl.from_mlx(kind().freeze()).load_weights(tmp_path / "in files").parameters(), tree.parameters())
+
+
+@each_kind
+def test_the_parameters_of_mlx_are_taken(kind):
+    theirs, tree = kind(), fl.from_mlx(kind())
+    for after in (tree.update(theirs.parameters()), tree.load_weights(tree_flatten(theirs.parameters()))):
+        assert same(fl.to_mlx(after).parameters(), theirs.parameters())
+        assert fl.tree.structure(after) == fl.tree.structure(tree)
+    own = fl.to_mlx(tree).parameters()
+    assert fl.tree.equal(tree.update(own), tree)
+
+
+def test_unlike_weights_for_two_places_are_refused():
+    tree = fl.from_mlx(Towers())
+    apart = tree.untie().apply(lambda array: mx.random.normal(array.shape))
+    with pytest.raises(ValueError, match=r"right.layers.0.weight is tied to left.layers.0.weight, and was given another array"):
+        tree.update(apart.parameters())
+    with pytest.raises(
+        ValueError, match=r"right.layers.0.bias, which is tied to 'left.layers.0.bias', whose array is used: rename"
+    ):
+        tree.load_weights(tree_flatten(apart.parameters()))
+    with pytest.raises(ValueError, match='does not have parameter named "right"'):
+        tree.update({"right": apart.right.parameters()})
+    bare = tree.replace(left=tree.left.at("layers.2.bias").set(None))
+    with pytest.raises(ValueError, match=r"Received 2 parameters"):
+        bare.load_weights(tree_flatten(fl.to_mlx(tree).parameters()))

@@ -15,7 +15,7 @@ from .instance import Instance, Ties, level_of, metadata_of
 from .levels import replace_at, tree_level
 from .shapes import LEAF
 from .structure import flat_of
-from .words import Path, describe, keystr
+from .words import Path, describe, keystr, listed
 
 _MISSING: Any = object()
 
@@ -61,6 +61,7 @@ CONFLICT = (
     "{cls}.{target} is tied to {source}, and this edit leaves unlike values there: {given} and {expected}. Change both in the "
     "same way, or take the tie away first: .untie({target!r})"
 )
+OTHERS = ". Likewise {others}; untie takes several, and globs"
 
 
 def follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> None:
@@ -97,6 +98,7 @@ def _follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> bool:
     for target, source in ties:
         places.setdefault(source, [source]).append(target)
     new: dict[Path, Any] = {}
+    unlike: list[tuple[Path, Path, Any, Any]] = []
     for source, paths in places.items():
         before, given = _get(old, source), {path: _get(values, path) for path in paths}
         changed = [path for path in paths if given[path] is not before and (given[path] is not None or path == source)]
@@ -113,10 +115,14 @@ def _follow(node: Instance, ties: Ties, old: Mapping[str, Any]) -> bool:
                     first == source and all(_holder(old, each) is _holder(values, each) for each in (path, first))
                 )
             if not fits:
-                target, expected = (first, value) if path == source else (path, given[first])
-                names = {"cls": type(node).__name__, "target": keystr(target), "source": keystr(source)}
-                raise ValueError(CONFLICT.format(**names, given=describe(given[target]), expected=describe(expected)))
+                targets, expected = (changed, value) if path == source else ([path], given[first])
+                unlike += [(target, source, given[target], expected) for target in targets]
             new[path] = given[first]
+    if unlike:
+        (target, source, here, there), *others = unlike
+        names = {"cls": type(node).__name__, "target": keystr(target), "source": keystr(source)}
+        more = OTHERS.format(others=listed(repr(keystr(each)) for each, *_ in others)) if others else ""
+        raise ValueError(CONFLICT.format(**names, given=describe(here), expected=describe(there)) + more)
     _put(values, new)
     return bool(new)
 

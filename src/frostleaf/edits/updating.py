@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..core import fields
 from ..core.arguments import require_callable
@@ -13,10 +14,11 @@ from ..core.definition import Node
 from ..core.instance import children_of
 from ..core.leaves import leaf_flags
 from ..core.shapes import LEAF
-from ..core.sharing import with_leaves, with_values
+from ..core.sharing import has_ties, with_leaves, with_values
 from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr, nearest
-from ..tree.walk import rewrite
+from ..tree.comparison import equal
+from ..tree.walk import rewrite, tied_leaves
 from .views import Filter, filter_and_map, is_content, items, node_children, parameters
 
 T = TypeVar("T")
@@ -57,8 +59,46 @@ def update(module: N, parameters: Any, strict: bool) -> N:
             raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
         return new
 
+    if strict and flat_of(module).structure.remember(has_ties):
+        parameters = _without_tied(parameters, tied_leaves(module, of_mlx=True))
     new = dict(_replacements(module, parameters, strict, new_leaf, "parameter"))
     return with_values(module, new)  # type: ignore[no-any-return]
+
+
+_ANOTHER = (
+    "{target} is tied to {source}, and was given another array than that. Give the same at both, or leave {target} out, or "
+    "take the tie away first: see untie"
+)
+
+
+def _without_tied(parameters: Any, ties: Mapping[Path, Path]) -> Any:
+    """Leave out what a module of MLX has under a second name, which must be the same as under the first."""
+
+    def given_at(path: Path) -> Any:
+        value = parameters
+        for entry in path:
+            held = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list | tuple) else {}
+            value = held.get(entry)
+        return value
+
+    def rest(value: Any, path: Path) -> Any:
+        source, left = ties.get(path), value
+        if isinstance(value, Mapping):
+            inside = {name: rest(each, (*path, name)) for name, each in value.items()}
+            left = {name: each for name, each in inside.items() if each is not _TIED}
+        elif isinstance(value, list | tuple):
+            left = [{} if each is _TIED else each for each in [rest(each, (*path, index)) for index, each in enumerate(value)]]
+        elif source is not None and isinstance(value, LEAF) and isinstance(first := given_at(source), LEAF):
+            if value is not first and not equal(value, first):
+                raise ValueError(_ANOTHER.format(target=keystr(path), source=keystr(source)))
+            return _TIED
+        return _TIED if source is not None and not tree_flatten(left) else left
+
+    return rest(parameters, ())
+
+
+# What is not needed, because the tree has it elsewhere.
+_TIED: Any = object()
 
 
 def update_modules(module: N, modules: Any, strict: bool) -> N:

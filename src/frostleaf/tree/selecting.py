@@ -42,7 +42,7 @@ def matcher(where: Where) -> Matcher:
     if is_path(where):
         return lambda path, value: bool(path) and keystr(path) == where
     if isinstance(where, str):
-        matches = _glob(where)
+        matches = matches_glob(where)
         # The root has no name, so only "**" selects it, where it is an array.
         if where.split(".")[-1] == "**":
             return lambda path, value: isinstance(value, LEAF) and matches(path)
@@ -314,7 +314,7 @@ def _tied_only(tree: Any, where: Where, ties: Mapping[Path, Path]) -> tuple[str,
     if not ties or any(mask(tree, where)):
         return None
     selected = search(tree, where).values
-    matches = _glob(where) if isinstance(where, str) else lambda names: False
+    matches = matches_glob(where) if isinstance(where, str) else lambda names: False
     return next(
         (
             (keystr(target), keystr(source))
@@ -327,7 +327,7 @@ def _tied_only(tree: Any, where: Where, ties: Mapping[Path, Path]) -> tuple[str,
 
 def _numbered(tree: Any, where: str) -> tuple[str, str] | None:
     """Return the name of a place that ``where`` would select if fields of named tuples went by their names, and its path."""
-    matches = _glob(where)
+    matches = matches_glob(where)
     holders: dict[Path, Any] = {}
     names: dict[Path, Path] = {}
     found: list[tuple[str, str]] = []
@@ -352,7 +352,7 @@ def covers(where: Where, other: Where) -> bool:
     """
     globs = [part for part in _parts(where) if isinstance(part, str)]
     return "**" in globs or all(
-        is_path(part) and any(_glob(glob)(tuple(part.split("."))) for glob in globs) for part in _parts(other)
+        is_path(part) and any(matches_glob(glob)(tuple(part.split("."))) for glob in globs) for part in _parts(other)
     )
 
 
@@ -379,7 +379,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _glob(glob: str) -> Callable[[Path], bool]:
+def matches_glob(glob: str) -> Callable[[Path], bool]:
     """Return the function of a path that says whether a glob matches it. A key with dots in it is several names.
 
     It follows all ways to match at once, name by name, so that the time is at most the product of the two lengths. It goes on

@@ -100,12 +100,15 @@ def ties_in(value: Any, path: Path = ()) -> frozenset[Path]:
     return frozenset((*path, *target) for target, _ in ties)
 
 
-def all_ties(tree: Any) -> dict[Path, Path]:
-    """Map each tied place in a tree to its source, both as paths from the root."""
+def all_ties(tree: Any, of_mlx: bool = False) -> dict[Path, Path]:
+    """Map each tied place in a tree to its source, both as paths from the root.
+
+    With ``of_mlx`` only those in modules that stand for ones of MLX, which have the arrays under both names.
+    """
     found: dict[Path, Path] = {}
 
     def enter(path: Path, value: Any) -> Any:
-        if isinstance(value, Node):
+        if isinstance(value, Node) and (not of_mlx or hasattr(type(value), "__mlx__")):
             found.update(((*path, *target), (*path, *source)) for target, source in metadata_of(value).ties)
         return Descend
 
@@ -113,9 +116,9 @@ def all_ties(tree: Any) -> dict[Path, Path]:
     return found
 
 
-def tied_leaves(tree: Any) -> dict[Path, Path]:
+def tied_leaves(tree: Any, of_mlx: bool = False) -> dict[Path, Path]:
     """As :func:`all_ties`, with each array in a tied module as well. A source is never tied itself."""
-    found = all_ties(tree)
+    found = all_ties(tree, of_mlx)
     for target, source in [*found.items()]:
         value = at_path(tree, source)
         inside = _places_of_leaves(value) if isinstance(value, Node) else ()
