@@ -1,5 +1,6 @@
 """Modules and arrays that stand at two places of a module of MLX."""
 
+import copy
 import pickle
 import warnings
 
@@ -370,3 +371,102 @@ def test_unlike_weights_for_two_places_are_refused():
     bare = tree.replace(left=tree.left.at("layers.2.bias").set(None))
     with pytest.raises(ValueError, match=r"Received 2 parameters"):
         bare.load_weights(tree_flatten(fl.to_mlx(tree).parameters()))
+
+
+def through_a_file(tree, folder):
+    fl.save(folder / "tree", tree)
+    return fl.load(folder / "tree", tree)
+
+
+def step(tree, x):
+    opt = fl.optim.SGD(0.1)
+    return opt.update(tree, fl.grad(loss)(tree, x), opt.init(tree))[0]
+
+
+THROUGH = {
+    "a file": lambda tree, folder: through_a_file(tree, folder),
+    "jit": lambda tree, _: fl.jit(lambda tree: tree)(tree),
+    "a jitted cast": lambda tree, _: fl.jit(lambda tree: tree.astype(mx.float16))(tree).astype(mx.float32),
+    "stacks": lambda tree, _: fl.tree.unstack(fl.tree.stack([tree, tree]))[1],
+    "vmap": lambda tree, _: fl.tree.unstack(fl.vmap(lambda tree: tree)(fl.tree.stack([tree, tree])))[0],
+    "parts": lambda tree, _: fl.tree.combine(*fl.tree.partition(tree, "**.weight")),
+    "vectors": lambda tree, _: (lambda vectors, back: back(vectors))(*fl.tree.ravel(tree)),
+    "packing": lambda tree, _: fl.optim.pack(tree).unpack(),
+    "a deep copy": lambda tree, _: copy.deepcopy(tree),
+    "modes": lambda tree, _: tree.eval().train(),
+    "freezing": lambda tree, _: tree.with_frozen("**", frozen=True).with_frozen("**", frozen=False),
+    "map_modules": lambda tree, _: tree.map_modules(lambda path, module: module.eval()).map_modules(
+        lambda path, module: module.train()
+    ),
+    "apply": lambda tree, _: tree.at("**").apply(lambda array: array + 0),
+    "a trained copy": lambda tree, _: fl.tree.map(lambda one, other: one, tree, step(tree, mx.ones((2, 3)))),
+    "update_modules": lambda tree, _: tree.update_modules(tree.children()),
+}
+
+
+@pytest.mark.parametrize("kind", [Towers, PrivateFirst, Inside])
+@pytest.mark.parametrize("through", THROUGH.values(), ids=THROUGH)
+def test_what_is_shared_stays_so_through(kind, through, tmp_path):
+    tree, x = fl.from_mlx(kind()), mx.random.normal((2, 3))
+    after = through(tree, tmp_path)
+    assert fl.tree.structure(after) == fl.tree.structure(tree)
+    assert mx.allclose(after(x), tree(x), rtol=1e-2, atol=1e-2)
+    live, there = fl.to_mlx(after), kind()
+    ours, theirs = (
+        [[name for name, each in model.named_modules() if each is module] for _, module in model.named_modules()]
+        for model in (live, there)
+    )
+    assert sorted(map(sorted, ours)) == sorted(map(sorted, theirs))
+    for module in fl.eval_shape(lambda: tree), tree:
+        assert repr(module)
+        assert fl.tree.diff(module, module) == fl.tree.diff(tree, tree)
+    assert repr(fl.summary(after, x))
+    assert after._repr_html_()
+
+
+class Changing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm(3))
+        self.blocks = [self.block] * 2
+        self._count = 0
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def grow(self):
+        self.blocks[1].layers.append(nn.Tanh())
+        self.blocks.append(self.block)
+
+    def split(self):
+        self.blocks[1] = nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize("method", ["__call__", "grow", "split"])
+def test_a_method_that_changes_what_is_shared(method):
+    theirs, x = Changing(), mx.random.normal((5, 3))
+    tree = fl.from_mlx(theirs)
+    args = (x,) if method == "__call__" else ()
+    _, after = fl.stateful(getattr(tree, method), *args)
+    mx.random.seed(0)
+    getattr(theirs, method)(*args)
+    live = fl.to_mlx(after)
+    assert [each is live.block for each in live.blocks] == [each is theirs.block for each in theirs.blocks]
+    assert live.parameters().keys() == theirs.parameters().keys()
+    assert same(live.block.parameters(), theirs.block.parameters())
+    assert fl.tree.structure(fl.from_mlx(live)) == fl.tree.structure(after)
+    assert fl.tree.paths(tree) == fl.tree.paths(fl.from_mlx(Changing()))
+
+
+def test_a_call_of_a_shared_part_is_recorded():
+    theirs, x = Changing(), mx.random.normal((5, 3))
+    tree = fl.from_mlx(theirs)
+
+    def twice(tree, x):
+        return tree.blocks[1](tree.block(x))
+
+    _, after = fl.stateful(twice, tree, x)
+    twice(theirs, x)
+    assert same(fl.to_mlx(after).parameters(), theirs.parameters())

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
-from ..core.instance import children_of
+from ..core.instance import children_in_fields, children_of
 from ..core.leaves import leaf_flags
 from ..core.shapes import LEAF
 from ..core.sharing import has_ties, with_leaves, with_values
@@ -19,7 +19,7 @@ from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr, nearest
 from ..tree.comparison import equal
 from ..tree.walk import rewrite, tied_leaves
-from .views import Filter, filter_and_map, is_content, items, node_children, parameters
+from .views import Filter, filter_and_map, is_content, node_children, parameters
 
 T = TypeVar("T")
 N = TypeVar("N", bound=Node)
@@ -113,7 +113,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
             raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
         return current
 
-    new = dict(_replacements(module, modules, strict, new_leaf, "sub-module"))
+    new = dict(_replacements(module, modules, strict, new_leaf, _MODULE))
     return with_values(module, new)  # type: ignore[no-any-return]
 
 
@@ -143,6 +143,7 @@ def _may_stand_for_module(value: Any) -> bool:
 
 
 _DESCEND: Any = object()
+_MODULE = "sub-module"
 
 
 def _replacements(
@@ -163,14 +164,16 @@ def _replacements(
         target = [*named.values()] if numbered else named
     if isinstance(new, Mapping):
         # A module's own children, not MLX's view of them, so that what is kept is the same object.
-        there = (
-            [name for name, _ in items(target)] if isinstance(target, Node) else target if isinstance(target, Mapping) else ()
-        )
+        children: Any = target
+        there: Any = target if isinstance(target, Mapping) else ()
+        if isinstance(target, Node):  # a tied module may be named at either place, an array at its source
+            whole = dict(zip(target.__frostleaf__.children, children_in_fields(target), strict=True))
+            children = whole if what == _MODULE else children_of(target)
+            there = [name for name, each in children.items() if is_content(each)]
         for name in new:
             if strict and name not in there:
                 near = nearest(str(name), map(str, there))
                 raise ValueError(f'Module does not have {what} named "{name}"{at}{near}.')
-        children: Any = children_of(target) if isinstance(target, Node) else target
         pairs = [(name, value) for name, value in new.items() if name in there]
     elif isinstance(new, list | tuple) and isinstance(target, tuple | list):
         children = target
