@@ -349,8 +349,11 @@ class Module(Keyed, Node, ShownTree):
     def untie(self, *places: str) -> Self:
         """Untie places of this module, by default all, in a copy: each has a leaf of its own again, at first the same array.
 
+        Args:
+            *places: Paths or globs of tied places, or of what holds some.
+
         Raises:
-            LookupError: If a place is not tied in this module.
+            LookupError: If one leads to no place that is tied in this module.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)).tie({"layers.1.bias": "layers.0.bias"})
@@ -472,6 +475,9 @@ class Module(Keyed, Node, ShownTree):
 
     def save_weights(self, file: str | os.PathLike[str], *, max_shard_bytes: int | None = None) -> None:
         """Save the parameters under MLX's names to a file, or to a directory of files.
+
+        A tied array is there once, but under both names where the module that has the tie came from :func:`frostleaf.from_mlx`:
+        MLX asks for both. ``load_weights`` takes it under both names again, if it is the same.
 
         A crash at any instant leaves the old file or the new one, whole; likewise the old directory or the new, by its index.
 

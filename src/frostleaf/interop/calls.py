@@ -27,9 +27,9 @@ from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
-from .freezing import NOTHING, Before, Freezer, is_module, reaches
+from .freezing import NOTHING, Before, Freezer, handle_of, is_module, reaches
 from .layout import Wrapped, at
-from .live import Live, handle_of
+from .live import Live
 from .uncollected import Change, warn_of
 
 # Of the live module: what is to be done.

@@ -16,10 +16,9 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.hidden import PLAIN, inside_of, is_opaque
-from ..core.instance import Metadata
+from ..core.instance import Metadata, Ties, metadata_of
 from ..core.kept import COMPILED, Kept, Place, slots_of
 from ..core.pickling import is_importable
-from ..core.structure import flat_of
 from ..core.words import Path, keystr
 from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom
 
@@ -50,6 +49,7 @@ _OTHERS = (tuple, OrderedDict, defaultdict)
 # What equals another only if it is the same.
 _FUNCTIONS = (types.BuiltinFunctionType, type(mx.tanh), types.ModuleType)
 NOTHING: Any = object()
+handle_of: Any = mx.array.__copy__
 Before = Callable[[Any, str], Any]
 
 
@@ -71,9 +71,10 @@ class Freezer:
         self._leaf = leaf
         self._open: dict[int, Path] = {}
         self._modules: dict[int, tuple[Path, Any]] = {}
-        self._arrays: dict[int, tuple[Path, mx.array]] = {}
+        self._arrays: set[int] = set()
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._memo: dict[Any, Any] = {}
+        # Of modules that have been put together: each place of one that is at another, the source, too.
         self._ties: list[tuple[Path, Path]] = []
         # Modules that nothing was known of where a value with them stood, and these places.
         self._others: list[tuple[Path, Any]] = []
@@ -86,11 +87,12 @@ class Freezer:
                 raise ValueError(
                     BESIDE.format(place=keystr(place), cls=_named(other), other=keystr(self._modules[id(other)][0]))
                 )
-        return evolve(node, ties=tuple(self._ties)) if self._ties else node
+        return node
 
     def _node(self, module: Any, path: Path) -> Any:
         if id(module) in self._modules:
-            return self._again(*self._modules[id(module)], path)
+            self._ties.append((path, self._modules[id(module)][0]))
+            return None
         if id(module) in self._open:
             raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
         if hasattr(type(module), "__frozen__"):  # it runs the code of a tree, which it gives back
@@ -98,13 +100,14 @@ class Freezer:
         if slot := next(slots_of(module), None):
             raise ValueError(SLOT.format(place=keystr((*path, slot[0])), cls=_named(module)))
         self._open[id(module)] = path
+        first_tie = len(self._ties)
         places: list[tuple[str, str]] = []
         others: list[tuple[Path, type]] = []
         children: list[Any] = []
         static: dict[str, Any] = {}
         for name, value in dict.items(module):
             if type(value) is mx.array:
-                children.append(self._array(value, (*path, name)))
+                children.append(self._array(value))
             elif _is_tree(value):
                 children.append(self._child(value, path, (name,), others))
             else:
@@ -134,37 +137,50 @@ class Freezer:
                     del static[name]
                     places.remove((name, STATIC))
         kind = self._class_for(Layout(type(module), tuple(places), tuple(others)))
-        metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
-        node = kind.__frostleaf__.assemble(metadata, children)
+        frozen = _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children)
+        ties = self._ties_inside(path, first_tie)
+        node = kind.__frostleaf__.assemble(Metadata(static, bool(training), frozen, ties), children)
+        if ties:
+            node = self._with_public_sources(node, path)
         del self._open[id(module)]
         self._modules[id(module)] = path, node
         return node
 
     def leaf(self, array: mx.array) -> mx.array:
         """Return the leaf for an array."""
-        return self._leaf(array)
+        return self._array(array)
 
-    def _again(self, first: Path, node: Any, path: Path) -> Any:
-        """Tie the arrays of a module that is at another place too."""
-        tied = dict(self._ties)
-        for inside in flat_of(node).structure.leaf_paths():
-            source = (*first, *inside)
-            self._ties.append(((*path, *inside), tied.get(source, source)))
+    def _ties_inside(self, path: Path, first: int) -> Ties:
+        """Take out those of the last ties of which the module at a path holds both places."""
+        new = self._ties[first:]
+        inside = [tie for tie in new if tie[1][: len(path)] == path]
+        self._ties[first:] = [tie for tie in new if tie not in inside]
+        return _sorted((target[len(path) :], source[len(path) :]) for target, source in inside)
+
+    def _with_public_sources(self, node: Any, path: Path) -> Any:
+        """Let a source whose arrays are no parameters be the tied place, where another is one, which MLX trains."""
+        ties = metadata_of(node).ties
+        for target, source in sorted(ties, key=lambda tie: len(tie[1])):  # outer ones first
+            if not _is_public(node, source) and _is_public(node, target):
+                before, after = (*path, *source), (*path, *target)
+                self._ties = [(_moved(one, before, after), _moved(other, before, after)) for one, other in self._ties]
+                self._modules = {key: (_moved(at, before, after), of) for key, (at, of) in self._modules.items()}
+                pairs = [(_moved(one, source, target), _moved(other, source, target)) for one, other in ties]
+                ties = _sorted((source, target) if pair == (target, target) else pair for pair in pairs)
+                return self._with_public_sources(evolve(node, ties=ties), path)
         return node
 
-    def _array(self, array: mx.array, path: Path) -> mx.array:
-        first, leaf = self._arrays.setdefault(id(array), (path, array))
-        if first is not path:
-            self._ties.append((path, first))
-            return leaf
-        leaf = self._leaf(array)
-        self._arrays[id(array)] = path, leaf
-        return leaf
+    def _array(self, array: mx.array) -> mx.array:
+        """Return the leaf for an array, one for each place: MLX trains it apart from the same at another."""
+        if id(array) in self._arrays:
+            return handle_of(array)  # type: ignore[no-any-return]
+        self._arrays.add(id(array))
+        return self._leaf(array)
 
     def _child(self, value: Any, path: Path, inside: Path, others: list[tuple[Path, type]]) -> Any:
         """Return the child for a value at the path ``inside`` a module."""
         if type(value) is mx.array:
-            return self._array(value, (*path, *inside))
+            return self._array(value)
         if is_module(value):
             return self._node(value, (*path, *inside))
         if isinstance(value, Node):
@@ -225,6 +241,26 @@ class Freezer:
 def _frozen_names(names: set[str] | None, children: tuple[str, ...]) -> frozenset[str]:
     """Return the names of what is frozen. MLX notes others too, of which a module has nothing."""
     return frozenset([name for name in names if name.split(".")[0] in children]) if names else frozenset()
+
+
+def _sorted(ties: Iterable[tuple[Path, Path]]) -> Ties:
+    return tuple(sorted(ties, key=str))
+
+
+def _is_public(node: Any, path: Path) -> bool:
+    """Return whether arrays at and below a path in a node are parameters."""
+    value, public = node, True
+    for entry in path:
+        if isinstance(value, Node):
+            public = public and entry in value.__frostleaf__.parameters
+            value = value.__dict__[entry]
+        else:
+            value = value[entry]
+    return public
+
+
+def _moved(path: Path, before: Path, after: Path) -> Path:
+    return (*after, *path[len(before) :]) if path[: len(before)] == before else path
 
 
 def _named(module: Any, path: Path = ()) -> str:

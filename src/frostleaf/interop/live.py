@@ -14,22 +14,22 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module as MLXModule
 
+from ..core.containers import static_key
 from ..core.definition import Node
 from ..core.hidden import PLAIN
-from ..core.instance import children_in_fields, level_of, metadata_of
+from ..core.instance import Metadata, children_in_fields, level_of, metadata_of
 from ..core.kept import AT, COMPILED, Kept, is_watched, parts_of, state_of
 from ..core.levels import one_level
 from ..core.structure import Structure, unflatten
 from ..core.words import Path, class_name, keystr
 from ..transforms.jit.passing import Inputs
+from ..tree.walk import source_of
+from .freezing import handle_of
 from .layout import HIDDEN, STATIC, Layout, Wrapped
 
 Put = Callable[[Any, Any], None]
 # From the native modules of a tree, makes what stands at one place.
 Make = Callable[[Sequence[Any]], Any]
-
-handle_of: Any = mx.array.__copy__
-
 
 NO_PLACE = "{place} is a {kind}, and a module of mlx.nn has arrays in itself, in lists and in dicts only"
 
@@ -77,8 +77,10 @@ class Live:
         self._reached: dict[Path, int] = {(): 0}
         self._memo: dict[Any, Any] = {}
         self._made: dict[Any, Any] = {}
+        self._ties: dict[Path, Path] = {}
         tree = unflatten(structure.spec, iter([Slot(number) for number in range(structure.num_leaves)]))
         self.root = self._module(tree, (), False)
+        self.paths = {number: source_of(path, self._ties) for number, path in self.paths.items()} if self._ties else self.paths
         self._saved = [_saved(holder) for holder in self._holders]
         # All that is in dicts and lists is looked through in one go, sets are compared.
         ordered = [each for each in self._holders if not isinstance(each, set)]
@@ -220,7 +222,7 @@ class Live:
     def _module(self, node: Any, path: Path, tied: bool) -> MLXModule:
         layout: Layout = type(node).__layout__
         metadata, _ = level_of(node)
-        tied = tied or bool(metadata.ties)
+        tied = self._note_ties(metadata, path, tied)
         live, is_known = self._new(layout.kind, node, path, tied)
         if is_known:
             return live  # type: ignore[no-any-return]
@@ -253,19 +255,24 @@ class Live:
         self._holders.append(holder)
         self._where.append(place)
 
+    def _note_ties(self, metadata: Metadata, path: Path, tied: bool) -> bool:
+        """Note the ties of a node at a path, and return whether it or what is around it has any."""
+        self._ties.update(((*path, *target), (*path, *source)) for target, source in metadata.ties)
+        return tied or bool(metadata.ties)
+
     def _new(self, kind: type, node: Any, path: Path, tied: bool) -> tuple[Any, bool]:
         """Return the module for a node, and whether it has been made for another place.
 
         A module at two places has the same arrays at both, and the same of everything else.
         """
-        numbers = (*_numbers(node),) if tied else ()
-        key = type(node), metadata_of(node), numbers
-        if numbers and key in self._made:
-            return self._made[key], True
-        live: Any = dict.__new__(kind)
-        self._made[key] = live
-        self.paths[id(live)] = path
-        return live, False
+        keys = (id(node), _key(node)) if tied and _has_arrays(node) else (id(node),)
+        live = next((self._made[key] for key in keys if key in self._made), None)
+        is_known = live is not None
+        if not is_known:
+            live = dict.__new__(kind)
+            self._made.update(dict.fromkeys(keys, live))
+            self.paths[id(live)] = path
+        return live, is_known
 
     def _fill_in(
         self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
@@ -348,16 +355,23 @@ def setter(holder: Any) -> Put:
     return holder.__setitem__ if type(holder) is list else dict.__setitem__.__get__(holder)
 
 
-def _numbers(value: Any) -> Iterator[int]:
-    """Yield the numbers of the leaves in a tree."""
+def _has_arrays(value: Any) -> bool:
+    if isinstance(value, Node):
+        value = children_in_fields(value)
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
+    return type(value) is Slot or any(map(_has_arrays, inside))
+
+
+def _key(value: Any) -> Any:
+    """Return what tells a tree from others of which the leaves have other numbers, or anything else is different."""
     if type(value) is Slot:
-        yield value.number
-    elif isinstance(value, Node):
-        for each in children_in_fields(value):
-            yield from _numbers(each)
-    elif isinstance(value, tuple | Mapping):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _numbers(each)
+        return Slot, value.number
+    if isinstance(value, Node):
+        return type(value), metadata_of(value), _key(children_in_fields(value))
+    if isinstance(value, tuple | Mapping):
+        inside = value.values() if isinstance(value, Mapping) else value
+        return type(value), tuple(value) if isinstance(value, Mapping) else (), tuple(map(_key, inside))
+    return static_key(value)
 
 
 def _below(live: Any, path: Path) -> Any:

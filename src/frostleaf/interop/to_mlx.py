@@ -63,7 +63,7 @@ class _Mutable(Live):
         if isinstance(node, Wrapped):
             return super()._module(node, path, tied)
         metadata = metadata_of(node)
-        tied = tied or bool(metadata.ties)
+        tied = self._note_ties(metadata, path, tied)
         kind: Any = type(node)
         twin = mlx_class(kind)
         made, is_known = self._new(twin or running_class(kind), node, path, tied)
