@@ -165,6 +165,11 @@ def unfrozen(structure: Structure) -> tuple[bool, ...]:
     return tuple([parameter and not frozen for parameter, frozen in structure.remember(_status)])
 
 
+def frozen_leaves(structure: Structure) -> tuple[bool, ...]:
+    """Return for each leaf whether it is a parameter that is frozen."""
+    return tuple([parameter and frozen for parameter, frozen in structure.remember(_status)])
+
+
 _SOURCE_STAYS = (
     "{target!r} is tied to {source!r}, which is not selected and would stay {now}: select that as well, or instead, "
     "or untie the place first"
