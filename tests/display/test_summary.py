@@ -251,6 +251,24 @@ def test_an_array_at_several_places_counts_once() -> None:
     assert (fl.summary(shared).parameters, rows(shared)["layers.1"].parameters) == (25, 25)
 
 
+@pytest.mark.parametrize("names", [("target", "online"), ("online", "target")])
+def test_what_is_frozen_at_one_place_and_trained_at_another_is_trained(names: tuple[str, str]) -> None:
+    online = fl.nn.Linear(4, 4)
+    models = {"target": online.freeze(), "online": online}
+    found = fl.summary({name: models[name] for name in names})
+    assert (found.parameters, found.trainable, found.frozen) == (20, 20, 0)
+    assert {(row.parameters, row.trainable) for row in found.rows} == {(20, 20)}
+
+
+@pytest.mark.parametrize(("dtype", "frozen"), [(mx.complex64, 0), (mx.int32, 0), (mx.bool_, 0), (mx.float32, 4)])
+def test_what_no_optimizer_trains_is_not_frozen(dtype: mx.Dtype, frozen: int) -> None:
+    layer = fl.nn.Linear(4, 4).at("bias").apply(lambda bias: bias.astype(dtype))
+    layer = layer.freeze(keys="bias") if frozen else layer
+    found = fl.summary(layer)
+    assert (found.parameters, found.trainable, found.frozen) == (20, 16, frozen)
+    assert (f"{frozen} frozen, 4 of other dtypes)" in repr(found)) == (not frozen)
+
+
 def test_the_state_of_an_optimizer_by_slot() -> None:
     state = fl.optim.AdamW(1e-3).init(fl.nn.Linear(4, 2))
     found = fl.summary(state)

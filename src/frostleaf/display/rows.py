@@ -74,7 +74,8 @@ class Summary(Shown):
     Attributes:
         rows: A :class:`SummaryRow` for the tree and for each module in it.
         parameters: How many numbers the parameters have.
-        trainable: How many of these are trained.
+        trainable: How many of these are trained, at one place at least.
+        frozen: How many are frozen. The rest are not trained because of their dtype.
         buffers: How many numbers the buffers have.
         nbytes: How many bytes all arrays take.
         dtypes: The same by the name of the dtype, a :class:`SummaryPart` each.
@@ -90,16 +91,12 @@ class Summary(Shown):
     rows: tuple[SummaryRow, ...]
     parameters: int
     trainable: int
+    frozen: int
     buffers: int
     nbytes: int
     dtypes: Mapping[str, SummaryPart]
     names: Mapping[str, SummaryPart]
     ties: Mapping[str, str]
-
-    @property
-    def frozen(self) -> int:
-        """How many numbers of the parameters are not trained."""
-        return self.parameters - self.trainable
 
     def __repr__(self) -> str:
         return _text(self, terminal_width())
@@ -142,7 +139,9 @@ def _indented(paths: Sequence[str]) -> list[str]:
 
 def totals(summary: Summary) -> Iterator[str]:
     """Yield what is said below the table, a line each."""
-    parts = [f"{summary.parameters:,} parameters ({summary.trainable:,} trainable, {summary.frozen:,} frozen)"]
+    others = summary.parameters - summary.trainable - summary.frozen
+    kinds = f"{summary.trainable:,} trainable, {summary.frozen:,} frozen" + f", {others:,} of other dtypes" * bool(others)
+    parts = [f"{summary.parameters:,} parameters ({kinds})"]
     if summary.buffers:
         parts.append(f"{summary.buffers:,} numbers in buffers")
     yield f"{', '.join(parts)}, {in_bytes(summary.nbytes)}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from operator import or_
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core import fields
 from ..core.definition import Node
 from ..core.leaves import leaf_flags, leaf_spans
 from ..core.structure import flat_of
 from ..core.words import Path, describe, dtype_name, keystr
-from ..edits.freezing import trainable_leaves
+from ..edits.freezing import trainable_leaves, unfrozen
 from ..tree.selecting import Where, require_found, search
 from ..tree.walk import tied_places
 from .calls import Calls, bound_to, calls_in, modules_in
@@ -80,7 +81,18 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
     levels = _levels(modules)
     shown = modules if selected is None else _holders(modules, sizes.places(selected.values))
     rows = [_row(path, modules[path], sizes, calls) for path in shown if depth is None or levels[path] <= depth]
-    return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), MappingProxyType(tied_places(tree)))
+    total = SummaryRow("", type(tree).__name__, (), None, *sizes.of(()))
+    return Summary(
+        rows=tuple(rows),
+        parameters=total.parameters,
+        trainable=total.trainable,
+        frozen=sizes.frozen(),
+        buffers=total.buffers,
+        nbytes=total.nbytes,
+        dtypes=sizes.parts(lambda path, leaf: dtype_name(leaf.dtype)),
+        names=sizes.parts(lambda path, leaf: _last_name(path)),
+        ties=MappingProxyType(tied_places(tree)),
+    )
 
 
 def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> SummaryRow:
@@ -107,6 +119,14 @@ def _holders(modules: Iterable[Path], selected: Collection[Path]) -> list[Path]:
     return [path for path in paths if path in around or any(path[:length] in chosen for length in range(len(path)))]
 
 
+class _Kind(NamedTuple):
+    """Whether an array is a parameter, one that is not frozen, and one that is trained."""
+
+    parameter: bool
+    unfrozen: bool
+    trained: bool
+
+
 class _Sizes:
     """How large a tree and its parts are.
 
@@ -120,12 +140,11 @@ class _Sizes:
         self._structure = flat.structure
         self._spans = flat.structure.remember(leaf_spans)
         self._leaves = flat.leaves
-        self._counts = [
-            (leaf.size, leaf.size * trains, 0, leaf.nbytes) if parameter else (0, 0, leaf.size, leaf.nbytes)
-            for leaf, parameter, trains in zip(
-                flat.leaves, leaf_flags(flat.structure, fields.is_parameter), trainable_leaves(flat), strict=True
-            )
-        ]
+        self._kinds: dict[int, _Kind] = {}  # an array is what it is at any place, however many places it has
+        flags = (leaf_flags(flat.structure, fields.is_parameter), flat.structure.remember(unfrozen), trainable_leaves(flat))
+        for leaf, *kind in zip(flat.leaves, *flags, strict=True):
+            known = self._kinds.get(id(leaf), _Kind(False, False, False))
+            self._kinds[id(leaf)] = _Kind(*map(or_, known, kind))
         self._chosen = [selected is None] * len(flat.leaves)
         for path in selected or ():
             start, stop = self._spans.get(path, (0, 0))
@@ -144,23 +163,34 @@ class _Sizes:
 
     def of(self, path: Path) -> tuple[int, int, int, int]:
         """Return how many numbers there are of parameters, of trained ones and of buffers, and how many bytes of all."""
-        counts = [self._counts[number] for number in self._numbers(path)]
-        parameters, trained, buffers, nbytes = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0, 0)
+        parameters = trained = buffers = nbytes = 0
+        for leaf, kind in self._found(path):
+            parameters += leaf.size * kind.parameter
+            trained += leaf.size * kind.trained
+            buffers += leaf.size * (not kind.parameter)
+            nbytes += leaf.nbytes
         return parameters, trained, buffers, nbytes
 
-    def parts(self) -> tuple[Mapping[str, SummaryPart], Mapping[str, SummaryPart]]:
-        """Return the size of the arrays of each dtype, and of those of each name, the largest first."""
-        by_dtype: dict[str, SummaryPart] = {}
-        by_name: dict[str, SummaryPart] = {}
+    def frozen(self) -> int:
+        """Return how many numbers there are of parameters that are frozen at each of their places."""
+        return sum(leaf.size for leaf, kind in self._found(()) if kind.parameter and not kind.unfrozen)
+
+    def _found(self, path: Path) -> Iterator[tuple[Any, _Kind]]:
+        for number in self._numbers(path):
+            leaf = self._leaves[number]
+            yield leaf, self._kinds[id(leaf)]
+
+    def parts(self, part_of: Callable[[Path, Any], str]) -> Mapping[str, SummaryPart]:
+        """Return the size of the arrays of each part, the largest first, for a function of the path and the array."""
+        parts: dict[str, SummaryPart] = {}
         paths = self._structure.leaf_paths()
         for number in self._numbers(()):
             leaf = self._leaves[number]
-            name = next((str(entry) for entry in reversed(paths[number]) if not isinstance(entry, int)), "")
-            for parts, key in ((by_dtype, dtype_name(leaf.dtype)), (by_name, name)):
-                numbers, nbytes = parts.get(key, (0, 0))
-                parts[key] = SummaryPart(numbers + leaf.size, nbytes + leaf.nbytes)
-        return _largest_first(by_dtype), _largest_first(by_name)
+            part = part_of(paths[number], leaf)
+            numbers, nbytes = parts.get(part, (0, 0))
+            parts[part] = SummaryPart(numbers + leaf.size, nbytes + leaf.nbytes)
+        return MappingProxyType(dict(sorted(parts.items(), key=lambda part: (-part[1].nbytes, part[0]))))
 
 
-def _largest_first(parts: Mapping[str, SummaryPart]) -> Mapping[str, SummaryPart]:
-    return MappingProxyType(dict(sorted(parts.items(), key=lambda part: (-part[1].nbytes, part[0]))))
+def _last_name(path: Path) -> str:
+    return next((str(entry) for entry in reversed(path) if not isinstance(entry, int)), "")
