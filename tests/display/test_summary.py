@@ -112,6 +112,30 @@ def test_a_module_is_known_however_it_is_called(how: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "how",
+    [
+        lambda self, x: fl.Policy(compute_dtype=mx.bfloat16).wrap(lambda layer, x: layer(x))(self.layer, x),
+        lambda self, x: self.layer.astype(mx.bfloat16)(x),
+        lambda self, x: self.astype(mx.bfloat16).layer(x),
+        lambda self, x: fl.tree.map(lambda array: array * 2, self.layer)(x),
+        lambda self, x: fl.grad(lambda layer: layer(x).sum())(self.layer).parameters(),
+    ],
+    ids=["policy", "cast", "cast of all", "map", "grad"],
+)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["native", "wrapped"])
+def test_a_module_with_arrays_of_its_own_is_not_said_to_be_not_called(how: Any, wrapped: bool) -> None:
+    layer = fl.from_mlx(nn.Linear(4, 4)) if wrapped else fl.nn.Linear(4, 4)
+    found = rows(Call(layer, how), X)
+    assert "not called" not in found["layer"].output
+
+
+def test_others_are_still_not_called() -> None:
+    model = Call({"a": fl.nn.Linear(4, 2), "b": fl.nn.RMSNorm(4)}, lambda self, x: self.layer["a"].astype(mx.float16)(x))
+    found = rows(model, X)
+    assert (found["layer.a"].output, found["layer.b"].output) == ("", "not called")
+
+
+@pytest.mark.parametrize(
     "around", [fl.jit, fl.checkpoint, lambda model: fl.jit(model.encode)], ids=["jit", "checkpoint", "method"]
 )
 def test_what_a_transformation_made_of_a_model(around: Any) -> None:

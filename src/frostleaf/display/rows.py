@@ -24,7 +24,7 @@ class SummaryRow(NamedTuple):
         path: Its dotted path; empty for the whole tree.
         kind: The name of its class.
         outputs: What it returned, a shape for each array: once if all calls returned the same.
-        calls: How often it was called; ``None`` if nothing was.
+        calls: How often it was called; ``None`` if nothing was, or if a copy of it with other arrays was.
         parameters: How many numbers its parameters have.
         trainable: How many of these are trained.
         buffers: How many numbers its buffers have, which are never trained.

@@ -43,7 +43,8 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
 
     Returns:
         A :class:`Summary`, which prints as a table. A module that was called several times has the number of calls beside what
-        they returned. One that returns no array in a call has no output.
+        they returned. One that returns no array in a call has no output, and so has one of which it isn't known whether it was
+        called, as a copy with other arrays was: a cast, or what :func:`vmap` or :func:`grad` made.
 
     Raises:
         TypeError: If there are inputs and the tree can't be called; if ``depth`` is no such number.
@@ -96,9 +97,10 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
 
 
 def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> SummaryRow:
-    returned = [] if calls is None else calls.get(path, [])
+    known = None if calls is None else calls.get(path, [])
+    returned = known or []
     distinct = [each for number, each in enumerate(returned) if each is not None and each not in returned[:number]]
-    count = None if calls is None else len(returned)
+    count = None if known is None else len(known)
     return SummaryRow(keystr(path), type(module).__name__, tuple(distinct), count, *sizes.of(path))
 
 
