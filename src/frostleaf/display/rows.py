@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from ..core.shown import Shown
-from ..core.words import describe, listed
+from ..core.words import describe, in_a_line, listed
 from ..tree.folding import fold
 from .table import Column, in_bytes, table, terminal_width
 
@@ -132,7 +132,7 @@ def _indented(paths: Sequence[str]) -> list[str]:
         while above and above[-1] and not path.startswith(f"{above[-1]}."):
             above.pop()
         inside = path.removeprefix(f"{above[-1]}.") if above and above[-1] else path
-        names.append(f"{'  ' * len(above)}{inside or '(root)'}")
+        names.append(f"{'  ' * len(above)}{in_a_line(inside) or '(root)'}")
         above.append(path)
     return names
 
@@ -147,6 +147,6 @@ def totals(summary: Summary) -> Iterator[str]:
     yield f"{', '.join(parts)}, {in_bytes(summary.nbytes)}"
     for title, each in (("dtype", summary.dtypes), ("name", summary.names)):
         if each:
-            yield f"by {title}: {listed(f'{name} {in_bytes(part.nbytes)}' for name, part in each.items())}"
+            yield f"by {title}: {listed(f'{in_a_line(name)} {in_bytes(part.nbytes)}' for name, part in each.items())}"
     if summary.ties:
-        yield f"tied: {listed(f'{place} → {source}' for place, source in summary.ties.items())}"
+        yield f"tied: {listed(f'{in_a_line(place)} → {in_a_line(source)}' for place, source in summary.ties.items())}"
