@@ -425,7 +425,7 @@ def test_rows_that_are_alike_are_printed_once() -> None:
 @pytest.mark.parametrize("columns", [10, 40, 60, 80, 200])
 def test_lines_are_as_wide_as_the_terminal_at_most(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    lines = repr(fl.summary(Net(), X)).split("\n")
+    lines = repr(fl.summary(Net().at("spare").freeze(), X)).split("\n")
     assert max(map(len, lines)) <= columns
     assert ("bytes" in lines[0]) == (columns > 10)
     assert ("trainable" in lines[0], "output" in lines[0]) == (columns > 50, columns > 50)
@@ -454,3 +454,19 @@ def test_every_layer_returns_what_eval_shape_says(name: str, wrapped: bool) -> N
     assert found.rows[0].outputs == (returned,)
     assert found.nbytes == fl.tree.nbytes(layer)
     assert all(row.calls for row in found.rows if row.path.endswith("proj"))
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_other_columns_are_left_out_before_a_path_is_cut(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    model = fl.nn.TransformerEncoder(2, 4, 2)
+    lines = repr(fl.summary(model, fl.ShapeDtypeStruct((1, 2, 4)), None)).split("\n")
+    assert "trainable" not in lines[0]
+    assert not any("…" in line[:24] for line in lines)
+    assert any(line.startswith("      query_proj ") for line in lines)
+
+
+def test_wide_characters_take_two_places() -> None:
+    lines = repr(fl.summary({"層": fl.nn.Linear(2, 2), "é\u0301": fl.nn.Linear(2, 2), "x": fl.nn.Linear(2, 2)})).split("\n")
+    places = [line.index("Linear") for line in lines[3:6]]
+    assert places == [places[2] - 1, places[2] + 1, places[2]]

@@ -13,6 +13,8 @@ from ..tree.folding import fold
 from .table import Column, in_bytes, table, terminal_width
 
 _LINES = 100
+# There is room for so much of a path before another column is left out.
+_PATH = 40
 
 
 class SummaryRow(NamedTuple):
@@ -110,12 +112,13 @@ def _text(summary: Summary, width: int) -> str:
     kinds = [
         f"{len(places)} × {row.kind}" if len(places) > 1 else row.kind for row, (_, places) in zip(rows, folded, strict=True)
     ]
+    all_trained = all(row.trainable == row.parameters for row in rows)
     columns = [
-        Column(["path", *_indented([path for path, _ in folded])], True, 0),
+        Column(["path", *_indented([path for path, _ in folded])], True, 0, _PATH),
         Column(["module", *kinds], True, 3),
         Column(["output", *[row.output for row in rows]], True, 2),
         Column(["parameters", *[f"{row.parameters:,}" for row in rows]], False, 0),
-        Column(["trainable", *[f"{row.trainable:,}" for row in rows]], False, 1),
+        Column(["trainable", *[f"{row.trainable:,}" for row in rows]], False, 1, is_redundant=all_trained),
         Column(["bytes", *[in_bytes(row.nbytes) for row in rows]], False, 0),
     ]
     if all(row.calls is None for row in rows):
