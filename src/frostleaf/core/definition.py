@@ -249,7 +249,7 @@ def _describe(cls: type[Node], declared: Mapping[str, attrs.Attribute[Any]], def
 
 def _reads_dict(cls: type, root: type) -> bool:
     """Return whether a method of a class reads a ``__dict__``, which is empty in a module that is put together late."""
-    members = {name: each for base in cls.__mro__[::-1] if not issubclass(root, base) for name, each in vars(base).items()}
+    members = {name: each for base in cls.__mro__[::-1] if base not in root.__mro__ for name, each in vars(base).items()}
     # attrs makes some that do; a constructor reads that of an instance that is not late.
     codes = [getattr(getattr(each, "fget", each), "__code__", None) for name, each in members.items() if name != "__init__"]
     own = [code for code in codes if code and not code.co_filename.startswith("<attrs")]
