@@ -125,11 +125,11 @@ class _Lent:
         self._node = recorded(node) if self._recording else node
         self._flat: Flat = flat_of(self._node)
         self._pool = self._flat.structure.remember(_pool)
-        self.live = _taken(self._pool) or Live(self._flat.structure)
+        self.live = _taken(self._pool) or Live(self._flat.structure, type(node).__class_for__)
 
     def fill(self) -> None:
         try:
-            self._handles = self.live.fill(self._flat.leaves, self._node)
+            self._handles = self.live.fill(self._flat.leaves)
         except TypeError:
             require_numbers(self._flat)
             raise
@@ -175,7 +175,7 @@ class _Lent:
             before = own.get(id(array))
             return handle_of(array) if before is None or id(array) in assigned else before
 
-        return Freezer(type(self._node).__class_for__, leaf, before).tree(module)
+        return Freezer(type(self._node).__class_for__, leaf, before, self.live.natives).tree(module)
 
     def _before(self, module: Any, name: str) -> Any:
         """Return the static value that a module had under a name when the call began."""

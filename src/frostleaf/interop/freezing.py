@@ -6,7 +6,7 @@ import gc
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..core.pickling import is_importable
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
 from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom
+from .twins import native
 
 CYCLE = (
     "{place} is the module {above}, which holds it: a tree has no way back up. Take the attribute away, and give what is "
@@ -57,11 +58,17 @@ class Freezer:
         leaf: Returns the leaf for an array.
         before: Returns the static value that a module had under a name before a call that may have left functions of its own
             there, such as a compiled one: they are left out.
+        natives: The ids of modules that stand for native layers.
     """
 
     def __init__(
-        self, class_for: Callable[[Layout], Any], leaf: Callable[[mx.array], mx.array], before: Before | None = None
+        self,
+        class_for: Callable[[Layout], Any],
+        leaf: Callable[[mx.array], mx.array],
+        before: Before | None = None,
+        natives: Collection[int] = (),
     ) -> None:
+        self._natives = natives
         self._before = before
         self._class_for = class_for
         self._leaf = leaf
@@ -76,7 +83,7 @@ class Freezer:
 
     def tree(self, module: MLXModule) -> Any:
         """Return the tree."""
-        node = self._node(module, ())
+        node = self.node(module, ())
         for place, other in self._others:
             if id(other) in self._modules:
                 raise ValueError(
@@ -84,13 +91,14 @@ class Freezer:
                 )
         return evolve(node, ties=tuple(self._ties)) if self._ties else node
 
-    def _node(self, module: Any, path: Path) -> Any:
+    def node(self, module: Any, path: Path) -> Any:
+        """Return the tree of a module at a path."""
         if id(module) in self._modules:
             return self._again(*self._modules[id(module)], path)
         if id(module) in self._open:
             raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
         if hasattr(type(module), "__frozen__"):  # it runs the code of a tree, which it gives back
-            return module.__frozen__(self)
+            return module.__frozen__(self, path)
         self._open[id(module)] = path
         places: list[tuple[str, str]] = []
         others: list[tuple[Path, type]] = []
@@ -98,7 +106,7 @@ class Freezer:
         static: dict[str, Any] = {}
         for name, value in dict.items(module):
             if type(value) is mx.array:
-                children.append(self._array(value, (*path, name)))
+                children.append(self.array(value, (*path, name)))
             elif _is_tree(value):
                 children.append(self._child(value, path, (name,), others))
             else:
@@ -130,13 +138,11 @@ class Freezer:
         kind = self._class_for(Layout(type(module), tuple(places), tuple(others)))
         metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
         node = kind.__frostleaf__.assemble(metadata, children)
+        if id(module) in self._natives:
+            node = native(node) or node
         del self._open[id(module)]
         self._modules[id(module)] = path, node
         return node
-
-    def leaf(self, array: mx.array) -> mx.array:
-        """Return the leaf for an array."""
-        return self._leaf(array)
 
     def _again(self, first: Path, node: Any, path: Path) -> Any:
         """Tie the arrays of a module that is at another place too."""
@@ -146,7 +152,8 @@ class Freezer:
             self._ties.append(((*path, *inside), tied.get(source, source)))
         return node
 
-    def _array(self, array: mx.array, path: Path) -> mx.array:
+    def array(self, array: mx.array, path: Path) -> mx.array:
+        """Return the leaf for an array at a path."""
         first, leaf = self._arrays.setdefault(id(array), (path, array))
         if first is not path:
             self._ties.append((path, first))
@@ -158,9 +165,9 @@ class Freezer:
     def _child(self, value: Any, path: Path, inside: Path, others: list[tuple[Path, type]]) -> Any:
         """Return the child for a value at the path ``inside`` a module."""
         if type(value) is mx.array:
-            return self._array(value, (*path, *inside))
+            return self.array(value, (*path, *inside))
         if isinstance(value, MLXModule):
-            return self._node(value, (*path, *inside))
+            return self.node(value, (*path, *inside))
         if isinstance(value, Node):
             return value
         if not isinstance(value, dict | list | tuple):

@@ -1,4 +1,4 @@
-"""Modules of MLX made from frozen trees: the real classes, in which original code runs."""
+"""Modules of MLX made from frozen trees: the real classes, in which original code runs, and twins of native layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from operator import is_, itemgetter
+from operator import is_
 from types import MappingProxyType
 from typing import Any
 
@@ -18,13 +18,16 @@ from ..core.hidden import PLAIN
 from ..core.instance import children_in_fields, level_of, metadata_of
 from ..core.kept import AT, Kept, attributes_of
 from ..core.levels import one_level
-from ..core.structure import Structure, unflatten
+from ..core.shapes import ShapeDtypeStruct
+from ..core.structure import Structure, flat_of, unflatten
 from ..core.words import Path, class_name, keystr
-from .layout import HIDDEN, STATIC, Layout, Wrapped
+from .layout import HIDDEN, STATIC, Layout, Wrapped, at
+from .running import Running, running_class
+from .twins import frozen_names, has_none, mlx_class, static_of_twin
 
 Put = Callable[[Any, Any], None]
-# From the native modules of a tree, makes what stands at one place.
-Make = Callable[[Sequence[Any]], Any]
+# Makes what stands at one place, of what is inside.
+Make = Callable[[], Any]
 
 handle_of: Any = mx.array.__copy__
 
@@ -49,22 +52,25 @@ class Live:
     """A module of MLX for the trees of one structure. It has their arrays while a call runs, and nothing of them after.
 
     Args:
-        structure: The structure, of a wrapped module.
+        structure: The structure, of a module.
+        class_for: Returns the class of a layout.
 
     Attributes:
         root: The module.
         paths: The path of each module in it, by its id.
+        natives: The ids of twins of native layers.
         helpers: The ids of objects in its attributes.
     """
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: Structure, class_for: Callable[[Layout], Any]) -> None:
+        self._structure = structure
+        self._class_for = class_for
         self.paths: dict[int, Path] = {}
+        self.natives: set[int] = set()
         self.helpers: set[int] = set()
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
         self._holders: list[Any] = []
-        self._steps: list[tuple[int, Any]] = []
-        self._reached: dict[Path, int] = {(): 0}
         self._memo: dict[Any, Any] = {}
         self._made: dict[Any, Any] = {}
         tree = unflatten(structure.spec, iter([Slot(number) for number in range(structure.num_leaves)]))
@@ -94,36 +100,17 @@ class Live:
             put(key, None)
         return [*chain.from_iterable(self._views), _END, None], found
 
-    def fill(self, leaves: Sequence[mx.array], node: Any) -> Sequence[mx.array]:
+    def fill(self, leaves: Sequence[mx.array]) -> Sequence[mx.array]:
         """Put handles of a tree's arrays in their places, and return them."""
         handles, expected, places = [*map(handle_of, leaves)], self._expected, iter(self._places)
         self._handles = handles
         for (put, key, number), place in zip(self._puts, places, strict=False):
             put(key, handles[number])
             expected[place] = handles[number]
-        inside = self._walk(node)
         for (put, key, make), place in zip(self._makes, self._places[len(self._puts) :], strict=True):
-            value = expected[place] = make(inside)
+            value = expected[place] = make()
             put(key, value)
         return handles
-
-    def _step_to(self, path: Path) -> int:
-        """Return the number of what is at a path in what :meth:`_walk` returns."""
-        if path not in self._reached:
-            self._steps.append((self._step_to(path[:-1]), path[-1]))
-            self._reached[path] = len(self._steps)
-        return self._reached[path]
-
-    def _walk(self, node: Any) -> list[Any]:
-        """Return a node, and what is on the ways from there to its native modules."""
-        found = [node]
-        for above, name in self._steps:
-            holder = found[above]
-            if isinstance(holder, Node):
-                level_of(holder)  # puts it together
-                holder = holder.__dict__
-            found.append(holder[name])
-        return found
 
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
@@ -169,6 +156,9 @@ class Live:
         return isinstance(dict.get(module, key), mx.array) and key[:1] != "_" and key not in vars(module).get("_no_grad", ())
 
     def _module(self, node: Any, path: Path, tied: bool) -> MLXModule:
+        return self._original(node, path, tied) if isinstance(node, Wrapped) else self._twin(node, path, tied)
+
+    def _original(self, node: Wrapped, path: Path, tied: bool) -> MLXModule:
         layout: Layout = type(node).__layout__
         metadata, _ = level_of(node)
         tied = tied or bool(metadata.ties)
@@ -199,6 +189,37 @@ class Live:
             self._track(copy)
         return live  # type: ignore[no-any-return]
 
+    def _twin(self, node: Any, path: Path, tied: bool) -> MLXModule:
+        """Return the module for one that is not of MLX: of its twin's class, or one that runs its code."""
+        metadata = metadata_of(node)
+        tied = tied or bool(metadata.ties)
+        kind: Any = type(node)
+        twin = mlx_class(kind)
+        made, is_known = self._new(twin or running_class(kind), node, path, tied)
+        if is_known:
+            return made  # type: ignore[no-any-return]
+        own = vars(made)
+        own["_no_grad"], own["_training"] = frozen_names(node), metadata.training
+        if twin is None:
+            self._keep(made, path)
+        else:
+            self.natives.add(id(made))
+        self._holders += [made, own, own["_no_grad"]]
+        for name, value in zip(node.__frostleaf__.children, children_in_fields(node), strict=True):
+            if value is None and twin and not has_none(node):
+                continue
+            is_item = isinstance(value, Slot | Node | tuple | Mapping)
+            self._fill_in(setter(made if is_item else own), name, value, path, (name,), {}, tied)
+        for name, value in (static_of_twin(node) if twin else metadata.static).items():
+            is_item = isinstance(value, list | tuple | dict) and twin
+            setter(made if is_item else own)(name, value)
+        return made  # type: ignore[no-any-return]
+
+    def _keep(self, running: Running, path: Path) -> None:
+        shapes = [ShapeDtypeStruct((), mx.float32)] * self._structure.num_leaves  # of which nobody asks
+        whole = unflatten(self._structure.spec, iter(shapes))
+        running.keep(flat_of(at(whole, path)).structure, self._class_for)
+
     def _new(self, kind: type, node: Any, path: Path, tied: bool) -> tuple[Any, bool]:
         """Return the module for a node, and whether it has been made for another place.
 
@@ -221,7 +242,7 @@ class Live:
         if type(value) is Slot:
             self._puts.append((put, key, value.number))
         elif isinstance(value, Node):
-            self._fill_node(put, key, value, (*path, *inside), tied)
+            put(key, self._module(value, (*path, *inside), tied))
         elif type(value) is MappingProxyType:
             new: Any = kinds.get(inside, dict)()
             self._holders.append(new)
@@ -247,14 +268,8 @@ class Live:
             put(key, items)
         else:
             make = kind if kind is tuple else lambda values: kind(*values)
-            self._makes.append((put, key, lambda _: make(items)))
+            self._makes.append((put, key, lambda: make(items)))
             put(key, make(items))
-
-    def _fill_node(self, put: Put, key: Any, value: Any, path: Path, tied: bool) -> None:
-        if isinstance(value, Wrapped):
-            put(key, self._module(value, path, tied))
-        else:  # which original code calls as it is
-            self._makes.append((put, key, itemgetter(self._step_to(path))))
 
     def _track(self, value: Any) -> None:
         """Look after what is inside a copy that original code may change."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +15,10 @@ from ..core.definition import Node
 from ..core.instance import level_of
 from ..core.levels import one_level
 from ..core.structure import Structure, unflatten
-from ..core.words import keystr
+from ..core.words import Path, keystr
 from ..transforms.stateful import stateful
 from .freezing import Freezer
-from .layout import Wrapped
-from .surface import class_for
+from .layout import Layout, Wrapped
 from .twins import mlx_class
 
 CHANGED = "{cls} has no {name!r} any more, so that its code can't run. Put an array or a module there"
@@ -29,19 +29,21 @@ class Running(MLXModule):
 
     __native__: type[Node]
     _structure: Structure
+    _class_for: Callable[[Layout], Any]
 
-    def keep(self, structure: Structure) -> None:
-        """Keep what the tree is but for its arrays."""
+    def keep(self, structure: Structure, class_for: Callable[[Layout], Any]) -> None:
+        """Keep what the tree is but for its arrays, and what makes trees of other modules."""
         object.__setattr__(self, "_structure", structure)
+        object.__setattr__(self, "_class_for", class_for)
 
-    def __frozen__(self, freezer: Freezer) -> Any:
-        """Return the tree, with the leaves of a freezer."""
+    def __frozen__(self, freezer: Freezer, path: Path) -> Any:
+        """Return the tree, with the leaves of a freezer, in which it is at a path."""
         structure = self._structure
         template = unflatten(structure.spec, iter([mx.array] * structure.num_leaves))
-        return _frozen(template, self, freezer, type(self).__name__)
+        return _frozen(template, self, freezer, path, type(self).__name__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tree = self.__frozen__(Freezer(class_for, lambda array: array))
+        tree = self.__frozen__(Freezer(self._class_for, lambda array: array), ())
         if not (tree.training and any(map(_has_buffers, self._structure.module_classes()))):
             return tree(*args, **kwargs)
         out, after = stateful(tree, *args, **kwargs)
@@ -60,26 +62,30 @@ def running_class(kind: type[Node]) -> Any:
     return type(kind.__name__, (Running,), members)
 
 
-def _frozen(template: Any, live: Any, freezer: Freezer, owner: str) -> Any:
+def _frozen(template: Any, live: Any, freezer: Freezer, path: Path, owner: str) -> Any:
     """Return what a live value is in a tree in which ``template`` stands at its place."""
+
+    def inside(name: Any, template: Any) -> Any:
+        return _frozen(template, _part(live, name, owner), freezer, (*path, name), owner)
+
     if template is mx.array:
-        return freezer.leaf(live)
+        return freezer.array(live, path)
     if isinstance(template, Node):
         kind: Any = type(template)
         if isinstance(template, Wrapped) or type(live) not in (mlx_class(kind), running_class(kind)):
-            return freezer.tree(live)  # a layer of another kind may have taken its place, such as a quantized one
+            return freezer.node(live, path)  # a layer of another kind may have taken its place, such as a quantized one
         metadata, children = level_of(template)
         definition, own = template.__frostleaf__, vars(live)
         new = [
-            child if child is None else _frozen(child, _part(live, name, owner), freezer, owner)
+            child if child is None else inside(name, child)
             for name, child in zip(definition.children, children, strict=True)
         ]
         frozen = frozenset([name for name in own["_no_grad"] if name.split(".")[0] in definition.parameters])
         return definition.assemble(metadata.evolve(bool(own["_training"]), frozen), new)
     if type(template) is tuple:
-        return tuple([_frozen(each, _part(live, at, owner), freezer, owner) for at, each in enumerate(template)])
+        return tuple([inside(at, each) for at, each in enumerate(template)])
     if type(template) is MappingProxyType:
-        return MappingProxyType({key: _frozen(each, _part(live, key, owner), freezer, owner) for key, each in template.items()})
+        return MappingProxyType({key: inside(key, each) for key, each in template.items()})
     return template
 
 
