@@ -117,7 +117,8 @@ class Watched:
         if above is not None:
             self._paths.update({number: (*above, *path) for number, path in paths.items()})
             self._kept.append(root)
-            for module in MLXModule.modules(root):  # of which those that stand for native ones have other classes than these
+            modules: Any = MLXModule.modules
+            for module in modules(root):  # of which those that stand for native ones have other classes than these
                 self._add_class(type(module))
 
     def _path(self, module: Any) -> Path | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
+from itertools import chain
+from operator import is_
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +17,7 @@ from ..core import fields
 from ..core.definition import Node
 from ..core.instance import level_of
 from ..core.levels import one_level
-from ..core.structure import Structure, unflatten
+from ..core.structure import Structure, flat_of, unflatten
 from ..core.words import Path, keystr
 from ..transforms.stateful import stateful
 from .freezing import Freezer
@@ -30,11 +33,12 @@ class Running(MLXModule):
     __native__: type[Node]
     _structure: Structure
     _class_for: Callable[[Layout], Any]
+    _plan: _Plan
 
     def keep(self, structure: Structure, class_for: Callable[[Layout], Any]) -> None:
         """Keep what the tree is but for its arrays, and what makes trees of other modules."""
-        object.__setattr__(self, "_structure", structure)
-        object.__setattr__(self, "_class_for", class_for)
+        for name, value in {"_structure": structure, "_class_for": class_for, "_plan": _Plan()}.items():
+            object.__setattr__(self, name, value)
 
     def __frozen__(self, freezer: Freezer, path: Path) -> Any:
         """Return the tree, with the leaves of a freezer, in which it is at a path."""
@@ -42,17 +46,90 @@ class Running(MLXModule):
         template = unflatten(structure.spec, iter([mx.array] * structure.num_leaves))
         return _frozen(template, self, freezer, path, type(self).__name__)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            found = inspect.getattr_static(type(self).__native__, name, None)
+            if found is None or name.startswith("__"):
+                raise
+        return functools.partial(_run, self, name) if inspect.isfunction(found) else getattr(_tree(self), name)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tree = self.__frozen__(Freezer(self._class_for, lambda array: array), ())
-        if not (tree.training and any(map(_has_buffers, self._structure.module_classes()))):
-            return tree(*args, **kwargs)
-        out, after = stateful(tree, *args, **kwargs)
-        _write(tree, after, self)
-        return out
+        return _run(self, "__call__", *args, **kwargs)
 
 
-def _has_buffers(kind: Any) -> bool:
-    return any(fields.kind(field) == "buffer" for field in kind.__frostleaf__.fields.values())
+def _run(live: Running, name: str, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of the tree, and put the arrays that it records in their places."""
+    tree = _tree(live)
+    method = getattr(tree, name)
+    if not (tree.training and flat_of(tree).structure.remember(_has_buffers)):
+        return method(*args, **kwargs)
+    out, after = stateful(method, *args, **kwargs)
+    _write(tree, after, live)
+    return out
+
+
+def _tree(live: Running) -> Any:
+    """Return the tree that the arrays make now."""
+    tree = live._plan.tree(live)
+    if tree is None:
+        tree = live.__frozen__(Freezer(live._class_for, lambda array: array), ())
+        live._plan.make(live, tree)
+    return tree
+
+
+class _Plan:
+    """How a tree was made of a module: as long as nothing but arrays is another, the next is made of those alone."""
+
+    def __init__(self) -> None:
+        self._owner: Any = None
+
+    def make(self, live: Running, tree: Any) -> None:
+        """Note what the module has now."""
+        flat = flat_of(tree)
+        holders = _holders(live)
+        views = [dict.values(each) if isinstance(each, dict) else each for each in holders]
+        values = [*chain.from_iterable(views)]
+        places = {id(value): place for place, value in enumerate(values) if type(value) is mx.array}
+        if {*places} != {*map(id, flat.leaves)} or len(places) < len(flat.leaves):
+            return  # some are tied, or in no tree
+        self._places = [places[id(leaf)] for leaf in flat.leaves]
+        for place in self._places:
+            values[place] = None
+        self._views, self._rest, self._structure, self._owner = views, values, flat.structure, live
+
+    def tree(self, live: Running) -> Any:
+        """Return the tree, or ``None`` if more than arrays may be another."""
+        if self._owner is not live:
+            return None
+        values: list[Any] = [*chain.from_iterable(self._views)]
+        if len(values) != len(self._rest):
+            return None
+        leaves = [values[place] for place in self._places]
+        for place in self._places:
+            values[place] = None
+        same = all(map(is_, values, self._rest)) and {*map(type, leaves)} <= {mx.array}
+        return unflatten(self._structure, iter(leaves)) if same else None
+
+    def __reduce__(self) -> Any:
+        return _Plan, ()  # that of a copy is its own
+
+
+def _holders(value: Any) -> list[Any]:
+    """Return the dicts and lists of a module and of what is inside."""
+    found: list[Any] = [value]
+    if isinstance(value, MLXModule):
+        found.append(vars(value))
+    for each in dict.values(value) if isinstance(value, dict) else value:
+        if isinstance(each, dict | list):
+            found += _holders(each)
+    return found
+
+
+def _has_buffers(structure: Structure) -> bool:
+    classes: Any = structure.module_classes()
+    return any(fields.kind(field) == "buffer" for cls in classes for field in cls.__frostleaf__.fields.values())
 
 
 @functools.cache
@@ -77,8 +154,7 @@ def _frozen(template: Any, live: Any, freezer: Freezer, path: Path, owner: str) 
         metadata, children = level_of(template)
         definition, own = template.__frostleaf__, vars(live)
         new = [
-            child if child is None else inside(name, child)
-            for name, child in zip(definition.children, children, strict=True)
+            child if child is None else inside(name, child) for name, child in zip(definition.children, children, strict=True)
         ]
         frozen = frozenset([name for name in own["_no_grad"] if name.split(".")[0] in definition.parameters])
         return definition.assemble(metadata.evolve(bool(own["_training"]), frozen), new)
