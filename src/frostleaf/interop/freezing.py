@@ -6,7 +6,7 @@ import gc
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -16,12 +16,13 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.hidden import PLAIN, inside_of
-from ..core.instance import Metadata
+from ..core.instance import Metadata, Ties
 from ..core.kept import Kept, Place
 from ..core.pickling import is_importable
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
 from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom
+from .natives import native_of
 from .twins import native
 
 CYCLE = (
@@ -58,7 +59,7 @@ class Freezer:
         leaf: Returns the leaf for an array.
         before: Returns the static value that a module had under a name before a call that may have left functions of its own
             there, such as a compiled one: they are left out.
-        natives: The ids of modules that stand for native layers.
+        natives: By the id of a module that stands for a native one, the native one, with anything in the place of arrays.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Freezer:
         class_for: Callable[[Layout], Any],
         leaf: Callable[[mx.array], mx.array],
         before: Before | None = None,
-        natives: Collection[int] = (),
+        natives: Mapping[int, Any] = MappingProxyType({}),
     ) -> None:
         self._natives = natives
         self._before = before
@@ -91,15 +92,39 @@ class Freezer:
                 )
         return evolve(node, ties=tuple(self._ties)) if self._ties else node
 
-    def node(self, module: Any, path: Path) -> Any:
-        """Return the tree of a module at a path."""
+    def node(self, module: Any, path: Path, template: Any = None) -> Any:
+        """Return the tree of a module at a path.
+
+        Args:
+            module: The module.
+            path: The path.
+            template: The native module that it stood for, if it did, with anything in the place of arrays.
+        """
         if id(module) in self._modules:
             return self._again(*self._modules[id(module)], path)
         if id(module) in self._open:
             raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
-        if hasattr(type(module), "__frozen__"):  # it runs the code of a tree, which it gives back
-            return module.__frozen__(self, path)
         self._open[id(module)] = path
+        if template is None:
+            template = self._natives.get(id(module))
+        if hasattr(type(module), "__native_before__"):
+            template = module.__native_before__()
+        node = None if template is None else native_of(template, module, self, path)
+        if node is None:
+            node = self._wrapped(module, path)
+            node = node if template is None else native(node) or node
+        del self._open[id(module)]
+        self._modules[id(module)] = path, node
+        return node
+
+    def within(self, ties: Ties, path: Path) -> Ties:
+        """Take the ties in a native module at a path out of those that were found, and return them: it keeps them itself."""
+        found = {((*path, *place), (*path, *source)): (place, source) for place, source in ties}
+        kept = tuple([found[tie] for tie in self._ties if tie in found])
+        self._ties = [tie for tie in self._ties if tie not in found]
+        return kept
+
+    def _wrapped(self, module: Any, path: Path) -> Any:
         places: list[tuple[str, str]] = []
         others: list[tuple[Path, type]] = []
         children: list[Any] = []
@@ -137,12 +162,7 @@ class Freezer:
                     places.remove((name, STATIC))
         kind = self._class_for(Layout(type(module), tuple(places), tuple(others)))
         metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
-        node = kind.__frostleaf__.assemble(metadata, children)
-        if id(module) in self._natives:
-            node = native(node) or node
-        del self._open[id(module)]
-        self._modules[id(module)] = path, node
-        return node
+        return kind.__frostleaf__.assemble(metadata, children)
 
     def _again(self, first: Path, node: Any, path: Path) -> Any:
         """Tie the arrays of a module that is at another place too."""

@@ -58,7 +58,7 @@ class Live:
     Attributes:
         root: The module.
         paths: The path of each module in it, by its id.
-        natives: The ids of twins of native layers.
+        natives: By its id, the native module that each twin stands for, with slots in the place of arrays.
         helpers: The ids of objects in its attributes.
     """
 
@@ -66,7 +66,7 @@ class Live:
         self._structure = structure
         self._class_for = class_for
         self.paths: dict[int, Path] = {}
-        self.natives: set[int] = set()
+        self.natives: dict[int, Node] = {}
         self.helpers: set[int] = set()
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
@@ -203,7 +203,7 @@ class Live:
         if twin is None:
             self._keep(made, path)
         else:
-            self.natives.add(id(made))
+            self.natives[id(made)] = node
         self._holders += [made, own, own["_no_grad"]]
         for name, value in zip(node.__frostleaf__.children, children_in_fields(node), strict=True):
             if value is None and twin and not has_none(node):

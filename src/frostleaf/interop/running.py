@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable
 from itertools import chain
 from operator import is_
-from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -15,16 +14,11 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core import fields
 from ..core.definition import Node
-from ..core.instance import level_of
 from ..core.levels import one_level
 from ..core.structure import Structure, flat_of, unflatten
-from ..core.words import Path, keystr
 from ..transforms.stateful import stateful
 from .freezing import Freezer
-from .layout import Layout, Wrapped
-from .twins import mlx_class
-
-CHANGED = "{cls} has no {name!r} any more, so that its code can't run. Put an array or a module there"
+from .layout import Layout
 
 
 class Running(MLXModule):
@@ -40,11 +34,10 @@ class Running(MLXModule):
         for name, value in {"_structure": structure, "_class_for": class_for, "_plan": _Plan()}.items():
             object.__setattr__(self, name, value)
 
-    def __frozen__(self, freezer: Freezer, path: Path) -> Any:
-        """Return the tree, with the leaves of a freezer, in which it is at a path."""
+    def __native_before__(self) -> Any:
+        """Return the tree that it was made for, without the arrays."""
         structure = self._structure
-        template = unflatten(structure.spec, iter([mx.array] * structure.num_leaves))
-        return _frozen(template, self, freezer, path, type(self).__name__)
+        return unflatten(structure.spec, iter([mx.array] * structure.num_leaves))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -74,7 +67,7 @@ def _tree(live: Running) -> Any:
     """Return the tree that the arrays make now."""
     tree = live._plan.tree(live)
     if tree is None:
-        tree = live.__frozen__(Freezer(live._class_for, lambda array: array), ())
+        tree = Freezer(live._class_for, lambda array: array).node(live, ())
         live._plan.make(live, tree)
     return tree
 
@@ -139,42 +132,6 @@ def running_class(kind: type[Node]) -> Any:
     return type(kind.__name__, (Running,), members)
 
 
-def _frozen(template: Any, live: Any, freezer: Freezer, path: Path, owner: str) -> Any:
-    """Return what a live value is in a tree in which ``template`` stands at its place."""
-
-    def inside(name: Any, template: Any) -> Any:
-        return _frozen(template, _part(live, name, owner), freezer, (*path, name), owner)
-
-    if template is mx.array:
-        return freezer.array(live, path)
-    if isinstance(template, Node):
-        kind: Any = type(template)
-        if isinstance(template, Wrapped) or type(live) not in (mlx_class(kind), running_class(kind)):
-            return freezer.node(live, path)  # a layer of another kind may have taken its place, such as a quantized one
-        metadata, children = level_of(template)
-        definition, own = template.__frostleaf__, vars(live)
-        new = [
-            child if child is None else inside(name, child) for name, child in zip(definition.children, children, strict=True)
-        ]
-        frozen = frozenset([name for name in own["_no_grad"] if name.split(".")[0] in definition.parameters])
-        return definition.assemble(metadata.evolve(bool(own["_training"]), frozen), new)
-    if type(template) is tuple:
-        return tuple([inside(at, each) for at, each in enumerate(template)])
-    if type(template) is MappingProxyType:
-        return MappingProxyType({key: inside(key, each) for key, each in template.items()})
-    return template
-
-
-def _part(live: Any, name: Any, owner: str) -> Any:
-    try:
-        return dict.__getitem__(live, name) if isinstance(live, dict) else live[name]
-    except (KeyError, IndexError):
-        found = vars(live).get(name, live) if isinstance(live, MLXModule) else live
-        if found is live:
-            raise ValueError(CHANGED.format(cls=owner, name=keystr((name,)))) from None
-        return found
-
-
 def _write(before: Any, after: Any, live: Any) -> None:
     """Put the arrays that a call recorded in their places."""
     if before is after:
@@ -187,4 +144,9 @@ def _write(before: Any, after: Any, live: Any) -> None:
         if isinstance(new, mx.array) and new is not old:
             live[name] = new
         elif new is not old:
-            _write(old, new, _part(live, name, type(live).__name__))
+            _write(old, new, _inside(live, name))
+
+
+def _inside(live: Any, name: Any) -> Any:
+    own = vars(live) if isinstance(live, MLXModule) else {}
+    return own[name] if name in own else live[name] if isinstance(live, list) else dict.__getitem__(live, name)
