@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx.nn.layers.base import Module as MLXModule
 
+from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.instance import Metadata, Ties, level_of
 from ..core.words import Path
@@ -56,10 +57,10 @@ def native_of(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
             value = None
         new.append(_again(child, value, freezer, (*path, name)))
     frozen = frozenset([name for name in own["_no_grad"] if name.split(".")[0] in definition.parameters])
-    metadata = metadata.evolve(bool(own["_training"]), frozen)
-    if metadata.ties:
-        metadata = Metadata(metadata.static, metadata.training, frozen, freezer.within(metadata.ties, path))
-    return definition.assemble(metadata, new)
+    if not metadata.ties:
+        return definition.assemble(metadata.evolve(bool(own["_training"]), frozen), new)
+    node = definition.assemble(Metadata(metadata.static, bool(own["_training"]), frozen), new)
+    return evolve(node, ties=freezer.within(metadata.ties, path))
 
 
 def _is_set_as(template: Any, live: Any) -> bool:
