@@ -167,6 +167,8 @@ def test_a_class_of_the_user_inside() -> None:
     assert same(parameters, tree.parameters())
     with pytest.raises(AttributeError, match="other"):
         gated(lambda m, x: m.lin.other)(X)
+    with pytest.raises(AttributeError, match="Gate has no field 'other'"):
+        gated(lambda m, x: setattr(m.lin, "other", 1))(X)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +179,9 @@ def test_a_class_of_the_user_inside() -> None:
         lambda m: setattr(m.lin, "inner", nn.Linear(4, 4, bias=False)),
         lambda m: m.lin.inner.pop("bias"),
         lambda m: m.lin.scale.__setitem__(0, 7.0),
+        lambda m: setattr(m.lin, "power", 3),
     ],
-    ids=["array", "array inside", "layer", "less", "in place"],
+    ids=["array", "array inside", "layer", "less", "in place", "static"],
 )
 @pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning")
 def test_changes_of_a_class_of_the_user_inside(change: Any) -> None:

@@ -28,6 +28,7 @@ from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
+from .checkpointed import is_computed_again
 from .freezing import NOTHING, Before, Freezer
 from .layout import Wrapped, at
 from .live import Live, handle_of
@@ -188,7 +189,8 @@ class _Lent:
             return value
         if isinstance(value, MLXModule):
             if id(value) in self.live.paths:
-                return at(self._node, self.live.paths[id(value)])
+                path = self.live.paths[id(value)]
+                return at(self._node, path[:-1] if is_computed_again(value) else path)
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)

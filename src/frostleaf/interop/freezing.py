@@ -21,6 +21,8 @@ from ..core.kept import Kept, Place
 from ..core.pickling import is_importable
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
+from ..transforms.checkpoint import checkpoint
+from .checkpointed import WRAPPED, is_computed_again, plain_class
 from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom
 from .natives import native_of
 from .twins import native
@@ -100,6 +102,12 @@ class Freezer:
             path: The path.
             template: The native module that it stood for, if it did, with anything in the place of arrays.
         """
+        if is_computed_again(module):
+            return checkpoint(self.inside(module, (*path, WRAPPED), template))
+        return self.inside(module, path, template)
+
+    def inside(self, module: Any, path: Path, template: Any = None) -> Any:
+        """As :meth:`node`, and if a module is computed again for its gradient the tree of the module itself."""
         if id(module) in self._modules:
             return self._again(*self._modules[id(module)], path)
         if id(module) in self._open:
@@ -160,7 +168,7 @@ class Freezer:
                 if static[name] is NOTHING:
                     del static[name]
                     places.remove((name, STATIC))
-        kind = self._class_for(Layout(type(module), tuple(places), tuple(others)))
+        kind = self._class_for(Layout(plain_class(module), tuple(places), tuple(others)))
         metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
         return kind.__frostleaf__.assemble(metadata, children)
 

@@ -10,7 +10,7 @@ import attrs
 
 from ..core import fields
 from ..core.hidden import PLAIN
-from ..core.instance import field_values, level_of
+from ..core.instance import Instance, field_values, level_of
 from ..core.kept import AT, Kept
 from ..core.words import Path
 from ..module import Module
@@ -87,7 +87,10 @@ def is_atom(value: Any) -> bool:
 def at(node: Any, path: Path) -> Any:
     """Return what is at a path below a node, whatever its methods are called."""
     for name in path:
-        node = node[name] if isinstance(node, tuple | Mapping) else field_values(node)[name]
+        if isinstance(node, tuple | Mapping):
+            node = node[name]
+        else:
+            node = field_values(node)[name] if isinstance(node, Instance) else getattr(node, name)
     return node
 
 

@@ -21,8 +21,11 @@ from ..core.levels import one_level
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import Structure, flat_of, unflatten
 from ..core.words import Path, class_name, keystr
+from ..transforms import wrapping as function_trees
+from ..transforms.checkpoint import Checkpointed
+from .checkpointed import WRAPPED, computed_again, held, is_computed_again
 from .layout import HIDDEN, STATIC, Layout, Wrapped, at
-from .running import Running, running_class
+from .running import Running, running_class, trees_of
 from .twins import frozen_names, has_none, mlx_class, static_of_twin
 
 Put = Callable[[Any, Any], None]
@@ -33,6 +36,10 @@ handle_of: Any = mx.array.__copy__
 
 
 NO_PLACE = "{place} is a {kind}, and a module of mlx.nn has arrays in itself, in lists and in dicts only"
+CALLED_ANOTHER_WAY = (
+    "{place} is what fl.{verb} made of a layer, and the code of the class of MLX around it needs the layer. Write "
+    "fl.{verb} around the whole model, or around a function that calls it"
+)
 
 
 class Slot:
@@ -171,7 +178,7 @@ class Live:
         for name, place in layout.places:
             value = node.__dict__[name]
             inner = value.value if type(value) is Kept else value
-            is_item = isinstance(inner, Slot | Node | tuple | list | dict | MappingProxyType) and place != HIDDEN
+            is_item = isinstance(inner, Slot | Node | Checkpointed | tuple | list | dict | MappingProxyType) and place != HIDDEN
             put = setter(live if is_item else own)
             if inner is not value:
                 kept.append((put, name, value))
@@ -208,7 +215,7 @@ class Live:
         for name, value in zip(node.__frostleaf__.children, children_in_fields(node), strict=True):
             if value is None and twin and not has_none(node):
                 continue
-            is_item = isinstance(value, Slot | Node | tuple | Mapping)
+            is_item = isinstance(value, Slot | Node | Checkpointed | tuple | Mapping)
             self._fill_in(setter(made if is_item else own), name, value, path, (name,), {}, tied)
         for name, value in (static_of_twin(node) if twin else metadata.static).items():
             is_item = isinstance(value, list | tuple | dict) and twin
@@ -243,6 +250,11 @@ class Live:
             self._puts.append((put, key, value.number))
         elif isinstance(value, Node):
             put(key, self._module(value, (*path, *inside), tied))
+        elif isinstance(held(value), Node):
+            module = self._module(held(value), (*path, *inside, WRAPPED), tied)
+            if not is_computed_again(module):
+                computed_again(module, trees_of(self._class_for, self.natives.get(id(module))))
+            put(key, module)
         elif type(value) is MappingProxyType:
             new: Any = kinds.get(inside, dict)()
             self._holders.append(new)
@@ -251,6 +263,8 @@ class Live:
             put(key, new)
         elif isinstance(value, tuple):
             self._fill_sequence(put, key, value, path, inside, kinds, tied)
+        elif isinstance(value, function_trees.Wrapped) and isinstance(value.__wrapped__, Node):
+            raise TypeError(CALLED_ANOTHER_WAY.format(place=keystr((*path, *inside)), verb=value.verb))
         elif one_level(value) is not None:
             raise TypeError(NO_PLACE.format(place=keystr((*path, *inside)), kind=class_name(value)))
         else:
@@ -307,6 +321,8 @@ def _numbers(value: Any) -> Iterator[int]:
     """Yield the numbers of the leaves in a tree."""
     if type(value) is Slot:
         yield value.number
+    elif isinstance(held(value), Node):
+        yield from _numbers(held(value))
     elif isinstance(value, Node):
         for each in children_in_fields(value):
             yield from _numbers(each)

@@ -13,6 +13,7 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.instance import Metadata, Ties, level_of
 from ..core.words import Path
+from .checkpointed import held, plain_class
 from .layout import Wrapped
 from .twins import mlx_class, static_of_twin
 
@@ -45,7 +46,7 @@ def native_of(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
     """
     kind: Any = type(template)
     runs = getattr(type(live), "__native__", None) is kind
-    if isinstance(template, Wrapped) or not (runs or (type(live) is mlx_class(kind) and _is_set_as(template, live))):
+    if isinstance(template, Wrapped) or not (runs or (plain_class(live) is mlx_class(kind) and _is_set_as(template, live))):
         return None
     metadata, children = level_of(template)
     definition, own, new = template.__frostleaf__, vars(live), []
@@ -57,10 +58,12 @@ def native_of(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
             value = None
         new.append(_again(child, value, freezer, (*path, name)))
     frozen = frozenset([name for name in own["_no_grad"] if name.split(".")[0] in definition.parameters])
-    if not metadata.ties:
-        return definition.assemble(metadata.evolve(bool(own["_training"]), frozen), new)
-    node = definition.assemble(Metadata(metadata.static, bool(own["_training"]), frozen), new)
-    return evolve(node, ties=freezer.within(metadata.ties, path))
+    untied = Metadata(metadata.static, metadata.training, metadata.frozen) if metadata.ties else metadata
+    node = definition.assemble(untied.evolve(bool(own["_training"]), frozen), new)
+    if runs:
+        set_now = {name: own.get(name, value) for name, value in metadata.static.items()}
+        node = evolve(node, {name: value for name, value in set_now.items() if not _equal(value, metadata.static[name])})
+    return evolve(node, ties=freezer.within(metadata.ties, path)) if metadata.ties else node
 
 
 def _is_set_as(template: Any, live: Any) -> bool:
@@ -81,7 +84,8 @@ def _again(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
     if type(live) is mx.array:
         return freezer.array(live, path)
     if isinstance(live, MLXModule):
-        return freezer.node(live, path, template if isinstance(template, Node) else None)
+        stood = held(template) or template
+        return freezer.node(live, path, stood if isinstance(stood, Node) else None)
     if isinstance(live, list | tuple):
         known = template if isinstance(template, tuple) and len(template) == len(live) else (None,) * len(live)
         inside = [_again(known[at], each, freezer, (*path, at)) for at, each in enumerate(live)]

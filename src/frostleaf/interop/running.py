@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module as MLXModule
@@ -48,6 +48,11 @@ class Running(MLXModule):
                 raise
         return functools.partial(_run, self, name) if inspect.isfunction(found) else getattr(_tree(self), name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in type(self).__native__.__frostleaf__.fields and not name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}, and its code would not find it")
+        super().__setattr__(name, value)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _run(self, "__call__", *args, **kwargs)
 
@@ -65,48 +70,79 @@ def _run(live: Running, name: str, /, *args: Any, **kwargs: Any) -> Any:
 
 def _tree(live: Running) -> Any:
     """Return the tree that the arrays make now."""
-    tree = live._plan.tree(live)
-    if tree is None:
-        tree = Freezer(live._class_for, lambda array: array).node(live, ())
-        live._plan.make(live, tree)
-    return tree
+    return live._plan.tree(live, live._class_for)
+
+
+def trees_of(class_for: Callable[[Layout], Any], template: Any) -> Callable[[MLXModule], Any]:
+    """Return a function that returns the tree that a module makes now.
+
+    Args:
+        class_for: Returns the class of a layout.
+        template: The native module that it stands for, if it does, with anything in the place of arrays.
+    """
+    plan = _Plan()
+    return lambda live: plan.tree(live, class_for, template)
 
 
 class _Plan:
     """How a tree was made of a module: as long as nothing but arrays is another, the next is made of those alone."""
 
     def __init__(self) -> None:
-        self._owner: Any = None
+        self._made: _Made | None = None
 
-    def make(self, live: Running, tree: Any) -> None:
-        """Note what the module has now."""
-        flat = flat_of(tree)
-        holders = _holders(live)
-        views = [dict.values(each) if isinstance(each, dict) else each for each in holders]
-        values = [*chain.from_iterable(views)]
-        places = {id(value): place for place, value in enumerate(values) if type(value) is mx.array}
-        if {*places} != {*map(id, flat.leaves)} or len(places) < len(flat.leaves):
-            return  # some are tied, or in no tree
-        self._places = [places[id(leaf)] for leaf in flat.leaves]
-        for place in self._places:
-            values[place] = None
-        self._views, self._rest, self._structure, self._owner = views, values, flat.structure, live
-
-    def tree(self, live: Running) -> Any:
-        """Return the tree, or ``None`` if more than arrays may be another."""
-        if self._owner is not live:
-            return None
-        values: list[Any] = [*chain.from_iterable(self._views)]
-        if len(values) != len(self._rest):
-            return None
-        leaves = [values[place] for place in self._places]
-        for place in self._places:
-            values[place] = None
-        same = all(map(is_, values, self._rest)) and {*map(type, leaves)} <= {mx.array}
-        return unflatten(self._structure, iter(leaves)) if same else None
+    def tree(self, live: MLXModule, class_for: Callable[[Layout], Any], template: Any = None) -> Any:
+        """Return the tree that a module makes now."""
+        made = self._made
+        tree = made.next() if made is not None and made.owner is live else None
+        if tree is None:
+            tree = Freezer(class_for, lambda array: array).inside(live, (), template)
+            self._made = _made(live, tree)
+        return tree
 
     def __reduce__(self) -> Any:
         return _Plan, ()  # that of a copy is its own
+
+
+class _Made(NamedTuple):
+    """What a module had when a tree was made of it.
+
+    Attributes:
+        owner: The module.
+        views: What is in the dicts and lists of the module, and of what is inside.
+        rest: All of that when the tree was made, with ``None`` in the places of arrays.
+        places: Where the leaves of the tree are among it.
+        structure: The structure of the tree.
+    """
+
+    owner: MLXModule
+    views: Sequence[Iterable[Any]]
+    rest: Sequence[Any]
+    places: Sequence[int]
+    structure: Structure
+
+    def next(self) -> Any:
+        """Return the tree that the module makes now, or ``None`` if more than arrays may be another."""
+        values: list[Any] = [*chain.from_iterable(self.views)]
+        if len(values) != len(self.rest):
+            return None
+        leaves = [values[place] for place in self.places]
+        for place in self.places:
+            values[place] = None
+        same = all(map(is_, values, self.rest)) and {*map(type, leaves)} <= {mx.array}
+        return unflatten(self.structure, iter(leaves)) if same else None
+
+
+def _made(live: MLXModule, tree: Any) -> _Made | None:
+    flat = flat_of(tree)
+    views = [dict.values(each) if isinstance(each, dict) else each for each in _holders(live)]
+    values = [*chain.from_iterable(views)]
+    places = {id(value): place for place, value in enumerate(values) if type(value) is mx.array}
+    if {*places} != {*map(id, flat.leaves)} or len(places) < len(flat.leaves):
+        return None  # some are tied, or in no tree
+    found = [places[id(leaf)] for leaf in flat.leaves]
+    for place in found:
+        values[place] = None
+    return _Made(live, views, values, found, flat.structure)
 
 
 def _holders(value: Any) -> list[Any]:
