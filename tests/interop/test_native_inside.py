@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import pickle
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -339,8 +340,13 @@ def test_mlx_lm_counts_the_parameters_inside(way: str) -> None:
     assert found == (utils.get_total_parameters(module), utils.compute_bits_per_weight(module))
 
 
-def test_a_pickled_model_of_the_user_runs() -> None:
-    module = fl.to_mlx(Gate(fl.nn.Linear(4, 4), mx.ones(4)))
-    module(X)
-    plan = vars(module)["_plan"]
-    assert type(pickle.loads(pickle.dumps(plan))) is type(plan)
+def test_nothing_is_alive_that_was_dropped() -> None:
+    module = fl.to_mlx(gated(lambda m, x: m.lin(x)).at("blocks.1").apply(fl.checkpoint).at("drop").set(Gate(fl.nn.ReLU(), X)))
+    module(X), module.drop(X), module.blocks[1](X)
+    gone = [weakref.ref(each) for each in (module, module.lin, module.lin.inner, module.blocks[1], module.drop)]
+    gc.disable()
+    try:
+        del module
+        assert [each() for each in gone] == [None] * 5
+    finally:
+        gc.enable()

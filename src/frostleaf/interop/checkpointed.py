@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from typing import Any, Protocol
 
 from mlx.nn.layers.base import Module as MLXModule
 
@@ -13,24 +13,33 @@ from ..transforms.stateful import recording
 
 # Under which a function has what it wraps.
 WRAPPED = "__wrapped__"
+# The attribute in which a module has what makes its trees.
+KEPT = "_trees"
 
 
-def computed_again(module: Any, tree_of: Callable[[Any], Any]) -> None:
-    """Make a live module compute as :func:`frostleaf.checkpoint` of the tree that it stands for.
+class Trees(Protocol):
+    """Makes trees of modules."""
 
-    Args:
-        module: The module.
-        tree_of: Returns the tree that it makes now.
-    """
-    plain = type(module)
+    def of(self, live: MLXModule) -> Any:
+        """Return the tree of a module as it is now."""
 
+
+def computed_again(module: Any, trees: Trees) -> None:
+    """Make a live module compute as :func:`frostleaf.checkpoint` of the tree that it stands for, which ``trees`` makes."""
+    vars(module)[KEPT] = trees
+    plain: Any = type(module)
+    module.__class__ = _class(plain)
+
+
+@functools.cache
+def _class(plain: Any) -> Any:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if recording() or watching.get() is not None:  # where nothing is computed again
             return plain.__call__(self, *args, **kwargs)
-        return checkpoint(tree_of(self))(*args, **kwargs)
+        return checkpoint(vars(self)[KEPT].of(self))(*args, **kwargs)
 
     members = {"__call__": call, "__plain__": plain, "__module__": plain.__module__, "__qualname__": plain.__qualname__}
-    module.__class__ = type(plain.__name__, (plain,), members)
+    return type(plain.__name__, (plain,), members)
 
 
 def is_computed_again(module: MLXModule) -> bool:

@@ -22,7 +22,7 @@ from ..core.pickling import is_importable
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
 from ..transforms.checkpoint import checkpoint
-from .checkpointed import WRAPPED, is_computed_again, plain_class
+from .checkpointed import KEPT, WRAPPED, is_computed_again, plain_class
 from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom
 from .natives import native_of
 from .twins import native
@@ -42,7 +42,7 @@ INSIDE = (
 BESIDE = "{place} holds {cls} at {other}, which is not below it: give that module to the call that needs it"
 NO_CONTAINER = "{place} is a {kind}, which holds arrays or modules and is neither a list nor a dict"
 
-_OWN = ("_no_grad", "_training")
+_OWN = ("_no_grad", "_training", KEPT)
 _CONTAINERS = (list, dict)
 # Those of other classes that are made again from what is in them.
 _OTHERS = (tuple, OrderedDict, defaultdict)

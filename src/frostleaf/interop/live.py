@@ -25,7 +25,7 @@ from ..transforms import wrapping as function_trees
 from ..transforms.checkpoint import Checkpointed
 from .checkpointed import WRAPPED, computed_again, held, is_computed_again
 from .layout import HIDDEN, STATIC, Layout, Wrapped, at
-from .running import Running, running_class, trees_of
+from .running import Running, Trees, running_class
 from .twins import frozen_names, has_none, mlx_class, static_of_twin
 
 Put = Callable[[Any, Any], None]
@@ -225,7 +225,7 @@ class Live:
     def _keep(self, running: Running, path: Path) -> None:
         shapes = [ShapeDtypeStruct((), mx.float32)] * self._structure.num_leaves  # of which nobody asks
         whole = unflatten(self._structure.spec, iter(shapes))
-        running.keep(flat_of(at(whole, path)).structure, self._class_for)
+        running.keep(flat_of(at(whole, path)).structure, Trees(self._class_for))
 
     def _new(self, kind: type, node: Any, path: Path, tied: bool) -> tuple[Any, bool]:
         """Return the module for a node, and whether it has been made for another place.
@@ -253,7 +253,7 @@ class Live:
         elif isinstance(held(value), Node):
             module = self._module(held(value), (*path, *inside, WRAPPED), tied)
             if not is_computed_again(module):
-                computed_again(module, trees_of(self._class_for, self.natives.get(id(module))))
+                computed_again(module, Trees(self._class_for, self.natives.get(id(module))))
             put(key, module)
         elif type(value) is MappingProxyType:
             new: Any = kinds.get(inside, dict)()

@@ -13,12 +13,12 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.instance import Metadata, Ties, level_of
 from ..core.words import Path
-from .checkpointed import held, plain_class
+from .checkpointed import KEPT, held, plain_class
 from .layout import Wrapped
 from .twins import mlx_class, static_of_twin
 
 CHANGED = "{cls} has no {name!r} any more, so that its code can't run. Put an array or a module there"
-_OWN = {"_no_grad", "_training"}
+_OWN = {"_no_grad", "_training", KEPT}
 _MISSING = object()
 
 

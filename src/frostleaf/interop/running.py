@@ -26,13 +26,12 @@ class Running(MLXModule):
 
     __native__: type[Node]
     _structure: Structure
-    _class_for: Callable[[Layout], Any]
-    _plan: _Plan
+    _trees: Trees
 
-    def keep(self, structure: Structure, class_for: Callable[[Layout], Any]) -> None:
-        """Keep what the tree is but for its arrays, and what makes trees of other modules."""
-        for name, value in {"_structure": structure, "_class_for": class_for, "_plan": _Plan()}.items():
-            object.__setattr__(self, name, value)
+    def keep(self, structure: Structure, trees: Trees) -> None:
+        """Keep what the tree is but for its arrays, and what makes trees of it."""
+        object.__setattr__(self, "_structure", structure)
+        object.__setattr__(self, "_trees", trees)
 
     def __native_before__(self) -> Any:
         """Return the tree that it was made for, without the arrays."""
@@ -46,7 +45,7 @@ class Running(MLXModule):
             found = inspect.getattr_static(type(self).__native__, name, None)
             if found is None or name.startswith("__"):
                 raise
-        return functools.partial(_run, self, name) if inspect.isfunction(found) else getattr(_tree(self), name)
+        return functools.partial(_run, self, name) if inspect.isfunction(found) else getattr(self._trees.of(self), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in type(self).__native__.__frostleaf__.fields and not name.startswith("_"):
@@ -59,7 +58,7 @@ class Running(MLXModule):
 
 def _run(live: Running, name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call a method of the tree, and put the arrays that it records in their places."""
-    tree = _tree(live)
+    tree = live._trees.of(live)
     method = getattr(tree, name)
     if not (tree.training and flat_of(tree).structure.remember(_has_buffers)):
         return method(*args, **kwargs)
@@ -68,81 +67,76 @@ def _run(live: Running, name: str, /, *args: Any, **kwargs: Any) -> Any:
     return out
 
 
-def _tree(live: Running) -> Any:
-    """Return the tree that the arrays make now."""
-    return live._plan.tree(live, live._class_for)
-
-
-def trees_of(class_for: Callable[[Layout], Any], template: Any) -> Callable[[MLXModule], Any]:
-    """Return a function that returns the tree that a module makes now.
+class Trees:
+    """Makes the tree that a module of MLX stands for. As long as nothing but arrays is another, it is made of those alone.
 
     Args:
         class_for: Returns the class of a layout.
         template: The native module that it stands for, if it does, with anything in the place of arrays.
     """
-    plan = _Plan()
-    return lambda live: plan.tree(live, class_for, template)
 
+    def __init__(self, class_for: Callable[[Layout], Any], template: Any = None) -> None:
+        self._class_for = class_for
+        self._template = template
+        self._last: _Made | None = None
 
-class _Plan:
-    """How a tree was made of a module: as long as nothing but arrays is another, the next is made of those alone."""
-
-    def __init__(self) -> None:
-        self._made: _Made | None = None
-
-    def tree(self, live: MLXModule, class_for: Callable[[Layout], Any], template: Any = None) -> Any:
-        """Return the tree that a module makes now."""
-        made = self._made
-        tree = made.next() if made is not None and made.owner is live else None
+    def of(self, live: MLXModule) -> Any:
+        """Return the tree of a module as it is now."""
+        tree = self._last.next(live) if self._last is not None else None
         if tree is None:
-            tree = Freezer(class_for, lambda array: array).inside(live, (), template)
-            self._made = _made(live, tree)
+            tree = Freezer(self._class_for, lambda array: array).inside(live, (), self._template)
+            self._last = _made(live, tree)
         return tree
 
-    def __reduce__(self) -> Any:
-        return _Plan, ()  # that of a copy is its own
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trees:
+        return Trees(self._class_for, self._template)
 
 
 class _Made(NamedTuple):
-    """What a module had when a tree was made of it.
+    """What a module had when a tree was made of it. The module is not among it, which would be alive until it is collected.
 
     Attributes:
-        owner: The module.
-        views: What is in the dicts and lists of the module, and of what is inside.
-        rest: All of that when the tree was made, with ``None`` in the places of arrays.
+        views: What is in the dicts and lists inside the module.
+        rest: What is in it and in these when the tree was made, with ``None`` for arrays and for what made the tree.
         places: Where the leaves of the tree are among it.
+        blank: Where these ``None`` are.
         structure: The structure of the tree.
     """
 
-    owner: MLXModule
     views: Sequence[Iterable[Any]]
     rest: Sequence[Any]
     places: Sequence[int]
+    blank: Sequence[int]
     structure: Structure
 
-    def next(self) -> Any:
-        """Return the tree that the module makes now, or ``None`` if more than arrays may be another."""
-        values: list[Any] = [*chain.from_iterable(self.views)]
+    def next(self, live: MLXModule) -> Any:
+        """Return the tree of a module as it is now, or ``None`` if more than arrays may be another."""
+        values = _values(live, self.views)
         if len(values) != len(self.rest):
             return None
         leaves = [values[place] for place in self.places]
-        for place in self.places:
+        for place in self.blank:
             values[place] = None
         same = all(map(is_, values, self.rest)) and {*map(type, leaves)} <= {mx.array}
         return unflatten(self.structure, iter(leaves)) if same else None
 
 
+def _values(live: MLXModule, views: Sequence[Iterable[Any]]) -> list[Any]:
+    return [*dict.values(live), *vars(live).values(), *chain.from_iterable(views)]
+
+
 def _made(live: MLXModule, tree: Any) -> _Made | None:
     flat = flat_of(tree)
-    views = [dict.values(each) if isinstance(each, dict) else each for each in _holders(live)]
-    values = [*chain.from_iterable(views)]
+    views = [dict.values(each) if isinstance(each, dict) else each for each in _holders(live)[2:]]
+    values = _values(live, views)
     places = {id(value): place for place, value in enumerate(values) if type(value) is mx.array}
     if {*places} != {*map(id, flat.leaves)} or len(places) < len(flat.leaves):
         return None  # some are tied, or in no tree
     found = [places[id(leaf)] for leaf in flat.leaves]
-    for place in found:
+    blank = [*found, *[place for place, value in enumerate(values) if type(value) is Trees]]
+    for place in blank:
         values[place] = None
-    return _Made(live, views, values, found, flat.structure)
+    return _Made(views, values, found, blank, flat.structure)
 
 
 def _holders(value: Any) -> list[Any]:
