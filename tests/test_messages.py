@@ -140,8 +140,9 @@ def used(result: Any, given: Given) -> None:
 # What reads numbers, and says so; MLX's rules compare their betas with 0 and 1.
 EVALUATE = {
     "eval", "async_eval", "save", "save_weights", "equal", "allclose", "diff", "Adam", "AdamW", "Adamax", "Lion",
+    "histograms", "norms", "changes",
 }  # fmt: skip
-NAMESPACES: dict[str, Any] = {"fl": fl, "fl.tree": fl.tree, "fl.nn": fl.nn, "fl.optim": fl.optim}
+NAMESPACES: dict[str, Any] = {"fl": fl, "fl.tree": fl.tree, "fl.nn": fl.nn, "fl.optim": fl.optim, "fl.plot": fl.plot}
 
 
 def functions(module: Any) -> list[Callable[..., Any]]:

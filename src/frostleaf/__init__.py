@@ -10,6 +10,7 @@ from .core.definition import FrozenModuleError
 from .core.dropped import DroppedResultWarning
 from .core.fields import buffer, parameter, static
 from .core.lazy import lazily
+from .core.refused import ForeignArrayError, HiddenArrayError
 from .core.registration import register_dataclass, register_pytree_node
 from .core.shapes import ShapeDtypeStruct
 from .edits.selection import Selection
@@ -17,6 +18,7 @@ from .module import Module
 
 if TYPE_CHECKING:
     from . import nn, optim
+    from .display import plot
     from .display.rows import Summary, SummaryPart, SummaryRow
     from .display.summary import summary
     from .interop.adapter_files import load_adapters, save_adapters
@@ -45,6 +47,7 @@ else:
     __getattr__ = lazily(
         __name__,
         {
+            "display": "plot",
             "display.rows": "Summary SummaryPart SummaryRow",
             "display.summary": "summary",
             "interop.adapter_files": "load_adapters save_adapters",
@@ -75,13 +78,14 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "FrozenModuleError", "Jitted",
-    "Module", "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
-    "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "SummaryPart", "SummaryRow", "UncollectedStateWarning",
-    "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval",
-    "eval_shape", "from_mlx", "fuse", "generate", "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora",
-    "next_key", "nn", "optim", "parameter", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node",
-    "rng", "save", "save_adapters", "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
+    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "ForeignArrayError",
+    "FrozenModuleError", "HiddenArrayError", "Jitted", "Module", "MutableArgumentWarning", "NoCheckpointError",
+    "OtherHyperparametersWarning", "OtherStructureError", "Policy", "RetraceWarning", "Selection", "ShapeDtypeStruct",
+    "Summary", "SummaryPart", "SummaryRow", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer",
+    "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "fuse", "generate", "grad",
+    "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot",
+    "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters",
+    "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

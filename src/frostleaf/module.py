@@ -424,6 +424,10 @@ class Module(Keyed, Node, ShownTree):
             fn: Called with the dotted path and the module, for every module below and then this one (with an empty path). Inner
                 modules come first, so a module comes with its children replaced. Returns another module, or ``None`` for none.
 
+        Warns:
+            UserWarning: If nothing is replaced, since the function asks whether layers of a wrapped model are instances of a
+                class of ``mlx.nn``.
+
         >>> import frostleaf as fl
         >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Dropout())
         >>> model.map_modules(lambda path, module: fl.nn.Identity() if isinstance(module, fl.nn.Dropout) else None)

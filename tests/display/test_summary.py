@@ -251,6 +251,21 @@ def test_an_array_at_several_places_counts_once() -> None:
     assert (fl.summary(shared).parameters, rows(shared)["layers.1"].parameters) == (25, 25)
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_weights_of_quantized_layers(bits: int, native: bool) -> None:
+    layers = nn.Sequential(nn.Linear(32, 64), nn.RMSNorm(64), nn.Linear(64, 32, bias=False), nn.Embedding(9, 32))
+    weights = sum(layers.layers[index].weight.size for index in (0, 2, 3))
+    nn.quantize(layers, group_size=32, bits=bits)
+    packed = sum(layers.layers[index].weight.size for index in (0, 2, 3))
+    tree = fl.from_mlx(layers)
+    found = fl.summary(fl.convert(tree) if native else tree)
+    assert (found.packed, found.unpacked) == (packed, weights)
+    assert f"quantized: {weights:,} weights in {packed:,} of these numbers" in repr(found)
+    assert fl.summary(tree, where="layers.1").packed == 0
+    assert "quantized" not in repr(fl.summary(tree, where="layers.1"))
+
+
 def test_the_state_of_an_optimizer_by_slot() -> None:
     state = fl.optim.AdamW(1e-3).init(fl.nn.Linear(4, 2))
     found = fl.summary(state)

@@ -1,7 +1,10 @@
-"""``"bias" in layer`` and ``layer["weight"]``, as in MLX."""
+"""``"bias" in layer`` and ``layer["weight"]``, as in MLX; and what arithmetic with a module says."""
+
+import operator
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.utils
 import pytest
 
 import frostleaf as fl
@@ -103,3 +106,54 @@ def test_iteration_and_assignment_to_several_names_are_refused_in_words():
 
 def test_a_module_without_arrays_is_still_true():
     assert fl.nn.ReLU()
+
+
+# Arithmetic
+
+LAYER = fl.nn.Linear(2, 2)
+BINARY = [
+    (operator.add, "+"), (operator.sub, "-"), (operator.mul, "*"), (operator.truediv, "/"), (operator.floordiv, "//"),
+    (operator.mod, "%"), (operator.pow, "**"), (operator.matmul, "@"),
+]  # fmt: skip
+
+
+def said(call):
+    with pytest.raises(TypeError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("compute", "symbol"), BINARY, ids=str)
+@pytest.mark.parametrize("other", [LAYER, 2.0, mx.zeros(2)], ids=["module", "number", "array"])
+def test_two_operands(compute, symbol, other):
+    message = f"a Linear is a tree, and {symbol} is for arrays: fl.tree.map(function, tree, ...) computes with those in it"
+    assert said(lambda: compute(LAYER, other)).startswith(message)
+    if not isinstance(other, mx.array):  # which raises an error of its own before a module is asked
+        assert said(lambda: compute(other, LAYER)).startswith(message)
+
+
+@pytest.mark.parametrize(("compute", "symbol"), [(operator.neg, "-"), (abs, "abs")])
+def test_one_operand(compute, symbol):
+    assert f"{symbol} is for arrays" in said(lambda: compute(LAYER))
+
+
+def test_what_an_assignment_says():
+    grads = LAYER
+    with pytest.raises(TypeError, match=r"fl\.tree\.map"):
+        grads += LAYER
+
+
+def test_gradients_in_a_function_of_mlx_for_trees():
+    grads = fl.grad(lambda model, x: model(x).sum())(LAYER, mx.ones((1, 2)))
+    assert "To mlx.utils.tree_map it is no tree" in said(lambda: mlx.utils.tree_map(lambda a, b: a + b, grads, grads))
+    assert mx.array_equal(fl.tree.map(lambda a, b: a + b, grads, grads).weight, grads.weight * 2)
+
+
+def test_a_class_may_have_operators_of_its_own():
+    class Scaled(fl.Module):
+        factor: mx.array
+
+        def __mul__(self, other):
+            return self.replace(factor=self.factor * other)
+
+    assert (Scaled(mx.array(2)) * 3).factor.item() == 6

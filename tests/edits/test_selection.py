@@ -393,6 +393,16 @@ def test_the_error_suggests_the_nearest_paths(where: str, nearest: str) -> None:
     assert repr(nearest) in message
 
 
+@pytest.mark.parametrize(
+    ("where", "meant"),
+    [("**.qproj", "**.q_proj"), ("**.wieght", "**.weight"), ("**.qprj.*.bais", "**.q_proj.*.bias")],
+)
+def test_the_error_suggests_the_nearest_glob_where_no_path_is_near(where: str, meant: str) -> None:
+    model = {"model": {"layers": [{"self_attn": {"q_proj": {"weight": mx.zeros(1), "bias": mx.zeros(1)}}}]}}
+    with pytest.raises(LookupError, match=rf"selects nothing in this dict\. The nearest glob is {re.escape(repr(meant))}\.$"):
+        Selection(model, where).get()
+
+
 def test_the_model_itself_has_no_path() -> None:
     with pytest.raises(
         LookupError, match=r"^'' selects nothing in this Net, which has no path itself: .* all its arrays by '\*\*'\.$"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from twins import MODELS, Bag, Block, Linear, Norm, Nothing, Stack, Twin, linear, outcome, same, subject, twin
@@ -252,6 +253,15 @@ def test_update_modules_holds_the_very_modules_it_was_given() -> None:
 def test_the_errors_of_update_modules_say_where() -> None:
     with pytest.raises(ValueError, match=r'Module does not have sub-module named "hed"; the nearest is \'head\'\.'):
         Stack([], head=linear()).update_modules({"hed": linear()})
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("place", "given"), [("head", lambda new: {"head": new}), ("layers.0", lambda new: {"layers": [new]})])
+def test_update_modules_says_what_to_do_with_a_module_of_mlx(strict: bool, place: str, given: Callable[[Any], Any]) -> None:
+    model = fl.from_mlx(nn.Sequential(nn.Linear(2, 2))) if place == "layers.0" else Stack([], head=linear())
+    with pytest.raises(ValueError, match=rf"^Received invalid type: Linear for {place}, a module of mlx.nn .* fl.from_mlx\("):
+        model.update_modules(given(nn.Linear(3, 3)), strict=strict)
+    assert model.update_modules(given(fl.from_mlx(nn.Linear(3, 3)))).at(f"{place}.weight").get().shape == (3, 3)
 
 
 # apply

@@ -349,6 +349,12 @@ def adapted() -> Any:
     ("call", "error", "message"),
     [
         (lambda: fl.lora(3, "x"), TypeError, "fl.lora takes a model first, and was given builtins.int"),  # type: ignore[type-var]
+        (lambda: fl.lora(net()), TypeError, "fl.lora takes the layers to adapt as where, such as '**.q_proj' or fl.nn.Linear"),
+        (
+            lambda: fl.lora(net(), keys=["q_proj"], rank=2),
+            TypeError,
+            "takes no keys: give the layers as where, such as '**.q",
+        ),
         (lambda: fl.lora(net(), 3), TypeError, "can't select by 3"),  # type: ignore[arg-type]
         (
             lambda: fl.lora(net(), "lm_haed"),

@@ -101,6 +101,18 @@ def test_samplers(options):
             assert [*fl.generate(tree, PROMPT, 12, sampler)] == expected
 
 
+@pytest.mark.parametrize("options", [{"logit_bias": {3: 9.0}}, {"repetition_penalty": 1.5, "frequency_penalty": 0.7}], ids=str)
+def test_processors(options):
+    from mlx_lm.generate import generate_step
+    from mlx_lm.sample_utils import make_logits_processors
+
+    model, processors = build("llama"), make_logits_processors(**options)
+    expected = [token for token, _ in generate_step(mx.array(PROMPT), model, max_tokens=12, logits_processors=processors)]
+    tree = fl.from_mlx(model)
+    assert [*fl.generate(tree, PROMPT, 12, logits_processors=processors)] == expected
+    assert [*fl.generate(tree, PROMPT, 12)] != expected
+
+
 def test_generate_where_a_model_needs_values():
     from mlx_lm.generate import generate_step
 
@@ -136,9 +148,42 @@ def test_the_caches_of_mlx_lm_are_no_trees():
         fl.generate(tree, [1], cache=make_prompt_cache(tree))
     used = make_prompt_cache(tree)
     tree(x, cache=used)
+    with pytest.raises(TypeError, match=r"given an ArraysCache in cache. .* and with prompt_cache=\.\.\. one with what these"):
+        fl.generate(tree, [1], cache=used)
     for function in (fl.tree.leaves, fl.jit(lambda cache: tree(x, cache=cache))):
         with pytest.raises(TypeError, match=r"ArraysCache.* fl\.nn\.make_cache\(model, max_size\) makes one that is a tree"):
             function(used)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_cache_of_mlx_lm_from_outside_a_jitted_function(filled):
+    from mlx_lm.models.cache import make_prompt_cache
+
+    tree, x = fl.from_mlx(build("llama")), mx.array([[1, 2]])
+    cache = make_prompt_cache(tree)
+    if filled:
+        tree(x, cache=cache)
+    message = r"reads cache \(a \w+Cache\) from outside .* In cache is a \w+Cache\. .* fl\.nn\.make_cache\(model, max_size\)"
+    with pytest.warns(fl.CapturedArrayWarning, match=message):
+        fl.jit(lambda model, x: model(x, cache=cache))(tree, x)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "lfm2"])
+def test_going_on_from_a_cache_of_mlx_lm_and_back(name, tmp_path):
+    from mlx_lm.generate import generate_step
+    from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
+
+    def answer(cache):
+        return [token for token, _ in generate_step(mx.array(PROMPT[5:]), model, max_tokens=6, prompt_cache=cache)]
+
+    model = build(name)
+    tree, theirs, seen = fl.from_mlx(model), make_prompt_cache(model), mx.array([PROMPT * 2])
+    model(seen, cache=theirs)
+    cache = fl.nn.make_cache(tree, 64, prompt_cache=theirs)
+    save_prompt_cache(f"{tmp_path}/cache.safetensors", cache)
+    expected = answer(theirs)
+    assert [*fl.generate(tree, PROMPT[5:], 6, cache=cache)] == expected
+    assert answer(load_prompt_cache(f"{tmp_path}/cache.safetensors")) == expected
 
 
 def test_a_model_that_writes_to_itself_is_an_argument():

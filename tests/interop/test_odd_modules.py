@@ -8,6 +8,8 @@ import re
 import threading
 import types
 import typing
+import warnings
+import weakref
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -126,8 +128,10 @@ def test_a_helper_that_a_call_changes_is_as_it_was():
             return x * self.helper.size
 
     tree = fl.from_mlx(Counting(helper=Helper(3)))
-    assert same(tree(X), X * 4)
-    assert same(tree(X), X * 4)
+    with pytest.warns(fl.UncollectedStateWarning, match=r"Counting.__call__ changed helper.size, helper.last, and"):
+        assert same(tree(X), X * 4)
+    with pytest.warns(fl.UncollectedStateWarning, match="helper"):
+        assert same(tree(X), X * 4)
     _, after = fl.stateful(tree, X)
     assert (after.helper.size, tree.helper.size) == (4, 3)
 
@@ -239,6 +243,25 @@ def test_modules_that_are_bound_in_any_way_are_those_of_the_tree():
     assert same(tree.at("inner.bias").set(mx.ones(3))(X), model(X))
     assert fl.tree.structure(tree) == fl.tree.structure(fl.from_mlx(Bound()))
     assert same(fl.to_mlx(tree)(X), tree(X))
+
+
+@pytest.mark.parametrize("make", [weakref.proxy, lambda inner: [weakref.proxy(inner)], lambda inner: map(inner, [X])])
+def test_what_stands_for_a_layer_is_that_of_the_tree(make):
+    class Standing(Base):
+        def __init__(self):
+            super().__init__(inner=nn.Linear(3, 3))
+            self.other = make(self.inner)
+
+        def __call__(self, x):
+            other = self.other[0] if isinstance(self.other, list) else self.other
+            return next(other) if isinstance(other, map) else other(x)
+
+    tree = fl.from_mlx(Standing()).at("inner.bias").set(mx.ones(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fl.UncollectedStateWarning)
+        assert same(tree(X), tree.inner(X))
+        assert same(tree(X), tree.inner(X))
+    assert same(fl.to_mlx(tree)(X), tree.inner(X))
 
 
 def test_a_first_call_that_sets_attributes():

@@ -278,6 +278,63 @@ def test_what_is_done_to_one_does_not_reach_the_other():
     assert tree.sizes == [1, 2, 3]
 
 
+class Around(fl.Module):
+    """A class of the user around modules of MLX."""
+
+    body: object
+    more: tuple = ()
+
+    def __init__(self, body, *more):
+        self.body, self.more = body, more
+
+    def __call__(self, x):
+        x = self.body(x)
+        for each in self.more:
+            x = each(x)
+        return x
+
+
+class Changing(nn.Module):
+    """Changes itself in every way."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear, self.late = nn.BatchNorm(4), nn.Linear(4, 4), None
+        self.count, self.seen = 0, []
+
+    def __call__(self, x):
+        if self.late is None:
+            self.late = nn.Linear(4, 4)
+        self.count += 1
+        self.seen.append(x.shape)
+        self.last = x
+        return self.late(self.linear(self.norm(x)))
+
+
+def test_modules_of_mlx_in_a_class_of_the_user_change_as_they_do_in_mlx():
+    mx.random.seed(0)
+    model = Around(fl.from_mlx(Changing()), fl.from_mlx(nn.BatchNorm(4)), fl.nn.BatchNorm(4))
+    module, linear, x = fl.to_mlx(model), None, mx.random.normal((5, 4))
+    theirs = [fl.to_mlx(each) for each in (model.body, *model.more)]
+    for step in range(3):
+        mx.random.seed(1)
+        out = module(x)
+        mx.random.seed(1)
+        expected = x
+        for each in theirs:
+            expected = each(expected)
+        assert same(out, expected)
+        for own, other in zip([module.body, *module.more], theirs, strict=True):
+            assert same(arrays(own), arrays(other))
+        assert (module.body.count, len(module.body.seen)) == (step + 1, step + 1)
+        linear = linear or module.body.linear
+        assert module.body.linear is linear
+    module.eval()
+    module(x)
+    assert module.body.count == 4
+    assert (model.body.count, model.body.late) == (0, None)
+
+
 def test_what_mlx_has_no_place_for():
     class Pair:
         def __init__(self, array):

@@ -433,6 +433,10 @@ def test_tied_modules_stay_one() -> None:
         (lambda: fl.lora(fl.from_mlx(adapted_by_mlx_lm("experts")), EXPERTS_AT_1), "is adapted already, as a LoRASwitchLinear"),
         (lambda: fl.lora(fl.from_mlx(base_of("experts")), EXPERTS_AT_1, dora=True), "DoRA can't adapt model.layers.1"),
         (lambda: fl.lora(fl.from_mlx(base_of("dense")), "model.norm"), "can't adapt model.norm, a RMSNorm. It adapts Linear, "),
+        (
+            lambda: fl.lora(fl.from_mlx(base_of("dense")), "model.norm"),
+            "Embedding, SwitchLinear, QuantizedSwitchLinear",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(call: Any, message: str) -> None:

@@ -74,6 +74,30 @@ def compiled_method():
     return model
 
 
+def compiled_layer(make):
+    model = Base(inner=Base())
+    model.fast = make(model.inner)
+    return model
+
+
+def in_a_class():
+    model = Base(inner=Base())
+    model.inner.helper = type("Helper", (), {"above": model})()
+    return model
+
+
+def waiting(make):
+    model = Base(inner=Base())
+    model.steps = make(model.inner)
+    return model
+
+
+class Slotted(Base):
+    """Has a slot."""
+
+    __slots__ = ("size",)
+
+
 class Holder:
     """A plain object."""
 
@@ -111,6 +135,12 @@ class Bag(dict):
         ),
         (lambda: weakly(weakref.ref), ValueError, "inner.above is the module Base, which holds it: a tree has no way back up"),
         (lambda: weakly(weakref.proxy), ValueError, "inner.above is the module Base, which holds it: a tree has no way back"),
+        (lambda: compiled_layer(mx.compile), ValueError, "fast is a function with Base in its closure, which MLX made of it"),
+        (lambda: compiled_layer(mx.vmap), ValueError, "fast is a function with Base in its closure, which MLX made of it"),
+        (lambda: compiled_layer(mx.compile).fast, TypeError, "fl.from_mlx takes a module of mlx.nn, and was given"),
+        (in_a_class, ValueError, "inner.helper is the module Base, which holds it"),
+        (lambda: waiting(lambda inner: (inner(x) for x in [mx.ones(1)])), ValueError, "steps has Base inside"),
+        (lambda: Slotted(size=1), ValueError, "size is in a slot of the class Slotted"),
         (sibling_after, ValueError, "first.other holds Base at second, which is not below it"),
         (lambda: Base(bag=Bag(a=mx.ones(1))), ValueError, "bag is a Bag, which holds arrays or modules and is neither a list"),
     ],
@@ -126,3 +156,13 @@ def test_a_wrapped_class_is_not_called():
         kind(2, 2)
     with pytest.raises(TypeError, match=r"fl\.to_mlx takes a module"):
         fl.to_mlx(mx.ones(2))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [fl.tree.leaves, lambda model: fl.eval_shape(type(model)), lambda model: fl.jit(lambda model: 1)(model), fl.eval],
+    ids=["leaves", "eval_shape", "jit", "eval"],
+)
+def test_a_module_of_mlx_in_the_place_of_a_tree_is_told_of_from_mlx(use):
+    with pytest.raises(TypeError, match=r"It is a module of mlx.nn: fl.from_mlx\(module\) makes a tree of it"):
+        use(Base())

@@ -309,3 +309,105 @@ def test_making(theirs):
         fl.nn.make_cache(fl.nn.Linear(2, 2), 8)
     with pytest.raises(TypeError, match="CacheList takes caches one by one, and was given a list"):
         fl.nn.CacheList([fl.nn.KVCache(2)])
+
+
+CACHES = [("KVCache", ()), ("RotatingKVCache", (4,)), ("RotatingKVCache", (5, 2)), ("RotatingKVCache", (4, 3))]
+
+
+def both_after(theirs, name, args, lengths):
+    """Return a cache of ours and the one of mlx-lm, each after so many tokens."""
+    cache, other = getattr(fl.nn, name)(*(args or (40,))), getattr(theirs, name)(*args)
+    for seed, length in enumerate(lengths):
+        _, keys, values = drawn(length, seed)
+        other.update_and_fetch(keys, values)
+        _, cache = fl.stateful(cache.update_and_fetch, keys, values)
+    return cache, other
+
+
+def check_they_go_on_alike(cache, other):
+    """Require that what is computed from a cache of ours is what mlx-lm's gives, whatever comes next."""
+    options = {"window_size": None, "return_array": False}
+    for seed, length in enumerate([1, 1, 3, 1, 1]):
+        x = drawn(length, 20 + seed)
+        out, cache = fl.stateful(lambda cache, x: attend(cache, *x, **options), cache, x)
+        assert close(out, attend(other, *x, **options))
+
+
+@pytest.mark.parametrize("lengths", [[], *PATTERNS, [1] * 4, [1] * 5, [5, 2], [3, 3]], ids=str)
+@pytest.mark.parametrize(("name", "args"), CACHES, ids=str)
+def test_the_state_is_that_of_mlx_lm(theirs, tmp_path, name, args, lengths):
+    path = f"{tmp_path}/cache.safetensors"
+    cache, other = both_after(theirs, name, args, lengths)
+    theirs.save_prompt_cache(path, [cache, fl.nn.CacheList(fl.nn.ArraysCache(2, [1]), cache)])
+    first, second = theirs.load_prompt_cache(path)
+    assert (type(first), type(second)) == (type(other), theirs.CacheList)
+    assert second[0].cache == [None, None]
+    assert second[0].left_padding.tolist() == [1]
+    for each in (first, second[1]):
+        assert each.offset == other.offset
+        check_they_go_on_alike(cache, each)
+
+
+@pytest.mark.parametrize("max_size", [40, 4])
+@pytest.mark.parametrize("lengths", [[], *PATTERNS, [1] * 4, [1] * 5, [5, 2], [3, 3]], ids=str)
+@pytest.mark.parametrize(("name", "args"), CACHES, ids=str)
+def test_a_cache_with_what_one_of_mlx_lm_holds(theirs, name, args, lengths, max_size):
+    _, other = both_after(theirs, name, args, lengths)
+    before, keys = other.offset, other.keys
+    model = fl.nn.Sequential()
+    if max_size == 4 and (name == "KVCache" or args[0] >= max_size) and sum(lengths) > max_size:
+        with pytest.raises(ValueError, match=rf"holds {sum(lengths)} tokens at \[0\], and a cache of max_size=4 has no room"):
+            fl.nn.make_cache(model, max_size, [other])
+        return
+    (cache,) = fl.nn.make_cache(model, max_size, prompt_cache=[other])
+    assert (other.offset, other.keys) == (before, keys)
+    assert cache.offset.item() == before
+    if max_size == 40:
+        assert type(cache).__name__ == name
+        check_they_go_on_alike(cache, other)
+
+
+def test_a_cache_with_what_other_kinds_hold(theirs):
+    other = theirs.ArraysCache(2, left_padding=[0, 2])
+    other[1] = mx.ones((2, 3))
+    caches = [theirs.CacheList(other, theirs.KVCache()), None, (theirs.RotatingKVCache(3),)]
+    several, nothing, (rotating,) = fl.nn.make_cache(fl.nn.Sequential(), 9, caches)
+    inner, growing = several.caches
+    assert (inner[0], inner[1].tolist(), inner.left_padding.tolist()) == (None, [[1] * 3] * 2, [0, 2])
+    assert (growing.max_size, growing.empty(), nothing, rotating.max_size) == (9, True, None, 3)
+    other.advance(1)
+    other[1][0] = 5
+    assert (inner[1].tolist(), inner.left_padding.tolist()) == ([[1] * 3] * 2, [0, 2])
+
+
+@pytest.mark.parametrize(("name", "args"), CACHES, ids=str)
+def test_a_larger_cache_with_what_one_of_ours_holds(theirs, name, args):
+    cache, other = both_after(theirs, name, args, [5, 1, 1])
+    (larger,) = fl.nn.make_cache(fl.nn.Sequential(), 99, [cache])
+    assert larger.max_size == (99 if name == "KVCache" else args[0])
+    check_they_go_on_alike(larger, other)
+
+
+def test_what_prompt_cache_can_not_be(theirs):
+    with pytest.raises(TypeError, match="prompt_cache is the list of caches that a model was called with, and was given as"):
+        fl.nn.make_cache(fl.nn.Sequential(), 9, theirs.KVCache())
+    with pytest.raises(TypeError, match=r"prompt_cache has a QuantizedKVCache at \[1\], of which there is none of fixed size"):
+        fl.nn.make_cache(fl.nn.Sequential(), 9, [None, theirs.QuantizedKVCache()])
+
+
+def test_a_file_with_a_cache_and_one_that_is_empty(tmp_path):
+    path, empty = f"{tmp_path}/cache.safetensors", fl.nn.KVCache(8)
+
+    def call(cache):
+        return cache.update_and_fetch(*drawn(2, 0)[1:])
+
+    _, cache = fl.stateful(call, empty)
+    fl.save(path, cache)
+    with pytest.raises(fl.OtherStructureError, match=r"filled by a call, .* such as fl\.eval_shape\(fl\.stateful, lambda"):
+        fl.load(path, like=empty)
+    assert fl.tree.equal(fl.load(path, like=fl.eval_shape(fl.stateful, call, empty)[1]), cache)
+
+
+def test_stateful_with_an_empty_cache_of_mlx_lm(theirs):
+    with pytest.raises(TypeError, match=r"In its arguments is a KVCache\. .* fl\.nn\.make_cache\(model, max_size\) makes one"):
+        fl.stateful(lambda cache: cache, [theirs.KVCache()])

@@ -40,6 +40,20 @@ class Model(fl.Module):
         return self.head(x) * 3
 
 
+class Next(fl.Module):
+    """After each token comes the next one."""
+
+    layers: tuple = ()
+
+    def __call__(self, tokens, cache=None):
+        return (mx.arange(20) == (tokens + 1)[..., None]).astype(mx.float32)
+
+
+class Tokenizer:
+    def encode(self, text):
+        return [*map(len, text.split())]
+
+
 @pytest.fixture
 def model():
     mx.random.seed(3)
@@ -129,8 +143,60 @@ def test_a_cache_with_a_beginning_stays_as_it_is(model):
         assert [*fl.generate(model, more, 5, cache=cache)] == greedy(model, [*PROMPT, *more], 5)
     assert cache[0].offset.item() == len(PROMPT)
     assert len([*fl.generate(model, [6], 10, cache=cache)]) == 10
-    with pytest.raises(ValueError, match="room for 11 more tokens, and a prompt of 1 with max_tokens=11 needs 12"):
-        fl.generate(model, [6], 11, cache=cache)
+    assert len([*fl.generate(model, [6], 11, cache=cache)]) == 11  # the last is not looked at
+    with pytest.raises(ValueError, match="room for 11 more tokens, and a prompt of 1 with max_tokens=12 needs 12"):
+        fl.generate(model, [6], 12, cache=cache)
+
+
+def test_a_full_cache_holds_all_but_the_last_token(model):
+    count = 11
+    whole = [*fl.generate(model, PROMPT, count)]
+    assert [*fl.generate(model, PROMPT, count, cache=fl.nn.make_cache(model, len(PROMPT) + count - 1))] == whole
+    assert [*fl.generate(model, PROMPT, 0, cache=fl.nn.make_cache(model, len(PROMPT) - 1))] == []
+
+
+@pytest.mark.parametrize(
+    "stop", [3, mx.array(3), {3}, frozenset([3]), range(3, 4), {3: "end"}, mx.array([3]), [mx.array(3)]], ids=repr
+)
+def test_what_stop_may_be(stop):
+    assert [*fl.generate(Next(), [1], 5, stop=stop)] == [2]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_processors_see_all_tokens(count):
+    seen = []
+
+    def skip_one(tokens, logits):
+        seen.append(tokens.tolist())
+        return mx.roll(logits, 1, axis=-1)
+
+    out = [*fl.generate(Next(), [1, 2], 3, logits_processors=[skip_one] * count)]
+    assert out == [3 + count, 4 + 2 * count, 5 + 3 * count]
+    assert seen == [each for size in range(3) for each in [[1, 2, *out[:size]]] * count]
+
+
+def test_a_sampler_sees_what_processors_return():
+    def sampler(logprobs):
+        assert mx.allclose(mx.exp(logprobs).sum(), mx.array(1.0))
+        return logprobs.argmax(axis=-1)
+
+    assert [*fl.generate(Next(), [1], 1, sampler, logits_processors=[lambda _, logits: logits * 3 + 2])] == [2]
+
+
+@pytest.mark.parametrize(
+    "own", [lambda p: p, lambda p: None, lambda p: mx.array(0.5), lambda p: mx.array([1, 2]), lambda p: p > 0]
+)
+def test_a_sampler_that_returns_no_token(own):
+    with pytest.raises(ValueError, match=r"a sampler returns a token, \[1\], for log-probabilities f32\[1,20\], and returned"):
+        [*fl.generate(Next(), [1], 3, own)]
+
+
+@pytest.mark.parametrize("own", [lambda tokens, logits: None, lambda tokens, logits: logits[0], lambda tokens, logits: tokens])
+def test_a_processor_that_returns_no_logits(own):
+    with pytest.raises(
+        ValueError, match=r"in logits_processors returns logits f32\[1,20\] for \(tokens, logits\), and returned"
+    ):
+        [*fl.generate(Next(), [1], 3, logits_processors=[own])]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +211,22 @@ def test_a_cache_with_a_beginning_stays_as_it_is(model):
         ({"max_tokens": 1.5}, ValueError, r"was given max_tokens=1\.5"),
         ({"sampler": 0.7}, TypeError, r"sampler is a function of log-probabilities, and was given as 0\.7"),
         ({"prefill_step_size": 0}, ValueError, "prefill_step_size=0"),
+        ({"prompt": "Hello"}, TypeError, r"Give it tokenizer\.encode\(text\)"),
+        ({"prompt": Tokenizer()}, TypeError, r"was given Tokenizer\(...\)\. Give it tokenizer\.encode\(text\)"),
+        ({"prompt": [[1, 2]]}, ValueError, r"Give it one prompt after the other, such as prompt\[0\]"),
+        ({"stop": None}, TypeError, r"ints such as tokenizer\.eos_token_ids, and was given None"),
+        ({"stop": "</s>"}, TypeError, "as stop, ints .* was given '</s>'"),
+        ({"stop": [0.5]}, TypeError, "as stop, ints"),
+        ({"logits_processors": lambda tokens, logits: logits}, TypeError, r"a list of functions \(tokens, logits\)"),
+        ({"logits_processors": [1]}, TypeError, "each of logits_processors is a function of tokens and logits"),
+        (
+            {"prompt_cache": []},
+            TypeError,
+            r"takes no prompt_cache: give cache=fl\.nn\.make_cache\(model, max_size, prompt_ca",
+        ),
+        ({"max_kv_size": 8}, TypeError, r"takes no max_kv_size: give cache=\[fl\.nn\.RotatingKVCache\(max_kv_size, keep=4\)"),
+        ({"temp": 0.7}, TypeError, r"takes no temp: give sampler=mlx_lm\.sample_utils\.make_sampler"),
+        ({"verbose": True}, TypeError, r"takes no verbose\. Its arguments are model, prompt, max_tokens, sampler, stop"),
     ],
 )
 def test_errors_come_at_once(model, arguments, kind, message):

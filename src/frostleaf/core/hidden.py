@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import attrs
 import mlx.core as mx
 import optree
+from mlx.nn.layers.base import Module as MLXModule
 
 from .instance import Instance, level_of
 from .kept import Kept
@@ -86,6 +87,8 @@ def find_hidden(value: Any, foreign: bool = True) -> Hidden | None:
 
 def advice_for(value: Any) -> str:
     """Say what to write in the place of a value that hides arrays or modules."""
+    if isinstance(value, MLXModule):
+        return OF_MLX
     if isinstance(value, types.FunctionType | functools.partial):
         return "Make it a method, or a module that holds the arrays in fields."
     if isinstance(value, BOUND):
@@ -101,7 +104,11 @@ def advice_for(value: Any) -> str:
     return "Make its class an fl.Module, or register it with fl.register_pytree_node."
 
 
-CACHE = "It is a cache that changes when a model is called: fl.nn.make_cache(model, max_size) makes one that is a tree."
+OF_MLX = "It is a module of mlx.nn: fl.from_mlx(module) makes a tree of it."
+CACHE = (
+    "It is a cache that changes when a model is called: fl.nn.make_cache(model, max_size) makes one that is a tree, and with "
+    "prompt_cache=... one with what these caches hold."
+)
 
 
 def cache_classes(value: Any) -> list[str]:

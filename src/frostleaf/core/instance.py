@@ -211,6 +211,8 @@ class Instance:
             try:
                 return object.__getattribute__(self, name)
             except AttributeError:
+                if type(self)._has_learned(name):
+                    return getattr(self, name)
                 inherited = getattr(super(), "__getattr__", None)
                 if inherited is None:
                     cls, of_arrays = type(self), hasattr(mx.array, name) and not hasattr(type(self), name)
@@ -221,6 +223,11 @@ class Instance:
                         raise
                     raise AttributeError(message, name=name, obj=self) from None
                 return inherited(name)
+
+    @classmethod
+    def _has_learned(cls, name: str) -> bool:
+        """Return whether the class has an attribute now that was missing when it was read."""
+        return False
 
     @classmethod
     def _instead_of_reading(cls, name: str) -> str | None:

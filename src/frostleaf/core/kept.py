@@ -9,20 +9,25 @@ import functools
 import gc
 import hashlib
 import inspect
+import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
 
-from .containers import is_hashable, static_key
+from .containers import is_hashable, is_told_by_identity, static_key
 from .pickling import from_picklable, is_importable, to_picklable
 from .words import Path, describe
 
 
 class Kept:
     """A value that is part of a structure, whatever it is: equal to another by type and content, never by identity.
+
+    Content is what :mod:`pickle` would write of it. What can be neither copied nor pickled, such as a lock or a generator, and
+    what Python never copies, such as a function, is the same object in all copies; of these a function is compared by its code
+    and its closure, as they are when it is first compared, and the others by identity.
 
     Args:
         value: The value, which nobody else may have.
@@ -119,7 +124,8 @@ class Place:
 # Its value in a memo returns what a place stands for.
 AT = "<at>"
 
-_COMPILED = type(mx.compile(mx.tanh))
+# What mx.compile returns.
+COMPILED = type(mx.compile(mx.tanh))
 _SEQUENCES = (tuple, list, deque)
 
 
@@ -130,10 +136,10 @@ def _name(function: Any) -> str:
 
 
 # A copy of what mx.compile, mx.vmap and others return ends the process when it is used.
-copyreg.pickle(_COMPILED, _name)
+copyreg.pickle(COMPILED, _name)
 
 
-def _content(value: Any, around: dict[int, int]) -> Any:
+def _content(value: Any, around: Mapping[int, int]) -> Any:
     """Return what two values share if they are of one type and content.
 
     Args:
@@ -145,16 +151,16 @@ def _content(value: Any, around: dict[int, int]) -> Any:
         return "<above>", around[id(value)]
     if isinstance(value, mx.array):
         return mx.array, value.shape, value.dtype, _digest(value)
-    if hasattr(kind, "__dlpack__") and hasattr(value, "tobytes"):
+    if holds_bytes(value):
         return kind, value.shape, str(value.dtype), hashlib.sha256(value.tobytes()).hexdigest()
     around = {**around, id(value): len(around)}
-    if kind in _SEQUENCES or hasattr(value, "_fields"):
-        return kind, tuple([_content(each, around) for each in value])
-    if kind in (set, frozenset):
-        return kind, frozenset([_content(each, around) for each in value])
+    if isinstance(value, tuple) or kind is list:
+        return kind, tuple([_content(each, around) for each in value]), _attributes_content(value, around)
+    if isinstance(value, set | frozenset):
+        return kind, frozenset([_content(each, around) for each in value]), _attributes_content(value, around)
     if isinstance(value, types.FunctionType) and not is_importable(value):
         return kind, tuple([_content(each, around) for each in _parts(value)])
-    if isinstance(value, _COMPILED) and not is_importable(value):
+    if isinstance(value, COMPILED) and not is_importable(value):
         return kind, tuple([_content(each, around) for each in gc.get_referents(value) if each is not kind])
     if isinstance(value, types.CodeType):
         return value.co_name, value.co_code.hex(), value.co_names, tuple([_content(each, around) for each in value.co_consts])
@@ -171,21 +177,88 @@ def _content(value: Any, around: dict[int, int]) -> Any:
     if isinstance(value, type | types.ModuleType | types.FunctionType | enum.Enum):
         return value
     attributes = _attributes_content(value, around)
-    if attributes or (kind.__flags__ & _HEAP_TYPE and kind.__eq__ is object.__eq__ and hasattr(value, "__dict__")):
+    told = not attributes and not is_told_by_identity(value) and is_hashable(value) and is_hashable(static_key(value))
+    parts = None if told else _pickled(value)
+    if parts is not None:
+        return kind, tuple([_content(each, around) for each in parts])
+    if attributes:
         return kind, attributes
     return static_key(value) if is_hashable(static_key(value)) else (kind, id(value))
 
 
-_HEAP_TYPE = 1 << 9  # Python's flag for classes that are not built in
+_WATCHED = {*sys.stdlib_module_names, "numpy"}
 
 
-def _attributes_content(value: Any, around: dict[int, int]) -> Any:
+def is_watched(value: Any) -> bool:
+    """Return whether a value may be changed with no attribute, key or item of it being another object.
+
+    Of classes that are not written in Python this knows Python's own and NumPy's. Those of other packages, such as tokenizers,
+    may be large, and are taken to stay as they are.
+    """
+    kind: Any = type(value)
+    own = kind.__mro__[:-1]
+    if not any(cls.__module__.partition(".")[0] in _WATCHED or "__slots__" in vars(cls) for cls in own):
+        return False
+    if isinstance(value, enum.Enum) or (not is_told_by_identity(value) and is_hashable(value)):
+        return False
+    return holds_bytes(value) or not _is_told_by_attributes(value)
+
+
+def _is_told_by_attributes(value: Any) -> bool:
+    parts = _pickled(value)
+    if parts is None:
+        return True
+    make, args, state, items, _ = parts
+    is_made_empty = args in ((), (type(value),)) and (make is type(value) or getattr(make, "__name__", "") == "__newobj__")
+    return is_made_empty and (state is None or type(state) is dict) and not items
+
+
+def state_of(value: Any, around: Mapping[int, int]) -> Any:
+    """Return what tells whether a watched value has changed. What can't be told, of arrays that are traced, has changed.
+
+    Args:
+        value: The value.
+        around: Numbers that stand for what others look after, by its id.
+    """
+    if holds_bytes(value):
+        return value.shape, value.tobytes()
+    try:
+        return _content(value, around)
+    except Exception:
+        return object()
+
+
+def holds_bytes(value: Any) -> bool:
+    """Return whether a value is an array of another library in which there is nothing but its bytes."""
+    kind: Any = type(value)
+    is_array = hasattr(kind, "__dlpack__") and hasattr(value, "tobytes")
+    return is_array and not getattr(value.dtype, "hasobject", False) and not hasattr(value, "__dict__")
+
+
+def _pickled(value: Any) -> list[Any] | None:
+    """Return what pickle makes an object of, or ``None`` where it can't."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:
+        return None
+    if not isinstance(reduced, tuple):
+        return None
+    make, args, state, items, pairs = (*reduced, None, None, None)[:5]
+    return [make, args, state, [*(items or ())], [*(pairs or ())]]
+
+
+def _attributes_content(value: Any, around: Mapping[int, int]) -> Any:
     return tuple([(name, _content(each, around)) for name, each in sorted(attributes_of(value))])
 
 
 def attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what is in the ``__dict__`` and the slots of an object."""
     yield from getattr(value, "__dict__", {}).items()
+    yield from slots_of(value)
+
+
+def slots_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what is in the slots of an object."""
     for cls in type(value).__mro__:
         for name, member in vars(cls).items() if "__slots__" in vars(cls) else ():
             if inspect.ismemberdescriptor(member) and hasattr(value, name):
@@ -201,19 +274,22 @@ def _not_copied(value: Any) -> Iterator[Any]:
         except Exception:
             yield each
             continue
-        inside = [*_inside(each), *[part for _, part in attributes_of(each)]]
+        inside = [part for _, part in parts_of(each)]
         waiting += [part for part in inside if id(part) not in seen]
         seen.update(map(id, inside))
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def parts_of(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the names of what a copy of a value has copies of, and it: items, attributes, and what a function is bound to."""
     if isinstance(value, dict):
-        return *value, *dict.values(value)
-    if isinstance(value, (*_SEQUENCES, set, frozenset)):
-        return value
-    if isinstance(value, functools.partial):
-        return value.func, value.args, value.keywords
-    return (value.__self__,) if isinstance(value, types.MethodType) else ()
+        yield from [(key, part) for key, item in dict.items(value) for part in (key, item)]
+    elif isinstance(value, (*_SEQUENCES, set, frozenset)):
+        yield from enumerate(value)
+    elif isinstance(value, functools.partial):
+        yield from [(name, getattr(value, name)) for name in ("func", "args", "keywords")]
+    elif isinstance(value, types.MethodType):
+        yield "__self__", value.__self__
+    yield from attributes_of(value)
 
 
 def _parts(function: types.FunctionType) -> Iterator[Any]:

@@ -15,6 +15,13 @@ class ForeignArrayError(TypeError):
     Attributes:
         path: Where in the tree.
         value: The array.
+
+    >>> import frostleaf as fl, numpy as np
+    >>> try:
+    ...     fl.tree.leaves({"table": np.zeros(3)})
+    ... except fl.ForeignArrayError as error:
+    ...     print(error)
+    a numpy.ndarray of shape (3,) at table is no leaf of a tree: leaves are mx.array. Convert it with mx.array(...).
     """
 
     def __init__(self, path: Path, value: Any) -> None:
@@ -39,6 +46,13 @@ class HiddenArrayError(TypeError):
     Attributes:
         path: Where in the tree.
         value: The value.
+
+    >>> import frostleaf as fl, mlx.core as mx
+    >>> try:
+    ...     fl.tree.leaves([{mx.zeros(2)}])
+    ... except fl.HiddenArrayError as error:
+    ...     print(error)
+    the set at 0 holds arrays (0: f32[2]), which are no leaves: they would not be ... or saved. Give a list or a tuple.
     """
 
     def __init__(self, path: Path, value: Any, hidden: Hidden) -> None:

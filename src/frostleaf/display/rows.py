@@ -80,6 +80,8 @@ class Summary(Shown):
         dtypes: The same by the name of the dtype, a :class:`SummaryPart` each.
         names: The same by the last name in the path of an array: ``"weight"``, or ``"m"`` and ``"v"`` of an optimizer's state.
         ties: For each tied place its source.
+        packed: How many numbers in these are packed weights of quantized layers.
+        unpacked: How many weights these are.
 
     >>> import frostleaf as fl
     >>> found = fl.summary(fl.nn.Linear(2, 3).freeze(keys="bias"))
@@ -95,6 +97,8 @@ class Summary(Shown):
     dtypes: Mapping[str, SummaryPart]
     names: Mapping[str, SummaryPart]
     ties: Mapping[str, str]
+    packed: int = 0
+    unpacked: int = 0
 
     @property
     def frozen(self) -> int:
@@ -146,6 +150,8 @@ def totals(summary: Summary) -> Iterator[str]:
     if summary.buffers:
         parts.append(f"{summary.buffers:,} numbers in buffers")
     yield f"{', '.join(parts)}, {in_bytes(summary.nbytes)}"
+    if summary.packed:
+        yield f"quantized: {summary.unpacked:,} weights in {summary.packed:,} of these numbers"
     for title, each in (("dtype", summary.dtypes), ("name", summary.names)):
         if each:
             yield f"by {title}: {listed(f'{name} {in_bytes(part.nbytes)}' for name, part in each.items())}"

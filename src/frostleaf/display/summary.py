@@ -6,9 +6,12 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import mlx.core as mx
+
 from ..core import fields
 from ..core.definition import Node
 from ..core.leaves import leaf_flags, leaf_spans
+from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, dtype_name, keystr
 from ..edits.freezing import trainable_leaves
@@ -80,7 +83,8 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
     levels = _levels(modules)
     shown = modules if selected is None else _holders(modules, sizes.places(selected.values))
     rows = [_row(path, modules[path], sizes, calls) for path in shown if depth is None or levels[path] <= depth]
-    return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), MappingProxyType(tied_places(tree)))
+    ties = MappingProxyType(tied_places(tree))
+    return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), ties, *sizes.packed(modules.values()))
 
 
 def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> SummaryRow:
@@ -160,6 +164,17 @@ class _Sizes:
                 numbers, nbytes = parts.get(key, (0, 0))
                 parts[key] = SummaryPart(numbers + leaf.size, nbytes + leaf.nbytes)
         return _largest_first(by_dtype), _largest_first(by_name)
+
+    def packed(self, modules: Iterable[Any]) -> tuple[int, int]:
+        """Return how many numbers are packed weights of quantized layers, and how many weights these are."""
+        chosen = {id(self._leaves[number]) for number in self._numbers(())}
+        layers = [(getattr(each, "bits", None), getattr(each, "weight", None)) for each in modules]
+        weights = {
+            id(weight): (weight.size, weight.size * 32 // bits)
+            for bits, weight in layers
+            if type(bits) is int and isinstance(weight, LEAF) and weight.dtype == mx.uint32 and id(weight) in chosen
+        }
+        return sum(size for size, _ in weights.values()), sum(size for _, size in weights.values())
 
 
 def _largest_first(parts: Mapping[str, SummaryPart]) -> Mapping[str, SummaryPart]:

@@ -1,14 +1,14 @@
-"""A module's arrays and modules by key, as in the dict that a module of MLX is."""
+"""The operators of a module: its arrays and modules by key, as in the dict that a module of MLX is, and no arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
 
 from ..core.instance import Instance
-from ..core.words import describe, nearest
+from ..core.words import describe, nearest, with_article
 
 NO_SUCH_KEY = "{cls} has no array or module {key}{near}"
 NOT_IN_THE_DICT = "{cls} has no array or module {key}: it is {value}, which {cls}.{name} returns"
@@ -16,6 +16,14 @@ NOT_ITERABLE = (
     "a module is one value, and iterating over this {cls} is not possible, nor assigning it to several names. Its parts are in "
     ".parameters(), .children() and .named_modules()"
 )
+
+
+NO_ARITHMETIC = (
+    "{kind} is a tree, and {symbol} is for arrays: fl.tree.map(function, tree, ...) computes with those in it. To "
+    "mlx.utils.tree_map it is no tree"
+)
+_BINARY = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@"}
+_UNARY = {"neg": "-", "abs": "abs"}
 
 
 class Keyed(Instance):
@@ -72,3 +80,15 @@ class Keyed(Instance):
 
 def _value(module: Instance, key: Any) -> Any:
     return getattr(module, key, None)  # which a module that is being built need not have yet
+
+
+def _refusing(symbol: str) -> Callable[..., NoReturn]:
+    def refuse(self: Instance, *_: Any) -> NoReturn:
+        raise TypeError(NO_ARITHMETIC.format(kind=with_article(type(self).__name__), symbol=symbol))
+
+    return refuse
+
+
+# A class of a user's own may have any of these operators.
+for _name, _symbol in {**_BINARY, **{f"r{name}": symbol for name, symbol in _BINARY.items()}, **_UNARY}.items():
+    setattr(Keyed, f"__{_name}__", _refusing(_symbol))

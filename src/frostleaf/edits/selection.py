@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import mlx.core as mx
 
 from ..core.arguments import require_callable
+from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.kept import let_out
 from ..core.sharing import with_values
@@ -136,6 +137,8 @@ class Selection(Generic[T], ShownTree):
     def freeze(self) -> T:
         """Freeze the selected parameters, and those in selected modules and containers.
 
+        A selected module whose class has a method ``freeze`` of its own is frozen by that.
+
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths. If a path leads to a static field. If
                 all arrays of a selected value are tied to ones that are not selected.
@@ -149,6 +152,9 @@ class Selection(Generic[T], ShownTree):
     @returns_copy("model = model.at(...).{name}(...)")
     def unfreeze(self) -> T:
         """Make the selected parameters trainable, and those in selected modules and containers.
+
+        A selected module whose class has a method ``unfreeze`` of its own is unfrozen by that: a wrapped ``mlx.nn.BatchNorm``
+        keeps its statistics frozen.
 
         Raises:
             LookupError: As from :meth:`freeze`.
@@ -180,7 +186,9 @@ class Selection(Generic[T], ShownTree):
         selected = self._required()
         named = {*paths_in(self._where)}
         require_no_static(self._tree, [path for path in selected if keystr(path) in named])
-        return with_frozen(self._tree, selected, frozen)
+        after, method = with_frozen(self._tree, selected, frozen), "freeze" if frozen else "unfreeze"
+        own = {path: getattr(value, method)() for path, value in selected.items() if _has_own(value, method)}
+        return with_values(after, own, convert=False) if own else after
 
     def _edited(self) -> dict[Path, Any]:
         found = self._required()
@@ -203,3 +211,8 @@ class Selection(Generic[T], ShownTree):
     def _required(self) -> dict[Path, Any]:
         require_found(self._tree, self._found)
         return self._found.values
+
+
+def _has_own(value: Any, method: str) -> bool:
+    """Return whether the class of a module has a method of its own in the place of the one that all modules have."""
+    return isinstance(value, Node) and sum(method in vars(base) for base in type(value).__mro__) > 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module as MLXModule
 
 from ..core import fields
 from ..core.arguments import require_callable
@@ -16,6 +17,7 @@ from ..core.shapes import LEAF
 from ..core.sharing import with_leaves, with_values
 from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr, nearest
+from ..tree.selecting import warn_if_asked_in_vain
 from ..tree.walk import rewrite
 from .views import Filter, filter_and_map, is_content, items, node_children, parameters
 
@@ -43,6 +45,10 @@ def persistent(structure: Structure) -> tuple[bool, ...]:
 
 
 _INVALID = "Received invalid type: {kind} for {path}."
+_OF_MLX = (
+    "Received invalid type: {kind} for {path}, a module of mlx.nn that frostleaf can't look into. Use the layer of that name "
+    "in fl.nn, or fl.from_mlx(module)"
+)
 
 
 def update(module: N, parameters: Any, strict: bool) -> N:
@@ -67,6 +73,8 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
     def new_leaf(current: Any, new: Any, path: Path) -> Any:
         if isinstance(current, Node) and isinstance(new, Node):
             return new
+        if isinstance(current, Node) and isinstance(new, MLXModule):
+            raise ValueError(_OF_MLX.format(kind=type(new).__name__, path=keystr(path)))
         if is_content(current) and not isinstance(current, mx.array):
             return _DESCEND
         if strict and new != {}:
@@ -94,7 +102,10 @@ def map_modules(tree: T, fn: Callable[[str, Any], Any]) -> T:
             )
         return replacement
 
-    return rewrite(tree, leave=leave, convert=True)  # type: ignore[no-any-return]
+    after = rewrite(tree, leave=leave, convert=True)
+    if after is tree:
+        warn_if_asked_in_vain(fn, tree)
+    return after  # type: ignore[no-any-return]
 
 
 def _may_stand_for_module(value: Any) -> bool:

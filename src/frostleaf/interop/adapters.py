@@ -32,7 +32,7 @@ from ..transforms.eval_shape import eval_shape
 from ..tree.selecting import Where, matcher, require_found, search
 from ..tree.walk import Descend, field_level, rewrite
 from .layout import Wrapped
-from .tuner import Adapt, fused, held_name, is_adapter, original_way, own_parts
+from .tuner import SWITCHES, Adapt, fused, held_name, is_adapter, original_way, own_parts
 from .twins import mlx_class, native
 
 N = TypeVar("N", bound=Node)
@@ -62,7 +62,7 @@ _ARGUMENTS = "model, where, rank, scale, dropout, dora and key"
 @returns_copy("model = fl.lora(model, ...)")
 def lora(
     model: N,
-    where: Where,
+    where: Where | None = None,
     rank: int = 8,
     scale: float = 20.0,
     dropout: float = 0.0,
@@ -116,6 +116,8 @@ def lora(
     if of_others:
         name = next(iter(of_others))
         raise TypeError(f"fl.lora takes no {name}{_OF_OTHERS.get(name, '')}. Its arguments are {_ARGUMENTS}")
+    if where is None:
+        raise TypeError("fl.lora takes the layers to adapt as where, such as '**.q_proj' or fl.nn.Linear, and was given none")
     matcher(where)
     _check_numbers(rank, scale, dropout)
     require_bool("dora", dora)
@@ -257,7 +259,8 @@ def _way_for(layer: Any, path: Path, selected: Path, dora: bool) -> Adapt:
     if ways is None:
         inside = [keystr((*path, *rest)) for rest in _adaptable(layer)]
         advice = f". Select layers in it: {listed(map(repr, inside))}" if inside else ""
-        classes = listed(cls.__name__ for cls in _WAYS)
+        # Those of mlx-lm stand in a tree as they are.
+        classes = listed([*[cls.__name__ for cls in _WAYS], *(SWITCHES if isinstance(layer, Wrapped) else ())])
         given = "" if path == selected else f", which holds {keystr(selected)}"
         raise ValueError(_NO_LAYER.format(**names, selected=given, classes=classes, advice=advice))
     way = ways[dora]

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import threading
 import types
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -22,16 +21,17 @@ from ..core.registration import NAMESPACE, register_dataclass
 from ..core.shapes import LEAF
 from ..core.sharing import shared
 from ..core.structure import Flat, Structure, flat_of, require_numbers
-from ..core.words import keystr, level_of_caller, listed
+from ..core.words import Path
 from ..display.calls import watching
 from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
-from ..transforms.stateful import UncollectedStateWarning, differences, record_edit, recorded, recording
+from ..transforms.stateful import differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
 from .checkpointed import is_computed_again
-from .freezing import NOTHING, Before, Freezer
-from .layout import Wrapped, at
+from .freezing import NOTHING, Before, Freezer, reaches
+from .layout import Wrapped, at, is_module
 from .live import Live, handle_of
+from .uncollected import Change, warn_of
 
 # Of the live module: what is to be done.
 Run = Callable[[Any], Any]
@@ -122,6 +122,7 @@ class _Lent:
     def __init__(self, node: Wrapped, name: str) -> None:
         self._called = node
         self._name = name
+        self._is_kept = False
         self._recording = recording()
         self._node = recorded(node) if self._recording else node
         self._flat: Flat = flat_of(self._node)
@@ -152,7 +153,7 @@ class _Lent:
                 record_edit(self._called, self.after())
         elif not same:
             self._warn()
-        if not put_off(self._give_back):
+        if not (self._is_kept or put_off(self._give_back)):
             self._give_back(same)
 
     def _give_back(self, same: bool | None = None) -> None:
@@ -187,7 +188,7 @@ class _Lent:
         """Return a result with nodes in place of live modules and new ones, but those that were given, and lists of its own."""
         if type(value) is mx.array or type(value) in PLAIN:
             return value
-        if isinstance(value, MLXModule):
+        if is_module(value):
             if id(value) in self.live.paths:
                 path = self.live.paths[id(value)]
                 return at(self._node, path[:-1] if is_computed_again(value) else path)
@@ -207,25 +208,29 @@ class _Lent:
             _join(value)
         if isinstance(value, types.MethodType) and id(value.__self__) in self.live.paths:
             return getattr(self.outward(value.__self__), value.__name__)
+        # What will use the live module later, such as a function with it in its closure, has it for itself.
+        self._is_kept = self._is_kept or reaches(value, self.live.own)
         return value
 
     def _warn(self) -> None:
         """Warn of a change that nobody collects, unless it is one that original code makes again in the next call."""
-        changed = self._changed_in_training() if self._name == "__call__" else self._changed()
-        if changed:
-            message = UNCOLLECTED.format(cls=type(self._node).__name__, name=self._name, changed=listed(changed, 3))
-            warnings.warn(message, UncollectedStateWarning, stacklevel=level_of_caller())
+        warn_of(type(self._node).__name__, self._name, self.live.changed() if self._name == "__call__" else self._changed())
 
-    def _changed_in_training(self) -> list[str]:
-        """Return the names of what the call learned, such as the statistics of batch norm."""
-        return [*dict.fromkeys(self.live.learned())] if metadata_of(self._node).training else []
-
-    def _changed(self) -> list[str]:
+    def _changed(self) -> Iterator[Change]:
+        found: list[tuple[Path, Any]]
         try:
-            paths = [path for path, _ in differences(self._node, self.after(), ())]
+            found = [*differences(self._node, self.after(), ())]
         except ValueError:  # it has become what is no tree
-            paths = [()]
-        return [keystr(path) or "its attributes" for path in paths if not any(str(name).startswith("_") for name in path)]
+            found = [((), NOTHING)]
+        for path, new in found:
+            yield path, _was(self._node, path), new
+
+
+def _was(node: Any, path: Path) -> Any:
+    try:
+        return at(node, path)
+    except (KeyError, IndexError):
+        return NOTHING
 
 
 def _join(value: Any) -> None:
@@ -234,9 +239,3 @@ def _join(value: Any) -> None:
         parts: Any = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
         if any(isinstance(each, mx.array) for each in optree.tree_leaves(parts, namespace=NAMESPACE)):
             register_dataclass(type(value))
-
-
-UNCOLLECTED = (
-    "{cls}.{name} changed {changed}, and nobody collects it: the tree is as it was. Write fl.stateful(model.{name}, ...), "
-    "which returns the changed model as well"
-)

@@ -6,7 +6,7 @@ import gc
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,15 +15,15 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.construction import evolve
 from ..core.definition import Node
-from ..core.hidden import PLAIN, inside_of
+from ..core.hidden import PLAIN, inside_of, is_opaque
 from ..core.instance import Metadata, Ties
-from ..core.kept import Kept, Place
+from ..core.kept import COMPILED, Kept, Place, slots_of
 from ..core.pickling import is_importable
 from ..core.structure import flat_of
 from ..core.words import Path, keystr
 from ..transforms.checkpoint import checkpoint
 from .checkpointed import KEPT, WRAPPED, is_computed_again, plain_class
-from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom
+from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom, is_module
 from .natives import native_of
 from .twins import native
 
@@ -35,6 +35,11 @@ CLOSURE = (
     "{place} is a function with {cls} in its closure, which would go on using that module's weights. Make it a method of the "
     "class"
 )
+COMPILED_CLOSURE = (
+    "{place} is a function with {cls} in its closure, which MLX made of it (mx.compile, mx.vmap), and would go on using that "
+    "module's weights. Make the function a method of the class, and give fl.jit or fl.vmap the tree's method"
+)
+SLOT = "{place} is in a slot of the class {cls}, of which a tree does not know. Take the name out of __slots__"
 INSIDE = (
     "{place} has {cls} inside, in the closure of a function or behind a weak reference, and would go on using that module's "
     "weights. Make the function a method of the class"
@@ -48,7 +53,6 @@ _CONTAINERS = (list, dict)
 _OTHERS = (tuple, OrderedDict, defaultdict)
 # What equals another only if it is the same.
 _FUNCTIONS = (types.BuiltinFunctionType, type(mx.tanh), types.ModuleType)
-_COMPILED = type(mx.compile(mx.tanh))
 NOTHING: Any = object()
 Before = Callable[[Any, str], Any]
 
@@ -112,6 +116,8 @@ class Freezer:
             return self._again(*self._modules[id(module)], path)
         if id(module) in self._open:
             raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
+        if slot := next(slots_of(module), None):
+            raise ValueError(SLOT.format(place=keystr((*path, slot[0])), cls=_named(module)))
         self._open[id(module)] = path
         if template is None:
             template = self._natives.get(id(module))
@@ -194,7 +200,7 @@ class Freezer:
         """Return the child for a value at the path ``inside`` a module."""
         if type(value) is mx.array:
             return self.array(value, (*path, *inside))
-        if isinstance(value, MLXModule):
+        if is_module(value):
             return self.node(value, (*path, *inside))
         if isinstance(value, Node):
             return value
@@ -211,7 +217,7 @@ class Freezer:
 
     def _static(self, value: Any, place: Path, module: Any, path: Path) -> Any:
         """Return what a static field holds for the value at a place in a module at a path."""
-        if is_atom(value) or isinstance(value, _FUNCTIONS) or (isinstance(value, _COMPILED) and is_importable(value)):
+        if is_atom(value) or isinstance(value, _FUNCTIONS) or (isinstance(value, COMPILED) and is_importable(value)):
             return value
         if isinstance(value, types.FunctionType) and is_importable(value):
             return value
@@ -219,21 +225,24 @@ class Freezer:
             return self._kept[id(value)][1]
         memo = self._memo
         found = []
-        for each in _modules_in(value):
+        for standing, each in _modules_in(value):
             if id(each) in self._open or id(each) in self._modules:
-                found.append(each)
+                found.append((standing, each))
             else:
                 self._others.append((place, each))
         if found:
-            memo = {id(each): Place(self._below(each, place, module, path)) for each in found}
+            memo = {id(standing): Place(self._below(each, place, module, path)) for standing, each in found}
         kept = Kept(Kept(value).copy(memo))
         if not found:
             self._kept[id(value)] = value, kept
-        elif any(each is there for there in _modules_in(kept.value) for each in found):  # no copy has another in its place
+        elif any(
+            each is there for _, there in _modules_in(kept.value) for _, each in found
+        ):  # no copy has another in its place
             if self._before is not None and module is not None:
                 return self._before(module, place[-1])
-            words = CLOSURE if isinstance(value, types.FunctionType | _COMPILED) else INSIDE
-            raise ValueError(words.format(place=keystr(place), cls=_named(found[0])))
+            words = COMPILED_CLOSURE if isinstance(value, COMPILED) else INSIDE
+            words = CLOSURE if isinstance(value, types.FunctionType) else words
+            raise ValueError(words.format(place=keystr(place), cls=_named(found[0][1])))
         return kept
 
     def _below(self, other: Any, place: Path, module: Any, path: Path) -> Path:
@@ -260,22 +269,39 @@ def _named(module: Any, path: Path = ()) -> str:
 
 def _is_tree(value: Any) -> bool:
     """Return whether a value is a module, or a container with arrays or modules in it."""
-    if isinstance(value, MLXModule | Node):
-        return type(value) not in weakref.ProxyTypes
+    if is_module(value) or isinstance(value, Node):
+        return True
+    if type(value) in weakref.ProxyTypes or isinstance(value, COMPILED):
+        return False
     if isinstance(value, dict):
         return any(type(each) is mx.array or _is_tree(each) for each in value.values())
     return isinstance(value, list | tuple) and any(type(each) is mx.array or _is_tree(each) for each in value)
 
 
-def _modules_in(value: Any) -> Iterator[MLXModule]:
-    """Yield the modules inside a value that is none, closures, attributes and weak references included."""
+def _modules_in(value: Any) -> Iterator[tuple[Any, MLXModule]]:
+    """Yield the modules inside a value that is none, closures, attributes and weak references included.
+
+    Each after what stands for it: itself, or a weak proxy.
+    """
+    for each in _through(value):
+        if type(each) in weakref.ProxyTypes and isinstance(each, MLXModule):
+            method: Any = each.modules
+            yield each, method.__self__
+        elif is_module(each):
+            yield each, each
+
+
+def reaches(value: Any, ids: Container[int]) -> bool:
+    """Return whether something is inside a value, as :func:`_modules_in` looks into it, by the ids of what counts."""
+    return any(id(each) in ids for each in _through(value))
+
+
+def _through(value: Any) -> Iterator[Any]:
+    """Yield a value and all that is inside, but not inside modules, classes and Python's modules."""
     waiting, seen = [value], {id(value)}
     for each in waiting:
-        if isinstance(each, MLXModule):
-            method: Any = each.modules
-            yield method.__self__  # what a proxy stands for, too
-            continue
-        if isinstance(each, type | types.ModuleType):
+        yield each
+        if is_module(each) or isinstance(each, (type, types.ModuleType, *weakref.ProxyTypes)):
             continue
         for inside in _directly_in(each):
             if id(inside) not in seen and type(inside) not in PLAIN:
@@ -284,8 +310,15 @@ def _modules_in(value: Any) -> Iterator[MLXModule]:
 
 
 def _directly_in(value: Any) -> list[Any]:
-    if isinstance(value, _COMPILED):
-        return gc.get_referents(value)
+    if isinstance(value, COMPILED) or is_opaque(value):
+        return [*gc.get_referents(value), *_variables(value)]
     if isinstance(value, weakref.ref):
         return [value()]
-    return [inside for _, inside in inside_of(value)]
+    of_classes = [each for cls in type(value).__mro__ for each in vars(cls).values() if is_module(each)]
+    return [*of_classes, *[inside for _, inside in inside_of(value)]]
+
+
+def _variables(value: Any) -> Iterable[Any]:
+    """Return the local variables of what waits to go on."""
+    frames = (getattr(value, name, None) for name in ("gi_frame", "ag_frame", "cr_frame"))
+    return [each for frame in frames if frame is not None for each in frame.f_locals.values()]

@@ -7,8 +7,10 @@ from typing import Any
 from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.instance import Instance
+from ..core.kept import COMPILED
 from ..core.words import describe
 from .freezing import Freezer
+from .layout import is_module
 from .live import handle_of
 from .surface import class_for
 
@@ -25,6 +27,13 @@ def from_mlx(module: MLXModule) -> Any:
     A module or an array at two places is one leaf, and the other place is tied to it. Arrays whose names begin with ``_`` are
     leaves, and neither trained, cast nor saved. What hides behind one of the names of :class:`frostleaf.Module` is in ``.mlx``.
 
+    A layer of the tree is no instance of its class in MLX, which is its ``__mlx__``: select by that class
+    (``model.at(nn.Linear)``), or ask ``issubclass(layer.__mlx__, nn.Linear)``.
+
+    Since arrays with ``_`` are not cast, a float32 mask in one (``self._mask``) is too wide for attention in half precision,
+    and MLX says "Mask type must promote": after :meth:`Module.astype` and in a :class:`frostleaf.Policy`, as after MLX's
+    ``set_dtype``. Cast such an array by its path: ``model.at("_mask").apply(lambda mask: mask.astype(mx.float16))``.
+
     Args:
         module: An instance of ``mlx.nn.Module``.
 
@@ -39,11 +48,13 @@ def from_mlx(module: MLXModule) -> Any:
     Sequential(layers=(Linear(weight=f32[3,2], bias=f32[3]), Linear(weight=f32[1,3], bias=f32[1])))
     >>> model(mx.ones((4, 2))).shape, model.at(nn.Linear).paths()
     ((4, 1), ['layers.0', 'layers.1'])
+    >>> [path for path, layer in model.named_modules() if issubclass(layer.__mlx__, nn.Linear)]
+    ['layers.1', 'layers.0']
     >>> half = model.at("layers.0").astype(mx.float16)
     >>> half.layers[0].weight.dtype, model.layers[0].weight.dtype
     (mlx.core.float16, mlx.core.float32)
     """
-    if not isinstance(module, MLXModule):
+    if not is_module(module):
         raise TypeError(NO_MODULE.format(given=_given(module)))
     return Freezer(class_for, handle_of).tree(module)
 
@@ -53,4 +64,6 @@ def _given(value: Any) -> str:
         return f"the class {value.__name__}: give it an instance"
     if isinstance(value, Instance):
         return f"a {type(value).__name__}, which is a frozen tree already"
+    if isinstance(value, COMPILED):
+        return "a function that MLX made of another: give it the module itself"
     return describe(value)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import attrs
+from mlx.nn.layers.base import Module as MLXModule
 
 from ..core import fields
 from ..core.hidden import PLAIN
@@ -144,3 +145,8 @@ def declared(layout: Layout) -> dict[str, attrs.Attribute[Any]]:
             template = _TEMPLATES.private
         found[name] = template.evolve(name=name, alias=name, default=attrs.NOTHING)
     return found
+
+
+def is_module(value: Any) -> bool:
+    """Return whether a value is a module itself. Weak proxies and what MLX compiled look like what they stand for."""
+    return issubclass(type(value), MLXModule)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice, repeat
 from operator import is_
 from types import MappingProxyType
 from typing import Any
@@ -16,13 +17,14 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.definition import Node
 from ..core.hidden import PLAIN
 from ..core.instance import children_in_fields, level_of, metadata_of
-from ..core.kept import AT, Kept, attributes_of
+from ..core.kept import AT, COMPILED, Kept, is_watched, parts_of, state_of
 from ..core.levels import one_level
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import Structure, flat_of, unflatten
 from ..core.words import Path, class_name, keystr
 from ..transforms import wrapping as function_trees
 from ..transforms.checkpoint import Checkpointed
+from ..transforms.jit.passing import Inputs
 from .checkpointed import WRAPPED, computed_again, held, is_computed_again
 from .layout import HIDDEN, STATIC, Layout, Wrapped, at
 from .running import Running, Trees, running_class
@@ -51,6 +53,9 @@ class Slot:
         self.number = number
 
 
+# Runs an iterator to its end.
+_exhaust: Any = deque(maxlen=0).extend
+
 # Comes after all that is expected, so that there is neither more nor less.
 _END = object()
 
@@ -66,7 +71,8 @@ class Live:
         root: The module.
         paths: The path of each module in it, by its id.
         natives: By its id, the native module that each twin stands for, with slots in the place of arrays.
-        helpers: The ids of objects in its attributes.
+        helpers: The ids of objects in its attributes, but for lists and dicts.
+        own: The ids of all modules, objects, lists and dicts in it.
     """
 
     def __init__(self, structure: Structure, class_for: Callable[[Layout], Any]) -> None:
@@ -78,6 +84,10 @@ class Live:
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
         self._holders: list[Any] = []
+        self._where: list[Path] = []
+        self._watched: list[Any] = []
+        self._watched_where: list[Path] = []
+        self._arrays: list[mx.array] = []
         self._memo: dict[Any, Any] = {}
         self._made: dict[Any, Any] = {}
         tree = unflatten(structure.spec, iter([Slot(number) for number in range(structure.num_leaves)]))
@@ -85,10 +95,18 @@ class Live:
         self._saved = [_saved(holder) for holder in self._holders]
         # All that is in dicts and lists is looked through in one go, sets are compared.
         ordered = [each for each in self._holders if not isinstance(each, set)]
+        self._ordered = [
+            each for each in zip(self._holders, self._saved, self._where, strict=True) if not isinstance(each[0], set)
+        ]
         self._views = [dict.values(each) if isinstance(each, dict) else each for each in ordered]
         self._sets = [each for each in self._holders if isinstance(each, set)]
         self._saved_sets = [each for each in self._saved if isinstance(each, set)]
-        self._handles: list[mx.array] = []
+        self._numbers = {key: number for number, key in enumerate(self.paths)}
+        self._states = self._states_now()
+        self._begun = Inputs(self._arrays)
+        self._looks_inside = bool(self._watched or self._arrays)
+        self.own = {*self.paths, *self.helpers, *map(id, self._holders)}
+        self._handles: list[Any] = [None] * structure.num_leaves
         self._expected, self._places = self._find_places()
 
     def _find_places(self) -> tuple[list[Any], list[int]]:
@@ -109,8 +127,9 @@ class Live:
 
     def fill(self, leaves: Sequence[mx.array]) -> Sequence[mx.array]:
         """Put handles of a tree's arrays in their places, and return them."""
-        handles, expected, places = [*map(handle_of, leaves)], self._expected, iter(self._places)
-        self._handles = handles
+        handles, expected, places = self._handles, self._expected, iter(self._places)
+        # Into the list that is there: memory for a new long one makes malloc tidy up after the last call.
+        _exhaust(map(handles.__setitem__, range(len(handles)), map(handle_of, leaves)))
         for (put, key, number), place in zip(self._puts, places, strict=False):
             put(key, handles[number])
             expected[place] = handles[number]
@@ -122,12 +141,23 @@ class Live:
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
         now = chain(chain.from_iterable(self._views), (_END,))
-        return self._sets == self._saved_sets and all(map(is_, now, self._expected))
+        if not all(map(is_, now, self._expected)) or self._sets != self._saved_sets:
+            return False
+        return not self._looks_inside or self._is_inside_unchanged()
+
+    def _is_inside_unchanged(self) -> bool:
+        """Return whether the objects are as they were that may change and stay the same."""
+        if self._arrays and self._begun.assigned(self._arrays):
+            return False
+        return self._states_now() == self._states
+
+    def _states_now(self) -> list[Any]:
+        return [state_of(each, self._numbers) for each in self._watched]
 
     def empty(self) -> None:
         """Take out what :meth:`fill` put in."""
-        self._handles = []
-        expected = self._expected
+        handles, expected = self._handles, self._expected
+        _exhaust(map(handles.__setitem__, range(len(handles)), repeat(None)))
         for (put, key, _), place in zip(chain(self._puts, self._makes), self._places, strict=True):
             put(key, None)
             expected[place] = None
@@ -136,9 +166,9 @@ class Live:
         """Undo what a call changed. Return whether that could be done.
 
         Where it gave a module another array to train, as code that computes a function again for its gradient does, that code
-        may still be using the module.
+        may still be using the module. Where it changed what is inside an object, that is not undone.
         """
-        if any(self._trains(*each) for each in self._replaced()):
+        if any(self._trains(*each) for each in self._replaced()) or not self._is_inside_unchanged():
             return False
         for holder, saved in zip(self._holders, self._saved, strict=True):
             if isinstance(holder, dict):
@@ -146,12 +176,29 @@ class Live:
                 dict.update(holder, saved)
             else:
                 holder.clear()
-                (holder.extend if isinstance(holder, list) else holder.update)(saved)
+                (holder.update if isinstance(holder, set) else holder.extend)(saved)
         return True
 
-    def learned(self) -> Iterator[str]:
-        """Yield the names of arrays that are saved and not trained, and that a call replaced."""
-        yield from [key for module, key in self._replaced() if key[:1] != "_" and not self._trains(module, key)]
+    def changed(self) -> Iterator[tuple[Path, Any, Any]]:
+        """Yield the path of each thing that a call changed, what was there and what is; for what is no item, the latter twice.
+
+        Not of an array that is trained and became another of its shape: code that computes a function again for its gradient
+        leaves such copies, and code that casts weights or keeps them in bounds does so in each call.
+        """
+        expected = iter(self._expected)
+        for holder, saved, place in self._ordered:
+            before = [*islice(expected, len(saved))]
+            if isinstance(holder, dict):
+                was = dict(zip(saved, before, strict=True))
+                for key in {**was, **dict(dict.items(holder))}:
+                    old, new = was.get(key), dict.get(holder, key)
+                    if old is not new and not (self._trains(holder, key) and _is_other_array(new, old)):
+                        yield (*place, key), old, new
+            elif len(holder) != len(before) or not all(map(is_, holder, before)):
+                yield place, holder, holder
+        for each, now, state, place in zip(self._watched, self._states_now(), self._states, self._watched_where, strict=True):
+            if now != state:
+                yield place, each, each
 
     def _replaced(self) -> Iterator[tuple[Any, Any]]:
         for put, key, number in self._puts:
@@ -159,8 +206,10 @@ class Live:
             if isinstance(holder, MLXModule) and dict.get(holder, key) is not self._handles[number]:
                 yield holder, key
 
-    def _trains(self, module: MLXModule, key: str) -> bool:
-        return isinstance(dict.get(module, key), mx.array) and key[:1] != "_" and key not in vars(module).get("_no_grad", ())
+    def _trains(self, module: Any, key: str) -> bool:
+        if not isinstance(module, MLXModule) or not isinstance(dict.get(module, key), mx.array):
+            return False
+        return key[:1] != "_" and key not in vars(module).get("_no_grad", ())
 
     def _module(self, node: Any, path: Path, tied: bool) -> MLXModule:
         return self._original(node, path, tied) if isinstance(node, Wrapped) else self._twin(node, path, tied)
@@ -188,12 +237,13 @@ class Live:
                 self._fill_in(put, name, value, path, (name,), kinds, tied)
         own["_no_grad"] = set(metadata.frozen)
         own["_training"] = metadata.training
-        self._holders += [live, own, own["_no_grad"]]
+        for holder in (live, own, own["_no_grad"]):
+            self._hold(holder, path)
         for put, name, value in kept:
             self._memo[AT] = functools.partial(_below, live)
             copy = value.copy(self._memo)
             put(name, copy)
-            self._track(copy)
+            self._track(copy, (*path, name))
         return live  # type: ignore[no-any-return]
 
     def _twin(self, node: Any, path: Path, tied: bool) -> MLXModule:
@@ -211,7 +261,8 @@ class Live:
             self._keep(made, path)
         else:
             self.natives[id(made)] = node
-        self._holders += [made, own, own["_no_grad"]]
+        for holder in (made, own, own["_no_grad"]):
+            self._hold(holder, path)
         for name, value in zip(node.__frostleaf__.children, children_in_fields(node), strict=True):
             if value is None and twin and not has_none(node):
                 continue
@@ -225,7 +276,13 @@ class Live:
     def _keep(self, running: Running, path: Path) -> None:
         shapes = [ShapeDtypeStruct((), mx.float32)] * self._structure.num_leaves  # of which nobody asks
         whole = unflatten(self._structure.spec, iter(shapes))
-        running.keep(flat_of(at(whole, path)).structure, Trees(self._class_for))
+        running.keep(
+            flat_of(at(whole, path)).structure, Trees(self._class_for), functools.partial(module_of, class_for=self._class_for)
+        )
+
+    def _hold(self, holder: Any, place: Path) -> None:
+        self._holders.append(holder)
+        self._where.append(place)
 
     def _new(self, kind: type, node: Any, path: Path, tied: bool) -> tuple[Any, bool]:
         """Return the module for a node, and whether it has been made for another place.
@@ -257,7 +314,7 @@ class Live:
             put(key, module)
         elif type(value) is MappingProxyType:
             new: Any = kinds.get(inside, dict)()
-            self._holders.append(new)
+            self._hold(new, (*path, *inside))
             for name, each in value.items():
                 self._fill_in(setter(new), name, each, path, (*inside, name), kinds, tied)
             put(key, new)
@@ -278,35 +335,41 @@ class Live:
             self._fill_in(items.__setitem__, index, each, path, (*inside, index), kinds, tied)
         kind = kinds.get(inside, list)
         if kind is list:
-            self._holders.append(items)
+            self._hold(items, (*path, *inside))
             put(key, items)
         else:
             make = kind if kind is tuple else lambda values: kind(*values)
             self._makes.append((put, key, lambda: make(items)))
             put(key, make(items))
 
-    def _track(self, value: Any) -> None:
+    def _track(self, value: Any, place: Path) -> None:
         """Look after what is inside a copy that original code may change."""
-        waiting, seen = [value], {id(each) for each in self._holders}
-        for each in waiting:
-            if type(each) in PLAIN or isinstance(each, _NOT_TRACKED) or id(each) in seen:
+        waiting, seen = [(place, value)], {id(each) for each in self._holders}
+        for path, each in waiting:
+            kind: Any = type(each)
+            if kind in PLAIN or issubclass(kind, _NOT_TRACKED) or id(each) in seen:
                 continue
             seen.add(id(each))
-            if type(each) is list:
-                self._holders.append(each)
-                waiting += each
-            elif isinstance(each, dict):
-                self._holders.append(each)
-                waiting += dict.values(each)
-            elif type(each) is set:
-                self._holders.append(each)
-            elif hasattr(each, "__dict__"):
-                self._holders.append(vars(each))
+            known = len(self._holders) + len(self._watched)
+            if kind is mx.array:
+                self._arrays.append(each)
+            elif kind in (list, set, deque) or isinstance(each, dict):
+                self._hold(each, path)
+            elif is_watched(each):
+                self._watched.append(each)
+                self._watched_where.append(path)
+            if kind is not types.MethodType and hasattr(each, "__dict__") and id(vars(each)) not in seen:
+                self._hold(vars(each), path)
+            if len(self._holders) + len(self._watched) > known and kind not in (list, dict):
                 self.helpers.add(id(each))
-                waiting += [inside for _, inside in attributes_of(each)]
+            waiting += [((*path, name), part) for name, part in parts_of(each)]
 
 
-_NOT_TRACKED = (type, types.ModuleType, types.FunctionType, types.MethodType, mx.array, MLXModule)
+_NOT_TRACKED = (type, types.ModuleType, types.FunctionType, COMPILED, MLXModule)
+
+
+def _is_other_array(new: Any, old: Any) -> bool:
+    return isinstance(new, mx.array) and isinstance(old, mx.array) and new.shape == old.shape
 
 
 def _saved(holder: Any) -> Any:
@@ -329,6 +392,14 @@ def _numbers(value: Any) -> Iterator[int]:
     elif isinstance(value, tuple | Mapping):
         for each in value.values() if isinstance(value, Mapping) else value:
             yield from _numbers(each)
+
+
+def module_of(tree: Node, class_for: Callable[[Layout], Any]) -> Any:
+    """Return a module of MLX with the arrays of a tree, which nothing else has."""
+    flat = flat_of(tree)
+    live = Live(flat.structure, class_for)
+    live.fill(flat.leaves)
+    return live.root
 
 
 def _below(live: Any, path: Path) -> Any:

@@ -14,7 +14,7 @@ from ..core.definition import Node
 from ..core.instance import Metadata, Ties, level_of
 from ..core.words import Path
 from .checkpointed import KEPT, held, plain_class
-from .layout import Wrapped
+from .layout import Wrapped, is_module
 from .twins import mlx_class, static_of_twin
 
 CHANGED = "{cls} has no {name!r} any more, so that its code can't run. Put an array or a module there"
@@ -83,7 +83,7 @@ def _again(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
     """Return what a live value is in a tree in which ``template`` stood at its place."""
     if type(live) is mx.array:
         return freezer.array(live, path)
-    if isinstance(live, MLXModule):
+    if is_module(live):
         stood = held(template) or template
         return freezer.node(live, path, stood if isinstance(stood, Node) else None)
     if isinstance(live, list | tuple):

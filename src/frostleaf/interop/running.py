@@ -14,11 +14,15 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core import fields
 from ..core.definition import Node
+from ..core.instance import field_values, metadata_of
 from ..core.levels import one_level
 from ..core.structure import Structure, flat_of, unflatten
 from ..transforms.stateful import stateful
 from .freezing import Freezer
-from .layout import Layout
+from .layout import Layout, Wrapped
+
+# Of a tree, makes a module.
+Make = Callable[[Any], Any]
 
 
 class Running(MLXModule):
@@ -27,11 +31,13 @@ class Running(MLXModule):
     __native__: type[Node]
     _structure: Structure
     _trees: Trees
+    _make: Make
 
-    def keep(self, structure: Structure, trees: Trees) -> None:
-        """Keep what the tree is but for its arrays, and what makes trees of it."""
+    def keep(self, structure: Structure, trees: Trees, make: Make) -> None:
+        """Keep what the tree is but for its arrays, what makes trees of it, and what makes a module of another tree."""
         object.__setattr__(self, "_structure", structure)
         object.__setattr__(self, "_trees", trees)
+        object.__setattr__(self, "_make", make)
 
     def __native_before__(self) -> Any:
         """Return the tree that it was made for, without the arrays."""
@@ -57,13 +63,14 @@ class Running(MLXModule):
 
 
 def _run(live: Running, name: str, /, *args: Any, **kwargs: Any) -> Any:
-    """Call a method of the tree, and put the arrays that it records in their places."""
+    """Call a method of the tree, and put what it records in its places."""
     tree = live._trees.of(live)
     method = getattr(tree, name)
-    if not (tree.training and flat_of(tree).structure.remember(_has_buffers)):
+    structure = flat_of(tree).structure
+    if not (structure.remember(_has_wrapped) or (tree.training and structure.remember(_has_buffers))):
         return method(*args, **kwargs)
     out, after = stateful(method, *args, **kwargs)
-    _write(tree, after, live)
+    _write(tree, after, live, live._make)
     return out
 
 
@@ -145,9 +152,14 @@ def _holders(value: Any) -> list[Any]:
     if isinstance(value, MLXModule):
         found.append(vars(value))
     for each in dict.values(value) if isinstance(value, dict) else value:
-        if isinstance(each, dict | list):
+        if issubclass(type(each), dict | list):
             found += _holders(each)
     return found
+
+
+def _has_wrapped(structure: Structure) -> bool:
+    classes: Any = structure.module_classes()
+    return any(issubclass(cls, Wrapped) for cls in classes)
 
 
 def _has_buffers(structure: Structure) -> bool:
@@ -162,9 +174,12 @@ def running_class(kind: type[Node]) -> Any:
     return type(kind.__name__, (Running,), members)
 
 
-def _write(before: Any, after: Any, live: Any) -> None:
-    """Put the arrays that a call recorded in their places."""
+def _write(before: Any, after: Any, live: Any, make: Make) -> None:
+    """Put what a call recorded in its places."""
     if before is after:
+        return
+    if isinstance(after, Wrapped) and not _differ_only_inside(before, after):
+        _become(live, make(after), before, after)
         return
     here, there = one_level(before), one_level(after)
     assert here is not None
@@ -174,9 +189,23 @@ def _write(before: Any, after: Any, live: Any) -> None:
         if isinstance(new, mx.array) and new is not old:
             live[name] = new
         elif new is not old:
-            _write(old, new, _inside(live, name))
+            _write(old, new, _inside(live, name), make)
 
 
 def _inside(live: Any, name: Any) -> Any:
     own = vars(live) if isinstance(live, MLXModule) else {}
     return own[name] if name in own else live[name] if isinstance(live, list) else dict.__getitem__(live, name)
+
+
+def _differ_only_inside(before: Any, after: Any) -> bool:
+    """Return whether two modules differ in nothing but their arrays and modules."""
+    return type(before) is type(after) and metadata_of(before) == metadata_of(after)
+
+
+def _become(live: Any, made: Any, before: Any, after: Any) -> None:
+    """Make a module what another is, with its own parts where they are as they were."""
+    old, new = field_values(before), field_values(after)
+    parts = {name: dict.get(live, name) for name, value in new.items() if old.get(name) is value}
+    for holder, other in ((live, made), (vars(live), vars(made))):
+        dict.clear(holder)
+        dict.update(holder, {name: parts.get(name, value) for name, value in dict.items(other)})

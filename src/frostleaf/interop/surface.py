@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol
 
 from mlx.nn.layers.base import Module as MLXModule
@@ -80,11 +80,10 @@ def _surface(kind: type) -> Any:
         "__class_for__": staticmethod(class_for),
         "__doc__": kind.__doc__,
         "mlx": property(Original),
+        "_has_learned": classmethod(_learn),
     }
     members |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    for base in reversed(kind.__mro__):
-        if base in MLXModule.__mro__ or base in (Generic, Protocol):
-            continue
+    for base in reversed([*_own_bases(kind)]):
         for name, value in vars(base).items():
             if name in _EDITS and inspect.isfunction(value):
                 members[name] = _edit(name, value)
@@ -95,6 +94,20 @@ def _surface(kind: type) -> Any:
     if "__getattr__" in members:
         members["__getattr__"] = _missing
     return LayoutType(kind.__name__, (Wrapped,), members, declared={})
+
+
+def _own_bases(kind: type) -> Iterator[type]:
+    """Yield the classes whose members are not those of every module of MLX."""
+    yield from [base for base in kind.__mro__ if base not in MLXModule.__mro__ and base not in (Generic, Protocol)]
+
+
+def _learn(cls: Any, name: str) -> bool:
+    """Give the class of wrapped modules what its class in MLX has been given since. Return whether there is such a thing."""
+    base = next((base for base in _own_bases(cls.__mlx__) if name in vars(base)), None)
+    if base is None or name in _OWN or name in _FORWARDED or hasattr(cls, name):
+        return False
+    setattr(_surface(cls.__mlx__), name, _member(cls.__mlx__, name, vars(base)[name]))
+    return True
 
 
 def _member(kind: type, name: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.definition import Node
 from ..core.structure import flat_of, require_numbers
 from ..core.words import describe
-from .live import Live
+from .live import module_of
 from .surface import class_for
 
 NO_TREE = "fl.to_mlx takes a module, and was given {given}"
@@ -39,8 +39,5 @@ def to_mlx(module: Node) -> Any:
         is_there = isinstance(module, MLXModule)
         given = f"a {type(module).__name__}, which is of mlx.nn already" if is_there else describe(module)
         raise TypeError(NO_TREE.format(given=given))
-    flat = flat_of(module)
-    require_numbers(flat)
-    live = Live(flat.structure, class_for)
-    live.fill(flat.leaves)
-    return live.root
+    require_numbers(flat_of(module))
+    return module_of(module, class_for)

@@ -24,7 +24,7 @@ Adapt = Callable[..., Any]
 
 _HELD = "linear", "embedding"
 _OWN = "lora_a", "lora_b", "m"
-_SWITCHES = "SwitchLinear", "QuantizedSwitchLinear"
+SWITCHES = "SwitchLinear", "QuantizedSwitchLinear"
 
 
 def is_adapter(kind: type) -> bool:
@@ -80,7 +80,7 @@ def original_way(layer: Wrapped) -> Adapt | None:
     kind = layer.__mlx__
     if hasattr(kind, "to_lora"):
         return functools.partial(_adapted, lambda live, **options: live.to_lora(**options))
-    if any(cls.__module__ == "mlx_lm.models.switch_layers" and cls.__name__ in _SWITCHES for cls in kind.__mro__):
+    if any(cls.__module__ == "mlx_lm.models.switch_layers" and cls.__name__ in SWITCHES for cls in kind.__mro__):
         return functools.partial(_adapted, importlib.import_module("mlx_lm.tuner.lora").LoRASwitchLinear.from_base)
     return None
 

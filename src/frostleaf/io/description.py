@@ -79,7 +79,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
         if shape is mx.array:
             name, leaf = next(rest)
             kind = kind_of(leaf.shape, leaf.dtype)
-            facts.append(Fact(name, "", f"array {kind}"))
+            facts.append(Fact(name, "", f"{_ARRAY}{kind}"))
             in_file = _name_in_file(name)
             if in_file in arrays:
                 raise ValueError(_SAME_NAME.format(name=name))
@@ -95,6 +95,11 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
     return Description(facts, arrays, values, writer.unknown)
 
 
+_ARRAY, _NONE = "array ", "None"
+_FILLED = (
+    "what is private and None in like is filled by a call, as that of a cache: give like what the call makes, such as "
+    "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1]"
+)
 _MODE = ", as for what is in it: give like with what .{switch}() returns there"
 
 
@@ -123,7 +128,14 @@ def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))
         lines = [f"{one.path or '(root)'}: {one.text} in the file, where like has {other.path or '(root)'}: {other.text}"]
-    return [*lines, f"and {len(places) - _LINES:,} more"] if len(places) > _LINES else lines
+    if len(places) > _LINES:
+        lines.append(f"and {len(places) - _LINES:,} more")
+    empty = [path for path, aspect in places if in_like.get((path, aspect)) == _NONE and _is_array(in_file.get((path, aspect)))]
+    return [*lines, _FILLED] if any(name.startswith("_") for path in empty for name in path.split(".")) else lines
+
+
+def _is_array(text: str | None) -> bool:
+    return text is not None and text.startswith(_ARRAY)
 
 
 def _ancestors(path: str) -> Iterator[str]:

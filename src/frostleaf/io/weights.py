@@ -146,7 +146,9 @@ def _named_parameters(module: Node) -> dict[str, mx.array]:
 
 _NOT_SAVED = (
     "{names} can't come from weights, because arrays of private names and of buffers that aren't persistent are not saved, and "
-    "the model has a ShapeDtypeStruct there. Put arrays there first, as in model.at({name!r}).set(array), or give strict=False"
+    "the model has a ShapeDtypeStruct there. Load them into the model itself, without fl.eval_shape: of its arrays none is "
+    "computed before it is used. Or put arrays there first, as in model.at({name!r}).set(array). With strict=False the shapes "
+    "stay there"
 )
 
 

@@ -64,7 +64,8 @@ if TYPE_CHECKING:
         Tanh,
     )
     from .attention import MultiHeadAttention
-    from .cache import ArraysCache, CacheList, KVCache, RotatingKVCache
+    from .cache import KVCache, RotatingKVCache
+    from .cache_lists import ArraysCache, CacheList
     from .cache_making import make_cache
     from .checks import MisfitError
     from .containers import Sequential
@@ -97,7 +98,8 @@ else:
                 "ReLU2 ReLU6 Sigmoid SiLU Softmax Softmin Softplus Softshrink Softsign Step Tanh"
             ),
             "attention": "MultiHeadAttention",
-            "cache": "ArraysCache CacheList KVCache RotatingKVCache",
+            "cache": "KVCache RotatingKVCache",
+            "cache_lists": "ArraysCache CacheList",
             "cache_making": "make_cache",
             "checks": "MisfitError",
             "containers": "Sequential",

@@ -18,7 +18,8 @@ _Pair = tuple[mx.array, mx.array]
 
 UNCOLLECTED = (
     "a {cls} was updated, and nobody collects it: a cache never changes, so the next call would not know of this one. Write "
-    "logits, cache = fl.stateful(lambda cache: model(tokens, cache=cache), cache), and go on with the new cache"
+    "logits, cache = fl.stateful(lambda cache: model(tokens, cache=cache), cache), and go on with the new cache, as "
+    "fl.generate does. fl.stateful(cache.trim, n) trims one"
 )
 OVERRUN = (
     "{cls}({max_size}) holds {used} tokens, and has no room for {length} more. Make a larger one: fl.nn.make_cache(model, "
@@ -32,6 +33,15 @@ class Cache(Module):
     @classmethod
     def _instead_of_setting(cls, name: str) -> str:
         return f"a cache never changes. Inside fl.stateful, .put({name}=...) is what the cache that this returns has there."
+
+    @property
+    def state(self) -> Any:
+        """What mlx-lm's cache of this name has as its state, with numbers that are evaluated for it.
+
+        So ``save_prompt_cache`` of mlx-lm writes a file that its ``load_prompt_cache`` reads. :func:`frostleaf.save` writes one
+        for this package.
+        """
+        raise NotImplementedError
 
     @property
     def nbytes(self) -> int:
@@ -155,6 +165,10 @@ class KVCache(_AttentionCache):
     def __init__(self, max_size: int) -> None:
         super().__init__(max_size)
 
+    @property
+    def state(self) -> Any:
+        return self.keys, self.values, int(self.offset.item())  # type: ignore[arg-type]
+
     def size(self) -> mx.array:
         """Return how many tokens are in the cache."""
         return self.offset
@@ -175,7 +189,7 @@ class KVCache(_AttentionCache):
             said = {"cls": type(self).__name__, "max_size": self.max_size, "length": length}
             raise ValueError(OVERRUN.format(used="some" if used is None else used, **said))
         if now._keys is None or now._values is None:
-            return self._store((_padded(keys, self.max_size), _padded(values, self.max_size)), (keys, values), length)
+            return self._store((padded(keys, self.max_size), padded(values, self.max_size)), (keys, values), length)
         # MLX does not look whether the place is inside, and writes beside its memory.
         start = mx.clip(now._offset, 0, self.max_size - length)
         fits = start == now._offset
@@ -229,6 +243,13 @@ class RotatingKVCache(_AttentionCache):
         if self.keep >= self.max_size:
             raise ValueError(f"RotatingKVCache takes keep < max_size, and was given keep={keep} and max_size={max_size}")
 
+    @property
+    def state(self) -> Any:
+        offset = int(self.offset.item())  # type: ignore[arg-type]
+        turned = self.max_size - self.keep
+        end = offset if offset <= self.max_size else self.keep + (offset - self.keep) % turned or self.max_size
+        return self.keys, self.values, offset, self.keep, self.max_size, end
+
     def size(self) -> mx.array:
         """Return how many tokens are in the cache."""
         return mx.minimum(self.offset, self.max_size)
@@ -247,7 +268,7 @@ class RotatingKVCache(_AttentionCache):
         """
         length, now = keys.shape[2], recorded(self)
         if now._keys is None or now._values is None:
-            before = _padded(keys[:, :, :0], self.max_size), _padded(values[:, :, :0], self.max_size)
+            before = padded(keys[:, :, :0], self.max_size), padded(values[:, :, :0], self.max_size)
             fetched = keys, values
         else:
             before = now._keys, now._values
@@ -279,10 +300,10 @@ class RotatingKVCache(_AttentionCache):
             return _causal(mx.arange(N), mx.arange(N), window)
         offset, slots = self.offset, mx.arange(self.max_size)
         if N == 1:
-            positions, is_there = self._positions(offset + 1)
+            positions, is_there = self.positions(offset + 1)
             return (is_there & (True if window_size is None else offset - positions < window_size))[None, None, None]
         # As if what is before the new tokens stood in a row: those that are kept, and the last of the others.
-        positions, is_there = self._positions(offset)
+        positions, is_there = self.positions(offset)
         before = mx.minimum(offset, self.max_size - 1)
         row = mx.where(slots < self.keep, slots, positions - offset + before)
         is_there = is_there & ((slots < self.keep) | (row >= self.keep))
@@ -300,7 +321,7 @@ class RotatingKVCache(_AttentionCache):
             raise ValueError("a RotatingKVCache that has overwritten tokens can't be trimmed: ask is_trimmable() before")
         return super().trim(n)
 
-    def _positions(self, offset: mx.array) -> tuple[mx.array, mx.array]:
+    def positions(self, offset: mx.array) -> tuple[mx.array, mx.array]:
         """Return which of ``offset`` tokens is in each slot, and whether one is."""
         slots, last = mx.arange(self.max_size), offset - 1
         turned = last - (last - slots) % (self.max_size - self.keep)
@@ -310,159 +331,10 @@ class RotatingKVCache(_AttentionCache):
     def _overwritten(self, before: mx.array, new: mx.array) -> mx.array:
         """Return what is in the slots once the last of the new tokens are there."""
         length = new.shape[2]
-        positions, is_there = self._positions(self.offset + length)
+        positions, is_there = self.positions(self.offset + length)
         at = positions - self.offset
         taken = mx.take(new, mx.clip(at, 0, length - 1), axis=2)
         return mx.where((is_there & (at >= 0))[:, None], taken, before)
-
-
-class ArraysCache(Cache):
-    """The state of a layer that needs no more than that, such as a state space model: mlx-lm's ``ArraysCache``.
-
-    ``cache[0] = value`` inside :func:`frostleaf.stateful` is what the cache that this returns has there, and what ``cache[0]``
-    is from then on in this call.
-
-    Args:
-        size: How many arrays there are. Each is ``None`` before the first.
-        left_padding: With how many tokens each sequence of the batch is padded on the left. Default: none is.
-
-    Raises:
-        ValueError: If ``size`` is not a positive int.
-
-    >>> import frostleaf as fl, mlx.core as mx
-    >>> def step(cache):
-    ...     cache[1] = mx.ones(3)
-    ...     return cache[1].sum()
-    >>> cache = fl.nn.ArraysCache(2)
-    >>> out, after = fl.stateful(step, cache)
-    >>> after[1], cache[1]
-    (array([1, 1, 1], dtype=float32), None)
-    """
-
-    _cache: tuple[mx.array | None, ...] = buffer()
-    _left_padding: mx.array | None = buffer()
-    _lengths: mx.array | None = buffer()
-
-    def __init__(self, size: int, left_padding: list[int] | mx.array | None = None) -> None:
-        self._cache = (None,) * _size(self, "size", size)
-        self._left_padding = None if left_padding is None else mx.array(left_padding)
-        self._lengths = None
-
-    @property
-    def cache(self) -> tuple[mx.array | None, ...]:
-        """The arrays."""
-        return recorded(self)._cache
-
-    @property
-    def left_padding(self) -> mx.array | None:
-        """With how many more tokens each sequence is padded on the left."""
-        return recorded(self)._left_padding
-
-    @property
-    def lengths(self) -> mx.array | None:
-        """How many more tokens each sequence has."""
-        return recorded(self)._lengths
-
-    @property
-    def batch_size(self) -> int:
-        """How many sequences there are; 1 if that is not known."""
-        first = next((each for each in (*self.cache, self.left_padding, self.lengths) if each is not None), None)
-        return 1 if first is None else first.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(each.nbytes for each in self.cache if each is not None)
-
-    def empty(self) -> bool:
-        return self.cache[0] is None
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.cache[index]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        new = [*self.cache]
-        new[index] = value
-        self.put(cache=tuple(new))
-
-    def prepare(self, lengths: list[int] | mx.array | None = None, **_: Any) -> None:
-        """Say how many tokens each sequence has, where those of a batch are padded on the right."""
-        self.put(lengths=None if lengths is None else mx.array(lengths))
-
-    def finalize(self) -> None:
-        """Say that there is no padding any more."""
-        self.put(lengths=None, left_padding=None)
-
-    def advance(self, N: int) -> None:  # noqa: N803
-        """Say that ``N`` tokens have been seen."""
-        counted = {"lengths": self.lengths, "left_padding": self.left_padding}
-        new = {name: value - N for name, value in counted.items() if value is not None}
-        if new:
-            self.put(**new)
-
-    def make_mask(self, N: int) -> mx.array | None:  # noqa: N803
-        """Return which of the next ``N`` tokens are no padding, ``[B, N]``; ``None`` if none is."""
-        positions = mx.arange(N)
-        mask: mx.array | None = None
-        if self.left_padding is not None:
-            mask = positions >= self.left_padding[:, None]
-        if self.lengths is not None:
-            inside = positions < self.lengths[:, None]
-            mask = inside if mask is None else mask & inside
-        return mask
-
-
-class CacheList(Cache):
-    """The caches of a layer that has several: mlx-lm's ``CacheList``.
-
-    Args:
-        *caches: The caches. ``cache[0]`` is the first.
-
-    Raises:
-        TypeError: If one is no cache.
-
-    >>> import frostleaf as fl
-    >>> cache = fl.nn.CacheList(fl.nn.ArraysCache(2), fl.nn.KVCache(8))
-    >>> cache[1].max_size, cache.empty()
-    (8, True)
-    """
-
-    caches: tuple[Any, ...]
-
-    def __init__(self, *caches: Cache) -> None:
-        for each in caches:
-            if not isinstance(each, Cache):
-                raise TypeError(f"CacheList takes caches one by one, and was given a {type(each).__name__}")
-        self.caches = caches
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.caches[index]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(each.nbytes for each in self.caches)
-
-    def empty(self) -> bool:
-        return bool(self.caches[0].empty())
-
-    def is_trimmable(self) -> bool:
-        return all(each.is_trimmable() for each in self.caches)
-
-    def trim(self, n: int | mx.array) -> mx.array:
-        """Forget the last ``n`` tokens, as :meth:`KVCache.trim` does."""
-        return [each.trim(n) for each in self.caches][-1]  # type: ignore[no-any-return]
-
-    def prepare(self, **kwargs: Any) -> None:
-        """Prepare each cache, as :meth:`ArraysCache.prepare` does."""
-        for each in self.caches:
-            each.prepare(**kwargs)
-
-    def finalize(self) -> None:
-        """Finalize each cache, as :meth:`ArraysCache.finalize` does."""
-        for each in self.caches:
-            each.finalize()
-
-
-_size = size  # which is the name of an argument above
 
 
 def _number(array: mx.array) -> int | None:
@@ -473,7 +345,7 @@ def _number(array: mx.array) -> int | None:
         return None
 
 
-def _padded(array: mx.array, length: int) -> mx.array:
+def padded(array: mx.array, length: int) -> mx.array:
     return mx.pad(array, [(0, 0), (0, 0), (0, length - array.shape[2]), (0, 0)])
 
 

@@ -17,6 +17,7 @@ from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of
 from ..core.words import Path, class_name, describe, keystr, listed
 from ..transforms.eval_shape import eval_shape
+from ..tree.selecting import warn_if_asked_in_vain
 from ..tree.walk import Descend, rewrite
 
 T = TypeVar("T")
@@ -57,6 +58,10 @@ def quantize(
             quantized this way, for example because ``group_size`` does not divide its width.
         NotImplementedError: If ``quantize_input`` and a selected layer has a bias.
 
+    Warns:
+        UserWarning: If the predicate selects nothing, since it asks whether layers of a wrapped model are instances of a class
+            of ``mlx.nn``.
+
     >>> import frostleaf as fl
     >>> model = fl.nn.Sequential(fl.nn.Embedding(9, 64), fl.nn.LayerNorm(64), fl.nn.Linear(64, 2))
     >>> small = fl.quantize(model, bits=8, class_predicate=lambda path, layer: path == "layers.2")
@@ -88,7 +93,10 @@ def quantize(
         before.append((given, _quantized(value, given, name)))
         return before[-1][1]
 
-    return rewrite(model, enter, convert=True)  # type: ignore[no-any-return]
+    after = rewrite(model, enter, convert=True)
+    if after is model:
+        warn_if_asked_in_vain(class_predicate, model)
+    return after  # type: ignore[no-any-return]
 
 
 def _holds_modules(node: Node) -> bool:

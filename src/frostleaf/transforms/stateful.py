@@ -15,12 +15,13 @@ import mlx.core as mx
 from ..core.construction import evolve
 from ..core.containers import static_key
 from ..core.definition import Node
+from ..core.hidden import CACHE, cache_classes
 from ..core.instance import Metadata, field_values, metadata_of
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
 from ..core.sharing import shared, with_values
 from ..core.structure import Structure, child_specs, flat_of
-from ..core.words import Path, level_of_caller, nearest
+from ..core.words import Path, level_of_caller, nearest, with_article
 from ..tree.walk import field_level, nodes_in
 from .context import override, setting
 
@@ -85,8 +86,10 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
         bound, call, owners = False, model, [*args]
     has_modules = [*map(_has_modules, owners)]
     if not callable(model) or not any(has_modules):
-        flat_of(args)  # raises where they hide modules
-        advice = PARTIAL if isinstance(model, functools.partial) else ""
+        static = flat_of(args).structure.static_values()  # raises where they hide modules
+        cache = next((value for _, value in static if cache_classes(value)), None)
+        advice = "" if cache is None else f". In its arguments is {with_article(type(cache).__name__)}. {CACHE}"
+        advice = PARTIAL if isinstance(model, functools.partial) else advice
         raise TypeError(NO_MODULE.format(given=type(model).__name__, advice=advice))
     recorders = [
         flat_of(owner).structure.remember(_recorders) if has else {} for owner, has in zip(owners, has_modules, strict=True)
@@ -214,11 +217,15 @@ def record(module: Node, /, **buffers: mx.array) -> None:
     if here is not None:
         here[id(module)] = module, evolve(recorded(module), buffers)
     elif metadata_of(module).training:
-        level = level_of_caller()
-        message = UNCOLLECTED.format(cls=type(module).__name__, names=", ".join(buffers))
-        caller = sys._getframe(level - 1)
-        if _warned.is_first((message, caller.f_code.co_filename, caller.f_lineno)):
-            warnings.warn(message, UncollectedStateWarning, stacklevel=level)
+        warn_uncollected(UNCOLLECTED.format(cls=type(module).__name__, names=", ".join(buffers)))
+
+
+def warn_uncollected(message: str) -> None:
+    """Warn that nobody collects what a call changed, once for a message in each line that calls frostleaf."""
+    level = level_of_caller()
+    caller = sys._getframe(level - 1)
+    if _warned.is_first((message, caller.f_code.co_filename, caller.f_lineno)):
+        warnings.warn(message, UncollectedStateWarning, stacklevel=level)
 
 
 def record_edit(module: Node, after: Node) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 
 import attrs
 import mlx.core as mx
+from mlx.nn.layers.base import Module as MLXModule
 
 from ...core.containers import find_unhashable, is_namespace
-from ...core.hidden import BOUND, CACHE, Hidden, cache_classes, find_hidden, is_foreign_array
+from ...core.hidden import BOUND, CACHE, OF_MLX, Hidden, cache_classes, find_hidden, is_foreign_array
 from ...core.instance import Metadata
 from ...core.structure import Structure, flat_of, specs_in
 from ...core.words import Path, class_name, function_name, keystr, level_of_caller, with_article
@@ -69,6 +70,8 @@ def unhashable(fn: Callable[..., Any], static: Iterable[tuple[str, Any]]) -> Typ
                 return _used_up(fn, place, inner)
             if is_foreign_array(inner):
                 advice = "Pass mx.array(...) of it."
+            elif isinstance(inner, MLXModule):
+                advice = OF_MLX
             elif isinstance(inner, list | dict | set):
                 advice = "Give a tuple, a frozenset or a frozen dataclass in its place."
             elif isinstance(inner, MappingView):

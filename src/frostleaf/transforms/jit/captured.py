@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...core.containers import arrays_in
+from ...core.hidden import CACHE, cache_classes
 from ...core.instance import Instance
 from ...core.structure import Structure
 from ...core.words import PACKAGE, describe, function_name, keystr, level_of_caller, listed, with_article
@@ -77,15 +78,15 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
     Returns:
         Whether there are any.
     """
-    found = {
-        f"{name} ({_described(value, len(held))})": name
-        for name, value in _outside(fn, static, classes)
-        if (held := _arrays(value))
-    }
+    outside = [*_outside(fn, static, classes)]
+    caches = {name: with_article(type(each[0]).__name__) for name, value in outside if (each := _caches(value))}
+    found = {f"{name} ({_described(value, len(held))})": name for name, value in outside if (held := _arrays(value))}
+    found |= {f"{name} ({kind})": name for name, kind in caches.items() if name not in found.values()}
     if found:
         variables = ", ".join([*found][:_MOST]) + ", ..." * (len(found) > _MOST)
         message = CAPTURED.format(fn=function_name(fn), variables=variables)
         assigned = set().union(*[names_assigned(each.__code__) for each in _functions(fn)])
+        message += "".join([f" In {name} is {kind}. {CACHE}" for name, kind in caches.items()][:1])
         lost = [name for name in dict.fromkeys(found.values()) if name.rpartition(".")[2] in assigned]
         if lost:
             message += LOST.format(fn=function_name(fn), names=listed(lost))
@@ -385,6 +386,11 @@ def _arrays(value: Any) -> Sequence[mx.array]:
         return () if value is mx.random.state else list(arrays_in(value))  # the random state is what jit threads through
     except Exception:  # from a user's registered class, or a list that holds itself
         return ()
+
+
+def _caches(value: Any) -> list[Any]:
+    """Return the caches of mlx-lm that a value is, or is a list of."""
+    return [each for each in (value, *(value if isinstance(value, list | tuple) else ())) if cache_classes(each)]
 
 
 def _described(value: Any, count: int) -> str:

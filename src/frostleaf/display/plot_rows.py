@@ -1,0 +1,124 @@
+"""What the rows of a picture are: the floating-point arrays of a tree, gathered by module so that they are few."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..core.definition import Node
+from ..core.instance import field_values
+from ..core.shapes import require_no_shapes
+from ..core.words import Path, describe, dtype_name, keystr
+from ..edits.freezing import trainable
+from ..tree.functions import flatten
+from ..tree.selecting import Where, mask, require_arrays
+from ..tree.walk import Descend, rewrite
+
+_LONGEST = 60
+_QUANTIZED = {"weight", "scales", "group_size", "bits"}
+
+
+class Numbers(NamedTuple):
+    """The numbers of one array as a vector in float32, whether they are trained, and how they are stored."""
+
+    values: mx.array
+    trained: bool
+    stored: str
+
+
+def numbers_in(function: str, tree: Any, where: Where | None = None) -> dict[str, Numbers]:
+    """Return the numbers of the floating-point and complex arrays of a tree, by path. Nothing is evaluated.
+
+    Complex numbers are two numbers each. A quantized weight has the numbers that it stands for, and its scales and biases are
+    left out. Arrays without numbers are left out as well.
+
+    Args:
+        function: The name of the public function, for messages.
+        tree: Any tree of arrays.
+        where: Which arrays. Default: all.
+
+    Raises:
+        TypeError: If an array is only a shape.
+        ValueError: If no such array is left.
+    """
+    leaves, structure = flatten(tree)
+    require_no_shapes(function, leaves)
+    if where is not None:
+        require_arrays(tree, where)
+    chosen = itertools.repeat(True) if where is None else mask(tree, where)
+    packed = _quantized_in(tree)
+    found = {}
+    for name, leaf, trained, picked in zip(structure.leaf_names(), leaves, trainable(tree), chosen, strict=False):
+        holder, _, entry = name.rpartition(".")
+        stored = dtype_name(leaf.dtype)
+        if holder in packed and entry in ("weight", "scales", "biases"):
+            leaf, picked = _dequantized(packed[holder]), picked and entry == "weight"
+            stored = f"{packed[holder]['bits']} bits"
+        if picked and mx.issubdtype(leaf.dtype, mx.inexact) and leaf.size:
+            real = leaf.view(mx.float32) if mx.issubdtype(leaf.dtype, mx.complexfloating) else leaf.astype(mx.float32)
+            found[name] = Numbers(real.reshape(-1), trained, stored)
+    if not found:
+        selected = "" if where is None else f" that {describe(where)} selects"
+        raise ValueError(f"{function} draws floating-point arrays, and {describe(tree)} has none{selected}")
+    return found
+
+
+def _quantized_in(tree: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the fields of each module that holds a weight as MLX's codes and scales, by the module's path."""
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def enter(path: Path, value: Any) -> Any:
+        fields = field_values(value) if isinstance(value, Node) else {}
+        if fields.keys() >= _QUANTIZED and getattr(fields["weight"], "dtype", None) == mx.uint32:
+            found[keystr(path)] = fields
+        return Descend
+
+    rewrite(tree, enter)
+    return found
+
+
+def _dequantized(fields: Mapping[str, Any]) -> mx.array:
+    options = {name: fields[name] for name in ("group_size", "bits", "mode") if name in fields}
+    return mx.dequantize(fields["weight"], fields["scales"], fields.get("biases"), **options)
+
+
+def gathered(names: Sequence[str], most: int) -> dict[str, list[str]]:
+    """Gather paths into at most ``most`` rows: each by itself if there are so few, else by the deepest module that will do.
+
+    If there are more at the root, the last row is all of the rest.
+
+    >>> gathered(["a.0.w", "a.0.b", "a.1.w", "c"], 3)
+    {'a.0': ['a.0.w', 'a.0.b'], 'a.1': ['a.1.w'], 'c': ['c']}
+    >>> gathered(["a", "b", "c"], 2)
+    {'a': ['a'], '2 more': ['b', 'c']}
+    """
+    deepest = max(name.count(".") for name in names) + 1
+    for depth in range(deepest, 0, -1):
+        rows: dict[str, list[str]] = {}
+        for name in names:
+            rows.setdefault(".".join(name.split(".")[:depth]), []).append(name)
+        if len(rows) <= most:
+            return rows
+    first = dict(itertools.islice(rows.items(), most - 1))
+    rest = [*itertools.islice(rows.values(), most - 1, None)]
+    return {**first, f"{len(rest):,} more": [*itertools.chain.from_iterable(rest)]}
+
+
+def require_rows(rows: Any) -> None:
+    """Raise where a number of rows is no whole number above zero."""
+    if isinstance(rows, bool) or not isinstance(rows, int):
+        raise TypeError(f"rows is a whole number, and was given as {describe(rows)}")
+    if rows < 1:
+        raise ValueError(f"rows is how many rows there may be, at least 1, and was given as {rows}")
+
+
+def shown(names: Iterable[str]) -> list[str]:
+    """Return names as a picture shows them: the end of a long one, and the root by a word.
+
+    >>> shown(["", "layers.0"])
+    ['(root)', 'layers.0']
+    """
+    return [f"…{name[1 - _LONGEST :]}" if len(name) > _LONGEST else name or "(root)" for name in names]

@@ -1,0 +1,166 @@
+"""What wrapped modules have of their classes in MLX: methods of their own, new ones, and the class itself."""
+
+import warnings
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from interop.checks import same
+from mlx.utils import tree_flatten
+
+import frostleaf as fl
+
+
+class Net(nn.Module):
+    """Has layers with methods unfreeze of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm(2)
+        self.packed = nn.QuantizedLinear(64, 64)
+        self.inner = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm(2))
+
+    def __call__(self, x):
+        return self.inner(self.norm(x))
+
+
+def trained(model):
+    return sorted(name for name, _ in tree_flatten(model.trainable_parameters()))
+
+
+@pytest.mark.parametrize("path", ["norm", "packed", "inner", "inner.layers.1"])
+def test_a_selected_module_is_unfrozen_as_in_mlx(path):
+    model = Net()
+    model.freeze()
+    tree = fl.from_mlx(model)
+    layer = model
+    for name in path.split("."):
+        layer = layer[int(name) if name.isdecimal() else name]
+    layer.unfreeze()
+    for after in (tree.at(path).unfreeze(), tree.with_frozen(path, frozen=False)):
+        assert trained(after) == trained(model)
+        assert fl.tree.structure(after) == fl.tree.structure(fl.from_mlx(model))
+
+
+def test_all_modules_of_a_class_are_unfrozen_as_in_mlx():
+    model = Net()
+    model.freeze()
+    tree = fl.from_mlx(model).at(nn.BatchNorm).unfreeze()
+    model.norm.unfreeze()
+    model.inner.layers[1].unfreeze()
+    assert trained(tree) == trained(model)
+    assert trained(fl.from_mlx(model).freeze(recurse=False, keys="norm").at("norm").unfreeze()) == trained(model)
+
+
+def test_a_module_that_is_shared_is_unfrozen_by_its_own_method():
+    model = Net()
+    model.again = model.norm
+    model.freeze()
+    tree = fl.from_mlx(model)
+    model.norm.unfreeze()
+    for where in (["norm", "again"], nn.BatchNorm):
+        after = fl.to_mlx(tree.at(where).unfreeze())
+        assert after.norm is after.again
+        assert trained(after.norm) == trained(model.norm)
+    with pytest.raises(LookupError, match=r"tied to 'norm\.weight'"):
+        tree.at("again").unfreeze()
+
+
+@pytest.mark.parametrize("method", ["freeze", "unfreeze"])
+def test_a_native_module_has_its_own_methods_too(method):
+    class Own(fl.nn.Linear):
+        def freeze(self, **options):
+            return super().freeze(keys="bias", **options)
+
+        def unfreeze(self, **options):
+            return super().unfreeze(keys="weight", **options)
+
+    model = fl.nn.Sequential(Own(2, 2))
+    model = model.freeze() if method == "unfreeze" else model
+    after = getattr(model.at("layers.0"), method)()
+    assert trained(after) == ["layers.0.weight"]
+    assert after.layers[0].weight is model.layers[0].weight
+
+
+def test_what_a_class_is_given_later_is_found():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = mx.ones(2)
+
+    class Later(Late):
+        pass
+
+    trees = [fl.from_mlx(Late()), fl.from_mlx(Later()), fl.jit(lambda tree: tree)(fl.from_mlx(Later()))]
+    with pytest.raises(AttributeError, match="double"):
+        trees[0].double()
+    Late.double = lambda self, by=2: self.weight * by
+    Late.size = property(lambda self: self.weight.size)
+    Late.scale = 3
+    Late.make = staticmethod(lambda: "made")
+    for tree in (*trees, fl.from_mlx(Later())):
+        assert same(tree.double(by=3), mx.full(2, 3.0))
+        assert (tree.size, tree.scale, tree.make()) == (2, 3, "made")
+        assert same(fl.jit(type(tree).double)(tree), mx.full(2, 2.0))
+    Later.double = lambda self: self.weight * 5
+    assert same(fl.from_mlx(Later()).double(), mx.full(2, 5.0))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = trees[0].nothing
+
+
+def wrapped():
+    return fl.from_mlx(nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5)))
+
+
+KINDS = (nn.Embedding, nn.Linear)
+ASKING = {
+    "a class": lambda path, layer: isinstance(layer, nn.Linear),
+    "several": lambda path, layer: isinstance(layer, KINDS),
+    "replacing": lambda path, layer: layer.freeze() if isinstance(layer, nn.Linear) else None,
+}
+IN_VAIN = "asks for instances of Linear, a class of MLX. No layer of a wrapped model is one, though some stand for one"
+
+
+@pytest.mark.parametrize("name", ["a class", "several"])
+def test_quantizing_by_a_class_of_mlx_is_warned_of(name):
+    model = wrapped()
+    with pytest.warns(UserWarning, match=IN_VAIN) as caught:
+        assert fl.quantize(model, class_predicate=ASKING[name]) is model
+    assert caught[0].filename == __file__
+    chosen = fl.quantize(model, class_predicate=lambda path, layer: issubclass(layer.__mlx__, nn.Linear))
+    assert chosen.layers[0].__mlx__ is nn.QuantizedLinear
+
+
+def test_editing_layers_of_a_class_of_mlx_is_warned_of():
+    model = wrapped()
+    with pytest.warns(UserWarning, match=IN_VAIN):
+        assert model.map_modules(ASKING["replacing"]) is model
+    assert trained(model.map_modules(lambda p, k: k.freeze() if issubclass(k.__mlx__, nn.Linear) else None)) == []
+
+
+@pytest.mark.parametrize("name", ["a class", "several"])
+def test_a_predicate_of_arrays_that_asks_for_a_class_is_told_to_select_by_it(name):
+    with pytest.raises(LookupError, match=r"which is called with arrays, .* select by it: at\(Linear\)"):
+        wrapped().at(ASKING[name]).freeze()
+    with pytest.raises(LookupError, match=r"selects nothing in this Sequential\.$"):
+        fl.convert(wrapped()).at(ASKING[name]).freeze()
+    with pytest.raises(LookupError, match=r"which is called with arrays, .* select by it: at\(Linear\)"):
+        fl.nn.Linear(2, 2).at(lambda path, layer: isinstance(layer, fl.nn.Linear)).get()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda model: model.map_modules(lambda p, k: None),
+        lambda model: model.map_modules(lambda p, k: k.freeze() if isinstance(k, nn.Embedding) else None),
+        lambda model: fl.quantize(model, class_predicate=lambda p, k: isinstance(k, nn.Embedding)),
+        lambda model: fl.quantize(model, class_predicate=lambda p, k: p == "layers.0" or isinstance(k, nn.Linear)),
+        lambda model: fl.convert(model).map_modules(ASKING["replacing"]),
+        lambda model: fl.nn.Linear(2, 2).map_modules(lambda p, k: None if isinstance(k, fl.nn.Linear) else k),
+    ],
+    ids=["nothing asked", "none there", "none to quantize", "one selected", "all native", "a native class"],
+)
+def test_no_false_alarm_of_asking_in_vain(edit):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        edit(wrapped())
