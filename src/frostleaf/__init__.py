@@ -73,6 +73,25 @@ else:
             "transforms.stateful": "UncollectedStateWarning record recorded stateful",
             "transforms.vmap": "vmap",
         },
+        instead={
+            "combine": "fl.tree.combine",
+            "compile": "fl.jit(fn)",
+            "field": "fl.static() for metadata, fl.buffer() or fl.parameter() for arrays",
+            "filter": "fl.tree.filter",
+            "filter_checkpoint": "fl.checkpoint(fn)",
+            "filter_eval_shape": "fl.eval_shape(fn, ...)",
+            "filter_grad": "fl.grad(fn)",
+            "filter_jit": "fl.jit(fn)",
+            "filter_value_and_grad": "fl.value_and_grad(fn)",
+            "filter_vmap": "fl.vmap(fn)",
+            "optimizers": "fl.optim",
+            "partition": "fl.tree.partition",
+            "tree_at": "model.at(where).set(value)",
+            "tree_deserialise_leaves": "fl.load(path, like)",
+            "tree_equal": "fl.tree.equal",
+            "tree_map": "fl.tree.map",
+            "tree_serialise_leaves": "fl.save(path, tree)",
+        },
     )
 
 __version__ = "0.1.0"

@@ -33,7 +33,7 @@ class Module(Keyed, Node, ShownTree):
     nothing can be assigned any more, and every method that changes something returns a new module that shares the rest.
 
     A bare annotation or :func:`frostleaf.parameter` declares parameters, :func:`frostleaf.buffer` arrays that are not trained,
-    and :func:`frostleaf.static` everything else. Fields whose names begin with ``_`` are not parameters.
+    and :func:`frostleaf.static` what must hold none (numbers may be bare too). Names that begin with ``_`` are not parameters.
 
     Raises:
         TypeError: If a name is assigned that the class does not declare, if a field is left unset, if a static field is given
@@ -349,8 +349,11 @@ class Module(Keyed, Node, ShownTree):
     def untie(self, *places: str) -> Self:
         """Untie places of this module, by default all, in a copy: each has a leaf of its own again, at first the same array.
 
+        Args:
+            *places: Paths or globs of tied places, or of what holds some.
+
         Raises:
-            LookupError: If a place is not tied in this module.
+            LookupError: If one leads to no place that is tied in this module.
 
         >>> import frostleaf as fl
         >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)).tie({"layers.1.bias": "layers.0.bias"})
@@ -450,8 +453,8 @@ class Module(Keyed, Node, ShownTree):
 
         Args:
             file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file; of a directory in Hugging Face's
-                layout, or its ``model.safetensors.index.json``; or pairs of a dotted name and an array. In a GGUF file MLX
-                turns bfloat16, and ways of quantizing that it doesn't know, into float16.
+                layout, or its ``model.safetensors.index.json``; or arrays by dotted name, as pairs or in a dict. In a GGUF
+                file MLX turns bfloat16, and ways of quantizing that it doesn't know, into float16.
             strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise names that the
                 model doesn't have are ignored, and shapes are not compared. Default: ``True``.
             rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
@@ -472,6 +475,9 @@ class Module(Keyed, Node, ShownTree):
 
     def save_weights(self, file: str | os.PathLike[str], *, max_shard_bytes: int | None = None) -> None:
         """Save the parameters under MLX's names to a file, or to a directory of files.
+
+        A tied array is there once, but under both names where the module that has the tie came from :func:`frostleaf.from_mlx`:
+        MLX asks for both. ``load_weights`` takes it under both names again, if it is the same.
 
         A crash at any instant leaves the old file or the new one, whole; likewise the old directory or the new, by its index.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import attrs
@@ -168,3 +169,18 @@ def test_a_subclass_and_a_hand_written_constructor_start_frozen_too() -> None:
     assert list(Own().trainable_parameters()) == ["free"]
     assert list(Own().replace(held=mx.zeros(1)).trainable_parameters()) == ["free"]
     assert list(Own().unfreeze().replace(held=mx.zeros(1)).trainable_parameters()) == ["held", "free"]
+
+
+def test_an_error_for_an_assigned_buffer_names_record() -> None:
+    class Counter(fl.Module):
+        seen: mx.array = fl.buffer(factory=lambda: mx.array(0))
+        table: mx.array = fl.buffer(persistent=False, factory=lambda: mx.array(0))
+
+        def __call__(self) -> None:
+            self.seen = self.seen + 1
+
+    said = "shares the rest. A call of it gives it another value with fl.record(self, seen=...)"
+    with pytest.raises(fl.FrozenModuleError, match=re.escape(said)):
+        Counter()()
+    with pytest.raises(fl.FrozenModuleError, match=r"shares the rest\.$"):
+        Counter().table = mx.array(1)  # type: ignore[misc]

@@ -1,5 +1,8 @@
 """Names that are imported when they are first used."""
 
+import inspect
+import operator
+import re
 import subprocess
 import sys
 
@@ -106,3 +109,30 @@ def test_another_name_is_an_error_as_in_every_module(package):
 def test_an_error_in_a_file_is_not_one_about_the_name():
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'frostleaf\.nn\.gone'"):
         lazily("frostleaf.nn", {"gone": "Gone"})("Gone")
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "advice"),
+    [
+        (fl, "filter_jit", "fl.jit(fn)"),
+        (fl, "tree_at", "model.at(where).set(value)"),
+        (fl, "optimizers", "fl.optim"),
+        (fl.nn, "Module", "fl.Module"),
+        (fl.nn, "value_and_grad", "fl.value_and_grad(fn)(model, ...)"),
+        (fl.optim, "MultiSteps", "fl.optim.accumulate(optimizer, n)"),
+    ],
+)
+def test_a_name_of_another_library_is_told_ours(package, name, advice):
+    assert not hasattr(package, name)
+    with pytest.raises(AttributeError) as caught:
+        getattr(package, name)
+    assert str(caught.value) == f"module {package.__name__!r} has no attribute {name!r}. Write {advice}"
+
+
+@pytest.mark.parametrize("package", [fl, fl.nn, fl.optim])
+def test_what_is_told_in_place_of_other_names_is_there(package):
+    table = inspect.getclosurevars(package.__getattr__).nonlocals["instead"]
+    assert not table.keys() & {*package.__all__}
+    for advice in table.values():
+        for name in re.findall(r"fl\.([\w.]+)", advice):
+            assert callable(operator.attrgetter(name)(fl)) or name == "optim"

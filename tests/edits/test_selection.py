@@ -526,3 +526,33 @@ def test_a_predicate_returns_a_bool() -> None:
         ):
             Net([], {"w": mx.ones((2, 2))}, None).at(where).get()
     assert Net([], {"w": mx.ones(2)}, None).at(lambda path, array: (array > 0).all()).paths() == ["table.w"]
+
+
+class Stacked(fl.Module):
+    weight: mx.array
+    several: mx.array | tuple[mx.array, ...]
+    converted: mx.array = fl.parameter(converter=mx.array, default=0.0)
+
+
+def stacked() -> fl.nn.Sequential:
+    return fl.nn.Sequential(*[Stacked(mx.ones(2), mx.ones(2)) for _ in range(2)])
+
+
+@pytest.mark.parametrize("value", [[mx.ones(2), mx.zeros(2)], (mx.ones(2),), {"a": mx.ones(2)}, []], ids=shown)
+@pytest.mark.parametrize("where", ["**.weight", mx.array, lambda path, value: path.endswith("weight")], ids=shown)
+@pytest.mark.parametrize("model", [stacked(), fl.from_mlx(nn.Sequential(nn.Linear(2, 2)))], ids=shown)
+def test_a_container_does_not_take_the_place_of_an_array(model: Any, where: Any, value: Any) -> None:
+    said = r"(Sequential|Model)\.layers\.0\.weight holds one array, f32\[2(,2)?\], and set was given .*list of the paths"
+    with pytest.raises(TypeError, match=said):
+        model.at(where).set(value)
+
+
+def test_where_several_arrays_may_be_a_list_may_be_set() -> None:
+    pair = [mx.ones(2), mx.zeros(2)]
+    after = stacked().at("**.several").set(pair)
+    assert [layer.several for layer in after.layers] == [tuple(pair)] * 2
+    assert stacked().at("layers.0.converted").set([1.0, 2.0]).layers[0].converted.tolist() == [1, 2]
+    after = stacked().at("layers.0.weight").set(pair)  # one path is one place
+    assert after.layers[0].weight == tuple(pair)
+    with pytest.raises(TypeError, match=re.escape("at(['layers.0.weight', 'layers.1.weight']).set([...])")):
+        stacked().at("**.weight").set(pair)

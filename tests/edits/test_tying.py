@@ -724,3 +724,48 @@ def test_two_different_arrays_can_not_be_put_at_tied_places():
     )
     with pytest.raises(ValueError, match=re.escape(shown)):
         model.replace(head=fl.nn.Linear(4, 5), embedding=fl.nn.Embedding(7, 3))
+
+
+def three_layers():
+    model = fl.nn.Sequential(*(fl.nn.Linear(2, 2) for _ in range(3)))
+    return model.tie({f"layers.{index}.{name}": f"layers.0.{name}" for index in (1, 2) for name in ("weight", "bias")})
+
+
+@pytest.mark.parametrize(
+    ("places", "left"),
+    [
+        (["layers.1"], 4),
+        (["layers.*.bias"], 4),
+        (["layers"], 6),
+        (["**"], 6),
+        (["layers.1.weight", "layers.2"], 5),
+        (["layers.?.w*"], 4),
+    ],
+    ids=str,
+)
+def test_places_are_untied_by_globs_and_by_what_holds_them(places, left):
+    model = three_layers()
+    untied = model.untie(*places)
+    assert len(fl.tree.leaves(untied)) == left
+    assert model.untie(*untied_names(model, untied)) is not model
+    assert fl.tree.structure(model.untie(*untied_names(model, untied))) == fl.tree.structure(untied)
+
+
+def untied_names(model, untied):
+    return sorted({*fl.tree.paths(untied)} - {*fl.tree.paths(model)})
+
+
+@pytest.mark.parametrize("place", ["layers.0", "layers.*.scale", "layer", "layers.1.weight.x"])
+def test_a_selection_of_no_tied_place_is_refused(place):
+    with pytest.raises(LookupError, match=re.escape(f"Sequential has no tie at {place!r}; tied are 'layers.1.bias', ")):
+        three_layers().untie("layers.1", place)
+
+
+def test_all_places_that_an_edit_leaves_unlike_are_named():
+    model, new = three_layers(), [fl.nn.Linear(2, 5) for _ in range(2)]
+    with pytest.raises(ValueError, match="unlike values") as raised:
+        model.replace(layers=[model.layers[0], *new])
+    for index in (1, 2):
+        for name in ("weight", "bias"):
+            assert f"layers.{index}.{name}" in str(raised.value)
+    assert model.untie("layers.*").replace(layers=[model.layers[0], *new]).layers[1] is new[0]

@@ -1,6 +1,7 @@
 """value_and_grad and grad: what is differentiated, what comes back, and what is an error."""
 
 import functools
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.edits.freezing import trainable
-from frostleaf.transforms.gradients import NOTHING_TRAINABLE
+from frostleaf.transforms.gradients import NOTHING_TRAINABLE, THAW
 
 NAMED_TWICE = "can't differentiate {fn} with respect to arguments {argnums}: one of them is named twice"
 NO_ARGUMENT = "can't differentiate {fn} with respect to argument {number}: it was called with {count} positional arguments"
@@ -130,7 +131,7 @@ def by_name(name):
         ),
         (
             lambda: fl.grad(loss)(fl.nn.Linear(2, 3).freeze()),
-            NOTHING_TRAINABLE.format(number=0, fn="loss", found="weight f32[3,2], bias f32[3]"),
+            NOTHING_TRAINABLE.format(number=0, fn="loss", found="weight ❄f32[3,2], bias ❄f32[3]" + THAW),
         ),
         (
             lambda: fl.grad(loss)([mx.array(1)] * 9),
@@ -323,3 +324,11 @@ def test_a_loss_that_is_no_real_number_is_refused(dtype):
 def test_mlxs_order_of_arguments_is_explained():
     with pytest.raises(TypeError, match=r"fl\.value_and_grad\(fn\)\(model, x\)"):
         fl.value_and_grad(fl.nn.Linear(1, 1), lambda x: x)
+
+
+def test_where_all_is_frozen_the_message_marks_it_and_says_what_to_write() -> None:
+    said = "has weight ❄f32[1,2], bias ❄f32[1]. ❄ is frozen: write model.unfreeze(), or model.at(where).unfreeze() for a part"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        fl.grad(lambda model: model(mx.ones((1, 2))).sum())(fl.nn.Linear(2, 1).freeze())
+    with pytest.raises(ValueError, match=r"has \(the argument\) i32\[\]$"):
+        fl.grad(lambda number: number)(mx.array(1))

@@ -56,6 +56,7 @@ class FrozenModuleError(attrs.exceptions.FrozenInstanceError):
 
 
 UNDECLARED = "{cls} has no field {name!r}{near}. Declare it in the class body, for example as `{name}: {type}`."
+IN_A_CALL = " A call of it gives it another value with fl.record(self, {name}=...), which fl.stateful collects."
 IN_PLACE = " (An array that += was tried on has changed already: write .at({name!r}).apply(lambda array: array + ...).)"
 
 
@@ -115,8 +116,10 @@ class Node(Instance):
         if not hasattr(cls, "replace"):
             return "it never changes. Make another one."
         advice = ".train(mode)" if name == "training" else ".replace(...)"
-        advice = f".replace({name}=...)" if name in cls.__frostleaf__.fields else advice
-        return f"a finished module never changes. {advice} returns a new module that shares the rest."
+        field = cls.__frostleaf__.fields.get(name)
+        advice = f".replace({name}=...)" if field else advice
+        record = IN_A_CALL.format(name=name) if field and fields.is_state(field) else ""
+        return f"a finished module never changes. {advice} returns a new module that shares the rest.{record}"
 
     def _set_training_mode(self: N, mode: bool) -> N:
         """Put the node in a mode, in a copy; everything inside is in that mode already.

@@ -36,7 +36,8 @@ def buffer(*, persistent: bool = True, cast: bool | None = None, **options: Any)
     """Declare a field of arrays that belong to the model but are never trained, such as running statistics.
 
     A buffer is a leaf of the tree like a parameter: it is cast, mapped and passed through ``jit``. It is not among the
-    trainable parameters, frozen or not.
+    trainable parameters, frozen or not. A call of the module gives it another value with :func:`record`:
+    ``fl.record(self, seen=self.seen + 1)``, and :func:`stateful` returns the model that has it.
 
     Args:
         persistent: Whether the arrays are among :meth:`Module.parameters` and are saved with them. ``False`` is for what is

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 
-def lazily(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+def lazily(package: str, places: Mapping[str, str], instead: Mapping[str, str] = MappingProxyType({})) -> Callable[[str], Any]:
     """Return a ``__getattr__`` for a package, which imports a name when it is first used, and keeps it in the package.
 
     For checkers, a package has the same imports below ``if TYPE_CHECKING``.
@@ -17,6 +18,7 @@ def lazily(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         package: Its ``__name__``.
         places: For each file of the package, a string of the names that it has. The file may be in a folder of the package.
             Files and folders are names too.
+        instead: For names that other libraries have there, what to write here. The error says it. Default: none.
 
     >>> __getattr__ = lazily("frostleaf.nn", {"linear": "Identity Linear"})
     >>> __getattr__("Linear")
@@ -32,6 +34,7 @@ def lazily(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
             return value
         if name in modules:
             return importlib.import_module(f"{package}.{name}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+        advice = f". Write {instead[name]}" if name in instead else ""
+        raise AttributeError(f"module {package!r} has no attribute {name!r}{advice}", name=name, obj=sys.modules[package])
 
     return __getattr__

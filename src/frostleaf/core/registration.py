@@ -109,7 +109,8 @@ def register_dataclass(cls: D, *, static: Iterable[str] = ()) -> D:
 
     Args:
         cls: The class, which is returned.
-        static: The names of fields that are structure instead, as are those with ``metadata={"static": True}``.
+        static: The names of fields that are structure instead, as are those with ``metadata={"static": True}``. Default:
+            none.
 
     Raises:
         TypeError: If ``cls`` is no such class.

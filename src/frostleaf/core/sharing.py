@@ -39,7 +39,7 @@ def with_leaves(tree: Any, leaves: Sequence[Any], convert: bool = False) -> Any:
     converts = convert and flat.structure.remember(_converts)
     if {*map(type, leaves)} <= {_ARRAY} and not converts:
         return _put_late(tree, flat, leaves, None)
-    if flat.structure.remember(_has_ties):
+    if flat.structure.remember(has_ties):
         return _put_in_tied(tree, flat, leaves, convert)
     evolved: list[Any] = []
     new = _with_leaves(tree, iter(leaves), evolved if convert else None)
@@ -54,7 +54,8 @@ def _put_in_tied(tree: Any, flat: Flat, leaves: Sequence[Any], convert: bool) ->
     return with_values(tree, {path: leaf for path, leaf, before in new if leaf is not before}, convert)
 
 
-def _has_ties(structure: Structure) -> bool:
+def has_ties(structure: Structure) -> bool:
+    """Return whether a module in a tree has ties."""
     return any(spec[1].ties for _, spec in specs_in(structure) if type(spec) is tuple and type(spec[1]) is Metadata)
 
 
@@ -106,7 +107,7 @@ def _put_late(tree: Any, flat: Flat, leaves: Sequence[mx.array], signature: Sign
     part = flat.structure.remember(_parts)
     if part.is_whole and flat.structure.is_of_module and not any(same):
         return unflatten_late(flat.structure, leaves, signature)
-    if flat.structure.remember(_has_ties):
+    if flat.structure.remember(has_ties):
         new = _put_in_tied(tree, flat, leaves, convert=False)
     else:
         new = _with_leaves_late(tree, part, leaves, same, 0)

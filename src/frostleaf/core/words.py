@@ -20,6 +20,9 @@ Path = tuple[Any, ...]
 # The folder of this package, with which the names of its files begin.
 PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
+# What stands before an array that is frozen.
+FROZEN_MARK = "❄"
+
 _LONGEST = 80
 _FIRST = 8
 _MOST = 200

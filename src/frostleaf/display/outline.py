@@ -105,7 +105,10 @@ def _row_at(tree: Any, path: Path) -> Row:
 
 def _row(name: str, value: Any, path: Path, around: _Around) -> Row:
     if path in around.tied:
-        return _array(name, value, (f"→ {around.tied[path]}",), Sizes()) if isinstance(value, LEAF) else Row(name, "None")
+        marks = (f"→ {around.tied[path]}",)
+        if isinstance(value, Node):
+            return Row(name, type(value).__name__, marks)
+        return _array(name, value, marks, Sizes()) if isinstance(value, LEAF) else Row(name, "None")
     if isinstance(value, LEAF):
         frozen = _is_frozen(path, around)
         trained = around.trains and not frozen and mx.issubdtype(value.dtype, mx.floating)

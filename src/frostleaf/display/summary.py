@@ -16,7 +16,7 @@ from ..core.structure import flat_of
 from ..core.words import Path, describe, dtype_name, keystr
 from ..edits.freezing import trainable_leaves
 from ..tree.selecting import Where, require_found, search
-from ..tree.walk import tied_places
+from ..tree.walk import all_ties
 from .calls import Calls, bound_to, calls_in, modules_in
 from .rows import Summary, SummaryPart, SummaryRow
 
@@ -83,8 +83,8 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
     levels = _levels(modules)
     shown = modules if selected is None else _holders(modules, sizes.places(selected.values))
     rows = [_row(path, modules[path], sizes, calls) for path in shown if depth is None or levels[path] <= depth]
-    ties = MappingProxyType(tied_places(tree))
-    return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), ties, *sizes.packed(modules.values()))
+    ties = {keystr(target): keystr(source) for target, source in all_ties(tree).items()}
+    return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), MappingProxyType(ties), *sizes.packed(modules.values()))
 
 
 def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> SummaryRow:

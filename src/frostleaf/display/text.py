@@ -10,12 +10,11 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
 from ..core.shapes import LEAF
-from ..core.words import Path, describe, keystr, shape_and_dtype
+from ..core.words import FROZEN_MARK, Path, describe, keystr, shape_and_dtype
 from ..tree.folding import fold
 from .repeats import kind_of, repeats, told_apart
 
 WIDTH = 100
-FROZEN_MARK = "❄"
 TIED_MARK = "→"
 DEEPEST = 32
 # So many equal modules in a row are shown once, and two if one takes several lines.

@@ -23,7 +23,7 @@ from ..core.shapes import LEAF
 from ..core.sharing import change_modules, remade
 from ..core.structure import Flat, Kind, Signature, Structure, child_specs, flat_of, kind_of
 from ..core.words import Path, describe, keystr
-from ..tree.walk import Descend, all_ties, field_level, rewrite
+from ..tree.walk import Descend, field_level, rewrite, tied_leaves
 from .views import items, named_modules
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ def with_frozen(tree: T, selected: Collection[Path], frozen: bool) -> T:
     if empty:
         pairs = zip(structure.leaf_paths(), status, wanted, strict=True)
         stay = {path for path, (parameter, _), after in pairs if parameter and after != frozen}
-        _require_sources(empty, all_ties(tree), stay, "trainable" if frozen else "frozen")
+        _require_sources(empty, tied_leaves(tree), stay, "trainable" if frozen else "frozen")
     marks = [_Mark(after, after != now) for (_, now), after in zip(status, wanted, strict=True)]
     return _with_status(tree, iter(marks))  # type: ignore[no-any-return]
 
@@ -165,6 +165,11 @@ def unfrozen(structure: Structure) -> tuple[bool, ...]:
     return tuple([parameter and not frozen for parameter, frozen in structure.remember(_status)])
 
 
+def frozen_leaves(structure: Structure) -> tuple[bool, ...]:
+    """Return for each leaf whether it is a parameter that is frozen."""
+    return tuple([parameter and frozen for parameter, frozen in structure.remember(_status)])
+
+
 _SOURCE_STAYS = (
     "{target!r} is tied to {source!r}, which is not selected and would stay {now}: select that as well, or instead, "
     "or untie the place first"
@@ -174,8 +179,6 @@ _SOURCE_STAYS = (
 def _require_sources(selected: Collection[Path], ties: Mapping[Path, Path], stay: Collection[Path], now: str) -> None:
     """Require that no selected place is tied to one of the parameters that ``stay`` as they are."""
     for target, source in ties.items():
-        while source in ties:  # a module's source may itself be tied by a module around it
-            source = ties[source]
         if source in stay and any(target[:length] in selected for length in range(len(target) + 1)):
             raise LookupError(_SOURCE_STAYS.format(target=keystr(target), source=keystr(source), now=now))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -12,17 +12,26 @@ import mlx.core as mx
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.dropped import returns_copy
+from ..core.fields import is_array
+from ..core.instance import Instance
 from ..core.kept import let_out
+from ..core.shapes import LEAF
 from ..core.sharing import with_values
 from ..core.shown import ShownTree
-from ..core.words import Path, describe, keystr
+from ..core.words import Path, describe, keystr, listed
 from ..tree.selecting import Found, Where, is_path, matcher, paths_in, require_found, search
+from ..tree.walk import field_level
 from .casting import Predicate, astype, is_floating
 from .freezing import require_no_static, with_frozen
 
 T = TypeVar("T")
 
 _SHOWN = 8
+
+CONTAINER_FOR_ARRAY = (
+    "{place} holds one array, {held}, and set was given {given}. Give one array, or for an array at each place a list of the "
+    "paths and one of the arrays: at([{paths}]).set([...])"
+)
 
 
 class Selection(Generic[T], ShownTree):
@@ -81,10 +90,12 @@ class Selection(Generic[T], ShownTree):
 
     @returns_copy("model = model.at(...).{name}(...)")
     def set(self, value: Any) -> T:
-        """Replace each selected value by ``value``, or the values at several paths by those in a list.
+        """Replace each selected value by ``value``; if the selection is a list of paths, by the values in a list.
 
         Raises:
             LookupError: If nothing is selected; the message suggests the nearest paths. If one dotted path leads to two places.
+            TypeError: If a container would take the place of an array that was not selected by its own path, in a field that is
+                declared to hold one.
             ValueError: If selection and value are lists or tuples, and there are not as many paths as values.
 
         >>> import frostleaf as fl, mlx.core as mx
@@ -95,7 +106,10 @@ class Selection(Generic[T], ShownTree):
         """
         where = self._where
         if not isinstance(value, list | tuple) or not isinstance(where, list | tuple):
-            return self.apply(lambda _: value)
+            new = dict.fromkeys(self._edited(), value)
+            if isinstance(value, list | tuple | Mapping) and not is_path(where):
+                self._require_no_array(value)
+            return with_values(self._tree, new)  # type: ignore[no-any-return]
         values = self._edited()
         if not all(map(is_path, where)) or not len(where) == len(values) == len(value):
             given = f"{len(value)} values and the selection is {describe(where)}, which selects {len(values)}"
@@ -182,6 +196,14 @@ class Selection(Generic[T], ShownTree):
     def _found(self) -> Found:
         return search(self._tree, self._where)
 
+    def _require_no_array(self, value: Any) -> None:
+        """Require that a container takes the place of no array in a field that holds one array."""
+        for path, old in self._required().items():
+            if path and isinstance(old, LEAF) and _holds_one_array(_holder(self._tree, path), path[-1]):
+                place, given = f"{type(self._tree).__name__}.{keystr(path)}", f"{describe(value)}, a {type(value).__name__}"
+                paths = listed([repr(keystr(each)) for each in self._required()])
+                raise TypeError(CONTAINER_FOR_ARRAY.format(place=place, held=describe(old), given=given, paths=paths))
+
     def _with_frozen(self, frozen: bool) -> T:
         selected = self._required()
         named = {*paths_in(self._where)}
@@ -216,3 +238,17 @@ class Selection(Generic[T], ShownTree):
 def _has_own(value: Any, method: str) -> bool:
     """Return whether the class of a module has a method of its own in the place of the one that all modules have."""
     return isinstance(value, Node) and sum(method in vars(base) for base in type(value).__mro__) > 1
+
+
+def _holder(tree: Any, path: Path) -> Any:
+    """Return what holds the value at a path."""
+    for entry in path[:-1]:
+        level = field_level(tree)
+        tree = level.children[level.entries.index(entry)] if level else None
+    return tree
+
+
+def _holds_one_array(holder: Any, name: Any) -> bool:
+    """Return whether an array in a field may only be followed by another: it is declared, or found in a wrapped module."""
+    field = holder.__frostleaf__.fields.get(name) if isinstance(holder, Instance) else None
+    return field is not None and field.converter is None and (field.type is None or is_array(field))

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from ..core.construction import evolve, postpone
 from ..core.definition import Node
-from ..core.instance import metadata_of
+from ..core.instance import metadata_of, names_above
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, listed, nearest_paths
+from ..tree.selecting import is_path, matches_glob
 from ..tree.walk import tied_places
 
 N = TypeVar("N", bound=Node)
@@ -28,7 +29,7 @@ def tie(module: N, places: Mapping[str, str]) -> N:
     leaves = zip(flat.structure.leaf_paths(), flat.leaves, strict=True)
     arrays = dict(zip(flat.structure.leaf_names(), leaves, strict=True))
     ties = list(metadata_of(module).ties)
-    own = {keystr(target) for target, _ in ties}
+    own = [keystr(target) for target, _ in ties]
     sources = tied_places(module)
     for target, source in places.items():
         if sources.get(target) == source:
@@ -37,7 +38,8 @@ def tie(module: N, places: Mapping[str, str]) -> N:
             raise ValueError(f"{cls}.{target} can't be tied to itself: give the path of another array as its source")
         for path in (target, source):
             if path in sources:
-                untie = f".untie({path!r})" if path in own else ".untie() of the module inside that has the tie"
+                around = next((name for name in own if path == name or path.startswith(f"{name}.")), None)
+                untie = f".untie({around!r})" if around else ".untie() of the module inside that has the tie"
                 advice = f"tie {target} to that" if path == source else f"take that tie away first, with {untie}"
                 raise ValueError(f"{cls}.{path} is tied to {sources[path]} already: {advice}")
             if path not in arrays:
@@ -70,13 +72,21 @@ def _same_shape(one: Any, other: Any) -> bool:
 
 def untie(module: N, places: Sequence[str]) -> N:
     """Take ties away. See :meth:`Module.untie`."""
-    ties = {keystr(target): (target, source) for target, source in metadata_of(module).ties}
-    for path in places:
-        if path not in ties:
-            tied = f"tied are {listed(map(repr, ties))}" if ties else "nothing in it is tied"
-            raise LookupError(f"{type(module).__name__} has no tie at {describe(path)}; {tied}")
-    untied = {*places} or ties.keys()
-    return evolve(module, ties=tuple(tie for path, tie in ties.items() if path not in untied))
+    ties, untied = metadata_of(module).ties, set()
+    for place in places:
+        found = {target for target, _ in ties if _is_at(target, place)}
+        if not found:
+            tied = f"tied are {listed(repr(keystr(target)) for target, _ in ties)}" if ties else "nothing in it is tied"
+            raise LookupError(f"{type(module).__name__} has no tie at {describe(place)}; {tied}")
+        untied |= found
+    return evolve(module, ties=tuple([tie for tie in ties if places and tie[0] not in untied]))
+
+
+def _is_at(target: Path, place: Any) -> bool:
+    """Return whether a place, by its path or a glob, is a tied one or holds it."""
+    if isinstance(place, str) and not is_path(place):
+        return any(map(matches_glob(place), [target[:length] for length in range(1, len(target) + 1)]))
+    return place in names_above(target)
 
 
 def _refuse_chains(cls: str, ties: Sequence[tuple[Path, Path]]) -> None:

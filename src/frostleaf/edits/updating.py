@@ -7,19 +7,21 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module as MLXModule
+from mlx.utils import tree_flatten
 
 from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
-from ..core.instance import children_of
+from ..core.instance import children_in_fields, children_of
 from ..core.leaves import leaf_flags
 from ..core.shapes import LEAF
-from ..core.sharing import with_leaves, with_values
+from ..core.sharing import has_ties, with_leaves, with_values
 from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr, nearest
+from ..tree.comparison import equal
 from ..tree.selecting import warn_if_asked_in_vain
-from ..tree.walk import rewrite
-from .views import Filter, filter_and_map, is_content, items, node_children, parameters
+from ..tree.walk import rewrite, tied_leaves
+from .views import Filter, filter_and_map, is_content, node_children, parameters
 
 T = TypeVar("T")
 N = TypeVar("N", bound=Node)
@@ -63,8 +65,46 @@ def update(module: N, parameters: Any, strict: bool) -> N:
             raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
         return new
 
+    if strict and flat_of(module).structure.remember(has_ties):
+        parameters = _without_tied(parameters, tied_leaves(module, of_mlx=True))
     new = dict(_replacements(module, parameters, strict, new_leaf, "parameter"))
     return with_values(module, new)  # type: ignore[no-any-return]
+
+
+_ANOTHER = (
+    "{target} is tied to {source}, and was given another array than that. Give the same at both, or leave {target} out, or "
+    "take the tie away first: see untie"
+)
+
+
+def _without_tied(parameters: Any, ties: Mapping[Path, Path]) -> Any:
+    """Leave out what a module of MLX has under a second name, which must be the same as under the first."""
+
+    def given_at(path: Path) -> Any:
+        value = parameters
+        for entry in path:
+            held = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list | tuple) else {}
+            value = held.get(entry)
+        return value
+
+    def rest(value: Any, path: Path) -> Any:
+        source, left = ties.get(path), value
+        if isinstance(value, Mapping):
+            inside = {name: rest(each, (*path, name)) for name, each in value.items()}
+            left = {name: each for name, each in inside.items() if each is not _TIED}
+        elif isinstance(value, list | tuple):
+            left = [{} if each is _TIED else each for each in [rest(each, (*path, index)) for index, each in enumerate(value)]]
+        elif source is not None and isinstance(value, LEAF) and isinstance(first := given_at(source), LEAF):
+            if value is not first and not equal(value, first):
+                raise ValueError(_ANOTHER.format(target=keystr(path), source=keystr(source)))
+            return _TIED
+        return _TIED if source is not None and not tree_flatten(left) else left
+
+    return rest(parameters, ())
+
+
+# What is not needed, because the tree has it elsewhere.
+_TIED: Any = object()
 
 
 def update_modules(module: N, modules: Any, strict: bool) -> N:
@@ -81,7 +121,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
             raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
         return current
 
-    new = dict(_replacements(module, modules, strict, new_leaf, "sub-module"))
+    new = dict(_replacements(module, modules, strict, new_leaf, _MODULE))
     return with_values(module, new)  # type: ignore[no-any-return]
 
 
@@ -114,6 +154,7 @@ def _may_stand_for_module(value: Any) -> bool:
 
 
 _DESCEND: Any = object()
+_MODULE = "sub-module"
 
 
 def _replacements(
@@ -134,14 +175,16 @@ def _replacements(
         target = [*named.values()] if numbered else named
     if isinstance(new, Mapping):
         # A module's own children, not MLX's view of them, so that what is kept is the same object.
-        there = (
-            [name for name, _ in items(target)] if isinstance(target, Node) else target if isinstance(target, Mapping) else ()
-        )
+        children: Any = target
+        there: Any = target if isinstance(target, Mapping) else ()
+        if isinstance(target, Node):  # a tied module may be named at either place, an array at its source
+            whole = dict(zip(target.__frostleaf__.children, children_in_fields(target), strict=True))
+            children = whole if what == _MODULE else children_of(target)
+            there = [name for name, each in children.items() if is_content(each)]
         for name in new:
             if strict and name not in there:
                 near = nearest(str(name), map(str, there))
                 raise ValueError(f'Module does not have {what} named "{name}"{at}{near}.')
-        children: Any = children_of(target) if isinstance(target, Node) else target
         pairs = [(name, value) for name, value in new.items() if name in there]
     elif isinstance(new, list | tuple) and isinstance(target, tuple | list):
         children = target

@@ -108,7 +108,8 @@ def filter_and_map(
 ) -> dict[str, Any]:
     """Filter and map the contents of a module. See :meth:`Module.filter_and_map`.
 
-    The functions see whole modules, with the array at each tied place; the result has a tied array at its source only.
+    The functions see whole modules, with the array at each tied place; the result has a tied array at its source only, and of a
+    module that is tied as a whole nothing but itself, where it is a leaf.
     """
     for name, function in ("filter_fn", filter_fn), ("is_leaf_fn", is_leaf_fn):
         if function is not None:
@@ -122,18 +123,22 @@ def filter_and_map(
 
     def inside(node: Node, path: Path) -> dict[str, Any]:
         tied.update(ties_in(node, path))
-        values = [(name, _as_mlx(getattr(node, name))) for name, _ in _contents(node)]
+        names = zip(node.__frostleaf__.children, children_in_fields(node), strict=True)
+        values = [(name, _as_mlx(value)) for name, value in names if is_content(value)]
         return {
             name: shown(node, _Key.of((name,)), value, (*path, name))
             for name, value in values
-            if (*path, name) not in tied and filter_fn(node, name, value)
+            if is_seen(value, (*path, name)) and filter_fn(node, name, value)
         }
+
+    def is_seen(value: Any, path: Path) -> bool:
+        return path not in tied or isinstance(value, Node)
 
     def shown(owner: Node, key: _Key, value: Any, path: Path) -> Any:
         if is_leaf_fn(owner, key, value):
             return map_fn(value)
         if isinstance(value, Node):
-            return inside(value, path)
+            return {} if path in tied else inside(value, path)
         if isinstance(value, dict):
             return {name: element(owner, _Key.of((*key.path, name)), child, (*path, name)) for name, child in value.items()}
         if isinstance(value, list):
@@ -141,7 +146,7 @@ def filter_and_map(
         raise RuntimeError(f"is_leaf_fn says that {key!r} is not a leaf, and {type(value).__name__} can't be looked into")
 
     def element(owner: Node, key: _Key, value: Any, path: Path) -> Any:
-        return shown(owner, key, value, path) if path not in tied and filter_fn(owner, key, value) else {}
+        return shown(owner, key, value, path) if is_seen(value, path) and filter_fn(owner, key, value) else {}
 
     return inside(module, ())
 

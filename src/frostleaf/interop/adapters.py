@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, SupportsIndex, TypeVar
 
 import mlx.core as mx
@@ -14,7 +13,7 @@ from ..core.arguments import require_bool
 from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.dropped import returns_copy
-from ..core.instance import Metadata
+from ..core.instance import Metadata, Ties, metadata_of
 from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import Structure, flat_of, specs_in
@@ -30,7 +29,7 @@ from ..nn.lora import LoRAEmbedding, LoRALinear
 from ..nn.quantized import QuantizedEmbedding, QuantizedLinear
 from ..transforms.eval_shape import eval_shape
 from ..tree.selecting import Where, matcher, require_found, search
-from ..tree.walk import Descend, field_level, rewrite
+from ..tree.walk import Descend, all_ties, at_path, rewrite, source_of
 from .layout import Wrapped
 from .tuner import SWITCHES, Adapt, fused, held_name, is_adapter, original_way, own_parts
 from .twins import mlx_class, native
@@ -75,7 +74,8 @@ def lora(
     Each layer that is selected, or that has an array which is, stands inside a :class:`frostleaf.nn.LoRALinear` or
     :class:`frostleaf.nn.LoRAEmbedding` afterwards; with ``dora`` inside a :class:`frostleaf.nn.DoRALinear` or
     :class:`frostleaf.nn.DoRAEmbedding`. Quantized layers may be adapted too (QLoRA). Adapters that are there already are as
-    trainable as they were. A layer that is tied stays so, by its new path.
+    trainable as they were. A layer that is tied stays so, by its new path. A net that stands at two
+    places as a whole is adapted once.
 
     In a model that :func:`frostleaf.from_mlx` made, layers of ``mlx.nn`` may be selected too, and mlx-lm's layers of experts,
     which its own code adapts. :func:`frostleaf.to_mlx` gives such a model back with the adapters of mlx-lm, where this is
@@ -167,7 +167,7 @@ def adapters_in(model: Any) -> dict[Path, Any]:
     [('layers', 0)]
     """
     modules = flat_of(model).structure.remember(_modules)
-    return {path: functools.reduce(_child, path, model) for path, kind, _ in modules if is_adapter(kind)}
+    return {path: at_path(model, path) for path, kind, _ in modules if is_adapter(kind)}
 
 
 def _modules(structure: Structure) -> tuple[tuple[Path, type, Metadata], ...]:
@@ -214,9 +214,10 @@ def _layers(model: Any, where: Where, dora: bool, adapters: Mapping[Path, Any]) 
     """Return the selected layers by their paths, each with the class that adapts it, in the order in which mlx-lm draws."""
     found = search(model, where)
     require_found(model, found)
+    ties = all_ties(model)
     layers: dict[Path, tuple[Any, Adapt]] = {}
-    for path, value in found.values.items():
-        holder, layer = _holder(model, path, value, adapters)
+    for path, value in {**found.values, **_tied_layers(model, where, ties)}.items():
+        holder, layer = _holder(model, path, value, adapters, ties)
         if holder not in layers:
             adapt = _way_for(layer, holder, path, dora)
             layers[holder] = (native(layer) if isinstance(layer, Wrapped) else None) or layer, adapt
@@ -226,21 +227,30 @@ def _layers(model: Any, where: Where, dora: bool, adapters: Mapping[Path, Any]) 
     return dict(sorted(layers.items(), key=lambda item: order.get(keystr(item[0]), len(order))))
 
 
-def _holder(model: Any, path: Path, value: Any, adapters: Mapping[Path, Any]) -> tuple[Path, Any]:
-    """Return the path and the module of a selected value: the adapter around it, itself, or the innermost that holds it."""
+def _tied_layers(model: Any, where: Where, ties: Collection[Path]) -> dict[Path, Any]:
+    """Return the layers that are tied as a whole and selected: as in MLX, each place of one gets an adapter."""
+    matches, found = matcher(where), {}
+    for target in ties:
+        layer = at_path(model, target)
+        if isinstance(layer, Node) and _ways(layer):
+            flat = flat_of(layer)
+            inside = zip(flat.structure.leaf_paths(), flat.leaves, strict=True)
+            if matches(target, layer) or any(matches((*target, *path), leaf) for path, leaf in inside):
+                found[target] = layer
+    return found
+
+
+def _holder(model: Any, path: Path, value: Any, adapters: Mapping[Path, Any], ties: Mapping[Path, Path]) -> tuple[Path, Any]:
+    """Return the path and the module of a selected value: the adapter around it, itself, or the innermost that holds it.
+
+    The path leads through no tied module.
+    """
+    while not isinstance(value, Node):
+        path = path[:-1]
+        value = at_path(model, path)
+    path = (*source_of(path[:-1], ties), *path[-1:])
     around = _first_part(path, adapters)
-    if around is not None:
-        return around, adapters[around]
-    holder = path, value
-    while not isinstance(holder[1], Node):
-        above = holder[0][:-1]
-        holder = above, functools.reduce(_child, above, model)
-    return holder
-
-
-def _child(value: Any, entry: Any) -> Any:
-    here = field_level(value)
-    return dict(zip(here.entries, here.children, strict=True)).get(entry) if here else None
+    return (path, value) if around is None else (around, adapters[around])
 
 
 _ADAPTED = (
@@ -317,13 +327,16 @@ def _with_layers(model: N, new: Mapping[Path, Any], moved: Callable[[Path, Path]
         moved: Called with the path of one and with that of an array from there, before; returns the array's path after.
     """
     modules = flat_of(model).structure.remember(_modules)
-    ties = {path: metadata.ties for path, _, metadata in modules if metadata.ties and _first_part(path, new) is None}
+    all_pairs = {path: metadata.ties for path, _, metadata in modules if metadata.ties and _first_part(path, new) is None}
+    ties = {path: moving for path, pairs in all_pairs.items() if (moving := _touched(path, pairs, new))}
     if not ties:
         return with_values(model, new)  # type: ignore[no-any-return]
     trained, freed = trained_paths(model), []
 
     def untied(path: Path, value: Any) -> Any:
-        return evolve(value, ties=()) if path in ties else value
+        return (
+            evolve(value, ties=tuple([pair for pair in all_pairs[path] if pair not in ties[path]])) if path in ties else value
+        )
 
     def after(holder: Path, place: Path) -> Path | None:
         path = (*holder, *place)
@@ -333,15 +346,27 @@ def _with_layers(model: N, new: Mapping[Path, Any], moved: Callable[[Path, Path]
 
     def tied(path: Path, value: Any) -> Any:
         kept = []
-        for pair in ties.get(path, ()):
+        for pair in _of_arrays(model, path, ties.get(path, ())):
             target, source = (after(path, place) for place in pair)
             if target and source and _is_same(value, target, source):
                 kept.append((target, source))
             elif target and (*path, *pair[1]) not in trained:
                 freed.append((*path, *target))
-        return evolve(value, ties=tuple(sorted(kept, key=str))) if kept else value
+        return evolve(value, ties=tuple(sorted([*metadata_of(value).ties, *kept], key=str))) if kept else value
 
     return with_frozen(rewrite(with_values(rewrite(model, leave=untied), new), leave=tied), freed, frozen=True)  # type: ignore[no-any-return]
+
+
+def _touched(holder: Path, pairs: Ties, new: Collection[Path]) -> Ties:
+    """Return those ties of a module at a path that lead into one of some layers, or to it."""
+    return tuple([pair for pair in pairs if any(_first_part((*holder, *place), new) is not None for place in pair)])
+
+
+def _of_arrays(model: Any, holder: Path, pairs: Ties) -> Iterator[tuple[Path, Path]]:
+    """Yield ties, and those of the arrays inside for one of modules."""
+    for target, source in pairs:
+        for inside in flat_of(at_path(model, (*holder, *source))).structure.leaf_paths():
+            yield (*target, *inside), (*source, *inside)
 
 
 def _first_part(path: Path, paths: Collection[Path]) -> Path | None:
@@ -351,5 +376,5 @@ def _first_part(path: Path, paths: Collection[Path]) -> Path | None:
 
 def _is_same(node: Any, target: Path, source: Path) -> bool:
     """Return whether one array stands at two paths."""
-    one, other = (functools.reduce(_child, path, node) for path in (target, source))
+    one, other = at_path(node, target), at_path(node, source)
     return isinstance(one, LEAF) and one is other

@@ -28,9 +28,9 @@ from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
 from .checkpointed import is_computed_again
-from .freezing import NOTHING, Before, Freezer, reaches
+from .freezing import NOTHING, Before, Freezer, handle_of, reaches
 from .layout import Wrapped, at, is_module
-from .live import Live, handle_of
+from .live import Live
 from .uncollected import Change, warn_of
 
 # Of the live module: what is to be done.
@@ -177,7 +177,7 @@ class _Lent:
             before = own.get(id(array))
             return handle_of(array) if before is None or id(array) in assigned else before
 
-        return Freezer(type(self._node).__class_for__, leaf, before, self.live.natives).tree(module)
+        return Freezer(type(self._node).__class_for__, leaf, before, self.live.nodes).tree(module)
 
     def _before(self, module: Any, name: str) -> Any:
         """Return the static value that a module had under a name when the call began."""

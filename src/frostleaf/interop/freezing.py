@@ -16,14 +16,14 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.hidden import PLAIN, inside_of, is_opaque
-from ..core.instance import Metadata, Ties
+from ..core.instance import Metadata, Ties, metadata_of
 from ..core.kept import COMPILED, Kept, Place, slots_of
 from ..core.pickling import is_importable
-from ..core.structure import flat_of
 from ..core.words import Path, keystr
 from ..transforms.checkpoint import checkpoint
+from ..tree.walk import at_path, source_of
 from .checkpointed import KEPT, WRAPPED, is_computed_again, plain_class
-from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom, is_module
+from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, Wrapped, is_atom, is_module
 from .natives import native_of
 from .twins import native
 
@@ -54,6 +54,7 @@ _OTHERS = (tuple, OrderedDict, defaultdict)
 # What equals another only if it is the same.
 _FUNCTIONS = (types.BuiltinFunctionType, type(mx.tanh), types.ModuleType)
 NOTHING: Any = object()
+handle_of: Any = mx.array.__copy__
 Before = Callable[[Any, str], Any]
 
 
@@ -65,7 +66,7 @@ class Freezer:
         leaf: Returns the leaf for an array.
         before: Returns the static value that a module had under a name before a call that may have left functions of its own
             there, such as a compiled one: they are left out.
-        natives: By the id of a module that stands for a native one, the native one, with anything in the place of arrays.
+        nodes: By the id of a module that stands for one of a tree, that one, with anything in the place of arrays.
     """
 
     def __init__(
@@ -73,17 +74,20 @@ class Freezer:
         class_for: Callable[[Layout], Any],
         leaf: Callable[[mx.array], mx.array],
         before: Before | None = None,
-        natives: Mapping[int, Any] = MappingProxyType({}),
+        nodes: Mapping[int, Any] = MappingProxyType({}),
     ) -> None:
-        self._natives = natives
+        self._nodes = nodes
         self._before = before
         self._class_for = class_for
         self._leaf = leaf
         self._open: dict[int, Path] = {}
         self._modules: dict[int, tuple[Path, Any]] = {}
-        self._arrays: dict[int, tuple[Path, mx.array]] = {}
+        self._arrays: dict[tuple[int, Path], mx.array] = {}
+        self._seen: set[int] = set()
+        self._declared: dict[Path, Path] = {}
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._memo: dict[Any, Any] = {}
+        # Of modules that have been put together: each place of one that is at another, the source, too.
         self._ties: list[tuple[Path, Path]] = []
         # Modules that nothing was known of where a value with them stood, and these places.
         self._others: list[tuple[Path, Any]] = []
@@ -96,7 +100,7 @@ class Freezer:
                 raise ValueError(
                     BESIDE.format(place=keystr(place), cls=_named(other), other=keystr(self._modules[id(other)][0]))
                 )
-        return evolve(node, ties=tuple(self._ties)) if self._ties else node
+        return node
 
     def node(self, module: Any, path: Path, template: Any = None) -> Any:
         """Return the tree of a module at a path.
@@ -104,7 +108,7 @@ class Freezer:
         Args:
             module: The module.
             path: The path.
-            template: The native module that it stood for, if it did, with anything in the place of arrays.
+            template: The module of a tree that it stood for, if it did, with anything in the place of arrays.
         """
         if is_computed_again(module):
             return checkpoint(self.inside(module, (*path, WRAPPED), template))
@@ -113,30 +117,29 @@ class Freezer:
     def inside(self, module: Any, path: Path, template: Any = None) -> Any:
         """As :meth:`node`, and if a module is computed again for its gradient the tree of the module itself."""
         if id(module) in self._modules:
-            return self._again(*self._modules[id(module)], path)
+            first, node = self._modules[id(module)]
+            self._ties.append((path, first))
+            return node
         if id(module) in self._open:
             raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
         if slot := next(slots_of(module), None):
             raise ValueError(SLOT.format(place=keystr((*path, slot[0])), cls=_named(module)))
         self._open[id(module)] = path
+        first_tie = len(self._ties)
         if template is None:
-            template = self._natives.get(id(module))
+            template = self._nodes.get(id(module))
         if hasattr(type(module), "__native_before__"):
             template = module.__native_before__()
+        declared = metadata_of(template).ties if template is not None else ()
+        self._declared.update(((*path, *target), (*path, *source)) for target, source in declared)
         node = None if template is None else native_of(template, module, self, path)
-        if node is None:
-            node = self._wrapped(module, path)
-            node = node if template is None else native(node) or node
+        was_native = node is None and template is not None and not isinstance(template, Wrapped)
+        node = self._wrapped(module, path) if node is None else node
+        node = self._tied(node, path, first_tie, declared)
+        node = (native(node) or node) if was_native else node
         del self._open[id(module)]
         self._modules[id(module)] = path, node
         return node
-
-    def within(self, ties: Ties, path: Path) -> Ties:
-        """Take the ties in a native module at a path out of those that were found, and return them: it keeps them itself."""
-        found = {((*path, *place), (*path, *source)): (place, source) for place, source in ties}
-        kept = tuple([found[tie] for tie in self._ties if tie in found])
-        self._ties = [tie for tie in self._ties if tie not in found]
-        return kept
 
     def _wrapped(self, module: Any, path: Path) -> Any:
         places: list[tuple[str, str]] = []
@@ -178,23 +181,44 @@ class Freezer:
         metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
         return kind.__frostleaf__.assemble(metadata, children)
 
-    def _again(self, first: Path, node: Any, path: Path) -> Any:
-        """Tie the arrays of a module that is at another place too."""
-        tied = dict(self._ties)
-        for inside in flat_of(node).structure.leaf_paths():
-            source = (*first, *inside)
-            self._ties.append(((*path, *inside), tied.get(source, source)))
+    def _tied(self, node: Any, path: Path, first: int, declared: Ties) -> Any:
+        """Tie what is the same at two places in the node at a path: modules, and arrays that were tied before."""
+        modules = self._ties_inside(path, first)
+        arrays = [tie for tie in declared if type(at_path(node, tie[0])) is mx.array]
+        arrays = [(target, source) for target, source in arrays if at_path(node, target) is at_path(node, source)]
+        if not (modules or arrays):
+            return node
+        node = evolve(node, ties=_sorted({*modules, *arrays}))
+        return self._with_public_sources(node, path) if modules else node
+
+    def _ties_inside(self, path: Path, first: int) -> Ties:
+        """Take out those of the last ties of which the module at a path holds both places."""
+        new = self._ties[first:]
+        inside = [tie for tie in new if tie[1][: len(path)] == path]
+        self._ties[first:] = [tie for tie in new if tie not in inside]
+        return _sorted((target[len(path) :], source[len(path) :]) for target, source in inside)
+
+    def _with_public_sources(self, node: Any, path: Path) -> Any:
+        """Let a source whose arrays are no parameters be the tied place, where another is one, which MLX trains."""
+        ties = metadata_of(node).ties
+        for target, source in sorted(ties, key=lambda tie: len(tie[1])):  # outer ones first
+            if not _is_public(node, source) and _is_public(node, target):
+                before, after = (*path, *source), (*path, *target)
+                self._ties = [(_moved(one, before, after), _moved(other, before, after)) for one, other in self._ties]
+                self._modules = {key: (_moved(at, before, after), of) for key, (at, of) in self._modules.items()}
+                pairs = [(_moved(one, source, target), _moved(other, source, target)) for one, other in ties]
+                ties = _sorted((source, target) if pair == (target, target) else pair for pair in pairs)
+                return self._with_public_sources(evolve(node, ties=ties), path)
         return node
 
     def array(self, array: mx.array, path: Path) -> mx.array:
-        """Return the leaf for an array at a path."""
-        first, leaf = self._arrays.setdefault(id(array), (path, array))
-        if first is not path:
-            self._ties.append((path, first))
-            return leaf
-        leaf = self._leaf(array)
-        self._arrays[id(array)] = path, leaf
-        return leaf
+        """Return the leaf for an array at a path: one for each place, as MLX trains them, but for tied ones."""
+        key = id(array), source_of(path, self._declared)
+        if key not in self._arrays:
+            is_first = id(array) not in self._seen
+            self._seen.add(id(array))
+            self._arrays[key] = self._leaf(array) if is_first else handle_of(array)
+        return self._arrays[key]
 
     def _child(self, value: Any, path: Path, inside: Path, others: list[tuple[Path, type]]) -> Any:
         """Return the child for a value at the path ``inside`` a module."""
@@ -260,6 +284,24 @@ class Freezer:
 def _frozen_names(names: set[str] | None, children: tuple[str, ...]) -> frozenset[str]:
     """Return the names of what is frozen. MLX notes others too, of which a module has nothing."""
     return frozenset([name for name in names if name.split(".")[0] in children]) if names else frozenset()
+
+
+def _sorted(ties: Iterable[tuple[Path, Path]]) -> Ties:
+    return tuple(sorted(ties, key=str))
+
+
+def _is_public(node: Any, path: Path) -> bool:
+    """Return whether arrays at and below a path in a node are parameters."""
+    value, public = node, True
+    for entry in path:
+        if isinstance(value, Node):
+            public = public and entry in value.__frostleaf__.parameters
+        value = at_path(value, (entry,))
+    return public
+
+
+def _moved(path: Path, before: Path, after: Path) -> Path:
+    return (*after, *path[len(before) :]) if path[: len(before)] == before else path
 
 
 def _named(module: Any, path: Path = ()) -> str:

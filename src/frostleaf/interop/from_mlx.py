@@ -9,9 +9,8 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.instance import Instance
 from ..core.kept import COMPILED
 from ..core.words import describe
-from .freezing import Freezer
+from .freezing import Freezer, handle_of
 from .layout import is_module
-from .live import handle_of
 from .surface import class_for
 
 NO_MODULE = "fl.from_mlx takes a module of mlx.nn, and was given {given}"
@@ -24,8 +23,10 @@ def from_mlx(module: MLXModule) -> Any:
     the module, and has its methods and attributes: the original code runs, in the original class. What code changes in a call
     is dropped, or comes back from :func:`frostleaf.stateful`. Neither the tree nor the module sees what is done to the other.
 
-    A module or an array at two places is one leaf, and the other place is tied to it. Arrays whose names begin with ``_`` are
-    leaves, and neither trained, cast nor saved. What hides behind one of the names of :class:`frostleaf.Module` is in ``.mlx``.
+    A module at two places is one: the other place is tied to the one whose arrays are trained, and an edit of either is made at
+    both. An array that is at two places by itself has two leaves, since MLX trains them apart from the first step on; to train
+    them as one, :meth:`Module.tie` them. Arrays whose names begin with ``_`` are leaves, and neither trained, cast nor saved.
+    What hides behind one of the names of :class:`frostleaf.Module` is in ``.mlx``.
 
     A layer of the tree is no instance of its class in MLX, which is its ``__mlx__``: select by that class
     (``model.at(nn.Linear)``), or ask ``issubclass(layer.__mlx__, nn.Linear)``.

@@ -14,9 +14,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module as MLXModule
 
+from ..core.containers import static_key
 from ..core.definition import Node
 from ..core.hidden import PLAIN
-from ..core.instance import children_in_fields, level_of, metadata_of
+from ..core.instance import Metadata, children_in_fields, level_of, metadata_of
 from ..core.kept import AT, COMPILED, Kept, is_watched, parts_of, state_of
 from ..core.levels import one_level
 from ..core.shapes import ShapeDtypeStruct
@@ -25,7 +26,9 @@ from ..core.words import Path, class_name, keystr
 from ..transforms import wrapping as function_trees
 from ..transforms.checkpoint import Checkpointed
 from ..transforms.jit.passing import Inputs
+from ..tree.walk import source_of
 from .checkpointed import WRAPPED, computed_again, held, is_computed_again
+from .freezing import handle_of
 from .layout import HIDDEN, STATIC, Layout, Wrapped, at
 from .running import Running, Trees, running_class
 from .twins import frozen_names, has_none, mlx_class, static_of_twin
@@ -33,9 +36,6 @@ from .twins import frozen_names, has_none, mlx_class, static_of_twin
 Put = Callable[[Any, Any], None]
 # Makes what stands at one place, of what is inside.
 Make = Callable[[], Any]
-
-handle_of: Any = mx.array.__copy__
-
 
 NO_PLACE = "{place} is a {kind}, and a module of mlx.nn has arrays in itself, in lists and in dicts only"
 CALLED_ANOTHER_WAY = (
@@ -70,7 +70,7 @@ class Live:
     Attributes:
         root: The module.
         paths: The path of each module in it, by its id.
-        natives: By its id, the native module that each twin stands for, with slots in the place of arrays.
+        nodes: By its id, the module of the tree that each stands for, with slots in the place of arrays.
         helpers: The ids of objects in its attributes, but for lists and dicts.
         own: The ids of all modules, objects, lists and dicts in it.
     """
@@ -79,7 +79,7 @@ class Live:
         self._structure = structure
         self._class_for = class_for
         self.paths: dict[int, Path] = {}
-        self.natives: dict[int, Node] = {}
+        self.nodes: dict[int, Node] = {}
         self.helpers: set[int] = set()
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
@@ -90,8 +90,10 @@ class Live:
         self._arrays: list[mx.array] = []
         self._memo: dict[Any, Any] = {}
         self._made: dict[Any, Any] = {}
+        self._ties: dict[Path, Path] = {}
         tree = unflatten(structure.spec, iter([Slot(number) for number in range(structure.num_leaves)]))
         self.root = self._module(tree, (), False)
+        self.paths = {number: source_of(path, self._ties) for number, path in self.paths.items()} if self._ties else self.paths
         self._saved = [_saved(holder) for holder in self._holders]
         # All that is in dicts and lists is looked through in one go, sets are compared.
         ordered = [each for each in self._holders if not isinstance(each, set)]
@@ -217,7 +219,7 @@ class Live:
     def _original(self, node: Wrapped, path: Path, tied: bool) -> MLXModule:
         layout: Layout = type(node).__layout__
         metadata, _ = level_of(node)
-        tied = tied or bool(metadata.ties)
+        tied = self._note_ties(metadata, path, tied)
         live, is_known = self._new(layout.kind, node, path, tied)
         if is_known:
             return live  # type: ignore[no-any-return]
@@ -249,7 +251,7 @@ class Live:
     def _twin(self, node: Any, path: Path, tied: bool) -> MLXModule:
         """Return the module for one that is not of MLX: of its twin's class, or one that runs its code."""
         metadata = metadata_of(node)
-        tied = tied or bool(metadata.ties)
+        tied = self._note_ties(metadata, path, tied)
         kind: Any = type(node)
         twin = mlx_class(kind)
         made, is_known = self._new(twin or running_class(kind), node, path, tied)
@@ -259,8 +261,6 @@ class Live:
         own["_no_grad"], own["_training"] = frozen_names(node), metadata.training
         if twin is None:
             self._keep(made, path)
-        else:
-            self.natives[id(made)] = node
         for holder in (made, own, own["_no_grad"]):
             self._hold(holder, path)
         for name, value in zip(node.__frostleaf__.children, children_in_fields(node), strict=True):
@@ -284,19 +284,25 @@ class Live:
         self._holders.append(holder)
         self._where.append(place)
 
+    def _note_ties(self, metadata: Metadata, path: Path, tied: bool) -> bool:
+        """Note the ties of a node at a path, and return whether it or what is around it has any."""
+        self._ties.update(((*path, *target), (*path, *source)) for target, source in metadata.ties)
+        return tied or bool(metadata.ties)
+
     def _new(self, kind: type, node: Any, path: Path, tied: bool) -> tuple[Any, bool]:
         """Return the module for a node, and whether it has been made for another place.
 
         A module at two places has the same arrays at both, and the same of everything else.
         """
-        numbers = (*_numbers(node),) if tied else ()
-        key = type(node), metadata_of(node), numbers
-        if numbers and key in self._made:
-            return self._made[key], True
-        live: Any = dict.__new__(kind)
-        self._made[key] = live
-        self.paths[id(live)] = path
-        return live, False
+        keys = (id(node), _key(node)) if tied and _has_arrays(node) else (id(node),)
+        live = next((self._made[key] for key in keys if key in self._made), None)
+        is_known = live is not None
+        if not is_known:
+            live = dict.__new__(kind)
+            self._made.update(dict.fromkeys(keys, live))
+            self.paths[id(live)] = path
+            self.nodes[id(live)] = node
+        return live, is_known
 
     def _fill_in(
         self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
@@ -310,7 +316,7 @@ class Live:
         elif isinstance(held(value), Node):
             module = self._module(held(value), (*path, *inside, WRAPPED), tied)
             if not is_computed_again(module):
-                computed_again(module, Trees(self._class_for, self.natives.get(id(module))))
+                computed_again(module, Trees(self._class_for, self.nodes.get(id(module))))
             put(key, module)
         elif type(value) is MappingProxyType:
             new: Any = kinds.get(inside, dict)()
@@ -380,18 +386,26 @@ def setter(holder: Any) -> Put:
     return holder.__setitem__ if type(holder) is list else dict.__setitem__.__get__(holder)
 
 
-def _numbers(value: Any) -> Iterator[int]:
-    """Yield the numbers of the leaves in a tree."""
+def _has_arrays(value: Any) -> bool:
+    value = value if held(value) is None else held(value)
+    if isinstance(value, Node):
+        value = children_in_fields(value)
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
+    return type(value) is Slot or any(map(_has_arrays, inside))
+
+
+def _key(value: Any) -> Any:
+    """Return what tells a tree from others of which the leaves have other numbers, or anything else is different."""
     if type(value) is Slot:
-        yield value.number
-    elif isinstance(held(value), Node):
-        yield from _numbers(held(value))
-    elif isinstance(value, Node):
-        for each in children_in_fields(value):
-            yield from _numbers(each)
-    elif isinstance(value, tuple | Mapping):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _numbers(each)
+        return Slot, value.number
+    if isinstance(held(value), Node):
+        return Checkpointed, _key(held(value))
+    if isinstance(value, Node):
+        return type(value), metadata_of(value), _key(children_in_fields(value))
+    if isinstance(value, tuple | Mapping):
+        inside = value.values() if isinstance(value, Mapping) else value
+        return type(value), tuple(value) if isinstance(value, Mapping) else (), tuple(map(_key, inside))
+    return static_key(value)
 
 
 def module_of(tree: Node, class_for: Callable[[Layout], Any]) -> Any:

@@ -11,7 +11,7 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.construction import evolve
 from ..core.definition import Node
-from ..core.instance import Metadata, Ties, level_of
+from ..core.instance import Metadata, level_of
 from ..core.words import Path
 from .checkpointed import KEPT, held, plain_class
 from .layout import Wrapped, is_module
@@ -31,12 +31,9 @@ class Freezer(Protocol):
     def node(self, module: MLXModule, path: Path, template: Any = None) -> Any:
         """Return the tree of a module."""
 
-    def within(self, ties: Ties, path: Path) -> Ties:
-        """Return those of the ties in a module at a path that still hold."""
-
 
 def native_of(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
-    """Return the native module that ``live`` stands for, or ``None`` if it has become another.
+    """Return the native module that ``live`` stands for, without its ties, or ``None`` if it has become another.
 
     Args:
         template: The native module that it stood for, with anything in the place of arrays.
@@ -63,7 +60,7 @@ def native_of(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
     if runs:
         set_now = {name: own.get(name, value) for name, value in metadata.static.items()}
         node = evolve(node, {name: value for name, value in set_now.items() if not _equal(value, metadata.static[name])})
-    return evolve(node, ties=freezer.within(metadata.ties, path)) if metadata.ties else node
+    return node
 
 
 def _is_set_as(template: Any, live: Any) -> bool:
@@ -84,7 +81,7 @@ def _again(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
     if type(live) is mx.array:
         return freezer.array(live, path)
     if is_module(live):
-        stood = held(template) or template
+        stood = template if held(template) is None else held(template)
         return freezer.node(live, path, stood if isinstance(stood, Node) else None)
     if isinstance(live, list | tuple):
         known = template if isinstance(template, tuple) and len(template) == len(live) else (None,) * len(live)

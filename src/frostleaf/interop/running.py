@@ -14,10 +14,12 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core import fields
 from ..core.definition import Node
-from ..core.instance import field_values, metadata_of
+from ..core.instance import Metadata, children_in_fields, field_values, metadata_of
+from ..core.kept import Kept
 from ..core.levels import one_level
-from ..core.structure import Structure, flat_of, unflatten
+from ..core.structure import Structure, flat_of, specs_in, unflatten
 from ..transforms.stateful import stateful
+from .checkpointed import WRAPPED
 from .freezing import Freezer
 from .layout import Layout, Wrapped
 
@@ -79,7 +81,7 @@ class Trees:
 
     Args:
         class_for: Returns the class of a layout.
-        template: The native module that it stands for, if it does, with anything in the place of arrays.
+        template: The module of a tree that it stands for, if it does, with anything in the place of arrays.
     """
 
     def __init__(self, class_for: Callable[[Layout], Any], template: Any = None) -> None:
@@ -136,9 +138,12 @@ def _made(live: MLXModule, tree: Any) -> _Made | None:
     flat = flat_of(tree)
     views = [dict.values(each) if isinstance(each, dict) else each for each in _holders(live)[2:]]
     values = _values(live, views)
-    places = {id(value): place for place, value in enumerate(values) if type(value) is mx.array}
-    if {*places} != {*map(id, flat.leaves)} or len(places) < len(flat.leaves):
+    arrays = [(id(value), place) for place, value in enumerate(values) if type(value) is mx.array]
+    places = dict(arrays)
+    if {*places} != {*map(id, flat.leaves)} or len(arrays) > len(places) or len(places) < len(flat.leaves):
         return None  # some are tied, or in no tree
+    if flat.structure.remember(_has_objects):
+        return None  # which may change in place
     found = [places[id(leaf)] for leaf in flat.leaves]
     blank = [*found, *[place for place, value in enumerate(values) if type(value) is Trees]]
     for place in blank:
@@ -155,6 +160,11 @@ def _holders(value: Any) -> list[Any]:
         if issubclass(type(each), dict | list):
             found += _holders(each)
     return found
+
+
+def _has_objects(structure: Structure) -> bool:
+    metadata = [spec[1] for _, spec in specs_in(structure) if type(spec) is tuple and type(spec[1]) is Metadata]
+    return any(type(value) is Kept for each in metadata for value in each.static.values())
 
 
 def _has_wrapped(structure: Structure) -> bool:
@@ -193,13 +203,27 @@ def _write(before: Any, after: Any, live: Any, make: Make) -> None:
 
 
 def _inside(live: Any, name: Any) -> Any:
+    if name == WRAPPED:
+        return live
     own = vars(live) if isinstance(live, MLXModule) else {}
     return own[name] if name in own else live[name] if isinstance(live, list) else dict.__getitem__(live, name)
 
 
 def _differ_only_inside(before: Any, after: Any) -> bool:
-    """Return whether two modules differ in nothing but their arrays and modules."""
-    return type(before) is type(after) and metadata_of(before) == metadata_of(after)
+    """Return whether two modules differ in nothing but the arrays in them and what modules in them have."""
+    if type(before) is not type(after) or metadata_of(before) != metadata_of(after):
+        return False
+    return all(map(_fits, children_in_fields(before), children_in_fields(after)))
+
+
+def _fits(old: Any, new: Any) -> bool:
+    """Return whether what stood for one value can stand for another, with other arrays and attributes."""
+    if isinstance(old, Wrapped) and isinstance(new, Wrapped):
+        return type(old).__mlx__ is type(new).__mlx__
+    here, there = one_level(old), one_level(new)
+    if here is None or there is None or isinstance(old, Node):
+        return here is there is None or type(old) is type(new)
+    return type(old) is type(new) and here[0].entries == there[0].entries and all(map(_fits, here[1], there[1]))
 
 
 def _become(live: Any, made: Any, before: Any, after: Any) -> None:

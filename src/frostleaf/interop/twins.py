@@ -147,8 +147,8 @@ def native(node: Wrapped) -> Module | None:
     static = _OTHER.get(name, _SAME).from_mlx({key: value for key, value in metadata.static.items() if key not in given})
     if static is None or {*static} != {*definition.static} or not {*given} <= {*definition.children}:
         return None
-    if metadata.ties or any(type(value) is Kept for value in (*static.values(), *given.values())):
+    if any(type(value) is Kept for value in (*static.values(), *given.values())):
         return None
     frozen = frozenset([each for each in metadata.frozen if each.split(".")[0] in definition.parameters])
-    new = Metadata({key: static[key] for key in definition.static}, metadata.training, frozen)
+    new = Metadata({key: static[key] for key in definition.static}, metadata.training, frozen, metadata.ties)
     return definition.assemble(new, [given.get(key) for key in definition.children])  # type: ignore[no-any-return]

@@ -13,11 +13,12 @@ import mlx.core as mx
 
 from ..core.definition import Node
 from ..core.shapes import ShapeDtypeStruct
-from ..core.sharing import with_leaves
+from ..core.sharing import has_ties, with_leaves
 from ..core.structure import flat_of
-from ..core.words import describe, listed, nearest
+from ..core.words import Path, describe, keystr, listed, nearest
 from ..edits.updating import persistent
-from ..tree.walk import tied_places
+from ..tree.comparison import equal
+from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
 from .atomic import atomic_write, require_path
 
@@ -32,6 +33,7 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     """Return the module with its parameters read from files or a list of pairs. See :meth:`Module.load_weights`."""
     weights, origins = _rename(_read(file_or_weights), rename)
     current = _named_parameters(module)
+    weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
     for name, value in new.items():
         if not isinstance(value, mx.array):
@@ -62,6 +64,7 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
     in_shards = max_shard_bytes is not None or os.path.isdir(name) or name.endswith(os.sep)
     ending = "" if in_shards else formats.ending_of(name, ", with a slash at the end if it is to be made")
     arrays = _named_parameters(module)
+    arrays |= {target: arrays[source] for target, source in _tied_names(module).items() if source in arrays}
     for parameter, array in arrays.items():
         if isinstance(array, ShapeDtypeStruct):
             raise ValueError(f"can't save {parameter}, which is a ShapeDtypeStruct and has no numbers")
@@ -142,6 +145,35 @@ def _named_parameters(module: Node) -> dict[str, mx.array]:
     if len(named) < len(pairs):
         raise ValueError(_SAME_NAME.format(name=Counter(name for name, _ in pairs).most_common(1)[0][0]))
     return named
+
+
+def _tied_names(module: Node) -> dict[str, str]:
+    """Map the names that MLX has for arrays at several places, and the tree has not, to those that the tree has."""
+    if not flat_of(module).structure.remember(has_ties):
+        return {}
+    ties = tied_leaves(module, of_mlx=True)
+    return {keystr(target): keystr(source) for target, source in ties.items() if _is_saved(module, target)}
+
+
+def _is_saved(tree: Any, path: Path) -> bool:
+    """Return whether what is at a path is saved with the parameters."""
+    for length, entry in enumerate(path):
+        holder = at_path(tree, path[:length])
+        if isinstance(holder, Node) and entry not in holder.__frostleaf__.persistent:
+            return False
+    return True
+
+
+def _without_tied(module: Node, weights: dict[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what a file of MLX has under a second name, where it is the same as under the first."""
+    ties = _tied_names(module) if weights.keys() - current.keys() else {}
+    same = {name for name, source in ties.items() if name in weights and source in weights and _is_same(weights, name, source)}
+    return {name: value for name, value in weights.items() if name not in same}
+
+
+def _is_same(weights: Mapping[str, Any], name: str, source: str) -> bool:
+    value, other = weights[name], weights[source]
+    return value is other or (isinstance(value, mx.array) and isinstance(other, mx.array) and equal(value, other))
 
 
 _NOT_SAVED = (

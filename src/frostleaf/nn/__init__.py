@@ -118,6 +118,12 @@ else:
             "transformer": "Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder TransformerEncoderLayer",
             "upsample": "Upsample",
         },
+        instead={
+            "Module": "fl.Module",
+            "checkpoint": "fl.checkpoint(fn)",
+            "quantize": "fl.quantize(model, ...)",
+            "value_and_grad": "fl.value_and_grad(fn)(model, ...)",
+        },
     )
 
 __all__ = [

@@ -40,6 +40,16 @@ else:
             "scaling": "DynamicLossScale StaticLossScale",
             "skipping": "SkipNonfinite SkipState all_finite skip_nonfinite",
         },
+        instead={
+            "MultiSteps": "fl.optim.accumulate(optimizer, n)",
+            "adam": "fl.optim.Adam(...)",
+            "adamw": "fl.optim.AdamW(...)",
+            "apply_if_finite": "fl.optim.skip_nonfinite(optimizer)",
+            "clip": "fl.optim.clip_by_value(...)",
+            "cosine_decay_schedule": "fl.optim.cosine_decay(...)",
+            "multi_transform": "fl.optim.multi({where: optimizer})",
+            "sgd": "fl.optim.SGD(...)",
+        },
     )
 
 __all__ = [

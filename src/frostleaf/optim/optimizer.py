@@ -162,7 +162,8 @@ class Optimizer(Node):
         MLX computes them when they are needed. ``fl.eval(model, state)`` computes them now; ``mx.eval`` can't look into them.
 
         Args:
-            model: The tree that ``state`` was made for.
+            model: The tree that ``state`` was made for. It comes first: gradients have the class of their model, so that the
+                two in the order of Optax go unnoticed unless something is frozen, and the gradients are what is updated.
             grads: Its gradients, as :func:`frostleaf.grad` returns them: an array for each trainable leaf, ``None`` elsewhere.
                 For a packed model, the gradients of the unpacked model. A dict of them, by the names of
                 ``model.parameters()`` as in MLX, is given as ``model.update(grads)``.
@@ -173,9 +174,8 @@ class Optimizer(Node):
             The model, with the dtypes it had, and the state.
 
         Raises:
-            TypeError: If ``state`` is not the state of such an optimizer.
-            ValueError: If the gradients or the state don't belong to the model, or the state is for another rule; the message
-                names paths.
+            TypeError: If ``state`` is not the state of such an optimizer, or is for another rule.
+            ValueError: If the gradients or the state don't belong to the model; the message names paths.
 
         Warns:
             OtherHyperparametersWarning: If the state was made with another learning rate than this optimizer. A compiled step

@@ -37,6 +37,8 @@ def checkpoint(fn: Callable[P, R]) -> Checkpointed[P, R]:
     is a method of, and in the closure and the defaults of ``fn``, and of functions and partial functions in these. Arrays that
     it reaches in another way, such as global variables, are constants.
 
+    ``mx.checkpoint`` sees arrays only: the gradients of a model of ours that it is given are zero.
+
     Inside :func:`vmap`, which MLX can't combine with this, and inside :func:`stateful` nothing is computed again.
 
     Args:

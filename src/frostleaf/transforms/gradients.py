@@ -11,8 +11,8 @@ import mlx.core as mx
 
 from ..core.shapes import require_no_shapes
 from ..core.structure import Structure, unflatten_late
-from ..core.words import describe, function_name
-from ..edits.freezing import gradient_structure, trainable
+from ..core.words import FROZEN_MARK, describe, function_name
+from ..edits.freezing import frozen_leaves, gradient_structure, trainable
 from ..tree.functions import flatten, unflatten
 from .binding import unbind
 from .context import differentiating
@@ -240,11 +240,14 @@ def take_apart(tree: Any) -> Differentiated:
 
 def found_in(given: Differentiated) -> str:
     """List the paths, dtypes and shapes of the first arrays of an argument, for a message."""
-    named = [*zip(given.structure.leaf_names(), given.leaves, strict=True)][:8]
-    found = ", ".join(f"{path or '(the argument)'} {describe(leaf)}" for path, leaf in named) or "no array"
-    return found + ", ..." * (len(given.leaves) > 8)
+    marks = given.structure.remember(frozen_leaves)
+    named = [*zip(given.structure.leaf_names(), marks, given.leaves, strict=True)][:8]
+    shown = [f"{path or '(the argument)'} {FROZEN_MARK * mark}{describe(leaf)}" for path, mark, leaf in named]
+    found = (", ".join(shown) or "no array") + ", ..." * (len(given.leaves) > 8)
+    return found + THAW * any(marks)
 
 
+THAW = f". {FROZEN_MARK} is frozen: write model.unfreeze(), or model.at(where).unfreeze() for a part"
 NOTHING_TRAINABLE = (
     "argument {number} of {fn} has nothing to differentiate: it needs an array of a floating-point dtype that is neither "
     "frozen nor a buffer, and has {found}"

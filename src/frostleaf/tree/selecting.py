@@ -20,7 +20,7 @@ from ..core.leaves import leaf_spans
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, level_of_caller, nearest, nearest_paths
-from .walk import Descend, all_ties, field_level, nodes_in, rewrite, ties_in
+from .walk import Descend, field_level, nodes_in, rewrite, tied_leaves, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
 Matcher = Callable[[Path, Any], bool]
@@ -46,7 +46,7 @@ def matcher(where: Where) -> Matcher:
     if is_path(where):
         return lambda path, value: bool(path) and keystr(path) == where
     if isinstance(where, str):
-        matches = _glob(where)
+        matches = matches_glob(where)
         # The root has no name, so only "**" selects it, where it is an array.
         if where.split(".")[-1] == "**":
             return lambda path, value: isinstance(value, LEAF) and matches(path)
@@ -159,6 +159,11 @@ def search(tree: Any, where: Where) -> Found:
         return Descend
 
     rewrite(tree, enter)
+    for name in sorted(missing_paths, key=len):  # which may lead through the other place of a module, where no walk goes
+        for path, value in places(tree, name):
+            missing_paths.discard(name)
+            if not _is_inside(path, selected):
+                selected[path] = value
     missing = [
         part for number, part in enumerate(parts) if number in missing_others or (is_path(part) and part in missing_paths)
     ]
@@ -240,7 +245,7 @@ def require_found(tree: Any, found: Found) -> None:
     if where == "":
         suggestion = ", which has no path itself: edit it by its own methods, or select all its arrays by '**'"
     elif isinstance(where, str):
-        tied = _tied_only(tree, where, all_ties(tree))
+        tied = _tied_only(tree, where, tied_leaves(tree))
         if tied is not None:
             raise LookupError(f"{tied[0]!r} is tied to {tied[1]!r}: select that, and the edit is made at both places")
         numbered = _numbered(tree, where)
@@ -301,7 +306,7 @@ def require_no_alias(tree: Any, where: Where) -> None:
     Raises:
         ValueError: If all its places are tied, with the source of one, or if it has fields of named tuples by their names.
     """
-    ties = all_ties(tree)
+    ties = tied_leaves(tree)
     there = _names_there(tree)
     for part in _parts(where):
         by_name_or_class = isinstance(part, str | type)  # a predicate is asked about arrays where they are
@@ -328,7 +333,7 @@ def _tied_only(tree: Any, where: Where, ties: Mapping[Path, Path]) -> tuple[str,
     if not ties or any(mask(tree, where)):
         return None
     selected = search(tree, where).values
-    matches = _glob(where) if isinstance(where, str) else lambda names: False
+    matches = matches_glob(where) if isinstance(where, str) else lambda names: False
     return next(
         (
             (keystr(target), keystr(source))
@@ -341,7 +346,7 @@ def _tied_only(tree: Any, where: Where, ties: Mapping[Path, Path]) -> tuple[str,
 
 def _numbered(tree: Any, where: str) -> tuple[str, str] | None:
     """Return the name of a place that ``where`` would select if fields of named tuples went by their names, and its path."""
-    matches = _glob(where)
+    matches = matches_glob(where)
     holders: dict[Path, Any] = {}
     names: dict[Path, Path] = {}
     found: list[tuple[str, str]] = []
@@ -366,7 +371,7 @@ def covers(where: Where, other: Where) -> bool:
     """
     globs = [part for part in _parts(where) if isinstance(part, str)]
     return "**" in globs or all(
-        is_path(part) and any(_glob(glob)(tuple(part.split("."))) for glob in globs) for part in _parts(other)
+        is_path(part) and any(matches_glob(glob)(tuple(part.split("."))) for glob in globs) for part in _parts(other)
     )
 
 
@@ -393,7 +398,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _glob(glob: str) -> Callable[[Path], bool]:
+def matches_glob(glob: str) -> Callable[[Path], bool]:
     """Return the function of a path that says whether a glob matches it. A key with dots in it is several names.
 
     It follows all ways to match at once, name by name, so that the time is at most the product of the two lengths. It goes on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..core.construction import evolve
@@ -10,6 +10,7 @@ from ..core.definition import Node
 from ..core.depth import tells_depth
 from ..core.instance import field_values, metadata_of
 from ..core.levels import Level, tree_level
+from ..core.shapes import LEAF
 from ..core.words import Path, keystr
 
 
@@ -40,7 +41,7 @@ def rewrite(
 ) -> Any:
     """Walk a tree and replace values; whatever holds no replaced value stays the same object.
 
-    A tied array is visited once, at its source.
+    A tied array or module is visited once, at its source.
 
     Args:
         value: The tree.
@@ -62,7 +63,7 @@ def _rewrite(
     convert: bool,
     tied: frozenset[Path],
 ) -> Any:
-    if tied and path in tied and not isinstance(value, Node):
+    if tied and path in tied:
         return value
     if enter is not None:
         replacement = enter(path, value)
@@ -99,12 +100,15 @@ def ties_in(value: Any, path: Path = ()) -> frozenset[Path]:
     return frozenset((*path, *target) for target, _ in ties)
 
 
-def all_ties(tree: Any) -> dict[Path, Path]:
-    """Map each tied place in a tree to its source, both as paths from the root."""
+def all_ties(tree: Any, of_mlx: bool = False) -> dict[Path, Path]:
+    """Map each tied place in a tree to its source, both as paths from the root.
+
+    With ``of_mlx`` only those in modules that stand for ones of MLX, which have the arrays under both names.
+    """
     found: dict[Path, Path] = {}
 
     def enter(path: Path, value: Any) -> Any:
-        if isinstance(value, Node):
+        if isinstance(value, Node) and (not of_mlx or hasattr(type(value), "__mlx__")):
             found.update(((*path, *target), (*path, *source)) for target, source in metadata_of(value).ties)
         return Descend
 
@@ -112,6 +116,41 @@ def all_ties(tree: Any) -> dict[Path, Path]:
     return found
 
 
+def tied_leaves(tree: Any, of_mlx: bool = False) -> dict[Path, Path]:
+    """As :func:`all_ties`, with each array in a tied module as well. A source is never tied itself."""
+    found = all_ties(tree, of_mlx)
+    for target, source in [*found.items()]:
+        value = at_path(tree, source)
+        inside = _places_of_leaves(value) if isinstance(value, Node) else ()
+        found.update(((*target, *path), (*source, *path)) for path in inside)
+    return {target: source_of(source, found) for target, source in found.items()}
+
+
+def source_of(path: Path, ties: Mapping[Path, Path]) -> Path:
+    """Return the path of the same place that leads through no tied one."""
+    for length in range(1, len(path) + 1):
+        if path[:length] in ties:
+            return source_of((*ties[path[:length]], *path[length:]), ties)
+    return path
+
+
+def at_path(tree: Any, path: Path) -> Any:
+    """Return what is at a path in all fields of modules, ``None`` if it leads nowhere."""
+    for entry in path:
+        here = field_level(tree)
+        tree = dict(zip(here.entries, here.children, strict=True)).get(entry) if here else None
+    return tree
+
+
+def _places_of_leaves(value: Any) -> Iterator[Path]:
+    """Yield the paths of all arrays, at their tied places too."""
+    if isinstance(value, LEAF):
+        yield ()
+    here = None if isinstance(value, LEAF) else field_level(value)
+    for entry, child in zip(here.entries, here.children, strict=True) if here else ():
+        yield from [(entry, *path) for path in _places_of_leaves(child)]
+
+
 def tied_places(tree: Any) -> dict[str, str]:
-    """Map each tied place in a tree to its source, both as dotted paths."""
-    return {keystr(target): keystr(source) for target, source in all_ties(tree).items()}
+    """As :func:`tied_leaves`, with dotted paths."""
+    return {keystr(target): keystr(source) for target, source in tied_leaves(tree).items()}
