@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import re
 import subprocess
 import sys
 import time
@@ -155,8 +156,8 @@ TREES = [
 def test_sizes_are_those_of_the_tree(tree: Any) -> None:
     leaves = fl.tree.leaves(tree)
     sizes = outline(tree).sizes
-    assert sizes.numbers == fl.tree.size(tree)
-    assert sizes.nbytes == sum(leaf.nbytes for leaf in leaves)  # fl.tree.nbytes takes an array at two places once
+    assert sizes.numbers == sum({id(leaf): leaf.size for leaf in leaves}.values())  # the rate is at two places
+    assert sizes.nbytes == fl.tree.nbytes(tree)
     assert sizes.trained == sum(leaf.size for leaf, trains in zip(leaves, trainable(tree), strict=True) if trains)
     assert outline(tree).dtypes == {leaf.dtype for leaf in leaves}
 
@@ -397,3 +398,16 @@ def test_nothing_of_this_is_imported_before_it_is_used() -> None:
         "assert 'treescope' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _net_twice(count: int) -> fl.Module:
+    layer = fl.nn.Linear(4, 4)
+    return fl.nn.Sequential(*[layer] * count)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_an_array_at_several_places_counts_once(count: int) -> None:
+    page = _net_twice(count)._repr_html_()
+    assert "20 numbers" in page
+    assert f"{20 * count} numbers" not in page
+    assert re.search(r"<em[^>]*>([^<]*)", page)[1] == "80 B"

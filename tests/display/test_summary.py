@@ -112,6 +112,30 @@ def test_a_module_is_known_however_it_is_called(how: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "how",
+    [
+        lambda self, x: fl.Policy(compute_dtype=mx.bfloat16).wrap(lambda layer, x: layer(x))(self.layer, x),
+        lambda self, x: self.layer.astype(mx.bfloat16)(x),
+        lambda self, x: self.astype(mx.bfloat16).layer(x),
+        lambda self, x: fl.tree.map(lambda array: array * 2, self.layer)(x),
+        lambda self, x: fl.grad(lambda layer: layer(x).sum())(self.layer).parameters(),
+    ],
+    ids=["policy", "cast", "cast of all", "map", "grad"],
+)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["native", "wrapped"])
+def test_a_module_with_arrays_of_its_own_is_not_said_to_be_not_called(how: Any, wrapped: bool) -> None:
+    layer = fl.from_mlx(nn.Linear(4, 4)) if wrapped else fl.nn.Linear(4, 4)
+    found = rows(Call(layer, how), X)
+    assert "not called" not in found["layer"].output
+
+
+def test_others_are_still_not_called() -> None:
+    model = Call({"a": fl.nn.Linear(4, 2), "b": fl.nn.RMSNorm(4)}, lambda self, x: self.layer["a"].astype(mx.float16)(x))
+    found = rows(model, X)
+    assert (found["layer.a"].output, found["layer.b"].output) == ("", "not called")
+
+
+@pytest.mark.parametrize(
     "around", [fl.jit, fl.checkpoint, lambda model: fl.jit(model.encode)], ids=["jit", "checkpoint", "method"]
 )
 def test_what_a_transformation_made_of_a_model(around: Any) -> None:
@@ -266,6 +290,24 @@ def test_weights_of_quantized_layers(bits: int, native: bool) -> None:
     assert "quantized" not in repr(fl.summary(tree, where="layers.1"))
 
 
+@pytest.mark.parametrize("names", [("target", "online"), ("online", "target")])
+def test_what_is_frozen_at_one_place_and_trained_at_another_is_trained(names: tuple[str, str]) -> None:
+    online = fl.nn.Linear(4, 4)
+    models = {"target": online.freeze(), "online": online}
+    found = fl.summary({name: models[name] for name in names})
+    assert (found.parameters, found.trainable, found.frozen) == (20, 20, 0)
+    assert {(row.parameters, row.trainable) for row in found.rows} == {(20, 20)}
+
+
+@pytest.mark.parametrize(("dtype", "frozen"), [(mx.complex64, 0), (mx.int32, 0), (mx.bool_, 0), (mx.float32, 4)])
+def test_what_no_optimizer_trains_is_not_frozen(dtype: mx.Dtype, frozen: int) -> None:
+    layer = fl.nn.Linear(4, 4).at("bias").apply(lambda bias: bias.astype(dtype))
+    layer = layer.freeze(keys="bias") if frozen else layer
+    found = fl.summary(layer)
+    assert (found.parameters, found.trainable, found.frozen) == (20, 16, frozen)
+    assert (f"{frozen} frozen, 4 of other dtypes)" in repr(found)) == (not frozen)
+
+
 def test_the_state_of_an_optimizer_by_slot() -> None:
     state = fl.optim.AdamW(1e-3).init(fl.nn.Linear(4, 2))
     found = fl.summary(state)
@@ -398,7 +440,7 @@ def test_rows_that_are_alike_are_printed_once() -> None:
 @pytest.mark.parametrize("columns", [10, 40, 60, 80, 200])
 def test_lines_are_as_wide_as_the_terminal_at_most(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    lines = repr(fl.summary(Net(), X)).split("\n")
+    lines = repr(fl.summary(Net().at("spare").freeze(), X)).split("\n")
     assert max(map(len, lines)) <= columns
     assert ("bytes" in lines[0]) == (columns > 10)
     assert ("trainable" in lines[0], "output" in lines[0]) == (columns > 50, columns > 50)
@@ -427,3 +469,19 @@ def test_every_layer_returns_what_eval_shape_says(name: str, wrapped: bool) -> N
     assert found.rows[0].outputs == (returned,)
     assert found.nbytes == fl.tree.nbytes(layer)
     assert all(row.calls for row in found.rows if row.path.endswith("proj"))
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_other_columns_are_left_out_before_a_path_is_cut(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    model = fl.nn.TransformerEncoder(2, 4, 2)
+    lines = repr(fl.summary(model, fl.ShapeDtypeStruct((1, 2, 4)), None)).split("\n")
+    assert "trainable" not in lines[0]
+    assert not any("…" in line[:24] for line in lines)
+    assert any(line.startswith("      query_proj ") for line in lines)
+
+
+def test_wide_characters_take_two_places() -> None:
+    lines = repr(fl.summary({"層": fl.nn.Linear(2, 2), "é\u0301": fl.nn.Linear(2, 2), "x": fl.nn.Linear(2, 2)})).split("\n")
+    places = [line.index("Linear") for line in lines[3:6]]
+    assert places == [places[2] - 1, places[2] + 1, places[2]]

@@ -341,3 +341,38 @@ def test_a_state_shows_what_is_alike_once() -> None:
 def test_names_that_differ_in_an_index_are_shown_once(values: Any, shown: str | None) -> None:
     text = repr(Linear(None, values))
     assert "×" not in text if shown is None else f"bias={shown}" in text
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: {f"word {n}": n for n in range(50_000)}, lambda: tuple(range(100_000))], ids=["dict", "tuple"]
+)
+def test_a_large_static_container_is_cut(make: Any) -> None:
+    class Words(fl.Module):
+        words: Any = fl.static()
+        weight: Any
+
+    shown = repr(Words(make(), mx.zeros(3)))
+    assert len(shown) < 4_000
+    assert f"... and {len(make()) - 100:,} more" in shown
+    assert "weight=f32[3]" in shown
+
+
+def test_a_long_name_and_a_long_number_are_cut() -> None:
+    class Large(fl.Module):
+        number: int = fl.static()
+        arrays: Any
+
+    model = Large(10**6_000, {"k" * 10_000: mx.zeros(3)})
+    assert len(repr(model)) < 400
+    assert "int of 19,932 bits" in repr(model)
+    assert "int of 19,932 bits" in model._repr_html_()
+    assert len(repr(fl.tree.diff(model, model.astype(mx.float16)))) < 300
+
+
+@pytest.mark.parametrize(
+    "show", [fl.summary, lambda tree: fl.tree.diff(tree, fl.tree.map(lambda leaf: leaf.astype(mx.float16), tree))]
+)
+def test_control_characters_of_names_are_shown_as_python_writes_them(show: Any) -> None:
+    shown = repr(show({"\x1b[31mred\nline": fl.nn.Linear(2, 2)}))
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred\\nline" in shown

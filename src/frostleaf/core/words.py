@@ -24,6 +24,7 @@ PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 FROZEN_MARK = "❄"
 
 _LONGEST = 80
+_LONGEST_NAME = 200
 _FIRST = 8
 _MOST = 200
 _BRACKETS: dict[type, tuple[str, str]] = {
@@ -51,7 +52,10 @@ def describe(value: Any, depth: int = 2) -> str:
     ('bf16[2,3]', 'tanh', "{'a': [i32[], 3]}")
     """
     if isinstance(value, bool | int | float | str | None):
-        return _shortened(repr(value))
+        try:
+            return _shortened(repr(value))
+        except ValueError:  # of so many digits that Python doesn't write them
+            return f"{type(value).__name__} of {int(value or 0).bit_length():,} bits"
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if isinstance(name, str):
         # Each of MLX's schedules is called "schedule", so a closure goes by the name of the function that made it.
@@ -118,6 +122,17 @@ def _(value: Any, depth: int = 2) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def in_a_line(name: str) -> str:
+    """Return a name as a line of text shows it: control characters as Python writes them, and the end of a long one left out.
+
+    >>> in_a_line("a" + chr(27) + "[31mred"), len(in_a_line("long" * 1_000))
+    ('a\\x1b[31mred', 200)
+    """
+    if not name.isprintable():
+        name = "".join([each if each.isprintable() else repr(each)[1:-1] for each in name])
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
 
 
 def shape_and_dtype(shape: Iterable[object], dtype: mx.Dtype) -> str:

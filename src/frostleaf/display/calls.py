@@ -28,7 +28,8 @@ from ..transforms.wrapping import RUNS_LATER, require_runs_when_called
 from ..tree.walk import Descend, rewrite
 
 # For each module that was called, by path: what each call returned, with a shape for each array; None if there was none.
-Calls = dict[Path, list[Any]]
+# None for a module of which nobody knows whether it was called.
+Calls = dict[Path, list[Any] | None]
 
 WENT_WRONG = "\n\nThis was in {place}, a {cls}{given}."
 
@@ -72,7 +73,7 @@ def calls_in(fn: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: 
     except Exception as error:
         watched.explain(error)
         raise
-    return watched.calls
+    return {**watched.calls, **dict.fromkeys(watched.unknown())}
 
 
 def bound_to(fn: Any) -> tuple[Callable[..., Any] | None, Any]:
@@ -91,13 +92,15 @@ class Watched:
     """
 
     def __init__(self) -> None:
-        self.calls: Calls = {}
+        self.calls: dict[Path, list[Any]] = {}
+        self._strangers: set[Any] = set()  # the kinds of those that were called and are nowhere in the tree
         self._paths: dict[int, Path] = {}
         self._kept: list[Any] = []  # so that no id is used again
         self._by_leaves: dict[Any, Path] = {}
         self._classes: set[type] = set()
         self._codes: set[CodeType] = set()
         self._running: dict[FrameType, Path] = {}
+        self._places: list[tuple[Path, Node]] = []
 
     def _add(self, tree: Any, above: Path) -> None:
         for path, module in modules_in(tree):
@@ -114,12 +117,14 @@ class Watched:
     def add_live(self, node: Any, root: Any, paths: dict[int, Path]) -> None:
         """Watch the modules of MLX, by id, in which the code of a wrapped module runs."""
         above = self._path(node)
-        if above is not None:
-            self._paths.update({number: (*above, *path) for number, path in paths.items()})
-            self._kept.append(root)
-            modules: Any = MLXModule.modules
-            for module in modules(root):  # of which those that stand for native ones have other classes than these
-                self._add_class(type(module))
+        if above is None:
+            self._strangers.update(_kind(module) for _, module in modules_in(node))
+            return
+        self._paths.update({number: (*above, *path) for number, path in paths.items()})
+        self._kept.append(root)
+        modules: Any = MLXModule.modules
+        for module in modules(root):  # of which those that stand for native ones have other classes than these
+            self._add_class(type(module))
 
     def _path(self, module: Any) -> Path | None:
         """Return where a module is; also one that was made from one in the tree and has its arrays, as ``module.eval()``."""
@@ -137,6 +142,7 @@ class Watched:
             call: The function.
         """
         self._add(tree, ())
+        self._places = modules_in(tree)
         before = sys.getprofile()
         sys.setprofile(self._on_event)
         try:
@@ -145,12 +151,20 @@ class Watched:
             sys.setprofile(before if callable(before) else None)  # Python 3.11 can't go on with a profiler written in C
         self.calls.setdefault((), [_shapes(result)])  # what is called need not be a module: fl.jit(model)
 
+    def unknown(self) -> list[Path]:
+        """Return where modules are that were not called, unless one was that was made from them with arrays of its own."""
+        if not self._strangers:
+            return []
+        return [path for path, module in self._places if path not in self.calls and _kind(module) in self._strangers]
+
     def _on_event(self, frame: FrameType, event: str, result: Any) -> None:
         if frame.f_code not in self._codes:
             return
         if event == "call":
             path = self._path_in(frame)
-            if path is not None and path not in self._running.values():  # and not a method that a method of it calls
+            if path is None:
+                self._strangers.add(_kind(_bound_in(frame)))
+            elif path not in self._running.values():  # and is not a method that a method of it calls
                 self._running[frame] = path
         elif event == "return" and frame in self._running:
             path = self._running.pop(frame)
@@ -160,8 +174,7 @@ class Watched:
 
     def _path_in(self, frame: FrameType) -> Path | None:
         """Return where the module is whose method runs in a frame."""
-        code = frame.f_code
-        return self._path(frame.f_locals.get(code.co_varnames[0])) if code.co_argcount else None
+        return self._path(_bound_in(frame))
 
     def explain(self, error: Exception) -> None:
         """Say in the message of an error in which module it was."""
@@ -182,6 +195,18 @@ class Watched:
 
 # What is watched where this runs, so that a wrapped module can tell in which modules of MLX its code runs.
 watching: ContextVar[Watched | None] = ContextVar("watching", default=None)
+
+
+def _bound_in(frame: FrameType) -> Any:
+    """Return what a function is a method of, if it is one: its first argument."""
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+
+
+def _kind(module: Any) -> Any:
+    """Return what a module has in common with those that are made from it by a cast, a batch or gradients."""
+    names = flat_of(module).structure.leaf_names() if isinstance(module, Node) and is_finished(module) else ()
+    return type(module), *names
 
 
 def _leaves_key(module: Node) -> Any:

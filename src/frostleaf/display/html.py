@@ -97,7 +97,7 @@ class _Tree:
         run = None
         if row.times > 1:
             first, last = row.name.split("-")
-            nbytes = row.sizes.nbytes // row.times
+            nbytes = _nbytes_of_one(row)
             run = "|".join([first, last, row.shown, in_bytes(nbytes), self._width(nbytes)])
         if not row.rows:
             return element("li", self._line("div", row), data_run=run)
@@ -198,6 +198,12 @@ def _opened(rows: Sequence[Row]) -> set[int]:
             seen += len(row.rows)
             waiting += row.rows
     return opened
+
+
+def _nbytes_of_one(row: Row) -> int:
+    """Return the bytes of the first of the modules that a row stands for."""
+    inside = {number: sizes.nbytes for each in row.rows for number, sizes in each.arrays.items()}
+    return sum(inside.values())
 
 
 def _count(rows: Iterable[Row]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from ..core.fields import kind
 from ..core.instance import field_values, is_finished, metadata_of
 from ..core.levels import one_level, tree_level
 from ..core.shapes import LEAF, ShapeDtypeStruct
+from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr
 from .repeats import repeats, told_apart
 from .text import DEEPEST, FOLDED
@@ -44,6 +45,7 @@ class Row(NamedTuple):
         dtypes: Those of its arrays.
         is_array: Whether it is an array.
         times: How many equal modules in a row it stands for; ``rows`` are those of the first, ``sizes`` those of all.
+        arrays: What each array amounts to, by its ``id``: one at several places counts once.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Row(NamedTuple):
     dtypes: frozenset[mx.Dtype] = frozenset()
     is_array: bool = False
     times: int = 1
+    arrays: Mapping[int, Sizes] = MappingProxyType({})
 
 
 class _Around(NamedTuple):
@@ -108,7 +111,7 @@ def _row(name: str, value: Any, path: Path, around: _Around) -> Row:
         marks = (f"→ {around.tied[path]}",)
         if isinstance(value, Node):
             return Row(name, type(value).__name__, marks)
-        return _array(name, value, marks, Sizes()) if isinstance(value, LEAF) else Row(name, "None")
+        return _array(name, value, marks, None) if isinstance(value, LEAF) else Row(name, "None")
     if isinstance(value, LEAF):
         frozen = _is_frozen(path, around)
         trained = around.trains and not frozen and mx.issubdtype(value.dtype, mx.floating)
@@ -133,10 +136,11 @@ def _row(name: str, value: Any, path: Path, around: _Around) -> Row:
     return _holding(name, shown, (), "", rows)
 
 
-def _array(name: str, value: Any, marks: tuple[str, ...], sizes: Sizes) -> Row:
+def _array(name: str, value: Any, marks: tuple[str, ...], sizes: Sizes | None) -> Row:
     shape = f"[{','.join(map(str, value.shape))}]"
     marks = (*marks, "no values") if isinstance(value, ShapeDtypeStruct) else marks
-    return Row(name, shape, marks, "", (), sizes, frozenset([value.dtype]), True)
+    arrays = {} if sizes is None else {id(value): sizes}
+    return Row(name, shape, marks, "", (), sizes or Sizes(), frozenset([value.dtype]), True, arrays=arrays)
 
 
 def _module(name: str, node: Node, path: Path, around: _Around) -> Row:
@@ -185,15 +189,39 @@ def _rows_in_a_row(value: Any, items: list[tuple[Any, Any]], path: Path, around:
         if count >= FOLDED:
             entry, child = items[first]
             row = _row(f"{first}-{last}", child, (*path, entry), around)
-            yield row._replace(times=count, sizes=Sizes(*[each * count for each in row.sizes]))
+            arrays = _of_equal(row.arrays, [child for _, child in items[first : last + 1]])
+            yield row._replace(times=count, sizes=_sum(arrays), arrays=arrays)
         else:
             yield from [_row(str(entry), child, (*path, entry), around) for entry, child in items[first : last + 1]]
 
 
 def _holding(name: str, shown: str, marks: tuple[str, ...], note: str, rows: Iterable[Row]) -> Row:
     rows = tuple(rows)
-    sizes = Sizes(*map(sum, zip(*[row.sizes for row in rows], strict=True))) if rows else Sizes()
-    return Row(name, shown, marks, note, rows, sizes, frozenset().union(*[row.dtypes for row in rows]))
+    arrays = _together([row.arrays for row in rows])
+    dtypes = frozenset[mx.Dtype]().union(*[row.dtypes for row in rows])
+    return Row(name, shown, marks, note, rows, _sum(arrays), dtypes, arrays=arrays)
+
+
+def _together(parts: Iterable[Mapping[int, Sizes]]) -> Mapping[int, Sizes]:
+    """Return the arrays of some rows. One in several rows is trained if it is in one of them, and frozen if it is in all."""
+    arrays: dict[int, Sizes] = {}
+    for part in parts:
+        for number, sizes in part.items():
+            known = arrays.get(number, sizes)
+            arrays[number] = Sizes(*map(max, known, sizes))._replace(frozen=min(known.frozen, sizes.frozen))
+    return arrays
+
+
+def _of_equal(first: Mapping[int, Sizes], modules: Sequence[Any]) -> Mapping[int, Sizes]:
+    """Return the arrays of equal modules, of which those of the first are known."""
+    leaves = [flat_of(module).leaves for module in modules]
+    return _together(
+        [{id(leaf): first[id(own)] for own, leaf in zip(leaves[0], each, strict=True) if id(own) in first} for each in leaves]
+    )
+
+
+def _sum(arrays: Mapping[int, Sizes]) -> Sizes:
+    return Sizes(*map(sum, zip(*arrays.values(), strict=True))) if arrays else Sizes()
 
 
 def _marked(row: Row, mark: str) -> Row:
@@ -202,13 +230,13 @@ def _marked(row: Row, mark: str) -> Row:
 
 def _cut(name: str, value: Any) -> Row:
     """Return a row for what lies too deep to be shown, with its size."""
-    numbers = nbytes = 0
+    arrays: dict[int, Sizes] = {}
     waiting, dtypes = [value], set()
     while waiting:
         each = waiting.pop()
         if isinstance(each, LEAF):
-            numbers, nbytes = numbers + each.size, nbytes + each.nbytes
+            arrays[id(each)] = Sizes(each.size, each.nbytes)
             dtypes.add(each.dtype)
         elif (level := one_level(each)) is not None:
             waiting += level[1]
-    return Row(name, describe(value), sizes=Sizes(numbers, nbytes), dtypes=frozenset(dtypes))
+    return Row(name, describe(value), sizes=_sum(arrays), dtypes=frozenset(dtypes), arrays=arrays)

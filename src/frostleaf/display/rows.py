@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import attrs
 
 from ..core.shown import Shown
-from ..core.words import describe, listed
+from ..core.words import describe, in_a_line, listed
 from ..tree.folding import fold
 from .table import Column, in_bytes, table, terminal_width
 
 _LINES = 100
+# There is room for so much of a path before another column is left out.
+_PATH = 40
 
 
 class SummaryRow(NamedTuple):
@@ -24,7 +26,7 @@ class SummaryRow(NamedTuple):
         path: Its dotted path; empty for the whole tree.
         kind: The name of its class.
         outputs: What it returned, a shape for each array: once if all calls returned the same.
-        calls: How often it was called; ``None`` if nothing was.
+        calls: How often it was called; ``None`` if nothing was, or if a copy of it with other arrays was.
         parameters: How many numbers its parameters have.
         trainable: How many of these are trained.
         buffers: How many numbers its buffers have, which are never trained.
@@ -74,7 +76,8 @@ class Summary(Shown):
     Attributes:
         rows: A :class:`SummaryRow` for the tree and for each module in it.
         parameters: How many numbers the parameters have.
-        trainable: How many of these are trained.
+        trainable: How many of these are trained, at one place at least.
+        frozen: How many are frozen. The rest are not trained because of their dtype.
         buffers: How many numbers the buffers have.
         nbytes: How many bytes all arrays take.
         dtypes: The same by the name of the dtype, a :class:`SummaryPart` each.
@@ -92,6 +95,7 @@ class Summary(Shown):
     rows: tuple[SummaryRow, ...]
     parameters: int
     trainable: int
+    frozen: int
     buffers: int
     nbytes: int
     dtypes: Mapping[str, SummaryPart]
@@ -99,11 +103,6 @@ class Summary(Shown):
     ties: Mapping[str, str]
     packed: int = 0
     unpacked: int = 0
-
-    @property
-    def frozen(self) -> int:
-        """How many numbers of the parameters are not trained."""
-        return self.parameters - self.trainable
 
     def __repr__(self) -> str:
         return _text(self, terminal_width())
@@ -117,12 +116,13 @@ def _text(summary: Summary, width: int) -> str:
     kinds = [
         f"{len(places)} × {row.kind}" if len(places) > 1 else row.kind for row, (_, places) in zip(rows, folded, strict=True)
     ]
+    all_trained = all(row.trainable == row.parameters for row in rows)
     columns = [
-        Column(["path", *_indented([path for path, _ in folded])], True, 0),
+        Column(["path", *_indented([path for path, _ in folded])], True, 0, _PATH),
         Column(["module", *kinds], True, 3),
         Column(["output", *[row.output for row in rows]], True, 2),
         Column(["parameters", *[f"{row.parameters:,}" for row in rows]], False, 0),
-        Column(["trainable", *[f"{row.trainable:,}" for row in rows]], False, 1),
+        Column(["trainable", *[f"{row.trainable:,}" for row in rows]], False, 1, is_redundant=all_trained),
         Column(["bytes", *[in_bytes(row.nbytes) for row in rows]], False, 0),
     ]
     if all(row.calls is None for row in rows):
@@ -139,14 +139,16 @@ def _indented(paths: Sequence[str]) -> list[str]:
         while above and above[-1] and not path.startswith(f"{above[-1]}."):
             above.pop()
         inside = path.removeprefix(f"{above[-1]}.") if above and above[-1] else path
-        names.append(f"{'  ' * len(above)}{inside or '(root)'}")
+        names.append(f"{'  ' * len(above)}{in_a_line(inside) or '(root)'}")
         above.append(path)
     return names
 
 
 def totals(summary: Summary) -> Iterator[str]:
     """Yield what is said below the table, a line each."""
-    parts = [f"{summary.parameters:,} parameters ({summary.trainable:,} trainable, {summary.frozen:,} frozen)"]
+    others = summary.parameters - summary.trainable - summary.frozen
+    kinds = f"{summary.trainable:,} trainable, {summary.frozen:,} frozen" + f", {others:,} of other dtypes" * bool(others)
+    parts = [f"{summary.parameters:,} parameters ({kinds})"]
     if summary.buffers:
         parts.append(f"{summary.buffers:,} numbers in buffers")
     yield f"{', '.join(parts)}, {in_bytes(summary.nbytes)}"
@@ -154,6 +156,6 @@ def totals(summary: Summary) -> Iterator[str]:
         yield f"quantized: {summary.unpacked:,} weights in {summary.packed:,} of these numbers"
     for title, each in (("dtype", summary.dtypes), ("name", summary.names)):
         if each:
-            yield f"by {title}: {listed(f'{name} {in_bytes(part.nbytes)}' for name, part in each.items())}"
+            yield f"by {title}: {listed(f'{in_a_line(name)} {in_bytes(part.nbytes)}' for name, part in each.items())}"
     if summary.ties:
-        yield f"tied: {listed(f'{place} → {source}' for place, source in summary.ties.items())}"
+        yield f"tied: {listed(f'{in_a_line(place)} → {in_a_line(source)}' for place, source in summary.ties.items())}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from operator import or_
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -14,7 +15,7 @@ from ..core.leaves import leaf_flags, leaf_spans
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import Path, describe, dtype_name, keystr
-from ..edits.freezing import trainable_leaves
+from ..edits.freezing import trainable_leaves, unfrozen
 from ..tree.selecting import Where, require_found, search
 from ..tree.walk import all_ties
 from .calls import Calls, bound_to, calls_in, modules_in
@@ -45,7 +46,8 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
 
     Returns:
         A :class:`Summary`, which prints as a table. A module that was called several times has the number of calls beside what
-        they returned. One that returns no array in a call has no output.
+        they returned. One that returns no array in a call has no output, and so has one of which it isn't known whether it was
+        called, as a copy with other arrays was: a cast, or what :func:`vmap` or :func:`grad` made.
 
     Raises:
         TypeError: If there are inputs and the tree can't be called; if ``depth`` is no such number.
@@ -84,13 +86,28 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
     shown = modules if selected is None else _holders(modules, sizes.places(selected.values))
     rows = [_row(path, modules[path], sizes, calls) for path in shown if depth is None or levels[path] <= depth]
     ties = {keystr(target): keystr(source) for target, source in all_ties(tree).items()}
-    return Summary(tuple(rows), *sizes.of(()), *sizes.parts(), MappingProxyType(ties), *sizes.packed(modules.values()))
+    packed, unpacked = sizes.packed(modules.values())
+    total = SummaryRow("", type(tree).__name__, (), None, *sizes.of(()))
+    return Summary(
+        rows=tuple(rows),
+        parameters=total.parameters,
+        trainable=total.trainable,
+        frozen=sizes.frozen(),
+        buffers=total.buffers,
+        nbytes=total.nbytes,
+        dtypes=sizes.parts(lambda path, leaf: dtype_name(leaf.dtype)),
+        names=sizes.parts(lambda path, leaf: _last_name(path)),
+        ties=MappingProxyType(ties),
+        packed=packed,
+        unpacked=unpacked,
+    )
 
 
 def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> SummaryRow:
-    returned = [] if calls is None else calls.get(path, [])
+    known = None if calls is None else calls.get(path, [])
+    returned = known or []
     distinct = [each for number, each in enumerate(returned) if each is not None and each not in returned[:number]]
-    count = None if calls is None else len(returned)
+    count = None if known is None else len(known)
     return SummaryRow(keystr(path), type(module).__name__, tuple(distinct), count, *sizes.of(path))
 
 
@@ -111,6 +128,14 @@ def _holders(modules: Iterable[Path], selected: Collection[Path]) -> list[Path]:
     return [path for path in paths if path in around or any(path[:length] in chosen for length in range(len(path)))]
 
 
+class _Kind(NamedTuple):
+    """Whether an array is a parameter, one that is not frozen, and one that is trained."""
+
+    parameter: bool
+    unfrozen: bool
+    trained: bool
+
+
 class _Sizes:
     """How large a tree and its parts are.
 
@@ -124,12 +149,11 @@ class _Sizes:
         self._structure = flat.structure
         self._spans = flat.structure.remember(leaf_spans)
         self._leaves = flat.leaves
-        self._counts = [
-            (leaf.size, leaf.size * trains, 0, leaf.nbytes) if parameter else (0, 0, leaf.size, leaf.nbytes)
-            for leaf, parameter, trains in zip(
-                flat.leaves, leaf_flags(flat.structure, fields.is_parameter), trainable_leaves(flat), strict=True
-            )
-        ]
+        self._kinds: dict[int, _Kind] = {}  # an array is what it is at any place, however many places it has
+        flags = (leaf_flags(flat.structure, fields.is_parameter), flat.structure.remember(unfrozen), trainable_leaves(flat))
+        for leaf, *kind in zip(flat.leaves, *flags, strict=True):
+            known = self._kinds.get(id(leaf), _Kind(False, False, False))
+            self._kinds[id(leaf)] = _Kind(*map(or_, known, kind))
         self._chosen = [selected is None] * len(flat.leaves)
         for path in selected or ():
             start, stop = self._spans.get(path, (0, 0))
@@ -148,22 +172,33 @@ class _Sizes:
 
     def of(self, path: Path) -> tuple[int, int, int, int]:
         """Return how many numbers there are of parameters, of trained ones and of buffers, and how many bytes of all."""
-        counts = [self._counts[number] for number in self._numbers(path)]
-        parameters, trained, buffers, nbytes = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0, 0)
+        parameters = trained = buffers = nbytes = 0
+        for leaf, kind in self._found(path):
+            parameters += leaf.size * kind.parameter
+            trained += leaf.size * kind.trained
+            buffers += leaf.size * (not kind.parameter)
+            nbytes += leaf.nbytes
         return parameters, trained, buffers, nbytes
 
-    def parts(self) -> tuple[Mapping[str, SummaryPart], Mapping[str, SummaryPart]]:
-        """Return the size of the arrays of each dtype, and of those of each name, the largest first."""
-        by_dtype: dict[str, SummaryPart] = {}
-        by_name: dict[str, SummaryPart] = {}
+    def frozen(self) -> int:
+        """Return how many numbers there are of parameters that are frozen at each of their places."""
+        return sum(leaf.size for leaf, kind in self._found(()) if kind.parameter and not kind.unfrozen)
+
+    def _found(self, path: Path) -> Iterator[tuple[Any, _Kind]]:
+        for number in self._numbers(path):
+            leaf = self._leaves[number]
+            yield leaf, self._kinds[id(leaf)]
+
+    def parts(self, part_of: Callable[[Path, Any], str]) -> Mapping[str, SummaryPart]:
+        """Return the size of the arrays of each part, the largest first, for a function of the path and the array."""
+        parts: dict[str, SummaryPart] = {}
         paths = self._structure.leaf_paths()
         for number in self._numbers(()):
             leaf = self._leaves[number]
-            name = next((str(entry) for entry in reversed(paths[number]) if not isinstance(entry, int)), "")
-            for parts, key in ((by_dtype, dtype_name(leaf.dtype)), (by_name, name)):
-                numbers, nbytes = parts.get(key, (0, 0))
-                parts[key] = SummaryPart(numbers + leaf.size, nbytes + leaf.nbytes)
-        return _largest_first(by_dtype), _largest_first(by_name)
+            part = part_of(paths[number], leaf)
+            numbers, nbytes = parts.get(part, (0, 0))
+            parts[part] = SummaryPart(numbers + leaf.size, nbytes + leaf.nbytes)
+        return MappingProxyType(dict(sorted(parts.items(), key=lambda part: (-part[1].nbytes, part[0]))))
 
     def packed(self, modules: Iterable[Any]) -> tuple[int, int]:
         """Return how many numbers are packed weights of quantized layers, and how many weights these are."""
@@ -177,5 +212,5 @@ class _Sizes:
         return sum(size for size, _ in weights.values()), sum(size for _, size in weights.values())
 
 
-def _largest_first(parts: Mapping[str, SummaryPart]) -> Mapping[str, SummaryPart]:
-    return MappingProxyType(dict(sorted(parts.items(), key=lambda part: (-part[1].nbytes, part[0]))))
+def _last_name(path: Path) -> str:
+    return next((str(entry) for entry in reversed(path) if not isinstance(entry, int)), "")

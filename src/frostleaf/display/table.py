@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -22,11 +23,15 @@ class Column(NamedTuple):
         cells: What it is, and what is in its rows.
         is_text: Whether it is aligned on the left, and may be cut.
         leave: When it is left out of a table that is too wide: that of the lowest number first, one of 0 never.
+        least: How much of the text there is room for, unless the columns that stay are too wide.
+        is_redundant: Whether it is left out before any text is cut.
     """
 
     cells: Sequence[str]
     is_text: bool
     leave: int
+    least: int = _NARROWEST
+    is_redundant: bool = False
 
 
 def terminal_width() -> int:
@@ -55,12 +60,13 @@ def table(columns: Sequence[Column], more: Sequence[str], about: Sequence[str], 
         about: What is said below the table.
         width: How long a line may be.
     """
-    shown = [*columns]
-    for column in sorted(columns, key=lambda column: column.leave):
-        if column.leave and _total(map(_narrowest, shown)) > width:
+    fits = _total(map(_longest, columns)) <= width
+    shown = [column for column in columns if fits or not column.is_redundant]
+    for column in sorted(shown, key=lambda column: column.leave):
+        if column.leave and _total(map(_least, shown)) > width:
             shown.remove(column)
     lines = _aligned(shown, width)
-    rule = "─" * max(map(len, lines))
+    rule = "─" * max(map(_width, lines))
     said = [each for line in about for each in textwrap.wrap(line, max(width, _NARROWEST), subsequent_indent="  ")]
     return "\n".join([lines[0], rule, *lines[1:], *[_cut(line, width) for line in more], rule, *said])
 
@@ -71,22 +77,46 @@ def _total(widths: Iterable[int]) -> int:
 
 
 def _narrowest(column: Column) -> int:
-    longest = max(map(len, column.cells))
-    return min(longest, _NARROWEST) if column.is_text else longest
+    return min(_longest(column), _NARROWEST) if column.is_text else _longest(column)
+
+
+def _least(column: Column) -> int:
+    return min(_longest(column), column.least) if column.is_text else _longest(column)
+
+
+def _longest(column: Column) -> int:
+    return max(map(_width, column.cells))
+
+
+def _width(text: str) -> int:
+    """Return how many places of a terminal a text takes: two for a wide character, none for what combines with another."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in "WF") for each in text)
 
 
 def _aligned(columns: Sequence[Column], width: int) -> list[str]:
     """Return the rows of a table as lines, with the longest texts cut until they are short enough."""
-    widths = [max(map(len, column.cells)) for column in columns]
-    narrowest = [*map(_narrowest, columns)]
+    widths = [*map(_longest, columns)]
+    narrowest = [*map(_least, columns)]
+    if _total(narrowest) > width:
+        narrowest = [*map(_narrowest, columns)]
     while _total(widths) > width and widths != narrowest:
         widths[max(range(len(widths)), key=lambda number: (widths[number] > narrowest[number]) * widths[number])] -= 1
     padded = [
-        [_cut(cell, length).ljust(length) if column.is_text else cell.rjust(length) for cell in column.cells]
+        [_padded(_cut(cell, length), length) if column.is_text else cell.rjust(length) for cell in column.cells]
         for column, length in zip(columns, widths, strict=True)
     ]
     return [_cut(_GAP.join(row), width) for row in zip(*padded, strict=True)]
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}{_CUT}"
+    if _width(text) <= width:
+        return text
+    while text and _width(text) >= width:
+        text = text[:-1]
+    return f"{text}{_CUT}"
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))

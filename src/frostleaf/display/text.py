@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.instance import field_values, is_finished, metadata_of
 from ..core.shapes import LEAF
-from ..core.words import FROZEN_MARK, Path, describe, keystr, shape_and_dtype
+from ..core.words import FROZEN_MARK, Path, describe, in_a_line, keystr, shape_and_dtype
 from ..tree.folding import fold
 from .repeats import kind_of, repeats, told_apart
 
@@ -21,6 +22,8 @@ DEEPEST = 32
 FOLDED = 3
 # What takes more lines, and shows more modules, is shown less deep.
 LINES = 40
+# Of a container so many values are shown, but for those that are shown with others.
+_VALUES = 100
 FEW = 16
 
 
@@ -136,6 +139,8 @@ class _Text:
         """Return the texts of the values in a tuple or list, one for several modules that differ in nothing that is shown."""
         parts: list[str] = []
         for first, last in repeats(values, told_apart(owner, path, start, self._tied)):
+            if len(parts) >= _VALUES:
+                return [*parts, f"... and {len(values) - first:,} more"]
             text = self.of(values[first], owner, (*path, first), start, training, frozen)
             if last - first + 1 >= (2 if "\n" in text else FOLDED):
                 parts.append(f"({first}-{last}): {last - first + 1} × {text}")
@@ -147,13 +152,16 @@ class _Text:
         self, values: Mapping[Any, Any], owner: Node | None, path: Path, start: int, training: bool, frozen: bool
     ) -> list[str]:
         """Return the texts of the items of a mapping, one for several of dotted names that differ in an index only."""
+        if len(values) > _VALUES and not any(isinstance(each, (*LEAF, Node, Mapping, tuple, list)) for each in values.values()):
+            shown_first = [f"{in_a_line(repr(key))}: {describe(each)}" for key, each in islice(values.items(), _VALUES)]
+            return [*shown_first, f"... and {len(values) - _VALUES:,} more"]
         texts = {key: self.of(child, owner, (*path, key), start, training, frozen) for key, child in values.items()}
         if len(texts) < FOLDED or not all(type(key) is str for key in texts):
-            return [f"{key!r}: {text}" for key, text in texts.items()]
+            return [f"{in_a_line(repr(key))}: {text}" for key, text in texts.items()]
         shown = [*texts.values()]
         kinds = [(text, _Kind(kind_of(child))) for text, child in zip(shown, values.values(), strict=True)]
         return [
-            f"{name!r}: {f'{len(numbers)} × ' * (len(numbers) > 1)}{shown[numbers[0]]}"
+            f"{in_a_line(repr(name))}: {f'{len(numbers)} × ' * (len(numbers) > 1)}{shown[numbers[0]]}"
             for name, numbers in fold([*texts], kinds)
         ]
 

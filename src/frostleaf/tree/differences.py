@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..core.shapes import LEAF
 from ..core.shown import Shown
-from ..core.words import describe, listed, shape_and_dtype
+from ..core.words import describe, in_a_line, listed, shape_and_dtype
 from .folding import fold
 
 Kind = Literal["class", "mode", "frozen", "ties", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
@@ -80,7 +80,9 @@ class ChangeRow(NamedTuple):
         return norm
 
     def __str__(self) -> str:
-        return f"{self.path or '(root)'}: {self.kind} {self.before} -> {self.after}{', by ' * bool(self.by)}{self.by}"
+        return (
+            f"{in_a_line(self.path) or '(root)'}: {self.kind} {self.before} -> {self.after}{', by ' * bool(self.by)}{self.by}"
+        )
 
 
 def _share(share: float) -> str:
