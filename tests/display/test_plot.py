@@ -246,3 +246,13 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.strip().endswith('pip install "frostleaf[notebook]"')
+
+
+@pytest.mark.parametrize("draw", [lambda trees: fl.plot.changes(*trees), fl.plot.norms], ids=["changes", "norms"])
+def test_a_few_arrays_are_computed_at_a_time(draw):
+    trees = [[mx.full(2**18, number + 1, mx.float16) for number in range(16)] for _ in range(2)]
+    mx.eval(trees)
+    mx.reset_peak_memory()
+    least = mx.get_active_memory()
+    draw(trees)
+    assert mx.get_peak_memory() - least < 10 * 2**20

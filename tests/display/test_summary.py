@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from typing import Any
 
@@ -485,3 +487,26 @@ def test_wide_characters_take_two_places() -> None:
     lines = repr(fl.summary({"層": fl.nn.Linear(2, 2), "é\u0301": fl.nn.Linear(2, 2), "x": fl.nn.Linear(2, 2)})).split("\n")
     places = [line.index("Linear") for line in lines[3:6]]
     assert places == [places[2] - 1, places[2] + 1, places[2]]
+
+
+def test_a_summary_is_copied_pickled_and_hashed() -> None:
+    found = fl.summary(Net(), X)
+    for other in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
+        assert other == found
+        assert hash(other) == hash(found)
+        assert repr(other) == repr(found)
+
+
+def test_an_array_without_a_name_is_not_listed_by_name() -> None:
+    assert "by name" not in repr(fl.summary(mx.zeros(3)))
+
+
+@pytest.mark.parametrize(("inputs", "named"), [(((3, 4),), {}), ((), {"input_size": (3, 4)})])
+def test_a_shape_is_told_how_to_be_given(inputs: Any, named: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"For an input of that shape give fl.ShapeDtypeStruct\(\(3, 4\), mx.f"):
+        fl.summary(fl.nn.Linear(4, 4), *inputs, **named)
+
+
+def test_the_article_of_a_class_in_an_error() -> None:
+    with pytest.raises(Exception, match="an Embedding"):
+        fl.summary(fl.nn.Embedding(4, 4), X)

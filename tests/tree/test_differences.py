@@ -199,3 +199,26 @@ def test_printing_evaluates_nothing() -> None:
 
     mx.compile(traced)(mx.zeros(3))
     assert shown == ["0: dtype f32[3] -> f16[3]"]
+
+
+def test_equal_infinities_are_no_change() -> None:
+    mask = mx.array([-math.inf, 1.0, math.inf])
+    change = fl.tree.diff([mask], [mx.array([-math.inf, 3.0, math.inf])], values=True)[0]
+    assert change.norm == 2.0
+
+
+def test_values_are_measured_one_array_after_another() -> None:
+    before = [mx.ones(2**18, mx.float16) for _ in range(12)]
+    after = [each * 2 for each in before]
+    mx.eval(before, after)
+    mx.reset_peak_memory()
+    least = mx.get_active_memory()
+    fl.tree.diff(before, after, values=True)
+    assert mx.get_peak_memory() - least < 10 * 2**20
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_norms_of_very_small_and_very_large_numbers(size: float) -> None:
+    change = fl.tree.diff([mx.array([3 * size, 4 * size])], [mx.array([6 * size, 8 * size])], values=True)[0]
+    assert change.norm == pytest.approx(5 * size, rel=1e-5)
+    assert change.relative == pytest.approx(1.0, rel=1e-5)

@@ -20,7 +20,7 @@ from ..core.definition import Node
 from ..core.instance import is_finished
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of, unflatten
-from ..core.words import Path, describe, keystr, listed
+from ..core.words import Path, describe, keystr, listed, with_article
 from ..transforms.binding import unbind
 from ..transforms.context import override, setting
 from ..transforms.eval_shape import eval_shape
@@ -31,7 +31,7 @@ from ..tree.walk import Descend, rewrite
 # None for a module of which nobody knows whether it was called.
 Calls = dict[Path, list[Any] | None]
 
-WENT_WRONG = "\n\nThis was in {place}, a {cls}{given}."
+WENT_WRONG = "\n\nThis was in {place}, {cls}{given}."
 
 
 def modules_in(tree: Any) -> list[tuple[Path, Node]]:
@@ -187,7 +187,7 @@ class Watched:
         given = listed(f"{name} is {describe(frame.f_locals[name])}" for name in names if name in frame.f_locals)
         said = WENT_WRONG.format(
             place=keystr(path) or "the model itself",
-            cls=type(frame.f_locals[frame.f_code.co_varnames[0]]).__name__,
+            cls=with_article(type(frame.f_locals[frame.f_code.co_varnames[0]]).__name__),
             given=f", where {given}" if given else "",
         )
         error.args = (f"{error.args[0]}{said}", *error.args[1:])

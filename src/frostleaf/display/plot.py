@@ -21,6 +21,7 @@ __all__ = ["changes", "histograms", "norms"]
 _BINS = 80
 _TRAINED, _NOT_TRAINED = "tab:blue", "tab:gray"
 _ROW_HEIGHT = 0.28
+_AT_ONCE = 2 * 2**20  # bytes
 
 NO_MATPLOTLIB = 'fl.plot draws with matplotlib, which is not installed. Install it with pip install "frostleaf[notebook]"'
 
@@ -117,7 +118,8 @@ def norms(trees: Sequence[Any], where: Where | None = None, *, rows: int = 12, a
     for number, tree in enumerate(trees, 1):
         found = numbers_in("fl.plot.norms", tree, where)
         _require_same_names(first, found, f"tree {number}")
-        steps.append(_floats(mx.stack([_norm(found[name].values for name in names) for names in groups.values()])))
+        squares = dict(zip(first, _squares(found[name].values for name in first), strict=True))
+        steps.append([math.sqrt(sum(squares[name] for name in names)) for names in groups.values()])
     ax = _axes(ax)
     colors = _pyplot().get_cmap("viridis")
     lines = list(zip(*steps, strict=True))
@@ -183,7 +185,7 @@ def changes(
         _require_same_names(before, after, f"tree {number}")
         if labels is None:
             named.append(", ".join(dict.fromkeys(each.stored for each in after.values())))
-        columns.append([_distance([(before[name].values, after[name].values) for name in names]) for names in groups.values()])
+        columns.append([_distance([(before[name], after[name]) for name in names]) for names in groups.values()])
     ax = _axes(ax, len(groups))
     least = min((value for column in columns for value in column if 0 < value < math.inf), default=1.0)
     ax.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(least)), linscale=0.3)
@@ -239,7 +241,7 @@ def _name_rows(ax: Any, names: Sequence[str]) -> None:
 def _range(found: Iterable[Numbers]) -> tuple[float, float]:
     """Return the least and the greatest finite number, a little apart if they are the same, and 0 and 1 if there is none."""
     low, high = math.inf, -math.inf
-    for values, *_ in found:
+    for values in (each.values for each in found):
         finite = mx.isfinite(values)
         ends = mx.stack([mx.where(finite, values, math.inf).min(), mx.where(finite, values, -math.inf).max()])
         least, greatest = _floats(ends)
@@ -263,16 +265,29 @@ def _floats(vector: mx.array) -> list[float]:
     return list(map(float, vector.tolist()))  # type: ignore[arg-type]
 
 
-def _norm(arrays: Iterable[mx.array]) -> mx.array:
-    """Return the norm of all numbers in some vectors together."""
-    return mx.sqrt(mx.stack([mx.square(each).sum() for each in arrays]).sum())
+def _squares(vectors: Iterable[mx.array]) -> list[float]:
+    """Return the sum of squares of each vector. A few are computed at a time, which takes little memory."""
+    squares: list[float] = []
+    waiting: list[mx.array] = []
+    room = _AT_ONCE
+    for each in vectors:
+        waiting.append(mx.square(each).sum())
+        room -= each.nbytes
+        if room <= 0:
+            squares += _floats(mx.stack(waiting))
+            waiting, room = [], _AT_ONCE
+    return squares + (_floats(mx.stack(waiting)) if waiting else [])
 
 
-def _distance(pairs: Sequence[tuple[mx.array, mx.array]]) -> float:
+def _distance(pairs: Sequence[tuple[Numbers, Numbers]]) -> float:
     """Return the norm of the change of some vectors, relative to their norm. What did not change is at 0, zeros included."""
-    change = _norm(mx.where(after == before, 0, after - before) for before, after in pairs)
-    changed, whole = _floats(mx.stack([change, _norm(before for before, _ in pairs)]))
+    changed = math.sqrt(sum(_squares(_change(before.values, after.values) for before, after in pairs)))
+    whole = math.sqrt(sum(_squares(before.values for before, _ in pairs)))
     return changed / whole if changed and whole else math.inf if changed else 0.0
+
+
+def _change(before: mx.array, after: mx.array) -> mx.array:
+    return mx.where(after == before, 0, after - before)
 
 
 def _require_same_names(first: dict[str, Numbers], other: dict[str, Numbers], which: str) -> None:
@@ -283,4 +298,4 @@ def _require_same_names(first: dict[str, Numbers], other: dict[str, Numbers], wh
 
 
 def _size(found: dict[str, Numbers], name: str) -> int | None:
-    return found[name].values.size if name in found else None
+    return found[name].size if name in found else None

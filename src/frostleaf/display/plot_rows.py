@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -22,11 +23,17 @@ _QUANTIZED = {"weight", "scales", "group_size", "bits"}
 
 
 class Numbers(NamedTuple):
-    """The numbers of one array as a vector in float32, whether they are trained, and how they are stored."""
+    """The numbers of one array, how many they are, whether they are trained, and how they are stored."""
 
-    values: mx.array
+    make: Callable[[], mx.array]
+    size: int
     trained: bool
     stored: str
+
+    @property
+    def values(self) -> mx.array:
+        """Return the numbers as a vector in float32, made anew each time: what is not kept takes no memory."""
+        return self.make()
 
 
 def numbers_in(function: str, tree: Any, where: Where | None = None) -> dict[str, Numbers]:
@@ -54,12 +61,13 @@ def numbers_in(function: str, tree: Any, where: Where | None = None) -> dict[str
     for name, leaf, trained, picked in zip(structure.leaf_names(), leaves, trainable(tree), chosen, strict=False):
         holder, _, entry = name.rpartition(".")
         stored = dtype_name(leaf.dtype)
+        source: mx.array | Mapping[str, Any] = leaf
         if holder in packed and entry in ("weight", "scales", "biases"):
-            leaf, picked = _dequantized(packed[holder]), picked and entry == "weight"
+            source, picked = packed[holder], picked and entry == "weight"
+            leaf = _dequantized(packed[holder])  # for its dtype and size
             stored = f"{packed[holder]['bits']} bits"
         if picked and mx.issubdtype(leaf.dtype, mx.inexact) and leaf.size:
-            real = leaf.view(mx.float32) if mx.issubdtype(leaf.dtype, mx.complexfloating) else leaf.astype(mx.float32)
-            found[name] = Numbers(real.reshape(-1), trained, stored)
+            found[name] = Numbers(partial(_real, source), leaf.size * (1 + (leaf.dtype == mx.complex64)), trained, stored)
     if not found:
         selected = "" if where is None else f" that {describe(where)} selects"
         raise ValueError(f"{function} draws floating-point arrays, and {describe(tree)} has none{selected}")
@@ -78,6 +86,13 @@ def _quantized_in(tree: Any) -> dict[str, Mapping[str, Any]]:
 
     rewrite(tree, enter)
     return found
+
+
+def _real(source: mx.array | Mapping[str, Any]) -> mx.array:
+    """Return the numbers of an array, or of the fields of a module with a quantized weight, as a vector in float32."""
+    array = source if isinstance(source, mx.array) else _dequantized(source)
+    is_complex = mx.issubdtype(array.dtype, mx.complexfloating)
+    return (array.view(mx.float32) if is_complex else array.astype(mx.float32)).reshape(-1)
 
 
 def _dequantized(fields: Mapping[str, Any]) -> mx.array:

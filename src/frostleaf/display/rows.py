@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import attrs
@@ -66,6 +67,10 @@ class SummaryPart(NamedTuple):
     nbytes: int
 
 
+def _read_only(items: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(items))
+
+
 @attrs.frozen(repr=False)
 class Summary(Shown):
     """A model as a table. :func:`summary` makes it.
@@ -98,11 +103,18 @@ class Summary(Shown):
     frozen: int
     buffers: int
     nbytes: int
-    dtypes: Mapping[str, SummaryPart]
-    names: Mapping[str, SummaryPart]
-    ties: Mapping[str, str]
+    dtypes: Mapping[str, SummaryPart] = attrs.field(converter=_read_only)
+    names: Mapping[str, SummaryPart] = attrs.field(converter=_read_only)
+    ties: Mapping[str, str] = attrs.field(converter=_read_only)
     packed: int = 0
     unpacked: int = 0
+
+    def __hash__(self) -> int:
+        return hash((tuple([(row.path, row.kind) for row in self.rows]), self.parameters, self.nbytes))
+
+    def __reduce__(self) -> tuple[type[Summary], tuple[Any, ...]]:
+        values = [getattr(self, field.name) for field in attrs.fields(Summary)]
+        return Summary, tuple([dict(value) if isinstance(value, MappingProxyType) else value for value in values])
 
     def __repr__(self) -> str:
         return _text(self, terminal_width())
@@ -155,7 +167,7 @@ def totals(summary: Summary) -> Iterator[str]:
     if summary.packed:
         yield f"quantized: {summary.unpacked:,} weights in {summary.packed:,} of these numbers"
     for title, each in (("dtype", summary.dtypes), ("name", summary.names)):
-        if each:
+        if each and [*each] != [""]:
             yield f"by {title}: {listed(f'{in_a_line(name)} {in_bytes(part.nbytes)}' for name, part in each.items())}"
     if summary.ties:
         yield f"tied: {listed(f'{in_a_line(place)} → {in_a_line(source)}' for place, source in summary.ties.items())}"

@@ -26,6 +26,7 @@ NO_MODEL = (
     "fl.summary takes a model, a method of one, or another tree, and was given {given}. For a model that is not built yet give "
     "fl.eval_shape(Model, ...), and for one of mlx.nn fl.from_mlx(model)"
 )
+A_SHAPE = "fl.summary was given {shape}. For an input of that shape give fl.ShapeDtypeStruct({shape}, mx.float32)"
 NO_DEPTH = "depth is the number of levels of modules to show, 0 or more, or None for all, and was given as {given}"
 
 
@@ -76,7 +77,11 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
     if inputs or named:
         if fn is None:
             raise TypeError(NOT_CALLABLE.format(given=type(tree).__name__))
-        calls = calls_in(fn, tree, inputs, named)
+        try:
+            calls = calls_in(fn, tree, inputs, named)
+        except Exception as error:
+            _explain_shapes(error, inputs, named)
+            raise
     selected = None if where is None else search(tree, where)
     if selected is not None:
         require_found(tree, selected)
@@ -101,6 +106,14 @@ def summary(model: Any, /, *inputs: Any, depth: int | None = None, where: Where 
         packed=packed,
         unpacked=unpacked,
     )
+
+
+def _explain_shapes(error: Exception, inputs: Iterable[Any], named: Mapping[str, Any]) -> None:
+    """Add to an error how to give a shape, where an input looks like one."""
+    given = [each for each in (*inputs, *named.values()) if isinstance(each, tuple | list)]
+    shape = next((tuple(each) for each in given if each and all(type(length) is int for length in each)), None)
+    if shape is not None and error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n\n{A_SHAPE.format(shape=describe(shape))}", *error.args[1:])
 
 
 def _row(path: Path, module: Any, sizes: _Sizes, calls: Calls | None) -> SummaryRow:

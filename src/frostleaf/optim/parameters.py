@@ -27,7 +27,7 @@ from .last import Last
 from .packing import LARGE, REST, Packed
 
 PACKED_GRADIENTS = (
-    "the gradient is that of a packed model, and the optimizer takes that of the model in it: "
+    "the gradient is with respect to the Packed model, where there is {inside} to be differentiated: "
     "loss, grads = fl.value_and_grad(loss_fn)(packed.unpack())"
 )
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
@@ -134,9 +134,9 @@ def with_gradients(parameters: Parameters, grads: Any) -> tuple[Parameters, dict
     """
     model, arrays = parameters.model, parameters.arrays
     if isinstance(model, Packed):
-        if isinstance(grads, Packed):
-            raise ValueError(PACKED_GRADIENTS)
         tree = model.unpack()
+        if isinstance(grads, Packed):
+            raise ValueError(PACKED_GRADIENTS.format(inside=describe(tree)))
         found = flatten_up_to(tree, grads, "the gradient")
         for name, leaf, place, gradient in zip(_names(tree), flatten(tree)[0], model.layout.places, found, strict=True):
             if place != REST:

@@ -93,14 +93,8 @@ def _without_equal(changes: list[Change]) -> list[Change]:
 
 
 def _measured(changes: list[Change]) -> list[Change]:
-    """Return changes with the norms of those between arrays of one shape, all computed at once."""
-    norms = {number: _norms(each.before, each.after) for number, each in enumerate(changes) if _has_norm(each)}
-    mx.eval(list(norms.values()))
-    for number, pair in norms.items():
-        norm, size = (float(each.item()) for each in pair)  # type: ignore[arg-type]
-        relative = norm / size if size else math.inf if norm else 0.0
-        changes[number] = changes[number]._replace(norm=norm, relative=relative)
-    return changes
+    """Return changes with the norms of those between arrays of one shape, one after another, which takes little memory."""
+    return [_with_norms(each) if _has_norm(each) else each for each in changes]
 
 
 def _has_norm(change: Change) -> bool:
@@ -108,14 +102,27 @@ def _has_norm(change: Change) -> bool:
     return both and change.kind in ("value", "dtype") and change.before.shape == change.after.shape
 
 
-def _norms(before: mx.array, after: mx.array) -> list[mx.array]:
-    """Return the norm of the difference, and that of ``before``."""
+def _with_norms(found: Change) -> Change:
+    """Return a change with the norm of the difference, and the same relative to that of ``before``."""
+    before, after = found.before, found.after
     wide = next((each for each in (mx.complex64, mx.float64) if each in (before.dtype, after.dtype)), mx.float32)
     if before.dtype == after.dtype and mx.issubdtype(before.dtype, mx.integer):
         change = (mx.maximum(before, after) - mx.minimum(before, after)).astype(wide)  # which unsigned numbers can hold
     else:
         change = after.astype(wide) - before.astype(wide)
-    return [mx.linalg.norm(each.reshape(-1)) for each in (change, before.astype(wide))]
+    change = mx.where(before == after, mx.zeros_like(change), change)  # infinities that are equal
+    norm, size = (_norm(each.reshape(-1)) for each in (change, before.astype(wide)))
+    return found._replace(norm=norm, relative=norm / size if size else math.inf if norm else 0.0)
+
+
+def _norm(vector: mx.array) -> float:
+    """Return the norm of a vector, also of one whose squares are too small or too large for its dtype."""
+    if not vector.size:
+        return 0.0
+    largest = mx.abs(vector).max()
+    is_apart = ((largest < 1e-12) | (largest > 1e12)) & (largest > 0) & mx.isfinite(largest)
+    scale = mx.where(is_apart, largest, mx.ones_like(largest))
+    return float((mx.linalg.norm(vector / scale) * scale).item())  # type: ignore[arg-type]
 
 
 def require_alike(trees: Sequence[Any]) -> Structure:
