@@ -188,10 +188,6 @@ def converted(build: Callable[[], Any]) -> None:
     native = fl.convert(tree)
     assert native.at(fl.nn.Linear).paths()
     assert fl.tree.paths(native) == fl.tree.paths(tree)
-    try:
-        native(x)
-    except fl.FrozenModuleError:  # the original code assigns to a layer
-        return
     assert same(native(x), tree(x))
     back = fl.to_mlx(native)
     assert fl.tree.equal(fl.from_mlx(back), tree)

@@ -444,7 +444,7 @@ def test_inside_a_native_module():
 
 def test_live_modules_are_used_again(monkeypatch):
     made = []
-    monkeypatch.setattr(calls, "Live", lambda structure: made.append(structure) or Live(structure))
+    monkeypatch.setattr(calls, "Live", lambda *given: made.append(given) or Live(*given))
 
     class Native(fl.Module):
         body: object

@@ -1,5 +1,7 @@
 """Trees as modules of ``mlx.nn``, and layers of ``mlx.nn`` in trees as native ones."""
 
+import types
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -333,6 +335,68 @@ def test_modules_of_mlx_in_a_class_of_the_user_change_as_they_do_in_mlx():
     module(x)
     assert module.body.count == 4
     assert (model.body.count, model.body.late) == (0, None)
+
+
+class Growing(nn.Module):
+    """Has more in a list after each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(4, 4), [mx.zeros(4)]
+
+    def __call__(self, x):
+        self.seen.append(x)
+        return self.linear(x) * len(self.seen)
+
+
+class Swapping(nn.Module):
+    """Puts a layer of another class in the place of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.linear = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def __call__(self, x):
+        x = self.linear(self.first(x))
+        self.first = nn.Identity()
+        return x
+
+
+class Scaled(nn.Module):
+    """Has a number in an object."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.held = nn.Linear(4, 4), types.SimpleNamespace(scale=1.0)
+
+    def __call__(self, x):
+        return self.linear(x) * self.held.scale
+
+
+def scale(module):
+    if isinstance(module, Scaled):
+        module.held.scale += 1.0
+
+
+@pytest.mark.parametrize("kind", [Growing, Swapping, Scaled])
+def test_what_a_module_of_mlx_in_a_class_of_the_user_becomes(kind):
+    tree, x = fl.from_mlx(kind()), mx.random.normal((5, 4))
+    module, alone = fl.to_mlx(Around(tree)), fl.to_mlx(tree)
+    linear = module.body.linear
+    for _ in range(3):
+        assert same(module(x), alone(x))
+        assert same(arrays(module.body), arrays(alone))
+        assert module.body.linear is linear
+        scale(module.body)
+        scale(alone)
+
+
+def test_the_statistics_of_what_is_computed_again_in_a_class_of_the_user():
+    tree, x = Around(fl.nn.BatchNorm(4)), mx.random.normal((5, 4))
+    module, plain = fl.to_mlx(tree.at("body").apply(fl.checkpoint)), fl.to_mlx(tree)
+    assert same(module(x), plain(x))
+    assert same(arrays(module), arrays(plain))
+    assert not same(arrays(module), arrays(fl.to_mlx(tree)))
 
 
 def test_what_mlx_has_no_place_for():

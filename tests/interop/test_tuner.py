@@ -457,6 +457,20 @@ def test_functions_of_mlx_lm_that_change_a_model_in_place_say_what_to_write(keys
         tuner.remove_lora_layers(ours)
 
 
+@pytest.mark.parametrize("case", ["dense", "quantized"])
+def test_functions_of_mlx_lm_that_count_arrays_say_what_to_write(case: str, capsys: Any) -> None:
+    utils = pytest.importorskip("mlx_lm.utils")
+    ours = adapted(case, fl.from_mlx(base_of(case)))
+    for count in (utils.compute_bits_per_weight, utils.get_total_parameters, tuner.print_trainable_parameters):
+        with pytest.raises(TypeError, match=r"mlx_lm\.utils counts arrays .* Give it fl\.to_mlx\(model\)"):
+            count(ours)
+    tuner.print_trainable_parameters(fl.to_mlx(ours))
+    found = capsys.readouterr().out
+    tuner.print_trainable_parameters(adapted_by_mlx_lm(case))
+    assert found == capsys.readouterr().out
+    assert "Trainable parameters" in found
+
+
 @pytest.mark.parametrize("function", [lambda model: fl.lora(model, "x"), fl.fuse, lambda model: fl.save_adapters(model, "x")])
 def test_a_model_that_is_not_wrapped_is_told(function: Any) -> None:
     with pytest.raises(TypeError, match=r"takes a model first, and was given mlx\..*Linear: give it fl\.from_mlx\(model\)"):

@@ -33,6 +33,10 @@ DROPPED_BY_MLX = "{caller} calls {method} to change a model in place, and frostl
 ASKED_BY_MLX = (
     "{caller} takes this {cls} for an array, and asks for its {name}: MLX's own functions take dicts and arrays. Write {write}"
 )
+COUNTED_BY_MLX = (
+    "{caller} counts arrays with {method} as modules of MLX have them, and would miscount those of a tree. Give it "
+    "fl.to_mlx(model), which has the same memory, or write fl.summary(model)"
+)
 # What does the same here as the functions of MLX and mlx-lm in these of their modules.
 _INSTEAD = {
     "mlx.nn.utils": "fl.value_and_grad(fn)(model, ...), or fl.checkpoint(model)",
@@ -110,6 +114,13 @@ def require_no_tuner(method: str, caller: FrameType | None) -> None:
     module = str(caller.f_globals.get("__name__")) if caller else ""
     if module == "mlx_lm.tuner.utils":
         raise TypeError(DROPPED_BY_MLX.format(caller=module, method=method, write=_INSTEAD[module]))
+
+
+def require_no_count(method: str, caller: FrameType | None) -> None:
+    """Raise a ``TypeError`` if mlx-lm counts arrays with a method: it asks modules for names that frozen ones have not."""
+    module = str(caller.f_globals.get("__name__")) if caller else ""
+    if module == "mlx_lm.utils":
+        raise TypeError(COUNTED_BY_MLX.format(caller=module, method=method))
 
 
 def _tell(caller: FrameType, method: Callable[..., Any], write: str, changed: bool) -> None:

@@ -107,9 +107,12 @@ class Watched:
             self._paths.setdefault(id(module), (*above, *path))
             self._by_leaves.setdefault(_leaves_key(module), (*above, *path))
             self._kept.append(module)
-            if type(module) not in self._classes:
-                self._classes.add(type(module))
-                self._codes.update(_codes(getattr(type(module), "__mlx__", type(module))))
+            self._add_class(getattr(type(module), "__mlx__", type(module)))
+
+    def _add_class(self, cls: type) -> None:
+        if cls not in self._classes:
+            self._classes.add(cls)
+            self._codes.update(_codes(cls))
 
     def add_live(self, node: Any, root: Any, paths: dict[int, Path]) -> None:
         """Watch the modules of MLX, by id, in which the code of a wrapped module runs."""
@@ -119,6 +122,9 @@ class Watched:
             return
         self._paths.update({number: (*above, *path) for number, path in paths.items()})
         self._kept.append(root)
+        modules: Any = MLXModule.modules
+        for module in modules(root):  # of which those that stand for native ones have other classes than these
+            self._add_class(type(module))
 
     def _path(self, module: Any) -> Path | None:
         """Return where a module is; also one that was made from one in the tree and has its arrays, as ``module.eval()``."""

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
-from ..core.dropped import require_no_tuner
+from ..core.dropped import require_no_count, require_no_tuner
 from ..core.instance import Metadata, children_in_fields, children_of, level_of, metadata_of
 from ..core.levels import tree_level
 from ..core.shapes import LEAF
@@ -200,6 +200,7 @@ def children(module: Node) -> dict[str, Any]:
 
 def leaf_modules(module: Node) -> dict[str, Any]:
     """Return the modules that hold no other."""
+    require_no_count("Module.leaf_modules", sys._getframe(1).f_back)
 
     def is_leaf(owner: Any, key: str, value: Any) -> bool:
         return isinstance(value, Node) and not tree_flatten(children(value))

@@ -27,8 +27,9 @@ from ..transforms.context import put_off
 from ..transforms.jit.passing import Inputs
 from ..transforms.stateful import differences, record_edit, recorded, recording
 from .caches import LentCache, lent_caches
-from .freezing import NOTHING, Before, Freezer, handle_of, is_module, reaches
-from .layout import Wrapped, at
+from .checkpointed import is_computed_again
+from .freezing import NOTHING, Before, Freezer, handle_of, reaches
+from .layout import Wrapped, at, is_module
 from .live import Live
 from .uncollected import Change, warn_of
 
@@ -126,11 +127,11 @@ class _Lent:
         self._node = recorded(node) if self._recording else node
         self._flat: Flat = flat_of(self._node)
         self._pool = self._flat.structure.remember(_pool)
-        self.live = _taken(self._pool) or Live(self._flat.structure)
+        self.live = _taken(self._pool) or Live(self._flat.structure, type(node).__class_for__)
 
     def fill(self) -> None:
         try:
-            self._handles = self.live.fill(self._flat.leaves, self._node)
+            self._handles = self.live.fill(self._flat.leaves)
         except TypeError:
             require_numbers(self._flat)
             raise
@@ -176,7 +177,7 @@ class _Lent:
             before = own.get(id(array))
             return handle_of(array) if before is None or id(array) in assigned else before
 
-        return Freezer(type(self._node).__class_for__, leaf, before).tree(module)
+        return Freezer(type(self._node).__class_for__, leaf, before, self.live.nodes).tree(module)
 
     def _before(self, module: Any, name: str) -> Any:
         """Return the static value that a module had under a name when the call began."""
@@ -189,7 +190,8 @@ class _Lent:
             return value
         if is_module(value):
             if id(value) in self.live.paths:
-                return at(self._node, self.live.paths[id(value)])
+                path = self.live.paths[id(value)]
+                return at(self._node, path[:-1] if is_computed_again(value) else path)
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)

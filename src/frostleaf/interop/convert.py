@@ -17,9 +17,8 @@ def convert(tree: T) -> T:
     """Put layers of ``frostleaf.nn`` in the place of the layers of ``mlx.nn`` in a tree that :func:`frostleaf.from_mlx` made.
 
     The layers compute the same, bit for bit, and share the arrays. They check what they are given, and a tree that consists of
-    them is called faster. Layers of other classes stay as they are, those of subclasses too: their code runs with native layers
-    inside. Code that asks whether a layer is an ``mlx.nn.Linear`` is told that it is not, and code that assigns to a layer
-    inside raises an error: leave that one out, by selecting what to convert: ``model.at("layers").apply(fl.convert)``.
+    them is called faster. Layers of other classes stay as they are, those of subclasses too: their code runs with the layers
+    inside, and finds there what it finds in MLX: an ``mlx.nn.Linear`` with parameters, to which it may assign.
 
     Args:
         tree: Any tree.

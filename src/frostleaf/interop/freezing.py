@@ -6,7 +6,7 @@ import gc
 import types
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,12 @@ from ..core.instance import Metadata, Ties, metadata_of
 from ..core.kept import COMPILED, Kept, Place, slots_of
 from ..core.pickling import is_importable
 from ..core.words import Path, keystr
-from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, is_atom
+from ..transforms.checkpoint import checkpoint
+from ..tree.walk import at_path, source_of
+from .checkpointed import KEPT, WRAPPED, is_computed_again, plain_class
+from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, Wrapped, is_atom, is_module
+from .natives import native_of
+from .twins import native
 
 CYCLE = (
     "{place} is the module {above}, which holds it: a tree has no way back up. Take the attribute away, and give what is "
@@ -42,7 +47,7 @@ INSIDE = (
 BESIDE = "{place} holds {cls} at {other}, which is not below it: give that module to the call that needs it"
 NO_CONTAINER = "{place} is a {kind}, which holds arrays or modules and is neither a list nor a dict"
 
-_OWN = ("_no_grad", "_training")
+_OWN = ("_no_grad", "_training", KEPT)
 _CONTAINERS = (list, dict)
 # Those of other classes that are made again from what is in them.
 _OTHERS = (tuple, OrderedDict, defaultdict)
@@ -61,17 +66,25 @@ class Freezer:
         leaf: Returns the leaf for an array.
         before: Returns the static value that a module had under a name before a call that may have left functions of its own
             there, such as a compiled one: they are left out.
+        nodes: By the id of a module that stands for one of a tree, that one, with anything in the place of arrays.
     """
 
     def __init__(
-        self, class_for: Callable[[Layout], Any], leaf: Callable[[mx.array], mx.array], before: Before | None = None
+        self,
+        class_for: Callable[[Layout], Any],
+        leaf: Callable[[mx.array], mx.array],
+        before: Before | None = None,
+        nodes: Mapping[int, Any] = MappingProxyType({}),
     ) -> None:
+        self._nodes = nodes
         self._before = before
         self._class_for = class_for
         self._leaf = leaf
         self._open: dict[int, Path] = {}
         self._modules: dict[int, tuple[Path, Any]] = {}
-        self._arrays: set[int] = set()
+        self._arrays: dict[tuple[int, Path], mx.array] = {}
+        self._seen: set[int] = set()
+        self._declared: dict[Path, Path] = {}
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._memo: dict[Any, Any] = {}
         # Of modules that have been put together: each place of one that is at another, the source, too.
@@ -81,7 +94,7 @@ class Freezer:
 
     def tree(self, module: MLXModule) -> Any:
         """Return the tree."""
-        node = self._node(module, ())
+        node = self.node(module, ())
         for place, other in self._others:
             if id(other) in self._modules:
                 raise ValueError(
@@ -89,25 +102,53 @@ class Freezer:
                 )
         return node
 
-    def _node(self, module: Any, path: Path) -> Any:
+    def node(self, module: Any, path: Path, template: Any = None) -> Any:
+        """Return the tree of a module at a path.
+
+        Args:
+            module: The module.
+            path: The path.
+            template: The module of a tree that it stood for, if it did, with anything in the place of arrays.
+        """
+        if is_computed_again(module):
+            return checkpoint(self.inside(module, (*path, WRAPPED), template))
+        return self.inside(module, path, template)
+
+    def inside(self, module: Any, path: Path, template: Any = None) -> Any:
+        """As :meth:`node`, and if a module is computed again for its gradient the tree of the module itself."""
         if id(module) in self._modules:
-            self._ties.append((path, self._modules[id(module)][0]))
-            return None
+            first, node = self._modules[id(module)]
+            self._ties.append((path, first))
+            return node
         if id(module) in self._open:
             raise ValueError(CYCLE.format(place=keystr(path), above=_named(module, self._open[id(module)])))
-        if hasattr(type(module), "__frozen__"):  # it runs the code of a tree, which it gives back
-            return module.__frozen__(self)
         if slot := next(slots_of(module), None):
             raise ValueError(SLOT.format(place=keystr((*path, slot[0])), cls=_named(module)))
         self._open[id(module)] = path
         first_tie = len(self._ties)
+        if template is None:
+            template = self._nodes.get(id(module))
+        if hasattr(type(module), "__native_before__"):
+            template = module.__native_before__()
+        declared = metadata_of(template).ties if template is not None else ()
+        self._declared.update(((*path, *target), (*path, *source)) for target, source in declared)
+        node = None if template is None else native_of(template, module, self, path)
+        was_native = node is None and template is not None and not isinstance(template, Wrapped)
+        node = self._wrapped(module, path) if node is None else node
+        node = self._tied(node, path, first_tie, declared)
+        node = (native(node) or node) if was_native else node
+        del self._open[id(module)]
+        self._modules[id(module)] = path, node
+        return node
+
+    def _wrapped(self, module: Any, path: Path) -> Any:
         places: list[tuple[str, str]] = []
         others: list[tuple[Path, type]] = []
         children: list[Any] = []
         static: dict[str, Any] = {}
         for name, value in dict.items(module):
             if type(value) is mx.array:
-                children.append(self._array(value))
+                children.append(self.array(value, (*path, name)))
             elif _is_tree(value):
                 children.append(self._child(value, path, (name,), others))
             else:
@@ -136,19 +177,19 @@ class Freezer:
                 if static[name] is NOTHING:
                     del static[name]
                     places.remove((name, STATIC))
-        kind = self._class_for(Layout(type(module), tuple(places), tuple(others)))
-        frozen = _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children)
-        ties = self._ties_inside(path, first_tie)
-        node = kind.__frostleaf__.assemble(Metadata(static, bool(training), frozen, ties), children)
-        if ties:
-            node = self._with_public_sources(node, path)
-        del self._open[id(module)]
-        self._modules[id(module)] = path, node
-        return node
+        kind = self._class_for(Layout(plain_class(module), tuple(places), tuple(others)))
+        metadata = Metadata(static, bool(training), _frozen_names(own.get("_no_grad"), kind.__frostleaf__.children))
+        return kind.__frostleaf__.assemble(metadata, children)
 
-    def leaf(self, array: mx.array) -> mx.array:
-        """Return the leaf for an array."""
-        return self._array(array)
+    def _tied(self, node: Any, path: Path, first: int, declared: Ties) -> Any:
+        """Tie what is the same at two places in the node at a path: modules, and arrays that were tied before."""
+        modules = self._ties_inside(path, first)
+        arrays = [tie for tie in declared if type(at_path(node, tie[0])) is mx.array]
+        arrays = [(target, source) for target, source in arrays if at_path(node, target) is at_path(node, source)]
+        if not (modules or arrays):
+            return node
+        node = evolve(node, ties=_sorted({*modules, *arrays}))
+        return self._with_public_sources(node, path) if modules else node
 
     def _ties_inside(self, path: Path, first: int) -> Ties:
         """Take out those of the last ties of which the module at a path holds both places."""
@@ -170,19 +211,21 @@ class Freezer:
                 return self._with_public_sources(evolve(node, ties=ties), path)
         return node
 
-    def _array(self, array: mx.array) -> mx.array:
-        """Return the leaf for an array, one for each place: MLX trains it apart from the same at another."""
-        if id(array) in self._arrays:
-            return handle_of(array)  # type: ignore[no-any-return]
-        self._arrays.add(id(array))
-        return self._leaf(array)
+    def array(self, array: mx.array, path: Path) -> mx.array:
+        """Return the leaf for an array at a path: one for each place, as MLX trains them, but for tied ones."""
+        key = id(array), source_of(path, self._declared)
+        if key not in self._arrays:
+            is_first = id(array) not in self._seen
+            self._seen.add(id(array))
+            self._arrays[key] = self._leaf(array) if is_first else handle_of(array)
+        return self._arrays[key]
 
     def _child(self, value: Any, path: Path, inside: Path, others: list[tuple[Path, type]]) -> Any:
         """Return the child for a value at the path ``inside`` a module."""
         if type(value) is mx.array:
-            return self._array(value)
+            return self.array(value, (*path, *inside))
         if is_module(value):
-            return self._node(value, (*path, *inside))
+            return self.node(value, (*path, *inside))
         if isinstance(value, Node):
             return value
         if not isinstance(value, dict | list | tuple):
@@ -253,9 +296,7 @@ def _is_public(node: Any, path: Path) -> bool:
     for entry in path:
         if isinstance(value, Node):
             public = public and entry in value.__frostleaf__.parameters
-            value = value.__dict__[entry]
-        else:
-            value = value[entry]
+        value = at_path(value, (entry,))
     return public
 
 
@@ -295,11 +336,6 @@ def _modules_in(value: Any) -> Iterator[tuple[Any, MLXModule]]:
 def reaches(value: Any, ids: Container[int]) -> bool:
     """Return whether something is inside a value, as :func:`_modules_in` looks into it, by the ids of what counts."""
     return any(id(each) in ids for each in _through(value))
-
-
-def is_module(value: Any) -> bool:
-    """Return whether a value is a module itself. Weak proxies and what MLX compiled look like what they stand for."""
-    return issubclass(type(value), MLXModule)
 
 
 def _through(value: Any) -> Iterator[Any]:

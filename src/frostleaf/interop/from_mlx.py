@@ -9,7 +9,8 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.instance import Instance
 from ..core.kept import COMPILED
 from ..core.words import describe
-from .freezing import Freezer, handle_of, is_module
+from .freezing import Freezer, handle_of
+from .layout import is_module
 from .surface import class_for
 
 NO_MODULE = "fl.from_mlx takes a module of mlx.nn, and was given {given}"

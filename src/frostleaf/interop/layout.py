@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import attrs
+from mlx.nn.layers.base import Module as MLXModule
 
 from ..core import fields
 from ..core.hidden import PLAIN
-from ..core.instance import field_values, level_of
+from ..core.instance import Instance, field_values, level_of
 from ..core.kept import AT, Kept
 from ..core.words import Path
 from ..module import Module
@@ -87,7 +88,10 @@ def is_atom(value: Any) -> bool:
 def at(node: Any, path: Path) -> Any:
     """Return what is at a path below a node, whatever its methods are called."""
     for name in path:
-        node = node[name] if isinstance(node, tuple | Mapping) else field_values(node)[name]
+        if isinstance(node, tuple | Mapping):
+            node = node[name]
+        else:
+            node = field_values(node)[name] if isinstance(node, Instance) else getattr(node, name)
     return node
 
 
@@ -141,3 +145,8 @@ def declared(layout: Layout) -> dict[str, attrs.Attribute[Any]]:
             template = _TEMPLATES.private
         found[name] = template.evolve(name=name, alias=name, default=attrs.NOTHING)
     return found
+
+
+def is_module(value: Any) -> bool:
+    """Return whether a value is a module itself. Weak proxies and what MLX compiled look like what they stand for."""
+    return issubclass(type(value), MLXModule)

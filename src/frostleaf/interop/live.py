@@ -1,4 +1,4 @@
-"""Modules of MLX made from frozen trees: the real classes, in which original code runs."""
+"""Modules of MLX made from frozen trees: the real classes, in which original code runs, and twins of native layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice, repeat
-from operator import is_, itemgetter
+from operator import is_
 from types import MappingProxyType
 from typing import Any
 
@@ -20,18 +20,28 @@ from ..core.hidden import PLAIN
 from ..core.instance import Metadata, children_in_fields, level_of, metadata_of
 from ..core.kept import AT, COMPILED, Kept, is_watched, parts_of, state_of
 from ..core.levels import one_level
-from ..core.structure import Structure, unflatten
+from ..core.shapes import ShapeDtypeStruct
+from ..core.structure import Structure, flat_of, unflatten
 from ..core.words import Path, class_name, keystr
+from ..transforms import wrapping as function_trees
+from ..transforms.checkpoint import Checkpointed
 from ..transforms.jit.passing import Inputs
 from ..tree.walk import source_of
+from .checkpointed import WRAPPED, computed_again, held, is_computed_again
 from .freezing import handle_of
-from .layout import HIDDEN, STATIC, Layout, Wrapped
+from .layout import HIDDEN, STATIC, Layout, Wrapped, at
+from .running import Running, Trees, running_class
+from .twins import frozen_names, has_none, mlx_class, static_of_twin
 
 Put = Callable[[Any, Any], None]
-# From the native modules of a tree, makes what stands at one place.
-Make = Callable[[Sequence[Any]], Any]
+# Makes what stands at one place, of what is inside.
+Make = Callable[[], Any]
 
 NO_PLACE = "{place} is a {kind}, and a module of mlx.nn has arrays in itself, in lists and in dicts only"
+CALLED_ANOTHER_WAY = (
+    "{place} is what fl.{verb} made of a layer, and the code of the class of MLX around it needs the layer. Write "
+    "fl.{verb} around the whole model, or around a function that calls it"
+)
 
 
 class Slot:
@@ -54,17 +64,22 @@ class Live:
     """A module of MLX for the trees of one structure. It has their arrays while a call runs, and nothing of them after.
 
     Args:
-        structure: The structure, of a wrapped module.
+        structure: The structure, of a module.
+        class_for: Returns the class of a layout.
 
     Attributes:
         root: The module.
         paths: The path of each module in it, by its id.
+        nodes: By its id, the module of the tree that each stands for, with slots in the place of arrays.
         helpers: The ids of objects in its attributes, but for lists and dicts.
         own: The ids of all modules, objects, lists and dicts in it.
     """
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: Structure, class_for: Callable[[Layout], Any]) -> None:
+        self._structure = structure
+        self._class_for = class_for
         self.paths: dict[int, Path] = {}
+        self.nodes: dict[int, Node] = {}
         self.helpers: set[int] = set()
         self._puts: list[tuple[Put, Any, int]] = []
         self._makes: list[tuple[Put, Any, Make]] = []
@@ -73,8 +88,6 @@ class Live:
         self._watched: list[Any] = []
         self._watched_where: list[Path] = []
         self._arrays: list[mx.array] = []
-        self._steps: list[tuple[int, Any]] = []
-        self._reached: dict[Path, int] = {(): 0}
         self._memo: dict[Any, Any] = {}
         self._made: dict[Any, Any] = {}
         self._ties: dict[Path, Path] = {}
@@ -114,7 +127,7 @@ class Live:
             put(key, None)
         return [*chain.from_iterable(self._views), _END, None], found
 
-    def fill(self, leaves: Sequence[mx.array], node: Any) -> Sequence[mx.array]:
+    def fill(self, leaves: Sequence[mx.array]) -> Sequence[mx.array]:
         """Put handles of a tree's arrays in their places, and return them."""
         handles, expected, places = self._handles, self._expected, iter(self._places)
         # Into the list that is there: memory for a new long one makes malloc tidy up after the last call.
@@ -122,29 +135,10 @@ class Live:
         for (put, key, number), place in zip(self._puts, places, strict=False):
             put(key, handles[number])
             expected[place] = handles[number]
-        inside = self._walk(node)
         for (put, key, make), place in zip(self._makes, self._places[len(self._puts) :], strict=True):
-            value = expected[place] = make(inside)
+            value = expected[place] = make()
             put(key, value)
         return handles
-
-    def _step_to(self, path: Path) -> int:
-        """Return the number of what is at a path in what :meth:`_walk` returns."""
-        if path not in self._reached:
-            self._steps.append((self._step_to(path[:-1]), path[-1]))
-            self._reached[path] = len(self._steps)
-        return self._reached[path]
-
-    def _walk(self, node: Any) -> list[Any]:
-        """Return a node, and what is on the ways from there to its native modules."""
-        found = [node]
-        for above, name in self._steps:
-            holder = found[above]
-            if isinstance(holder, Node):
-                level_of(holder)  # puts it together
-                holder = holder.__dict__
-            found.append(holder[name])
-        return found
 
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
@@ -220,6 +214,9 @@ class Live:
         return key[:1] != "_" and key not in vars(module).get("_no_grad", ())
 
     def _module(self, node: Any, path: Path, tied: bool) -> MLXModule:
+        return self._original(node, path, tied) if isinstance(node, Wrapped) else self._twin(node, path, tied)
+
+    def _original(self, node: Wrapped, path: Path, tied: bool) -> MLXModule:
         layout: Layout = type(node).__layout__
         metadata, _ = level_of(node)
         tied = self._note_ties(metadata, path, tied)
@@ -232,7 +229,7 @@ class Live:
         for name, place in layout.places:
             value = node.__dict__[name]
             inner = value.value if type(value) is Kept else value
-            is_item = isinstance(inner, Slot | Node | tuple | list | dict | MappingProxyType) and place != HIDDEN
+            is_item = isinstance(inner, Slot | Node | Checkpointed | tuple | list | dict | MappingProxyType) and place != HIDDEN
             put = setter(live if is_item else own)
             if inner is not value:
                 kept.append((put, name, value))
@@ -250,6 +247,38 @@ class Live:
             put(name, copy)
             self._track(copy, (*path, name))
         return live  # type: ignore[no-any-return]
+
+    def _twin(self, node: Any, path: Path, tied: bool) -> MLXModule:
+        """Return the module for one that is not of MLX: of its twin's class, or one that runs its code."""
+        metadata = metadata_of(node)
+        tied = self._note_ties(metadata, path, tied)
+        kind: Any = type(node)
+        twin = mlx_class(kind)
+        made, is_known = self._new(twin or running_class(kind), node, path, tied)
+        if is_known:
+            return made  # type: ignore[no-any-return]
+        own = vars(made)
+        own["_no_grad"], own["_training"] = frozen_names(node), metadata.training
+        if twin is None:
+            self._keep(made, path)
+        for holder in (made, own, own["_no_grad"]):
+            self._hold(holder, path)
+        for name, value in zip(node.__frostleaf__.children, children_in_fields(node), strict=True):
+            if value is None and twin and not has_none(node):
+                continue
+            is_item = isinstance(value, Slot | Node | Checkpointed | tuple | Mapping)
+            self._fill_in(setter(made if is_item else own), name, value, path, (name,), {}, tied)
+        for name, value in (static_of_twin(node) if twin else metadata.static).items():
+            is_item = isinstance(value, list | tuple | dict) and twin
+            setter(made if is_item else own)(name, value)
+        return made  # type: ignore[no-any-return]
+
+    def _keep(self, running: Running, path: Path) -> None:
+        shapes = [ShapeDtypeStruct((), mx.float32)] * self._structure.num_leaves  # of which nobody asks
+        whole = unflatten(self._structure.spec, iter(shapes))
+        running.keep(
+            flat_of(at(whole, path)).structure, Trees(self._class_for), functools.partial(module_of, class_for=self._class_for)
+        )
 
     def _hold(self, holder: Any, place: Path) -> None:
         self._holders.append(holder)
@@ -272,6 +301,7 @@ class Live:
             live = dict.__new__(kind)
             self._made.update(dict.fromkeys(keys, live))
             self.paths[id(live)] = path
+            self.nodes[id(live)] = node
         return live, is_known
 
     def _fill_in(
@@ -282,7 +312,12 @@ class Live:
         if type(value) is Slot:
             self._puts.append((put, key, value.number))
         elif isinstance(value, Node):
-            self._fill_node(put, key, value, (*path, *inside), tied)
+            put(key, self._module(value, (*path, *inside), tied))
+        elif isinstance(held(value), Node):
+            module = self._module(held(value), (*path, *inside, WRAPPED), tied)
+            if not is_computed_again(module):
+                computed_again(module, Trees(self._class_for, self.nodes.get(id(module))))
+            put(key, module)
         elif type(value) is MappingProxyType:
             new: Any = kinds.get(inside, dict)()
             self._hold(new, (*path, *inside))
@@ -291,6 +326,8 @@ class Live:
             put(key, new)
         elif isinstance(value, tuple):
             self._fill_sequence(put, key, value, path, inside, kinds, tied)
+        elif isinstance(value, function_trees.Wrapped) and isinstance(value.__wrapped__, Node):
+            raise TypeError(CALLED_ANOTHER_WAY.format(place=keystr((*path, *inside)), verb=value.verb))
         elif one_level(value) is not None:
             raise TypeError(NO_PLACE.format(place=keystr((*path, *inside)), kind=class_name(value)))
         else:
@@ -308,14 +345,8 @@ class Live:
             put(key, items)
         else:
             make = kind if kind is tuple else lambda values: kind(*values)
-            self._makes.append((put, key, lambda _: make(items)))
+            self._makes.append((put, key, lambda: make(items)))
             put(key, make(items))
-
-    def _fill_node(self, put: Put, key: Any, value: Any, path: Path, tied: bool) -> None:
-        if isinstance(value, Wrapped):
-            put(key, self._module(value, path, tied))
-        else:  # which original code calls as it is
-            self._makes.append((put, key, itemgetter(self._step_to(path))))
 
     def _track(self, value: Any, place: Path) -> None:
         """Look after what is inside a copy that original code may change."""
@@ -356,6 +387,7 @@ def setter(holder: Any) -> Put:
 
 
 def _has_arrays(value: Any) -> bool:
+    value = value if held(value) is None else held(value)
     if isinstance(value, Node):
         value = children_in_fields(value)
     inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
@@ -366,12 +398,22 @@ def _key(value: Any) -> Any:
     """Return what tells a tree from others of which the leaves have other numbers, or anything else is different."""
     if type(value) is Slot:
         return Slot, value.number
+    if isinstance(held(value), Node):
+        return Checkpointed, _key(held(value))
     if isinstance(value, Node):
         return type(value), metadata_of(value), _key(children_in_fields(value))
     if isinstance(value, tuple | Mapping):
         inside = value.values() if isinstance(value, Mapping) else value
         return type(value), tuple(value) if isinstance(value, Mapping) else (), tuple(map(_key, inside))
     return static_key(value)
+
+
+def module_of(tree: Node, class_for: Callable[[Layout], Any]) -> Any:
+    """Return a module of MLX with the arrays of a tree, which nothing else has."""
+    flat = flat_of(tree)
+    live = Live(flat.structure, class_for)
+    live.fill(flat.leaves)
+    return live.root
 
 
 def _below(live: Any, path: Path) -> Any:
