@@ -86,6 +86,7 @@ else:
             "filter_vmap": "fl.vmap(fn)",
             "optimizers": "fl.optim",
             "partition": "fl.tree.partition",
+            "tabulate": "fl.summary(model, x)",
             "tree_at": "model.at(where).set(value)",
             "tree_deserialise_leaves": "fl.load(path, like)",
             "tree_equal": "fl.tree.equal",

@@ -110,6 +110,7 @@ class _AttentionCache(Cache):
         return sum(each.nbytes for each in (self.keys, self.values) if each is not None)
 
     def empty(self) -> bool:
+        """Return whether nothing has been written."""
         return self.keys is None
 
     def keys_and_values(self) -> tuple[mx.array | None, mx.array | None]:
@@ -136,9 +137,10 @@ class _AttentionCache(Cache):
 class KVCache(_AttentionCache):
     """The keys and values of attention, for at most ``max_size`` tokens: mlx-lm's ``KVCache``, of fixed size.
 
-    Since nothing in it changes its shape, a jitted step is traced once for all tokens. Where mlx-lm's returns as many keys as
-    there are tokens, this one returns all ``max_size``, and its mask is an array that hides those that are not there yet. The
-    first update, of an empty cache, returns what it was given, as mlx-lm's does.
+    Since nothing in it changes its shape once something has been written, a jitted step is traced once for the empty cache and
+    once for all tokens that follow. Where mlx-lm's returns as many keys as there are tokens, this one returns all ``max_size``,
+    and its mask is an array that hides those that are not there yet. The first update, of an empty cache, returns what it was
+    given, as mlx-lm's does.
 
     The cache is a value. What :meth:`update_and_fetch` writes, :func:`frostleaf.stateful` returns in a new one. MLX writes in
     place, without a copy of the rest, if nobody has the old one any more: ``out, cache = step(model, token, cache)``.
@@ -174,6 +176,7 @@ class KVCache(_AttentionCache):
         return self.offset
 
     def is_trimmable(self) -> bool:
+        """Return ``True``: the last tokens can always be forgotten."""
         return True
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:

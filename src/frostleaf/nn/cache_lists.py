@@ -74,6 +74,7 @@ class ArraysCache(Cache):
         return sum(each.nbytes for each in self.cache if each is not None)
 
     def empty(self) -> bool:
+        """Return whether nothing has been written at the first place."""
         return self.cache[0] is None
 
     def __getitem__(self, index: Any) -> Any:
@@ -146,9 +147,11 @@ class CacheList(Cache):
         return sum(each.nbytes for each in self.caches)
 
     def empty(self) -> bool:
+        """Return whether nothing has been written in the first cache."""
         return bool(self.caches[0].empty())
 
     def is_trimmable(self) -> bool:
+        """Return whether all caches can forget the last tokens."""
         return all(each.is_trimmable() for each in self.caches)
 
     def trim(self, n: int | mx.array) -> mx.array:
