@@ -77,8 +77,8 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
 
 
 _NOT_WEIGHTS = (
-    "load_weights takes the path of a file or directory, or a dict or pairs of dotted names and arrays, and was given a {kind}. "
-    "For nested dicts of arrays, such as parameters() returns, there is update"
+    "load_weights takes the path of a file or directory, or a dict or pairs of dotted names and arrays, and was given a "
+    "{kind}. For nested dicts of arrays, such as parameters() returns, there is update"
 )
 
 
