@@ -89,7 +89,7 @@ class _Text:
         The path is that from the root, and in ``owner`` it is what begins at ``start``.
         """
         if self._tied and path in self._tied:
-            return TIED_MARK + self._tied[path]
+            return TIED_MARK + in_a_line(self._tied[path])
         if owner is not None and isinstance(value, (*LEAF, Node)):
             frozen = frozen or metadata_of(owner).freezes(path[start:])
         if isinstance(value, LEAF):

@@ -18,7 +18,7 @@ from ..core.kept import let_out
 from ..core.shapes import LEAF
 from ..core.sharing import with_values
 from ..core.shown import ShownTree
-from ..core.words import Path, describe, keystr, listed
+from ..core.words import Path, describe, in_a_line, keystr, listed
 from ..tree.selecting import Found, Where, is_path, matcher, paths_in, require_found, search
 from ..tree.walk import field_level
 from .casting import Predicate, astype, is_floating
@@ -187,7 +187,7 @@ class Selection(Generic[T], ShownTree):
 
     def __repr__(self) -> str:
         first = islice(self._found.values.items(), _SHOWN)
-        shown = [f"{keystr(path) or '(root)'} {describe(value)}" for path, value in first]
+        shown = [f"{in_a_line(keystr(path)) or '(root)'} {describe(value)}" for path, value in first]
         more = ["..."] * (len(self) > _SHOWN)
         values = ": " * bool(shown) + ", ".join(shown + more)
         return f"Selection of {len(self) or 'nothing'} in {type(self._tree).__name__}{values}"
