@@ -3,6 +3,7 @@
 from .core import versions as _versions  # noqa: F401  # before what older versions lack
 
 # isort: split
+import sys as _sys
 from typing import TYPE_CHECKING
 
 from . import tree
@@ -111,3 +112,8 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# An array needs no model beside it to be shown, if Treescope was there first.
+if _sys.modules.get("treescope"):
+    from .display import treescope as _treescope  # noqa: F401
