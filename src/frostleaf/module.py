@@ -468,8 +468,8 @@ class Module(Keyed, Node, ShownTree):
     def save_weights(self, file: str | os.PathLike[str], *, max_shard_bytes: int | None = None) -> None:
         """Save the parameters under MLX's names to a file, or to a directory of files.
 
-        A crash at any instant leaves the old file or directory, or the new one, whole. A tied array is there once; but under its
-        two names where the module that has the tie came from :func:`frostleaf.from_mlx`, since MLX asks for both.
+        A crash at any instant leaves the old file or directory, or the new one, whole. A tied array is there once; under both
+        names where the module that has the tie came from :func:`frostleaf.from_mlx`, since MLX asks for both.
 
         A directory gets Hugging Face's layout: numbered files of weights, and ``model.safetensors.index.json``, which says what
         is where. When it is saved again, the new index replaces the old one, and then the old files are removed:
