@@ -44,7 +44,7 @@ def histograms(tree: Any, where: Where | None = None, *, rows: int = 40, ax: Axe
     Args:
         tree: Any tree with floating-point arrays: a model, gradients, the state of an optimizer.
         where: What to draw: a path, a glob, a class, a predicate, or a list of these. Default: everything.
-        rows: How many rows there may be. Where there are more arrays, they are gathered by module. Default: ``40``.
+        rows: How many rows there may be. Where there are more, they are gathered by module or by index. Default: ``40``.
         ax: The axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -96,7 +96,7 @@ def norms(trees: Sequence[Any], where: Where | None = None, *, rows: int = 12, a
     Args:
         trees: A tree for each step, such as gradients or models; all have floating-point arrays at the same paths.
         where: What to draw, as in :func:`histograms`. Default: everything.
-        rows: How many lines there may be. Where there are more arrays, they are gathered by module. Default: ``12``.
+        rows: How many lines there may be. Where there are more, they are gathered by module or by index. Default: ``12``.
         ax: The axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -160,7 +160,7 @@ def changes(
         *others: At least one tree with arrays of the same shapes at the same paths, in any floating-point dtypes.
         labels: A name for each of ``others``. Default: its dtypes, and its number where several have the same.
         where: What to draw, as in :func:`histograms`. Default: everything.
-        rows: How many rows there may be. Where there are more arrays, they are gathered by module. Default: ``40``.
+        rows: How many rows there may be. Where there are more, they are gathered by module or by index. Default: ``40``.
         ax: The axes to draw on. Default: those of a new figure.
 
     Returns:
