@@ -35,9 +35,9 @@ def text(node: Node) -> str:
     module that has the tie. A node that fits on one line takes one. Modules in a row that differ in nothing but their numbers
     are shown once: ``(0-11): 12 × Block(...)``, and so are values in a dict whose dotted names differ in an index.
 
-    What lies deeper than ``DEEPEST`` levels is shown by its class. Where the whole takes more than ``LINES`` lines, what fits on
-    a line shares it; and of more than ``FEW`` modules those that are inside of the most others are shown by their class, as few
-    as need be.
+    What lies deeper than ``DEEPEST`` levels is shown by its class. Where the whole takes more than ``LINES`` lines, what fits
+    on a line shares it; and of more than ``FEW`` modules those inside of the most others are shown by their class, as few as
+    need be.
     """
     showing = _Text(DEEPEST)
     whole = showing.of(node)
