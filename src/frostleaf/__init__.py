@@ -3,7 +3,6 @@
 from .core import versions as _versions  # noqa: F401  # before what older versions lack
 
 # isort: split
-import sys as _sys
 from typing import TYPE_CHECKING
 
 from . import tree
@@ -14,6 +13,7 @@ from .core.lazy import lazily
 from .core.refused import ForeignArrayError, HiddenArrayError
 from .core.registration import register_dataclass, register_pytree_node
 from .core.shapes import ShapeDtypeStruct
+from .core.shown import show_arrays as _show_arrays
 from .edits.selection import Selection
 from .module import Module
 
@@ -114,6 +114,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# An array needs no model beside it to be shown, if Treescope was there first.
-if _sys.modules.get("treescope"):
-    from .display import treescope as _treescope  # noqa: F401
+_show_arrays()
