@@ -92,6 +92,7 @@ HIDING = {
     "slots": (Slots, "Slots", "model: a Linear", "fl.Module"),
     "a namespace": (lambda m: types.SimpleNamespace(model=m), "SimpleNamespace", "model: a Linear", "fl.Module"),
     "a partial": (lambda m: functools.partial(print, m), "partial", "args.0: a Linear", "a module that holds the arrays"),
+    "a selection": (lambda m: m.at("weight"), "Selection", "_tree: a Linear", "such as .set(...), or what .get() returns."),
     "a set": (lambda m: {m}, "set", "0: a Linear", "Give a list or a tuple."),
     "a view": (lambda m: {"a": m}.values(), "dict_values", "0: a Linear", "Pass a list of what is in it."),
     "a view of items": (lambda m: {"a": m}.items(), "dict_items", "0.1: a Linear", "Pass a list of what is in it."),

@@ -54,6 +54,8 @@ class Selection(Generic[T], ShownTree):
     (2, ['w', 'b'])
     """
 
+    _instead_of_a_tree = "Give what an edit of the selection returns, such as .set(...), or what .get() returns."
+
     def __init__(self, tree: T, where: Where) -> None:
         matcher(where)
         self._tree = tree
