@@ -18,10 +18,12 @@ from . import safetensors
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, describe_tree, differences
 from .safetensors import CheckpointError, fail, parse_json
+from .sharing import Sharing, find_sharing, read_sharing
 
 T = TypeVar("T")
 
-_VERSION = "1"
+# Version 2 has arrays under other names; what has none is written as by those who don't know them.
+_VERSION, _WITH_SHARING = "1", "2"
 _SHOWN = 3
 # The keys of the header's metadata.
 _FORMAT, _STRUCTURE, _VALUES, _METADATA = "frostleaf", "frostleaf.structure", "frostleaf.values", "frostleaf.metadata"
@@ -56,7 +58,10 @@ class UncomparedValueWarning(UserWarning):
 
 
 class Snapshot(NamedTuple):
-    """A tree that any thread can write: its evaluated arrays by their names in the file, and the header's metadata."""
+    """A tree that any thread can write: its evaluated arrays by their names in the file, and the header's metadata.
+
+    What is one object in the tree is one here.
+    """
 
     arrays: dict[str, mx.array]
     metadata: dict[str, str]
@@ -138,16 +143,19 @@ def load(path: str | os.PathLike[str], like: T) -> T:
     flat = flat_of(like)
     facts, arrays, expected, _ = describe_tree(flat.structure, flat.leaves)
     with safetensors.open_regular(path) as file:
-        header, checksums = _read_header(file)
+        header, sharing, checksums = _read_header(file)
         if header.metadata.get(_STRUCTURE) != _encode_facts(facts):
             different = _OTHER_STRUCTURE.format(differences="\n".join(differences(_facts(header), facts)))
             raise OtherStructureError(f"{header.file}: {different}")
         kind_of = functools.cache(shape_and_dtype)
-        in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in header.entries.items()}
+        places = {name: sharing.stored(name) for name in (*header.entries, *sharing.copies, *sharing.shared)}
+        in_file = {name: kind_of(*header.entries[place][1::-1]) for name, place in places.items()}
         values = _values(header)
         if in_file != arrays or list(map(type, values)) != list(map(type, expected)):
             fail(header.file, "the header describes other arrays or values than the file has")
-        leaves = [safetensors.read_array(file, header, name, checksums[name]) for name in arrays]
+        objects = dict.fromkeys(sharing.shared.get(name, name) for name in arrays)
+        read = {name: safetensors.read_array(file, header, places[name], checksums[places[name]]) for name in objects}
+    leaves = [read[sharing.shared.get(name, name)] for name in arrays]
     mx.eval(leaves)
     scalars = iter(values)
 
@@ -172,7 +180,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     require_path(path, "fl.load_metadata(path)")
     with safetensors.open_regular(path) as file:
-        header, _ = _read_header(file)
+        header, *_ = _read_header(file)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
     return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
 
@@ -200,13 +208,16 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
     }
     mx.eval(flat.leaves)
     # An assignment to a part of an array changes the array object, so others with the same memory are kept.
-    return Snapshot({name: leaf[...] for name, leaf in zip(names, flat.leaves, strict=True)}, header_metadata)
+    kept = {id(leaf): leaf[...] for leaf in flat.leaves}
+    return Snapshot({name: kept[id(leaf)] for name, leaf in zip(names, flat.leaves, strict=True)}, header_metadata)
 
 
 def write_snapshot(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Write a snapshot to a file, atomically."""
+    sharing, checksums = find_sharing(snapshot.arrays)
+    metadata = snapshot.metadata | ({_FORMAT: _WITH_SHARING, **sharing.texts()} if sharing else {})
     with atomic_write(path) as temporary:
-        safetensors.write(temporary, *snapshot)
+        safetensors.write(temporary, {name: snapshot.arrays[name] for name in checksums}, metadata, checksums)
 
 
 _NOT_A_CHECKPOINT = (
@@ -214,18 +225,19 @@ _NOT_A_CHECKPOINT = (
 )
 
 
-def _read_header(file: BufferedReader) -> tuple[safetensors.Header, dict[str, int]]:
-    """Return the header of a checkpoint and the checksums of its arrays, after every check that needs no array."""
+def _read_header(file: BufferedReader) -> tuple[safetensors.Header, Sharing, dict[str, int]]:
+    """Return a checkpoint's header, what it has under other names, and the checksums, after every check that needs no array."""
     header = safetensors.read_header(file)
     version = header.metadata.get(_FORMAT)
     if version is None:
         fail(header.file, _NOT_A_CHECKPOINT)
-    if version != _VERSION:
-        fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {_VERSION!r}")
-    for name in header.entries:
+    if version not in (_VERSION, _WITH_SHARING):
+        fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {_WITH_SHARING!r}")
+    checksums, sharing = safetensors.read_checksums(header), read_sharing(header)
+    for name in (*header.entries, *sharing.copies, *sharing.shared):
         if "/" in name or "\\" in name:
             fail(header.file, f"the array name {name!r:.80} has a path separator in it")
-    return header, safetensors.read_checksums(header)
+    return header, sharing, checksums
 
 
 def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
