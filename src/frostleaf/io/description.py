@@ -80,7 +80,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
             name, leaf = next(rest)
             kind = kind_of(leaf.shape, leaf.dtype)
             facts.append(Fact(name, "", f"{_ARRAY}{kind}"))
-            in_file = _name_in_file(name)
+            in_file = name_in_file(name)
             if in_file in arrays:
                 raise ValueError(_SAME_NAME.format(name=name))
             arrays[in_file] = kind
@@ -173,7 +173,7 @@ def _excerpts(one: str, other: str) -> tuple[str, str]:
     return excerpt(one), excerpt(other)
 
 
-def _name_in_file(name: str) -> str:
+def name_in_file(name: str) -> str:
     """Return a dotted path as an array's name in the file, with unsafe characters percent-encoded."""
     encoded = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name)
     return "%" + encoded if encoded == safetensors.METADATA else encoded

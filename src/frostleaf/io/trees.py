@@ -7,7 +7,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from io import BufferedReader
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import mlx.core as mx
@@ -17,6 +16,7 @@ from ..core.words import describe, shape_and_dtype
 from . import safetensors
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, describe_tree, differences
+from .parts import Opened, open_parts
 from .safetensors import CheckpointError, fail, parse_json
 from .sharing import Sharing, find_sharing, read_sharing
 
@@ -142,8 +142,8 @@ def load(path: str | os.PathLike[str], like: T) -> T:
     require_path(path, "fl.load(path, like)")
     flat = flat_of(like)
     facts, arrays, expected, _ = describe_tree(flat.structure, flat.leaves)
-    with safetensors.open_regular(path) as file:
-        header, sharing, checksums = _read_header(file)
+    with open_parts(path) as opened:
+        header, sharing = _read_header(opened)
         if header.metadata.get(_STRUCTURE) != _encode_facts(facts):
             different = _OTHER_STRUCTURE.format(differences="\n".join(differences(_facts(header), facts)))
             raise OtherStructureError(f"{header.file}: {different}")
@@ -154,7 +154,7 @@ def load(path: str | os.PathLike[str], like: T) -> T:
         if in_file != arrays or list(map(type, values)) != list(map(type, expected)):
             fail(header.file, "the header describes other arrays or values than the file has")
         objects = dict.fromkeys(sharing.shared.get(name, name) for name in arrays)
-        read = {name: safetensors.read_array(file, header, places[name], checksums[places[name]]) for name in objects}
+        read = {name: opened.read(places[name]) for name in objects}
     leaves = [read[sharing.shared.get(name, name)] for name in arrays]
     mx.eval(leaves)
     scalars = iter(values)
@@ -179,8 +179,10 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     {'epoch': 3}
     """
     require_path(path, "fl.load_metadata(path)")
-    with safetensors.open_regular(path) as file:
-        header, *_ = _read_header(file)
+    with open_parts(path) as opened:
+        header = opened.header
+        _require_version(header)
+        safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
     return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
 
@@ -225,19 +227,24 @@ _NOT_A_CHECKPOINT = (
 )
 
 
-def _read_header(file: BufferedReader) -> tuple[safetensors.Header, Sharing, dict[str, int]]:
-    """Return a checkpoint's header, what it has under other names, and the checksums, after every check that needs no array."""
-    header = safetensors.read_header(file)
+def _read_header(opened: Opened) -> tuple[safetensors.Header, Sharing]:
+    """Return a checkpoint's header and what it has under other names, after every check that needs no array."""
+    _require_version(opened.header)
+    opened.complete()
+    header = opened.header
+    sharing = read_sharing(header)
+    for name in (*header.entries, *sharing.copies, *sharing.shared):
+        if "/" in name or "\\" in name:
+            fail(header.file, f"the array name {name!r:.80} has a path separator in it")
+    return header, sharing
+
+
+def _require_version(header: safetensors.Header) -> None:
     version = header.metadata.get(_FORMAT)
     if version is None:
         fail(header.file, _NOT_A_CHECKPOINT)
     if version not in (_VERSION, _WITH_SHARING):
         fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {_WITH_SHARING!r}")
-    checksums, sharing = safetensors.read_checksums(header), read_sharing(header)
-    for name in (*header.entries, *sharing.copies, *sharing.shared):
-        if "/" in name or "\\" in name:
-            fail(header.file, f"the array name {name!r:.80} has a path separator in it")
-    return header, sharing, checksums
 
 
 def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
