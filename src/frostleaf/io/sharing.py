@@ -48,9 +48,7 @@ def one_objects(arrays: Mapping[str, mx.array]) -> dict[str, str]:
     return {name: place for name, place in places.items() if name != place}
 
 
-def find_sharing(
-    arrays: Mapping[str, mx.array], checksums: Mapping[str, int] | None = None
-) -> tuple[Sharing, dict[str, int]]:
+def find_sharing(arrays: Mapping[str, mx.array], checksums: Mapping[str, int] | None = None) -> tuple[Sharing, dict[str, int]]:
     """Return what of some evaluated arrays is to be stored once, and the checksum of each array that is to be stored.
 
     Args:

@@ -251,6 +251,11 @@ def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
     fail(header.file, f"the header's {key} isn't what it should be")
 
 
+def versioned(metadata: Mapping[str, str], newer: bool) -> dict[str, str]:
+    """Return a header's metadata with the version that those who read it have to know."""
+    return {**metadata, _FORMAT: _WITH_SHARING if newer else _VERSION}
+
+
 def _encode_facts(facts: list[Fact]) -> str:
     return json.dumps(facts, separators=(",", ":"))
 
