@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import re
 import threading
 import time
 import warnings
@@ -13,17 +12,21 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, TypeVar
 
+from ..core.structure import flat_of
 from ..core.words import describe, listed
+from ..edits.freezing import unfrozen
 from .atomic import remove_temporaries, require_path
+from .description import name_in_file
 from .directory_lock import DirectoryLock
+from .known import KnownArrays, Watched, stamp_of
 from .safetensors import CheckpointError
-from .trees import OtherStructureError, Snapshot, load, load_metadata, take_snapshot, write_snapshot
+from .shards import BESIDE, HEAD, Draft, read_summary, write_checkpoint
+from .trees import OtherStructureError, load, load_metadata, take_snapshot
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"step-(\d{8,})\.safetensors")
 # The keys of a checkpoint's metadata.
-_STEP, _TIME, _METRICS = "step", "saved", "metrics"
+_STEP, _TIME, _METRICS, _FILES = "step", "saved", "metrics", "files"
 
 
 class NoCheckpointError(CheckpointError, FileNotFoundError):
@@ -40,10 +43,11 @@ class NoCheckpointError(CheckpointError, FileNotFoundError):
 
 
 class _CheckpointInfo(NamedTuple):
-    """When a checkpoint was saved, in nanoseconds, and its metrics."""
+    """When a checkpoint was saved, in nanoseconds, its metrics, and its files besides the head, if they are known."""
 
     time: int
     metrics: dict[str, Any]
+    files: tuple[str, ...] | None
 
 
 _GOES_BACK = (
@@ -117,6 +121,9 @@ class Checkpointer:
         self._lock: DirectoryLock | None = None
         # The checkpoints that this one may remove.
         self._own: dict[int, _CheckpointInfo] = {}
+        # Files that belong to none that is there. Removing them is tried until it succeeds.
+        self._unneeded: set[str] = set()
+        self._arrays = KnownArrays()
         self._last_step: int | None = None
         self._thread: threading.Thread | None = None
         self._written = threading.Event()
@@ -152,18 +159,24 @@ class Checkpointer:
                 self._lock_directory()
             if self._last_step is not None and step < self._last_step:
                 raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory))
-            info = _CheckpointInfo(max([time.time_ns(), *(each.time + 1 for each in self._own.values())]), numbers)
-            snapshot = take_snapshot(tree, {_STEP: step, _TIME: info.time, _METRICS: numbers})
+            now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
+            summary = {_STEP: step, _TIME: now, _METRICS: numbers}
+            snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
+            names = [*snapshot.arrays]
+            known, watched = self._arrays.look_up(dict(zip(names, flat.leaves, strict=True)), snapshot.arrays)
+            changes = zip(names, flat.structure.remember(unfrozen), strict=True)
+            steady = {name for name, unfrozen in changes if not unfrozen}
+            draft = Draft(snapshot, summary, steady, known, self._arrays.last)
             self._last_step = step
             if threading.main_thread().is_alive():
                 self._written.clear()
                 # Explicitly not a daemon, as it would be in a daemon thread: the process would end without it.
                 name = f"saving step {step}"
-                thread = threading.Thread(target=self._write, args=(step, snapshot, info), name=name, daemon=False)
+                thread = threading.Thread(target=self._write, args=(step, draft, watched), name=name, daemon=False)
                 thread.start()
                 self._thread = thread
             else:  # the interpreter is shutting down, and waits for no more threads
-                self._write(step, snapshot, info)
+                self._write(step, draft, watched)
         return True
 
     def wait(self) -> None:
@@ -210,7 +223,7 @@ class Checkpointer:
         else:
             step = _whole("step", step, 0)
             try:
-                tree = load(self._file(step), like)
+                tree = self._load(step, like)
             except FileNotFoundError:
                 self._no_checkpoint(step)
         self._last_step = step
@@ -279,7 +292,7 @@ class Checkpointer:
             try:
                 if lock.exclusive:
                     self._own = self._infos()
-                    remove_temporaries(self._directory, _NAME.fullmatch)
+                    self._clean_up()
             finally:
                 lock.share()
         except OSError as error:
@@ -287,11 +300,17 @@ class Checkpointer:
         self._lock = lock
         if self._last_step is None:
             self._last_step = max(self._own, default=None)
+            times = {info.time: step for step, info in self._infos().items()}
+            if times:
+                self._arrays.know_file(self._file(times[max(times)]))
 
-    def _write(self, step: int, snapshot: Snapshot, info: _CheckpointInfo) -> None:
+    def _write(self, step: int, draft: Draft, watched: Watched) -> None:
         try:
-            write_snapshot(self._file(step), snapshot)
-            self._own[step] = info
+            replaced = self._info(step)
+            written = write_checkpoint(self._file(step), draft)
+            self._arrays.know(written.places, watched)
+            self._own[step] = _CheckpointInfo(draft.summary[_TIME], draft.summary[_METRICS], (*written.beside,))
+            self._unneeded.update((replaced and replaced.files) or ())
             with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
                 self._prune()
         except Exception as error:
@@ -302,6 +321,7 @@ class Checkpointer:
             self._written.set()
 
     def _prune(self) -> None:
+        self._remove_unneeded()
         if self._keep is None:
             return
         for step in self._own.keys() - {*self._steps()}:  # a checkpoint that somebody removed doesn't count as kept
@@ -317,14 +337,34 @@ class Checkpointer:
                     pass
                 except OSError:
                     continue  # it is tried again after the next save
+                self._unneeded.update(current.files or ())
             del self._own[step]
+        self._remove_unneeded()
+
+    def _remove_unneeded(self) -> None:
+        for name in [*self._unneeded]:
+            with suppress(OSError):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._directory, name))
+                self._unneeded.discard(name)
+
+    def _clean_up(self) -> None:
+        """Remove what those who were killed have left, while nobody is saving."""
+        remove_temporaries(self._directory, lambda name: HEAD.fullmatch(name) or BESIDE.fullmatch(name))
+        needed = {name for info in self._own.values() for name in info.files or ()}
+        damaged = {step for step, info in self._own.items() if info.files is None}
+        for name in os.listdir(self._directory):
+            found = BESIDE.fullmatch(name)
+            if found and name not in needed and int(found[1]) not in damaged:
+                with suppress(OSError):
+                    os.unlink(os.path.join(self._directory, name))
 
     def _restore_latest(self, like: T) -> tuple[int, T]:
         reasons: dict[int, str] = {}
         while infos := {step: info for step, info in self._infos().items() if step not in reasons}:
             for _, step in sorted(((info.time, step) for step, info in infos.items()), reverse=True):
                 try:
-                    return step, load(self._file(step), like)
+                    return step, self._load(step, like)
                 except FileNotFoundError:
                     reasons[step] = "it was removed while it was to be read"
                     break  # others save and prune: what is there now?
@@ -337,6 +377,15 @@ class Checkpointer:
             lines = listed(reasons.values(), separator="\n")
             raise CheckpointError(f"{self._directory} has no checkpoint that can be restored:\n{lines}")
         self._no_checkpoint()
+
+    def _load(self, step: int, like: T) -> T:
+        file = self._file(step)
+        stamp = stamp_of(os.stat(file))
+        tree = load(file, like)
+        given, flat = {*map(id, flat_of(like).leaves)}, flat_of(tree)
+        arrays = zip(map(name_in_file, flat.structure.leaf_names()), flat.leaves, strict=True)
+        self._arrays.know_restored(file, stamp, {name: array for name, array in arrays if id(array) not in given})
+        return tree
 
     def _no_checkpoint(self, step: int | None = None) -> NoReturn:
         which = "" if step is None else f" of step {step}"
@@ -353,7 +402,7 @@ class Checkpointer:
 
     def _steps(self) -> list[int]:
         names = os.listdir(self._directory) if os.path.isdir(self._directory) else []
-        steps = [int(found[1]) for found in map(_NAME.fullmatch, names) if found]
+        steps = [int(found[1]) for found in map(HEAD.fullmatch, names) if found]
         return sorted(step for step in steps if os.path.basename(self._file(step)) in names)
 
     def _infos(self) -> dict[int, _CheckpointInfo]:
@@ -363,10 +412,11 @@ class Checkpointer:
         """Return what a checkpoint's header says, or ``None`` if there is no checkpoint."""
         with suppress(FileNotFoundError):
             try:
-                metadata = load_metadata(self._file(step))
-                return _CheckpointInfo(operator.index(metadata[_TIME]), dict(metadata[_METRICS]))
+                summary = read_summary(self._file(step)) or {_FILES: (), **load_metadata(self._file(step))}
+                files = [name for name in summary[_FILES] if (found := BESIDE.fullmatch(name)) and int(found[1]) == step]
+                return _CheckpointInfo(operator.index(summary[_TIME]), dict(summary[_METRICS]), (*files,))
             except (OSError, ValueError, KeyError, TypeError):  # damaged, written by somebody else, or missing
-                return _CheckpointInfo(os.lstat(self._file(step)).st_mtime_ns, {})
+                return _CheckpointInfo(os.lstat(self._file(step)).st_mtime_ns, {}, None)
         return None
 
     def _file(self, step: int) -> str:

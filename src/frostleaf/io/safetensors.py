@@ -213,8 +213,8 @@ def _array_of(data: memoryview, entry: Entry) -> mx.array:
 
 def write(
     path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], checksums: Mapping[str, int] | None = None
-) -> None:
-    """Write evaluated arrays to a safetensors file, with a checksum of each array and of the header.
+) -> Header:
+    """Write evaluated arrays to a safetensors file, with a checksum of each array and of the header, and return its header.
 
     Args:
         path: The file.
@@ -234,13 +234,18 @@ def write(
         entries[name] = Entry(arrays[name].dtype, arrays[name].shape, start, end)
     if checksums is None:
         checksums = {name: checksum_of(array) for name, array in arrays.items()}
-    header = _encode_header(_json_entries(entries), metadata, [checksums[name] for name in sorted(arrays)])
+    described = _json_entries(entries)
+    texts = _with_checksums(described, metadata, [checksums[name] for name in sorted(arrays)])
+    header = _encode_header(described, texts)
     if len(header) > MAX_HEADER:
         raise ValueError(f"{path}: {_HEADER_TOO_LONG.format(length=len(header), limit=MAX_HEADER)}")
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in order:
             file.write(bytes_of(arrays[name]))
+    base = 8 + len(header)
+    placed = {name: entry._replace(start=base + entry.start, stop=base + entry.stop) for name, entry in entries.items()}
+    return Header(path, placed, texts)
 
 
 def bytes_of(array: mx.array) -> memoryview | bytes:
@@ -256,9 +261,12 @@ def checksum_of(array: mx.array) -> int:
     return zlib.crc32(bytes_of(array))
 
 
-def _encode_header(described: Mapping[str, Any], metadata: Mapping[str, str], checksums: Iterable[int]) -> bytes:
+def _with_checksums(described: Mapping[str, Any], metadata: Mapping[str, str], checksums: Iterable[int]) -> dict[str, str]:
     texts = {**metadata, CHECKSUMS: " ".join([f"{checksum:08x}" for checksum in checksums])}
-    texts[HEADER_CHECKSUM] = _checksum_of(_in_order(described), texts)
+    return texts | {HEADER_CHECKSUM: _checksum_of(_in_order(described), texts)}
+
+
+def _encode_header(described: Mapping[str, Any], texts: Mapping[str, str]) -> bytes:
     text = json.dumps({METADATA: texts, **described}, separators=(",", ":"))
     return text.encode().ljust(-len(text) % 8 + len(text))
 

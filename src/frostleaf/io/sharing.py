@@ -48,25 +48,31 @@ def one_objects(arrays: Mapping[str, mx.array]) -> dict[str, str]:
     return {name: place for name, place in places.items() if name != place}
 
 
-def find_sharing(arrays: Mapping[str, mx.array]) -> tuple[Sharing, dict[str, int]]:
-    """Return what of some evaluated arrays is to be stored once, and the checksum of each array that is to be stored."""
+def find_sharing(arrays: Mapping[str, mx.array], checksums: Mapping[str, int] | None = None) -> tuple[Sharing, dict[str, int]]:
+    """Return what of some evaluated arrays is to be stored once, and the checksum of each array that is to be stored.
+
+    Args:
+        arrays: The arrays by name.
+        checksums: The checksum of each array of which it is known. Default: of none.
+    """
+    given = checksums or {}
     shared = one_objects(arrays)
     copies: dict[str, str] = {}
-    checksums: dict[str, int] = {}
+    stored: dict[str, int] = {}
     alike: dict[object, list[str]] = {}
     for name, array in arrays.items():
         if name in shared:
             continue
-        checksum = checksum_of(array)
+        checksum = given[name] if name in given else checksum_of(array)
         # Two arrays may well have one checksum.
         others = alike.setdefault((array.dtype, array.shape, checksum), []) if array.nbytes >= _WORTH else []
         place = next((other for other in others if _same_bytes(array, arrays[other])), None)
         if place is None:
-            checksums[name] = checksum
+            stored[name] = checksum
             others.append(name)
         else:
             copies[name] = place
-    return Sharing(shared, copies), checksums
+    return Sharing(shared, copies), stored
 
 
 def _same_bytes(one: mx.array, other: mx.array) -> bool:

@@ -7,7 +7,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from io import BufferedReader
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 import mlx.core as mx
@@ -21,6 +20,7 @@ from . import safetensors
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
 from .partial import LoadReport, complaint, report_of, selector
+from .parts import Opened, open_parts
 from .safetensors import CheckpointError, fail, parse_json
 from .sharing import Sharing, find_sharing, read_sharing
 
@@ -173,13 +173,13 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     facts = describe_tree(flat.structure, flat.leaves).facts
     is_selected = selector(like, where)
     wanted = [*filter(is_selected, facts)]
-    with safetensors.open_regular(path) as file:
-        contents = _read_contents(file, facts)
+    with open_parts(path) as opened:
+        contents = _read_contents(opened, facts)
         reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
         if reason:
             raise OtherStructureError(f"{contents.header.file}: {reason}")
         if strict and where is None:
-            leaves = _read_arrays(file, contents, flat.structure.leaf_names())
+            leaves = _read_arrays(opened, contents, flat.structure.leaf_names())
             values = iter(contents.values)
 
             def restored(value: Any) -> Any:
@@ -189,7 +189,7 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
         report = report_of(contents.facts, wanted, where)
         new = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
         names = [name for name in report.taken if name not in new]
-        new |= zip(names, _read_arrays(file, contents, names), strict=True)
+        new |= zip(names, _read_arrays(opened, contents, names), strict=True)
     paths = [*flat.structure.leaf_paths(), *[path for path, value in flat.structure.static_values() if type(value) in SCALARS]]
     places = {keystr(path): path for path in paths}
     tree = with_values(like, {places[name]: new[name] for name in report.taken}, convert=False)
@@ -210,8 +210,10 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     {'epoch': 3}
     """
     require_path(path, "fl.load_metadata(path)")
-    with safetensors.open_regular(path) as file:
-        header, *_ = _read_header(file)
+    with open_parts(path) as opened:
+        header = opened.header
+        _require_version(header)
+        safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
     return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
 
@@ -262,21 +264,19 @@ class _Contents(NamedTuple):
     Attributes:
         header: The header.
         sharing: What it has under other names.
-        checksums: The checksum of each array.
         facts: The description of the tree.
         values: Its numbers, strings and bytes, in order.
     """
 
     header: safetensors.Header
     sharing: Sharing
-    checksums: dict[str, int]
     facts: list[Fact]
     values: list[Any]
 
 
-def _read_contents(file: BufferedReader, likely: list[Fact]) -> _Contents:
+def _read_contents(opened: Opened, likely: list[Fact]) -> _Contents:
     """Return what a file says of itself. No facts are made if they are the likely ones."""
-    header, sharing, checksums = _read_header(file)
+    header, sharing = _read_header(opened)
     facts = likely if header.metadata.get(_STRUCTURE) == _encode_facts(likely) else _facts(header)
     kind_of = functools.cache(shape_and_dtype)
     entries = {name: header.entries[sharing.stored(name)] for name in (*header.entries, *sharing.copies, *sharing.shared)}
@@ -285,36 +285,45 @@ def _read_contents(file: BufferedReader, likely: list[Fact]) -> _Contents:
     values = _values(header)
     if in_file != described or [*map(value_kind, values)] != [fact.text for fact in facts if is_value(fact)]:
         fail(header.file, "the header describes other arrays or values than the file has")
-    return _Contents(header, sharing, checksums, facts, values)
+    return _Contents(header, sharing, facts, values)
 
 
-def _read_arrays(file: BufferedReader, contents: _Contents, paths: Iterable[str]) -> list[mx.array]:
+def _read_arrays(opened: Opened, contents: _Contents, paths: Iterable[str]) -> list[mx.array]:
     """Return the arrays of some dotted names: one object for all that were one."""
-    header, sharing, checksums, *_ = contents
+    sharing = contents.sharing
     objects = [sharing.shared.get(name, name) for name in map(name_in_file, paths)]
-    places = {name: sharing.stored(name) for name in objects}
-    read = {name: safetensors.read_array(file, header, place, checksums[place]) for name, place in places.items()}
+    read = {name: opened.read(sharing.stored(name)) for name in dict.fromkeys(objects)}
     mx.eval([*read.values()])
     return [read[name] for name in objects]
 
 
-def _read_header(file: BufferedReader) -> tuple[safetensors.Header, Sharing, dict[str, int]]:
-    """Return a checkpoint's header, what it has under other names, and the checksums, after every check that needs no array."""
-    header = safetensors.read_header(file)
+def _read_header(opened: Opened) -> tuple[safetensors.Header, Sharing]:
+    """Return a checkpoint's header and what it has under other names, after every check that needs no array."""
+    _require_version(opened.header)
+    opened.complete()
+    header = opened.header
+    sharing = read_sharing(header)
+    for name in (*header.entries, *sharing.copies, *sharing.shared):
+        if "/" in name or "\\" in name:
+            fail(header.file, f"the array name {name!r:.80} has a path separator in it")
+    return header, sharing
+
+
+def _require_version(header: safetensors.Header) -> None:
     version = header.metadata.get(_FORMAT)
     if version is None:
         fail(header.file, _NOT_A_CHECKPOINT)
     if version not in (_VERSION, _WITH_SHARING):
         fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {_WITH_SHARING!r}")
-    checksums, sharing = safetensors.read_checksums(header), read_sharing(header)
-    for name in (*header.entries, *sharing.copies, *sharing.shared):
-        if "/" in name or "\\" in name:
-            fail(header.file, f"the array name {name!r:.80} has a path separator in it")
-    return header, sharing, checksums
 
 
 def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
     fail(header.file, f"the header's {key} isn't what it should be")
+
+
+def versioned(metadata: Mapping[str, str], newer: bool) -> dict[str, str]:
+    """Return a header's metadata with the version that those who read it have to know."""
+    return {**metadata, _FORMAT: _WITH_SHARING if newer else _VERSION}
 
 
 def _encode_facts(facts: list[Fact]) -> str:
