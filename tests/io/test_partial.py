@@ -214,7 +214,7 @@ def test_placeholders_stay_where_nothing_is_read(tmp_path: Path) -> None:
         (
             "encoder.layers.0.bais",
             LookupError,
-            r"selects nothing in this Net\. The nearest paths are 'encoder\.layers\.0\.bias'",
+            r"nothing in this Net\. The nearest paths are 'encoder\.layers\.0\.bias'",
         ),
         (["head", "had"], LookupError, "'had' selects nothing in this Net"),
         (fl.nn.Conv1d, LookupError, "selects nothing"),
