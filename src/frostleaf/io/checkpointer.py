@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, TypeVar
 
 from ..core.structure import flat_of
 from ..core.words import describe, listed
-from ..edits.freezing import unfrozen
+from ..edits.freezing import frozen_leaves
 from .atomic import remove_temporaries, require_path
 from .description import name_in_file
 from .directory_lock import DirectoryLock
@@ -164,8 +164,7 @@ class Checkpointer:
             snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
             names = [*snapshot.arrays]
             known, watched = self._arrays.look_up(dict(zip(names, flat.leaves, strict=True)), snapshot.arrays)
-            changes = zip(names, flat.structure.remember(unfrozen), strict=True)
-            steady = {name for name, unfrozen in changes if not unfrozen}
+            steady = {name for name, frozen in zip(names, flat.structure.remember(frozen_leaves), strict=True) if frozen}
             draft = Draft(snapshot, summary, steady, known, self._arrays.last)
             self._last_step = step
             if threading.main_thread().is_alive():
@@ -300,7 +299,7 @@ class Checkpointer:
         self._lock = lock
         if self._last_step is None:
             self._last_step = max(self._own, default=None)
-            times = {info.time: step for step, info in self._infos().items()}
+            times = {info.time: step for step, info in (self._own or self._infos()).items()}
             if times:
                 self._arrays.know_file(self._file(times[max(times)]))
 
