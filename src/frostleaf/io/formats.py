@@ -9,6 +9,7 @@ import mlx.core as mx
 from .gguf import GGUF_DTYPES, MAX_AXES, read_gguf
 from .npz import fits_npz, read_npz, write_npz
 from .safetensors import fail, open_regular, read_header
+from .sharing import read_sharing
 
 ENDINGS = (".npz", ".safetensors", ".gguf")
 
@@ -32,6 +33,8 @@ def ending_of(file: str, advice: str = "") -> str:
 def read_file(file: str) -> dict[str, mx.array]:
     """Return the arrays of a file. Those of a safetensors file are read when they are first used.
 
+    A file of :func:`frostleaf.save` has names for what is stored under another name.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If its name has another ending.
@@ -43,11 +46,13 @@ def read_file(file: str) -> dict[str, mx.array]:
     if ending == ".gguf":
         return read_gguf(file)
     with open_regular(file) as handle:
-        read_header(handle)
+        sharing = read_sharing(read_header(handle))
     try:
-        return mx.load(file, format="safetensors")  # type: ignore[return-value]
+        arrays: dict[str, mx.array] = mx.load(file, format="safetensors")  # type: ignore[assignment]
     except RuntimeError as error:
         fail(file, f"can't be read by MLX: {error}")
+    arrays |= {name: arrays[place][...] for name, place in sharing.copies.items()}
+    return arrays | {name: arrays[place] for name, place in sharing.shared.items()}
 
 
 def check_arrays(arrays: Mapping[str, mx.array], ending: str, file: str) -> None:
