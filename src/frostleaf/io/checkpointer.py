@@ -65,14 +65,13 @@ class Checkpointer:
     of any method, once. A process that ends waits for the checkpoint it is writing; so does a ``with`` block, which also raises
     the error.
 
-    An array that has not changed since the last checkpoint is not written again, nor looked at if it is the same object: what is
-    frozen costs nothing but its name. The checkpoint then has more files, ``step-00000010-*``, each of arrays alone, with
-    an index for other programs, and ``step-00000010.safetensors`` says for :func:`frostleaf.load` what is where. Files that
-    checkpoints have in common are hard links. So each has all that it needs under its own step, can be removed or copied
-    without a look at others, and nobody counts who still needs what: the file system does, at any crash and for several processes.
-    Where it has no hard links, everything is written each time; copies of a directory by tools that don't keep them are
-    right, and larger. A file is shared for the sake of at least three quarters of it, so that at most a third more is kept than
-    is needed, and less than 16 KiB are written again. What NumPy writes into the memory of an array isn't noticed.
+    An array that has not changed since the last checkpoint is not written again, nor looked at if it is the same object: what
+    is frozen costs its name. The checkpoint then has more files, ``step-00000010-*``: arrays, and an index of them for other
+    programs. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs under its own step, can
+    be copied or removed by itself, and only the file system counts who needs what, whoever crashes. Without hard links all
+    is written each time; a tool that copies them as files makes a larger directory. A file is shared for three quarters of
+    it or more, so that no more than a third is kept beyond what is needed; less than 16 KiB are written again. That NumPy has
+    written into an array's memory isn't noticed.
 
     The latest checkpoint is the one that was saved last. Steps must not decrease: saving an earlier one is an error,
     unless :meth:`restore` went back before it.
