@@ -310,8 +310,7 @@ def _read_arrays(opened: Opened, contents: _Contents, paths: Iterable[str]) -> l
     """Return the arrays of some dotted names: one object for all that were one."""
     sharing = contents.sharing
     objects = [sharing.shared.get(name, name) for name in map(name_in_file, paths)]
-    places = {name: sharing.stored(name) for name in objects}
-    read = {name: opened.read(place) for name, place in places.items()}
+    read = {name: opened.read(sharing.stored(name)) for name in dict.fromkeys(objects)}
     mx.eval([*read.values()])
     return [read[name] for name in objects]
 
