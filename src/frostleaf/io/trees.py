@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 import mlx.core as mx
 
 from ..core.arguments import require_bool
+from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import flat_of, require_numbers, unflatten
 from ..core.words import describe, keystr, shape_and_dtype
@@ -26,7 +27,7 @@ from .sharing import Sharing, find_sharing, read_sharing
 
 T = TypeVar("T")
 
-# Version 2 has arrays under other names; what has none is written as by those who don't know them.
+# Version 2 has arrays under other names or in other files; what has none is written as by those who don't know them.
 _VERSION, _WITH_SHARING = "1", "2"
 _SHOWN = 3
 # The keys of the header's metadata.
@@ -216,6 +217,23 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
     return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
+
+
+def saved_arrays(path: str | os.PathLike[str]) -> dict[str, tuple[ShapeDtypeStruct, int]]:
+    """Return the shape, dtype and checksum of each array in a file, by its dotted path. Only headers are read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If a header is damaged.
+    """
+    with open_parts(path) as opened:
+        header, sharing, facts, _ = _read_contents(opened, [])
+        stored = {fact.path: sharing.stored(name_in_file(fact.path)) for fact in facts if array_kind(fact) is not None}
+        entries = {name: header.entries[place] for name, place in stored.items()}
+        return {
+            name: (ShapeDtypeStruct(entry.shape, entry.dtype), opened.checksums[stored[name]])
+            for name, entry in entries.items()
+        }
 
 
 _UNCOMPARED = (
