@@ -17,6 +17,7 @@ import mlx.core as mx
 import pytest
 
 import frostleaf as fl
+from frostleaf.io.safetensors import checksum_of, write
 
 
 @pytest.mark.parametrize("kind", ["whole", "shared"])
@@ -47,7 +48,15 @@ def small_tree() -> Any:
         "note": "ä",
         "none": None,
         "half": half,
+        "variant": model.at("layers.0.bias").set(mx.ones(4)),
+        "equal": [mx.ones(400), mx.ones(400), mx.zeros(400)],
     }
+
+
+def pattern(tree: Any) -> list[int]:
+    """Return for each leaf the number of the first that is the same object."""
+    leaves = fl.tree.leaves(tree)
+    return [next(number for number, other in enumerate(leaves) if other is leaf) for leaf in leaves]
 
 
 JUNK: list[Any] = [
@@ -142,10 +151,59 @@ def test_a_damaged_file_is_an_error_or_has_exactly_what_was_saved(count: int, se
             refused[kind] = refused.get(kind, 0) + 1
         else:
             assert fl.tree.equal(loaded, tree), (number, kind)
+            assert pattern(loaded) == pattern(tree), (number, kind)
             assert changed == content or json.loads(header_of(changed)) == json.loads(header_of(content)), (number, kind)
     print(f"{count} mutations, refused: {refused}")
     assert sum(refused.values()) > 0.9 * count
     assert mx.get_peak_memory() - before < 10 * len(content)
+
+
+@pytest.mark.parametrize(
+    ("count", "seed"), [pytest.param(300, 0, id="short"), pytest.param(10_000, 1, marks=pytest.mark.long, id="long")]
+)
+def test_names_that_lead_elsewhere_give_an_error_or_arrays_of_the_right_kind(count: int, seed: int, tmp_path: Path) -> None:
+    """Whoever forges the checksum of the header, too, can let one array stand for another of its kind, and no more."""
+    tree, file = small_tree(), tmp_path / "a.safetensors"
+    fl.save(file, tree)
+    arrays, texts = mx.load(str(file), return_metadata=True)
+    like = fl.eval_shape(lambda: tree)
+    texts = {key: text for key, text in texts.items() if not key.startswith("crc32")}
+    draw = random.Random(seed)
+    names = [*arrays, *json.loads(texts["frostleaf.shared"]), "x", "../x"]
+    loads = 0
+    for number in range(count):
+        key = draw.choice(["frostleaf.shared", "frostleaf.copies"])
+        given = json.loads(texts[key])
+        for _ in range(draw.choice([1, 1, 2])):
+            at = draw.choice([*given, draw.choice(names)])
+            given[at] = draw.choice([*names, draw.choice(JUNK)])
+        if draw.random() < 0.2:
+            given.pop(draw.choice([*given]))
+        write(str(file), arrays, {**texts, key: json.dumps(given)})
+        try:
+            loaded = fl.load(file, like)
+        except fl.CheckpointError as error:
+            assert str(error).startswith(f"{file}: "), number  # noqa: PT017
+        else:
+            loads += 1
+            assert fl.tree.structure(loaded) == fl.tree.structure(tree)
+            kinds = [[(leaf.shape, leaf.dtype) for leaf in fl.tree.leaves(each)] for each in (loaded, tree)]
+            assert kinds[0] == kinds[1], number
+    print(f"{count} forged, {loads} loaded")
+    assert 0 < loads < count / 2
+
+
+def test_exchanged_checksums_are_an_error(tmp_path: Path) -> None:
+    tree = {"a": mx.ones(400), "b": mx.zeros(400), "c": mx.ones(400)}
+    arrays = {"a": tree["a"], "b": tree["b"]}
+    fl.save(tmp_path / "a", tree)
+    texts = mx.load(str(tmp_path / "a"), format="safetensors", return_metadata=True)[1]
+    checksums = {"a": checksum_of(arrays["b"]), "b": checksum_of(arrays["a"])}
+    write(str(tmp_path / "a"), arrays, {key: text for key, text in texts.items() if not key.startswith("crc32")}, checksums)
+    with pytest.raises(fl.CheckpointError, match="array 'a' is damaged"):
+        fl.load(tmp_path / "a", tree)
+    with pytest.raises(fl.CheckpointError, match="array 'a' is damaged"):
+        fl.load(tmp_path / "a", tree, where="c")
 
 
 def header_of(content: bytes) -> bytes:
