@@ -87,22 +87,22 @@ def exchange_names(given: dict[str, Any]) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "gone": (lambda folder: shards_of(folder, 3)[0].unlink(), r"head.*names the file step-0+3-\w+-1.safetensors, which is not"),
+    "gone": (lambda folder: shards_of(folder, 3)[0].unlink(), r"HEAD.*names the file step-0+3-\w+-1.safetensors, which is not"),
     "another's": (
         lambda folder: shutil.copy(shards_of(folder, 2)[1], shards_of(folder, 3)[1]),
-        "shard1.*is another file than the one of this name that .*head.* was saved with",
+        "SHARD.*is another file than the one of this name that .*HEAD.* was saved with",
     ),
     "another's with a link": (
         lambda folder: (shards_of(folder, 3)[1].unlink(), os.link(shards_of(folder, 2)[1], shards_of(folder, 3)[1])),
-        "shard1.*is another file than",
+        "SHARD.*is another file than",
     ),
     "a link to another's": (
         lambda folder: (shards_of(folder, 3)[1].unlink(), shards_of(folder, 3)[1].symlink_to(shards_of(folder, 2)[1])),
-        "shard1.*is another file than",
+        "SHARD.*is another file than",
     ),
     "a link to nothing": (
         lambda folder: (shards_of(folder, 3)[1].unlink(), shards_of(folder, 3)[1].symlink_to("nothing")),
-        "head.*names the file",
+        "HEAD.*names the file",
     ),
     "a link to itself": (
         lambda folder: (shards_of(folder, 3)[1].unlink(), shards_of(folder, 3)[1].symlink_to(shards_of(folder, 3)[1])),
@@ -110,43 +110,43 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a directory": (
         lambda folder: (shards_of(folder, 3)[1].unlink(), shards_of(folder, 3)[1].mkdir()),
-        "shard1.*is not a file",
+        "SHARD.*is not a file",
     ),
-    "a pipe": (lambda folder: (shards_of(folder, 3)[1].unlink(), os.mkfifo(shards_of(folder, 3)[1])), "shard1.*is not a file"),
-    "empty": (lambda folder: replace(shards_of(folder, 3)[1], b""), "shard1.*has 0 bytes, too few"),
+    "a pipe": (lambda folder: (shards_of(folder, 3)[1].unlink(), os.mkfifo(shards_of(folder, 3)[1])), "SHARD.*is not a file"),
+    "empty": (lambda folder: replace(shards_of(folder, 3)[1], b""), "SHARD.*has 0 bytes, too few"),
     "a bit": (
         lambda folder: replace(
             shards_of(folder, 3)[1],
             (content := shards_of(folder, 3)[1].read_bytes())[:-1] + bytes([content[-1] ^ 1]),
         ),
-        "shard1.*array 'changes' is damaged",
+        "SHARD.*array 'changes' is damaged",
     ),
     "no checksums": (
         lambda folder: mx.save_safetensors(str(shards_of(folder, 3)[1]), {"changes": tree_of(3)["changes"]}),
-        "shard1.*no valid checksums",
+        "SHARD.*no valid checksums",
     ),
     "checksums exchanged": (lambda folder: rewritten(folder, exchange_headers), "is another file than the one"),
-    "names exchanged": (lambda folder: rewritten(folder, exchange_names), "head.*which isn't in there"),
+    "names exchanged": (lambda folder: rewritten(folder, exchange_names), "HEAD.*which isn't in there"),
     "a path": (
         lambda folder: rewritten(folder, lambda given: renamed(given, "a/b.safetensors")),
-        "head.*names the file 'a/b.safetensors' for some arrays, which isn't a .safetensors file beside it",
+        "HEAD.*names the file 'a/b.safetensors' for some arrays, which isn't a .safetensors file beside it",
     ),
     "a path above": (
         lambda folder: rewritten(folder, lambda given: renamed(given, "../b.safetensors")),
-        r"head.*names the file '\.\./b.safetensors' for some",
+        r"HEAD.*names the file '\.\./b.safetensors' for some",
     ),
-    "a path of Windows": (lambda folder: rewritten(folder, lambda given: renamed(given, "a\\b.safetensors")), "head.*for some"),
-    "itself": (lambda folder: rewritten(folder, lambda given: renamed(given, head_of(folder, 3).name)), "head.*for some"),
-    "no parts": (lambda folder: rewritten(folder, lambda given: {}), "head.*the header describes other arrays"),
-    "a list": (lambda folder: rewritten(folder, lambda given: [given]), "head.*isn't a mapping of files"),
-    "a part": (lambda folder: rewritten(folder, lambda given: dict.fromkeys(given)), "head.*doesn't say which arrays"),
+    "a path of Windows": (lambda folder: rewritten(folder, lambda given: renamed(given, "a\\b.safetensors")), "HEAD.*for some"),
+    "itself": (lambda folder: rewritten(folder, lambda given: renamed(given, head_of(folder, 3).name)), "HEAD.*for some"),
+    "no parts": (lambda folder: rewritten(folder, lambda given: {}), "HEAD.*the header describes other arrays"),
+    "a list": (lambda folder: rewritten(folder, lambda given: [given]), "HEAD.*isn't a mapping of files"),
+    "a part": (lambda folder: rewritten(folder, lambda given: dict.fromkeys(given)), "HEAD.*doesn't say which arrays"),
     "a number": (
         lambda folder: rewritten(folder, lambda given: {name: [part[0], [1]] for name, part in given.items()}),
-        "head.*doesn't say which arrays",
+        "HEAD.*doesn't say which arrays",
     ),
     "an array twice": (
         lambda folder: rewritten(folder, lambda given: {name: [part[0], part[1] * 2] for name, part in given.items()}),
-        "head.*has an array in two files",
+        "HEAD.*has an array in two files",
     ),
 }
 
@@ -156,7 +156,7 @@ def test_what_is_wrong_is_said_and_the_checkpoint_before_is_restored(name: str, 
     damage, reason = DAMAGE[name]
     shard = shards_of(folder, 3)[1].name
     damage(folder)
-    reason = reason.replace("head", "step-00000003.safetensors").replace("shard1", shard)
+    reason = reason.replace("HEAD", "step-00000003.safetensors").replace("SHARD", shard)
     with pytest.raises((fl.CheckpointError, OSError), match=reason):
         fl.load(head_of(folder, 3), LIKE)
     with pytest.warns(RuntimeWarning, match="step 3 is passed over"):
