@@ -98,11 +98,11 @@ class Place(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """An array that has been written, for as long as the object lives, and the memory that it had then."""
+    """An array that was written or read, the memory that it had then, and its place, once that was looked up."""
 
     object: weakref.ref[mx.array]
     memory: mx.array
-    place: Place
+    place: Place | None
 
 
 # For each name, an array that is not kept alive by this, and one that has the same memory.
@@ -114,7 +114,7 @@ class _Restored(NamedTuple):
 
     path: str
     stamp: Stamp
-    watched: Watched
+    objects: dict[str, weakref.ref[mx.array]]
 
 
 class KnownArrays:
@@ -143,7 +143,9 @@ class KnownArrays:
         found: dict[str, Place] = {}
         for name, array in objects.items():
             held = self._held.get(id(array))
-            if held is not None and held.object() is array and _one_memory(held.memory, memories[name]):
+            if held is None or held.place is None or held.object() is not array:
+                continue
+            if _one_memory(held.memory, memories[name]):
                 found[name] = held.place
         return found, self._watch(objects, memories)
 
@@ -152,14 +154,14 @@ class KnownArrays:
         self.last = dict(places)
         self._restored = None
         for name, (object, memory) in watched.items():
-            array = object()
-            if array is not None and name in places:
-                self._held[id(array)] = _Held(object, memory, places[name])
+            self._hold(object, memory, places[name])
 
     def know_restored(self, path: str, stamp: Stamp, objects: Mapping[str, mx.array]) -> None:
         """Know that arrays are those of a checkpoint. Its headers are read when something is looked up."""
-        memories = {name: array[...] for name, array in objects.items()}
-        self._restored = _Restored(path, stamp, self._watch(objects, memories))
+        watched = self._watch(objects, {name: array[...] for name, array in objects.items()})
+        for object, memory in watched.values():
+            self._hold(object, memory, None)
+        self._restored = _Restored(path, stamp, {name: object for name, (object, _) in watched.items()})
 
     def know_file(self, path: str) -> None:
         """Know what is in a checkpoint, if it can be read."""
@@ -168,12 +170,21 @@ class KnownArrays:
 
     def _look_through(self) -> None:
         if self._restored is not None:
-            path, stamp, watched = self._restored
+            path, stamp, objects = self._restored
             self._restored = None
             with suppress(OSError, ValueError):
                 places = read_places(path)
                 if stamp_of(os.stat(path)) == stamp:
-                    self.know(places, watched)
+                    self.last = places
+                    for name in objects.keys() & places.keys():
+                        held = self._held.get(id(objects[name]()))
+                        if held is not None and held.object is objects[name]:
+                            self._hold(held.object, held.memory, places[name])
+
+    def _hold(self, object: weakref.ref[mx.array], memory: mx.array, place: Place | None) -> None:
+        array = object()  # it lives at least until this ends, and is forgotten when it is dropped
+        if array is not None:
+            self._held[id(array)] = _Held(object, memory, place)
 
     def _watch(self, objects: Mapping[str, mx.array], memories: Mapping[str, mx.array]) -> Watched:
         return {

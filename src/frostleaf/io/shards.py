@@ -159,10 +159,10 @@ class _Files:
     def write(self, arrays: Mapping[str, mx.array], checksums: Mapping[str, int]) -> dict[str, Place]:
         """Write arrays to another shard, and return their places."""
         # Hugging Face's readers ask who wrote a file.
-        return _write(self._next(), arrays, {"format": "mlx"}, checksums)
+        return _write(self._next(), arrays, {"format": "mlx"}, checksums, flush=False)
 
     def write_index(self, places: Mapping[str, Place]) -> None:
-        """Write an index of the shards, for others than :func:`frostleaf.load`."""
+        """Write an index of the shards, for others than :func:`frostleaf.load`. After that all of them are on the disk."""
         nbytes = sum(place.nbytes for place in places.values())
         files = {name: os.path.basename(place.shard.paths[-1]) for name, place in places.items()}
         index = {"metadata": {"total_size": nbytes}, "weight_map": files}
@@ -191,9 +191,9 @@ class _Files:
 
 
 def _write(
-    path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], checksums: Mapping[str, int]
+    path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], checksums: Mapping[str, int], flush: bool = True
 ) -> dict[str, Place]:
-    with atomic_write(path) as temporary:
+    with atomic_write(path, flush=flush) as temporary:
         header = safetensors.write(temporary, arrays, metadata, checksums)
         stamp = stamp_of(os.stat(temporary))
     shard = Shard(header._replace(file=path), stamp)
