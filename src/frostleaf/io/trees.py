@@ -169,7 +169,7 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     ...         print(error)
     {'weight': array([1, 2], dtype=float32), 'n': 1}
     {'weight': f32[2], 'n': 1}
-    LoadReport(1 taken: n; 1 left: weight; 1 new: weights)
+    LoadReport(1 taken: 'n'; 1 left: 'weight'; 1 new: 'weights')
     /.../a.safetensors: the tree in the file doesn't have the structure of like:
     weight: array f32[2] in the file, nothing in like; the nearest is 'weights'
     n: a Python int in the file, a Python float in like
