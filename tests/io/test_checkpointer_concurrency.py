@@ -25,18 +25,19 @@ from frostleaf.io import checkpointer as module
 @contextmanager
 def slow(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> Iterator[list[str]]:
     """Make writing wait until the block ends, and then fail if there is an error. Yield the list of what was written."""
-    begun, go, write, written = threading.Event(), threading.Event(), module.write_snapshot, []
+    begun, go, write, written = threading.Event(), threading.Event(), module.write_checkpoint, []
 
-    def held(file: str, given: Any) -> None:
+    def held(file: str, given: Any) -> Any:
         begun.set()
         go.wait()
         if error is not None:
             raise error
-        write(file, given)
+        done = write(file, given)
         written.append(os.path.basename(file)[:13])
+        return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_snapshot", held)
+        patch.setattr(module, "write_checkpoint", held)
         yield written
         assert begun.wait(5)
         assert not written
@@ -156,8 +157,8 @@ def test_leaving_a_block_waits_and_raises(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_process_that_ends_has_saved(call: str, tmp_path: Path) -> None:
     script = (
         "import sys, time, mlx.core as mx, frostleaf as fl; from frostleaf.io import checkpointer\n"
-        "write = checkpointer.write_snapshot\n"
-        "checkpointer.write_snapshot = lambda *given: (time.sleep(0.2), write(*given))\n"
+        "write = checkpointer.write_checkpoint\n"
+        "checkpointer.write_checkpoint = lambda *given: (time.sleep(0.2), write(*given))[1]\n"
         + call.format("fl.Checkpointer(sys.argv[1]).save(1, {'w': mx.full(3, 1.0)})")
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script, tmp_path], capture_output=True, text=True, check=True)

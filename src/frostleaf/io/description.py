@@ -80,7 +80,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
             name, leaf = next(rest)
             kind = kind_of(leaf.shape, leaf.dtype)
             facts.append(Fact(name, "", f"{_ARRAY}{kind}"))
-            in_file = _name_in_file(name)
+            in_file = name_in_file(name)
             if in_file in arrays:
                 raise ValueError(_SAME_NAME.format(name=name))
             arrays[in_file] = kind
@@ -88,14 +88,36 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
         name = keystr(path)
         value = shape.value if isinstance(shape, Static) else None
         if type(value) in SCALARS:
-            facts.append(Fact(name, "", f"a Python {type(value).__name__}"))
+            facts.append(Fact(name, "", value_kind(value)))
             values.append(value)
         else:
             facts += writer.facts_of(name, shape, functools.partial(_refuse, name or "the root"))
     return Description(facts, arrays, values, writer.unknown)
 
 
-_ARRAY, _NONE = "array ", "None"
+_ARRAY, _VALUE, _NONE = "array ", "a Python ", "None"
+
+
+def array_kind(fact: Fact) -> str | None:
+    """Return the dtype and the shape of the array that a fact is about; ``None`` if it is about something else."""
+    return fact.text.removeprefix(_ARRAY) if not fact.aspect and fact.text.startswith(_ARRAY) else None
+
+
+def value_kind(value: Any) -> str:
+    """Return what a fact says of a number, a string or bytes."""
+    return f"{_VALUE}{type(value).__name__}"
+
+
+def is_value(fact: Fact) -> bool:
+    """Return whether a fact is about a number, a string or bytes."""
+    return not fact.aspect and fact.text.startswith(_VALUE)
+
+
+def is_leaf(fact: Fact) -> bool:
+    """Return whether a fact is about what a file holds besides its description: an array, a number, a string, bytes."""
+    return not fact.aspect and fact.text.startswith((_ARRAY, _VALUE))
+
+
 _FILLED = (
     "what is private and None in like is filled by a call, as that of a cache: give like what the call makes, such as "
     "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1]"
@@ -111,14 +133,14 @@ def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
     for path, aspect in dict.fromkeys([*in_file, *in_like]):
         if in_file.get((path, aspect)) == in_like.get((path, aspect)) or (aspect and (path, "") in found):
             continue
-        if not any((each, "") in found for each in _ancestors(path)):
+        if not any((each, "") in found for each in enclosing(path)):
             found[path, aspect] = None
     # Missing keys are told by their paths, so the list of the dict's keys need not be.
-    told = {each for path, aspect in found if aspect != "keys" for each in _ancestors(path)}
+    told = {each for path, aspect in found if aspect != "keys" for each in enclosing(path)}
     places = [(path, aspect) for path, aspect in found if aspect != "keys" or path not in told]
     # A mode that all of a module is in is told once.
     modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
-    outer = {path: next((each for each in _ancestors(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
+    outer = {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
     places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
     lines = [_difference(place, in_file, in_like, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
     for number, (path, aspect) in enumerate(places[:_LINES]):
@@ -138,7 +160,7 @@ def _is_array(text: str | None) -> bool:
     return text is not None and text.startswith(_ARRAY)
 
 
-def _ancestors(path: str) -> Iterator[str]:
+def enclosing(path: str) -> Iterator[str]:
     """Yield the path of every node that contains the one at a path."""
     if path:
         yield ""
@@ -173,7 +195,7 @@ def _excerpts(one: str, other: str) -> tuple[str, str]:
     return excerpt(one), excerpt(other)
 
 
-def _name_in_file(name: str) -> str:
+def name_in_file(name: str) -> str:
     """Return a dotted path as an array's name in the file, with unsafe characters percent-encoded."""
     encoded = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name)
     return "%" + encoded if encoded == safetensors.METADATA else encoded
