@@ -189,6 +189,18 @@ assert_type(model.at("layer").freeze().eval().astype(mx.float16), Model)
 assert_type(fl.quantize(Model(64)), Model)
 assert_type(fl.fuse(fl.lora(model, "layer", rank=2)), Model)
 loaded: Callable[[], Model] = lambda: fl.load_adapters(model, "adapters")
+
+
+def read(flag: bool) -> None:
+    assert_type(fl.load("run", model), Model)
+    assert_type(fl.load("run", model, where=["layer.**", fl.nn.Linear], strict=True), Model)
+    assert_type(fl.load("run", model, strict=False), tuple[Model, fl.LoadReport])
+    assert_type(fl.load("run", model, strict=False)[1].taken, tuple[str, ...])
+    assert_type(fl.load("run", model, strict=flag), Model | tuple[Model, fl.LoadReport])
+    fl.load("run", model, "layer.**")  # error
+    fl.load("run", model, where=3)  # error
+
+
 assert_type(model["layer"], Any)
 assert_type("layer" in model, bool)
 model["layer"] = fl.nn.Linear(2, 2)  # error

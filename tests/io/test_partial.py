@@ -331,8 +331,10 @@ def test_strict_is_a_flag(tmp_path: Path) -> None:
 def test_a_report_is_bounded() -> None:
     names = tuple(f"layers.{number}" for number in range(10_000))
     assert repr(fl.LoadReport(names, (), names[:1])) == (
-        "LoadReport(10,000 taken: layers.0, layers.1, layers.2 and 9,997 more; 0 left; 1 new: layers.0)"
+        "LoadReport(10,000 taken: 'layers.0', 'layers.1', 'layers.2' and 9,997 more; 0 left; 1 new: 'layers.0')"
     )
+    assert len(repr(fl.LoadReport(("\n" * 10_000,), (), ()))) < 200
+    assert "\n" not in repr(fl.LoadReport(("\n",), (), ()))
 
 
 def test_reading_a_part_takes_its_memory_alone(tmp_path: Path) -> None:

@@ -289,3 +289,16 @@ def test_arrays_are_compared_a_part_at_a_time(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert os.path.getsize(tmp_path / "a") < 21_000_000
+
+
+def test_weights_are_read_from_a_checkpoint_in_several_files(tmp_path: Path) -> None:
+    layer = fl.nn.Linear(64, 64)
+    model = fl.nn.Sequential(layer, fl.nn.relu, layer)
+    changed = model.at("layers.2.bias").set(mx.ones(64))
+    with fl.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(1, model)
+        checkpoints.save(2, changed)
+    files = [name for name in os.listdir(tmp_path) if name.endswith(".safetensors")]
+    assert len(files) > 2
+    loaded = fl.tree.map(lambda array: array + 1, model).load_weights(tmp_path / "step-00000002.safetensors")
+    assert fl.tree.equal(loaded, changed)

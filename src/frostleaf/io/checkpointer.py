@@ -243,7 +243,7 @@ class Checkpointer:
         >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
         ...     saving = checkpoints.save(5, {"a": mx.array(1), "b": mx.array(2)})
         ...     checkpoints.restore({"a": mx.array(0), "c": mx.array(3)}, strict=False)
-        (5, {'a': array(1, dtype=int32), 'c': array(3, dtype=int32)}, LoadReport(1 taken: a; 1 left: b; 1 new: c))
+        (5, {'a': array(1, dtype=int32), 'c': array(3, dtype=int32)}, LoadReport(1 taken: 'a'; 1 left: 'b'; 1 new: 'c'))
         """
         self.wait()
 

@@ -25,7 +25,7 @@ class LoadReport(NamedTuple):
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     fl.save(f"{folder}/run", {"a": 1, "b": 2})
     ...     fl.load(f"{folder}/run", {"b": 0, "c": 3}, strict=False)
-    ({'b': 2, 'c': 3}, LoadReport(1 taken: b; 1 left: a; 1 new: c))
+    ({'b': 2, 'c': 3}, LoadReport(1 taken: 'b'; 1 left: 'a'; 1 new: 'c'))
     """
 
     taken: tuple[str, ...]
@@ -33,8 +33,9 @@ class LoadReport(NamedTuple):
     new: tuple[str, ...]
 
     def __repr__(self) -> str:
-        shown = [f"{len(paths):,} {name}{': ' * bool(paths)}{listed(paths, _SHOWN)}" for name, paths in self._asdict().items()]
-        return f"{type(self).__name__}({'; '.join(shown)})"
+        shown = {name: listed([f"{path!r:.80}" for path in paths], _SHOWN) for name, paths in self._asdict().items()}
+        counted = [f"{len(getattr(self, name)):,} {name}{': ' * bool(paths)}{paths}" for name, paths in shown.items()]
+        return f"{type(self).__name__}({'; '.join(counted)})"
 
 
 def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:

@@ -77,9 +77,16 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
 
     Arrays are saved with dtype and shape, and so are the Python numbers, strings and bytes among the leaves, and ``None``.
     Everything else (classes, containers, static fields, modes, what is frozen) is described in the file for :func:`load` to
-    compare: static values by what they are, functions by their names. It is a safetensors file with a checksum for each array
-    and one for the header; other tools read its arrays under the names of :func:`frostleaf.tree.paths`. A crash at any instant
-    leaves the old file or the new one, whole.
+    compare: static values by what they are, functions by their names. A crash at any instant leaves the old file or the new
+    one, whole.
+
+    An array that stands at several places, as in variants of a model, is stored once and is one object again when it is loaded.
+    Different arrays that are equal, bit for bit, are stored once if they have 1,024 bytes or more, and are different objects
+    again.
+
+    It is a safetensors file with a checksum for each array and one for the header. Other tools read its arrays under the names
+    of :func:`frostleaf.tree.paths`, each under the first of its names; the header's metadata ``frostleaf.shared`` and
+    ``frostleaf.copies`` have, as JSON, the others and the names that they lead to. :meth:`Module.load_weights` knows them all.
 
     The random state of ``mx.random`` is an array too: put ``mx.random.state[0]`` in the tree, and write
     ``mx.random.state[0][:] = tree["random"]`` to continue from it.
@@ -162,7 +169,7 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     ...         print(error)
     {'weight': array([1, 2], dtype=float32), 'n': 1}
     {'weight': f32[2], 'n': 1}
-    LoadReport(1 taken: n; 1 left: weight; 1 new: weights)
+    LoadReport(1 taken: 'n'; 1 left: 'weight'; 1 new: 'weights')
     /.../a.safetensors: the tree in the file doesn't have the structure of like:
     weight: array f32[2] in the file, nothing in like; the nearest is 'weights'
     n: a Python int in the file, a Python float in like
