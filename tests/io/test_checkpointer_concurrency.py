@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from checkpoints import LIKE, files, restored, saved, tree
+from checkpoints import LIKE, files, left_over, restored, saved, tree
 
 import frostleaf as fl
 from frostleaf.io import checkpointer as module
@@ -305,3 +305,42 @@ def test_a_directory_that_can_only_be_read_can_be_restored_from(tmp_path: Path) 
             checkpoints.save(2, tree(2))
     finally:
         tmp_path.chmod(0o755)
+
+
+def test_two_processes_that_share_arrays_and_keep_differently_leave_what_each_keeps(tmp_path: Path) -> None:
+    script = (
+        "import sys, mlx.core as mx, frostleaf as fl\n"
+        "first, keep = int(sys.argv[2]), int(sys.argv[3])\n"
+        "still = [mx.full(10_000, number, mx.int32) for number in range(3)]\n"
+        "with fl.Checkpointer(sys.argv[1], keep=keep) as checkpoints:\n"
+        "    checkpoints.save(first, {'still': still, 'step': mx.array(first)})\n"
+        "    checkpoints.wait()\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    for step in range(first + 2, 30, 2):\n"
+        "        still = still if step % 5 else [array + 1 for array in still]\n"
+        "        checkpoints.save(step, {'still': still, 'step': mx.array(step)})\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path, str(first), str(keep)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first, keep in ((0, 1), (1, 3))
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.communicate("go\n")
+        assert process.returncode == 0
+    checkpoints = fl.Checkpointer(tmp_path)
+    assert checkpoints.steps() == [25, 27, 28, 29]
+    assert not left_over(tmp_path)
+    for step in checkpoints.steps():
+        like = {"still": [fl.ShapeDtypeStruct((10_000,), mx.int32)] * 3, "step": mx.array(0)}
+        _, there = checkpoints.restore(like, step)
+        changes = len([each for each in range(step % 2, step + 1, 2) if each % 5 == 0 and each > 1])
+        assert [int(array[0]) for array in there["still"]] == [number + changes for number in range(3)], step

@@ -15,7 +15,6 @@ from typing import Any, Literal, NoReturn, TypeGuard, TypeVar, overload
 
 from ..core.structure import flat_of
 from ..core.words import describe, listed
-from ..edits.freezing import frozen_leaves
 from ..tree.differences import Diff
 from ..tree.selecting import Where
 from .atomic import require_path
@@ -165,10 +164,9 @@ class Checkpointer:
             now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
             summary = {STEP: step, TIME: now, METRICS: numbers}
             snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
-            names = [*snapshot.arrays]
-            known, watched = self._arrays.look_up(dict(zip(names, flat.leaves, strict=True)), snapshot.arrays)
-            steady = {name for name, frozen in zip(names, flat.structure.remember(frozen_leaves), strict=True) if frozen}
-            draft = Draft(snapshot, summary, steady, known, self._arrays.last)
+            objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
+            known, watched = self._arrays.look_up(objects, snapshot.arrays)
+            draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
             self._last_step = step
             if threading.main_thread().is_alive():
                 self._written.clear()

@@ -6,12 +6,14 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from ..core.structure import Structure
+from ..edits.freezing import frozen_leaves
 from . import safetensors
 from .atomic import atomic_write
 from .known import Place, Shard, Stamp, stamp_of
@@ -25,7 +27,7 @@ HEAD = re.compile(r"step-(\d{8,})\.safetensors")
 BESIDE = re.compile(r"step-(\d{8,})-[0-9a-f]{8}(?:-\d+\.safetensors|\.safetensors\.index\.json)")
 
 _SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
-_PEEK = 2**16
+_PEEK = 2**12
 
 # A file of its own isn't worth while for fewer bytes, nor is a file shared for the sake of a small part of it.
 _LEAST, _MOSTLY = 2**14, 0.75
@@ -38,14 +40,14 @@ class Draft(NamedTuple):
     Attributes:
         snapshot: The tree.
         summary: What :func:`read_summary` is to return.
-        steady: The names of arrays that aren't expected to change.
+        structure: The tree's structure. What is frozen isn't expected to change.
         known: Where some of the arrays are written already.
         last: Where others of the same names are, which may be equal to these.
     """
 
     snapshot: Snapshot
     summary: Mapping[str, Any]
-    steady: Set[str]
+    structure: Structure
     known: Mapping[str, Place]
     last: Mapping[str, Place]
 
@@ -68,10 +70,10 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
     It is there as soon as its head is. After an error nothing is left of it.
 
     Args:
-        head: The path of its head, which is its only file if it shares nothing and nothing of it is steady.
+        head: The path of its head, which is its only file if it shares nothing and is not frozen in part.
         draft: What to write.
     """
-    snapshot, summary, steady, known, last = draft
+    snapshot, summary, structure, known, last = draft
     sharing, checksums = find_sharing(snapshot.arrays, {name: place.checksum for name, place in known.items()})
     arrays = {name: snapshot.arrays[name] for name in checksums}
     equal: dict[str, Place] = {}
@@ -86,7 +88,8 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         linked = files.link(_worth_sharing(equal.values()))
         places = {name: place._replace(shard=linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
         rest = {name: array for name, array in arrays.items() if name not in places}
-        settled = {name: array for name, array in rest.items() if name in steady or name in equal}
+        frozen = dict(zip(snapshot.arrays, structure.remember(frozen_leaves), strict=True))
+        settled = {name: array for name, array in rest.items() if frozen[name] or name in equal}
         if _nbytes(settled) < _LEAST:
             settled = {}
         moving = {name: array for name, array in rest.items() if name not in settled}
