@@ -13,6 +13,7 @@ from ..module import Module
 from .checks import misfit, size
 from .dtypes import layer_dtype
 from .initial import split, uniform
+from .products import addmm
 from .quantized import QQLinear, QuantizedLinear
 
 
@@ -90,7 +91,7 @@ class Linear(Module):
                 raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
             if self.bias is None:
                 return mx.matmul(x, self.weight.T)
-            return mx.addmm(self.bias, x, self.weight.T)
+            return addmm(self.bias, x, self.weight.T)
         except (AttributeError, TypeError) as error:
             if isinstance(x, LEAF):
                 raise

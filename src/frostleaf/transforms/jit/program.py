@@ -14,7 +14,7 @@ from ...core.containers import is_hashable
 from ...core.definition import Node
 from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
-from ..context import context
+from ..context import context, override
 from ..random import require_own_state, restore_state, saved_state
 from ..without_values import explained
 from .arguments import require_no_arrays, require_unchanging
@@ -75,7 +75,7 @@ class Program:
             values = [unflatten(structure, rest) for structure in present]
             before = Arguments(values, arguments, inputs)
             positional = len(values) - len(names)
-            with explained("fl.jit", fn), standing_for_given(leaves):
+            with explained("fl.jit", fn), standing_for_given(leaves), override(shapeless=shapeless or context.get().shapeless):
                 result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
             out = flat_of(result, hidden=True)
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
