@@ -263,9 +263,8 @@ _OF_OTHER_KINDS = (type, types.FunctionType, types.BuiltinFunctionType, types.Mo
 
 
 FOR_EACH_SHAPE = (
-    "{fn} is traced for each shape, although shapeless=True: {why}. If the function need not depend on shapes, write "
-    "x.reshape(-1, n), x.flatten(1) and the like, without numbers from x.shape; else leave shapeless=True out, and pad to a few "
-    "shapes."
+    "{fn} is traced for each shape, although shapeless=True: {why}. If it need not depend on shapes, write x.reshape(-1, n), "
+    "x.flatten(1) and the like, without numbers from x.shape; else leave shapeless=True out, and pad to a few shapes."
 )
 
 

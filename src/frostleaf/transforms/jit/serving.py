@@ -19,7 +19,7 @@ Function = Callable[[list[mx.array]], tuple[Sequence[mx.array], Structure]]
 
 _MOST = 64
 # As MLX words it.
-_NO_RULE = re.compile(r"\[Primitive::output_shapes\] (\w+) cannot infer|Cannot compile primitive (\w+)")
+_NO_RULE = re.compile(r"\[Primitive::output_shapes\] (.+) cannot infer|Cannot compile primitive (.+) with")
 
 
 class NeedsShapes(Exception):  # noqa: N818
