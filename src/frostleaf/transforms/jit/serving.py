@@ -18,6 +18,8 @@ Kinds = tuple[tuple[int, mx.Dtype], ...]  # the number of dimensions and the dty
 Function = Callable[[list[mx.array]], tuple[Sequence[mx.array], Structure]]
 
 _MOST = 64
+# What sizes are made multiples of: a function that takes multiples of 2, 3, 4, ... otherwise than others shows it there.
+_ROUND = 192, 24
 # As MLX words it.
 _NO_RULE = re.compile(r"\[Primitive::output_shapes\] (.+) cannot infer|Cannot compile primitive (.+) with")
 
@@ -70,6 +72,7 @@ UNSEEN = "it uses fl.checkpoint or a custom function, into which MLX lets nobody
 STATIC = "what it returns besides arrays depends on the shapes"
 CONSTANTS = "it computes with numbers that depend on the shapes"
 STEPS = "with {arrays} it computes {step}, and with other shapes {other}"
+INSIDE = "inside of other transformations MLX traces with shapes"
 REDUCED = "it reduces axes of length 1, at which a trace of MLX for all shapes ends the process"
 LENGTH = "with {arrays} it takes {count} operations, and with other shapes {other}"
 
@@ -78,9 +81,9 @@ class Serving:
     """The shapes that the traces of one program serve.
 
     A trace serves other shapes if the function, traced for those, does the same operations with the same options and constants.
-    That is seen to for the first shapes that differ in certain axes from those of the trace, and where there are second ones,
-    for all sizes from half to twice of theirs: what is the same at both ends is so in between, unless the function knows a
-    single size from those around it.
+    That is seen to for the first shapes that differ in certain axes from those of the trace. Where there are second ones it is
+    for all sizes from half of theirs to a round number and the odd one before that: what is the same there is so in between,
+    unless the function knows a single size from those around it.
 
     Args:
         fn: The function.
@@ -98,6 +101,8 @@ class Serving:
             NeedsShapes: If it does not.
             Exception: What the function raises when it is given arrays of these shapes.
         """
+        if not _is_outermost():
+            raise NeedsTheseShapes(INSIDE)
         kinds = tuple([(array.ndim, array.dtype) for array in arrays])
         shapes = tuple([array.shape for array in arrays])
         begun = self._begun.get(kinds)
@@ -112,24 +117,29 @@ class Serving:
         served = self._served.setdefault((kinds, pattern), [])
         low = high = sizes
         if served:  # there will be more
-            low = self._served_too(kinds, shapes, pattern, sizes, [size // 2 if size > 3 else size for size in sizes])
-            high = self._served_too(kinds, shapes, pattern, sizes, [size * 2 if size > 1 else size for size in sizes])
+            half = [size // 2 if size > 3 else size for size in sizes]
+            for unit in _ROUND:
+                rounded = _rounded(sizes, unit)
+                before = [each - (each > 1) for each in rounded]
+                others = [dict(zip(sizes, each, strict=True)) for each in (half, before, rounded)]
+                if all(self._is_same_with(kinds, shapes, pattern, other) for other in others):
+                    low, high = half, rounded
+                    break
         self._served[kinds, pattern] = [*served[1 - _MOST :], (low, high)]
 
     def _is_served(self, kinds: Kinds, pattern: Any, sizes: list[int]) -> bool:
         ranges = self._served.get((kinds, pattern), ())
         return any(all(map(_is_between, lows, sizes, highs)) for lows, highs in ranges)
 
-    def _served_too(self, kinds: Kinds, shapes: Shapes, pattern: Any, sizes: list[int], others: list[int]) -> list[int]:
-        """Return other sizes if the trace serves them, or else those that it serves."""
+    def _is_same_with(self, kinds: Kinds, shapes: Shapes, pattern: Any, new: dict[int, int]) -> bool:
+        """Return whether the trace serves shapes with new sizes in the place of those that differ from its own."""
         ranks = iter([rank for rank, *_ in pattern])
-        new = dict(zip(sizes, others, strict=True))
         try:
             other = tuple([tuple([new[size] if next(ranks) >= 0 else size for size in shape]) for shape in shapes])
             self._require_same(kinds, other)
         except Exception:  # the function may raise anything, since nobody has called it with these shapes
-            return sizes
-        return others
+            return False
+        return True
 
     def _require_same(self, kinds: Kinds, shapes: Shapes) -> None:
         begun, now = self._begun[kinds][1], self._record(kinds, shapes)
@@ -207,6 +217,22 @@ def _read(said: Sequence[dict[str, Any]], structure: Structure) -> Recorded:
             raise NeedsTheseShapes(REDUCED)
         steps.append(Step(each["name"], options, numbered(each["inputs"]), numbered(each["outputs"])))
     return Recorded(steps, met, numbered(by_type["outputs"][0]["outputs"]), structure)
+
+
+def _is_outermost() -> bool:
+    """Return whether what MLX traces here for all shapes is outside of other transformations, as it must be."""
+    said: list[dict[str, Any]] = []
+    mx.export_function(said.append, mx.mean, mx.zeros((2,)), shapeless=True)
+    return any(each.get("name") == "NumberOfElements" for each in said)
+
+
+def _rounded(sizes: list[int], unit: int) -> list[int]:
+    """Return multiples of a unit that are larger than sizes, which are in order, and in the same order; 0 and 1 as they are."""
+    rounded: list[int] = []
+    for size in sizes:
+        least = max([size, *rounded[-1:]]) + 1
+        rounded.append(size if size < 2 else -(-least // unit) * unit)
+    return rounded
 
 
 def _is_between(low: int, size: int, high: int) -> bool:
