@@ -22,6 +22,7 @@ _MOST = 64
 _ROUND = 192, 24
 # As MLX words it.
 _NO_RULE = re.compile(r"\[Primitive::output_shapes\] (.+) cannot infer|Cannot compile primitive (.+) with")
+_UNSEEN = re.compile(r"Unable to get state for primitive (\w+)")
 
 
 class NeedsShapes(Exception):  # noqa: N818
@@ -68,7 +69,7 @@ class Recorded(NamedTuple):
 
 
 NO_RULE = "MLX has no rule for the shape of what {name} returns"
-UNSEEN = "it uses fl.checkpoint or a custom function, into which MLX lets nobody look"
+UNSEEN = "MLX does not show what {name} does, so that it can't be compared for other shapes"
 STATIC = "what it returns besides arrays depends on the shapes"
 CONSTANTS = "it computes with numbers that depend on the shapes"
 STEPS = "with {arrays} it computes {step}, and with other shapes {other}"
@@ -172,7 +173,10 @@ class Serving:
         except ValueError as error:
             if not made:
                 raise
-            raise NeedsShapes(UNSEEN) from error
+            found = _UNSEEN.search(str(error))
+            name = found[1] if found else "the function"
+            name = "fl.checkpoint, or a custom function," if name == "CustomTransforms" else name
+            raise NeedsShapes(UNSEEN.format(name=name)) from error
         return _read(said, made[0])
 
 
