@@ -14,8 +14,9 @@ FOR_EACH_SHAPE = {
     "MaxPool3d", "QQLinear", "QuantizedEmbedding", "RNN", "RoPE", "Sequential", "Transformer", "TransformerDecoder",
     "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer", "Upsample",
 }  # fmt: skip
+CROPPED = CASES["convolution: conv2d, padded by less than nothing"]
 # The others take long, since MLX's CPU compiler takes half a second for each kernel.
-DAILY = {"linear: linear", "normalization: group norm", "normalization: instance norm", "convolution: conv1d"}
+DAILY = {"linear: linear", "normalization: group norm", "normalization: instance norm", "attention: attention, padding"}
 
 pytestmark = pytest.mark.filterwarnings("ignore::frostleaf.UncollectedStateWarning", "always::frostleaf.RetraceWarning")
 
@@ -56,7 +57,7 @@ def test_a_layer_is_traced_once_unless_mlx_can_not(case):
         for inputs in batches:
             expected, result = outcome(call, layer, *inputs), outcome(compiled, layer, *inputs)
             assert isinstance(expected, type) or shapes(result) == shapes(expected)
-    if type(layer).__name__ not in FOR_EACH_SHAPE:
+    if type(layer).__name__ not in FOR_EACH_SHAPE and case is not CROPPED:
         assert (compiled.trace_count, [each.message for each in caught if each.category is fl.RetraceWarning]) == (1, [])
 
 

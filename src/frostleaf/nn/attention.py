@@ -119,8 +119,11 @@ class MultiHeadAttention(Module):
         except MisfitError as error:
             raise self._misfit(queries, keys, values, mask, error) from error
         try:
-            attend = _attend if isinstance(mask, mx.array) and is_shapeless() else mx.fast.scaled_dot_product_attention
-            averages = attend(q, k, v, scale=math.sqrt(1 / q.shape[-1]), mask=mask)
+            scale = math.sqrt(1 / q.shape[-1])
+            if isinstance(mask, mx.array) and is_shapeless():
+                averages = _attend(q, k, v, scale, mask)
+            else:
+                averages = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
         except (TypeError, ValueError) as error:
             raise self._misfit(queries, keys, values, mask, error) from error
         return self.out_proj(averages.transpose(0, 2, 1, 3).flatten(-2))
@@ -158,7 +161,7 @@ class MultiHeadAttention(Module):
         return (positions[:, None] < positions).astype(dtype) * mx.finfo(dtype).min
 
 
-def _attend(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array) -> mx.array:
+def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array) -> mx.array:
     """Compute attention as MLX does, which broadcasts the mask to the shape that it has when it is traced."""
     scores = (q * scale) @ k.swapaxes(-1, -2)
     if mask.dtype == mx.bool_:
