@@ -90,9 +90,14 @@ def jit(
 
     Args:
         fn: A function, method or module, or a partial application of one.
-        shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on
-            them. One that uses ``mx.addmm``, which MLX then computes wrongly, is traced for each shape with a
-            :class:`RetraceWarning`. Default: ``False``.
+        shapeless: Whether one trace serves all shapes of arrays with as many dimensions, where it computes what the function
+            does. That is found by looking at what the function does for other shapes, without computing it: a first call
+            costs two to three traces, and so do the first ones with other sizes in certain axes. Then sizes between those
+            that were looked at cost nothing: a function must not know a single one of them from its neighbours
+            (``if len(x) == 7``), limits and multiples are found. What MLX can't do for all shapes (slices, random numbers, a
+            size from ``x.shape`` in a reshape) is traced for each shape, with a :class:`RetraceWarning` that says what it was.
+            Of the layers these are the recurrent ones, pooling with overlaps, RoPE, upsampling, dropout in training mode, and
+            gradients of convolutions and embeddings. Default: ``False``.
         max_traces: How many traces are kept, one for each structure with its shapes and dtypes (with ``shapeless``, one for
             each structure); a new one takes the place of the one used least recently. ``None`` keeps all. A trace holds no
             activations, but that of a large training step takes a megabyte or two: the default has room for the shapes of
