@@ -62,8 +62,13 @@ _SAME_NAME = (
 )
 
 
-def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Description:
+def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in: bool = False) -> Description:
     """Describe a tree that has been flattened.
+
+    Args:
+        structure: The structure.
+        leaves: The arrays.
+        built_in: Whether the leaves that are no arrays are facts about the tree, as in a compiled function, and not saved.
 
     Raises:
         TypeError: If a leaf can be neither saved nor described.
@@ -87,7 +92,9 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
             continue
         name = keystr(path)
         value = shape.value if isinstance(shape, Static) else None
-        if type(value) in SCALARS:
+        if isinstance(shape, Static) and built_in:
+            facts.append(Fact(name, "", writer.static(name, value)))
+        elif type(value) in SCALARS:
             facts.append(Fact(name, "", f"a Python {type(value).__name__}"))
             values.append(value)
         else:
@@ -100,11 +107,14 @@ _FILLED = (
     "what is private and None in like is filled by a call, as that of a cache: give like what the call makes, such as "
     "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1]"
 )
-_MODE = ", as for what is in it: give like with what .{switch}() returns there"
+_MODE = ", as for what is in it: give {given} with what .{switch}() returns there"
 
 
-def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
-    """Return a line for each place where the structure in the file differs from that of ``like``, and none for those below."""
+def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like") -> list[str]:
+    """Return a line for each place where the structure in the file differs from that of ``like``, and none for those below.
+
+    ``given`` is what to call ``like``.
+    """
     in_file = {(fact.path, fact.aspect): fact.text for fact in file}
     in_like = {(fact.path, fact.aspect): fact.text for fact in like}
     found: dict[tuple[str, str], None] = {}
@@ -120,14 +130,14 @@ def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
     modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
     outer = {path: next((each for each in _ancestors(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
     places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
-    lines = [_difference(place, in_file, in_like, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
+    lines = [_difference(place, in_file, in_like, given, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
     for number, (path, aspect) in enumerate(places[:_LINES]):
         if aspect == "mode" and path in outer.values():
-            lines[number] += _MODE.format(switch="train" if modes[path] == _TRAINING else "eval")
+            lines[number] += _MODE.format(given=given, switch="train" if modes[path] == _TRAINING else "eval")
     if not places:  # they differ in their order, or in what no path shows, such as the keys 1 and "1" of one dict
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))
-        lines = [f"{one.path or '(root)'}: {one.text} in the file, where like has {other.path or '(root)'}: {other.text}"]
+        lines = [f"{one.path or '(root)'}: {one.text} in the file, where {given} has {other.path or '(root)'}: {other.text}"]
     if len(places) > _LINES:
         lines.append(f"and {len(places) - _LINES:,} more")
     empty = [path for path, aspect in places if in_like.get((path, aspect)) == _NONE and _is_array(in_file.get((path, aspect)))]
@@ -148,7 +158,11 @@ def _ancestors(path: str) -> Iterator[str]:
 
 
 def _difference(
-    place: tuple[str, str], in_file: Mapping[tuple[str, str], str], in_like: Mapping[tuple[str, str], str], suggest: bool
+    place: tuple[str, str],
+    in_file: Mapping[tuple[str, str], str],
+    in_like: Mapping[tuple[str, str], str],
+    given: str,
+    suggest: bool,
 ) -> str:
     path, aspect = place
     suggestion = ""
@@ -158,7 +172,7 @@ def _difference(
     shown = f"{path or '(root)'} ({aspect})" if aspect else path or "(root)"
     absent = _TRAINING if aspect == "mode" else "nothing"
     one, other = _excerpts(in_file.get(place, absent), in_like.get(place, absent))
-    return f"{shown}: {one} in the file, {other} in like{suggestion}"
+    return f"{shown}: {one} in the file, {other} in {given}{suggestion}"
 
 
 def _excerpts(one: str, other: str) -> tuple[str, str]:
@@ -211,7 +225,7 @@ class _Writer:
             facts += [Fact(name, "tied", ties)] * bool(ties)
             prefix = f"{name}." if name else ""
             return facts + [
-                Fact(prefix + field, "static", self._static(prefix + field, value)) for field, value in metadata.static.items()
+                Fact(prefix + field, "static", self.static(prefix + field, value)) for field, value in metadata.static.items()
             ]
         if kind in (tuple, list):
             return [Fact(name, "", f"{kind.__name__} of {len(metadata.entries)}")]
@@ -220,7 +234,7 @@ class _Writer:
                 Fact(name, "", kind.__name__),
                 Fact(name, "keys", ", ".join(self.canonical(key, fallback) for key in metadata.entries)),
             ]
-        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self._static(name, metadata.metadata))]
+        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self.static(name, metadata.metadata))]
 
     def canonical(self, value: Any, fallback: Fallback, around: tuple[int, ...] = ()) -> str:
         """Return a text that two values share if they are interchangeable; what ``fallback`` says of an unknown kind.
@@ -278,7 +292,7 @@ class _Writer:
         fields = declared_fields(value)
         return fallback(value, text) if fields is None else fields_text(value, fields, text)
 
-    def _static(self, path: str, value: Any) -> str:
+    def static(self, path: str, value: Any) -> str:
         """Return the text of a static value, which is never refused."""
 
         def fallback(each: Any, text: Callable[[Any], str]) -> str:
