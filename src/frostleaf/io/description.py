@@ -84,7 +84,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
         if shape is mx.array:
             name, leaf = next(rest)
             kind = kind_of(leaf.shape, leaf.dtype)
-            facts.append(Fact(name, "", f"{_ARRAY}{kind}"))
+            facts.append(Fact(name, "", f"{ARRAY}{kind}"))
             in_file = _name_in_file(name)
             if in_file in arrays:
                 raise ValueError(_SAME_NAME.format(name=name))
@@ -102,7 +102,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
     return Description(facts, arrays, values, writer.unknown)
 
 
-_ARRAY, _NONE = "array ", "None"
+ARRAY, _NONE = "array ", "None"
 _FILLED = (
     "what is private and None in like is filled by a call, as that of a cache: give like what the call makes, such as "
     "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1]"
@@ -145,7 +145,7 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
 
 
 def _is_array(text: str | None) -> bool:
-    return text is not None and text.startswith(_ARRAY)
+    return text is not None and text.startswith(ARRAY)
 
 
 def _ancestors(path: str) -> Iterator[str]:
