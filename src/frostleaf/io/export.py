@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,8 +23,9 @@ from ..transforms.without_values import explained
 from ..transforms.wrapping import RUNS_LATER, require_runs_when_called
 from . import exported
 from .atomic import atomic_write, require_path
+from .export_checks import Checks
 from .results import Parts
-from .signatures import Leaf, Signature, require_shapeless, signature_of
+from .signatures import Signature, require_shapeless, signature_of
 from .trees import UncomparedValueWarning
 
 
@@ -179,9 +181,11 @@ class Exporter:
         signature = signature_of(self._fn, example_trees, given, self._shapeless)
         before = saved_state()
         with unchanged_state():
-            result = self._run(given, _leaves(given))
+            result = self._call(given, _leaves(given))
             if not mx.array_equal(before, saved_state()):
                 raise ValueError(_DRAWS.format(fn=function_name(self._fn)))
+            if self._shapeless:
+                signature = signature._replace(least=self._checks(signature, given).least())
         if signature.unknown:
             places = listed(f"{place} ({kind})" for place, kind in signature.unknown.items())
             warnings.warn(_UNCOMPARED.format(places=places), UncomparedValueWarning, stacklevel=level_of_caller())
@@ -201,7 +205,7 @@ class Exporter:
             exported.seal(temporary)
             imported: Any = mx.import_function(temporary)
             for example in self._examples:
-                self._check(imported, example)
+                self._checks(example.signature, example.given).check(imported)
 
     def _write(self, file: str) -> None:
         parts = [exported.Part(example.signature, example.code) for example in self._examples]
@@ -209,8 +213,7 @@ class Exporter:
         tracing = self._examples[0]
 
         def on_leaves(*positional: mx.array, **named: mx.array) -> list[mx.array]:
-            with unchanged_state(), explained("fl.export_function", self._fn):
-                result = self._run(tracing.given, tracing.signature.joined(positional, named))
+            result = self._run(tracing.given, tracing.signature.joined(positional, named))
             if result.structure != tracing.result:
                 raise ValueError(_OTHER_RESULT.format(fn=function_name(self._fn)))
             if self._shapeless and needs_shapes(result.leaves):
@@ -231,7 +234,12 @@ class Exporter:
             raise
 
     def _run(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
-        """Call the function with other arrays in the arguments, as it is called to be traced."""
+        """Call the function with other arrays in the arguments, which need not have values."""
+        with unchanged_state(), explained("fl.export_function", self._fn):
+            return self._call(given, arrays)
+
+    def _call(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
+        """Call the function as it is called to be traced. The random state shows whether it has drawn."""
         rest = iter([array[...] for array in arrays])  # that it may assign to
         trees = [unflatten(flat.structure, rest) for flat in given]
         # What layers record here is for nobody.
@@ -239,37 +247,8 @@ class Exporter:
         with override(plain=True, shapeless=bool(self._shapeless)), recording:
             return flat_of(self._fn(*trees))
 
-    def _check(self, imported: Callable[..., Any], example: _Example) -> None:
-        """Raise an error unless the imported function computes what the function does."""
-        given, signature = example.given, example.signature
-        self._compare(imported, example, _leaves(given), "with the example arguments", _IMPURE)
-        for change in (_more, _fewer) if self._shapeless else ():
-            arrays = [_resized(leaf, array, change) for leaf, array in zip(signature.leaves, _leaves(given), strict=True)]
-            lengths = {leaf.length: change(leaf.length) for leaf in signature.leaves if leaf.length is not None}
-            changes = listed(f"{new} in the place of {old}" for old, new in lengths.items())
-            self._compare(imported, example, arrays, f"with {changes}", _SHAPES)
-
-    def _compare(
-        self, imported: Callable[..., Any], example: _Example, arrays: list[mx.array], where: str, advice: str
-    ) -> None:
-        said = {"fn": function_name(self._fn), "where": where, "advice": advice}
-        try:
-            with unchanged_state():
-                expected = self._run(example.given, arrays)
-                mx.eval(expected.leaves)
-        except Exception as error:
-            raise ValueError(_FAILS.format(**said, error=error)) from error
-        positional, named = example.signature.split(arrays)
-        try:
-            found = imported(*positional, **named)
-            mx.eval(found)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(_CANT_RUN.format(**said, error=error)) from error
-        names = expected.structure.leaf_names()
-        wrong = [name for name, one, other in zip(names, expected.leaves, found, strict=True) if not _is_close(one, other)]
-        if wrong:
-            places = listed(f"{name} of the result" if name else "the result" for name in wrong)
-            raise ValueError(_WRONG.format(**said, places=places))
+    def _checks(self, signature: Signature, given: list[Flat]) -> Checks:
+        return Checks(function_name(self._fn), functools.partial(self._run, given), _leaves(given), signature)
 
 
 def _leaves(given: Sequence[Flat]) -> list[mx.array]:
@@ -294,49 +273,3 @@ _ALIKE = (
     "two of the examples have arrays of the same names, shapes and dtypes, by which alone MLX tells which is meant: write them "
     "to two files"
 )
-_FAILS = (
-    "{fn} can't be called {where}: {error}\n\nWith shapeless=True the first axis of each array that is in no module may be of "
-    "another length. Say which axes may vary with a tuple as in_axes of fl.vmap, such as shapeless=(None, 0), and let unlike "
-    "lengths be unlike in the examples"
-)
-_CANT_RUN = "what MLX wrote of {fn} can't run {where}: {error}\n\n{advice}"
-_WRONG = "what MLX wrote of {fn} computes something else {where}, in {places}. {advice}"
-_IMPURE = "A function that is exported must depend on its arguments alone, and return the same each time"
-_SHAPES = (
-    "It can't be exported with shapeless: a length that it reads in Python is that of the example, and some of MLX's functions "
-    "keep a shape. Export it without, for each shape that is needed, with fl.exporter"
-)
-
-# Of the largest number: on a GPU, sums may come out a little otherwise each time.
-_TOLERANCE = 16
-
-
-def _is_close(one: mx.array, other: mx.array) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if mx.array_equal(one, other, equal_nan=True).item():
-        return True
-    if not mx.issubdtype(one.dtype, mx.inexact):
-        return False
-    is_complex = one.dtype == mx.complex64
-    tolerance = _TOLERANCE * mx.finfo(mx.float32 if is_complex else one.dtype).eps
-    largest: Any = mx.max(mx.where(mx.isfinite(one), mx.abs(one), 0)).item()
-    return bool(mx.allclose(one, other, rtol=tolerance, atol=tolerance * largest, equal_nan=True))
-
-
-def _more(length: int) -> int:
-    return 2 * length + 1
-
-
-def _fewer(length: int) -> int:
-    return max(1, length - 1)
-
-
-def _resized(leaf: Leaf, array: mx.array, change: Callable[[int], int]) -> mx.array:
-    """Return an array with another number of rows along the axis that may vary, drawn from its own."""
-    if leaf.axis is None:
-        return array
-    length = array.shape[leaf.axis]
-    # The same for all that are of one length, as rows of them belong together.
-    rows = mx.random.randint(0, length, (change(length),), key=mx.random.key(length))
-    return mx.take(array, rows, axis=leaf.axis)

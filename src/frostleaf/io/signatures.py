@@ -16,7 +16,7 @@ from ..tree.prefixes import argument, broadcast_prefix
 from .description import ARRAY, Fact, describe_tree, differences
 
 # What the trees of a call are called in messages.
-GIVEN = "the arguments"
+_GIVEN = "the arguments"
 
 
 class Leaf(NamedTuple):
@@ -50,12 +50,14 @@ class Signature(NamedTuple):
         facts: The description of the arguments, of which those of a call must have the same.
         leaves: The arrays, in order.
         unknown: The class of each static value of which it is all that can be told, by path.
+        least: The least length of what may vary.
     """
 
     names: list[str]
     facts: list[Fact]
     leaves: list[Leaf]
     unknown: dict[str, str]
+    least: int = 1
 
     def of_call(self, given: Sequence[Flat]) -> list[Fact]:
         """Describe the arguments of a call under the names of the example's, with the same axes left open."""
@@ -65,27 +67,30 @@ class Signature(NamedTuple):
     def differences(self, given: Sequence[Flat]) -> list[str]:
         """Return a line for each place where the arguments of a call differ from the example's."""
         facts = self.of_call(given)
-        return differences(self.facts, facts, GIVEN) if facts != self.facts else self._unequal(given)
+        return differences(self.facts, facts, _GIVEN) if facts != self.facts else self._wrong_lengths(given)
 
     def fits(self, given: Sequence[Flat]) -> bool:
         """Return whether arguments of the right structure have the right shapes and dtypes."""
-        arrays = [leaf for flat in given for leaf in flat.leaves]
-        pairs = zip(self.leaves, arrays, strict=True)
-        return all(each.dtype == dtype_name(a.dtype) and _fits(each, a.shape) for each, a in pairs) and not self._unequal(given)
+        pairs = zip(self.leaves, _arrays(given), strict=True)
+        return all(
+            leaf.dtype == dtype_name(array.dtype) and _fits(leaf, array.shape) for leaf, array in pairs
+        ) and not self._wrong_lengths(given)
 
-    def _unequal(self, given: Sequence[Flat]) -> list[str]:
-        """Return a line for each length that is of two sizes in a call where it is one in the example."""
-        arrays = [leaf for flat in given for leaf in flat.leaves]
+    def _wrong_lengths(self, given: Sequence[Flat]) -> list[str]:
+        """Return a line for each length that is too small in a call, or of two sizes where it is one in the example."""
+        found: dict[int, dict[str, int]] = {}
+        for leaf, array in zip(self.leaves, _arrays(given), strict=True):
+            if leaf.axis is not None:
+                found.setdefault(leaf.shape[leaf.axis], {})[leaf.path] = array.shape[leaf.axis]
         lines = []
-        for length in dict.fromkeys(each.length for each in self.leaves if each.length is not None):
-            places = {
-                leaf.path: array.shape[leaf.axis]
-                for leaf, array in zip(self.leaves, arrays, strict=True)
-                if leaf.axis is not None and leaf.length == length
-            }
-            if len({*places.values()}) > 1:
-                sizes = listed(f"{path} has {size}" for path, size in places.items())
-                lines.append(f"{sizes}, which are of one length ({length}) in the example")
+        for length, sizes in found.items():
+            shown = listed(f"{path} has {size}" for path, size in sizes.items())
+            if len({*sizes.values()}) > 1:
+                lines.append(f"{shown}, which are of one length ({length}) in the example")
+            elif min(sizes.values()) < self.least:
+                lines.append(
+                    f"{shown}, and MLX can compute this with {self.least} or more: give it twice, or export it for that"
+                )
         return lines
 
     def split(self, arrays: Sequence[mx.array]) -> tuple[list[mx.array], dict[str, mx.array]]:
@@ -154,6 +159,10 @@ def _letters(leaves: Sequence[Leaf]) -> dict[int | None, str]:
     return {length: f"n{number}" if len(lengths) > 1 else "n" for number, length in enumerate(lengths, 1)}
 
 
+def _arrays(given: Sequence[Flat]) -> list[mx.array]:
+    return [leaf for flat in given for leaf in flat.leaves]
+
+
 def _below(name: str, path: str) -> str:
     return f"{name}.{path}" if path else name
 
@@ -215,7 +224,7 @@ _NOTHING_OPEN = (
 
 def _axes(shapeless: Any, trees: Sequence[Any], given: Sequence[Flat]) -> list[int | None]:
     """Return for each array in the arguments the axis that may be of another length."""
-    leaves = [leaf for flat in given for leaf in flat.leaves]
+    leaves = _arrays(given)
     if shapeless is False:
         return [None] * len(leaves)
     if shapeless is True:
@@ -228,6 +237,8 @@ def _axes(shapeless: Any, trees: Sequence[Any], given: Sequence[Flat]) -> list[i
         axes = [_checked(argument(path), leaf, axis) for path, leaf, axis in prefixes]
     if axes.count(None) == len(axes):
         raise ValueError(_NOTHING_OPEN.format(given=shapeless))
+    if any(axis is not None and leaf.shape[axis] == 0 for leaf, axis in zip(leaves, axes, strict=True)):
+        raise ValueError("with shapeless, the examples need rows: a length that may vary is 0")
     return axes
 
 
