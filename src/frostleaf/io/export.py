@@ -224,7 +224,7 @@ class Exporter:
             with mx.exporter(file, on_leaves, shapeless=bool(self._shapeless), metadata=text) as export:
                 for tracing in self._examples:
                     positional, named = tracing.signature.split(_leaves(tracing.given))
-                    export(*positional, **named)
+                    export(positional, named)
         except ValueError as error:
             unwritten = _UNWRITTEN.search(str(error))
             if unwritten:

@@ -29,8 +29,8 @@ _SHAPES = (
     "keep a shape. Export it without, for each shape that is needed, with fl.exporter"
 )
 _STEPS = (
-    "{fn} computes in other steps {where}. It can't be exported with shapeless, which keeps the steps of the example: export it "
-    "without, for each shape that is needed, with fl.exporter, or give an example that has more than one row"
+    "{fn} computes in other steps {where}. It can't be exported with shapeless, which keeps the steps of the example: export "
+    "it without, for each shape that is needed, with fl.exporter, or give an example that has more than one row"
 )
 
 
@@ -91,7 +91,7 @@ class Checks:
         expected = self.run(arrays)
         positional, named = self.signature.split(arrays)
         try:
-            found = imported(*positional, **named)
+            found = imported(positional, named)
             mx.eval(found, expected.leaves)
         except (ValueError, RuntimeError) as error:
             raise ValueError(_CANT_RUN.format(**said, error=error)) from error
@@ -113,7 +113,7 @@ class Checks:
             return list(self.run(self.signature.joined(positional, named)).leaves)
 
         positional, named = self.signature.split(arrays)
-        mx.export_function(note, on_leaves, *positional, **named)
+        mx.export_function(note, on_leaves, positional, named)  # type: ignore[arg-type]  # which their stub lacks
         return steps
 
     def _lengths(self, change: Callable[[int], int]) -> dict[int, int]:

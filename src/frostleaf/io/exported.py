@@ -158,7 +158,7 @@ class ImportedFunction:
         if number is None:
             raise ValueError(self._refusal(given))
         positional, named = self._parts[number].signature.split([leaf for flat in given for leaf in flat.leaves])
-        found = self._function(*positional, **named)
+        found = self._function(positional, named)
         return unflatten(self._known[number][1], iter(found))
 
     def _takes(self, number: int, given: Sequence[Flat]) -> bool:

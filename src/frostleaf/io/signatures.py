@@ -93,10 +93,12 @@ class Signature(NamedTuple):
                 )
         return lines
 
-    def split(self, arrays: Sequence[mx.array]) -> tuple[list[mx.array], dict[str, mx.array]]:
+    def split(self, arrays: Sequence[mx.array]) -> tuple[tuple[mx.array, ...], dict[str, mx.array]]:
         """Return the arrays as MLX's own function takes them: by position, and by name."""
         pairs = [*zip(self.leaves, arrays, strict=True)]
-        return [array for leaf, array in pairs if not leaf.name], {leaf.name: array for leaf, array in pairs if leaf.name}
+        return tuple([array for leaf, array in pairs if not leaf.name]), {
+            leaf.name: array for leaf, array in pairs if leaf.name
+        }
 
     def joined(self, positional: Sequence[mx.array], named: dict[str, mx.array]) -> list[mx.array]:
         """Return the arrays in order; the inverse of :meth:`split`."""
