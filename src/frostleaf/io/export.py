@@ -225,7 +225,7 @@ class Exporter:
                 for tracing in self._examples:
                     positional, named = tracing.signature.split(_leaves(tracing.given))
                     export(positional, named)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             unwritten = _UNWRITTEN.search(str(error))
             if unwritten:
                 raise ValueError(_CANT_WRITE.format(fn=function_name(self._fn), primitive=unwritten[1])) from error

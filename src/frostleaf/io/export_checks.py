@@ -113,7 +113,7 @@ class Checks:
             return list(self.run(self.signature.joined(positional, named)).leaves)
 
         positional, named = self.signature.split(arrays)
-        mx.export_function(note, on_leaves, positional, named)  # type: ignore[arg-type]  # which their stub lacks
+        mx.export_function(note, on_leaves, positional, named)
         return steps
 
     def _lengths(self, change: Callable[[int], int]) -> dict[int, int]:

@@ -13,7 +13,7 @@ from ..core.containers import is_hashable
 from ..core.instance import Metadata
 from ..core.levels import Recipe, entries_of, one_level
 from ..core.structure import Static, Structure, child_specs
-from ..core.words import Path, describe, keystr
+from ..core.words import Path, describe, keystr, with_article
 
 _ARRAY = "array"
 _SEQUENCES = {"tuple": tuple, "list": list}
@@ -144,7 +144,7 @@ def _kind_of(spec: Any) -> Any:
     return kind, tuple(metadata.static), metadata.static_key
 
 
-_NOT_IMPORTED = "the result holds a {name}, and {module} has not been imported: import it first"
+_NOT_IMPORTED = "the result holds {name}, and {module} has not been imported: import it first"
 
 
 def _named(name: str) -> Any:
@@ -154,5 +154,5 @@ def _named(name: str) -> Any:
     for each in qualname.split("."):
         found = getattr(found, each, None)
     if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
-        raise LookupError(_NOT_IMPORTED.format(name=qualname, module=module))
+        raise LookupError(_NOT_IMPORTED.format(name=with_article(qualname), module=module))
     return found
