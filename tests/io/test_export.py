@@ -343,24 +343,27 @@ def test_several_kinds_of_arguments_are_in_one_file(tmp_path: Path) -> None:
     assert imported.metadata == [1, "two"]
     for other, x in [(model, batch(5)), (model.astype(mx.float16), batch(2, dtype=mx.float16)), (model.freeze(), batch(7))]:
         assert fl.tree.equal(imported(other, x), other(x))
-    with pytest.raises(
-        ValueError, match=r"4 kinds of arguments, and not for these. The nearest is number 1:\nx: array f32\[2,4\]"
-    ):
+    message = r"4 kinds of arguments, and not for these. The nearest is number {}:\nx: array f32\[{},4\] in the file"
+    with pytest.raises(ValueError, match=message.format(1, 2)):
         imported(model, batch(9))
-    with pytest.raises(ValueError, match="number 4:\nx: array"):
-        imported(model.freeze(), batch(2))
+    with pytest.raises(ValueError, match=message.format(4, 7)):
+        imported(model.freeze(), batch(9))
     assert repr(imported).count("model: frostleaf.nn.Linear, x: ") == 4
 
 
+def export_each(path: Path, fn: Callable[..., Any], *calls: tuple[Any, ...]) -> None:
+    with fl.exporter(path, fn) as export:
+        for each in calls:
+            export(*each)
+
+
 def test_what_is_not_finished_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="arrays of the same names"), fl.exporter(tmp_path / "f", lambda x, n: x * n) as export:
-        export(batch(2), 1)
-        export(batch(2), 2)
-    with pytest.raises(ValueError, match="nothing was exported"), fl.exporter(tmp_path / "f", apply):
-        pass
-    with pytest.raises(KeyError), fl.exporter(tmp_path / "f", apply) as export:
-        export(mx.sin, batch(2))
-        raise KeyError
+    with pytest.raises(ValueError, match="two of the examples have arrays of the same names"):
+        export_each(tmp_path / "f", lambda x, n: x * n, (batch(2), 1), (batch(2), 2))
+    with pytest.raises(ValueError, match="nothing was exported"):
+        export_each(tmp_path / "f", apply)
+    with pytest.raises(ZeroDivisionError):
+        export_each(tmp_path / "f", lambda x, n: x + 1 / n, (batch(2), 1), (batch(3), 0))
     assert os.listdir(tmp_path) == []
 
 
@@ -379,7 +382,7 @@ RESULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "function": (lambda x: [x, mx.sin], r"1 of the result is a \w+ \(sin\), which a file can't hold"),
     "module": (
         lambda x: fl.nn.Linear(2, 2, key=mx.random.key(0)),
-        "the result is a Linear, which a file can't hold, and no arg",
+        "the result is a Linear, which a file can't hold, and",
     ),
     "object": (lambda x: {"a": Note()}, "a of the result is a Note"),
     "set": (lambda x: {1, 2}, "the result is a set"),
@@ -428,14 +431,14 @@ def test_files_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for cut in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:cut])
-        with pytest.raises(fl.CheckpointError, match="(not a complete file of fl.export_function|is damaged)"):
+        with pytest.raises(fl.CheckpointError, match=r"(not a complete file of fl.export_function|is damaged)"):
             fl.import_function(path)
     for at in range(0, len(whole), 97):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(fl.CheckpointError, match="(not a complete file of fl.export_function|is damaged)"):
+        with pytest.raises(fl.CheckpointError, match=r"(not a complete file of fl.export_function|is damaged)"):
             fl.import_function(path)
     mx.export_function(str(path), mx.sin, batch(2))
-    with pytest.raises(fl.CheckpointError, match="something else has written it.* mx.import_function"):
+    with pytest.raises(fl.CheckpointError, match=r"something else has written it.* mx.import_function"):
         fl.import_function(path)
     with pytest.raises(FileNotFoundError):
         fl.import_function(tmp_path / "none")

@@ -98,11 +98,12 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
             facts.append(Fact(name, "", f"a Python {type(value).__name__}"))
             values.append(value)
         else:
-            facts += writer.facts_of(name, shape, functools.partial(_refuse, name or "the root"))
+            facts += writer.facts_of(name, shape, functools.partial(_refuse, name or ROOT))
     return Description(facts, arrays, values, writer.unknown)
 
 
 ARRAY, _NONE = "array ", "None"
+ROOT = "the root"
 _FILLED = (
     "what is private and None in like is filled by a call, as that of a cache: give like what the call makes, such as "
     "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1]"
@@ -299,7 +300,7 @@ class _Writer:
             found = value_text(each, text)
             if found is None:
                 found = f"a {qualified_name(type(each))}"
-                self.unknown[path or "the root"] = found
+                self.unknown[path or ROOT] = found
             return found
 
         return self.canonical(value, fallback)

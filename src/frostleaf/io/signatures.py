@@ -13,7 +13,7 @@ from ..core.instance import Instance
 from ..core.structure import Flat, Structure, child_specs
 from ..core.words import describe, dtype_name, listed, shape_and_dtype
 from ..tree.prefixes import argument, broadcast_prefix
-from .description import ARRAY, Fact, describe_tree, differences
+from .description import ARRAY, ROOT, Fact, describe_tree, differences
 
 # What the trees of a call are called in messages.
 _GIVEN = "the arguments"
@@ -62,7 +62,7 @@ class Signature(NamedTuple):
     def of_call(self, given: Sequence[Flat]) -> list[Fact]:
         """Describe the arguments of a call under the names of the example's, with the same axes left open."""
         names = [*self.names, *map(str, range(len(self.names), len(given)))]
-        return _described(names, given, self.leaves)[0]
+        return _described(names[: len(given)], given, self.leaves)[0]
 
     def differences(self, given: Sequence[Flat]) -> list[str]:
         """Return a line for each place where the arguments of a call differ from the example's."""
@@ -95,10 +95,8 @@ class Signature(NamedTuple):
 
     def split(self, arrays: Sequence[mx.array]) -> tuple[tuple[mx.array, ...], dict[str, mx.array]]:
         """Return the arrays as MLX's own function takes them: by position, and by name."""
-        pairs = [*zip(self.leaves, arrays, strict=True)]
-        return tuple([array for leaf, array in pairs if not leaf.name]), {
-            leaf.name: array for leaf, array in pairs if leaf.name
-        }
+        pairs = [(leaf.name, array) for leaf, array in zip(self.leaves, arrays, strict=True)]
+        return tuple([array for name, array in pairs if not name]), {name: array for name, array in pairs if name}
 
     def joined(self, positional: Sequence[mx.array], named: dict[str, mx.array]) -> list[mx.array]:
         """Return the arrays in order; the inverse of :meth:`split`."""
@@ -147,7 +145,7 @@ def _described(names: Sequence[str], given: Sequence[Flat], leaves: Sequence[Lea
     for name, flat in zip(names, given, strict=True):
         found = describe_tree(flat.structure, flat.leaves, built_in=True)
         facts += [fact._replace(path=_below(name, fact.path)) for fact in found.facts]
-        unknown |= {_below(name, path): kind for path, kind in found.unknown.items()}
+        unknown |= {_below(name, "" if path == ROOT else path): kind for path, kind in found.unknown.items()}
         for own, array in zip(flat.structure.leaf_names(), flat.leaves, strict=True):
             axis, letter = axes.get(_below(name, own), (array.ndim, ""))
             shape = [letter if at == axis else length for at, length in enumerate(array.shape)]
