@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from ..transforms.without_values import explained
 from ..transforms.wrapping import RUNS_LATER, require_runs_when_called
 from . import exported
 from .atomic import atomic_write, require_path
-from .export_checks import Checks
+from .export_checks import Checks, in_our_words
 from .results import Parts
 from .signatures import Signature, require_shapeless, signature_of
 from .trees import UncomparedValueWarning
@@ -220,18 +219,11 @@ class Exporter:
                 raise ValueError(_ADDMM.format(fn=function_name(self._fn)))
             return list(result.leaves)
 
-        try:
+        with in_our_words(function_name(self._fn)):
             with mx.exporter(file, on_leaves, shapeless=bool(self._shapeless), metadata=text) as export:
                 for tracing in self._examples:
                     positional, named = tracing.signature.split(_leaves(tracing.given))
                     export(positional, named)
-        except (ValueError, RuntimeError) as error:
-            unwritten = _UNWRITTEN.search(str(error))
-            if unwritten:
-                raise ValueError(_CANT_WRITE.format(fn=function_name(self._fn), primitive=unwritten[1])) from error
-            if _TWICE in str(error):
-                raise ValueError(_ALIKE) from error
-            raise
 
     def _run(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
         """Call the function with other arrays in the arguments, which need not have values."""
@@ -262,14 +254,4 @@ _ADDMM = (
     "{fn} adds a matrix product and an array with mx.addmm, as a Linear of mlx.nn with a bias does, and MLX broadcasts that "
     "array to the shape that it is traced with. Export it without shapeless, for each shape that is needed (fl.exporter), or "
     "with fl.convert(model)"
-)
-_UNWRITTEN, _TWICE = re.compile(r"Unable to serialize primitive (\w+)"), "twice with the same signature"
-_CANT_WRITE = (
-    "MLX can't write {primitive}, which {fn} computes, to a file. What has a derivative of its own (fl.checkpoint, "
-    "mx.checkpoint, mx.custom_function) is among what it can't, and what makes processes exchange arrays. Leave it out of what "
-    "is exported"
-)
-_ALIKE = (
-    "two of the examples have arrays of the same names, shapes and dtypes, by which alone MLX tells which is meant: write them "
-    "to two files"
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -34,6 +36,36 @@ _STEPS = (
 )
 
 
+_UNWRITTEN, _TWICE = re.compile(r"(?:serialize|get state for) primitive (\w+)"), "twice with the same signature"
+_CANT_WRITE = (
+    "MLX can't write {primitive}, which {fn} computes, to a file. What has a derivative of its own (fl.checkpoint, "
+    "mx.checkpoint, mx.custom_function) is among what it can't, what makes processes exchange arrays, and what mx.compile made "
+    "and is called with constants. Leave it out of what is exported"
+)
+_ALIKE = (
+    "two of the examples have arrays of the same names, shapes and dtypes, by which alone MLX tells which is meant: write them "
+    "to two files"
+)
+
+
+@contextmanager
+def in_our_words(fn: str) -> Iterator[None]:
+    """Say why MLX can't write a function, if it says so inside a ``with`` block, and what to do.
+
+    Raises:
+        ValueError: If it can't.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        unwritten = _UNWRITTEN.search(str(error))
+        if unwritten:
+            raise ValueError(_CANT_WRITE.format(fn=fn, primitive=unwritten[1])) from error
+        if _TWICE in str(error):
+            raise ValueError(_ALIKE) from error
+        raise
+
+
 @attrs.frozen
 class Checks:
     """Compares a function with what MLX has written of it.
@@ -58,7 +90,8 @@ class Checks:
         Raises:
             ValueError: If the function can't be called with other lengths, or takes other steps then.
         """
-        steps = self._steps(self.given)
+        with in_our_words(self.fn):
+            steps = self._steps(self.given)
         for change in _OTHERS:
             lengths = self._lengths(change)
             is_one = {*lengths.values()} == {1}
