@@ -15,7 +15,6 @@ from ..core.structure import Flat, Structure, flat_of, require_numbers, unflatte
 from ..core.words import describe, function_name, level_of_caller, listed
 from ..transforms.binding import unbind
 from ..transforms.context import override, setting
-from ..transforms.jit.passing import needs_shapes
 from ..transforms.random import saved_state, unchanged_state
 from ..transforms.stateful import records
 from ..transforms.without_values import explained
@@ -215,15 +214,13 @@ class Exporter:
             result = self._run(tracing.given, tracing.signature.joined(positional, named))
             if result.structure != tracing.result:
                 raise ValueError(_OTHER_RESULT.format(fn=function_name(self._fn)))
-            if self._shapeless and needs_shapes(result.leaves):
-                raise ValueError(_ADDMM.format(fn=function_name(self._fn)))
             return list(result.leaves)
 
-        with in_our_words(function_name(self._fn)):
-            with mx.exporter(file, on_leaves, shapeless=bool(self._shapeless), metadata=text) as export:
-                for tracing in self._examples:
-                    positional, named = tracing.signature.split(_leaves(tracing.given))
-                    export(positional, named)
+        is_shapeless, name = bool(self._shapeless), function_name(self._fn)
+        with in_our_words(name), mx.exporter(file, on_leaves, shapeless=is_shapeless, metadata=text) as export:
+            for tracing in self._examples:
+                positional, named = tracing.signature.split(_leaves(tracing.given))
+                export(positional, named)
 
     def _run(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
         """Call the function with other arrays in the arguments, which need not have values."""
@@ -249,9 +246,4 @@ def _leaves(given: Sequence[Flat]) -> list[mx.array]:
 
 _OTHER_RESULT = (
     "{fn} returns something of another structure when it is traced than when it runs: it depends on more than its arguments"
-)
-_ADDMM = (
-    "{fn} adds a matrix product and an array with mx.addmm, as a Linear of mlx.nn with a bias does, and MLX broadcasts that "
-    "array to the shape that it is traced with. Export it without shapeless, for each shape that is needed (fl.exporter), or "
-    "with fl.convert(model)"
 )

@@ -10,8 +10,9 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
-from ..core.structure import Flat
+from ..core.structure import Flat, Structure
 from ..core.words import listed
+from ..transforms.jit.serving import NeedsShapes, Serving
 from .signatures import Signature
 
 # What a length in the examples is replaced by: about twice as many rows, one fewer, and a single one.
@@ -31,9 +32,11 @@ _SHAPES = (
     "keep a shape. Export it without, for each shape that is needed, with fl.exporter"
 )
 _STEPS = (
-    "{fn} computes in other steps {where}. It can't be exported with shapeless, which keeps the steps of the example: export "
-    "it without, for each shape that is needed, with fl.exporter, or give an example that has more than one row"
+    "{fn} can't be exported with shapeless: {where}, {error}. Export it without, for each shape that is needed, with "
+    "fl.exporter, or give an example that has more than one row. Layers of mlx.nn may keep a shape where those of "
+    "fl.convert(model) don't, as a Linear with a bias does, and mx.addmm"
 )
+_EXAMPLE = "with the example arguments"
 
 
 _UNWRITTEN, _TWICE = re.compile(r"(?:serialize|get state for) primitive (\w+)"), "twice with the same signature"
@@ -83,29 +86,35 @@ class Checks:
     signature: Signature
 
     def least(self) -> int:
-        """Return the least length for which one trace of the function serves, by its steps alone. Nothing is computed.
+        """Return the least length, 1 or 2, for which one trace of the function serves. It is traced, and nothing computed.
 
         MLX sums over no axis of a single element, and ends the process if an axis becomes one in a trace for all shapes.
 
         Raises:
             ValueError: If the function can't be called with other lengths, or takes other steps then.
         """
+        serving = Serving(self._computed)
         with in_our_words(self.fn):
-            steps = self._steps(self.given)
+            self._require(serving, self.given, _EXAMPLE)
         for change in _OTHERS:
             lengths = self._lengths(change)
-            is_one = {*lengths.values()} == {1}
             try:
-                is_same = self._steps(self._resized(lengths)) == steps
-            except Exception as error:
-                if is_one:
+                self._require(serving, self._resized(lengths), _where(lengths))
+            except ValueError:
+                if {*lengths.values()} == {1}:
                     return 2
-                raise ValueError(_FAILS.format(fn=self.fn, where=_where(lengths), error=error)) from error
-            if is_one and not is_same:
-                return 2
-            if not is_same:
-                raise ValueError(_STEPS.format(fn=self.fn, where=_where(lengths)))
+                raise
         return 1
+
+    def _require(self, serving: Serving, arrays: Sequence[mx.array], where: str) -> None:
+        try:
+            serving.require(arrays)
+        except NeedsShapes as error:
+            raise ValueError(_STEPS.format(fn=self.fn, where=where, error=error)) from error
+        except Exception as error:
+            if where == _EXAMPLE:
+                raise
+            raise ValueError(_FAILS.format(fn=self.fn, where=where, error=error)) from error
 
     def check(self, imported: Callable[..., Any]) -> None:
         """Raise an error unless the imported function computes what the function does.
@@ -114,7 +123,7 @@ class Checks:
             ValueError: If it doesn't.
         """
         lengths = self._lengths(lambda length: length)
-        self._compare(imported, self.given, "with the example arguments", _SHAPES if lengths else _IMPURE)
+        self._compare(imported, self.given, _EXAMPLE, _SHAPES if lengths else _IMPURE)
         for change in _OTHERS if lengths else ():
             lengths = {old: max(self.signature.least, new) for old, new in self._lengths(change).items()}
             self._compare(imported, self._resized(lengths), _where(lengths), _SHAPES)
@@ -134,20 +143,9 @@ class Checks:
             places = listed(f"{name} of the result" if name else "the result" for name in wrong)
             raise ValueError(_WRONG.format(**said, places=places))
 
-    def _steps(self, arrays: Sequence[mx.array]) -> list[str]:
-        """Return the names of MLX's operations with which the result is computed."""
-        steps: list[str] = []
-
-        def note(part: dict[str, Any]) -> None:
-            if part["type"] == "primitive":
-                steps.append(part["name"])
-
-        def on_leaves(*positional: mx.array, **named: mx.array) -> list[mx.array]:
-            return list(self.run(self.signature.joined(positional, named)).leaves)
-
-        positional, named = self.signature.split(arrays)
-        mx.export_function(note, on_leaves, positional, named)
-        return steps
+    def _computed(self, arrays: list[mx.array]) -> tuple[Sequence[mx.array], Structure]:
+        result = self.run(arrays)
+        return result.leaves, result.structure
 
     def _lengths(self, change: Callable[[int], int]) -> dict[int, int]:
         """Return a new length for each in the example that may vary."""
