@@ -175,6 +175,12 @@ SHAPELESS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "quantized": lambda: (True, apply, fl.quantize(fl.nn.Linear(32, 4), group_size=32), batch(4, 32)),
     "loss": lambda: (True, lambda model, x, y: ((model(x) - y) ** 2).mean(), fl.nn.Linear(4, 3), batch(4), batch(4, 3)),
     "gradients": lambda: (True, fl.grad(lambda model, x: (model(x) ** 2).sum()), fl.nn.Linear(4, 3), batch(4)),
+    "gradients of more axes": lambda: (
+        True,
+        fl.grad(lambda model, x: (model(x) ** 2).sum()),
+        fl.nn.Linear(4, 3),
+        mx.random.normal((4, 2, 4)),
+    ),
     "layer norm": lambda: (True, apply, fl.nn.LayerNorm(4), batch(4)),
     "in a tree": lambda: (True, lambda run: run["model"](run["x"]), {"model": fl.nn.Linear(4, 3), "x": batch(4)}),
     "another axis": lambda: ((None, 1), lambda scale, x: scale * x, batch(2, 1), batch(2, 4)),

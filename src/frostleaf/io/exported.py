@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import attrs
 import mlx.core as mx
 
-from ..core.structure import Flat, Structure, flat_of, require_numbers, unflatten
+from ..core.structure import Flat, Kind, Structure, flat_of, kind_of, require_numbers, unflatten
 from .atomic import require_path
 from .description import Fact
 from .results import Parts
@@ -142,8 +142,9 @@ class ImportedFunction:
     _function: Any
     _parts: list[Part]
     metadata: Any
-    # For each of the parts, the latest structures that were found to be those of its arguments, and the spec of the result.
-    _known: dict[int, tuple[list[Structure], Any]] = attrs.field(init=False, factory=dict)
+    # For each of the parts, the latest structures that were found to be those of its arguments, the spec of the result for
+    # them, and the shapes and dtypes that they came with.
+    _known: dict[int, tuple[list[Structure], Any, list[Kind]]] = attrs.field(init=False, factory=dict)
 
     def __call__(self, *trees: Any) -> Any:
         """Call the function.
@@ -165,13 +166,14 @@ class ImportedFunction:
         """Return whether a part is for such arguments."""
         signature, code = self._parts[number]
         structures = [flat.structure for flat in given]
+        kinds = [kind_of(leaf) for flat in given for leaf in flat.leaves]
         if number in self._known and self._known[number][0] == structures:
-            return signature.fits(given)
+            return self._known[number][2] == kinds or signature.fits(given)
         for flat in given:
             require_numbers(flat)
         if signature.differences(given):
             return False
-        self._known[number] = structures, Parts(structures).decode(code)
+        self._known[number] = structures, Parts(structures).decode(code), kinds
         return True
 
     def _refusal(self, given: Sequence[Flat]) -> str:
