@@ -93,7 +93,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
         name = keystr(path)
         value = shape.value if isinstance(shape, Static) else None
         if isinstance(shape, Static) and built_in:
-            facts.append(Fact(name, "", writer.static(name, value)))
+            facts.append(Fact(name, "", writer._static(name, value)))
         elif type(value) in SCALARS:
             facts.append(Fact(name, "", f"a Python {type(value).__name__}"))
             values.append(value)
@@ -226,7 +226,7 @@ class _Writer:
             facts += [Fact(name, "tied", ties)] * bool(ties)
             prefix = f"{name}." if name else ""
             return facts + [
-                Fact(prefix + field, "static", self.static(prefix + field, value)) for field, value in metadata.static.items()
+                Fact(prefix + field, "static", self._static(prefix + field, value)) for field, value in metadata.static.items()
             ]
         if kind in (tuple, list):
             return [Fact(name, "", f"{kind.__name__} of {len(metadata.entries)}")]
@@ -235,7 +235,7 @@ class _Writer:
                 Fact(name, "", kind.__name__),
                 Fact(name, "keys", ", ".join(self.canonical(key, fallback) for key in metadata.entries)),
             ]
-        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self.static(name, metadata.metadata))]
+        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self._static(name, metadata.metadata))]
 
     def canonical(self, value: Any, fallback: Fallback, around: tuple[int, ...] = ()) -> str:
         """Return a text that two values share if they are interchangeable; what ``fallback`` says of an unknown kind.
@@ -293,7 +293,7 @@ class _Writer:
         fields = declared_fields(value)
         return fallback(value, text) if fields is None else fields_text(value, fields, text)
 
-    def static(self, path: str, value: Any) -> str:
+    def _static(self, path: str, value: Any) -> str:
         """Return the text of a static value, which is never refused."""
 
         def fallback(each: Any, text: Callable[[Any], str]) -> str:
