@@ -41,10 +41,11 @@ def export_function(
     constants. Of a module given as ``fn``, or of a bound method, the weights are such constants: the file alone suffices, and
     has their size. Given as an argument, a module stays an argument.
 
-    The file is kept if what it computes is what ``fn`` computes, with the examples and, if ``shapeless``, with two more
-    lengths of what may vary: nearly twice as many rows and one fewer, drawn from the examples. Lengths that are equal in the
-    examples must be equal in each call, so that unlike lengths need unlike numbers in the examples. It replaces a file of that
-    name whole, or leaves it.
+    The file is kept if what it computes is what ``fn`` computes, with the examples and, if ``shapeless``, with three more
+    lengths of what may vary: about twice as many rows, one fewer and a single one, drawn from the examples. A single one is
+    refused in calls where MLX can't compute it (a sum over the batch). Lengths that are equal in the examples must be equal in
+    each call, so that unlike lengths need unlike numbers in the examples. It replaces a file of that name whole, or leaves it.
+    What :func:`checkpoint` made runs as a plain function: MLX can't write that something is computed again.
 
     MLX, in Python, C++ or Swift, takes the arrays of the first module (or, if there is none, of the first argument that is
     more than one array) by name, under the names that they have in a file of weights: ``fn(x, **mx.load(weights))`` for a
