@@ -84,6 +84,7 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "nothing in it": lambda: (lambda x: {"n": 3}, batch(5)),
     "no arguments": lambda: (lambda: mx.ones(3),),
     "jitted": lambda: (fl.jit(lambda x: mx.sin(x) * 2), batch(5)),
+    "checkpoint": lambda: (fl.grad(lambda model, x: fl.checkpoint(model)(x).sum()), fl.nn.Linear(4, 3), batch(5)),
     "ties": lambda: (lambda model, x: [model(x), model, model.untie()], tied(), batch(5)),
     "passes through": lambda: (lambda x, y: (y, x), batch(5), mx.array(3)),
     "mapped": lambda: (fl.vmap(lambda w, x: x @ w, in_axes=(0, None)), mx.random.normal((3, 4, 2)), batch(5)),
