@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .interop.from_mlx import from_mlx
     from .interop.to_mlx import to_mlx
     from .io.checkpointer import Checkpointer, NoCheckpointError
+    from .io.export import export_function, exporter
+    from .io.exported import import_function
     from .io.inventory import CheckpointInfo, CheckpointInfos
     from .io.partial import LoadReport
     from .io.safetensors import CheckpointError
@@ -59,6 +61,8 @@ else:
             "interop.from_mlx": "from_mlx",
             "interop.to_mlx": "to_mlx",
             "io.checkpointer": "Checkpointer NoCheckpointError",
+            "io.export": "export_function exporter",
+            "io.exported": "import_function",
             "io.inventory": "CheckpointInfo CheckpointInfos",
             "io.partial": "LoadReport",
             "io.safetensors": "CheckpointError",
@@ -103,13 +107,13 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "CheckpointInfo", "CheckpointInfos", "Checkpointer",
-    "DroppedResultWarning", "ForeignArrayError", "FrozenModuleError", "HiddenArrayError", "Jitted", "LoadReport",
-    "Module", "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError",
-    "Policy", "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "SummaryPart", "SummaryRow",
-    "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert",
-    "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "fuse", "generate", "grad", "jit", "jvp", "load",
-    "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot", "quantize", "record",
+    "CapturedArrayWarning", "CheckpointError", "CheckpointInfo", "CheckpointInfos", "Checkpointer", "DroppedResultWarning",
+    "ForeignArrayError", "FrozenModuleError", "HiddenArrayError", "Jitted", "LoadReport", "Module",
+    "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
+    "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "SummaryPart", "SummaryRow", "UncollectedStateWarning",
+    "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval",
+    "eval_shape", "export_function", "exporter", "from_mlx", "fuse", "generate", "grad", "import_function", "jit", "jvp",
+    "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot", "quantize", "record",
     "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static",
     "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
