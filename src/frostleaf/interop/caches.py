@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from operator import is_not
 from typing import Any
+
+import mlx.core as mx
 
 from ..nn.cache import Cache
 
@@ -43,20 +46,16 @@ class LentCache:
 
 def lent_caches(value: Any) -> Any:
     """Return a value with caches lent, those in tuples, lists and dicts too; itself if there are none."""
-    if isinstance(value, Cache):
-        kind: Any = type(value)
-        return _class_for(kind)(value)
-    if type(value) in (tuple, list):
+    kind: Any = type(value)
+    if kind is mx.array:
+        return value
+    if kind is tuple or kind is list:
         inside = [*map(lent_caches, value)]
-        return type(value)(inside) if any(map(_differ, inside, value)) else value
-    if type(value) is dict:
+        return kind(inside) if any(map(is_not, inside, value)) else value
+    if kind is dict:
         values = {key: lent_caches(each) for key, each in value.items()}
-        return values if any(map(_differ, values.values(), value.values())) else value
-    return value
-
-
-def _differ(one: Any, other: Any) -> bool:
-    return one is not other
+        return values if any(map(is_not, values.values(), value.values())) else value
+    return _class_for(kind)(value) if isinstance(value, Cache) else value
 
 
 @functools.cache
