@@ -17,7 +17,7 @@ _MODULE = "mlx_lm.models.cache"
 class LentCache:
     """Stands for a cache while a call runs. What is assigned to it is recorded, as what the cache's own methods write.
 
-    It is of the class in mlx-lm that has the name of the cache's, if that has been imported.
+    It is of the class of the original, or of that in mlx-lm that has the name of the cache's, if that has been imported.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -30,7 +30,7 @@ class LentCache:
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):
             return object.__getattribute__(self, name)
-        return lent_caches(getattr(LentCache.given(self), name))
+        return lent_caches(LentCache.given(self).lend(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         LentCache.given(self).put(**{name: value})
@@ -55,11 +55,12 @@ def lent_caches(value: Any) -> Any:
     if kind is dict:
         values = {key: lent_caches(each) for key, each in value.items()}
         return values if any(map(is_not, values.values(), value.values())) else value
-    return _class_for(kind)(value) if isinstance(value, Cache) else value
+    return _class_for(kind, value.original)(value) if isinstance(value, Cache) else value
 
 
 @functools.cache
-def _class_for(kind: Any) -> type[LentCache]:
+def _class_for(kind: Any, original: type | None) -> type[LentCache]:
     theirs = sys.modules.get(_MODULE)
     twins = [getattr(theirs, base.__name__) for base in kind.__mro__ if hasattr(theirs, base.__name__)]
-    return type(kind.__name__, (LentCache, *twins[:1]), {})
+    twin = original or next(iter(twins), None)
+    return type(kind.__name__ if original is None else original.__name__, (LentCache, *([twin] if twin else [])), {})
