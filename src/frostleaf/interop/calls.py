@@ -152,7 +152,7 @@ class _Lent:
             return
         same = self.live.is_unchanged()
         if self._recording:
-            if not same or (self._begun is not None and self._begun.assigned(self.live.handles())):
+            if self._has_changed(same):
                 record_edit(self._called, self.after())
         elif not same:
             self._warn()
@@ -166,6 +166,11 @@ class _Lent:
         if same or self.live.restore():
             self.live.empty()
             self._pool.append(self.live)
+
+    def _has_changed(self, same: bool | None = None) -> bool:
+        """Return whether anything is another object, or was assigned into."""
+        same = self.live.is_unchanged() if same is None else same
+        return not same or (self._begun is not None and bool(self._begun.assigned(self.live.handles())))
 
     def after(self) -> Any:
         """Return the node with what the call changed."""
@@ -195,7 +200,9 @@ class _Lent:
         if is_module(value):
             if id(value) in self.live.paths:
                 path = self.live.paths[id(value)]
-                return at(self._node, path[:-1] if is_computed_again(value) else path)
+                node = at(self._node, path[:-1] if is_computed_again(value) else path)
+                # A method that changes its module and returns it, as one does in a chain of them, returns what it has become.
+                return shared(node, self.tree_of(value, self._before)) if self._recording and self._has_changed() else node
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)
