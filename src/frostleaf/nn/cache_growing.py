@@ -6,7 +6,7 @@ import copy
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -22,13 +22,10 @@ from .cache import UNCOLLECTED, Cache
 _ARRAYS = "<arrays>"
 
 
-class _Slot:
+class _Slot(NamedTuple):
     """Stands for an array inside an object."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         return memo[_ARRAYS][self.name] if _ARRAYS in memo else self
