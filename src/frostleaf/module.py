@@ -190,6 +190,7 @@ class Module(Keyed, Node, ShownTree):
 
         Raises:
             TypeError: If a name is not a field, or a field can't hold the value.
+            ValueError: If what is at a tied place would go.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> layer = fl.nn.Linear(2, 2)
@@ -197,6 +198,7 @@ class Module(Keyed, Node, ShownTree):
         >>> other.bias, other.weight is layer.weight
         (array([1, 1], dtype=float32), True)
         """
+        tying.require_places(self, {(name,): value for name, value in changes.items()})
         return evolve(self, changes)
 
     __replace__ = replace

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     )
     from .attention import MultiHeadAttention
     from .cache import KVCache, RotatingKVCache
+    from .cache_growing import GrowingCache
     from .cache_lists import ArraysCache, CacheList
     from .cache_making import make_cache
     from .checks import MisfitError
@@ -99,6 +100,7 @@ else:
             ),
             "attention": "MultiHeadAttention",
             "cache": "KVCache RotatingKVCache",
+            "cache_growing": "GrowingCache",
             "cache_lists": "ArraysCache CacheList",
             "cache_making": "make_cache",
             "checks": "MisfitError",
@@ -129,16 +131,16 @@ else:
 __all__ = [
     "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "ArraysCache", "AvgPool1d", "AvgPool2d", "AvgPool3d",
     "BatchNorm", "Bilinear", "CacheList", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
-    "DoRAEmbedding", "DoRALinear", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink", "HardTanh",
-    "Hardswish", "Identity", "InstanceNorm", "KVCache", "LayerNorm", "LeakyReLU", "Linear", "LoRAEmbedding", "LoRALinear",
-    "LogSigmoid", "LogSoftmax", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MisfitError", "Mish", "MultiHeadAttention", "PReLU",
-    "QQLinear", "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "RotatingKVCache",
-    "Sequential", "SiLU", "Sigmoid", "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign",
-    "Step", "Tanh", "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
-    "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu", "gelu_approx", "gelu_fast_approx", "glu", "hard_shrink",
-    "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid", "log_softmax", "losses", "make_cache", "mish", "prelu",
-    "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax", "softmin", "softplus", "softshrink", "softsign", "step",
-    "tanh",
+    "DoRAEmbedding", "DoRALinear", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "GrowingCache", "HardShrink",
+    "HardTanh", "Hardswish", "Identity", "InstanceNorm", "KVCache", "LayerNorm", "LeakyReLU", "Linear", "LoRAEmbedding",
+    "LoRALinear", "LogSigmoid", "LogSoftmax", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MisfitError", "Mish",
+    "MultiHeadAttention", "PReLU", "QQLinear", "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6",
+    "RoPE", "RotatingKVCache", "Sequential", "SiLU", "Sigmoid", "SinusoidalPositionalEncoding", "Softmax", "Softmin",
+    "Softplus", "Softshrink", "Softsign", "Step", "Tanh", "Transformer", "TransformerDecoder", "TransformerDecoderLayer",
+    "TransformerEncoder", "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu", "gelu_approx", "gelu_fast_approx",
+    "glu", "hard_shrink", "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid", "log_softmax", "losses", "make_cache",
+    "mish", "prelu", "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax", "softmin", "softplus", "softshrink",
+    "softsign", "step", "tanh",
 ]  # fmt: skip
 
 
