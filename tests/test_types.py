@@ -197,6 +197,13 @@ def read(flag: bool) -> None:
     assert_type(fl.load("run", model, strict=False), tuple[Model, fl.LoadReport])
     assert_type(fl.load("run", model, strict=False)[1].taken, tuple[str, ...])
     assert_type(fl.load("run", model, strict=flag), Model | tuple[Model, fl.LoadReport])
+    checkpoints = fl.Checkpointer("run")
+    assert_type(checkpoints.restore(model), tuple[int, Model])
+    assert_type(checkpoints.restore(model, 3, where="layer.**"), tuple[int, Model])
+    assert_type(checkpoints.restore(model, strict=False), tuple[int, Model, fl.LoadReport])
+    assert_type(checkpoints.restore(model, strict=flag), tuple[int, Model] | tuple[int, Model, fl.LoadReport])
+    assert_type(checkpoints.info()[0].own, int)
+    assert_type(checkpoints.diff(1, 2)[0].path, str)
     fl.load("run", model, "layer.**")  # error
     fl.load("run", model, where=3)  # error
 

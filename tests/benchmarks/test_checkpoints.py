@@ -18,7 +18,8 @@ class Stack(fl.Module):
 
 
 def stack(arrays, size):
-    model = Stack([Layer(mx.full(size, float(number)), mx.zeros(size) + number, size) for number in range(arrays // 2)])
+    values = iter(mx.random.normal((arrays, size)))
+    model = Stack([Layer(next(values), next(values), size) for _ in range(arrays // 2)])
     fl.eval(model)
     return model
 

@@ -30,6 +30,7 @@ class Shard:
 
     Attributes:
         paths: Some of its names; others may remove them.
+        name: The last of them, without the directory.
         stamp: What tells it from other files of these names.
         header: The checksum of its header.
         nbytes: The bytes of its arrays.
@@ -37,6 +38,7 @@ class Shard:
 
     def __init__(self, header: Header, stamp: Stamp) -> None:
         self.paths = [header.file]
+        self.name = os.path.basename(header.file)
         self.stamp = stamp
         self.header = header.metadata[HEADER_CHECKSUM]
         self.nbytes = sum(entry.stop - entry.start for entry in header.entries.values())
@@ -52,7 +54,7 @@ class Shard:
             except OSError:
                 return False
             if stamp_of(os.lstat(path)) == self.stamp:
-                self.paths = [old, path]
+                self.paths, self.name = [old, path], os.path.basename(path)
                 return True
             os.unlink(path)
             self.paths.remove(old)

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import compress
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -88,8 +89,9 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         linked = files.link(_worth_sharing(equal.values()))
         places = {name: place._replace(shard=linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
         rest = {name: array for name, array in arrays.items() if name not in places}
-        frozen = dict(zip(snapshot.arrays, structure.remember(frozen_leaves), strict=True))
-        settled = {name: array for name, array in rest.items() if frozen[name] or name in equal}
+        # What has stayed tells more than what is frozen.
+        steady = {*equal} if places else {*equal, *compress(snapshot.arrays, structure.remember(frozen_leaves))}
+        settled = {name: array for name, array in rest.items() if name in steady}
         if _nbytes(settled) < _LEAST:
             settled = {}
         moving = {name: array for name, array in rest.items() if name not in settled}
@@ -167,14 +169,14 @@ class _Files:
     def write_index(self, places: Mapping[str, Place]) -> None:
         """Write an index of the shards, for others than :func:`frostleaf.load`. After that all of them are on the disk."""
         nbytes = sum(place.nbytes for place in places.values())
-        files = {name: os.path.basename(place.shard.paths[-1]) for name, place in places.items()}
+        files = {name: place.shard.name for name, place in places.items()}
         index = {"metadata": {"total_size": nbytes}, "weight_map": files}
         self.names.append(f"{self._prefix}.safetensors{INDEX_ENDING}")
         with (
             atomic_write(os.path.join(self._directory, self.names[-1])) as temporary,
             open(temporary, "w", encoding="utf-8") as file,
         ):
-            json.dump(index, file, separators=(",", ":"))
+            file.write(json.dumps(index, separators=(",", ":")))  # which is faster than json.dump
 
     def write_head(
         self, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], checksums: Mapping[str, int]
@@ -217,7 +219,7 @@ def _worth_sharing(places: Iterable[Place]) -> list[Shard]:
 def _parts(places: Mapping[str, Place]) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     for name, place in places.items():
-        parts.setdefault(os.path.basename(place.shard.paths[-1]), Part(place.shard.header, [])).names.append(name)
+        parts.setdefault(place.shard.name, Part(place.shard.header, [])).names.append(name)
     return parts
 
 
