@@ -140,7 +140,7 @@ def _recorders_in(spec: Any) -> _Recorders:
         for name, value in metadata.static.items():
             if found := flat_of(value, hidden=True).structure.remember(_recorders):
                 inside[name] = found
-        if kind.__frostleaf__.buffers or hasattr(kind, "__mlx__"):
+        if kind.__frostleaf__.buffers or hasattr(kind, "__mlx__") or getattr(kind, "records_inside", False):
             inside[_ITSELF] = {}
     return inside
 
