@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..core.shapes import ShapeDtypeStruct, as_array
 from ..tree.functions import flatten, unflatten
 from .binding import unbind
+from .collectives import unchanged_tokens
 from .context import setting
 from .random import unchanged_state
 from .stateful import records
@@ -64,6 +65,6 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
     outer = records.get()
     # What layers record here has no values.
-    with unchanged_state(), setting(records, dict(outer or {})):
+    with unchanged_state(), unchanged_tokens(), setting(records, dict(outer or {})):
         mx.compile(on_leaves)(arrays)
     return result

@@ -12,6 +12,7 @@ from ..core.structure import Structure, flat_of
 from ..core.words import describe, function_name, keystr, listed
 from ..tree.functions import unflatten
 from ..tree.prefixes import argument, broadcast_prefix
+from .collectives import unchanged_tokens
 from .context import override, setting
 from .jit.captured import depends, require_visible
 from .random import restore_state, saved_state, unchanged_state
@@ -98,7 +99,7 @@ class Vmapped(Wrapped[P, R]):
             return [*batched, drawn] if drawn is not before and depends(drawn, examples) else batched
 
         # MLX compiles nothing that is mapped. What is not would be traced, and used elsewhere, without its checkpoints.
-        with unchanged_state(), setting(_mapping, True), override(plain=True):
+        with unchanged_state(), unchanged_tokens(), setting(_mapping, True), override(plain=True):
             results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
             drawn = saved_state()
         stacked = iter(results)

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..collectives import restore_tokens, tokens, unchanged_tokens
 from ..context import appended
 from ..random import restore_state, saved_state, unchanged_state
 
@@ -17,10 +18,11 @@ OnLeaves = Callable[[list[mx.array]], tuple[list[mx.array], Any]]
 
 
 class Shell:
-    """A function of arrays and the random state, in the form that MLX compiles.
+    """A function of arrays, the random state and the tokens of exchanges, in the form that MLX compiles.
 
-    It returns what the function returns, arrays and an object, and the new random state in a list, which is empty if no numbers
-    were drawn. MLX keeps the object with the trace, and returns it with each result of that trace.
+    It returns what the function returns, arrays and an object, the new random state in a list, which is empty if no numbers
+    were drawn, and the new tokens, of which there are none if nothing was exchanged. MLX keeps the object with the trace, and
+    returns it with each result of that trace.
 
     MLX forgets a trace under a lock that the next call in that thread needs. No Python code may run meanwhile, as it would if
     the trace held the last reference to something with a ``__del__``. So its contents are held here for longer: the ``spec`` of
@@ -41,19 +43,23 @@ class Shell:
         self.held = threading.local()
         self.threads: set[int] = set()
 
-    def __call__(self, given: list[mx.array], state: mx.array) -> tuple[list[mx.array], Any, list[mx.array]]:
+    def __call__(
+        self, given: list[mx.array], state: mx.array, order: list[mx.array]
+    ) -> tuple[list[mx.array], Any, list[mx.array], list[mx.array]]:
         if self.fn is None:
-            return [], None, []
+            return [], None, [], []
         self.threads.add(threading.get_ident())
         held: list[Any] = []
-        with unchanged_state(), appended(outliving.tracing, held):
+        with unchanged_state(), unchanged_tokens(), appended(outliving.tracing, held):
             restore_state(state)
+            restore_tokens(order)
             begun = saved_state()
             outputs, made = self.fn(given)
-            drawn = saved_state()
+            drawn, exchanged = saved_state(), tokens()
         self.prune()
         self.held.traces.append((weakref.ref(made), made.spec, held))
-        return outputs, made, [] if drawn is begun else [drawn]
+        unchanged = exchanged and order and exchanged[0] is order[0]
+        return outputs, made, [] if drawn is begun else [drawn], [] if unchanged else exchanged
 
     def prune(self) -> None:
         """Release what is held for traces of this thread that MLX has forgotten."""
@@ -76,7 +82,7 @@ class Shell:
             shell = retired[-1]
             # Here the thread of the last call and that of the drop are the same.
             compiled = mx.compile(shell)
-            compiled([], saved_state())
+            compiled([], saved_state(), [])
             dropped.add(compiled, shell)
             retired.remove(shell)  # afterwards, or an interrupt would lose it
             del compiled

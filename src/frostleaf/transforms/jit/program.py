@@ -14,6 +14,7 @@ from ...core.containers import is_hashable
 from ...core.definition import Node
 from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
+from ..collectives import restore_tokens, tokens
 from ..context import context
 from ..random import require_own_state, restore_state, saved_state
 from ..without_values import explained
@@ -68,7 +69,7 @@ class Program:
         structures = tuple([weakened(structure, lent.argument) for structure in structures])
 
         def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
-            begun = saved_state()
+            begun = [saved_state(), *tokens()]
             arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
             inputs, rest = Inputs(leaves), iter(leaves)
             present = _calls.structures[-1] if lent.references else structures
@@ -78,7 +79,7 @@ class Program:
             with explained("fl.jit", fn), standing_for_given(leaves):
                 result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
             out = flat_of(result, hidden=True)
-            require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
+            require_visible("fl.jit", function_name(fn), out.structure, [*leaves, *begun])
             given = [
                 (keystr((name, *path)), value)
                 for name, structure in zip(arguments, present, strict=True)
@@ -115,24 +116,27 @@ class Program:
 
     def __call__(self, given: list[mx.array], key: Sequence[Any]) -> Any:
         """Return the result for the arrays of a call, and its key, which has the structures of its arguments."""
-        state = saved_state()
+        state, order = saved_state(), tokens()
         weak = self._weak_parts
         if weak:
             present = self._present(key)
             _calls.structures.append(present)
         try:
-            outputs, result, drawn = self._compiled(given, state)
+            outputs, result, drawn, exchanged = self._compiled(given, state, order)
         except ValueError as error:
             if "uncaptured inputs" not in str(error):  # as MLX words it
                 raise
             # The function also reads one of its arguments from outside, and MLX can't tell the constant from the argument.
-            outputs, result, drawn = self._compiled([mx.contiguous(array) for array in given], mx.contiguous(state))
+            apart = [[mx.contiguous(array) for array in arrays] for arrays in (given, [state], order)]
+            outputs, result, drawn, exchanged = self._compiled(apart[0], apart[1][0], apart[2])
         finally:
             if weak:
                 _calls.structures.pop()
         if drawn:
             require_own_state()
             restore_state(drawn[0])
+        if exchanged:
+            restore_tokens(exchanged)
         traced = result.traced
         if traced is not None:
             self._note(traced, result)
