@@ -114,6 +114,9 @@ def segments_of(given: Any) -> Segments:
     return count
 
 
+_NOT_DIVIDED = "can't shard {name}, {array}: the {length} of its axis {axis}{into} can't be divided among {ranks} ranks"
+
+
 def shard_of(array: Any, shard: Shard, name: str) -> Any:
     """Return this rank's part of an array.
 
@@ -130,8 +133,10 @@ def shard_of(array: Any, shard: Shard, name: str) -> Any:
         raise ValueError(f"can't shard {name}, {describe(array)}, along axis {axis}, which it does not have")
     edges = _edges(shard.segments, array.shape[axis])
     if edges is None or any((stop - start) % group.size() for start, stop in pairwise(edges)):
-        into = "" if shard.segments == 1 else f", in segments {shard.segments}"
-        raise ValueError(f"can't shard {name}, {describe(array)}, across {group.size()} ranks along axis {axis}{into}")
+        length, into = array.shape[axis], "" if shard.segments == 1 else f" with segments {shard.segments}"
+        raise ValueError(
+            _NOT_DIVIDED.format(name=name, array=describe(array), length=length, axis=axis, into=into, ranks=group.size())
+        )
     if group.size() == 1:
         return array
     if isinstance(array, ShapeDtypeStruct):
