@@ -99,6 +99,7 @@ class AllToShardedLinear(Sharded):
 
     weight: mx.array
     bias: mx.array | None
+    group: Group = static()
     segments: Segments = static(default=1)
 
     def __init__(
@@ -180,6 +181,7 @@ class ShardedToAllLinear(Sharded):
 
     weight: mx.array
     bias: mx.array | None
+    group: Group = static()
     segments: Segments = static(default=1)
 
     def __init__(
@@ -255,6 +257,7 @@ class QuantizedAllToShardedLinear(Quantized, Sharded):
     axes: ClassVar[Mapping[str, int]] = {"weight": 0, "scales": 0, "biases": 0, "bias": 0}
 
     bias: mx.array | None = parameter(frozen=True)
+    group: Group = static()
     segments: Segments = static(default=1)
 
     def __init__(
@@ -334,6 +337,7 @@ class QuantizedShardedToAllLinear(Quantized, Sharded):
     axes: ClassVar[Mapping[str, int]] = {"weight": -1, "scales": -1, "biases": -1}
 
     bias: mx.array | None = parameter(frozen=True)
+    group: Group = static()
     segments: Segments = static(default=1)
 
     def __init__(

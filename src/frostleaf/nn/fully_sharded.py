@@ -59,6 +59,7 @@ class FullyShardedModule(Sharded):
     records_inside: ClassVar[bool] = True
 
     module: Any
+    group: Group = static()
     compute_dtype: mx.Dtype | None = static()
 
     def __init__(self, module: Module, group: Any = None, compute_dtype: mx.Dtype | None = None) -> None:

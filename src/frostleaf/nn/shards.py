@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 
-from ..core.fields import persistent, static
+from ..core.fields import persistent
 from ..core.instance import Metadata
 from ..core.leaves import leaf_flags, leaf_spans
 from ..core.levels import entries_of
@@ -39,15 +39,13 @@ class Shard(NamedTuple):
 
 
 class Sharded(Module):
-    """A module whose arrays are shards, as its class says.
+    """A module whose arrays are shards, as its class says. It has a static field ``group``, and may have ``segments``.
 
     Attributes:
         axes: The fields whose arrays are divided, and along which axis.
     """
 
     axes: ClassVar[Mapping[str, int]]
-
-    group: Group = static()
 
     @classmethod
     def _shards_below(cls, metadata: Metadata, name: str, around: tuple[Shard, ...]) -> tuple[Shard, ...]:
