@@ -180,9 +180,53 @@ def check_arrays_sharded_alone_are_those_of_mlx():
         shard_inplace(theirs, way, segments=segments)
         sharded = fl.distributed.shard(ours, way, segments)
         assert bits(sharded.parameters()) == bits(theirs.parameters())
+        assert fl.tree.equal(fl.distributed.gather(sharded), ours)
     assert sharded.query_proj is ours.query_proj
     shapes = fl.distributed.shard(fl.eval_shape(lambda: ours), WAYS[0])
     assert shapes.query_proj.weight == fl.ShapeDtypeStruct((8, 8 * SIZE), mx.float32)
+
+
+def check_a_note_of_what_is_a_shard_goes_with_the_module():
+    ours = fl.nn.Sequential(fl.nn.Linear(4, 2 * SIZE, key=mx.random.key(1)), fl.nn.Linear(2, 2).freeze())
+    sharded = fl.distributed.shard(ours, lambda path, array: 0 if path.startswith("layers.0") else None)
+    told = shards_in(fl.tree.structure(sharded))
+    assert [len(each) for each in told] == [1, 1, 0, 0]
+    x = drawn((3, 4))
+    gradients = fl.grad(lambda model, x: model.layers[0](x).sum())
+    step = fl.jit(lambda model, x: (model.astype(mx.float16), gradients(model, x)))
+    for each in (
+        *step(sharded, x),
+        *step(pickle.loads(pickle.dumps(sharded)), x),
+        gradients(sharded, x),
+        fl.grad(fl.checkpoint(lambda model, x: model.layers[0](x).sum()))(sharded, x),
+        sharded.eval(),
+        fl.tree.map(lambda leaf: leaf + 1, sharded),
+        sharded.at("layers.0.weight").apply(mx.zeros_like),
+        sharded.update({"layers": [{"bias": mx.zeros(2)}]}),
+    ):
+        assert [len(each) for each in shards_in(fl.tree.structure(each))][:2] == [1, 1]
+        assert fl.distributed.gather(each).layers[0].weight.shape == (2 * SIZE, 4)
+    assert step.trace_count == 1
+    step(sharded.replace(layers=ours.layers), x)
+    assert step.trace_count == 2
+    assert "shards" in step.explain()
+    difference = fl.tree.diff(ours.layers[0], fl.tree.map(lambda leaf: leaf, fl.distributed.gather(sharded).layers[0]))
+    assert not difference
+    (noted,) = [each for each in fl.tree.diff(ours, sharded) if each.kind == "shards"]
+    assert noted.after == {f"weight: 1/{SIZE} of axis 0", f"bias: 1/{SIZE} of axis 0"}
+    with raises(ValueError, "layers.0.weight", f"1/{SIZE} of axis 0", "gather"):
+        fl.distributed.shard(sharded, WAYS[0])
+    with raises(ValueError, "gather it first"):
+        fl.distributed.shard_linear(sharded.layers[0], WAYS[0])
+    wrapped = fl.distributed.shard(fl.from_mlx(fl.to_mlx(ours)), lambda path, array: 0 if path.startswith("layers.0") else None)
+    _, after = fl.stateful(wrapped.layers[0], x)
+    assert len(shards_in(fl.tree.structure(after))[0]) == 1
+    with tempfile.TemporaryDirectory() as folder:
+        for tree in sharded, fl.distributed.shard_linear(linear()[0], WAYS[1]), fl.distributed.fully_shard(linear()[0]):
+            fl.save(f"{folder}/tree.safetensors", tree)
+            assert fl.tree.equal(fl.load(f"{folder}/tree.safetensors", tree), tree)
+            with raises(ValueError):
+                fl.load(f"{folder}/tree.safetensors", fl.distributed.gather(tree))
 
 
 def check_weight_files_go_both_ways():

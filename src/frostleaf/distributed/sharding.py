@@ -14,7 +14,7 @@ from ..core.instance import Metadata
 from ..core.leaves import leaf_flags
 from ..core.sharing import change_modules, remade, with_leaves
 from ..core.structure import flat_of
-from ..core.words import describe
+from ..core.words import describe, keystr, listed
 from ..interop.convert import convert
 from ..module import Module
 from ..nn.distributed import (
@@ -26,8 +26,8 @@ from ..nn.distributed import (
 from ..nn.fully_sharded import FullyShardedModule
 from ..nn.linear import Linear
 from ..nn.quantized import QuantizedLinear
-from ..nn.shards import Shard, segments_of, shard_of, shards_in, whole_of
-from ..transforms.group import as_group
+from ..nn.shards import Segments, Shard, segments_of, shard_of, shards_in, whole_of, with_shards
+from ..transforms.group import Group, as_group
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Module)
@@ -82,7 +82,8 @@ def shard(tree: T, sharding: str | Sharding, segments: Any = 1, group: Any = Non
     """Return a tree with this rank's part of each array, as MLX's ``shard_inplace`` makes of a module.
 
     Nothing is exchanged in a call: the code around must know that it has parts. :func:`shard_linear` and :func:`fully_shard`
-    make modules that do.
+    make modules that do. Modules note how their arrays are divided, for :func:`gather` and :func:`average_gradients`; a module
+    that is made of another, as by :func:`frostleaf.quantize`, does not, so divide after that.
 
     Args:
         tree: Any tree. Of a module, the arrays that are saved.
@@ -110,23 +111,32 @@ def shard(tree: T, sharding: str | Sharding, segments: Any = 1, group: Any = Non
         require_callable("sharding", sharding, "a path and an array")
         divides = sharding
     flat = flat_of(tree)
-    places = zip(flat.structure.leaf_names(), flat.leaves, leaf_flags(flat.structure, persistent), strict=True)
-
-    def part(name: str, leaf: Any) -> Any:
-        answer = divides(name, leaf)
-        if answer is None:
-            return leaf
-        axis, inside = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, given)
-        if type(axis) is not int:
-            raise ValueError(_OTHER_ANSWER.format(answer=describe(answer), name=name))
-        return shard_of(leaf, Shard(ranks, axis, segments_of(inside)), name)
-
-    return with_leaves(tree, [part(name, leaf) if saved else leaf for name, leaf, saved in places])  # type: ignore[no-any-return]
+    saved, before = leaf_flags(flat.structure, persistent), shards_in(flat.structure)
+    new, noted = [*flat.leaves], {}
+    for number, (path, is_saved, divided) in enumerate(zip(flat.structure.leaf_paths(), saved, before, strict=True)):
+        shard = _shard_for(keystr(path), new[number], divides, ranks, given) if is_saved else None
+        if shard is not None:
+            if divided:
+                raise ValueError(_DIVIDED.format(name=keystr(path), shard=listed(map(str, divided))))
+            new[number], noted[path] = shard_of(new[number], shard, keystr(path)), shard
+    return with_shards(with_leaves(tree, new), noted)  # type: ignore[no-any-return]
 
 
+_DIVIDED = "{name} is a shard already, {shard}: gather it first, or return None for it"
 _OTHER_ANSWER = (
     "sharding returns the axis of each array, or a pair of it and the segments, or None, and returned {answer} for {name!r}"
 )
+
+
+def _shard_for(name: str, array: mx.array, divides: Sharding, group: Group, segments: Segments) -> Shard | None:
+    """Return how an array is to be divided."""
+    answer = divides(name, array)
+    if answer is None:
+        return None
+    axis, inside = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, segments)
+    if type(axis) is not int:
+        raise ValueError(_OTHER_ANSWER.format(answer=describe(answer), name=name))
+    return Shard(group, axis, segments_of(inside))
 
 
 def _require_way(sharding: Any) -> None:
@@ -177,8 +187,9 @@ _WHOLE: dict[type, type] = {
 def gather(tree: T) -> T:
     """Return a tree with whole arrays and whole layers again, on all ranks.
 
-    The opposite of :func:`shard_linear` and :func:`fully_shard`, segments included, for models, gradients and whatever else has
-    the structure of a model. All ranks must call it with trees of the same structure.
+    The opposite of :func:`shard_linear`, :func:`shard` and :func:`fully_shard`, segments included, for models, gradients and
+    whatever else has the structure of a model. Arrays that :func:`shard` divided outside any module stay as they are. All ranks
+    must call it with trees of the same structure.
 
     Args:
         tree: Any tree. Arrays that are no shards stay the same objects.
@@ -188,12 +199,14 @@ def gather(tree: T) -> T:
     Linear(weight=f32[4,2], bias=f32[4])
     """
     flat = flat_of(tree)
-    leaves = []
-    for leaf, shards in zip(flat.leaves, shards_in(flat.structure), strict=True):
-        for each in shards:
-            leaf = whole_of(leaf, each)
-        leaves.append(leaf)
-    return change_modules(with_leaves(tree, leaves), _whole)  # type: ignore[no-any-return]
+    divided = shards_in(flat.structure)
+    leaves = [*flat.leaves]
+    for number, shards in enumerate(divided):
+        for shard in shards:
+            leaves[number] = whole_of(leaves[number], shard)
+    places = zip(flat.structure.leaf_paths(), divided, strict=True)
+    whole = with_shards(with_leaves(tree, leaves), {path: None for path, shards in places if shards})
+    return change_modules(whole, _whole)  # type: ignore[no-any-return]
 
 
 def _whole(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:

@@ -161,5 +161,5 @@ def native(node: Wrapped) -> Module | None:
     if any(type(value) is Kept for value in (*static.values(), *given.values())):
         return None
     frozen = frozenset([each for each in metadata.frozen if each.split(".")[0] in definition.parameters])
-    new = Metadata({key: static[key] for key in definition.static}, metadata.training, frozen, metadata.ties)
+    new = Metadata({key: static[key] for key in definition.static}, metadata.training, frozen, metadata.ties, metadata.shards)
     return definition.assemble(new, [given.get(key) for key in definition.children])  # type: ignore[no-any-return]

@@ -398,6 +398,8 @@ def _of_linear(cls: type[L], given: Module, kind: type[Module], segments: Any, g
     """Return a layer of a class with this rank's part of a layer of a kind."""
     if not isinstance(given, kind):
         raise ValueError(f"{cls.__name__} is made of a {kind.__name__}, and was given {describe(given)}")
+    if metadata_of(given).shards:
+        raise ValueError(f"{cls.__name__} is made of a whole layer, and was given shards, {given!r}: gather it first")
     layer: Any = given
     make: Any = cls
     group, segments = as_group(group), segments_of(segments)

@@ -9,16 +9,18 @@ from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 
+from ..core.construction import evolve
 from ..core.fields import persistent
-from ..core.instance import Metadata
+from ..core.instance import Metadata, metadata_of
 from ..core.leaves import leaf_flags, leaf_spans
 from ..core.levels import entries_of
 from ..core.shapes import ShapeDtypeStruct
-from ..core.structure import Structure, child_specs, specs_in
-from ..core.words import describe
+from ..core.structure import Structure, child_specs, flat_of, specs_in
+from ..core.words import Path, describe
 from ..module import Module
 from ..transforms.collectives import all_gather
 from ..transforms.group import Group
+from ..tree.walk import rewrite
 
 # Into how many equal parts an axis is cut before each of them is divided; or where, in parts of its length or in numbers.
 Segments = int | tuple[float, ...]
@@ -36,6 +38,10 @@ class Shard(NamedTuple):
     group: Group
     axis: int
     segments: Segments = 1
+
+    def __str__(self) -> str:
+        inside = "" if self.segments == 1 else f" with segments {self.segments}"
+        return f"1/{self.group.size()} of axis {self.axis}{inside}"  # as on all ranks
 
 
 class Sharded(Module):
@@ -64,22 +70,51 @@ def shards_in(structure: Structure) -> tuple[tuple[Shard, ...], ...]:
 
 
 def _shards_in(structure: Structure) -> tuple[tuple[Shard, ...], ...]:
-    return tuple(_shards_below(structure.spec, ()))
+    return tuple(_shards_below(structure.spec, (), (), {}))
 
 
-def _shards_below(spec: Any, around: tuple[Shard, ...]) -> Iterator[tuple[Shard, ...]]:
+def _shards_below(spec: Any, path: Path, around: tuple[Shard, ...], noted: Mapping[Path, Shard]) -> Iterator[tuple[Shard, ...]]:
+    """Yield for each leaf how it is divided.
+
+    Args:
+        spec: A structure or a spec.
+        path: Where it is in the innermost module around it.
+        around: How everything in there is divided.
+        noted: What that module notes of its arrays, by their paths.
+    """
     if isinstance(spec, Structure):
         spec = spec.spec
     if spec is mx.array:
-        yield around
+        yield (*around, noted[path]) if path in noted else around
     elif isinstance(spec, tuple):
         kind, metadata, specs = spec
-        fields = kind.__frostleaf__.fields if type(metadata) is Metadata else {}
+        fields = {}
+        if isinstance(metadata, Metadata):
+            fields, path, noted = kind.__frostleaf__.fields, (), dict(metadata.shards)
         for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
             here = around if not fields or persistent(fields[entry]) else ()
             if issubclass(kind, Sharded):
                 here = kind._shards_below(metadata, entry, here)
-            yield from _shards_below(child, here)
+            yield from _shards_below(child, (*path, entry), here, noted)
+
+
+def with_shards(tree: Any, shards: Mapping[Path, Shard | None]) -> Any:
+    """Return a tree whose modules note how some of their arrays are divided, by their paths; ``None`` for not any more."""
+    specs = specs_in(flat_of(tree).structure)
+    modules = {path for path, spec in specs if isinstance(spec, tuple) and isinstance(spec[1], Metadata)}
+    noted: dict[Path, dict[Path, Shard | None]] = {}
+    for path, shard in shards.items():
+        around = next((path[:length] for length in range(len(path) - 1, -1, -1) if path[:length] in modules), None)
+        if around is not None:
+            noted.setdefault(around, {})[path[len(around) :]] = shard
+
+    def leave(path: Path, value: Any) -> Any:
+        if path not in noted:
+            return value
+        after = {**dict(metadata_of(value).shards), **noted[path]}
+        return evolve(value, shards=tuple([(inside, shard) for inside, shard in after.items() if shard is not None]))
+
+    return rewrite(tree, leave=leave) if noted else tree
 
 
 def saved_leaves(structure: Structure, but_in: type) -> Iterator[bool]:
