@@ -1,5 +1,6 @@
 """Checks of sharded layers against MLX's, run by each of several ranks."""
 
+import gc
 import pickle
 import tempfile
 from itertools import product
@@ -10,6 +11,7 @@ import ranks
 from mlx.nn.layers.distributed import fully_shard as mlx_fully_shard
 from mlx.nn.layers.distributed import shard_inplace
 from mlx.nn.layers.distributed import shard_linear as mlx_shard_linear
+from mlx.nn.utils import clip_grad_norm_sharded as mlx_clip
 from mlx.utils import tree_flatten
 
 import frostleaf as fl
@@ -401,6 +403,77 @@ def check_what_cannot_be_is_an_error_on_every_rank():
     with raises(ValueError, "AllToShardedLinear", f"[..., {8 * SIZE}]"):
         sharded(mx.ones((2, 3)))
     assert all_sum(mx.array(1)).item() == SIZE
+
+
+def check_clipping():
+    local = {"w": drawn((3, 2), seed=RANK), "b": drawn((4,), seed=9 + RANK)}
+    for limit in 0.5, 100.0:
+        ours, norm = fl.distributed.clip_grad_norm_sharded(local, limit)
+        theirs, expected = mlx_clip(local, limit)
+        assert bits([ours, norm]) == bits([theirs, expected])
+    whole, x = stack(), drawn((4, 4))
+    split = whole.at("layers.0").apply(lambda layer: fl.distributed.shard_linear(layer, WAYS[0]))
+    split = split.at("layers.2").apply(lambda layer: fl.distributed.shard_linear(layer, WAYS[1]))
+    partly = whole.at("layers.2").apply(fl.distributed.fully_shard)
+    wanted, expected = fl.optim.clip_grad_norm(fl.grad(loss)(whole, x), 0.01)
+    for model in split, partly, fl.distributed.fully_shard(whole), whole:
+        clipped, norm = fl.distributed.clip_grad_norm_sharded(fl.grad(loss)(model, x), 0.01)
+        assert fl.tree.allclose(norm, expected, rtol=1e-5)
+        assert fl.tree.allclose(fl.distributed.gather(clipped), wanted, rtol=1e-4, atol=1e-8)
+    large = {"w": mx.full(4, 300.0 / SIZE**0.5, mx.float16)}  # MLX's norm is infinite
+    clipped, norm = fl.distributed.clip_grad_norm_sharded(large, 60.0)
+    assert clipped["w"].dtype == mx.float16
+    assert abs(norm.item() - 600) < 1
+
+
+def check_loading_never_holds_the_whole():
+    class Model(fl.Module):
+        layers: tuple
+
+        def __init__(self):
+            self.layers = [fl.nn.Linear(256, 256, bias=False) for _ in range(8 * SIZE)]
+
+    quarter = 2**18  # a layer
+    edits = {
+        "shard": lambda model: fl.distributed.shard(model, WAYS[0]),
+        "fully_shard": fl.distributed.fully_shard,
+        "shard_linear": lambda model: model.at(fl.nn.Linear).apply(lambda layer: fl.distributed.shard_linear(layer, WAYS[1])),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        Model().save_weights(f"{folder}/whole.safetensors")
+        for name, edit in edits.items():
+            gc.collect()
+            mx.clear_cache()
+            begun = mx.get_active_memory()
+            mx.reset_peak_memory()
+            model = edit(fl.eval_shape(Model).load_weights(f"{folder}/whole.safetensors"))
+            fl.eval(model, at_once=0)
+            assert mx.get_active_memory() - begun <= 8 * quarter + 4096, name
+            assert mx.get_peak_memory() - begun <= 9 * quarter + 4096, (name, mx.get_peak_memory() - begun)
+            del model
+
+
+def check_inside_a_model_of_mlx():
+    class Block(mlx.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = mlx.nn.Linear(4, 4 * SIZE), mlx.nn.Linear(4 * SIZE, 4)
+
+        def __call__(self, x):
+            return x + self.down(mlx.nn.relu(self.up(x)))
+
+    mx.random.seed(1)
+    theirs, x = Block(), drawn((3, 4))
+    ours = fl.from_mlx(theirs)
+    ours = ours.at("up").apply(lambda layer: fl.distributed.shard_linear(layer, WAYS[0]))
+    ours = ours.at("down").apply(lambda layer: fl.distributed.shard_linear(layer, WAYS[1]))
+    theirs.up, theirs.down = mlx_shard_linear(theirs.up, WAYS[0]), mlx_shard_linear(theirs.down, WAYS[1])
+    compare(ours, theirs, x)
+    back = fl.to_mlx(ours)
+    assert bits(back(x)) == bits(theirs(x))
+    taken = fl.convert(fl.from_mlx(theirs))
+    assert type(taken.up) is fl.nn.AllToShardedLinear
+    assert bits(taken(x)) == bits(theirs(x))
 
 
 def check_vmap():

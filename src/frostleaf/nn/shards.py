@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from ..core.construction import evolve
 from ..core.fields import persistent
-from ..core.instance import Metadata, metadata_of
+from ..core.instance import Instance, Metadata, metadata_of
 from ..core.leaves import leaf_flags, leaf_spans
 from ..core.levels import entries_of
 from ..core.shapes import ShapeDtypeStruct
@@ -117,15 +117,24 @@ def with_shards(tree: Any, shards: Mapping[Path, Shard | None]) -> Any:
     return rewrite(tree, leave=leave) if noted else tree
 
 
-def saved_leaves(structure: Structure, but_in: type) -> Iterator[bool]:
-    """Yield for each leaf whether it is saved with a model's parameters, and not in a module of a class."""
-    saved = leaf_flags(structure, persistent)
+def in_modules(structure: Structure) -> tuple[bool, ...]:
+    """Return for each leaf whether it is in a module, which would tell that it is a shard."""
+    return tuple(_leaves_in(structure, Instance))
+
+
+def _leaves_in(structure: Structure, kind: type) -> list[bool]:
     inside = [False] * structure.num_leaves
     spans = structure.remember(leaf_spans)
     for path, spec in specs_in(structure):
-        if isinstance(spec, tuple) and issubclass(spec[0], but_in):
+        if isinstance(spec, tuple) and issubclass(spec[0], kind):
             start, stop = spans[path]
             inside[start:stop] = [True] * (stop - start)
+    return inside
+
+
+def saved_leaves(structure: Structure, but_in: type) -> Iterator[bool]:
+    """Yield for each leaf whether it is saved with a model's parameters, and not in a module of a class."""
+    saved, inside = leaf_flags(structure, persistent), _leaves_in(structure, but_in)
     return (flag and not hidden for flag, hidden in zip(saved, inside, strict=True))
 
 

@@ -84,7 +84,7 @@ def clip_grad_norm(grads: T, max_norm: float) -> tuple[T, mx.array]:
     >>> grads["w"].round(4), grads["b"], norm
     (array([0.6, 0.8], dtype=float32), None, array(5, dtype=float32))
     """
-    limit = _limit(max_norm, "max_norm", "clip_grad_norm")
+    limit = require_limit(max_norm, "max_norm", "clip_grad_norm")
     leaves, structure = flatten(grads)
     clipped, norm = mlx.optimizers.clip_grad_norm(leaves, limit)  # type: ignore[no-untyped-call]
     return unflatten(structure, clipped), norm
@@ -111,7 +111,7 @@ def clip_by_global_norm(max_norm: float) -> ClipByGlobalNorm:
     >>> opt.update(w, mx.array([3.0, 4.0]), opt.init(w))[0].round(4)
     array([-0.6, -0.8], dtype=float32)
     """
-    return ClipByGlobalNorm(_limit(max_norm, "max_norm", "clip_by_global_norm"))
+    return ClipByGlobalNorm(require_limit(max_norm, "max_norm", "clip_by_global_norm"))
 
 
 def clip_by_value(max_value: float) -> ClipByValue:
@@ -129,10 +129,15 @@ def clip_by_value(max_value: float) -> ClipByValue:
     >>> opt.update(w, mx.array([3.0, -0.5]), opt.init(w))[0]
     array([-1, 0.5], dtype=float32)
     """
-    return ClipByValue(_limit(max_value, "max_value", "clip_by_value"))
+    return ClipByValue(require_limit(max_value, "max_value", "clip_by_value"))
 
 
-def _limit(given: Any, name: str, function: str) -> float:
+def require_limit(given: Any, name: str, function: str) -> float:
+    """Return a limit as a float.
+
+    Raises:
+        ValueError: If it is not a number, or negative.
+    """
     if not isinstance(given, int | float) or isinstance(given, bool) or not given >= 0 or math.isnan(given):
         raise ValueError(f"{name} of {function} is a number, 0 or more, and was given as {describe(given)}")
     return float(given)
