@@ -426,6 +426,42 @@ def check_clipping():
     assert abs(norm.item() - 600) < 1
 
 
+def partly_divided():
+    """Return a whole model, and the same with one of its layers divided."""
+    whole = stack()
+    return whole, whole.at("layers.2").apply(fl.distributed.fully_shard)
+
+
+def check_optimizers_know_what_is_a_shard():
+    whole, partly = partly_divided()
+    x = drawn((4, 4))
+    chain = fl.optim.chain(fl.optim.clip_by_global_norm(0.01), fl.optim.SGD(1.0))
+    mixed = fl.optim.multi({"layers.0.**": fl.optim.SGD(0.1), "**": chain})
+    for opt in chain, fl.optim.masked(chain, "**.weight"), fl.optim.accumulate(chain, 1), mixed:
+        new, _ = opt.update(partly, fl.grad(loss)(partly, x), opt.init(partly))
+        expected, _ = opt.update(whole, fl.grad(loss)(whole, x), opt.init(whole))
+        assert fl.tree.allclose(fl.distributed.gather(new), expected, rtol=1e-5, atol=1e-7)
+    opt = fl.optim.chain(fl.optim.clip_by_global_norm(0.01), fl.optim.flatten(fl.optim.SGD(1.0)))
+    new, _ = opt.update(fl.optim.pack(partly), fl.grad(loss)(partly, x), opt.init(fl.optim.pack(partly)))
+    expected, _ = opt.update(whole, fl.grad(loss)(whole, x), opt.init(whole))
+    assert fl.tree.allclose(fl.distributed.gather(new.unpack()), expected, rtol=1e-5, atol=1e-7)
+    assert fl.tree.allclose(
+        fl.optim.clip_grad_norm(fl.grad(loss)(partly, x), 1.0)[1], fl.optim.clip_grad_norm(fl.grad(loss)(whole, x), 1.0)[1]
+    )
+
+
+def check_a_step_is_skipped_on_all_ranks():
+    _, partly = partly_divided()
+    grads = fl.grad(loss)(partly, drawn((4, 4)))
+    assert fl.optim.all_finite(grads).item()
+    odd = grads.at("layers.2.module.bias").apply(lambda bias: bias / (0 if RANK == SIZE - 1 else 1))
+    assert not fl.optim.all_finite(odd).item()
+    opt = fl.optim.skip_nonfinite(fl.optim.SGD(0.1))
+    after, state = opt.update(partly, odd, opt.init(partly))
+    assert state.skipped.item() == 1
+    assert fl.tree.equal(after, partly)
+
+
 def check_loading_never_holds_the_whole():
     class Model(fl.Module):
         layers: tuple

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
@@ -117,9 +119,37 @@ def with_shards(tree: Any, shards: Mapping[Path, Shard | None]) -> Any:
     return rewrite(tree, leave=leave) if noted else tree
 
 
-def in_modules(structure: Structure) -> tuple[bool, ...]:
-    """Return for each leaf whether it is in a module, which would tell that it is a shard."""
-    return tuple(_leaves_in(structure, Instance))
+# The groups among which an array is divided, the last division first. None if it is whole.
+Groups = tuple[Group, ...]
+
+# Of the arrays that the update of an optimizer hands on in dicts, which can't tell, the groups by name.
+told: ContextVar[Mapping[str, Groups]] = ContextVar("told", default=MappingProxyType({}))
+
+
+def groups_of(tree: Any) -> tuple[Groups | None, ...]:
+    """Return for each leaf among which groups it is divided; ``None`` for an array outside modules of which nothing is told."""
+    structure, by_name = flat_of(tree).structure, told.get()
+    found = structure.remember(_groups_in)
+    if not by_name or None not in found:
+        return found
+    names = structure.leaf_names()
+    return tuple([by_name.get(name) if groups is None else groups for name, groups in zip(names, found, strict=True)])
+
+
+def _groups_in(structure: Structure) -> tuple[Groups | None, ...]:
+    inside = _leaves_in(structure, Instance)
+    each = zip(shards_in(structure), inside, strict=True)
+    return tuple([tuple([shard.group for shard in shards]) if is_inside else None for shards, is_inside in each])
+
+
+def groups_by_name(structure: Structure) -> Mapping[str, Groups]:
+    """Return the groups of each leaf by its name, or nothing if none is divided."""
+    return structure.remember(_groups_by_name)
+
+
+def _groups_by_name(structure: Structure) -> Mapping[str, Groups]:
+    groups = [tuple([shard.group for shard in shards]) for shards in shards_in(structure)]
+    return dict(zip(structure.leaf_names(), groups, strict=True)) if any(groups) else {}
 
 
 def _leaves_in(structure: Structure, kind: type) -> list[bool]:
