@@ -23,6 +23,9 @@ from ..transforms.group import Group, as_group
 from ..transforms.stateful import record_edit, recorded, recording, stateful
 from .shards import Shard, Sharded, saved_leaves, shard_of
 
+# Shards of so many bytes are gathered alone: laying them end to end with others takes more time, and memory, than it saves.
+_ALONE = 2**18
+
 
 class FullyShardedModule(Sharded):
     r"""Hold a part of each array of a module, and put the whole together in each call.
@@ -34,7 +37,8 @@ class FullyShardedModule(Sharded):
     of which a rank takes its part. Rajbhandari et al., `ZeRO <https://arxiv.org/abs/1910.02054>`_ (stage 3).
 
     Modules of this class inside the module gather their arrays themselves, when they are called: one around each layer keeps
-    one layer whole at a time. Arrays of different dtypes are gathered apart, and each comes out in its own.
+    one layer whole at a time. A backward pass needs all of them again, which are kept for it unless the layers are called by
+    :func:`frostleaf.checkpoint`. Arrays of different dtypes are gathered apart, and each comes out in its own.
     :func:`frostleaf.distributed.fully_shard` wraps a module only where there is more than one rank.
 
     Buffers that the module records in a call (statistics of a batch norm) are each rank's own, of which it keeps its part.
@@ -100,25 +104,30 @@ class FullyShardedModule(Sharded):
         places = zip(flat.structure.leaf_names(), flat.leaves, flat.structure.remember(_divided_leaves), strict=True)
         return with_leaves(module, [shard_of(leaf, Shard(self.group, 0), name) if own else leaf for name, leaf, own in places])
 
-    def _whole(self, module: Any) -> Any:
-        """Return the module with whole arrays."""
+    def _whole(self, module: Any, given: Sequence[mx.array]) -> Any:
+        """Return the module with whole arrays, which are gathered once the arrays given are there."""
         flat = flat_of(module)
         leaves, own = [*flat.leaves], flat.structure.remember(_divided_leaves)
-        # Of each dtype, and of those that are trained, since the backward pass exchanges the gradients of what is together.
+        # What is gathered in one exchange: what is trained or not, whose gradients are exchanged or not, in one dtype.
         together: dict[Any, list[int]] = {}
         for number, (leaf, trained) in enumerate(zip(leaves, trainable(module), strict=True)):
             if own[number]:
-                together.setdefault((leaf.dtype, trained), []).append(number)
-        for (dtype, _), numbers in together.items():
+                alone = number if leaf.nbytes >= _ALONE else None
+                together.setdefault((leaf.dtype, trained, alone), []).append(number)
+        for (dtype, _, _), numbers in together.items():
             cast = self.compute_dtype if mx.issubdtype(dtype, mx.floating) else None
-            wholes = _gathering(self.group, cast or dtype)([leaves[number] for number in numbers])
+            shards = [leaves[number] for number in numbers]
+            # Otherwise MLX, which follows each exchange back to the one before, gathers the arrays of all layers first.
+            waiting = mx.depends(shards, [mx.stop_gradient(each) for each in given]) if given else shards
+            wholes = _gathering(self.group, cast or dtype)(waiting)
             for number, whole in zip(numbers, wholes, strict=True):
                 leaves[number] = whole
         return with_leaves(module, leaves)
 
     def _with_whole(self, method: Callable[[Any], Any], args: Any, kwargs: Any) -> Any:
         module = recorded(self).module  # with what it recorded in an earlier call
-        whole = self._whole(module)
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, mx.array)]
+        whole = self._whole(module, given)
         if not recording():
             return method(whole)(*args, **kwargs)
         out, after = stateful(method(whole), *args, **kwargs)
