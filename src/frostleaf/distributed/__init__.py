@@ -1,0 +1,32 @@
+"""Trees on several processes. The processes and the exchange of arrays between them are those of ``mx.distributed``."""
+
+from typing import TYPE_CHECKING
+
+from ..core.lazy import lazily
+
+if TYPE_CHECKING:
+    from .averaging import average_gradients
+    from .jobs import Group, barrier, init
+    from .reducing import all_max, all_min, all_sum
+    from .sending import broadcast, require_same
+    from .sharing_out import local_key, shard_batch
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "averaging": "average_gradients",
+            "jobs": "Group barrier init",
+            "reducing": "all_max all_min all_sum",
+            "sending": "broadcast require_same",
+            "sharing_out": "local_key shard_batch",
+        },
+    )
+
+__all__ = [
+    "Group", "all_max", "all_min", "all_sum", "average_gradients", "barrier", "broadcast", "init", "local_key", "require_same",
+    "shard_batch",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
