@@ -137,6 +137,21 @@ def check_averages_equal_one_process_with_the_whole_batch():
     assert fl.tree.allclose(averaged, whole, atol=1e-6)
 
 
+def check_shards_are_left_alone():
+    model = fl.distributed.broadcast(fl.nn.Sequential(fl.nn.Linear(4, 4 * SIZE), fl.nn.Linear(4 * SIZE, 2)))
+    model = model.at("layers.0").apply(fl.distributed.fully_shard)
+    grads = fl.tree.map(lambda leaf: mx.full(leaf.shape, RANK + 1.0), fl.grad(loss)(model, batch(0)))
+    averaged = fl.distributed.average_gradients(grads)
+    optimizer = fl.optim.chain(fl.distributed.average_gradients, fl.optim.SGD(1.0))
+    step = optimizer.update(model, grads, optimizer.init(model))[0]
+    for path, before, average, after in zip(
+        fl.tree.paths(model), fl.tree.leaves(model), fl.tree.leaves(averaged), fl.tree.leaves(step), strict=True
+    ):
+        expected = RANK + 1 if path.startswith("layers.0") else EVERY / SIZE
+        assert (average == expected).all(), path
+        assert mx.allclose(before - after, mx.array(expected)), path
+
+
 def check_broadcast_is_exact():
     bits = mx.random.randint(0, 2**32, (5, 8), mx.uint32, key=mx.random.key(RANK))
     mine = {str(dtype): bits.view(dtype) if dtype != mx.bool_ else bits % 2 == 0 for dtype in DTYPES}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from itertools import compress
 from typing import TypeVar
 
 from ..core.words import describe
+from ..nn.shards import groups_of
 from ..transforms.collectives import AnyGroup, Stream, all_average
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
@@ -23,6 +25,8 @@ def average_gradients(
     Each rank computes gradients for its part of the batch (:func:`shard_batch`), and all take the same step. It stands in front
     of an optimizer, outermost, so that all ranks clip, skip or accumulate the same gradients:
     ``fl.optim.chain(fl.distributed.average_gradients, optimizer)``.
+
+    Shards of larger arrays, as :func:`fully_shard` and :func:`shard_linear` make, are left as they are: each rank has its own.
 
     Each number is that of ``mlx.nn.average_gradients``, which takes plain dicts and lists of one dtype.
 
@@ -55,5 +59,7 @@ def average_gradients(
     if group.size() == 1:
         return gradients
     average = functools.partial(all_average, group=group, stream=communication_stream)
-    averaged: T = unflatten(structure, in_buckets(leaves, all_reduce_size, average))
-    return averaged
+    is_whole = [group not in (groups or ()) for groups in groups_of(gradients)]
+    averaged = iter(in_buckets([*compress(leaves, is_whole)], all_reduce_size, average))
+    new: T = unflatten(structure, [next(averaged) if whole else leaf for leaf, whole in zip(leaves, is_whole, strict=True)])
+    return new

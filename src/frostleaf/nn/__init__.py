@@ -71,9 +71,16 @@ if TYPE_CHECKING:
     from .containers import Sequential
     from .convolution import Conv1d, Conv2d, Conv3d
     from .convolution_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+    from .distributed import (
+        AllToShardedLinear,
+        QuantizedAllToShardedLinear,
+        QuantizedShardedToAllLinear,
+        ShardedToAllLinear,
+    )
     from .dora import DoRAEmbedding, DoRALinear
     from .dropout import Dropout, Dropout2d, Dropout3d
     from .embedding import Embedding
+    from .fully_sharded import FullyShardedModule
     from .linear import Bilinear, Identity, Linear
     from .lora import LoRAEmbedding, LoRALinear
     from .normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
@@ -105,9 +112,11 @@ else:
             "containers": "Sequential",
             "convolution": "Conv1d Conv2d Conv3d",
             "convolution_transpose": "ConvTranspose1d ConvTranspose2d ConvTranspose3d",
+            "distributed": ("AllToShardedLinear QuantizedAllToShardedLinear QuantizedShardedToAllLinear ShardedToAllLinear"),
             "dora": "DoRAEmbedding DoRALinear",
             "dropout": "Dropout Dropout2d Dropout3d",
             "embedding": "Embedding",
+            "fully_sharded": "FullyShardedModule",
             "linear": "Bilinear Identity Linear",
             "lora": "LoRAEmbedding LoRALinear",
             "normalization": "BatchNorm GroupNorm InstanceNorm LayerNorm RMSNorm",
@@ -127,18 +136,19 @@ else:
     )
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "ArraysCache", "AvgPool1d", "AvgPool2d", "AvgPool3d",
-    "BatchNorm", "Bilinear", "CacheList", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
-    "DoRAEmbedding", "DoRALinear", "Dropout", "Dropout2d", "Dropout3d", "Embedding", "GroupNorm", "HardShrink", "HardTanh",
-    "Hardswish", "Identity", "InstanceNorm", "KVCache", "LayerNorm", "LeakyReLU", "Linear", "LoRAEmbedding", "LoRALinear",
-    "LogSigmoid", "LogSoftmax", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MisfitError", "Mish", "MultiHeadAttention", "PReLU",
-    "QQLinear", "QuantizedEmbedding", "QuantizedLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE", "RotatingKVCache",
-    "Sequential", "SiLU", "Sigmoid", "SinusoidalPositionalEncoding", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign",
-    "Step", "Tanh", "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
-    "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu", "gelu_approx", "gelu_fast_approx", "glu", "hard_shrink",
-    "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid", "log_softmax", "losses", "make_cache", "mish", "prelu",
-    "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax", "softmin", "softplus", "softshrink", "softsign", "step",
-    "tanh",
+    "CELU", "ELU", "GELU", "GLU", "GRU", "LSTM", "RNN", "SELU", "ALiBi", "AllToShardedLinear", "ArraysCache", "AvgPool1d",
+    "AvgPool2d", "AvgPool3d", "BatchNorm", "Bilinear", "CacheList", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d",
+    "ConvTranspose2d", "ConvTranspose3d", "DoRAEmbedding", "DoRALinear", "Dropout", "Dropout2d", "Dropout3d", "Embedding",
+    "FullyShardedModule", "GroupNorm", "HardShrink", "HardTanh", "Hardswish", "Identity", "InstanceNorm", "KVCache",
+    "LayerNorm", "LeakyReLU", "Linear", "LoRAEmbedding", "LoRALinear", "LogSigmoid", "LogSoftmax", "MaxPool1d", "MaxPool2d",
+    "MaxPool3d", "MisfitError", "Mish", "MultiHeadAttention", "PReLU", "QQLinear", "QuantizedAllToShardedLinear",
+    "QuantizedEmbedding", "QuantizedLinear", "QuantizedShardedToAllLinear", "RMSNorm", "ReLU", "ReLU2", "ReLU6", "RoPE",
+    "RotatingKVCache", "Sequential", "ShardedToAllLinear", "SiLU", "Sigmoid", "SinusoidalPositionalEncoding", "Softmax",
+    "Softmin", "Softplus", "Softshrink", "Softsign", "Step", "Tanh", "Transformer", "TransformerDecoder",
+    "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer", "Upsample", "celu", "elu", "gelu",
+    "gelu_approx", "gelu_fast_approx", "glu", "hard_shrink", "hard_tanh", "hardswish", "init", "leaky_relu", "log_sigmoid",
+    "log_softmax", "losses", "make_cache", "mish", "prelu", "relu", "relu2", "relu6", "selu", "sigmoid", "silu", "softmax",
+    "softmin", "softplus", "softshrink", "softsign", "step", "tanh",
 ]  # fmt: skip
 
 
