@@ -1,7 +1,7 @@
 """Processes of one job on 127.0.0.1, which exchange arrays over MLX's ring, each with a bounded time.
 
-A script of checks has functions ``check_*`` and ends in ``ranks.run(globals())``. All ranks run them in order, in one launch,
-because starting Python and MLX takes longer than a check. Its test is ``ranks.require(script, 2)``.
+A script of checks has functions ``check_*``, and calls ``ranks.run(globals())`` if it is run as a program. All ranks run them
+in order, in one launch, because starting Python and MLX takes longer than a check. Its test is ``ranks.require(script, 2)``.
 """
 
 from __future__ import annotations
@@ -108,6 +108,15 @@ def run(names: dict[str, Any]) -> None:
             sys.stderr.flush()
             os._exit(1)  # without waiting for what the other ranks will not send
         print(f"{check.__name__} {time.perf_counter() - begun:.2f} s", flush=True)
+
+
+def error_of(fn: Callable[[], Any], kind: type[Exception]) -> str:
+    """Return what the error says that a call raises, on this rank."""
+    try:
+        fn()
+    except kind as error:
+        return str(error)
+    raise AssertionError("no error")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

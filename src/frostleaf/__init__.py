@@ -17,7 +17,7 @@ from .edits.selection import Selection
 from .module import Module
 
 if TYPE_CHECKING:
-    from . import nn, optim
+    from . import distributed, nn, optim
     from .display import plot
     from .display.rows import Summary, SummaryPart, SummaryRow
     from .display.summary import summary
@@ -50,6 +50,7 @@ else:
             "display": "plot",
             "display.rows": "Summary SummaryPart SummaryRow",
             "display.summary": "summary",
+            "distributed": "",
             "interop.adapter_files": "load_adapters save_adapters",
             "interop.adapters": "fuse lora",
             "interop.convert": "convert",
@@ -102,9 +103,9 @@ __all__ = [
     "FrozenModuleError", "HiddenArrayError", "Jitted", "Module", "MutableArgumentWarning", "NoCheckpointError",
     "OtherHyperparametersWarning", "OtherStructureError", "Policy", "RetraceWarning", "Selection", "ShapeDtypeStruct",
     "Summary", "SummaryPart", "SummaryRow", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer",
-    "checkpoint", "convert", "default_dtype", "disable_jit", "eval", "eval_shape", "from_mlx", "fuse", "generate", "grad",
-    "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot",
-    "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters",
+    "checkpoint", "convert", "default_dtype", "disable_jit", "distributed", "eval", "eval_shape", "from_mlx", "fuse",
+    "generate", "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter",
+    "plot", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters",
     "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 

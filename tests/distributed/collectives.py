@@ -1,6 +1,8 @@
 """Checks of ordered collectives, run by each of several ranks."""
 
+import functools
 import gc
+import math
 import pickle
 import threading
 
@@ -55,6 +57,21 @@ def check_order_of_the_program_whatever_is_evaluated():
     for at in [[3, 0, 2, 1], [0, 1, 2, 3], [2, 3, 1, 0]][RANK % 3]:
         mx.eval(sums[at])
     assert [each.tolist() for each in sums] == [[EVERY * n] * 3 for n in range(1, 5)]
+
+
+def check_order_of_a_wide_graph():
+    """MLX goes through a wide graph in another way than through a narrow one."""
+    inputs = [functools.reduce(lambda x, _: mx.sin(x), range(n % 7), mine(n)) for n in range(60)]
+    sums = [collectives.all_sum(x) for x in inputs]
+    if RANK == 0:
+        mx.eval(sums[::-1])
+    else:
+        for each in sums:
+            mx.eval(each)
+    expected = [
+        sum(functools.reduce(lambda x, _: math.sin(x), range(n % 7), n * (r + 1)) for r in range(SIZE)) for n in range(60)
+    ]
+    assert mx.allclose(mx.stack(sums)[:, 0], mx.array(expected), atol=1e-4)
 
 
 def check_a_result_that_nobody_looks_at():
@@ -203,4 +220,5 @@ def check_the_order_costs_no_memory():
     assert mx.get_active_memory() - begun <= x.nbytes // SIZE + small
 
 
-ranks.run(globals())
+if __name__ == "__main__":
+    ranks.run(globals())

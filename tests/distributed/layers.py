@@ -520,4 +520,5 @@ def check_vmap():
     assert fl.tree.allclose(per_row, fl.grad(lambda x: layer(x).sum())(x))
 
 
-ranks.run(globals())
+if __name__ == "__main__":
+    ranks.run(globals())

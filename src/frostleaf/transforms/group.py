@@ -21,7 +21,7 @@ _UNKNOWN = "this process has split off no such group: every process makes the sa
 class Group:
     """Some of the processes of a job, which exchange arrays. :func:`frostleaf.distributed.init` returns that of all.
 
-    It has the methods of :class:`mlx.core.distributed.Group`, which is what MLX's functions take: ``group.mlx``. As a value it
+    It has the methods of MLX's own groups, and holds the one that MLX's functions take: ``group.mlx``. As a value it
     equals the same group made again, can be hashed and pickled, and unpickles as the same group in another process of the job.
     So it may be a static field, as it is of sharded layers.
 
