@@ -450,6 +450,16 @@ def check_optimizers_know_what_is_a_shard():
     )
 
 
+def check_what_all_ranks_have_is_required_to_be_the_same():
+    whole, partly = partly_divided()
+    fl.distributed.require_same(partly)
+    with raises(ValueError, "layers.0.bias"):
+        fl.distributed.require_same(partly.at("layers.0.bias").apply(lambda bias: bias + RANK))
+    with raises(ValueError, "layers.2.module.weight is a shard"):
+        fl.distributed.broadcast(partly)
+    assert fl.tree.equal(fl.distributed.broadcast(whole), whole)
+
+
 def check_a_step_is_skipped_on_all_ranks():
     _, partly = partly_divided()
     grads = fl.grad(loss)(partly, drawn((4, 4)))
