@@ -14,6 +14,7 @@ from ..core.structure import Structure
 from ..core.words import describe
 from ..transforms.collectives import all_gather, restore_tokens, tokens
 from ..transforms.group import Group
+from ..transforms.peers import noticing
 from ..tree.functions import flatten
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
 
     Raises:
         ValueError: On every rank, if ``prepare`` fails on one, or they say different things.
+        PeerLostError: If a rank is lost.
     """
     if group.size() == 1:
         return prepare()[0]
@@ -90,7 +92,8 @@ def _exchanged(data: bytes, group: Group) -> list[bytes] | None:
     before = tokens()
     gathered = all_gather(mx.array([*data], mx.uint8), group)
     try:
-        mx.eval(gathered)
+        with noticing():
+            mx.eval(gathered)
     except ValueError as error:
         if _IN_A_TRACE not in str(error):
             raise

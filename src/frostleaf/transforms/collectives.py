@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from .context import Leaving, Scope
 from .group import Group, as_group, in_use
+from .peers import require_peers
 
 AnyGroup = Group | mx.distributed.Group | None
 Stream = mx.Stream | mx.Device | None
@@ -41,6 +42,17 @@ _thread = _Thread()
 def tokens() -> list[mx.array]:
     """Return this thread's token in a list, which is empty as long as no group of several processes is in use."""
     return [_token()] if in_use else []
+
+
+def hand_on(exchanged: list[mx.array]) -> None:
+    """Make the tokens that a trace leaves behind, if something was exchanged in it, this thread's.
+
+    Raises:
+        PeerLostError: If a process is lost.
+    """
+    if exchanged:
+        require_peers()
+        restore_tokens(exchanged)
 
 
 def restore_tokens(kept: list[mx.array]) -> None:
@@ -130,6 +142,7 @@ def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
     group = as_group(group)
     if group.size() == 1:
         return x
+    require_peers()
     token = _token()
     result = exchange(mx.depends(x, token), group=group.mlx)
     # The two are computed together. No derivative follows the token from one exchange to another.

@@ -14,7 +14,7 @@ from ...core.containers import is_hashable
 from ...core.definition import Node
 from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
-from ..collectives import restore_tokens, tokens
+from ..collectives import hand_on, tokens
 from ..context import context
 from ..random import require_own_state, restore_state, saved_state
 from ..without_values import explained
@@ -135,8 +135,7 @@ class Program:
         if drawn:
             require_own_state()
             restore_state(drawn[0])
-        if exchanged:
-            restore_tokens(exchanged)
+        hand_on(exchanged)
         traced = result.traced
         if traced is not None:
             self._note(traced, result)
