@@ -44,17 +44,6 @@ def tokens() -> list[mx.array]:
     return [_token()] if in_use else []
 
 
-def hand_on(exchanged: list[mx.array]) -> None:
-    """Make the tokens that a trace leaves behind, if something was exchanged in it, this thread's.
-
-    Raises:
-        PeerLostError: If a process is lost.
-    """
-    if exchanged:
-        require_peers()
-        restore_tokens(exchanged)
-
-
 def restore_tokens(kept: list[mx.array]) -> None:
     """Make what :func:`tokens` returned this thread's token again."""
     _thread.token = kept[0] if kept else None
