@@ -528,6 +528,14 @@ def check_vmap():
     layer = fl.distributed.shard_linear(linear()[0], WAYS[0])
     x = drawn((3, 2, 8 * SIZE))
     assert fl.tree.allclose(fl.vmap(layer)(x), layer(x))
+    whole = linear()[0]
+    divided = fl.distributed.fully_shard(whole)
+    assert fl.tree.allclose(fl.vmap(divided)(x), whole(x), rtol=1e-5)
+    rows = fl.grad(lambda model, x: fl.vmap(model)(x).square().sum())
+    assert fl.tree.allclose(fl.distributed.gather(rows(divided, x)), rows(whole, x), rtol=1e-5)
+    each = fl.vmap(fl.grad(lambda model, x: model(x).square().sum()), in_axes=(None, 0))
+    found, expected = each(divided, x), each(whole, x)
+    assert fl.tree.allclose(found.module.bias, mx.split(expected.bias, SIZE, axis=1)[RANK], rtol=1e-5)
     per_row = fl.vmap(fl.grad(lambda x: layer(x).sum()))(x)
     assert fl.tree.allclose(per_row, fl.grad(lambda x: layer(x).sum())(x))
 
