@@ -9,7 +9,9 @@ import pytest
 
 import frostleaf as fl
 
-NAMESPACES = {"fl": fl, "fl.nn": fl.nn, "fl.optim": fl.optim, "fl.plot": fl.plot, "fl.tree": fl.tree}
+NAMESPACES = {
+    "fl": fl, "fl.distributed": fl.distributed, "fl.nn": fl.nn, "fl.optim": fl.optim, "fl.plot": fl.plot, "fl.tree": fl.tree
+}  # fmt: skip
 PUBLIC = {f"{prefix}.{name}": getattr(space, name) for prefix, space in NAMESPACES.items() for name in space.__all__}
 OURS = {
     name: value

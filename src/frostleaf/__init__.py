@@ -18,7 +18,7 @@ from .edits.selection import Selection
 from .module import Module
 
 if TYPE_CHECKING:
-    from . import nn, optim
+    from . import distributed, nn, optim
     from .display import plot
     from .display.rows import Summary, SummaryPart, SummaryRow
     from .display.summary import summary
@@ -55,6 +55,7 @@ else:
             "display": "plot",
             "display.rows": "Summary SummaryPart SummaryRow",
             "display.summary": "summary",
+            "distributed": "",
             "interop.adapter_files": "load_adapters save_adapters",
             "interop.adapters": "fuse lora",
             "interop.convert": "convert",
@@ -111,11 +112,11 @@ __all__ = [
     "ForeignArrayError", "FrozenModuleError", "HiddenArrayError", "Jitted", "LoadReport", "Module",
     "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
     "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "SummaryPart", "SummaryRow", "UncollectedStateWarning",
-    "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit", "eval",
-    "eval_shape", "export_function", "exporter", "from_mlx", "fuse", "generate", "grad", "import_function", "jit", "jvp",
-    "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot", "quantize", "record",
-    "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static",
-    "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
+    "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit",
+    "distributed", "eval", "eval_shape", "export_function", "exporter", "from_mlx", "fuse", "generate", "grad",
+    "import_function", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim",
+    "parameter", "plot", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
+    "save_adapters", "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

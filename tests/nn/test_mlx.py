@@ -10,21 +10,15 @@ from cases import CASES
 from mlx.utils import tree_flatten, tree_map
 
 import frostleaf as fl
+from frostleaf.transforms.group import as_group
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 each_dtype = pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=lambda dtype: str(dtype)[9:])
 
-SHARDED = {
-    "AllToShardedLinear",
-    "FullyShardedModule",
-    "QuantizedAllToShardedLinear",
-    "QuantizedShardedToAllLinear",
-    "ShardedToAllLinear",
-}
 LAYERS = sorted(
     name
     for name, value in vars(mlx.nn).items()
-    if isinstance(value, type) and issubclass(value, mlx.nn.Module) and name not in {"Module", *SHARDED}
+    if isinstance(value, type) and issubclass(value, mlx.nn.Module) and name != "Module"
 )
 
 # Layers of mlx-lm, which are compared with it in test_lora.py.
@@ -220,7 +214,7 @@ def test_public_attributes(case):
     ours, theirs = case.make(fl.nn), case.make(mlx.nn)
     for name, value in {**theirs, **vars(theirs)}.items():
         if not name.startswith("_") and not isinstance(value, mx.array | list | mlx.nn.Module):
-            assert getattr(ours, name) == value
+            assert getattr(ours, name) == (as_group(value) if isinstance(value, mx.distributed.Group) else value)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -26,6 +26,7 @@ from .instance import (
     OPEN,
     Instance,
     Metadata,
+    Shards,
     Ties,
     children_of,
     field_values,
@@ -55,9 +56,10 @@ def evolve(
     training: bool | None = None,
     frozen: frozenset[str] | None = None,
     ties: Ties | None = None,
+    shards: Shards | None = None,
     convert: bool = True,
 ) -> N:
-    """Change fields, the mode, the frozen names or the ties in a copy; return the node itself if nothing changes.
+    """Change fields, the mode, the frozen names, the ties or the shards in a copy; return the node itself if nothing changes.
 
     The converters and validators of the fields that change run, unless ``convert`` is false.
 
@@ -81,7 +83,9 @@ def evolve(
     training = metadata.training if training is None else training
     frozen = metadata.frozen if frozen is None else frozen
     ties = metadata.ties if ties is None else ties
-    if not changed and training == metadata.training and frozen == metadata.frozen and ties == metadata.ties:
+    shards = metadata.shards if shards is None else shards
+    same = training == metadata.training and frozen == metadata.frozen and ties == metadata.ties and shards == metadata.shards
+    if same and not changed:
         return node
     for name, value in changed.items():
         lost = None if isinstance(value, _IN_TREE) else _number_for_array(value, old[name], (name,))
@@ -92,7 +96,7 @@ def evolve(
     new = _blank(cls, {**old, **changed})
     if ties != metadata.ties:
         ties_.fill(new, ties)
-    close(new, changed, training, frozen, ties, old)
+    close(new, changed, training, frozen, ties, old, shards)
     return new
 
 
@@ -103,6 +107,7 @@ def close(
     frozen: frozenset[str],
     ties: Ties = (),
     old: Mapping[str, Any] = MappingProxyType({}),
+    shards: Shards = (),
 ) -> None:
     """Finish an instance: make the values of the changed fields immutable, check them, and set the metadata.
 
@@ -131,10 +136,10 @@ def close(
     children = definition.pick(values)
     if ties:
         children = ties_.taken_out(cls, children, ties)
-    if training and not (frozen or ties or definition.static):
+    if training and not (frozen or ties or shards or definition.static):
         metadata = definition.bare
     else:
-        metadata = Metadata({name: values[name] for name in definition.static}, training, frozen, ties)
+        metadata = Metadata({name: values[name] for name in definition.static}, training, frozen, ties, shards)
     set_level(node, (metadata, children))
 
 
@@ -183,10 +188,10 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, Number)
 
 
-def restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> N:
+def restore(cls: type[N], values: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties, shards: Shards = ()) -> N:
     """Make an instance from its pickled state."""
     node = _blank(cls, {name: from_picklable(value) for name, value in values.items()})
-    close(node, values, training, frozen, ties)
+    close(node, values, training, frozen, ties, shards=shards)
     return node
 
 

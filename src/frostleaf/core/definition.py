@@ -132,7 +132,7 @@ class Node(Instance):
     def __reduce__(self) -> Any:
         metadata = metadata_of(self)
         values = {name: to_picklable(value) for name, value in field_values(self).items()}
-        return restore, (type(self), values, metadata.training, metadata.frozen, metadata.ties)
+        return restore, (type(self), values, metadata.training, metadata.frozen, metadata.ties, metadata.shards)
 
 
 def _frozen(verb: str, cls: type[Node], name: str) -> str:

@@ -24,6 +24,8 @@ from .words import Path, describe, keystr
 I = TypeVar("I", bound="Instance")  # noqa: E741
 # A module's ties: the path of each tied place, and the path of its source.
 Ties = tuple[tuple[Path, Path], ...]
+# The path of each of its arrays that is a part of a larger one, and a value that says how that is divided.
+Shards = tuple[tuple[Path, Any], ...]
 
 # A key in the __dict__ of an instance that is open to assignment. It is not an identifier, so no field has this name.
 OPEN = "<open>"
@@ -34,18 +36,21 @@ _building = threading.RLock()
 
 
 class Metadata:
-    """A module's own part of its structure: its static values, its mode, the names of its frozen fields, and its ties.
+    """A module's own part of its structure: its static values, its mode, the names of its frozen fields, its ties, its shards.
 
     Two are equal if they are interchangeable, by :func:`~frostleaf.core.containers.static_key`.
     """
 
-    __slots__ = ("_has_modules", "_hash", "_static_key", "frozen", "static", "ties", "training")
+    __slots__ = ("_has_modules", "_hash", "_static_key", "frozen", "shards", "static", "ties", "training")
 
-    def __init__(self, static: Mapping[str, Any], training: bool, frozen: frozenset[str], ties: Ties = ()) -> None:
+    def __init__(
+        self, static: Mapping[str, Any], training: bool, frozen: frozenset[str], ties: Ties = (), shards: Shards = ()
+    ) -> None:
         self.static = static
         self.training = training
         self.frozen = frozen
         self.ties = ties
+        self.shards = shards
         self._static_key: Any = None
         self._hash: int | None = None
         self._has_modules: bool | None = None
@@ -61,7 +66,7 @@ class Metadata:
         """Return metadata with another mode or other frozen names, and itself if they are its own."""
         if training == self.training and frozen == self.frozen:
             return self
-        new = Metadata(self.static, training, frozen, self.ties)
+        new = Metadata(self.static, training, frozen, self.ties, self.shards)
         new._static_key, new._has_modules = self._static_key, self._has_modules
         return new
 
@@ -74,7 +79,7 @@ class Metadata:
         static = {name: change(value) if _holds_modules(value) else value for name, value in self.static.items()}
         if all(static[name] is value for name, value in self.static.items()):
             return self
-        return Metadata(static, self.training, self.frozen, self.ties)
+        return Metadata(static, self.training, self.frozen, self.ties, self.shards)
 
     def freezes(self, path: Path) -> bool:
         """Return whether what stands at a path in the module is frozen: its name is, or that of what holds it."""
@@ -94,7 +99,7 @@ class Metadata:
         return self._hash
 
     def _key(self) -> Any:
-        return self.training, self.frozen, self.ties, self.static_key
+        return self.training, self.frozen, self.ties, self.shards, self.static_key
 
     def __repr__(self) -> str:
         shown = dict(self.static)
@@ -104,12 +109,14 @@ class Metadata:
             shown["frozen"] = sorted(self.frozen)
         if self.ties:
             shown["ties"] = self.ties
+        if self.shards:
+            shown["shards"] = self.shards
         return f"Metadata({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __reduce__(self) -> Any:
         # The hash is computed again, since a string's hash differs from process to process.
         static = {name: to_picklable(value) for name, value in self.static.items()}
-        return _metadata, (static, self.training, self.frozen, self.ties)
+        return _metadata, (static, self.training, self.frozen, self.ties, self.shards)
 
 
 _NO_MODULES = {int, float, bool, str, type(None), types.FunctionType, types.BuiltinFunctionType}
@@ -341,7 +348,7 @@ def _put_together(node: Instance) -> Any:
 
 
 def metadata_of(node: Instance) -> Metadata:
-    """Return the instance's static values, mode, frozen names and ties.
+    """Return the instance's static values, mode, frozen names, ties and shards.
 
     Raises:
         TypeError: If its ``__init__`` is still running.
@@ -381,5 +388,6 @@ def _(value: Instance, depth: int = 2) -> str:
     return f"{type(value).__name__}(...)"
 
 
-def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties) -> Metadata:
-    return Metadata({name: freeze_containers(from_picklable(each)) for name, each in static.items()}, training, frozen, ties)
+def _metadata(static: dict[str, Any], training: bool, frozen: frozenset[str], ties: Ties, shards: Shards = ()) -> Metadata:
+    static = {name: freeze_containers(from_picklable(each)) for name, each in static.items()}
+    return Metadata(static, training, frozen, ties, shards)

@@ -137,6 +137,8 @@ class Freezer:
         node = self._wrapped(module, path) if node is None else node
         node = self._tied(node, path, first_tie, declared)
         node = (native(node) or node) if was_native else node
+        if template is not None and metadata_of(template).shards:
+            node = evolve(node, shards=metadata_of(template).shards)
         del self._open[id(module)]
         self._modules[id(module)] = path, node
         return node

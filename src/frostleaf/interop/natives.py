@@ -55,7 +55,7 @@ def native_of(template: Any, live: Any, freezer: Freezer, path: Path) -> Any:
             value = None
         new.append(_again(child, value, freezer, (*path, name)))
     frozen = frozenset([name for name in own["_no_grad"] if name.split(".")[0] in definition.parameters])
-    untied = Metadata(metadata.static, metadata.training, metadata.frozen) if metadata.ties else metadata
+    untied = Metadata(metadata.static, metadata.training, metadata.frozen, (), metadata.shards) if metadata.ties else metadata
     node = definition.assemble(untied.evolve(bool(own["_training"]), frozen), new)
     if runs:
         set_now = {name: own.get(name, value) for name, value in metadata.static.items()}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import mlx.nn
 
 from .. import nn
@@ -16,6 +17,7 @@ from ..core.construction import evolve
 from ..core.instance import Definition, Metadata, field_values, level_of, metadata_of
 from ..core.kept import Kept
 from ..module import Module
+from ..transforms.group import as_group
 from .layout import Wrapped
 
 # Of static values by name: returns those of the twin, or ``None`` if it has none that computes the same.
@@ -66,16 +68,25 @@ def _plain(value: Any) -> Any:
     return value.value if type(value) is Kept else value
 
 
+def _in_order(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    group = _plain(values.get("group"))
+    return {**values, "group": as_group(group), "segments": 1} if isinstance(group, mx.distributed.Group) else None
+
+
 _SAME = Names(_as_they_are, _as_they_are)
+# MLX's exchange with other ranks whenever their results are computed, ours in the order of the program: no layer becomes one
+# of MLX's, whose code would run without that order.
+_SHARDED = ("AllToShardedLinear", "QuantizedAllToShardedLinear", "QuantizedShardedToAllLinear", "ShardedToAllLinear")
 _OTHER = {
+    **{name: Names(_as_they_are, _in_order) for name in _SHARDED},
     **{name: _renamed("alpha") for name in ("CELU", "ELU")},
     **{name: Names(_kept_part, _dropped_part) for name in ("Dropout", "Dropout2d", "Dropout3d")},
     **{f"{kind}Pool{dims}d": _pool(f"{kind}Pool{dims}d") for kind in ("Avg", "Max") for dims in (1, 2, 3)},
     "GELU": _renamed("approx"),
     "LeakyReLU": _renamed("negative_slope"),
 }
-# Their arrays have no place in their twins.
-_WITHOUT = ("QQLinear", "SinusoidalPositionalEncoding")
+# Their arrays have no place in their twins, or for the last is their division not to be told from them.
+_WITHOUT = ("QQLinear", "SinusoidalPositionalEncoding", "FullyShardedModule")
 # These are mlx-lm's, in this file of its tuner.
 _TUNER = {"DoRAEmbedding": "dora", "DoRALinear": "dora", "LoRAEmbedding": "lora", "LoRALinear": "lora"}
 # Where there is no array, these have None, and others nothing.
@@ -88,7 +99,7 @@ def mlx_class(kind: type) -> Any:
     Those of adapters are mlx-lm's, where it is installed.
     """
     name = kind.__name__
-    known = name in nn.__all__ and name not in _WITHOUT and getattr(nn, name) is kind
+    known = name in nn.__all__ and name not in (*_WITHOUT, *_SHARDED) and getattr(nn, name) is kind
     if known and name in _TUNER:
         return tuner_class(name)
     return getattr(mlx.nn, name, None) if known else None
@@ -170,5 +181,5 @@ def native(node: Wrapped) -> Module | None:
     if any(type(value) is Kept for value in (*static.values(), *given.values())):
         return None
     frozen = frozenset([each for each in metadata.frozen if each.split(".")[0] in definition.parameters])
-    new = Metadata({key: static[key] for key in definition.static}, metadata.training, frozen, metadata.ties)
+    new = Metadata({key: static[key] for key in definition.static}, metadata.training, frozen, metadata.ties, metadata.shards)
     return definition.assemble(new, [given.get(key) for key in definition.children])  # type: ignore[no-any-return]

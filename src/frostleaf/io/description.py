@@ -246,6 +246,8 @@ class _Writer:
             facts += [Fact(name, "frozen", ", ".join(sorted(metadata.frozen)))] * bool(metadata.frozen)
             ties = ", ".join(f"{keystr(target)} to {keystr(source)}" for target, source in metadata.ties)
             facts += [Fact(name, "tied", ties)] * bool(ties)
+            shards = ", ".join(f"{keystr(path)} as {shard}" for path, shard in metadata.shards)
+            facts += [Fact(name, "shards", shards)] * bool(shards)
             prefix = f"{name}." if name else ""
             return facts + [
                 Fact(prefix + field, "static", self._static(prefix + field, value)) for field, value in metadata.static.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import mlx.core as mx
 from ..core.structure import Flat, Structure, flat_of, require_numbers, unflatten
 from ..core.words import describe, function_name, level_of_caller, listed
 from ..transforms.binding import unbind
+from ..transforms.collectives import tokens, unchanged_tokens
 from ..transforms.context import override, setting
 from ..transforms.random import saved_state, unchanged_state
 from ..transforms.stateful import records
@@ -138,6 +140,10 @@ _DRAWS = (
     "{fn} draws random numbers from mx.random, which would be the same in each call of the exported function. Pass a key: take "
     "it as an argument, and draw inside `with fl.rng(key):`. Or turn dropout off with model.eval()"
 )
+_EXCHANGES = (
+    "{fn} exchanges arrays with other processes, which a file can't hold: export what one process computes, of a model made whole "
+    "by fl.distributed.gather(model)"
+)
 _UNCOMPARED = (
     "a call of the exported function will not notice if {places} is another object of its class, which doesn't say when two "
     "are equal. Make it a frozen dataclass, or give it an __eq__"
@@ -172,17 +178,20 @@ class Exporter:
 
         Raises:
             TypeError: If the arguments or the result can't be described.
-            ValueError: If two arrays would have the same name, or random numbers are drawn.
+            ValueError: If two arrays would have the same name, random numbers are drawn, or arrays are exchanged
+                with other processes.
         """
         given = [flat_of(tree) for tree in example_trees]
         for flat in given:
             require_numbers(flat)
         signature = signature_of(self._fn, example_trees, given, self._shapeless)
-        before = saved_state()
-        with unchanged_state():
+        before, order = saved_state(), tokens()
+        with unchanged_state(), unchanged_tokens():
             result = self._call(given, _leaves(given))
             if not mx.array_equal(before, saved_state()):
                 raise ValueError(_DRAWS.format(fn=function_name(self._fn)))
+            if any(map(operator.is_not, order, tokens())):
+                raise ValueError(_EXCHANGES.format(fn=function_name(self._fn)))
             if self._shapeless:
                 signature = signature._replace(least=self._checks(signature, given).least())
         if signature.unknown:
@@ -225,7 +234,7 @@ class Exporter:
 
     def _run(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
         """Call the function with other arrays in the arguments, which need not have values."""
-        with unchanged_state(), explained("fl.export_function", self._fn):
+        with unchanged_state(), unchanged_tokens(), explained("fl.export_function", self._fn):
             return self._call(given, arrays)
 
     def _call(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:

@@ -22,7 +22,7 @@ from .initial import normal, uniform
 _MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
 
 
-class _Quantized(Module):
+class Quantized(Module):
     """Hold a weight that is quantized for good."""
 
     weight: mx.array = buffer()
@@ -34,7 +34,7 @@ class _Quantized(Module):
 
     def _quantizing(self, layer: Any, frozen: frozenset[str] = frozenset(), **others: Any) -> Self:
         """Return this layer with the weight of another, quantized, and in the training or evaluation mode of the other."""
-        weight, scales, biases = _quantized(layer.weight, self.group_size, self.bits, self.mode)
+        weight, scales, biases = quantized(layer.weight, self.group_size, self.bits, self.mode)
         arrays = {"weight": weight, "scales": scales, "biases": biases, **others}
         return evolve(self, arrays, training=layer.training, frozen=frozen)
 
@@ -51,7 +51,7 @@ class _Quantized(Module):
             raise misfit(self, f"[..., {dims}]", x, error) from error
 
 
-class QuantizedLinear(_Quantized):
+class QuantizedLinear(Quantized):
     r"""Compute an affine function of the last axis with a quantized weight: :math:`y = x \hat W^\top + b`.
 
     Each row of the weight is divided into groups of neighbours. In mode ``"affine"`` a number is
@@ -120,10 +120,10 @@ class QuantizedLinear(_Quantized):
     ) -> None:
         input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
         dtype = layer_dtype(dtype)
-        self.group_size, self.bits = _settings(self, group_size, bits, mode)
+        self.group_size, self.bits = settings(self, group_size, bits, mode)
         self.mode = mode
         weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
-        self.weight, self.scales, self.biases = _quantized(weight, self.group_size, self.bits, mode)
+        self.weight, self.scales, self.biases = quantized(weight, self.group_size, self.bits, mode)
         self.bias = mx.zeros((output_dims,), dtype) if bias else None
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -149,13 +149,13 @@ class QuantizedLinear(_Quantized):
         """
         linear: Any = linear_layer
         output_dims, input_dims = _matrix(cls, linear).shape
-        layer = cls(input_dims, output_dims, False, group_size, bits, mode, **_undrawn())
+        layer = cls(input_dims, output_dims, False, group_size, bits, mode, **undrawn())
         bias = getattr(linear, "bias", None)
         frozen = bias is not None and metadata_of(linear).freezes(("bias",))
         return layer._quantizing(linear, frozenset({"bias"} if frozen else ()), bias=bias)
 
 
-class QuantizedEmbedding(_Quantized):
+class QuantizedEmbedding(Quantized):
     r"""Look up one row of a quantized weight for each integer of the input: :math:`y_{i} = \hat W_{x_i}`.
 
     The weight is quantized as in :class:`QuantizedLinear` and not trained. Built alone, the layer draws it as
@@ -203,12 +203,12 @@ class QuantizedEmbedding(_Quantized):
         key: mx.array | None = None,
     ) -> None:
         dtype = layer_dtype(dtype)
-        self.group_size, self.bits = _settings(self, group_size, bits, mode)
+        self.group_size, self.bits = settings(self, group_size, bits, mode)
         self.mode = mode
         self.num_embeddings = size(self, "num_embeddings", num_embeddings)
         self.dims = size(self, "dims", dims)
         weight = normal(math.sqrt(1 / self.dims), (self.num_embeddings, self.dims), dtype, key)
-        self.weight, self.scales, self.biases = _quantized(weight, self.group_size, self.bits, mode)
+        self.weight, self.scales, self.biases = quantized(weight, self.group_size, self.bits, mode)
 
     def __call__(self, x: mx.array) -> mx.array:
         lead = lookup(self, self.weight, x).shape[:-1]
@@ -259,7 +259,7 @@ class QuantizedEmbedding(_Quantized):
         """
         embedding: Any = embedding_layer
         num_embeddings, dims = _matrix(cls, embedding).shape
-        return cls(num_embeddings, dims, group_size, bits, mode, **_undrawn())._quantizing(embedding)
+        return cls(num_embeddings, dims, group_size, bits, mode, **undrawn())._quantizing(embedding)
 
 
 class QQLinear(Module):
@@ -322,13 +322,13 @@ class QQLinear(Module):
     ) -> None:
         input_dims, output_dims = size(self, "input_dims", input_dims), size(self, "output_dims", output_dims)
         dtype = layer_dtype(dtype)
-        self.group_size, self.bits = _settings(self, group_size, bits, mode)
+        self.group_size, self.bits = settings(self, group_size, bits, mode)
         if mode not in ("nvfp4", "mxfp8"):
             raise ValueError(f"Quantized activations are only supported for 'nvfp4' and 'mxfp8' modes, got {describe(mode)}.")
         self.mode = mode
         self.weight = uniform(math.sqrt(1 / input_dims), (output_dims, input_dims), dtype, key)
         self.scales = None
-        _quantized(self.weight, self.group_size, self.bits, mode)  # raises now if it can't be; nothing is computed
+        quantized(self.weight, self.group_size, self.bits, mode)  # raises now if it can't be; nothing is computed
 
     def __call__(self, x: mx.array) -> mx.array:
         dims = self.weight.shape[-1] if self.scales is None else self.scales.shape[-1] * self.group_size
@@ -349,7 +349,7 @@ class QQLinear(Module):
         """
         if self.scales is not None:
             return self
-        weight, scales, _ = _quantized(self.weight, self.group_size, self.bits, self.mode)
+        weight, scales, _ = quantized(self.weight, self.group_size, self.bits, self.mode)
         return evolve(self, {"weight": weight, "scales": scales})
 
     @returns_copy("layer = layer.{name}()")
@@ -390,7 +390,7 @@ class QQLinear(Module):
         """
         linear: Any = linear_layer
         output_dims, input_dims = _matrix(cls, linear).shape
-        layer = cls(input_dims, output_dims, group_size, bits, mode, **_undrawn())
+        layer = cls(input_dims, output_dims, group_size, bits, mode, **undrawn())
         if getattr(linear, "bias", None) is not None:
             advice = "Give it a Linear without: Linear(..., bias=False), or linear.replace(bias=None)"
             raise NotImplementedError(f"QQLinear does not support bias yet. {advice}.")
@@ -398,7 +398,7 @@ class QQLinear(Module):
         return evolve(layer, {"weight": linear.weight}, frozen=frozen).train(linear.training)
 
 
-def _settings(layer: Module, group_size: int | None, bits: int | None, mode: str) -> tuple[int, int]:
+def settings(layer: Module, group_size: int | None, bits: int | None, mode: str) -> tuple[int, int]:
     if not isinstance(mode, str) or mode not in _MODES:
         raise ValueError(f"Invalid quantization mode {mode!r}. Valid modes are: {', '.join(_MODES)}.")
     default_size, default_bits = _MODES[mode]
@@ -412,10 +412,14 @@ def _matrix(cls: type[Module], layer: Any) -> mx.array:
         wanted = "a frostleaf module that has a floating-point weight of two axes"
         held = "" if weight is None else f", whose weight is {describe(weight)}"
         raise ValueError(f"{cls.__name__} is made of {wanted}, and was given {describe(layer)}{held}")
+    if metadata_of(layer).shards:
+        raise ValueError(
+            f"{cls.__name__} is made of a whole layer, and was given shards of one: quantize it before it is divided"
+        )
     return weight
 
 
-def _quantized(weight: mx.array, group_size: int, bits: int, mode: str) -> tuple[mx.array, mx.array, mx.array | None]:
+def quantized(weight: mx.array, group_size: int, bits: int, mode: str) -> tuple[mx.array, mx.array, mx.array | None]:
     if weight.dtype == mx.float64:  # MLX would refuse it too, but only when the numbers are needed
         advice = "Make the layer in mx.float32, mx.float16 or mx.bfloat16, or cast it first"
         raise ValueError(f"MLX does not quantize numbers in mx.float64. {advice}.")
@@ -423,6 +427,6 @@ def _quantized(weight: mx.array, group_size: int, bits: int, mode: str) -> tuple
     return codes, scales, biases[0] if biases else None
 
 
-def _undrawn() -> dict[str, Any]:
+def undrawn() -> dict[str, Any]:
     """Return options for a layer whose numbers are replaced before they are computed: ``mx.random``'s state is not used."""
     return {"dtype": mx.float32, "key": mx.random.key(0)}

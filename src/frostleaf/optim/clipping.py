@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -14,6 +16,8 @@ from ..core.dropped import returns_copy
 from ..core.fields import static
 from ..core.words import describe
 from ..display.text import text
+from ..nn.shards import Groups, groups_of
+from ..transforms.collectives import all_sum
 from ..tree.functions import flatten, unflatten
 
 T = TypeVar("T")
@@ -67,7 +71,8 @@ def clip_grad_norm(grads: T, max_norm: float) -> tuple[T, mx.array]:
         \lVert g \rVert = \sqrt{\textstyle\sum_i \lVert g_i \rVert^2}
 
     over all gradients :math:`g_i` together, as ``mlx.optimizers.clip_grad_norm`` computes it. For a training loop that watches
-    the norm; :func:`clip_by_global_norm` is the same as a part of an optimizer.
+    the norm; :func:`clip_by_global_norm` is the same as a part of an optimizer. If modules in the gradients hold shards of
+    larger arrays, the squares of these are added up over the ranks that hold them, and all ranks have the same norm.
 
     Args:
         grads: Gradients as :func:`frostleaf.grad` returns them, or any tree of arrays. What is ``None`` stays so.
@@ -84,10 +89,35 @@ def clip_grad_norm(grads: T, max_norm: float) -> tuple[T, mx.array]:
     >>> grads["w"].round(4), grads["b"], norm
     (array([0.6, 0.8], dtype=float32), None, array(5, dtype=float32))
     """
-    limit = _limit(max_norm, "max_norm", "clip_grad_norm")
+    return clipped(grads, require_limit(max_norm, "max_norm", "clip_grad_norm"))
+
+
+def clipped(grads: T, limit: float, untold: Groups = ()) -> tuple[T, mx.array]:
+    """As :func:`clip_grad_norm`.
+
+    Args:
+        grads: The gradients.
+        limit: The norm.
+        untold: The groups among which arrays are divided of which nothing is told.
+    """
     leaves, structure = flatten(grads)
-    clipped, norm = mlx.optimizers.clip_grad_norm(leaves, limit)  # type: ignore[no-untyped-call]
-    return unflatten(structure, clipped), norm
+    divided = [untold if groups is None else groups for groups in groups_of(grads)]
+    if not any(divided):
+        new, norm = mlx.optimizers.clip_grad_norm(leaves, limit)  # type: ignore[no-untyped-call]
+        return unflatten(structure, new), norm
+    sums: dict[Groups, Any] = {}
+    for leaf, groups in zip(leaves, divided, strict=True):
+        wide = leaf.astype(mx.float32) if leaf.dtype == mx.float16 else leaf  # as MLX does; the squares may overflow
+        sums[groups] = sums.get(groups, 0.0) + wide.square().sum()
+    norm = mx.sqrt(functools.reduce(operator.add, [_over(groups, squares) for groups, squares in sums.items()]))
+    scale = mx.minimum(limit / (norm + 1e-6), 1.0)
+    return unflatten(structure, [(leaf * scale).astype(leaf.dtype) for leaf in leaves]), norm
+
+
+def _over(groups: Groups, squares: mx.array) -> mx.array:
+    for group in groups:
+        squares = all_sum(squares, group)
+    return squares
 
 
 def clip_by_global_norm(max_norm: float) -> ClipByGlobalNorm:
@@ -96,8 +126,8 @@ def clip_by_global_norm(max_norm: float) -> ClipByGlobalNorm:
     .. math:: g \leftarrow g \min\left(1, \frac{c}{\lVert g \rVert + 10^{-6}}\right), \qquad
         \lVert g \rVert = \sqrt{\textstyle\sum_i \lVert g_i \rVert^2}
 
-    over all gradients :math:`g_i` together, as ``mlx.optimizers.clip_grad_norm`` computes it. Pascanu et al., `On the
-    difficulty of training recurrent neural networks <https://arxiv.org/abs/1211.5063>`_.
+    over all gradients :math:`g_i` together, those of shards on all ranks, as :func:`clip_grad_norm` computes it. Pascanu et
+    al., `On the difficulty of training recurrent neural networks <https://arxiv.org/abs/1211.5063>`_.
 
     Args:
         max_norm: :math:`c`.
@@ -111,7 +141,7 @@ def clip_by_global_norm(max_norm: float) -> ClipByGlobalNorm:
     >>> opt.update(w, mx.array([3.0, 4.0]), opt.init(w))[0].round(4)
     array([-0.6, -0.8], dtype=float32)
     """
-    return ClipByGlobalNorm(_limit(max_norm, "max_norm", "clip_by_global_norm"))
+    return ClipByGlobalNorm(require_limit(max_norm, "max_norm", "clip_by_global_norm"))
 
 
 def clip_by_value(max_value: float) -> ClipByValue:
@@ -129,10 +159,15 @@ def clip_by_value(max_value: float) -> ClipByValue:
     >>> opt.update(w, mx.array([3.0, -0.5]), opt.init(w))[0]
     array([-1, 0.5], dtype=float32)
     """
-    return ClipByValue(_limit(max_value, "max_value", "clip_by_value"))
+    return ClipByValue(require_limit(max_value, "max_value", "clip_by_value"))
 
 
-def _limit(given: Any, name: str, function: str) -> float:
+def require_limit(given: Any, name: str, function: str) -> float:
+    """Return a limit as a float.
+
+    Raises:
+        ValueError: If it is not a number, or negative.
+    """
     if not isinstance(given, int | float) or isinstance(given, bool) or not given >= 0 or math.isnan(given):
         raise ValueError(f"{name} of {function} is a number, 0 or more, and was given as {describe(given)}")
     return float(given)

@@ -22,7 +22,7 @@ from ..display.text import text
 from ..edits.freezing import unfrozen
 from ..module import Module
 from .last import Last
-from .parameters import Parameters, parameters_of, with_gradients, with_parameters
+from .parameters import Parameters, parameters_of, telling, with_gradients, with_parameters
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -198,7 +198,8 @@ class Optimizer(Node):
         parameters = parameters_of(model, last)
         self._require_match(parameters, state, "update")
         parameters, gradients = with_gradients(parameters, grads)
-        new, after = self._update(parameters, gradients, state)
+        with telling(parameters):
+            new, after = self._update(parameters, gradients, state)
         return with_parameters(parameters, new, last, state), after
 
     @returns_copy("state = opt.{name}(state, model)")

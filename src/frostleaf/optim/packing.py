@@ -13,6 +13,7 @@ from ..core.structure import Structure
 from ..core.words import describe, dtype_name
 from ..edits.freezing import trainable
 from ..module import Module
+from ..nn.shards import shards_in
 from ..tree.functions import flatten, unflatten
 from ..tree.vectors import concatenate, split
 
@@ -94,6 +95,8 @@ def pack(tree: T, max_size: int = 4096) -> Packed[T]:
     Inside the step, and anywhere else, ``packed.unpack()`` is the model. Differentiate with respect to that rather than to the
     packed tree: the gradient of taking a vector apart is slow. :func:`flatten` makes the optimizer for a packed model.
 
+    Shards of larger arrays (see :func:`frostleaf.distributed.shard`) are not packed.
+
     Args:
         tree: A module, or any tree of arrays; a packed tree is returned as it is.
         max_size: Trainable arrays of more elements are not packed: copying them would take longer than handing them over.
@@ -118,8 +121,8 @@ def pack(tree: T, max_size: int = 4096) -> Packed[T]:
         return tree
     leaves, structure = flatten(tree)
     places = [
-        REST if not trains else LARGE if leaf.size > max_size else dtype_name(leaf.dtype)
-        for leaf, trains in zip(leaves, trainable(tree), strict=True)
+        REST if not trains else LARGE if leaf.size > max_size or shards else dtype_name(leaf.dtype)
+        for leaf, trains, shards in zip(leaves, trainable(tree), shards_in(structure), strict=True)
     ]
     layout = _Layout(structure, tuple(places), tuple([leaf.shape for leaf in leaves]))
     groups = layout.by_place(leaves)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import compress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -18,6 +19,8 @@ from ..core.sharing import with_leaves, with_leaves_late
 from ..core.structure import Flat, Kind, Signature, Structure, flat_of
 from ..core.words import describe
 from ..edits.freezing import gradient_structure, trainable_leaves, trained_of
+from ..nn.shards import groups_by_name, told
+from ..transforms.context import setting
 from ..tree.functions import flatten
 from ..tree.prefixes import flatten_up_to
 from ..tree.selecting import Where, mask
@@ -193,6 +196,20 @@ def pack_gradients(packed: Packed[Any], gradients: Sequence[Any]) -> dict[str, m
                 raise ValueError(MIXED.format(dtype=place, **first, path=name, other=array.dtype))
     vectors = {f"vectors.{place}": concatenate(arrays[place]) for place in packed.vectors}
     return {**vectors, **{f"{LARGE}.{number}": array for number, array in enumerate(arrays[LARGE])}}
+
+
+def telling(parameters: Parameters) -> AbstractContextManager[Any]:
+    """Tell what is called inside a ``with`` block which of the arrays of these names are shards of larger ones."""
+    model = parameters.model
+    if not isinstance(model, Packed):
+        groups = groups_by_name((parameters.flat or flat_of(model)).structure)
+    elif groups := groups_by_name(model.layout.structure):
+        large = enumerate(model.layout.by_place(groups.values())[LARGE])  # shards among them
+        groups = {
+            **dict.fromkeys([f"vectors.{place}" for place in model.vectors], ()),
+            **{f"{LARGE}.{at}": each for at, each in large},
+        }
+    return setting(told, groups) if groups else nullcontext()
 
 
 def with_parameters(parameters: Parameters, new: Mapping[str, mx.array], last: Last | None = None, state: Any = None) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.fields import buffer
+from ..nn.shards import groups_of
+from ..transforms.collectives import all_min
 from ..tree.functions import leaves
 from .contents import renewed
 from .optimizer import Optimizer, State, require_optimizer
@@ -85,9 +87,14 @@ def skip_nonfinite(opt: Optimizer) -> SkipNonfinite:
 def all_finite(tree: Any) -> mx.array:
     """Return whether a tree is free of infinities and NaNs, as a boolean array of shape ().
 
+    If modules in it hold shards of larger arrays, whether those of all ranks are, on all ranks.
+
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.optim.all_finite({"a": mx.ones(2), "b": mx.array(1) / 0})
     array(False, dtype=bool)
     """
     found = [mx.isfinite(leaf).all() for leaf in leaves(tree)]
-    return mx.stack(found).all() if found else mx.array(True)
+    finite = mx.stack(found).all() if found else mx.array(True)
+    for group in dict.fromkeys([group for groups in groups_of(tree) for group in groups or ()]):
+        finite = all_min(finite.astype(mx.uint8), group).astype(mx.bool_)
+    return finite

@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..core.shapes import ShapeDtypeStruct, as_array
 from ..tree.functions import flatten, unflatten
 from .binding import REFUSED, raise_with_name, unbind
+from .collectives import restore_tokens, tokens, unchanged_tokens
 from .context import setting
 from .random import unchanged_state
 from .stateful import records
@@ -58,8 +59,9 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     arrays = [as_array(leaf) for leaf in given]
     result: Any = None
 
-    def on_leaves(leaves: list[mx.array]) -> list[mx.array]:
+    def on_leaves(leaves: list[mx.array], order: list[mx.array]) -> list[mx.array]:
         nonlocal result
+        restore_tokens(order)  # which have no values here either
         positional, named = unflatten(structure, leaves)
         with explained("fl.eval_shape", inner):
             made = inner(*positional, **named)
@@ -69,6 +71,6 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
     outer = records.get()
     # What layers record here has no values.
-    with unchanged_state(), setting(records, dict(outer or {})):
-        mx.compile(on_leaves)(arrays)
+    with unchanged_state(), unchanged_tokens(), setting(records, dict(outer or {})):
+        mx.compile(on_leaves)(arrays, tokens())
     return result

@@ -145,7 +145,7 @@ def _recorders_in(spec: Any) -> _Recorders:
         for name, value in metadata.static.items():
             if found := flat_of(value, hidden=True).structure.remember(_recorders):
                 inside[name] = found
-        if kind.__frostleaf__.buffers or hasattr(kind, "__mlx__"):
+        if kind.__frostleaf__.buffers or hasattr(kind, "__mlx__") or getattr(kind, "records_inside", False):
             inside[_ITSELF] = {}
     return inside
 
@@ -330,7 +330,7 @@ def differences(before: Any, after: Any, path: Path) -> Iterator[tuple[Path, Any
     inside: Any = None
     if type(before) is type(after) and isinstance(before, Node):
         own, other = metadata_of(before), metadata_of(after)
-        if (own.training, own.frozen, own.ties) == (other.training, other.frozen, other.ties):
+        if (own.training, own.frozen, own.ties, own.shards) == (other.training, other.frozen, other.ties, other.shards):
             inside = field_values(before), field_values(after)
     elif type(before) is type(after) is tuple and len(before) == len(after):
         inside = dict(enumerate(before)), dict(enumerate(after))

@@ -59,7 +59,7 @@ def allclose(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-8, *, e
 
 @tells_depth
 def diff(before: Any, after: Any, *, values: bool = False) -> Diff:
-    """List where two trees differ: in classes, modes, frozen names, ties, static values, dtypes, shapes or values.
+    """List where two trees differ: in classes, modes, frozen names, ties, shards, static values, dtypes, shapes or values.
 
     Arrays that are the same object are not looked into; others of the same shape and dtype are evaluated.
 
@@ -182,6 +182,8 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
             changes.append(Change(name, "frozen", ours.frozen, theirs.frozen))
         if ours.ties != theirs.ties:
             changes.append(Change(name, "ties", _shown_ties(ours), _shown_ties(theirs)))
+        if ours.shards != theirs.shards:
+            changes.append(Change(name, "shards", _shown_shards(ours), _shown_shards(theirs)))
     if isinstance(left, Mapping) and left.keys() == right.keys() and list(left) != list(right):
         changes.append(Change(name, "order", ", ".join(map(str, left)), ", ".join(map(str, right))))
     tied |= ties_in(left, path) & ties_in(right, path)
@@ -203,6 +205,10 @@ def _mode(metadata: Metadata) -> str:
 
 def _shown_ties(metadata: Metadata) -> frozenset[str]:
     return frozenset(f"{keystr(target)} = {keystr(source)}" for target, source in metadata.ties)
+
+
+def _shown_shards(metadata: Metadata) -> frozenset[str]:
+    return frozenset(f"{keystr(path)}: {shard}" for path, shard in metadata.shards)
 
 
 def _same(left: Any, right: Any) -> bool:

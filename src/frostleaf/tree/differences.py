@@ -11,7 +11,9 @@ from ..core.shown import Shown
 from ..core.words import describe, in_a_line, listed, shape_and_dtype
 from .folding import fold
 
-Kind = Literal["class", "mode", "frozen", "ties", "static", "dtype", "shape", "value", "removed", "added", "type", "order"]
+Kind = Literal[
+    "class", "mode", "frozen", "ties", "shards", "static", "dtype", "shape", "value", "removed", "added", "type", "order"
+]  # fmt: skip
 
 _LINES = 100
 
@@ -22,7 +24,8 @@ class Change(NamedTuple):
     Attributes:
         path: Where it is, as a dotted path.
         kind: What differs: ``"dtype"``, ``"shape"``, ``"value"``, ``"static"``, ``"mode"``, ``"frozen"``, ``"ties"``,
-            ``"class"``, ``"type"``, ``"order"``, or that there is something in one tree only: ``"removed"``, ``"added"``.
+            ``"shards"``, ``"class"``, ``"type"``, ``"order"``, or that there is something in one tree only: ``"removed"``,
+            ``"added"``.
         before, after: What each tree has there.
         norm: The Euclidean norm of ``after - before``, where it was asked for, of arrays of one shape. Otherwise ``None``.
         relative: The same divided by the norm of ``before``; ``inf`` where that is 0.
@@ -138,7 +141,7 @@ def _shown(change: Change, whole: bool = True) -> tuple[str, str]:
     before, after = change.before, change.after
     if not whole and change.kind in ("dtype", "value") and isinstance(before, LEAF) and isinstance(after, LEAF):
         return _any_shape(before), _any_shape(after)
-    if change.kind in ("frozen", "ties"):
+    if change.kind in ("frozen", "ties", "shards"):
         return _names(before), _names(after)
     return describe(before), describe(after)
 

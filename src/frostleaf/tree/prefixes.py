@@ -183,4 +183,5 @@ def _definition(value: Any, node: Any) -> str:
     said += [f"with {listed(sorted(metadata.frozen))} frozen"] * bool(metadata.frozen)
     ties = listed(f"{keystr(target)} tied to {keystr(source)}" for target, source in metadata.ties)
     said += [f"with {ties}"] * bool(ties)
+    said += [f"with shards of {listed(keystr(path) for path, _ in metadata.shards)}"] * bool(metadata.shards)
     return f"{name} ({', '.join(said)})" if said else name

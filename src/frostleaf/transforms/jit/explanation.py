@@ -114,7 +114,7 @@ def _seen(spec: Any, known: dict[Metadata, Metadata]) -> Any:
                 name: unflatten(remembered(flat_of(each, hidden=True).structure), iter(()))
                 for name, each in metadata.static.items()
             }
-            known[metadata] = Metadata(static, metadata.training, metadata.frozen, metadata.ties)
+            known[metadata] = Metadata(static, metadata.training, metadata.frozen, metadata.ties, metadata.shards)
         metadata = known[metadata]
     return kind, metadata, specs if isinstance(specs, int) else tuple([_seen(each, known) for each in specs])
 

@@ -14,13 +14,16 @@ from ...core.containers import is_hashable
 from ...core.definition import Node
 from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
+from ..collectives import restore_tokens, tokens
 from ..context import appended, context, override
+from ..group import in_use
+from ..peers import require_peers
 from ..random import require_own_state, restore_state, saved_state
 from ..without_values import explained
 from .arguments import require_no_arrays, require_unchanging
 from .captured import require_visible
 from .changes import Arguments
-from .compiled import Dropped, Shell, dropped
+from .compiled import Dropped, Shell, changed, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, put_back
 from .retraces import Threads
@@ -78,7 +81,7 @@ class Program:
             return out.leaves, weakened(out.structure, lent.result)
 
         def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
-            begun = saved_state()
+            begun = [saved_state(), *tokens()]
             arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
             inputs, rest = Inputs(leaves), iter(leaves)
             present = present_structures()
@@ -87,7 +90,7 @@ class Program:
             with standing_for_given(leaves):
                 result = call(values)
             out = flat_of(result, hidden=True)
-            require_visible("fl.jit", function_name(fn), out.structure, [*leaves, begun])
+            require_visible("fl.jit", function_name(fn), out.structure, [*leaves, *begun])
             given = [
                 (keystr((name, *path)), value)
                 for name, structure in zip(arguments, present, strict=True)
@@ -103,9 +106,10 @@ class Program:
             else:
                 spec, static = out.structure.spec, _own
             kept = weakened(spec, lent.result)
+            exchanged = bool(changed(tokens(), begun))
             computed, origins = inputs.separate(out.leaves)
             traced = Traced(names, tuple(map(remembered, present)), arrays, context.get().dtype)
-            return computed, _Result(kept, kept is not spec, origins, static, traced)
+            return computed, _Result(kept, kept is not spec, origins, exchanged, static, traced)
 
         Shell.forget_retired()
         self._serving = Serving(on_other_leaves) if shapeless else None
@@ -124,12 +128,13 @@ class Program:
     def __call__(self, given: list[mx.array], key: Sequence[Any]) -> Any:
         """Return the result for the arrays of a call, and its key, which has the structures of its arguments."""
         state = saved_state()
+        carried = [state, *tokens()] if in_use else state
         weak = self._weak_parts
         if weak:
             present = self._present(key)
             _calls.structures.append(present)
         try:
-            outputs, result, drawn = self._compute(given, state)
+            outputs, result, drawn = self._compute(given, carried)
         except ValueError as error:
             why = reason(error) if self._serving is not None else None
             if why is None:
@@ -139,8 +144,7 @@ class Program:
             if weak:
                 _calls.structures.pop()
         if drawn:
-            require_own_state()
-            restore_state(drawn[0])
+            _hand_on(drawn, result.exchanged)
         traced = result.traced
         if traced is not None:
             self._note(traced, result)
@@ -152,14 +156,15 @@ class Program:
             self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
         return out
 
-    def _compute(self, given: list[mx.array], state: mx.array) -> Any:
+    def _compute(self, given: list[mx.array], carried: mx.array | list[mx.array]) -> Any:
         try:
-            return self._compiled(given, state)
+            return self._compiled(given, carried)
         except ValueError as error:
             if "uncaptured inputs" not in str(error):  # as MLX words it
                 raise
             # The function also reads one of its arguments from outside, and MLX can't tell the constant from the argument.
-            return self._compiled([mx.contiguous(array) for array in given], mx.contiguous(state))
+            also = [mx.contiguous(each) for each in carried] if isinstance(carried, list) else mx.contiguous(carried)
+            return self._compiled([mx.contiguous(array) for array in given], also)
 
     @property
     def is_shapeless(self) -> bool:
@@ -237,6 +242,7 @@ class _Result:
         spec: The spec of the result, as in :class:`~frostleaf.core.structure.Structure`.
         is_weak: Whether it has weak forms in it, of what the arguments have.
         origins: Which of its leaves are arguments passed through.
+        exchanged: Whether arrays are exchanged with other processes.
         static: Makes the static values of each call: copies, where a caller could change them. ``None`` if no caller could.
         traced: What the function was traced for, then that this has been noted, until the trace is used again.
     """
@@ -244,8 +250,19 @@ class _Result:
     spec: Any
     is_weak: bool
     origins: Origins
+    exchanged: bool
     static: Callable[[Any], Any] | None
     traced: Traced | Literal["noted"] | None
+
+
+def _hand_on(drawn: list[mx.array], exchanged: bool) -> None:
+    """Go on from the random state and the token that a call leaves behind, of those that it changes."""
+    if exchanged:
+        require_peers()
+        restore_tokens([drawn.pop()])
+    if drawn:
+        require_own_state()
+        restore_state(drawn[0])
 
 
 def _own(value: Any) -> Any:

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ...core.structure import Structure
 from ...core.words import listed, shape_and_dtype
+from ..collectives import restore_tokens, tokens, unchanged_tokens
 from ..random import restore_state, saved_state, unchanged_state
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -158,18 +159,20 @@ class Serving:
     def _record(self, kinds: Kinds, shapes: Shapes) -> Recorded:
         made: list[Structure] = []
         said: list[dict[str, Any]] = []
+        order = tokens()
 
-        def on_arrays(state: mx.array, *arrays: mx.array) -> list[mx.array]:
-            with unchanged_state():
+        def on_arrays(state: mx.array, *given: mx.array) -> list[mx.array]:
+            with unchanged_state(), unchanged_tokens():
                 restore_state(state)
-                out, structure = self._fn(list(arrays))
-                drawn = saved_state()
+                restore_tokens(list(given[: len(order)]))
+                out, structure = self._fn(list(given[len(order) :]))
+                carried = [saved_state(), *tokens()]
             made.append(structure)
-            return [*out, drawn]
+            return [*out, *carried]
 
         given = [mx.zeros(shape, dtype) for shape, (_, dtype) in zip(shapes, kinds, strict=True)]
         try:
-            mx.export_function(said.append, on_arrays, saved_state(), *given, shapeless=True)
+            mx.export_function(said.append, on_arrays, saved_state(), *order, *given, shapeless=True)
         except ValueError as error:
             if not made:
                 raise

@@ -61,7 +61,8 @@ class WeakMetadata(Metadata):
     __slots__ = ()
 
     def __init__(self, metadata: Metadata, key: Any) -> None:
-        super().__init__(dict.fromkeys(metadata.static), metadata.training, metadata.frozen, metadata.ties)
+        static = dict.fromkeys(metadata.static)
+        super().__init__(static, metadata.training, metadata.frozen, metadata.ties, metadata.shards)
         self._static_key, self._hash = key, hash(metadata)
 
 
@@ -177,7 +178,7 @@ class Given:
             return weak
         item = self._items[_key_of(weak)]
         if isinstance(weak, Metadata) and item != weak:  # the step has changed the mode, or what is frozen
-            return Metadata(item.static, weak.training, weak.frozen, weak.ties)
+            return Metadata(item.static, weak.training, weak.frozen, weak.ties, weak.shards)
         return item
 
 

@@ -1,0 +1,132 @@
+"""What all ranks find out together before they exchange anything: whether they can, and if not, why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import mlx.core as mx
+
+from ..core.shapes import require_no_shapes
+from ..core.structure import Structure
+from ..core.words import describe
+from ..transforms.collectives import all_gather, restore_tokens, tokens, vmap_depth
+from ..transforms.group import Group
+from ..transforms.peers import noticing
+from ..tree.functions import flatten
+
+T = TypeVar("T")
+
+# What each rank is about to give, by name: on all ranks the same.
+Said = Mapping[str, str]
+
+_MOST = 8
+_IN_A_TRACE = "during function transformations"  # as MLX words it
+_NOTHING = "nothing"
+
+
+class Apart(NamedTuple):
+    """A tree of arrays taken apart."""
+
+    leaves: list[mx.array]
+    structure: Structure
+
+
+def taken_apart(name: str, tree: Any, shapes: bool = False) -> tuple[Apart, Said]:
+    """Take a tree of arrays apart, and say the shape and the dtype of each, by its path.
+
+    Args:
+        name: The function that was given it.
+        tree: The tree.
+        shapes: Whether shapes may stand for arrays.
+
+    Raises:
+        TypeError: If they may not, and one does.
+    """
+    leaves, structure = flatten(tree)
+    if not shapes:
+        require_no_shapes(f"fl.distributed.{name}", leaves)
+    paths = structure.leaf_names()
+    return Apart(leaves, structure), {path or "the array": describe(leaf) for path, leaf in zip(paths, leaves, strict=True)}
+
+
+def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
+    """Prepare what is to be exchanged, on all ranks or on none.
+
+    One small exchange tells whether all ranks have said the same. It needs values: while a function is being traced, ranks are
+    not compared, since one may trace what another has traced before.
+
+    Args:
+        name: The function that exchanges it.
+        group: The ranks.
+        prepare: Returns what this rank gives, and what is to be the same on all ranks.
+
+    Raises:
+        ValueError: On every rank, if ``prepare`` fails on one, or they say different things.
+        PeerLostError: If a rank is lost.
+    """
+    if group.size() == 1:
+        return prepare()[0]
+    failed: Exception | None = None
+    said: Said = {}
+    try:
+        made, said = prepare()
+    except (TypeError, ValueError) as error:
+        failed = error
+    text = json.dumps([*said.items()]) if failed is None else str(failed)
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    given = _exchanged(bytes([failed is not None]) + digest, group)
+    if given is not None and (failed is not None or len(set(given)) > 1):
+        texts = _texts(text, group)
+        problems = {rank: text for rank, (mark, text) in enumerate(zip(given, texts, strict=True)) if mark[0]}
+        raise ValueError(_failure(name, problems) if problems else _difference(name, texts)) from failed
+    if failed is not None:
+        raise failed
+    return made
+
+
+def _exchanged(data: bytes, group: Group) -> list[bytes] | None:
+    """Return the data of each rank, all of the same length, or ``None`` while a function is being traced."""
+    if vmap_depth.get():
+        return None
+    before = tokens()
+    gathered = all_gather(mx.array([*data], mx.uint8), group)
+    try:
+        with noticing():
+            mx.eval(gathered)
+    except ValueError as error:
+        if _IN_A_TRACE not in str(error):
+            raise
+        restore_tokens(before)
+        return None
+    whole = bytes(gathered.tolist())  # type: ignore[arg-type]
+    return [whole[start : start + len(data)] for start in range(0, len(whole), len(data))]
+
+
+def _texts(text: str, group: Group) -> list[str]:
+    """Return what each rank says, of any length."""
+    data = text.encode()
+    lengths = [int.from_bytes(each, "big") for each in _exchanged(len(data).to_bytes(8, "big"), group) or ()]
+    texts = _exchanged(data.ljust(max(lengths)), group) or ()
+    return [each[:length].decode() for each, length in zip(texts, lengths, strict=True)]
+
+
+def _failure(name: str, problems: Mapping[int, str]) -> str:
+    rank, problem = next(iter(problems.items()))
+    others = f" (and on {len(problems) - 1} others)" if len(problems) > 1 else ""
+    return f"{name} on rank {rank}{others}: {problem}"
+
+
+def _difference(name: str, texts: list[str]) -> str:
+    by_rank = [dict(json.loads(text)) for text in texts]
+    first = by_rank[0]
+    found: dict[str, str] = {}
+    for rank, said in enumerate(by_rank):
+        for path in {**first, **said}:
+            here, there = first.get(path, _NOTHING), said.get(path, _NOTHING)
+            if here != there:
+                found.setdefault(path, f"{path} is {here} on rank 0 and {there} on rank {rank}")
+    shown = ", ".join([*found.values()][:_MOST]) + ", ..." * (len(found) > _MOST)
+    return f"{name} takes what is alike on all ranks: {shown or 'the order of the paths differs'}"

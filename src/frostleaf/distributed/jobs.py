@@ -1,0 +1,52 @@
+"""The job that this process is one of."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..transforms.collectives import AnyGroup, all_sum
+from ..transforms.group import Group, as_group, world
+from ..transforms.peers import noticing
+
+__all__ = ["Group", "barrier", "init"]
+
+
+def init(strict: bool = False, backend: str = "any") -> Group:
+    """Return the group of all processes of this job, which the first call connects.
+
+    ``mlx.launch`` starts the processes, and tells each which it is; a process that was started otherwise is a group of its own.
+    All calls return the same object, which is a value: see :class:`Group`. Functions that take a ``group`` use it for ``None``,
+    and take groups of ``mx.distributed`` too.
+
+    Args:
+        strict: Whether it is an error if no backend finds a job to connect to. Default: ``False``.
+        backend: ``"ring"``, ``"mpi"``, ``"nccl"``, ``"jaccl"``, or ``"any"`` for the first that works. Default: ``"any"``.
+
+    Raises:
+        RuntimeError: If ``strict`` and there is no such job, or it can't be connected.
+
+    >>> import frostleaf as fl
+    >>> group = fl.distributed.init()
+    >>> group.rank(), group.size(), group is fl.distributed.init()
+    (0, 1, True)
+    """
+    return world(strict, backend)
+
+
+def barrier(group: AnyGroup = None) -> None:
+    """Wait until all ranks are here, and everything that was exchanged before has been.
+
+    Args:
+        group: The ranks. Default: those of the whole job.
+
+    Raises:
+        TypeError: If ``group`` is no group.
+        PeerLostError: If another process is lost.
+
+    >>> import frostleaf as fl
+    >>> fl.distributed.barrier()
+    """
+    group = as_group(group)
+    if group.size() > 1:
+        with noticing():
+            mx.eval(all_sum(mx.array(0, mx.uint8), group))

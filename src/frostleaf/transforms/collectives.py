@@ -1,0 +1,194 @@
+"""Exchanges of arrays between processes, in the order of the program.
+
+MLX's messages carry no tag, and are sent in the order in which arrays happen to be computed. Here each exchange depends on the
+one before it in its thread, so that the order of the program is the order of the exchanges, whatever a process evaluates.
+
+What the next exchange is to depend on is the *token*, an array of one byte. It is computed together with the result of the
+exchange before, and so keeps no array alive once that has been computed. Until then it keeps what that is computed from. An
+exchange reuses the memory of its argument, as without the token; its result is an array whose memory MLX may reuse only after
+a moment. So what is computed of it at once, as an average, stands before the token.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import cast
+
+import mlx.core as mx
+
+from .context import Leaving, Scope
+from .group import Group, as_group, in_use
+from .peers import require_peers
+
+AnyGroup = Group | mx.distributed.Group | None
+Stream = mx.Stream | mx.Device | None
+Exchange = Callable[..., mx.array]
+
+
+# In how many calls of ``vmap`` the function runs whose exchanges are made here.
+vmap_depth: ContextVar[int] = ContextVar("vmap_depth", default=0)
+# Whether ``jvp`` differentiates it.
+in_jvp: ContextVar[bool] = ContextVar("in_jvp", default=False)
+
+
+class _Thread(threading.local):
+    """What belongs to this thread, as arrays do that are not computed yet.
+
+    Attributes:
+        token: What its next exchange depends on. ``None`` before the first.
+    """
+
+    token: mx.array | None = None
+
+
+_thread = _Thread()
+
+
+def tokens() -> list[mx.array]:
+    """Return this thread's token in a list, which is empty as long as no group of several processes is in use."""
+    return [_token()] if in_use else []
+
+
+def restore_tokens(kept: list[mx.array]) -> None:
+    """Make what :func:`tokens` returned this thread's token again."""
+    _thread.token = kept[0] if kept else None
+
+
+def _token() -> mx.array:
+    token = _thread.token
+    if token is None:
+        token = _thread.token = mx.array(0, mx.uint8)
+    return token
+
+
+class unchanged_tokens(Scope):  # noqa: N801
+    """Leave this thread's token as it was before a ``with`` block, in which arrays without values are exchanged."""
+
+    def _enter(self, leaving: Leaving) -> None:
+        leaving().undo = functools.partial(_put_back, _thread.token)
+
+
+def _put_back(token: mx.array | None) -> None:
+    _thread.token = token
+
+
+def all_sum(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
+    """Return the sum of the arrays of all processes, of the same shape and dtype. Cotangents pass through, as in MLX."""
+    return _exchanged(x, group, functools.partial(mx.distributed.all_sum, stream=stream))
+
+
+def all_average(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
+    """Return the average of the arrays of all processes, which have the same shape and dtype, as MLX computes it."""
+
+    def exchange(x: mx.array, group: mx.distributed.Group) -> mx.array:
+        return mx.distributed.all_sum(x, group=group, stream=stream) / group.size()
+
+    return _exchanged(x, group, exchange)
+
+
+def all_max(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
+    """Return the maximum over the arrays of all processes, element by element, a constant for derivatives."""
+    return _exchanged(mx.stop_gradient(x), group, functools.partial(mx.distributed.all_max, stream=stream))
+
+
+def all_min(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
+    """Return the minimum over the arrays of all processes, element by element, a constant for derivatives."""
+    return _exchanged(mx.stop_gradient(x), group, functools.partial(mx.distributed.all_min, stream=stream))
+
+
+def all_gather(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
+    """Return the arrays of all processes one after the other along the first axis, which a scalar gets.
+
+    As in MLX the gradient is this process's part of the cotangent.
+    """
+    x = x if x.ndim else x[None]
+    return _exchanged(x, group, functools.partial(mx.distributed.all_gather, stream=stream))
+
+
+def sum_scatter(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
+    """Return this process's part, along the first axis, of the sum of the arrays of all processes.
+
+    The length of that axis is a multiple of the number of processes. Only NCCL has this in MLX; here it is a sum and a slice.
+    """
+    group = as_group(group)
+    length = x.shape[0] // group.size()
+    part = slice(group.rank() * length, (group.rank() + 1) * length)
+
+    def exchange(x: mx.array, group: mx.distributed.Group) -> mx.array:
+        # A slice alone would keep the memory of the whole.
+        return mx.contiguous(mx.distributed.all_sum(x, group=group, stream=stream)[part])
+
+    return _exchanged(x, group, exchange)
+
+
+def broadcast(x: mx.array, src: int, group: AnyGroup = None, stream: Stream = None) -> mx.array:
+    """Return the array of process ``src``, bit for bit, a constant for derivatives. On all it has the same shape and dtype."""
+    group = as_group(group)
+    if group.size() == 1:
+        return x
+    # A sum of bytes with zeros is exact, and every backend has it.
+    sent = mx.stop_gradient(x).reshape(-1).view(mx.uint8) if group.rank() == src else mx.zeros(x.nbytes, mx.uint8)
+    return all_sum(sent, group, stream).view(x.dtype).reshape(x.shape)
+
+
+def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
+    """Return what ``exchange`` makes of an array, after this thread's exchanges so far and before those to come."""
+    group = as_group(group)
+    if group.size() == 1:
+        return x
+    require_peers()
+    return _at(vmap_depth.get(), x, group, exchange)
+
+
+def _at(depth: int, x: mx.array, group: Group, exchange: Exchange) -> mx.array:
+    """As :func:`_exchanged`, inside so many calls of ``vmap``. MLX has no rules for what puts exchanges in order."""
+    if depth:
+        return cast(mx.array, _for_all(depth, group, exchange)(x))
+    if in_jvp.get():
+        return cast(mx.array, _along(group, exchange)(x))
+    return _ordered(x, group, exchange)
+
+
+def _ordered(x: mx.array, group: Group, exchange: Exchange) -> mx.array:
+    token = _token()
+    result = exchange(mx.depends(x, token), group=group.mlx)
+    # The two are computed together. No derivative follows the token from one exchange to another.
+    ordered: Sequence[mx.array] = mx.depends([result, token], token)
+    _thread.token = mx.stop_gradient(ordered[1])
+    return ordered[0]
+
+
+def _for_all(depth: int, group: Group, exchange: Exchange) -> mx.custom_function:
+    """Return the exchange for one index of a mapped axis, which MLX replaces by one exchange for all of them."""
+
+    @mx.custom_function
+    def for_one(x: mx.array) -> mx.array:
+        return exchange(x, group=group.mlx)
+
+    @for_one.vmap
+    def for_all(x: mx.array, axis: int) -> tuple[mx.array, int]:
+        out = _at(depth - 1, mx.moveaxis(x, axis, -1), group, exchange)
+        return out, out.ndim - 1
+
+    return for_one
+
+
+def _along(group: Group, exchange: Exchange) -> mx.custom_function:
+    """Return the exchange with that of its tangents, in which it is linear."""
+
+    @mx.custom_function
+    def value(x: mx.array) -> mx.array:
+        return _ordered(mx.stop_gradient(x), group, exchange)
+
+    @value.vjp
+    def back(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        return mx.vjp(functools.partial(exchange, group=group.mlx), [x], [cotangent])[1][0]
+
+    @value.jvp
+    def moved(x: mx.array, tangent: mx.array) -> mx.array:
+        return _at(0, tangent, group, exchange)
+
+    return value
