@@ -141,8 +141,8 @@ _DRAWS = (
     "it as an argument, and draw inside `with fl.rng(key):`. Or turn dropout off with model.eval()"
 )
 _EXCHANGES = (
-    "{fn} exchanges arrays with other processes, which a file can't hold: export what one process computes, of a model made whole "
-    "by fl.distributed.gather(model)"
+    "{fn} exchanges arrays with other processes, which a file can't hold: export what one process computes, of a model made "
+    "whole by fl.distributed.gather(model)"
 )
 _UNCOMPARED = (
     "a call of the exported function will not notice if {places} is another object of its class, which doesn't say when two "
