@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -9,7 +10,7 @@ from itertools import accumulate
 import attrs
 import mlx.core as mx
 
-from ..transforms.collectives import all_gather
+from ..transforms.collectives import BUCKET, all_average, all_gather, buckets
 from ..transforms.group import Group
 
 Shape = tuple[int, ...]
@@ -64,12 +65,43 @@ def wholes_of(parts: Sequence[mx.array], shapes: Sequence[Shape], group: Group) 
     wholes = [*parts]
     for places in _together(parts, group.size()):
         together = [parts[place] for place in places]
-        rows = all_gather(mx.concatenate(together) if len(together) > 1 else together[0], group).reshape(group.size(), -1)
-        ends = [*accumulate(part.size for part in together)]
-        for place, columns in zip(places, mx.split(rows, ends[:-1], axis=1) if len(ends) > 1 else [rows], strict=True):
+        rows = all_gather(_end_to_end(together), group).reshape(group.size(), -1)
+        for place, columns in zip(places, _cut(rows, [part.size for part in together]), strict=True):
             size = math.prod(shapes[place])
             wholes[place] = columns.reshape(-1)[:size].reshape(shapes[place])
     return wholes
+
+
+def parts_of_averages(arrays: Sequence[mx.array], divides: Sequence[bool], group: Group) -> list[mx.array]:
+    """Return this rank's part of the average over all ranks of each array that is to be divided, the whole of the others.
+
+    The averages are those of :func:`frostleaf.distributed.average_gradients`, bit for bit: they are sent in the same order.
+    """
+    results = [*arrays]
+    for places in buckets(arrays, BUCKET):
+        sent = [arrays[place].reshape(-1) for place in places]
+        divided = [divides[place] for place in places]
+        take = functools.partial(_taken, lengths=[each.size for each in sent], divided=divided, group=group)
+        row = all_average(_end_to_end(sent), group, take=take)
+        shapes = [part_shape(arrays[at].shape, group.size()) if divides[at] else arrays[at].shape for at in places]
+        for place, part, shape in zip(places, _cut(row, [*map(math.prod, shapes)]), shapes, strict=True):
+            results[place] = part.reshape(shape)
+    return results
+
+
+def _taken(total: mx.array, lengths: Sequence[int], divided: Sequence[bool], group: Group) -> mx.array:
+    """Return this rank's part of each divided array of those that lie end to end, and the others."""
+    arrays = zip(_cut(total, lengths), divided, strict=True)
+    return _end_to_end([part_of(array, group) if divides else array for array, divides in arrays])
+
+
+def _end_to_end(vectors: Sequence[mx.array]) -> mx.array:
+    return mx.concatenate([*vectors]) if len(vectors) > 1 else vectors[0]
+
+
+def _cut(array: mx.array, lengths: Sequence[int]) -> Sequence[mx.array]:
+    """Return the pieces, of some lengths, of the last axis."""
+    return mx.split(array, [*accumulate(lengths)][:-1], axis=-1) if len(lengths) > 1 else [array]
 
 
 def _together(parts: Sequence[mx.array], ranks: int) -> Iterator[list[int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..core.arguments import require_bool
 from ..core.dropped import returns_copy
 from ..core.fields import buffer, static
 from ..core.leaves import kinds_below
@@ -21,7 +22,7 @@ from .contents import renewed, static_in
 from .flattening import Flattened
 from .optimizer import NOT_A_STATE, Optimizer, State, require_optimizer
 from .parameters import Parameters, groups_in, with_alike
-from .parts import Division, part_of, part_shape, wholes_of
+from .parts import Division, part_of, part_shape, parts_of_averages, wholes_of
 from .rule import ELEMENTWISE
 from .wrapper import StatefulWrapper
 
@@ -67,11 +68,12 @@ class Sharded(StatefulWrapper):
     """
 
     group: Group = static()
+    average: bool = static()
 
     __state__ = ShardedState
 
-    def __init__(self, optimizer: Optimizer, group: Group) -> None:
-        self.optimizer, self.group = optimizer, group
+    def __init__(self, optimizer: Optimizer, group: Group, average: bool) -> None:
+        self.optimizer, self.group, self.average = optimizer, group, average
 
     @returns_copy("whole = opt.{name}(state)")
     def gather(self, state: ShardedState) -> Any:
@@ -140,7 +142,7 @@ class Sharded(StatefulWrapper):
     ) -> tuple[dict[str, mx.array], ShardedState]:
         divided = self._divided(parameters)
         parts = self._parts(parameters)
-        of_gradients = self._parts_of(gradients, divided)
+        of_gradients = self._averages(gradients, divided, parameters) if self.average else self._parts_of(gradients, divided)
         if gradients is parameters.alike:
             parts = with_alike(parts, of_gradients)
         with setting(told, self._groups(parameters, divided)):
@@ -189,6 +191,17 @@ class Sharded(StatefulWrapper):
 
     def _parts_of(self, arrays: Mapping[str, mx.array], divided: Collection[str]) -> dict[str, mx.array]:
         return {name: part_of(array, self.group) if name in divided else array for name, array in arrays.items()}
+
+    def _averages(
+        self, gradients: Mapping[str, mx.array], divided: Collection[str], parameters: Parameters
+    ) -> dict[str, mx.array]:
+        """Return this rank's part of the average of each gradient over all ranks. Shards have been averaged already."""
+        if self.group.size() == 1:
+            return dict(gradients)
+        kept = self._kept(parameters)
+        names = [name for name in gradients if name not in kept]
+        parts = parts_of_averages([gradients[name] for name in names], [name in divided for name in names], self.group)
+        return {**gradients, **dict(zip(names, parts, strict=True))}
 
     def _divided(self, parameters: Parameters) -> frozenset[str]:
         """Return the names of the arrays that are divided: all but tiny ones, and those that are shards already."""
@@ -262,7 +275,7 @@ A_RULE = "Train with it what needs it, and shard the rest: fl.optim.multi({{wher
 TWICE = "{given} is sharded already: fl.optim.shard takes an optimizer in which nothing is"
 
 
-def shard(opt: Optimizer, group: Any = None, *, elementwise: bool | None = None) -> Sharded:
+def shard(opt: Optimizer, group: Any = None, *, average: bool = False, elementwise: bool | None = None) -> Sharded:
     r"""Return an optimizer of whose state each of :math:`N` ranks keeps :math:`1 / N`, with the same results.
 
     Each rank updates its part of every parameter, of which it keeps the state, and then all ranks exchange the parts. So the
@@ -271,11 +284,14 @@ def shard(opt: Optimizer, group: Any = None, *, elementwise: bool | None = None)
     are ranks stays whole, as do shards over the same ranks (:func:`frostleaf.distributed.fully_shard`), of which each rank
     keeps the state anyway. Rajbhandari et al., `ZeRO <https://arxiv.org/abs/1910.02054>`_ (stage 1).
 
-    Gradients must be the same on all ranks, so average them first:
-    ``chain(average_gradients, clip_by_global_norm(1.0), shard(AdamW(1e-3)))``. The state of whatever is inside is divided, so
-    ``shard(ema(opt, decay))`` and ``shard(accumulate(opt, n))`` divide averages and sums of gradients too, and give the same
-    numbers as with ``shard`` inside. Clipping by the norm inside adds up the squares of the ranks' parts, in another order than
-    outside.
+    Gradients must be the same on all ranks. Either they are averaged first:
+    ``chain(average_gradients, clip_by_global_norm(1.0), shard(AdamW(1e-3)))``. Or here, with ``average=True``, where each rank
+    keeps its part of each average and drops the rest before the next is computed: a step then peaks lower by nearly the size of
+    the gradients, and what needs averages stands inside: ``shard(chain(clip_by_global_norm(1.0), AdamW(1e-3)), average=True)``.
+
+    The state of whatever is inside is divided: ``shard(ema(opt, decay))`` and ``shard(accumulate(opt, n))`` divide averages and
+    sums of gradients too, and compute the numbers that they do with ``shard`` inside. Clipping by the norm inside adds up the
+    squares of the ranks' parts, in another order than outside.
 
     ``opt.gather(state)`` is the state without sharding, which belongs in a checkpoint, and ``opt.scatter(whole)`` the way back,
     on any number of ranks. With one process all of this exchanges and divides nothing.
@@ -284,6 +300,7 @@ def shard(opt: Optimizer, group: Any = None, *, elementwise: bool | None = None)
         opt: An optimizer whose rules update every number by itself: SGD, RMSprop, Adagrad, AdaDelta, Adam, AdamW, Adamax, Lion,
             in any wrappers. With :func:`flatten` for a packed model.
         group: The ranks. Default: those of the whole job.
+        average: Whether the gradients are each rank's own, and to be averaged over the ranks. Default: ``False``.
         elementwise: Whether all rules and functions inside update every number by itself, for those of your own. Default: known
             for those of MLX and here.
 
@@ -305,4 +322,4 @@ def shard(opt: Optimizer, group: Any = None, *, elementwise: bool | None = None)
             known = ", ".join(sorted(rule.__name__ for rule in ELEMENTWISE))
             advice = (A_RULE if isinstance(first, Optimizer) else A_FUNCTION).format(first=describe(first))
             raise ValueError(NOT_ELEMENTWISE.format(given=describe(opt), first=describe(first), known=known, advice=advice))
-    return Sharded(opt, as_group(group))
+    return Sharded(opt, as_group(group), require_bool("average", average))
