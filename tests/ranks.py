@@ -24,7 +24,7 @@ from typing import Any
 import attrs
 
 TESTS = Path(__file__).parent
-GRACE = 5.0  # seconds for the others once a rank has failed
+GRACE = 5.0  # seconds, for the others once a rank has failed
 PRINTED = 4000
 
 
@@ -64,13 +64,13 @@ def started(script: str | Path, ranks: int, *arguments: str, **environment: str)
         yield found
 
 
-def wait(job: list[Rank], timeout: float) -> list[int | None]:
-    """Wait for a job and return the exit statuses: ``None`` for a rank that did not end, even after another had failed."""
+def wait(job: list[Rank], timeout: float, grace: float = GRACE) -> list[int | None]:
+    """Wait for a job and return the exit statuses: ``None`` for a rank that did not end, even a while after another failed."""
     begun, failed = time.monotonic(), None
     while True:
         statuses, now = [rank.process.poll() for rank in job], time.monotonic()
         failed = failed or (now if any(statuses) else None)
-        late = now > begun + timeout or (failed is not None and now > failed + GRACE)
+        late = now > begun + timeout or (failed is not None and now > failed + grace)
         if None not in statuses or late:
             return statuses
         time.sleep(0.02)

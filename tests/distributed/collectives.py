@@ -146,6 +146,43 @@ def check_checkpoint_communicates_again_in_order():
     assert after[0].item() == EVERY
 
 
+def check_mapped_functions_exchange_once_for_all():
+    many = mx.arange(6.0).reshape(3, 2) + RANK
+    before = collectives.all_sum(mine())
+    for axis in (0, 1):
+        for exchange in (collectives.all_sum, collectives.all_average, collectives.all_max, collectives.all_gather):
+            found = fl.vmap(exchange, axis, axis)(many)
+            after = collectives.all_sum(mine(2.0))
+            if RANK:
+                mx.eval(after)
+            parts = [many[n] for n in range(3)] if axis == 0 else [many[:, n] for n in range(2)]
+            assert fl.tree.equal(found, mx.stack([exchange(part) for part in parts], axis)), (axis, exchange)
+    nested = fl.vmap(fl.vmap(collectives.all_sum))(many)
+    assert fl.tree.equal(nested, collectives.all_sum(many))
+    assert fl.tree.equal(fl.jit(fl.vmap(lambda x: fl.distributed.all_sum({"x": x})))(many)["x"], nested)
+    squared = fl.vmap(fl.grad(lambda x: collectives.all_sum(x * x).sum()))(many)
+    assert fl.tree.equal(squared, 2 * many)
+    assert before.tolist() == [EVERY] * 3
+
+
+def check_tangents_are_exchanged_in_order():
+    x, along = mine(), mine(10.0)
+    for fn in (lambda x: collectives.all_sum(x * x), fl.jit(lambda x: collectives.all_sum(x * x))):
+        value, tangent = fl.jvp(fn, (x,), (along,))
+        after = collectives.all_sum(x)
+        for each in [[after, value, tangent], [tangent, value, after]][RANK % 2]:
+            mx.eval(each)
+        squares = sum((r + 1) ** 2 for r in range(SIZE))
+        assert (value[0].item(), tangent[0].item(), after[0].item()) == (squares, 20 * squares, EVERY)
+    # Cotangents pass through: the gradient of s is 3 x^2, that of s^2 is 6 x^2 s.
+    cubes = sum((r + 1) ** 3 for r in range(SIZE))
+    grad = fl.grad(lambda x: (collectives.all_sum(x**3) ** 2).sum())
+    value, tangent = fl.jvp(grad, (x,), (mx.ones(3),))
+    changes = sum(3 * (r + 1) ** 2 for r in range(SIZE))
+    assert mx.allclose(value, 6 * x**2 * cubes)
+    assert mx.allclose(tangent, 12 * x * cubes + 6 * x**2 * changes)
+
+
 def check_an_exception_leaves_the_order_whole():
     def fails(x):
         collectives.all_sum(x)

@@ -15,4 +15,4 @@ def test_two_ranks():
 @pytest.mark.long
 @pytest.mark.parametrize("count", [3, 4])
 def test_more_ranks(count):
-    ranks.require(CHECKS, count, timeout=120)
+    ranks.require(CHECKS, count, timeout=240)

@@ -206,6 +206,28 @@ def check_ranks_that_look_at_different_results():
     fl.distributed.require_same(model)
 
 
+def check_averages_part_by_part():
+    average = fl.distributed.average_gradients
+    for inner in (optim.AdamW(0.1), optim.accumulate(optim.ema(optim.SGD(0.1, momentum=0.9), 0.5), 2)):
+        opt, plain = optim.shard(inner, average=True), optim.chain(average, inner)
+        for model in (net(), tree()):
+            ours, theirs, state, whole = model, model, opt.init(model), plain.init(model)
+            for step in range(3):
+                grads = gradients_of(model, 10 * step + RANK)
+                ours, state = opt.update(ours, grads, state)
+                theirs, whole = plain.update(theirs, grads, whole)
+            require_equal(ours, theirs)
+            require_equal(opt.gather(state), whole)
+    model = net().at("layers.0").apply(lambda layer: fl.distributed.shard_linear(fl.nn.Linear(3, 12), "all-to-sharded"))
+    grads = gradients_of(model, RANK)
+    opt, plain = optim.shard(optim.AdamW(0.1), average=True), optim.chain(average, optim.AdamW(0.1))
+    require_equal(opt.update(model, grads, opt.init(model))[0], plain.update(model, grads, plain.init(model))[0])
+    packed, grads = optim.pack(net(), 12), gradients_of(net(), RANK)
+    flat = optim.flatten(optim.AdamW(0.1), max_size=12)
+    opt, plain = optim.shard(flat, average=True), optim.chain(average, flat)
+    require_equal(opt.update(packed, grads, opt.init(packed))[0], plain.update(packed, grads, plain.init(packed))[0])
+
+
 def check_adapting():
     opt, model = optim.shard(optim.AdamW(0.1)), net()
     _, state = steps(opt, model)

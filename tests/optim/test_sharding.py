@@ -23,10 +23,11 @@ def test_more_ranks(count):
     ranks.require(SCRIPT, count, timeout=120)
 
 
+@pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("name", NEUTRAL)
-def test_one_process_divides_nothing(name):
+def test_one_process_divides_nothing(name, average):
     model, plain = fl.nn.Linear(3, 2, key=mx.random.key(0)), stack((name,), optim.AdamW(0.1))
-    opt = optim.shard(plain)
+    opt = optim.shard(plain, average=average)
     (ours, state), (theirs, whole) = trained(opt, model), trained(plain, model)
     assert fl.tree.equal(ours, theirs)
     assert fl.tree.equal(state.inner, whole)

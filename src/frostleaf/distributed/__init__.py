@@ -7,6 +7,7 @@ from ..core.lazy import lazily
 if TYPE_CHECKING:
     from .averaging import average_gradients
     from .clipping import clip_grad_norm_sharded
+    from .evaluation import PeerLostError, eval
     from .jobs import Group, barrier, init
     from .reducing import all_max, all_min, all_sum
     from .sending import broadcast, require_same
@@ -18,6 +19,7 @@ else:
         {
             "averaging": "average_gradients",
             "clipping": "clip_grad_norm_sharded",
+            "evaluation": "PeerLostError eval",
             "jobs": "Group barrier init",
             "reducing": "all_max all_min all_sum",
             "sending": "broadcast require_same",
@@ -27,8 +29,9 @@ else:
     )
 
 __all__ = [
-    "Group", "all_max", "all_min", "all_sum", "average_gradients", "barrier", "broadcast", "clip_grad_norm_sharded",
-    "fully_shard", "gather", "init", "local_key", "require_same", "shard", "shard_batch", "shard_linear",
+    "Group", "PeerLostError", "all_max", "all_min", "all_sum", "average_gradients", "barrier", "broadcast",
+    "clip_grad_norm_sharded", "eval", "fully_shard", "gather", "init", "local_key", "require_same", "shard", "shard_batch",
+    "shard_linear",
 ]  # fmt: skip
 
 

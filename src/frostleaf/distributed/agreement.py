@@ -12,8 +12,9 @@ import mlx.core as mx
 from ..core.shapes import require_no_shapes
 from ..core.structure import Structure
 from ..core.words import describe
-from ..transforms.collectives import all_gather, restore_tokens, tokens
+from ..transforms.collectives import all_gather, restore_tokens, tokens, vmap_depth
 from ..transforms.group import Group
+from ..transforms.peers import noticing
 from ..tree.functions import flatten
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
 
     Raises:
         ValueError: On every rank, if ``prepare`` fails on one, or they say different things.
+        PeerLostError: If a rank is lost.
     """
     if group.size() == 1:
         return prepare()[0]
@@ -87,10 +89,13 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
 
 def _exchanged(data: bytes, group: Group) -> list[bytes] | None:
     """Return the data of each rank, all of the same length, or ``None`` while a function is being traced."""
+    if vmap_depth.get():
+        return None
     before = tokens()
     gathered = all_gather(mx.array([*data], mx.uint8), group)
     try:
-        mx.eval(gathered)
+        with noticing():
+            mx.eval(gathered)
     except ValueError as error:
         if _IN_A_TRACE not in str(error):
             raise

@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from ..transforms.collectives import AnyGroup, all_sum
 from ..transforms.group import Group, as_group, world
+from ..transforms.peers import noticing
 
 __all__ = ["Group", "barrier", "init"]
 
@@ -40,10 +41,12 @@ def barrier(group: AnyGroup = None) -> None:
 
     Raises:
         TypeError: If ``group`` is no group.
+        PeerLostError: If another process is lost.
 
     >>> import frostleaf as fl
     >>> fl.distributed.barrier()
     """
     group = as_group(group)
     if group.size() > 1:
-        mx.eval(all_sum(mx.array(0, mx.uint8), group))
+        with noticing():
+            mx.eval(all_sum(mx.array(0, mx.uint8), group))

@@ -99,9 +99,9 @@ def _end_to_end(vectors: Sequence[mx.array]) -> mx.array:
     return mx.concatenate([*vectors]) if len(vectors) > 1 else vectors[0]
 
 
-def _cut(array: mx.array, lengths: Sequence[int]) -> Sequence[mx.array]:
+def _cut(array: mx.array, lengths: Sequence[int]) -> list[mx.array]:
     """Return the pieces, of some lengths, of the last axis."""
-    return mx.split(array, [*accumulate(lengths)][:-1], axis=-1) if len(lengths) > 1 else [array]
+    return [*mx.split(array, [*accumulate(lengths)][:-1], axis=-1)] if len(lengths) > 1 else [array]
 
 
 def _together(parts: Sequence[mx.array], ranks: int) -> Iterator[list[int]]:

@@ -14,11 +14,14 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import cast
 
 import mlx.core as mx
 
 from .context import Leaving, Scope
 from .group import Group, as_group, in_use
+from .peers import require_peers
 
 AnyGroup = Group | mx.distributed.Group | None
 Stream = mx.Stream | mx.Device | None
@@ -26,6 +29,12 @@ Exchange = Callable[..., mx.array]
 
 # What is sent in one go, as in mlx.nn.average_gradients.
 BUCKET = 32 * 1024**2
+
+
+# In how many calls of ``vmap`` the function runs whose exchanges are made here.
+vmap_depth: ContextVar[int] = ContextVar("vmap_depth", default=0)
+# Whether ``jvp`` differentiates it.
+in_jvp: ContextVar[bool] = ContextVar("in_jvp", default=False)
 
 
 class _Thread(threading.local):
@@ -156,9 +165,56 @@ def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
     group = as_group(group)
     if group.size() == 1:
         return x
+    require_peers()
+    return _at(vmap_depth.get(), x, group, exchange)
+
+
+def _at(depth: int, x: mx.array, group: Group, exchange: Exchange) -> mx.array:
+    """As :func:`_exchanged`, inside so many calls of ``vmap``. MLX has no rules for what puts exchanges in order."""
+    if depth:
+        return cast(mx.array, _for_all(depth, group, exchange)(x))
+    if in_jvp.get():
+        return cast(mx.array, _along(group, exchange)(x))
+    return _ordered(x, group, exchange)
+
+
+def _ordered(x: mx.array, group: Group, exchange: Exchange) -> mx.array:
     token = _token()
     result = exchange(mx.depends(x, token), group=group.mlx)
     # The two are computed together. No derivative follows the token from one exchange to another.
     ordered: Sequence[mx.array] = mx.depends([result, token], token)
     _thread.token = mx.stop_gradient(ordered[1])
     return ordered[0]
+
+
+def _for_all(depth: int, group: Group, exchange: Exchange) -> mx.custom_function:
+    """Return the exchange for one index of a mapped axis, which MLX replaces by one exchange for all of them."""
+
+    @mx.custom_function
+    def for_one(x: mx.array) -> mx.array:
+        return exchange(x, group=group.mlx)
+
+    @for_one.vmap
+    def for_all(x: mx.array, axis: int) -> tuple[mx.array, int]:
+        out = _at(depth - 1, mx.moveaxis(x, axis, -1), group, exchange)
+        return out, out.ndim - 1
+
+    return for_one
+
+
+def _along(group: Group, exchange: Exchange) -> mx.custom_function:
+    """Return the exchange with that of its tangents, in which it is linear."""
+
+    @mx.custom_function
+    def value(x: mx.array) -> mx.array:
+        return _ordered(mx.stop_gradient(x), group, exchange)
+
+    @value.vjp
+    def back(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        return mx.vjp(functools.partial(exchange, group=group.mlx), [x], [cotangent])[1][0]
+
+    @value.jvp
+    def moved(x: mx.array, tangent: mx.array) -> mx.array:
+        return _at(0, tangent, group, exchange)
+
+    return value

@@ -11,7 +11,8 @@ from ..core.shapes import require_no_shapes
 from ..core.words import describe, function_name, keystr
 from ..tree.functions import flatten, unflatten
 from ..tree.prefixes import argument, broadcast_prefix
-from .context import differentiating
+from .collectives import in_jvp
+from .context import differentiating, setting
 from .gradients import NOTHING_TRAINABLE, Differentiated, found_in, take_apart
 
 
@@ -110,7 +111,8 @@ def jvp(fn: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any])
 
     vectors = [each for tangent in moving for each in tangent if each is not None]
     begun = [leaf for each in moved for leaf in each.trainable_leaves()]
-    moves = differentiating(lambda: mx.jvp(on_leaves, begun, vectors)[1]) if begun else map(mx.zeros_like, on_leaves())
+    with setting(in_jvp, True):
+        moves = differentiating(lambda: mx.jvp(on_leaves, begun, vectors)[1]) if begun else map(mx.zeros_like, on_leaves())
     changes = iter(moves)
     leaves, structure = flatten(result[0])
     values = [next(changes) if mx.issubdtype(leaf.dtype, mx.inexact) else None for leaf in leaves]

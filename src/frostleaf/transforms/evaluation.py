@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from ..core.words import describe
 from ..tree.functions import leaves
+from .peers import noticing
 from .without_values import explained
 
 # On the CPU, waiting between pieces of this size costs next to nothing. A GPU would be idle meanwhile.
@@ -31,6 +32,7 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
 
     Raises:
         ValueError: If ``at_once`` is not a number of bytes.
+        frostleaf.distributed.PeerLostError: If another process is lost with which arrays are exchanged.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.eval({"a": mx.ones(2) + 1, "n": 3}, None)
@@ -43,7 +45,7 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
         at_once = _AT_ONCE_ON_CPU if mx.default_device().type == mx.cpu else float("inf")
     elif not isinstance(at_once, int | float) or not at_once >= 0:
         raise ValueError(f"at_once is a number of bytes, 0 or more, and was {describe(at_once)}")
-    with explained():
+    with explained(), noticing():
         for piece in _pieces(leaves(trees), at_once):
             mx.eval(piece)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
@@ -12,7 +11,7 @@ from ..core.structure import Structure, flat_of
 from ..core.words import describe, function_name, keystr, listed
 from ..tree.functions import unflatten
 from ..tree.prefixes import argument, broadcast_prefix
-from .collectives import unchanged_tokens
+from .collectives import vmap_depth
 from .context import override, setting
 from .jit.captured import depends, require_visible
 from .random import restore_state, saved_state, unchanged_state
@@ -22,8 +21,6 @@ from .wrapping import Wrapped
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_mapping: ContextVar[bool] = ContextVar("mapping", default=False)
 
 
 def vmap(fn: Callable[P, R], in_axes: Any = 0, out_axes: Any = 0) -> Vmapped[P, R]:
@@ -99,7 +96,7 @@ class Vmapped(Wrapped[P, R]):
             return [*batched, drawn] if drawn is not before and depends(drawn, examples) else batched
 
         # MLX compiles nothing that is mapped. What is not would be traced, and used elsewhere, without its checkpoints.
-        with unchanged_state(), unchanged_tokens(), setting(_mapping, True), override(plain=True):
+        with unchanged_state(), setting(vmap_depth, vmap_depth.get() + 1), override(plain=True):
             results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
             drawn = saved_state()
         stacked = iter(results)
@@ -115,7 +112,7 @@ class Vmapped(Wrapped[P, R]):
 
 def mapping() -> bool:
     """Return whether a function is being mapped by :func:`vmap`."""
-    return _mapping.get()
+    return vmap_depth.get() > 0
 
 
 RECORDED = (

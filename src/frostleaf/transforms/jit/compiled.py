@@ -17,12 +17,17 @@ from ..random import restore_state, saved_state, unchanged_state
 OnLeaves = Callable[[list[mx.array]], tuple[list[mx.array], Any]]
 
 
-class Shell:
-    """A function of arrays, the random state and the tokens of exchanges, in the form that MLX compiles.
+def changed(ended: list[mx.array], begun: list[mx.array]) -> list[mx.array]:
+    """Return those of the arrays that are others than they were."""
+    return [now for now in ended if not any(now is old for old in begun)]
 
-    It returns what the function returns, arrays and an object, the new random state in a list, which is empty if no numbers
-    were drawn, and the new tokens, of which there are none if nothing was exchanged. MLX keeps the object with the trace, and
-    returns it with each result of that trace.
+
+class Shell:
+    """A function of arrays and the random state, in the form that MLX compiles.
+
+    It returns what the function returns, arrays and an object, and the new random state in a list, which is empty if no numbers
+    were drawn. MLX keeps the object with the trace, and returns it with each result of that trace. Where arrays are exchanged
+    with other processes, the token of that is given with the random state, in a list, and a new one returned after it.
 
     MLX forgets a trace under a lock that the next call in that thread needs. No Python code may run meanwhile, as it would if
     the trace held the last reference to something with a ``__del__``. So its contents are held here for longer: the ``spec`` of
@@ -43,23 +48,21 @@ class Shell:
         self.held = threading.local()
         self.threads: set[int] = set()
 
-    def __call__(
-        self, given: list[mx.array], state: mx.array, order: list[mx.array]
-    ) -> tuple[list[mx.array], Any, list[mx.array], list[mx.array]]:
+    def __call__(self, given: list[mx.array], carried: mx.array | list[mx.array]) -> tuple[list[mx.array], Any, list[mx.array]]:
         if self.fn is None:
-            return [], None, [], []
+            return [], None, []
+        state, *order = carried if isinstance(carried, list) else [carried]
         self.threads.add(threading.get_ident())
         held: list[Any] = []
         with unchanged_state(), unchanged_tokens(), appended(outliving.tracing, held):
             restore_state(state)
             restore_tokens(order)
-            begun = saved_state()
+            begun = [saved_state(), *tokens()]
             outputs, made = self.fn(given)
-            drawn, exchanged = saved_state(), tokens()
+            ended = [saved_state(), *tokens()]
         self.prune()
         self.held.traces.append((weakref.ref(made), made.spec, held))
-        unchanged = exchanged and order and exchanged[0] is order[0]
-        return outputs, made, [] if drawn is begun else [drawn], [] if unchanged else exchanged
+        return outputs, made, changed(ended, begun)
 
     def prune(self) -> None:
         """Release what is held for traces of this thread that MLX has forgotten."""
@@ -82,7 +85,7 @@ class Shell:
             shell = retired[-1]
             # Here the thread of the last call and that of the drop are the same.
             compiled = mx.compile(shell)
-            compiled([], saved_state(), [])
+            compiled([], saved_state())
             dropped.add(compiled, shell)
             retired.remove(shell)  # afterwards, or an interrupt would lose it
             del compiled

@@ -16,12 +16,14 @@ from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
 from ..collectives import restore_tokens, tokens
 from ..context import context
+from ..group import in_use
+from ..peers import require_peers
 from ..random import require_own_state, restore_state, saved_state
 from ..without_values import explained
 from .arguments import require_no_arrays, require_unchanging
 from .captured import require_visible
 from .changes import Arguments
-from .compiled import Dropped, Shell, dropped
+from .compiled import Dropped, Shell, changed, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, needs_shapes, put_back
 from .retraces import Threads
@@ -97,9 +99,10 @@ class Program:
             else:
                 spec, static = out.structure.spec, _own
             kept = weakened(spec, lent.result)
+            exchanged = bool(changed(tokens(), begun))
             computed, origins = inputs.separate(out.leaves)
             traced = Traced(names, tuple(map(remembered, present)), arrays, context.get().dtype)
-            return computed, _Result(kept, kept is not spec, origins, static, traced)
+            return computed, _Result(kept, kept is not spec, origins, exchanged, static, traced)
 
         Shell.forget_retired()
         self._shell = Shell(on_leaves)
@@ -116,27 +119,25 @@ class Program:
 
     def __call__(self, given: list[mx.array], key: Sequence[Any]) -> Any:
         """Return the result for the arrays of a call, and its key, which has the structures of its arguments."""
-        state, order = saved_state(), tokens()
+        state = saved_state()
+        carried = [state, *tokens()] if in_use else state
         weak = self._weak_parts
         if weak:
             present = self._present(key)
             _calls.structures.append(present)
         try:
-            outputs, result, drawn, exchanged = self._compiled(given, state, order)
+            outputs, result, drawn = self._compiled(given, carried)
         except ValueError as error:
             if "uncaptured inputs" not in str(error):  # as MLX words it
                 raise
             # The function also reads one of its arguments from outside, and MLX can't tell the constant from the argument.
-            apart = [[mx.contiguous(array) for array in arrays] for arrays in (given, [state], order)]
-            outputs, result, drawn, exchanged = self._compiled(apart[0], apart[1][0], apart[2])
+            also = [mx.contiguous(each) for each in carried] if isinstance(carried, list) else mx.contiguous(state)
+            outputs, result, drawn = self._compiled([mx.contiguous(array) for array in given], also)
         finally:
             if weak:
                 _calls.structures.pop()
         if drawn:
-            require_own_state()
-            restore_state(drawn[0])
-        if exchanged:
-            restore_tokens(exchanged)
+            _hand_on(drawn, result.exchanged)
         traced = result.traced
         if traced is not None:
             self._note(traced, result)
@@ -205,6 +206,7 @@ class _Result:
         spec: The spec of the result, as in :class:`~frostleaf.core.structure.Structure`.
         is_weak: Whether it has weak forms in it, of what the arguments have.
         origins: Which of its leaves are arguments passed through.
+        exchanged: Whether arrays are exchanged with other processes.
         static: Makes the static values of each call: copies, where a caller could change them. ``None`` if no caller could.
         traced: What the function was traced for, then that this has been noted, until the trace is used again.
     """
@@ -212,8 +214,19 @@ class _Result:
     spec: Any
     is_weak: bool
     origins: Origins
+    exchanged: bool
     static: Callable[[Any], Any] | None
     traced: Traced | Literal["noted"] | None
+
+
+def _hand_on(drawn: list[mx.array], exchanged: bool) -> None:
+    """Go on from the random state and the token that a call leaves behind, of those that it changes."""
+    if exchanged:
+        require_peers()
+        restore_tokens([drawn.pop()])
+    if drawn:
+        require_own_state()
+        restore_state(drawn[0])
 
 
 def _own(value: Any) -> Any:
