@@ -12,10 +12,10 @@ import mlx.core as mx
 from ..core.shapes import require_no_shapes
 from ..core.structure import Structure
 from ..core.words import describe
-from ..transforms.collectives import all_gather, restore_tokens, tokens, vmap_depth
-from ..transforms.group import Group
-from ..transforms.peers import noticing
 from ..tree.functions import flatten
+from .collectives import all_gather, restore_tokens, tokens, vmap_depth
+from .group import Group
+from .peers import noticing
 
 T = TypeVar("T")
 
