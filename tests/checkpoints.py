@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 import frostleaf as fl
+from frostleaf.io import shards
 
 LIKE = {"w": mx.zeros(3)}
 
@@ -40,3 +41,16 @@ def restored(folder: Path, step: int | None = None) -> int:
     found, value = fl.Checkpointer(folder).restore(LIKE, step)
     assert fl.tree.equal(value, tree(found))
     return found
+
+
+def nbytes(folder: Path) -> int:
+    """Return the bytes of a directory's files, each counted once whatever its names."""
+    return sum({status.st_ino: status.st_size for status in map(os.stat, folder.iterdir())}.values())
+
+
+def left_over(folder: Path) -> set[str]:
+    """Return the names of the files that no checkpoint of a directory needs."""
+    heads = [name for name in os.listdir(folder) if shards.HEAD.fullmatch(name)]
+    needed = {name for head in heads for name in (shards.read_summary(str(folder / head)) or {}).get("files", ())}
+    assert needed <= {*os.listdir(folder)}
+    return {*os.listdir(folder)} - needed - {*heads} - {".frostleaf-lock"}

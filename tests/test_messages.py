@@ -140,7 +140,7 @@ def used(result: Any, given: Given) -> None:
 # What reads numbers, and says so; MLX's rules compare their betas with 0 and 1.
 EVALUATE = {
     "eval", "async_eval", "save", "save_weights", "equal", "allclose", "diff", "Adam", "AdamW", "Adamax", "Lion",
-    "histograms", "norms", "changes",
+    "histograms", "norms", "changes", "export_function",
 }  # fmt: skip
 NAMESPACES: dict[str, Any] = {"fl": fl, "fl.tree": fl.tree, "fl.nn": fl.nn, "fl.optim": fl.optim, "fl.plot": fl.plot}
 

@@ -9,7 +9,9 @@ import pytest
 import frostleaf as fl
 
 PUBLIC = {
-    f"{space.__name__}.{name}": getattr(space, name) for space in (fl, fl.nn, fl.optim, fl.tree) for name in space.__all__
+    f"{space.__name__}.{name}": getattr(space, name)
+    for space in (fl, fl.nn, fl.optim, fl.plot, fl.tree)
+    for name in space.__all__
 }
 OURS = {name: value for name, value in PUBLIC.items() if getattr(value, "__module__", "").startswith("frostleaf")}
 

@@ -191,6 +191,25 @@ assert_type(model.at("layer").freeze().eval().astype(mx.float16), Model)
 assert_type(fl.quantize(Model(64)), Model)
 assert_type(fl.fuse(fl.lora(model, "layer", rank=2)), Model)
 loaded: Callable[[], Model] = lambda: fl.load_adapters(model, "adapters")
+
+
+def read(flag: bool) -> None:
+    assert_type(fl.load("run", model), Model)
+    assert_type(fl.load("run", model, where=["layer.**", fl.nn.Linear], strict=True), Model)
+    assert_type(fl.load("run", model, strict=False), tuple[Model, fl.LoadReport])
+    assert_type(fl.load("run", model, strict=False)[1].taken, tuple[str, ...])
+    assert_type(fl.load("run", model, strict=flag), Model | tuple[Model, fl.LoadReport])
+    checkpoints = fl.Checkpointer("run")
+    assert_type(checkpoints.restore(model), tuple[int, Model])
+    assert_type(checkpoints.restore(model, 3, where="layer.**"), tuple[int, Model])
+    assert_type(checkpoints.restore(model, strict=False), tuple[int, Model, fl.LoadReport])
+    assert_type(checkpoints.restore(model, strict=flag), tuple[int, Model] | tuple[int, Model, fl.LoadReport])
+    assert_type(checkpoints.info()[0].own, int)
+    assert_type(checkpoints.diff(1, 2)[0].path, str)
+    fl.load("run", model, "layer.**")  # error
+    fl.load("run", model, where=3)  # error
+
+
 assert_type(model["layer"], Any)
 assert_type("layer" in model, bool)
 model["layer"] = fl.nn.Linear(2, 2)  # error

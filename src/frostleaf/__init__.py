@@ -13,6 +13,7 @@ from .core.lazy import lazily
 from .core.refused import ForeignArrayError, HiddenArrayError
 from .core.registration import register_dataclass, register_pytree_node
 from .core.shapes import ShapeDtypeStruct
+from .core.shown import show_arrays as _show_arrays
 from .edits.selection import Selection
 from .module import Module
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from .interop.from_mlx import from_mlx
     from .interop.to_mlx import to_mlx
     from .io.checkpointer import Checkpointer, NoCheckpointError
+    from .io.export import export_function, exporter
+    from .io.exported import import_function
+    from .io.inventory import CheckpointInfo, CheckpointInfos
+    from .io.partial import LoadReport
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
     from .nn.dtypes import default_dtype
@@ -57,6 +62,10 @@ else:
             "interop.from_mlx": "from_mlx",
             "interop.to_mlx": "to_mlx",
             "io.checkpointer": "Checkpointer NoCheckpointError",
+            "io.export": "export_function exporter",
+            "io.exported": "import_function",
+            "io.inventory": "CheckpointInfo CheckpointInfos",
+            "io.partial": "LoadReport",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
             "nn.dtypes": "default_dtype",
@@ -99,16 +108,20 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "Checkpointer", "DroppedResultWarning", "ForeignArrayError",
-    "FrozenModuleError", "HiddenArrayError", "Jitted", "Module", "MutableArgumentWarning", "NoCheckpointError",
-    "OtherHyperparametersWarning", "OtherStructureError", "Policy", "RetraceWarning", "Selection", "ShapeDtypeStruct",
-    "Summary", "SummaryPart", "SummaryRow", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer",
-    "checkpoint", "convert", "default_dtype", "disable_jit", "distributed", "eval", "eval_shape", "from_mlx", "fuse",
-    "generate", "grad", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim", "parameter",
-    "plot", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters",
-    "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
+    "CapturedArrayWarning", "CheckpointError", "CheckpointInfo", "CheckpointInfos", "Checkpointer", "DroppedResultWarning",
+    "ForeignArrayError", "FrozenModuleError", "HiddenArrayError", "Jitted", "LoadReport", "Module",
+    "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError", "Policy",
+    "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "SummaryPart", "SummaryRow", "UncollectedStateWarning",
+    "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit",
+    "distributed", "eval", "eval_shape", "export_function", "exporter", "from_mlx", "fuse", "generate", "grad",
+    "import_function", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim",
+    "parameter", "plot", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
+    "save_adapters", "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_show_arrays()

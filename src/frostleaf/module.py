@@ -161,8 +161,7 @@ class Module(Keyed, Node, ShownTree):
             is_leaf_fn: Called like ``filter_fn``; returns whether the value is a leaf. Default: all but modules, dicts, lists.
 
         >>> import frostleaf as fl
-        >>> layer = fl.nn.Linear(2, 3)
-        >>> layer.filter_and_map(layer.valid_parameter_filter, lambda array: array.shape)
+        >>> fl.nn.Linear(2, 3).filter_and_map(fl.Module.valid_parameter_filter, lambda array: array.shape)
         {'weight': (3, 2), 'bias': (3,)}
         """
         return views.filter_and_map(self, filter_fn, map_fn, is_leaf_fn)
@@ -191,6 +190,7 @@ class Module(Keyed, Node, ShownTree):
 
         Raises:
             TypeError: If a name is not a field, or a field can't hold the value.
+            ValueError: If what is at a tied place would go.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> layer = fl.nn.Linear(2, 2)
@@ -198,14 +198,13 @@ class Module(Keyed, Node, ShownTree):
         >>> other.bias, other.weight is layer.weight
         (array([1, 1], dtype=float32), True)
         """
+        tying.require_places(self, {(name,): value for name, value in changes.items()})
         return evolve(self, changes)
 
     __replace__ = replace
 
     def at(self, where: Where) -> Selection[Self]:
-        """Select parts of the module, to read or to edit in a copy.
-
-        The :class:`Selection` has the methods ``get``, ``set``, ``apply``, ``astype``, ``freeze``, ``unfreeze`` and ``paths``.
+        """Return a :class:`Selection` of parts of the module, to read or to edit in a copy.
 
         Args:
             where: A path (``"layers.0.weight"``), a glob (``"layers.*.bias"``, or ``"encoder.**"`` for all arrays in there), a
@@ -257,11 +256,9 @@ class Module(Keyed, Node, ShownTree):
             TypeError: If ``dtype`` is not an ``mx.Dtype``.
 
         >>> import frostleaf as fl, mlx.core as mx
-        >>> layer = fl.nn.Linear(2, 2)
-        >>> layer.astype(mx.bfloat16), layer
-        (Linear(weight=bf16[2,2], bias=bf16[2]), Linear(weight=f32[2,2], bias=f32[2]))
-        >>> layer.astype(mx.float32) is layer
-        True
+        >>> layer = fl.nn.Linear(2, 2, bias=False)
+        >>> layer.astype(mx.bfloat16), layer, layer.astype(mx.float32) is layer
+        (Linear(weight=bf16[2,2], bias=None), Linear(weight=f32[2,2], bias=None), True)
         """
         return casting.astype(self, dtype, predicate)
 
@@ -270,9 +267,8 @@ class Module(Keyed, Node, ShownTree):
         """Cast arrays in a copy, as :meth:`astype` does; MLX's method of this name changes the module.
 
         >>> import frostleaf as fl, mlx.core as mx
-        >>> layer = fl.nn.Linear(2, 2)
-        >>> layer.set_dtype(mx.float16).weight.dtype, layer.weight.dtype
-        (mlx.core.float16, mlx.core.float32)
+        >>> fl.nn.Linear(2, 2).set_dtype(mx.float16)
+        Linear(weight=f16[2,2], bias=f16[2])
         """
         return casting.astype(self, dtype, predicate)
 
@@ -284,9 +280,8 @@ class Module(Keyed, Node, ShownTree):
             LookupError: If nothing is selected, a path leads to a static field, or the arrays there are tied to ones elsewhere.
 
         >>> import frostleaf as fl
-        >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 1))
-        >>> list(model.with_frozen("layers.0").trainable_parameters()["layers"][0])
-        []
+        >>> fl.nn.Linear(2, 2).with_frozen("bias")
+        Linear(weight=f32[2,2], bias=❄f32[2])
         """
         return self.at(where).freeze() if require_bool("frozen", frozen) else self.at(where).unfreeze()
 
@@ -369,9 +364,8 @@ class Module(Keyed, Node, ShownTree):
         In training mode dropout drops, and batch norm uses the batch's statistics.
 
         >>> import frostleaf as fl
-        >>> model = fl.nn.Dropout()
-        >>> model.train() is model, model.train(False).training
-        (True, False)
+        >>> fl.nn.Dropout().train(False)
+        Dropout[eval](p=0.5)
         """
         return modes.train(self, mode)
 
@@ -476,14 +470,12 @@ class Module(Keyed, Node, ShownTree):
     def save_weights(self, file: str | os.PathLike[str], *, max_shard_bytes: int | None = None) -> None:
         """Save the parameters under MLX's names to a file, or to a directory of files.
 
-        A tied array is there once, but under both names where the module that has the tie came from :func:`frostleaf.from_mlx`:
-        MLX asks for both. ``load_weights`` takes it under both names again, if it is the same.
-
-        A crash at any instant leaves the old file or the new one, whole; likewise the old directory or the new, by its index.
+        A crash at any instant leaves the old file or directory, or the new one, whole. A tied array is there once; under both
+        names where the module that has the tie came from :func:`frostleaf.from_mlx`, since MLX asks for both.
 
         A directory gets Hugging Face's layout: numbered files of weights, and ``model.safetensors.index.json``, which says what
-        is where. When it is saved again, the new files get other numbers, the new index replaces the old one, and then the old
-        files are removed: ``model.safetensors``, numbered ones, and those in the old index.
+        is where. When it is saved again, the new index replaces the old one, and then the old files are removed:
+        ``model.safetensors``, numbered ones, and those in the old index.
 
         Args:
             file: A path that ends in ``.npz``, ``.safetensors`` or ``.gguf``; or a directory: an existing one, a name that ends

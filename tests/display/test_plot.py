@@ -103,11 +103,26 @@ def test_many_modules_are_gathered(name):
     ax = PICTURES[name](Deep([fl.nn.Linear(1, 1) for _ in range(8)]), rows=10)
     shown = legend(ax) if name == "norms" else rows(ax)
     assert shown == [f"layers.{index}" for index in range(8)]
-    ax = PICTURES[name](Deep([fl.nn.Linear(1, 1) for _ in range(300)]))
-    assert len(ax.lines if name == "norms" else rows(ax)) == 1
+    ax = PICTURES[name](Deep([fl.nn.Linear(1, 1) for _ in range(8)]), rows=3)
+    shown = legend(ax) if name == "norms" else rows(ax)
+    assert shown == ["layers.(0-2)", "layers.(3-5)", "layers.(6-7)"]
+    ax = PICTURES[name](Deep([fl.nn.Linear(1, 1) for _ in range(300)]), rows=12)
+    assert len(ax.lines if name == "norms" else rows(ax)) == 12
     ax = PICTURES[name]([mx.array(1.0)] * 300, rows=5)
     shown = legend(ax) if name == "norms" else rows(ax)
-    assert shown == ["0", "1", "2", "3", "296 more"]
+    assert shown == ["(0-59)", "(60-119)", "(120-179)", "(180-239)", "(240-299)"]
+    ax = PICTURES[name]({f"w{number}": mx.array(1.0) for number in range(300)}, rows=5)
+    shown = legend(ax) if name == "norms" else rows(ax)
+    assert shown == ["w0", "w1", "w2", "w3", "296 more"]
+
+
+@each_picture
+def test_a_legend_can_be_made_again(name, model):
+    model = {"_private": model.freeze(), "more": mx.ones(2)}
+    ax = PICTURES[name](model, rows=2)
+    before = legend(ax)
+    ax.legend(loc="lower left")
+    assert sorted(text.strip("\u200b") for text in legend(ax)) == sorted(before)
 
 
 @each_picture
@@ -173,6 +188,12 @@ def test_norms_are_those_of_numpy(model):
         np.testing.assert_allclose(line.get_ydata(), norm * np.arange(1, 5), rtol=1e-5)
 
 
+def test_steps_are_whole_numbers(model):
+    ax = fl.plot.norms([model] * 3)
+    ax.figure.canvas.draw()
+    assert all(tick == int(tick) for tick in ax.get_xticks())
+
+
 def test_norms_of_norms_are_the_norms(model):
     whole, of_norms = fl.plot.norms([model], rows=2), fl.plot.norms([fl.tree.map(mx.linalg.norm, model)], rows=2)
     for line, other in zip(whole.lines, of_norms.lines, strict=True):
@@ -225,7 +246,12 @@ def test_changes_are_named_by_dtype_or_by_labels(model):
     copies = [model.astype(mx.float16), fl.quantize(model, group_size=32)]
     assert legend(fl.plot.changes(model, *copies)) == ["float16", "4 bits, float32"]
     assert legend(fl.plot.changes(model, *copies, labels=["half", "_small"])) == ["half", "_small"]
-    with pytest.raises(ValueError, match="a name for each of 2 trees, and was given with 1"):
+    assert legend(fl.plot.changes(model, model, copies[1], model)) == [
+        "tree 2, float32",
+        "tree 3, 4 bits, float32",
+        "tree 4, float32",
+    ]
+    with pytest.raises(ValueError, match="a name for each tree after the first, here 2, and was given 1"):
         fl.plot.changes(model, *copies, labels=["half"])
     with pytest.raises(ValueError, match="give at least one after the first"):
         fl.plot.changes(model)

@@ -376,3 +376,13 @@ def test_control_characters_of_names_are_shown_as_python_writes_them(show: Any) 
     shown = repr(show({"\x1b[31mred\nline": fl.nn.Linear(2, 2)}))
     assert "\x1b" not in shown
     assert "\\x1b[31mred\\nline" in shown
+
+
+@pytest.mark.parametrize("count", [60, 3_000])
+def test_one_module_of_many_arrays_has_a_hundred_lines_at_most(count: int) -> None:
+    names = [f"{'abc'[number % 3]}{number}_{'long' * (number % 11)}" for number in range(count)]
+    shown = repr(Linear({name: mx.zeros(number % 50) for number, name in enumerate(names)})).split("\n")
+    assert len(shown) <= (40 if count == 60 else 100)
+    assert all(len(line) <= 101 for line in shown)
+    assert ("more lines" in shown[-2]) == (count == 3_000)
+    assert count == 3_000 or all(any(name in line for line in shown) for name in names)

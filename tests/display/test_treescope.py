@@ -198,6 +198,33 @@ def test_nothing_need_be_set_up(name: str) -> None:
     subprocess.run([sys.executable, "-c", CODES[name] + HABIT], check=True)
 
 
+@pytest.mark.parametrize(
+    "imports",
+    ["treescope, frostleaf", "frostleaf.display.treescope, treescope", "frostleaf, treescope, frostleaf.display.treescope"],
+)
+def test_arrays_are_shown_before_any_model(imports: str) -> None:
+    code = f"""
+import {imports}
+import frostleaf as fl, mlx.core as mx
+layer = fl.nn.Linear(2, 2)
+assert treescope.render_to_text([mx.zeros(2), layer]).split()[:3] == ["[", "<mx.array", "float32(2,)>,"]
+assert "object at" not in treescope.render_to_text([fl.summary(layer), fl.tree.diff(layer, layer.freeze())])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_frostleaf_can_be_imported_where_treescope_cant() -> None:
+    code = "import sys; sys.modules['treescope'] = None; import frostleaf"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_summary_and_differences_are_their_text() -> None:
+    layer = linear()
+    for value in (fl.summary(layer), fl.tree.diff(layer, layer.freeze()), fl.tree.diff(layer, layer)):
+        shown = text_of(value)
+        assert all(line in shown for line in repr(value).split("\n"))
+
+
 def test_one_import_is_enough_for_arrays() -> None:
     code = "import treescope, frostleaf.display.treescope, mlx.core as mx; assert treescope.render_array(mx.zeros((2, 2)))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -450,6 +450,16 @@ def check_optimizers_know_what_is_a_shard():
     )
 
 
+def check_what_all_ranks_have_is_required_to_be_the_same():
+    whole, partly = partly_divided()
+    fl.distributed.require_same(partly)
+    with raises(ValueError, "layers.0.bias"):
+        fl.distributed.require_same(partly.at("layers.0.bias").apply(lambda bias: bias + RANK))
+    with raises(ValueError, "layers.2.module.weight is a shard"):
+        fl.distributed.broadcast(partly)
+    assert fl.tree.equal(fl.distributed.broadcast(whole), whole)
+
+
 def check_a_step_is_skipped_on_all_ranks():
     _, partly = partly_divided()
     grads = fl.grad(loss)(partly, drawn((4, 4)))
@@ -463,13 +473,15 @@ def check_a_step_is_skipped_on_all_ranks():
 
 
 def check_loading_never_holds_the_whole():
+    width = 96 * SIZE
+    layer = 4 * width**2
+
     class Model(fl.Module):
         layers: tuple
 
         def __init__(self):
-            self.layers = [fl.nn.Linear(256, 256, bias=False) for _ in range(8 * SIZE)]
+            self.layers = [fl.nn.Linear(width, width, bias=False) for _ in range(8 * SIZE)]
 
-    quarter = 2**18  # a layer
     edits = {
         "shard": lambda model: fl.distributed.shard(model, WAYS[0]),
         "fully_shard": fl.distributed.fully_shard,
@@ -484,8 +496,8 @@ def check_loading_never_holds_the_whole():
             mx.reset_peak_memory()
             model = edit(fl.eval_shape(Model).load_weights(f"{folder}/whole.safetensors"))
             fl.eval(model, at_once=0)
-            assert mx.get_active_memory() - begun <= 8 * quarter + 4096, name
-            assert mx.get_peak_memory() - begun <= 9 * quarter + 4096, (name, mx.get_peak_memory() - begun)
+            assert mx.get_active_memory() - begun <= 8 * layer + 4096, name
+            assert mx.get_peak_memory() - begun <= 9 * layer + 4096, (name, mx.get_peak_memory() - begun)
             del model
 
 
@@ -516,6 +528,14 @@ def check_vmap():
     layer = fl.distributed.shard_linear(linear()[0], WAYS[0])
     x = drawn((3, 2, 8 * SIZE))
     assert fl.tree.allclose(fl.vmap(layer)(x), layer(x))
+    whole = linear()[0]
+    divided = fl.distributed.fully_shard(whole)
+    assert fl.tree.allclose(fl.vmap(divided)(x), whole(x), rtol=1e-5)
+    rows = fl.grad(lambda model, x: fl.vmap(model)(x).square().sum())
+    assert fl.tree.allclose(fl.distributed.gather(rows(divided, x)), rows(whole, x), rtol=1e-5)
+    each = fl.vmap(fl.grad(lambda model, x: model(x).square().sum()), in_axes=(None, 0))
+    found, expected = each(divided, x), each(whole, x)
+    assert fl.tree.allclose(found.module.bias, mx.split(expected.bias, SIZE, axis=1)[RANK], rtol=1e-5)
     per_row = fl.vmap(fl.grad(lambda x: layer(x).sum()))(x)
     assert fl.tree.allclose(per_row, fl.grad(lambda x: layer(x).sum())(x))
 

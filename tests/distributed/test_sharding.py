@@ -77,6 +77,14 @@ def test_one_rank_has_the_whole():
     assert fl.distributed.gather(wrapped) is wrapped.module
 
 
+@pytest.mark.parametrize("layer", [fl.nn.Linear(64, 8), fl.nn.Embedding(8, 64)], ids=["linear", "embedding"])
+def test_shards_are_not_quantized(layer):
+    divided = fl.distributed.shard(layer, lambda path, array: 0)
+    with pytest.raises(ValueError, match="quantize it before it is divided"):
+        fl.quantize(divided)
+    assert fl.distributed.gather(fl.distributed.shard(fl.quantize(layer), lambda path, array: 0)).bits == 4
+
+
 def test_a_function_says_how():
     tree = {"layers": [fl.nn.Linear(4, 6)], "step": mx.array(0)}
     asked = []

@@ -14,14 +14,17 @@ EVERY_DAY = [
     "llama", "gemma3_text", "mamba", "mamba2", "recurrent_gemma", "qwen3_next", "lfm2", "falcon_h1", "gemma3n", "glm_moe_dsa",
 ]  # fmt: skip
 
-# Why some can't: what their own code does.
-REFUSED = {
+# Why some need caches that grow: what their own code does.
+GROWING = {
     "afm7": "works out positions from the number of keys",
     "deepseek_v41": "wants a LayerCache",
+    "gpt_bigcode": "works out positions from the number of keys or tokens, in Python",
     "llama4": "wants a ChunkedKVCache",
 }
-# They need the values of arrays: the experts of a token, and the number of tokens in the cache.
-EAGER = ("dbrx", "gpt_bigcode")
+# It needs the values of arrays: the experts of a token.
+EAGER = ("dbrx",)
+# Of each kind of cache, one that is used as it is, by its own code.
+GROWN = ["afm7", "deepseek_v41", "gpt_bigcode", "llama4", "gemma3_text", "mamba", "falcon_h1"]
 
 
 def build(name):
@@ -35,6 +38,32 @@ def step(model, tokens, cache):
     return out, cache
 
 
+# Beyond the window of 8 tokens: a first part, one that goes on, and single ones.
+PARTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [5], [8], [9], [7], [9], [3]]
+
+
+def check_growing(name):
+    from mlx_lm.models.cache import make_prompt_cache
+
+    model = build(name)
+    tree = fl.from_mlx(model)
+    for run in (step, fl.jit(step)):
+        theirs, caches = make_prompt_cache(model), [fl.nn.make_cache(tree, None)]
+        for tokens in PARTS:
+            x = mx.array([tokens])
+            out, after = run(tree, x, caches[-1])
+            caches.append(after)
+            assert mx.array_equal(out, model(x, cache=theirs))
+    # Each is as it was, whatever was computed from it.
+    again, _ = step(tree, x, caches[-2])
+    assert mx.array_equal(again, out)
+
+
+@pytest.mark.parametrize("name", GROWN)
+def test_caches_that_grow(name):
+    check_growing(name)
+
+
 def check(name):
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -44,15 +73,14 @@ def check(name):
     except Exception as error:
         pytest.skip(f"MLX can't run it here: {error}")
     tree = fl.from_mlx(model)
-    if name in REFUSED:
-        with pytest.raises(TypeError, match=REFUSED[name]):
+    if name in GROWING:
+        with pytest.raises(TypeError, match=f"{GROWING[name]}.*max_size=None makes one that grows"):
             fl.nn.make_cache(tree, 32)
+        check_growing(name)
         return
-    # Beyond the window of 8 tokens: a first part, one that goes on, and single ones.
-    parts = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [5], [8], [9], [7], [9], [3]]
     run = step if name in EAGER else fl.jit(step)
     theirs, cache = make_prompt_cache(model), fl.nn.make_cache(tree, 32)
-    for tokens in parts:
+    for tokens in PARTS:
         x = mx.array([tokens])
         out, cache = run(tree, x, cache)
         assert mx.allclose(out, model(x, cache=theirs), rtol=1e-3, atol=1e-4)
@@ -73,7 +101,10 @@ def test_every_other_architecture(name):
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mamba", "gemma3n", "llama in 4 bits", "llama in native layers"])
+MODELS = ["llama", "gemma3_text", "mamba", "gemma3n", *GROWING, "llama in 4 bits", "llama in native layers"]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_generate(name):
     from mlx_lm.generate import generate_step
 
@@ -116,7 +147,7 @@ def test_processors(options):
 def test_generate_where_a_model_needs_values():
     from mlx_lm.generate import generate_step
 
-    model = build("gpt_bigcode")
+    model = build("dbrx")
     expected = [token for token, _ in generate_step(mx.array(PROMPT), model, max_tokens=4)]
     with fl.disable_jit():
         assert [*fl.generate(fl.from_mlx(model), PROMPT, 4)] == expected

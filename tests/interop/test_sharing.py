@@ -181,6 +181,9 @@ def test_unlike_modules_at_the_two_places_are_refused():
         tree.replace(left=None)
     with pytest.raises(ValueError, match=r"right is tied to left, and .* unlike values"):
         tree.replace(right=mx.tanh)
+    for edit in (lambda: tree.replace(right=None), lambda: tree.at("right").set(None), lambda: tree.at("right").apply(print)):
+        with pytest.raises(ValueError, match=r"right is tied to left, and .* no module at right\. .*: \.untie\('right'\)"):
+            edit()
     apart = tree.untie("right").replace(right=fl.nn.GELU())
     assert type(apart.left) is type(tree.left)
     assert type(fl.to_mlx(apart).right) is nn.GELU

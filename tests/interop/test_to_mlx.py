@@ -1,10 +1,13 @@
 """Trees as modules of ``mlx.nn``, and layers of ``mlx.nn`` in trees as native ones."""
 
+import copy
+import pickle
 import types
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import mlx.utils
 import pytest
 from interop.checks import arrays, same
 from interop.models import Model, Shared
@@ -131,6 +134,31 @@ def test_layers_are_converted(name):
     assert fl.tree.structure(fl.from_mlx(fl.to_mlx(native))) == fl.tree.structure(tree)
 
 
+@pytest.mark.parametrize(
+    ("layer", "changes", "expected"),
+    [
+        (nn.Dropout(0.5), {"p": 0.1}, nn.Dropout(0.1)),
+        (nn.GELU(), {"approx": "tanh"}, nn.GELU("tanh")),
+        (nn.LeakyReLU(), {"negative_slope": 0.5}, nn.LeakyReLU(0.5)),
+        (nn.CELU(), {"alpha": 0.5}, nn.CELU(0.5)),
+        (nn.MaxPool2d(2), {"kernel_size": (3, 3), "padding": (1, 1)}, nn.MaxPool2d(3, 2, 1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_layer_of_mlx_has_the_names_that_its_constructor_takes(layer, changes, expected):
+    tree = fl.from_mlx(layer)
+    assert repr(tree) == repr(fl.convert(tree))
+    after = tree.replace(**changes)
+    assert fl.tree.equal(after, fl.from_mlx(expected))
+    assert fl.tree.equal(
+        fl.from_mlx(nn.Sequential(layer)).at("layers.0").apply(lambda one: one.replace(**changes)).layers[0], after
+    )
+    own = next(name for name in tree.__frostleaf__.fields)
+    assert tree.replace(**{own: getattr(tree, own)}) is tree
+    with pytest.raises(TypeError, match="has no field 'q'"):
+        tree.replace(q=1)
+
+
 def test_what_is_not_converted():
     class Own(nn.Linear):
         pass
@@ -231,6 +259,65 @@ def test_a_class_of_the_user():
     del module["scale"]
     with pytest.raises(ValueError, match="Body has no 'scale' any more"):
         module(x)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))], ids=["copied", "pickled"])
+def test_a_copy_of_a_class_of_the_user(again):
+    module, x = fl.to_mlx(Body()), mx.random.normal((4, 3))
+    module(x)
+    whole = nn.Sequential(nn.Linear(3, 3), module)
+    other = again(whole)
+    assert same(other(x), whole(x))
+    other.layers[1].scale = 2 * other.layers[1].scale
+    assert not same(other.eval()(x), whole.eval()(x))
+    assert fl.tree.equal(fl.from_mlx(again(module)), fl.from_mlx(module))
+
+
+class Items(fl.Module):
+    """A class of the user with the methods of a sequence."""
+
+    parts: tuple
+    first: int = fl.static(default=0)
+
+    def __getitem__(self, index):
+        return self.parts[self.first + index]
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __iter__(self):
+        return iter(self.parts)
+
+    def __contains__(self, index):
+        return index in range(len(self))
+
+    def __call__(self, x):
+        return self[0](x)
+
+
+class Counting(nn.Module):
+    """Original code that takes a submodule for a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def __call__(self, x):
+        has = [name in self.inner for name in ("parts", 1, "other", 2)]
+        return len(self.inner), [each(x) for each in self.inner], self.inner[-1](x), has
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, fl.to_mlx], ids=["inside a wrapped model", "inside one of MLX"])
+def test_a_class_of_the_user_that_is_a_sequence(wrap):
+    items, x = Items((fl.nn.Linear(2, 2), fl.nn.Linear(2, 2))), mx.ones((1, 2))
+    count, outs, last, has = wrap(fl.from_mlx(Counting()).replace(inner=items))(x)
+    assert (count, has) == (2, [True, True, False, False])
+    assert same(outs, [each(x) for each in items])
+    assert same(last, items[-1](x))
+    module = fl.to_mlx(items)
+    grads = mlx.utils.tree_map(mx.ones_like, module.trainable_parameters())
+    optim.SGD(1.0).update(module, grads)
+    assert same(module.parts[0].bias, items[0].bias - 1)
 
 
 @pytest.mark.parametrize("to", [fl.to_mlx, lambda tree: fl.to_mlx(fl.from_mlx(fl.to_mlx(tree)))], ids=["made", "made again"])

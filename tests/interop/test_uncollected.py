@@ -188,3 +188,43 @@ def test_it_is_said_once_a_line():
         for _ in range(3):
             tree(X)
     assert len(caught) == 1
+
+
+class Chained(nn.Module):
+    """Original code whose methods change the module and return it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.size, self.table = nn.Linear(3, 3), 1, mx.zeros(2)
+
+    def set_size(self, size):
+        self.size = size
+        return self
+
+    def set_weight(self, weight):
+        self.inner.weight = weight
+        return self.inner
+
+    def write(self, value):
+        self.table[0] = value
+        return self
+
+    def look(self):
+        return self
+
+
+def test_a_method_that_returns_its_module():
+    tree = fl.from_mlx(Chained())
+    for method, args in [("set_size", (5,)), ("write", (3.0,))]:
+        out, after = fl.stateful(getattr(tree, method), *args)
+        assert fl.tree.equal(out, after)
+        assert out.inner.weight is tree.inner.weight
+    assert (out.table.tolist(), tree.table.tolist()) == ([3, 0], [0, 0])
+    out, after = fl.stateful(tree.set_weight, mx.ones((3, 3)))
+    assert fl.tree.equal(out, after.inner)
+    assert out.bias is tree.inner.bias
+    out, after = fl.stateful(tree.look)
+    assert fl.tree.equal(out, tree)
+    assert after is tree.look() is tree
+    with pytest.warns(fl.UncollectedStateWarning, match="set_size changed size"):
+        assert tree.set_size(5) is tree

@@ -23,6 +23,7 @@ from runs import go_on, start
 
 import frostleaf as fl
 from frostleaf.io import checkpointer as module
+from frostleaf.io import directory
 
 
 def test_what_was_saved_is_restored(tmp_path: Path) -> None:
@@ -197,15 +198,15 @@ def test_a_newest_that_the_disk_can_not_read_is_passed_over(tmp_path: Path, monk
     saved(tmp_path, 1, 2)
 
     def failing(function: Any) -> Any:
-        def call(file: str, *rest: Any) -> Any:
+        def call(file: str, *rest: Any, **options: Any) -> Any:
             if "step-00000002" in file:
                 raise OSError(errno.EIO, "Input/output error", file)
-            return function(file, *rest)
+            return function(file, *rest, **options)
 
         return call
 
-    for name in ("load", "load_metadata"):
-        monkeypatch.setattr(module, name, failing(getattr(module, name)))
+    for owner, name in ((module, "load"), (directory, "load_metadata"), (directory, "read_summary")):
+        monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
     with pytest.warns(RuntimeWarning, match="step 2 is passed over: .*Input/output error"):
         assert restored(tmp_path) == 1
     assert saved(tmp_path, 3).steps() == [1, 2, 3]
@@ -247,11 +248,11 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_for_is_not_missed(
     saved(tmp_path, 1, 2)
     load = module.load
 
-    def removing(file: str, like: Any) -> Any:
+    def removing(file: str, like: Any, **options: Any) -> Any:
         with_step_2 = str(tmp_path / "step-00000002.safetensors")
         if file == with_step_2:
             os.unlink(file)
-        return load(file, like)
+        return load(file, like, **options)
 
     monkeypatch.setattr(module, "load", removing)
     assert restored(tmp_path) == 1
@@ -361,8 +362,8 @@ def test_a_checkpoint_that_can_not_be_removed_is_no_failed_save_and_is_removed_l
 @pytest.mark.filterwarnings("ignore:the checkpoint of step")
 def test_many_damaged_checkpoints_are_each_read_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    load_metadata = module.load_metadata
-    monkeypatch.setattr(module, "load_metadata", lambda path: read.append(path) or load_metadata(path))
+    load_metadata = directory.load_metadata
+    monkeypatch.setattr(directory, "load_metadata", lambda path: read.append(path) or load_metadata(path))
     for step in range(50):
         (tmp_path / f"step-{step:08d}.safetensors").write_bytes(b"damaged")
     with pytest.raises(fl.CheckpointError, match=r"no checkpoint that can be restored") as caught:

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from checkpoints import LIKE, files, restored, saved, tree
+from checkpoints import LIKE, files, left_over, restored, saved, tree
 
 import frostleaf as fl
 from frostleaf.io import checkpointer as module
@@ -25,18 +25,19 @@ from frostleaf.io import checkpointer as module
 @contextmanager
 def slow(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> Iterator[list[str]]:
     """Make writing wait until the block ends, and then fail if there is an error. Yield the list of what was written."""
-    begun, go, write, written = threading.Event(), threading.Event(), module.write_snapshot, []
+    begun, go, write, written = threading.Event(), threading.Event(), module.write_checkpoint, []
 
-    def held(file: str, given: Any) -> None:
+    def held(file: str, given: Any) -> Any:
         begun.set()
         go.wait()
         if error is not None:
             raise error
-        write(file, given)
+        done = write(file, given)
         written.append(os.path.basename(file)[:13])
+        return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_snapshot", held)
+        patch.setattr(module, "write_checkpoint", held)
         yield written
         assert begun.wait(5)
         assert not written
@@ -156,8 +157,8 @@ def test_leaving_a_block_waits_and_raises(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_process_that_ends_has_saved(call: str, tmp_path: Path) -> None:
     script = (
         "import sys, time, mlx.core as mx, frostleaf as fl; from frostleaf.io import checkpointer\n"
-        "write = checkpointer.write_snapshot\n"
-        "checkpointer.write_snapshot = lambda *given: (time.sleep(0.2), write(*given))\n"
+        "write = checkpointer.write_checkpoint\n"
+        "checkpointer.write_checkpoint = lambda *given: (time.sleep(0.2), write(*given))[1]\n"
         + call.format("fl.Checkpointer(sys.argv[1]).save(1, {'w': mx.full(3, 1.0)})")
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script, tmp_path], capture_output=True, text=True, check=True)
@@ -304,3 +305,42 @@ def test_a_directory_that_can_only_be_read_can_be_restored_from(tmp_path: Path) 
             checkpoints.save(2, tree(2))
     finally:
         tmp_path.chmod(0o755)
+
+
+def test_two_processes_that_share_arrays_and_keep_differently_leave_what_each_keeps(tmp_path: Path) -> None:
+    script = (
+        "import sys, mlx.core as mx, frostleaf as fl\n"
+        "first, keep = int(sys.argv[2]), int(sys.argv[3])\n"
+        "still = [mx.full(10_000, number, mx.int32) for number in range(3)]\n"
+        "with fl.Checkpointer(sys.argv[1], keep=keep) as checkpoints:\n"
+        "    checkpoints.save(first, {'still': still, 'step': mx.array(first)})\n"
+        "    checkpoints.wait()\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    for step in range(first + 2, 30, 2):\n"
+        "        still = still if step % 5 else [array + 1 for array in still]\n"
+        "        checkpoints.save(step, {'still': still, 'step': mx.array(step)})\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path, str(first), str(keep)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first, keep in ((0, 1), (1, 3))
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.communicate("go\n")
+        assert process.returncode == 0
+    checkpoints = fl.Checkpointer(tmp_path)
+    assert checkpoints.steps() == [25, 27, 28, 29]
+    assert not left_over(tmp_path)
+    for step in checkpoints.steps():
+        like = {"still": [fl.ShapeDtypeStruct((10_000,), mx.int32)] * 3, "step": mx.array(0)}
+        _, there = checkpoints.restore(like, step)
+        changes = len([each for each in range(step % 2, step + 1, 2) if each % 5 == 0 and each > 1])
+        assert [int(array[0]) for array in there["still"]] == [number + changes for number in range(3)], step

@@ -24,7 +24,7 @@ LAYERS = sorted(
 # Layers of mlx-lm, which are compared with it in test_lora.py.
 TUNED = ["DoRAEmbedding", "DoRALinear", "LoRAEmbedding", "LoRALinear"]
 # Its caches, in test_cache.py.
-CACHES = ["ArraysCache", "CacheList", "KVCache", "RotatingKVCache"]
+CACHES = ["ArraysCache", "CacheList", "GrowingCache", "KVCache", "RotatingKVCache"]
 
 # How MLX says what it can't compute, on any device or on a CPU.
 BEYOND_MLX = "[QQMatmul] NYI", "[qqmm] Scales must be provided"

@@ -1,6 +1,7 @@
 """Optimizers as values: what is updated, what is shared, and what is refused."""
 
 import pickle
+import warnings
 from typing import Any
 
 import attrs
@@ -11,6 +12,7 @@ import pytest
 import frostleaf as fl
 from frostleaf import optim
 from frostleaf.optim.optimizer import (
+    COMPLEX,
     IN_THE_STATE,
     INSTEAD,
     INTEGERS,
@@ -157,6 +159,16 @@ def test_a_module_at_two_places_is_trained_at_each():
     assert mx.allclose(after[1].weight, shared.weight / 2)
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(1, "'0' and '1', which"), (2, "(and so does 1 other at other places)"), (3, "(and so do 2 others at other places)")],
+)
+def test_arrays_at_several_places_are_counted(count, said):
+    with pytest.warns(optim.SharedArrayWarning) as caught:
+        optim.SGD(0.5).init([each for number in range(count) for each in [mx.array(float(number))] * 2])
+    assert said in str(caught[0].message)
+
+
 class Scaled(fl.Module):
     """A scale of any dtype, and arrays that are declared not to be parameters."""
 
@@ -184,11 +196,34 @@ LINEAR = fl.nn.Linear(2, 2)
     ids=["a scalar", "a weight", "in containers", "many"],
 )
 def test_integers_in_the_place_of_parameters_are_warned_of(model, names):
-    with pytest.warns(optim.IntegerParameterWarning) as caught:
+    with pytest.warns(optim.UntrainedParameterWarning) as caught:
         optim.ema(optim.SGD(0.1), 0.9).init(model)
     shown = ", ".join(f"'layers.{number}.scale'" for number in range(1, 9)) + " and 2 more" if names is None else names
     assert [str(each.message) for each in caught] == [INTEGERS.format(names=shown)]
     assert caught[0].filename == __file__
+
+
+class Turned(fl.Module):
+    turn: mx.array = fl.parameter()
+    table: mx.array = fl.buffer(factory=lambda: mx.array(1j))
+    _private: mx.array = fl.parameter(factory=lambda: mx.array(1j), init=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ({"w": mx.array(1j), "b": mx.ones(2)}, "'w'"),
+        ([LINEAR, Turned(mx.array([1j]))], "'1.turn'"),
+        (Scaled(mx.array(1j), LINEAR), "'scale'"),
+        ([LINEAR, Turned(mx.array([1j])).freeze()], None),
+    ],
+)
+def test_complex_parameters_are_warned_of(model, names):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = optim.SGD(0.1).init(model)
+    assert [str(each.message) for each in caught] == ([] if names is None else [COMPLEX.format(names=names)])
+    assert not {*(names or "").strip("'").split()} & {*state.slots}
 
 
 @pytest.mark.parametrize(

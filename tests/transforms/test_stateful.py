@@ -104,6 +104,50 @@ def test_an_object_at_two_places_is_two_parts():
     assert totals(after) != [([1.0, 2.0], 1)] * 2
 
 
+class Pair(fl.Module):
+    first: fl.nn.BatchNorm
+    second: fl.nn.BatchNorm
+
+    def __call__(self, x):
+        return self.second(self.first(x) * 3 + 1)
+
+
+NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+@pytest.mark.parametrize("wrap", [lambda fn: fn, fl.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pair: pair.tie({f"second.{name}": f"first.{name}" for name in NORM}),
+        lambda pair: Model([pair.tie({f"second.{name}": f"first.{name}" for name in NORM})]),
+        lambda pair: Model([pair]).tie({f"parts.0.second.{name}": f"parts.0.first.{name}" for name in NORM}),
+    ],
+    ids=["itself", "a tie inside", "a tie around"],
+)
+def test_tied_buffers_are_one(make, wrap):
+    norm, x = mlx.nn.BatchNorm(2), mx.random.normal((5, 2))
+    model, run = make(Pair(fl.nn.BatchNorm(2), fl.nn.BatchNorm(2))), wrap(lambda model, x: fl.stateful(model, x))
+    for _ in range(2):
+        expected = norm(norm(x) * 3 + 1)
+        out, model = run(model, x)
+        assert mx.allclose(out, expected, atol=1e-5)
+        pair = model if isinstance(model, Pair) else model.parts[0]
+        for name in ("running_mean", "running_var"):
+            assert getattr(pair.first, name) is getattr(pair.second, name)
+            assert mx.allclose(getattr(pair.first, name), getattr(norm, name), atol=1e-5)
+
+
+def test_buffers_of_which_one_is_tied():
+    x = mx.array([[1.0, 2.0], [3.0, 6.0]])
+    pair = Pair(fl.nn.BatchNorm(2), fl.nn.BatchNorm(2)).tie({"second.running_mean": "first.running_mean"})
+    _, after = fl.stateful(pair, x)
+    _, apart = fl.stateful(pair.untie(), x)
+    assert after.first.running_mean is after.second.running_mean
+    for name in ("first", "second"):
+        assert getattr(after, name).running_var.tolist() == getattr(apart, name).running_var.tolist()
+
+
 def test_everything_that_was_not_recorded_is_shared():
     still, counter = fl.nn.Linear(2, 2), Counter(scale=mx.ones(2))
     model = Model([counter, still], weight={"w": [mx.ones(3)]})

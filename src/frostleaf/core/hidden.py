@@ -89,6 +89,8 @@ def advice_for(value: Any) -> str:
     """Say what to write in the place of a value that hides arrays or modules."""
     if isinstance(value, MLXModule):
         return OF_MLX
+    if hasattr(type(value), "_instead_of_a_tree"):
+        return str(type(value)._instead_of_a_tree)
     if isinstance(value, types.FunctionType | functools.partial):
         return "Make it a method, or a module that holds the arrays in fields."
     if isinstance(value, BOUND):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -40,6 +41,12 @@ class ShownTree:
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         """Return what Treescope draws."""
         return _display("treescope", self, path, subtree_renderer)
+
+
+def show_arrays() -> None:
+    """Let Treescope, if it was imported before frostleaf, show arrays of MLX without a model beside them."""
+    if sys.modules.get("treescope"):
+        importlib.import_module("frostleaf.display.treescope")
 
 
 def _display(name: str, *args: Any) -> Any:

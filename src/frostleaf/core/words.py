@@ -130,9 +130,13 @@ def in_a_line(name: str) -> str:
     >>> in_a_line("a" + chr(27)) == "a" + ascii(chr(27))[1:-1], len(in_a_line("long" * 1_000))
     (True, 200)
     """
-    if not name.isprintable():
-        name = "".join([each if each.isprintable() else repr(each)[1:-1] for each in name])
+    name = printable(name)
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Return a text in which what can't be seen is as Python writes it: control characters, changes of direction."""
+    return text if text.isprintable() else "".join([each if each.isprintable() else repr(each)[1:-1] for each in text])
 
 
 def shape_and_dtype(shape: Iterable[object], dtype: mx.Dtype) -> str:

@@ -17,7 +17,9 @@ from typing import Any
 from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
+from ..core.hidden import inside_of
 from ..core.instance import is_finished
+from ..core.refused import HiddenArrayError
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of, unflatten
 from ..core.words import Path, describe, keystr, listed, with_article
@@ -180,7 +182,7 @@ class Watched:
         """Say in the message of an error in which module it was."""
         frames = [frame for frame in _frames(error.__traceback__) if frame.f_code in self._codes]
         found = next(((path, frame) for frame in reversed(frames) if (path := self._path_in(frame)) is not None), None)
-        if found is None or not error.args or not isinstance(error.args[0], str):
+        if found is None or not isinstance(error.args[0] if error.args else "", str):
             return
         path, frame = found
         names = frame.f_code.co_varnames[1 : frame.f_code.co_argcount]
@@ -190,7 +192,7 @@ class Watched:
             cls=with_article(type(frame.f_locals[frame.f_code.co_varnames[0]]).__name__),
             given=f", where {given}" if given else "",
         )
-        error.args = (f"{error.args[0]}{said}", *error.args[1:])
+        error.args = (f"{error.args[0]}{said}", *error.args[1:]) if error.args else (said.strip(),)
 
 
 # What is watched where this runs, so that a wrapped module can tell in which modules of MLX its code runs.
@@ -231,10 +233,13 @@ def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
         traceback = traceback.tb_next
 
 
-def _shapes(result: Any) -> Any:
-    """Return a tree with a shape for each array; ``None`` for what has no arrays, or is no tree."""
+def _shapes(result: Any, deepest: int = 4) -> Any:
+    """Return a tree with a shape for each array, ``None`` for no arrays. What hides some is the dict of its attributes."""
     try:
-        flat = flat_of(result, hidden=True)
+        flat = flat_of(result)
+    except HiddenArrayError:
+        inside = {name: _shapes(each, deepest - 1) for name, each in inside_of(result)} if deepest else {}
+        return {name: each for name, each in inside.items() if each is not None} or None
     except TypeError:
         return None
     shapes = [ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in flat.leaves]

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.definition import Node
-from ..core.words import dtype_name, shape_and_dtype
+from ..core.words import dtype_name, in_a_line, shape_and_dtype
 from ..edits.selection import Selection
 from ..tree.differences import Diff
 from .html_table import diff_page, summary_page
@@ -123,11 +123,11 @@ class _Tree:
         if is_root:
             parts = [element("b", row.shown, class_="root"), *dtypes]
         elif row.is_array:
-            parts = [element("b", row.name), *dtypes, _SPACE, shown]
+            parts = [element("b", in_a_line(row.name)), *dtypes, _SPACE, shown]
         else:
-            parts = [element("b", row.name), _SPACE, shown, *dtypes]
+            parts = [element("b", in_a_line(row.name)), _SPACE, shown, *dtypes]
         for mark in row.marks:
-            parts += [_SPACE, element("i", f"❄ {mark}" if "frozen" in mark else mark, class_=_MARKS.get(mark, "m"))]
+            parts += [_SPACE, element("i", f"❄ {mark}" if "frozen" in mark else in_a_line(mark), class_=_MARKS.get(mark, "m"))]
         if is_root:
             parts += [_SPACE, element("small", _totals(row))]
         if hint := _hint(row):
@@ -158,11 +158,11 @@ def _hint(row: Row) -> str:
     """Return the shapes of the arrays in a small row, which stand beside its name while it is closed."""
     if not 0 < len(row.rows) <= 4 or not all(each.is_array for each in row.rows):
         return ""
-    return ", ".join([f"{each.name}{each.shown}{_hinted_mark(each, row)}" for each in row.rows])
+    return ", ".join([f"{in_a_line(each.name)}{each.shown}{_hinted_mark(each, row)}" for each in row.rows])
 
 
 def _hinted_mark(row: Row, around: Row) -> str:
-    tie = next((f" {mark}" for mark in row.marks if mark[0] == "→"), "")
+    tie = next((f" {in_a_line(mark)}" for mark in row.marks if mark[0] == "→"), "")
     return tie or " ❄" * ("frozen" in row.marks and "frozen" not in around.marks)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..core.words import in_a_line
 from ..tree.differences import Diff
 from ..tree.folding import fold
 from .markup import Markup, element
@@ -64,7 +65,7 @@ _KINDS = {"frozen": "z", "dtype": "g", "removed": "m", "added": "a", "class": "n
 
 def _path(path: str, places: int) -> Markup:
     """Return the name of a row. That of several places, or of none, can't be copied."""
-    return element("b", path or "(root)", class_="range" if places > 1 or not path else None)
+    return element("b", in_a_line(path) or "(root)", class_="range" if places > 1 or not path else None)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], more: int, numbers: int) -> Markup:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from ..core.words import printable
+
 
 class Markup(str):
     """Text that is HTML. Any other text is escaped where it becomes part of some."""
@@ -36,10 +38,10 @@ def element(tag: str, *contents: Any, **attributes: Any) -> Markup:
 
 
 def escape(text: str) -> str:
-    """Return a text as HTML that shows it. Halves of characters, which no file can hold, are shown as Python writes them."""
+    """Return a text as HTML that shows it. What can't be seen, such as half a character, is shown as Python writes it."""
     if text.isalnum() and text.isascii():  # most names
         return text
-    return html.escape(text.encode("utf-8", "backslashreplace").decode())
+    return html.escape(printable(text))
 
 
 def _attribute(name: str, value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -15,6 +15,8 @@ from .plot_rows import Numbers, gathered, numbers_in, require_rows, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+else:
+    Axes = Any  # so that hints can be looked up without matplotlib
 
 __all__ = ["changes", "histograms", "norms"]
 
@@ -22,8 +24,10 @@ _BINS = 80
 _TRAINED, _NOT_TRAINED = "tab:blue", "tab:gray"
 _ROW_HEIGHT = 0.28
 _AT_ONCE = 2 * 2**20  # bytes
+_NO_WIDTH = "\u200b"
 
 NO_MATPLOTLIB = 'fl.plot draws with matplotlib, which is not installed. Install it with pip install "frostleaf[notebook]"'
+OTHER_ARRAYS = "tree {which} has not the same floating-point arrays as the first tree: they differ at {names}"
 
 
 def __dir__() -> list[str]:
@@ -40,7 +44,7 @@ def histograms(tree: Any, where: Where | None = None, *, rows: int = 40, ax: Axe
     Args:
         tree: Any tree with floating-point arrays: a model, gradients, the state of an optimizer.
         where: What to draw: a path, a glob, a class, a predicate, or a list of these. Default: everything.
-        rows: How many rows there may be. Where there are more arrays, they are gathered by module. Default: ``40``.
+        rows: How many rows there may be. Where there are more, they are gathered by module or by index. Default: ``40``.
         ax: The axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -70,12 +74,13 @@ def histograms(tree: Any, where: Where | None = None, *, rows: int = 40, ax: Axe
     ax = _axes(ax, len(groups))
     edges = [low + (high - low) * index / _BINS for index in range(_BINS + 1)]
     colors = [_TRAINED if any(found[each].trained for each in members) else _NOT_TRAINED for members in groups.values()]
+    drawn: dict[str, Any] = {}
     for row, (count, color) in enumerate(zip(counts, colors, strict=True)):
         heights = [row + 0.4 - 0.9 * each / max(1, *count) for each in count]
-        ax.stairs(heights, edges, baseline=row + 0.4, fill=True, color=color)
-    if len({*colors}) > 1:
-        patches = [_pyplot().Rectangle((0, 0), 1, 1, color=color) for color in (_TRAINED, _NOT_TRAINED)]
-        _explain(ax, patches, ["trained", "not trained"])
+        patch = ax.stairs(heights, edges, baseline=row + 0.4, fill=True, color=color)
+        drawn.setdefault(color, patch)
+    if len(drawn) > 1:
+        _explain(ax, [drawn[_TRAINED], drawn[_NOT_TRAINED]], ["trained", "not trained"])
     _name_rows(ax, names)
     ax.set_xlabel("value")
     return ax
@@ -91,7 +96,7 @@ def norms(trees: Sequence[Any], where: Where | None = None, *, rows: int = 12, a
     Args:
         trees: A tree for each step, such as gradients or models; all have floating-point arrays at the same paths.
         where: What to draw, as in :func:`histograms`. Default: everything.
-        rows: How many lines there may be. Where there are more arrays, they are gathered by module. Default: ``12``.
+        rows: How many lines there may be. Where there are more, they are gathered by module or by index. Default: ``12``.
         ax: The axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -115,9 +120,7 @@ def norms(trees: Sequence[Any], where: Where | None = None, *, rows: int = 12, a
     first = numbers_in("fl.plot.norms", trees[0], where)
     groups = gathered([*first], rows)
     steps = []
-    for number, tree in enumerate(trees, 1):
-        found = numbers_in("fl.plot.norms", tree, where)
-        _require_same_names(first, found, f"tree {number}")
+    for found in _alike("fl.plot.norms", first, trees, where, 1):
         squares = dict(zip(first, _squares(found[name].values for name in first), strict=True))
         steps.append([math.sqrt(sum(squares[name] for name in names)) for names in groups.values()])
     ax = _axes(ax)
@@ -131,6 +134,8 @@ def norms(trees: Sequence[Any], where: Where | None = None, *, rows: int = 12, a
     if any(0 < value < math.inf for values in lines for value in values):
         ax.set_yscale("log")
     _explain(ax, ax.lines[-len(lines) :], labels)
+    locator: Any = ax.xaxis.get_major_locator()
+    locator.set_params(integer=True)
     ax.set_xlabel("step")
     ax.set_ylabel("norm")
     return ax
@@ -153,9 +158,9 @@ def changes(
     Args:
         tree: Any tree with floating-point arrays.
         *others: At least one tree with arrays of the same shapes at the same paths, in any floating-point dtypes.
-        labels: A name for each of ``others``. Default: its dtypes.
+        labels: A name for each of ``others``. Default: its dtypes, and its number where several have the same.
         where: What to draw, as in :func:`histograms`. Default: everything.
-        rows: How many rows there may be. Where there are more arrays, they are gathered by module. Default: ``40``.
+        rows: How many rows there may be. Where there are more, they are gathered by module or by index. Default: ``40``.
         ax: The axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -176,15 +181,12 @@ def changes(
     if not others:
         raise ValueError("fl.plot.changes compares a tree with others: give at least one after the first")
     if labels is not None and len(labels) != len(others):
-        raise ValueError(f"labels has a name for each of {len(others)} trees, and was given with {len(labels)}")
+        raise ValueError(f"labels has a name for each tree after the first, here {len(others)}, and was given {len(labels)}")
     before = numbers_in("fl.plot.changes", tree, where)
     groups = gathered([*before], rows)
-    columns, named = [], [*(labels or ())]
-    for number, other in enumerate(others, 2):
-        after = numbers_in("fl.plot.changes", other, where)
-        _require_same_names(before, after, f"tree {number}")
-        if labels is None:
-            named.append(", ".join(dict.fromkeys(each.stored for each in after.values())))
+    columns, stored = [], []
+    for after in _alike("fl.plot.changes", before, others, where, 2):
+        stored.append(", ".join(dict.fromkeys(each.stored for each in after.values())))
         columns.append([_distance([(before[name], after[name]) for name in names]) for names in groups.values()])
     ax = _axes(ax, len(groups))
     least = min((value for column in columns for value in column if 0 < value < math.inf), default=1.0)
@@ -202,7 +204,7 @@ def changes(
         ax.scatter([1.0] * len(beyond), beyond, marker=">", color=color, transform=at_edge, clip_on=False)
     ax.set_xlim(left=0)
     ax.grid(axis="x", alpha=0.3)
-    _explain(ax, handles, named)
+    _explain(ax, handles, labels or _distinct(stored))
     _name_rows(ax, shown(groups))
     ax.set_xlabel("relative change")
     return ax
@@ -225,10 +227,20 @@ def _axes(ax: Any, rows: int = 10) -> Any:
     return ax
 
 
+def _distinct(stored: Sequence[str]) -> list[str]:
+    """Return names for the trees after the first, by their dtypes."""
+    several = len({*stored}) < len(stored)
+    return [f"tree {number}, {dtypes}" if several else dtypes for number, dtypes in enumerate(stored, 2)]
+
+
 def _explain(ax: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Add a legend on the right. The texts are set afterwards: matplotlib leaves out labels that begin with an underscore."""
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
-    legend = ax.legend(handles, ["label"] * len(handles), fontsize="small", **beside)
+    """Name what is drawn, so that ``ax.legend(...)`` can be called again, and add a legend on the right.
+
+    Matplotlib leaves out labels that begin with an underscore.
+    """
+    for handle, label in zip(handles, labels, strict=True):
+        handle.set_label(f"{_NO_WIDTH}{label}" if label.startswith("_") else label)
+    legend = ax.legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set(text=label, parse_math=False)
 
@@ -290,12 +302,19 @@ def _change(before: mx.array, after: mx.array) -> mx.array:
     return mx.where(after == before, 0, after - before)
 
 
-def _require_same_names(first: dict[str, Numbers], other: dict[str, Numbers], which: str) -> None:
-    """Require that a tree has floating-point arrays of the same shapes at the same paths as the first."""
-    unlike = [name for name in {**first, **other} if _size(first, name) != _size(other, name)]
-    if unlike:
-        raise ValueError(f"{which} has not the same floating-point arrays as the first tree: they differ at {listed(unlike)}")
+def _alike(
+    function: str, first: Mapping[str, Numbers], trees: Sequence[Any], where: Where | None, number: int
+) -> Iterator[dict[str, Numbers]]:
+    """Yield the numbers in each tree, which has floating-point arrays of the same shapes at the same paths as the first."""
+    for which, tree in enumerate(trees, number):
+        found = numbers_in(function, tree, where)
+        unlike = [name for name in {**first, **found} if _size(first, name) != _size(found, name)]
+        if unlike:
+            raise ValueError(
+                f"tree {which} has not the same floating-point arrays as the first: they differ at {listed(unlike)}"
+            )
+        yield found
 
 
-def _size(found: dict[str, Numbers], name: str) -> int | None:
+def _size(found: Mapping[str, Numbers], name: str) -> int | None:
     return found[name].size if name in found else None

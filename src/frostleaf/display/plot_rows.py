@@ -103,23 +103,61 @@ def _dequantized(fields: Mapping[str, Any]) -> mx.array:
 def gathered(names: Sequence[str], most: int) -> dict[str, list[str]]:
     """Gather paths into at most ``most`` rows: each by itself if there are so few, else by the deepest module that will do.
 
-    If there are more at the root, the last row is all of the rest.
+    What has an index there is gathered by some of these rather than as a whole. If there are more names at the root, the last
+    row is all of the rest.
 
     >>> gathered(["a.0.w", "a.0.b", "a.1.w", "c"], 3)
     {'a.0': ['a.0.w', 'a.0.b'], 'a.1': ['a.1.w'], 'c': ['c']}
+    >>> gathered(["a.0.w", "a.1.w", "a.2.w", "c"], 3)
+    {'a.(0-1)': ['a.0.w', 'a.1.w'], 'a.2': ['a.2.w'], 'c': ['c']}
     >>> gathered(["a", "b", "c"], 2)
     {'a': ['a'], '2 more': ['b', 'c']}
     """
-    deepest = max(name.count(".") for name in names) + 1
-    for depth in range(deepest, 0, -1):
-        rows: dict[str, list[str]] = {}
-        for name in names:
-            rows.setdefault(".".join(name.split(".")[:depth]), []).append(name)
-        if len(rows) <= most:
-            return rows
-    first = dict(itertools.islice(rows.items(), most - 1))
-    rest = [*itertools.islice(rows.values(), most - 1, None)]
+    depth = max(name.count(".") for name in names) + 1
+    while depth and len(_at_depth(names, depth)) > most:
+        depth -= 1
+    finer = _at_depth(names, depth + 1)
+    inside: dict[str, list[str]] = {}
+    for row, members in finer.items():
+        inside.setdefault(_cut(members[0], depth), []).append(row)
+    if depth or _are_indexed(finer):
+        return next(rows for length in itertools.count(1) if len(rows := _in_runs(inside, finer, length)) <= most)
+    first = dict(itertools.islice(finer.items(), most - 1))
+    rest = [*itertools.islice(finer.values(), most - 1, None)]
     return {**first, f"{len(rest):,} more": [*itertools.chain.from_iterable(rest)]}
+
+
+def _at_depth(names: Iterable[str], depth: int) -> dict[str, list[str]]:
+    rows: dict[str, list[str]] = {}
+    for name in names:
+        rows.setdefault(_cut(name, depth), []).append(name)
+    return rows
+
+
+def _cut(name: str, depth: int) -> str:
+    return ".".join(name.split(".")[:depth])
+
+
+def _are_indexed(rows: Iterable[str]) -> bool:
+    return all(_last(row).isdecimal() for row in rows)
+
+
+def _last(row: str) -> str:
+    return row.rpartition(".")[2]
+
+
+def _in_runs(inside: Mapping[str, Sequence[str]], finer: Mapping[str, list[str]], length: int) -> dict[str, list[str]]:
+    """Return a row for each module; of one in which all names are indices, one for each ``length`` of these."""
+    rows = {}
+    for module, several in inside.items():
+        size = length if _are_indexed(several) else len(several)
+        for start in range(0, len(several), size):
+            run = several[start : start + size]
+            name = module if len(run) == len(several) else run[0]
+            if 1 < len(run) < len(several):
+                name = f"{module}.({_last(run[0])}-{_last(run[-1])})".lstrip(".")
+            rows[name] = [member for row in run for member in finer[row]]
+    return rows
 
 
 def require_rows(rows: Any) -> None:

@@ -35,26 +35,29 @@ def text(node: Node) -> str:
     module that has the tie. A node that fits on one line takes one. Modules in a row that differ in nothing but their numbers
     are shown once: ``(0-11): 12 × Block(...)``, and so are values in a dict whose dotted names differ in an index.
 
-    What lies deeper than ``DEEPEST`` levels is shown by its class. Of more than ``FEW`` modules that take more than ``LINES``
-    lines, those that are inside of the most others are, as few as need be, and what fits on a line shares it.
+    What lies deeper than ``DEEPEST`` levels is shown by its class. Where the whole takes more than ``LINES`` lines, what fits
+    on a line shares it; and of more than ``FEW`` modules those inside of the most others are shown by their class, as few as
+    need be.
     """
     showing = _Text(DEEPEST)
     whole = showing.of(node)
-    if whole.count("\n") < LINES or showing.modules <= FEW:
+    if whole.count("\n") < LINES:
         return whole
+    if showing.modules <= FEW:
+        return _cut(_Text(DEEPEST - 1).of(node).split("\n"), _VALUES)
     best = _Text(1).of(node)
     for levels in range(2, DEEPEST):
         more = _Text(levels).of(node)
         if more.count("\n") >= LINES:
             break
         best = more
-    return _cut(best.split("\n"))
+    return _cut(best.split("\n"), LINES)
 
 
-def _cut(lines: list[str]) -> str:
+def _cut(lines: list[str], most: int) -> str:
     """Leave out lines, but the last one, where even the outermost level has too many."""
-    if len(lines) > LINES:
-        lines = [*lines[: LINES - 2], f"  ... and {len(lines) - LINES + 1:,} more lines", lines[-1]]
+    if len(lines) > most:
+        lines = [*lines[: most - 2], f"  ... and {len(lines) - most + 1:,} more lines", lines[-1]]
     return "\n".join(lines)
 
 
@@ -89,7 +92,7 @@ class _Text:
         The path is that from the root, and in ``owner`` it is what begins at ``start``.
         """
         if self._tied and path in self._tied:
-            return TIED_MARK + self._tied[path]
+            return TIED_MARK + in_a_line(self._tied[path])
         if owner is not None and isinstance(value, (*LEAF, Node)):
             frozen = frozen or metadata_of(owner).freezes(path[start:])
         if isinstance(value, LEAF):

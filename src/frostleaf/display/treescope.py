@@ -1,8 +1,8 @@
 """Models, selections and arrays of MLX in Treescope. Importing this file registers ``mx.array`` with Treescope.
 
-The first model or selection that Treescope shows imports it. For arrays without a model write
-``import frostleaf.display.treescope``: then ``treescope.render_array(x)`` draws ``x``, and Treescope shows arrays by dtype and
-shape. Nothing is evaluated but what ``render_array`` draws.
+``import frostleaf`` does so where Treescope was imported before, and else the first model or selection that Treescope shows.
+Then ``treescope.render_array(x)`` draws ``x``, and Treescope shows arrays by dtype and shape. Nothing is evaluated but what
+``render_array`` draws.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from treescope import formatting_util, ndarray_adapters, rendering_parts, repr_l
 from ..core.definition import Node
 from ..core.instance import Instance, field_values, is_finished, metadata_of
 from ..core.shapes import LEAF, ShapeDtypeStruct
-from ..core.words import dtype_name, keystr
+from ..core.words import dtype_name, in_a_line, keystr
 from ..edits.selection import Selection
+from ..tree.differences import Diff
+from .rows import Summary
 
 Renderer = Callable[..., Any]
 
@@ -66,7 +68,8 @@ def _marks(node: Node) -> Any:
     marks = [] if metadata.training else ["eval"]
     marks += [f"frozen: {', '.join(sorted(metadata.frozen))}"] if metadata.frozen else []
     marks += [f"tied: {keystr(place)} → {keystr(source)}" for place, source in metadata.ties]
-    return rendering_parts.comment_color(rendering_parts.text(f"[{'; '.join(marks)}]" if marks else ""))
+    shown = rendering_parts.text(f"[{in_a_line('; '.join(marks))}]" if marks else "")
+    return rendering_parts.custom_style(shown, "font-style: italic")  # in a color that is read on any other
 
 
 class ArrayAdapter(ndarray_adapters.NDArrayAdapter):  # type: ignore[misc]
@@ -113,9 +116,17 @@ def _show_array(value: Any, path: str | None, subtree_renderer: Renderer) -> Any
     return rendering_parts.build_one_line_tree_node(rendering_parts.abbreviation_color(rendering_parts.text(shown)), path)
 
 
+def _show_text(value: Any, path: str | None, subtree_renderer: Renderer) -> Any:
+    """Show a summary or differences as text, beside the page that they have."""
+    lines = [rendering_parts.text(line) for line in repr(value).split("\n")]
+    kind = type(value).__name__
+    return rendering_parts.build_foldable_tree_node_from_children(f"{kind}(", lines, ")", path=path)
+
+
 _ADAPTER = ArrayAdapter()
 type_registries.NDARRAY_ADAPTER_REGISTRY[mx.array] = _ADAPTER
 type_registries.TREESCOPE_HANDLER_REGISTRY.update(dict.fromkeys(LEAF, _show_array))
+type_registries.TREESCOPE_HANDLER_REGISTRY.update({Summary: _show_text, Diff: _show_text})
 # Dicts in a module, which would be shown by their repr, with the numbers in them.
 type_registries.TREESCOPE_HANDLER_REGISTRY[MappingProxyType] = lambda value, path, render: render(dict(value), path=path)
 # A module or an array at two places is no mistake.

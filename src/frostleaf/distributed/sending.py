@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ..core.words import describe, keystr
+from ..nn.shards import groups_of
 from ..transforms import collectives
 from ..transforms.collectives import AnyGroup
 from ..transforms.group import as_group
@@ -29,8 +30,8 @@ def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
         group: The ranks. Default: those of the whole job.
 
     Raises:
-        ValueError: On every rank, if ``src`` is no rank or not the same on all, or trees are unlike; the message
-            names the paths.
+        ValueError: On every rank, if ``src`` is no rank or not the same on all, or trees are unlike or hold shards of larger
+            arrays; the message names the paths.
         TypeError: If there is one process, and a leaf is a shape without values.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -43,6 +44,9 @@ def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
         if type(src) is not int or not 0 <= src < group.size():
             raise ValueError(f"src is the rank that sends, from 0 to {group.size() - 1}, and was given as {describe(src)}")
         apart, said = taken_apart("broadcast", tree, shapes=group.rank() != src)
+        shard = next((path for path, groups in zip(said, groups_of(tree), strict=True) if group in (groups or ())), None)
+        if shard is not None:
+            raise ValueError(f"{shard} is a shard, of which each rank has its own: broadcast the whole model, then divide it")
         return apart, {"src": str(src), **said}
 
     leaves, structure = agreed("broadcast", group, prepare)
@@ -53,7 +57,7 @@ def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
 
 
 def require_same(tree: Any, group: AnyGroup = None) -> None:
-    """Require that a tree is the same on all ranks, bit for bit. All arrays are evaluated.
+    """Require that a tree is the same on all ranks, bit for bit, but for shards of larger arrays. All others are evaluated.
 
     Args:
         tree: Any tree, such as a model and the state of its optimizer.
@@ -73,8 +77,11 @@ def require_same(tree: Any, group: AnyGroup = None) -> None:
         if group.size() == 1:
             return None, {}
         static = {keystr(path): describe(value) for path, value in structure.static_values()}
-        arrays = zip(said.items(), leaves, strict=True)
-        return None, {**static, **{path: f"{shown} with hash {_hash(leaf)}" for (path, shown), leaf in arrays}}
+        arrays = zip(said.items(), leaves, groups_of(tree), strict=True)
+        same = {
+            path: f"{shown} with hash {_hash(leaf)}" for (path, shown), leaf, groups in arrays if group not in (groups or ())
+        }
+        return None, {**static, **same}
 
     agreed("require_same", group, prepare)
 

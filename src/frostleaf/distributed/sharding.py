@@ -82,8 +82,8 @@ def shard(tree: T, sharding: str | Sharding, segments: Any = 1, group: Any = Non
     """Return a tree with this rank's part of each array, as MLX's ``shard_inplace`` makes of a module.
 
     Nothing is exchanged in a call: the code around must know that it has parts. :func:`shard_linear` and :func:`fully_shard`
-    make modules that do. Modules note how their arrays are divided, for :func:`gather` and :func:`average_gradients`; a module
-    that is made of another, as by :func:`frostleaf.quantize`, does not, so divide after that.
+    make modules that do. Modules note how their arrays are divided, for :func:`gather` and :func:`average_gradients`, and can't
+    be quantized any more: divide after that.
 
     Args:
         tree: Any tree. Of a module, the arrays that are saved.

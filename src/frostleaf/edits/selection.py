@@ -18,11 +18,12 @@ from ..core.kept import let_out
 from ..core.shapes import LEAF
 from ..core.sharing import with_values
 from ..core.shown import ShownTree
-from ..core.words import Path, describe, keystr, listed
+from ..core.words import Path, describe, in_a_line, keystr, listed
 from ..tree.selecting import Found, Where, is_path, matcher, paths_in, require_found, search
 from ..tree.walk import field_level
 from .casting import Predicate, astype, is_floating
 from .freezing import require_no_static, with_frozen
+from .tying import require_places
 
 T = TypeVar("T")
 
@@ -53,6 +54,8 @@ class Selection(Generic[T], ShownTree):
     >>> len(net.at("*")), [path for path, _ in net.at("*")]
     (2, ['w', 'b'])
     """
+
+    _instead_of_a_tree = "Give what an edit of the selection returns, such as .set(...), or what .get() returns."
 
     def __init__(self, tree: T, where: Where) -> None:
         matcher(where)
@@ -109,14 +112,14 @@ class Selection(Generic[T], ShownTree):
             new = dict.fromkeys(self._edited(), value)
             if isinstance(value, list | tuple | Mapping) and not is_path(where):
                 self._require_no_array(value)
-            return with_values(self._tree, new)  # type: ignore[no-any-return]
+            return self._with(new)
         values = self._edited()
         if not all(map(is_path, where)) or not len(where) == len(values) == len(value):
             given = f"{len(value)} values and the selection is {describe(where)}, which selects {len(values)}"
             raise ValueError(f"set was given {given}. Give as many values as paths, or use apply to put a list at each place")
         paths = {keystr(path): path for path in values}
         new = {paths[name]: each for name, each in zip(where, value, strict=True)}
-        return with_values(self._tree, new)  # type: ignore[no-any-return]
+        return self._with(new)
 
     @returns_copy("model = model.at(...).{name}(...)")
     def apply(self, function: Callable[[Any], Any]) -> T:
@@ -131,7 +134,7 @@ class Selection(Generic[T], ShownTree):
         """
         require_callable("function", function, "a selected value")
         new = {path: function(let_out(value)) for path, value in self._edited().items()}
-        return with_values(self._tree, new)  # type: ignore[no-any-return]
+        return self._with(new)
 
     @returns_copy("model = model.at(...).{name}(...)")
     def astype(self, dtype: mx.Dtype, predicate: Predicate | None = is_floating) -> T:
@@ -187,7 +190,7 @@ class Selection(Generic[T], ShownTree):
 
     def __repr__(self) -> str:
         first = islice(self._found.values.items(), _SHOWN)
-        shown = [f"{keystr(path) or '(root)'} {describe(value)}" for path, value in first]
+        shown = [f"{in_a_line(keystr(path)) or '(root)'} {describe(value)}" for path, value in first]
         more = ["..."] * (len(self) > _SHOWN)
         values = ": " * bool(shown) + ", ".join(shown + more)
         return f"Selection of {len(self) or 'nothing'} in {type(self._tree).__name__}{values}"
@@ -211,6 +214,10 @@ class Selection(Generic[T], ShownTree):
         after, method = with_frozen(self._tree, selected, frozen), "freeze" if frozen else "unfreeze"
         own = {path: getattr(value, method)() for path, value in selected.items() if _has_own(value, method)}
         return with_values(after, own, convert=False) if own else after
+
+    def _with(self, new: Mapping[Path, Any]) -> T:
+        require_places(self._tree, new)
+        return with_values(self._tree, new)  # type: ignore[no-any-return]
 
     def _edited(self) -> dict[Path, Any]:
         found = self._required()

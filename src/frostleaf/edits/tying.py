@@ -9,9 +9,10 @@ from ..core.construction import evolve, postpone
 from ..core.definition import Node
 from ..core.instance import metadata_of, names_above
 from ..core.structure import flat_of
+from ..core.ties import GONE, MODULE_GONE
 from ..core.words import Path, describe, keystr, listed, nearest_paths
 from ..tree.selecting import is_path, matches_glob
-from ..tree.walk import tied_places
+from ..tree.walk import all_ties, at_path, tied_places
 
 N = TypeVar("N", bound=Node)
 
@@ -80,6 +81,21 @@ def untie(module: N, places: Sequence[str]) -> N:
             raise LookupError(f"{type(module).__name__} has no tie at {describe(place)}; {tied}")
         untied |= found
     return evolve(module, ties=tuple([tie for tie in ties if places and tie[0] not in untied]))
+
+
+def require_places(tree: Any, new: Mapping[Path, Any]) -> None:
+    """Require that no tied place is given ``None``, which stands there in the tree and so would change nothing.
+
+    Raises:
+        ValueError: If one is.
+    """
+    emptied = [path for path, value in new.items() if value is None]
+    ties = all_ties(tree) if emptied else {}
+    for path in emptied:
+        if path in ties:
+            message = MODULE_GONE if isinstance(at_path(tree, path), Node) else GONE
+            target, source = keystr(path), keystr(ties[path])
+            raise ValueError(message.format(cls=type(tree).__name__, target=target, source=source, missing=target))
 
 
 def _is_at(target: Path, place: Any) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from operator import is_not
 from typing import Any
+
+import mlx.core as mx
 
 from ..nn.cache import Cache
 
@@ -14,7 +17,7 @@ _MODULE = "mlx_lm.models.cache"
 class LentCache:
     """Stands for a cache while a call runs. What is assigned to it is recorded, as what the cache's own methods write.
 
-    It is of the class in mlx-lm that has the name of the cache's, if that has been imported.
+    It is of the class of the original, or of that in mlx-lm that has the name of the cache's, if that has been imported.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -27,7 +30,7 @@ class LentCache:
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):
             return object.__getattribute__(self, name)
-        return lent_caches(getattr(LentCache.given(self), name))
+        return lent_caches(LentCache.given(self).lend(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         LentCache.given(self).put(**{name: value})
@@ -43,24 +46,21 @@ class LentCache:
 
 def lent_caches(value: Any) -> Any:
     """Return a value with caches lent, those in tuples, lists and dicts too; itself if there are none."""
-    if isinstance(value, Cache):
-        kind: Any = type(value)
-        return _class_for(kind)(value)
-    if type(value) in (tuple, list):
+    kind: Any = type(value)
+    if kind is mx.array:
+        return value
+    if kind is tuple or kind is list:
         inside = [*map(lent_caches, value)]
-        return type(value)(inside) if any(map(_differ, inside, value)) else value
-    if type(value) is dict:
+        return kind(inside) if any(map(is_not, inside, value)) else value
+    if kind is dict:
         values = {key: lent_caches(each) for key, each in value.items()}
-        return values if any(map(_differ, values.values(), value.values())) else value
-    return value
-
-
-def _differ(one: Any, other: Any) -> bool:
-    return one is not other
+        return values if any(map(is_not, values.values(), value.values())) else value
+    return _class_for(kind, value.original)(value) if isinstance(value, Cache) else value
 
 
 @functools.cache
-def _class_for(kind: Any) -> type[LentCache]:
+def _class_for(kind: Any, original: type | None) -> type[LentCache]:
     theirs = sys.modules.get(_MODULE)
     twins = [getattr(theirs, base.__name__) for base in kind.__mro__ if hasattr(theirs, base.__name__)]
-    return type(kind.__name__, (LentCache, *twins[:1]), {})
+    twin = original or next(iter(twins), None)
+    return type(kind.__name__ if original is None else original.__name__, (LentCache, *([twin] if twin else [])), {})

@@ -41,7 +41,7 @@ def call(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Call a method of the original class. What it changes is recorded by :func:`frostleaf.stateful`, or else dropped."""
     with _Lent(node, name) as lent:
         live = lent.live.root
-        args, kwargs = lent_caches((args, kwargs))
+        args, kwargs = lent_caches(args), lent_caches(kwargs)
         return lent.outward(getattr(type(live), name)(live, *args, **kwargs), given=(*args, *kwargs.values()))
 
 
@@ -119,26 +119,29 @@ def _taken(pool: _Pool) -> Live | None:
 class _Lent:
     """A live module with a node's arrays, for as long as a call runs. Nobody else has it, and an error leaves none behind."""
 
+    __slots__ = ("_begun", "_called", "_flat", "_is_kept", "_name", "_node", "_pool", "_recording", "live")
+
     def __init__(self, node: Wrapped, name: str) -> None:
-        self._called = node
+        self._called = self._node = node
         self._name = name
         self._is_kept = False
         self._recording = recording()
-        self._node = recorded(node) if self._recording else node
+        if self._recording:
+            self._node = recorded(node)
         self._flat: Flat = flat_of(self._node)
         self._pool = self._flat.structure.remember(_pool)
         self.live = _taken(self._pool) or Live(self._flat.structure, type(node).__class_for__)
 
     def fill(self) -> None:
         try:
-            self._handles = self.live.fill(self._flat.leaves)
+            self.live.fill(self._flat.leaves)
         except TypeError:
             require_numbers(self._flat)
             raise
         if (watched := watching.get()) is not None:
             watched.add_live(self._called, self.live.root, self.live.paths)
         # Only where somebody wants to know: an array that is assigned into is the same object after.
-        self._begun = Inputs(self._handles) if self._recording else None
+        self._begun = Inputs(self.live.handles()) if self._recording else None
 
     def __enter__(self) -> _Lent:
         self.fill()
@@ -149,7 +152,7 @@ class _Lent:
             return
         same = self.live.is_unchanged()
         if self._recording:
-            if not same or (self._begun is not None and self._begun.assigned(self._handles)):
+            if self._has_changed(same):
                 record_edit(self._called, self.after())
         elif not same:
             self._warn()
@@ -164,14 +167,20 @@ class _Lent:
             self.live.empty()
             self._pool.append(self.live)
 
+    def _has_changed(self, same: bool | None = None) -> bool:
+        """Return whether anything is another object, or was assigned into."""
+        same = self.live.is_unchanged() if same is None else same
+        return not same or (self._begun is not None and bool(self._begun.assigned(self.live.handles())))
+
     def after(self) -> Any:
         """Return the node with what the call changed."""
         return shared(self._node, self.tree_of(self.live.root, self._before))
 
     def tree_of(self, module: MLXModule, before: Before | None = None) -> Any:
         """Return the tree of a module, in which arrays that nothing was assigned to are those of the node."""
-        assigned = self._begun.assigned(self._handles) if self._begun else set()
-        own = {id(handle): leaf for handle, leaf in zip(self._handles, self._flat.leaves, strict=True)}
+        handles = self.live.handles()
+        assigned = self._begun.assigned(handles) if self._begun else set()
+        own = {id(handle): leaf for handle, leaf in zip(handles, self._flat.leaves, strict=True)}
 
         def leaf(array: mx.array) -> mx.array:
             before = own.get(id(array))
@@ -191,7 +200,9 @@ class _Lent:
         if is_module(value):
             if id(value) in self.live.paths:
                 path = self.live.paths[id(value)]
-                return at(self._node, path[:-1] if is_computed_again(value) else path)
+                node = at(self._node, path[:-1] if is_computed_again(value) else path)
+                # A method that changes its module and returns it, as one does in a chain of them, returns what it has become.
+                return shared(node, self.tree_of(value, self._before)) if self._recording and self._has_changed() else node
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)

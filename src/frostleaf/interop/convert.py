@@ -16,9 +16,10 @@ T = TypeVar("T")
 def convert(tree: T) -> T:
     """Put layers of ``frostleaf.nn`` in the place of the layers of ``mlx.nn`` in a tree that :func:`frostleaf.from_mlx` made.
 
-    The layers compute the same, bit for bit, and share the arrays. They check what they are given, and a tree that consists of
-    them is called faster. Layers of other classes stay as they are, those of subclasses too: their code runs with the layers
-    inside, and finds there what it finds in MLX: an ``mlx.nn.Linear`` with parameters, to which it may assign.
+    The layers compute the same, bit for bit, and share the arrays. Called by native code they check what they are given, and a
+    tree that consists of them is called faster. Layers of other classes stay as they are, those of subclasses too: their code
+    runs with the layers inside, and finds there what it finds in MLX: an ``mlx.nn.Linear`` with parameters, to which it may
+    assign, and which checks nothing.
 
     Args:
         tree: Any tree.

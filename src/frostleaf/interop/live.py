@@ -7,7 +7,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice, repeat
-from operator import is_
+from operator import is_, setitem
 from types import MappingProxyType
 from typing import Any
 
@@ -33,7 +33,6 @@ from .layout import HIDDEN, STATIC, Layout, Wrapped, at
 from .running import Running, Trees, running_class
 from .twins import frozen_names, has_none, mlx_class, static_of_twin
 
-Put = Callable[[Any, Any], None]
 # Makes what stands at one place, of what is inside.
 Make = Callable[[], Any]
 
@@ -81,8 +80,8 @@ class Live:
         self.paths: dict[int, Path] = {}
         self.nodes: dict[int, Node] = {}
         self.helpers: set[int] = set()
-        self._puts: list[tuple[Put, Any, int]] = []
-        self._makes: list[tuple[Put, Any, Make]] = []
+        self._puts: list[tuple[Any, Any, int]] = []
+        self._makes: list[tuple[Any, Any, Make]] = []
         self._holders: list[Any] = []
         self._where: list[Path] = []
         self._watched: list[Any] = []
@@ -100,50 +99,63 @@ class Live:
         self._ordered = [
             each for each in zip(self._holders, self._saved, self._where, strict=True) if not isinstance(each[0], set)
         ]
-        self._views = [dict.values(each) if isinstance(each, dict) else each for each in ordered]
+        self._views = [*(dict.values(each) if isinstance(each, dict) else each for each in ordered), (_END,)]
         self._sets = [each for each in self._holders if isinstance(each, set)]
         self._saved_sets = [each for each in self._saved if isinstance(each, set)]
+        self._are_sets_empty = not any(self._saved_sets)
         self._numbers = {key: number for number, key in enumerate(self.paths)}
         self._states = self._states_now()
         self._begun = Inputs(self._arrays)
         self._looks_inside = bool(self._watched or self._arrays)
         self.own = {*self.paths, *self.helpers, *map(id, self._holders)}
-        self._handles: list[Any] = [None] * structure.num_leaves
-        self._expected, self._places = self._find_places()
+        self._note_places()
 
-    def _find_places(self) -> tuple[list[Any], list[int]]:
-        """Return everything in the views, and where in there each thing stands that :meth:`fill` puts in.
+    def _note_places(self) -> None:
+        """Note in columns what :meth:`fill` puts where, and where it stands in all that is in the views.
 
-        What is in none of them has a place of its own at the end.
+        What is in none of them has a place of its own after these.
         """
+        self._puts.sort(key=lambda put: put[2])
         filled = [*self._puts, *self._makes]
         marks = [object() for _ in filled]
-        for (put, key, _), mark in zip(filled, marks, strict=True):
-            put(key, mark)
-        places = {id(each): place for place, each in enumerate(chain.from_iterable(self._views))}
-        count = sum(map(len, self._views))
-        found = [places.get(id(mark), count + 1) for mark in marks]
-        for put, key, _ in filled:
-            put(key, None)
-        return [*chain.from_iterable(self._views), _END, None], found
+        for (holder, key, _), mark in zip(filled, marks, strict=True):
+            put(holder, key, mark)
+        found = {id(each): place for place, each in enumerate(chain.from_iterable(self._views))}
+        for holder, key, _ in filled:
+            put(holder, key, None)
+        self._expected: list[Any] = [*chain.from_iterable(self._views)]
+        self._places = [found.get(id(mark), len(self._expected) + number) for number, mark in enumerate(marks)]
+        self._expected += [None] * len(filled)
+        self._targets, self._keys = [target(holder) for holder, *_ in filled], [key for _, key, _ in filled]
+        numbers = [number for *_, number in self._puts]
+        places = dict(zip(reversed(numbers), reversed(self._places[: len(numbers)]), strict=True))
+        self._places_of_leaves = [places[number] for number in range(self._structure.num_leaves)]
+        self._again = [
+            (place, places[number]) for place, number in zip(self._places, numbers, strict=False) if place != places[number]
+        ]
 
-    def fill(self, leaves: Sequence[mx.array]) -> Sequence[mx.array]:
-        """Put handles of a tree's arrays in their places, and return them."""
-        handles, expected, places = self._handles, self._expected, iter(self._places)
+    def fill(self, leaves: Sequence[mx.array]) -> None:
+        """Put handles of a tree's arrays in their places."""
+        expected = self._expected
         # Into the list that is there: memory for a new long one makes malloc tidy up after the last call.
-        _exhaust(map(handles.__setitem__, range(len(handles)), map(handle_of, leaves)))
-        for (put, key, number), place in zip(self._puts, places, strict=False):
-            put(key, handles[number])
-            expected[place] = handles[number]
-        for (put, key, make), place in zip(self._makes, self._places[len(self._puts) :], strict=True):
+        _exhaust(map(setitem, repeat(expected), self._places_of_leaves, map(handle_of, leaves)))
+        for place, source in self._again:
+            expected[place] = expected[source]
+        count = len(self._puts)
+        _exhaust(map(setitem, self._targets, self._keys, map(expected.__getitem__, islice(self._places, count))))
+        for (holder, key, make), place in zip(self._makes, islice(self._places, count, None), strict=True):
             value = expected[place] = make()
-            put(key, value)
-        return handles
+            put(holder, key, value)
+
+    def handles(self) -> list[mx.array]:
+        """Return the handles that were put in their places, in the order of the arrays."""
+        return [*map(self._expected.__getitem__, self._places_of_leaves)]
 
     def is_unchanged(self) -> bool:
         """Return whether everything is the object that it was when it was filled."""
-        now = chain(chain.from_iterable(self._views), (_END,))
-        if not all(map(is_, now, self._expected)) or self._sets != self._saved_sets:
+        if not all(map(is_, chain.from_iterable(self._views), self._expected)):
+            return False
+        if any(self._sets) if self._are_sets_empty else self._sets != self._saved_sets:
             return False
         return not self._looks_inside or self._is_inside_unchanged()
 
@@ -158,11 +170,8 @@ class Live:
 
     def empty(self) -> None:
         """Take out what :meth:`fill` put in."""
-        handles, expected = self._handles, self._expected
-        _exhaust(map(handles.__setitem__, range(len(handles)), repeat(None)))
-        for (put, key, _), place in zip(chain(self._puts, self._makes), self._places, strict=True):
-            put(key, None)
-            expected[place] = None
+        _exhaust(map(setitem, self._targets, self._keys, repeat(None)))
+        _exhaust(map(setitem, repeat(self._expected), self._places, repeat(None)))
 
     def restore(self) -> bool:
         """Undo what a call changed. Return whether that could be done.
@@ -203,9 +212,8 @@ class Live:
                 yield place, each, each
 
     def _replaced(self) -> Iterator[tuple[Any, Any]]:
-        for put, key, number in self._puts:
-            holder: Any = put.__self__  # type: ignore[attr-defined]
-            if isinstance(holder, MLXModule) and dict.get(holder, key) is not self._handles[number]:
+        for (holder, key, _), place in zip(self._puts, self._places, strict=False):
+            if isinstance(holder, MLXModule) and dict.get(holder, key) is not self._expected[place]:
                 yield holder, key
 
     def _trains(self, module: Any, key: str) -> bool:
@@ -225,26 +233,26 @@ class Live:
             return live  # type: ignore[no-any-return]
         own = vars(live)
         kinds = dict(layout.containers)
-        kept: list[tuple[Put, str, Kept]] = []
+        kept: list[tuple[Any, str, Kept]] = []
         for name, place in layout.places:
             value = node.__dict__[name]
             inner = value.value if type(value) is Kept else value
             is_item = isinstance(inner, Slot | Node | Checkpointed | tuple | list | dict | MappingProxyType) and place != HIDDEN
-            put = setter(live if is_item else own)
+            holder = live if is_item else own
             if inner is not value:
-                kept.append((put, name, value))
+                kept.append((holder, name, value))
             if place == STATIC:
-                put(name, inner)
+                put(holder, name, inner)
             else:
-                self._fill_in(put, name, value, path, (name,), kinds, tied)
+                self._fill_in(holder, name, value, path, (name,), kinds, tied)
         own["_no_grad"] = set(metadata.frozen)
         own["_training"] = metadata.training
         for holder in (live, own, own["_no_grad"]):
             self._hold(holder, path)
-        for put, name, value in kept:
+        for holder, name, value in kept:
             self._memo[AT] = functools.partial(_below, live)
             copy = value.copy(self._memo)
-            put(name, copy)
+            put(holder, name, copy)
             self._track(copy, (*path, name))
         return live  # type: ignore[no-any-return]
 
@@ -267,10 +275,10 @@ class Live:
             if value is None and twin and not has_none(node):
                 continue
             is_item = isinstance(value, Slot | Node | Checkpointed | tuple | Mapping)
-            self._fill_in(setter(made if is_item else own), name, value, path, (name,), {}, tied)
+            self._fill_in(made if is_item else own, name, value, path, (name,), {}, tied)
         for name, value in (static_of_twin(node) if twin else metadata.static).items():
             is_item = isinstance(value, list | tuple | dict) and twin
-            setter(made if is_item else own)(name, value)
+            put(made if is_item else own, name, value)
         return made  # type: ignore[no-any-return]
 
     def _keep(self, running: Running, path: Path) -> None:
@@ -305,48 +313,48 @@ class Live:
         return live, is_known
 
     def _fill_in(
-        self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
+        self, holder: Any, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
     ) -> None:
         """Put a value at its place, below a path in a module at another path."""
-        put(key, None)
+        put(holder, key, None)
         if type(value) is Slot:
-            self._puts.append((put, key, value.number))
+            self._puts.append((holder, key, value.number))
         elif isinstance(value, Node):
-            put(key, self._module(value, (*path, *inside), tied))
+            put(holder, key, self._module(value, (*path, *inside), tied))
         elif isinstance(held(value), Node):
             module = self._module(held(value), (*path, *inside, WRAPPED), tied)
             if not is_computed_again(module):
                 computed_again(module, Trees(self._class_for, self.nodes.get(id(module))))
-            put(key, module)
+            put(holder, key, module)
         elif type(value) is MappingProxyType:
             new: Any = kinds.get(inside, dict)()
             self._hold(new, (*path, *inside))
             for name, each in value.items():
-                self._fill_in(setter(new), name, each, path, (*inside, name), kinds, tied)
-            put(key, new)
+                self._fill_in(new, name, each, path, (*inside, name), kinds, tied)
+            put(holder, key, new)
         elif isinstance(value, tuple):
-            self._fill_sequence(put, key, value, path, inside, kinds, tied)
+            self._fill_sequence(holder, key, value, path, inside, kinds, tied)
         elif isinstance(value, function_trees.Wrapped) and isinstance(value.__wrapped__, Node):
             raise TypeError(CALLED_ANOTHER_WAY.format(place=keystr((*path, *inside)), verb=value.verb))
         elif one_level(value) is not None:
             raise TypeError(NO_PLACE.format(place=keystr((*path, *inside)), kind=class_name(value)))
         else:
-            put(key, value.copy(self._memo) if type(value) is Kept else value)
+            put(holder, key, value.copy(self._memo) if type(value) is Kept else value)
 
     def _fill_sequence(
-        self, put: Put, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
+        self, holder: Any, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
     ) -> None:
         items: list[Any] = [None] * len(value)
         for index, each in enumerate(value):
-            self._fill_in(items.__setitem__, index, each, path, (*inside, index), kinds, tied)
+            self._fill_in(items, index, each, path, (*inside, index), kinds, tied)
         kind = kinds.get(inside, list)
         if kind is list:
             self._hold(items, (*path, *inside))
-            put(key, items)
+            put(holder, key, items)
         else:
             make = kind if kind is tuple else lambda values: kind(*values)
-            self._makes.append((put, key, lambda: make(items)))
-            put(key, make(items))
+            self._makes.append((holder, key, lambda: make(items)))
+            put(holder, key, make(items))
 
     def _track(self, value: Any, place: Path) -> None:
         """Look after what is inside a copy that original code may change."""
@@ -382,8 +390,26 @@ def _saved(holder: Any) -> Any:
     return dict(dict.items(holder)) if isinstance(holder, dict) else holder.copy()
 
 
-def setter(holder: Any) -> Put:
-    return holder.__setitem__ if type(holder) is list else dict.__setitem__.__get__(holder)
+def put(holder: Any, key: Any, value: Any) -> None:
+    """Put a value in a dict or a list, without what a class has in the place of their methods."""
+    (dict if isinstance(holder, dict) else list).__setitem__(holder, key, value)
+
+
+class _Plain:
+    """Assigns to items of a dict whose class has a way of its own."""
+
+    __slots__ = ("_holder",)
+
+    def __init__(self, holder: Any) -> None:
+        self._holder = holder
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        put(self._holder, key, value)
+
+
+def target(holder: Any) -> Any:
+    """Return what an assignment ``[key] = value`` does with what :func:`put` does."""
+    return holder if type(holder).__setitem__ in (dict.__setitem__, list.__setitem__) else _Plain(holder)
 
 
 def _has_arrays(value: Any) -> bool:

@@ -18,6 +18,7 @@ from ..core.instance import Metadata, children_in_fields, field_values, metadata
 from ..core.kept import Kept
 from ..core.levels import one_level
 from ..core.structure import Structure, flat_of, specs_in, unflatten
+from ..module import Module
 from ..transforms.stateful import stateful
 from .checkpointed import WRAPPED
 from .freezing import Freezer
@@ -54,6 +55,10 @@ class Running(MLXModule):
             if found is None or name.startswith("__"):
                 raise
         return functools.partial(_run, self, name) if inspect.isfunction(found) else getattr(self._trees.of(self), name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _empty, (type(self).__native__,), *reduced[2:]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in type(self).__native__.__frostleaf__.fields and not name.startswith("_"):
@@ -99,6 +104,9 @@ class Trees:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trees:
         return Trees(self._class_for, self._template)
+
+    def __reduce__(self) -> Any:
+        return Trees, (self._class_for, self._template)
 
 
 class _Made(NamedTuple):
@@ -181,7 +189,38 @@ def _has_buffers(structure: Structure) -> bool:
 def running_class(kind: type[Node]) -> Any:
     """Return the class that runs the code of a class of frostleaf."""
     members = {"__native__": kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (Running,), members)
+    own = {name: member for name, member in _OF_A_DICT.items() if getattr(kind, name, None) is not getattr(Module, name, None)}
+    if own:
+        own["__contains__"] = _has
+    return type(kind.__name__, (Running,), members | own)
+
+
+def _empty(kind: Any) -> Any:
+    """Return a module that runs the code of a class, before there is anything in it."""
+    return dict.__new__(running_class(kind))
+
+
+def _item(live: Running, key: Any) -> Any:
+    """Return what MLX looks for by its name, or an item of the tree."""
+    return dict.__getitem__(live, key) if _is_name(live, key) else _run(live, "__getitem__", key)
+
+
+def _has(live: Running, key: Any) -> bool:
+    return _is_name(live, key) or key in live._trees.of(live)
+
+
+def _is_name(live: Running, key: Any) -> bool:
+    return isinstance(key, str) and dict.__contains__(live, key)
+
+
+def _runs(name: str) -> Any:
+    return lambda live: _run(live, name)
+
+
+# What a module of MLX has as a dict, where the class of the tree has it too.
+_OF_A_DICT: dict[str, Any] = {
+    "__contains__": _has, "__getitem__": _item, **{name: _runs(name) for name in ("__iter__", "__len__", "__reversed__")},
+}  # fmt: skip
 
 
 def _write(before: Any, after: Any, live: Any, make: Make) -> None:

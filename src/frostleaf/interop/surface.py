@@ -13,6 +13,7 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from .calls import call, edited, generate, read, run, wait_for
 from .layout import STATIC, Field, Layout, LayoutType, Method, Wrapped, declared
+from .twins import has_other_names, replaced, shown_fields
 
 # What Python or MLX needs of a module that can change, and a tree has its own of.
 _OWN = {
@@ -89,6 +90,8 @@ def _surface(kind: type) -> Any:
                 members[name] = _edit(name, value)
             elif name in _FORWARDED or (name not in _OWN and not hasattr(Wrapped, name)):
                 members[name] = _member(kind, name, value)
+    if has_other_names(kind):
+        members |= {"_shown_fields": shown_fields, "replace": replaced, "__replace__": replaced}
     if "train" in members:
         members.setdefault("eval", _edit("eval", MLXModule.eval))
     if "__getattr__" in members:

@@ -13,7 +13,8 @@ import mlx.nn
 
 from .. import nn
 from ..core import fields
-from ..core.instance import Definition, Metadata, level_of, metadata_of
+from ..core.construction import evolve
+from ..core.instance import Definition, Metadata, field_values, level_of, metadata_of
 from ..core.kept import Kept
 from ..module import Module
 from ..transforms.group import as_group
@@ -141,6 +142,25 @@ def frozen_names(node: Module) -> set[str]:
     named = zip(definition.children, children, strict=True)
     buffers = {name for name, child in named if child is not None and fields.kind(definition.fields[name]) == "buffer"}
     return {*metadata.frozen, *buffers}
+
+
+def has_other_names(kind: type) -> bool:
+    """Return whether a class of ``mlx.nn`` keeps what its constructor takes under other names, of which its twin has none."""
+    return kind.__name__ in _OTHER and _is_twin(kind.__name__, kind)
+
+
+def replaced(node: Wrapped, /, **changes: Any) -> Any:
+    """Replace fields in a copy, by the names of the twin too: ``dropout.replace(p=0.1)``. See :meth:`Module.replace`."""
+    twin = native(node)
+    if twin is None or not changes.keys() <= twin.__frostleaf__.fields.keys():
+        return evolve(node, changes)
+    return evolve(node, static_of_twin(evolve(twin, changes)))
+
+
+def shown_fields(node: Wrapped) -> list[tuple[str, Any]]:
+    """Return the fields of the twin, which are what the constructor takes."""
+    twin = native(node)
+    return Wrapped._shown_fields(node) if twin is None else [*field_values(twin).items()]
 
 
 def native(node: Wrapped) -> Module | None:

@@ -22,12 +22,16 @@ def require_path(given: Any, call: str) -> None:
 
 
 @contextmanager
-def atomic_write(file: str | os.PathLike[str]) -> Iterator[str]:
+def atomic_write(file: str | os.PathLike[str], *, flush: bool = True) -> Iterator[str]:
     """Yield the path of a temporary file, and rename it to ``file`` when the block ends without an exception.
 
     The temporary file is in the same directory. It is flushed to disk before it is renamed, and the directory after that, so a
     crash leaves the old file or the new one, whole. After an exception ``file`` is as it was. If ``file`` is a link, its target
     is replaced. The mode of the old file is kept. That a temporary file can't be removed is no error.
+
+    Args:
+        file: The file.
+        flush: Whether the directory is flushed. A later write to it has to do that otherwise. Default: ``True``.
 
     Raises:
         FileNotFoundError: If the directory doesn't exist; the error names it.
@@ -43,7 +47,8 @@ def atomic_write(file: str | os.PathLike[str]) -> Iterator[str]:
         if os.path.exists(target):
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
-        fsync(directory)
+        if flush:
+            fsync(directory)
     finally:
         with suppress(OSError):
             os.unlink(temporary)

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import operator
 import os
-import re
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard, TypeVar
+from typing import Any, Literal, NoReturn, TypeGuard, TypeVar, overload
 
+from ..core.structure import flat_of
 from ..core.words import describe, listed
-from .atomic import remove_temporaries, require_path
+from ..tree.differences import Diff
+from ..tree.selecting import Where
+from .atomic import require_path
+from .description import name_in_file
+from .directory import METRICS, STEP, TIME, Directory, Entry
 from .directory_lock import DirectoryLock
+from .inventory import CheckpointInfo, CheckpointInfos, Saved, bytes_of_files, differences_of_arrays
+from .known import KnownArrays, Watched, stamp_of
+from .partial import LoadReport
 from .safetensors import CheckpointError
-from .trees import OtherStructureError, Snapshot, load, load_metadata, take_snapshot, write_snapshot
+from .shards import Draft, write_checkpoint
+from .trees import OtherStructureError, load, load_metadata, saved_arrays, take_snapshot
 
 T = TypeVar("T")
-
-_NAME = re.compile(r"step-(\d{8,})\.safetensors")
-# The keys of a checkpoint's metadata.
-_STEP, _TIME, _METRICS = "step", "saved", "metrics"
 
 
 class NoCheckpointError(CheckpointError, FileNotFoundError):
@@ -37,13 +42,6 @@ class NoCheckpointError(CheckpointError, FileNotFoundError):
     ...         print("a new run")
     a new run
     """
-
-
-class _CheckpointInfo(NamedTuple):
-    """When a checkpoint was saved, in nanoseconds, and its metrics."""
-
-    time: int
-    metrics: dict[str, Any]
 
 
 _GOES_BACK = (
@@ -65,6 +63,14 @@ class Checkpointer:
     for it, so at most one tree is held in memory besides those in use. An error in the background is raised by the next call
     of any method, once. A process that ends waits for the checkpoint it is writing; so does a ``with`` block, which also raises
     the error.
+
+    An array that has not changed since the last checkpoint is not written again, nor looked at if it is the same object: what
+    is frozen costs its name. The checkpoint then has more files, ``step-00000010-*``: arrays, and an index of them for other
+    programs. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs under its own step, can
+    be copied or removed by itself, and only the file system counts who needs what, whoever crashes. Without hard links all
+    is written each time; a tool that copies them as files makes a larger directory. A file is shared for three quarters of
+    it or more, so that no more than a third is kept beyond what is needed; less than 16 KiB are written again. That NumPy has
+    written into an array's memory isn't noticed.
 
     The latest checkpoint is the one that was saved last. Steps must not decrease: saving an earlier one is an error,
     unless :meth:`restore` went back before it.
@@ -110,13 +116,16 @@ class Checkpointer:
         self._best, self._mode = best, mode
         require_path(directory, "fl.Checkpointer(directory)")
         # It stays the same when a link to it or the current directory changes.
-        self._directory = os.path.realpath(directory)
-        os.makedirs(self._directory, exist_ok=True)
+        self._directory = Directory(os.path.realpath(directory))
+        os.makedirs(self._directory.path, exist_ok=True)
         self._process = os.getpid()
         self._mutex = threading.RLock()
         self._lock: DirectoryLock | None = None
         # The checkpoints that this one may remove.
-        self._own: dict[int, _CheckpointInfo] = {}
+        self._own: dict[int, Entry] = {}
+        # Files that belong to none that is there. Removing them is tried until it succeeds.
+        self._unneeded: set[str] = set()
+        self._arrays = KnownArrays()
         self._last_step: int | None = None
         self._thread: threading.Thread | None = None
         self._written = threading.Event()
@@ -151,19 +160,23 @@ class Checkpointer:
             if self._lock is None:
                 self._lock_directory()
             if self._last_step is not None and step < self._last_step:
-                raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory))
-            info = _CheckpointInfo(max([time.time_ns(), *(each.time + 1 for each in self._own.values())]), numbers)
-            snapshot = take_snapshot(tree, {_STEP: step, _TIME: info.time, _METRICS: numbers})
+                raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory.path))
+            now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
+            summary = {STEP: step, TIME: now, METRICS: numbers}
+            snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
+            objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
+            known, watched = self._arrays.look_up(objects, snapshot.arrays)
+            draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
             self._last_step = step
             if threading.main_thread().is_alive():
                 self._written.clear()
                 # Explicitly not a daemon, as it would be in a daemon thread: the process would end without it.
                 name = f"saving step {step}"
-                thread = threading.Thread(target=self._write, args=(step, snapshot, info), name=name, daemon=False)
+                thread = threading.Thread(target=self._write, args=(step, draft, watched), name=name, daemon=False)
                 thread.start()
                 self._thread = thread
             else:  # the interpreter is shutting down, and waits for no more threads
-                self._write(step, snapshot, info)
+                self._write(step, draft, watched)
         return True
 
     def wait(self) -> None:
@@ -189,32 +202,64 @@ class Checkpointer:
             CheckpointError: If saving failed.
         """
         self.wait()
-        return self._steps()
+        return self._directory.steps()
 
-    def restore(self, like: T, step: int | None = None) -> tuple[int, T]:
+    @overload
+    def restore(
+        self, like: T, step: int | None = None, *, where: Where | None = None, strict: Literal[True] = True
+    ) -> tuple[int, T]: ...
+    @overload
+    def restore(
+        self, like: T, step: int | None = None, *, where: Where | None = None, strict: Literal[False]
+    ) -> tuple[int, T, LoadReport]: ...
+    @overload
+    def restore(
+        self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool
+    ) -> tuple[int, T] | tuple[int, T, LoadReport]: ...
+
+    def restore(
+        self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool = True
+    ) -> tuple[int, T] | tuple[int, T, LoadReport]:
         """Restore a tree, and return its step and the tree. Saving goes on from there.
 
         Args:
             like: A tree of the same structure, as for :func:`frostleaf.load`.
             step: Which step. Default: the one that was saved last. If that can't be read, it is passed over with a
                 ``RuntimeWarning``, and the one saved before it is restored.
+            where: What to restore, as for :func:`frostleaf.load`; the rest is that of ``like``. Default: everything.
+            strict: With ``False``, restore what both trees have, as :func:`frostleaf.load` does, and return a
+                :class:`LoadReport` as well. Default: ``True``.
+
+        Returns:
+            The step and the tree; with ``strict=False`` the step, the tree and the report.
 
         Raises:
             FileNotFoundError: If there is no checkpoint, or none of this step. It is a ``CheckpointError`` too.
             CheckpointError: If the checkpoint of this step is damaged, or all are; if it is of another structure than ``like``;
                 or if saving failed.
+            LookupError: If ``where`` selects nothing.
+
+        >>> import frostleaf as fl, mlx.core as mx, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
+        ...     saving = checkpoints.save(5, {"a": mx.array(1), "b": mx.array(2)})
+        ...     checkpoints.restore({"a": mx.array(0), "c": mx.array(3)}, strict=False)
+        (5, {'a': array(1, dtype=int32), 'c': array(3, dtype=int32)}, LoadReport(1 taken: 'a'; 1 left: 'b'; 1 new: 'c'))
         """
         self.wait()
+
+        def load_step(step: int) -> Any:
+            return self._load(step, like, where, strict)
+
         if step is None:
-            step, tree = self._restore_latest(like)
+            step, loaded = self._restore_latest(load_step)
         else:
             step = _whole("step", step, 0)
             try:
-                tree = load(self._file(step), like)
+                loaded = load_step(step)
             except FileNotFoundError:
                 self._no_checkpoint(step)
         self._last_step = step
-        return step, tree
+        return (step, loaded) if strict else (step, *loaded)
 
     def best_step(self) -> int | None:
         """Return the step with the best metric, or ``None`` if none has it. Of equal ones it is the one saved first.
@@ -229,7 +274,7 @@ class Checkpointer:
             example = "fl.Checkpointer(directory, best='loss')"
             raise ValueError(f"best_step() needs the name of the metric that says which is best: {example}")
         self.wait()
-        return self._best_of(self._infos())
+        return self._best_of(self._directory.entries())
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the metrics that were given when a step was saved.
@@ -242,10 +287,61 @@ class Checkpointer:
         self.wait()
         step = _whole("step", step, 0)
         try:
-            metrics = load_metadata(self._file(step)).get(_METRICS)
+            metrics = load_metadata(self._directory.head(step)).get(METRICS)
         except FileNotFoundError:
             self._no_checkpoint(step)
         return metrics if isinstance(metrics, dict) else {}
+
+    def info(self) -> CheckpointInfos:
+        """Return what there is: for each step when it was saved, its metrics, and what its files take.
+
+        Raises:
+            CheckpointError: If saving failed.
+
+        >>> import frostleaf as fl, mlx.core as mx, tempfile
+        >>> model = fl.nn.Linear(1000, 100).freeze()
+        >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
+        ...     for step in range(3):
+        ...         saving = checkpoints.save(step, {"model": model, "step": step}, metrics={"loss": 1 / (1 + step)})
+        ...     info = checkpoints.info()
+        >>> info
+        0: saved 2..., 0 bytes, 401,... shared, loss=1.0
+        1: saved 2..., ... bytes, 401,... shared, loss=0.5
+        2: saved 2..., ... bytes, 401,... shared, loss=0.3333333333333333
+        >>> max(each.own for each in info) < 2000
+        True
+        """
+        self.wait()
+        entries, sizes = self._directory.entries(), bytes_of_files(self._directory.files())
+        return CheckpointInfos(
+            CheckpointInfo(step, datetime.fromtimestamp(entry.time / 1e9).astimezone(), entry.metrics, *sizes.get(step, (0, 0)))
+            for step, entry in entries.items()
+        )
+
+    def diff(self, step: int, other: int) -> Diff:
+        """Return which arrays of a checkpoint another has not, or has otherwise. Headers are read, and no array.
+
+        Values are compared by their checksums, of 32 bits.
+
+        Args:
+            step: The step before.
+            other: The step after.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint of one of the steps. It is a ``CheckpointError`` too.
+            CheckpointError: If a header is damaged, or if saving failed.
+
+        >>> import frostleaf as fl, mlx.core as mx, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
+        ...     saving = checkpoints.save(1, {"a": mx.zeros(2), "b": mx.zeros(3)})
+        ...     saving = checkpoints.save(2, {"a": mx.zeros(2), "b": mx.ones(3), "c": mx.zeros(1)})
+        ...     checkpoints.diff(1, 2)
+        b: value f32[3] -> f32[3]
+        c: added nothing -> f32[1]
+        """
+        self.wait()
+        before, after = (self._saved_arrays(_whole(name, given, 0)) for name, given in (("step", step), ("other", other)))
+        return differences_of_arrays(before, after)
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -260,7 +356,7 @@ class Checkpointer:
 
     def __repr__(self) -> str:
         options = f"keep={self._keep}, every={self._every}, best={self._best!r}, mode={self._mode!r}"
-        return f"Checkpointer({self._directory!r}, {options})"
+        return f"Checkpointer({self._directory.path!r}, {options})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -275,56 +371,65 @@ class Checkpointer:
     def _lock_directory(self) -> None:
         """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
         try:
-            lock = DirectoryLock(self._directory)
+            lock = DirectoryLock(self._directory.path)
             try:
                 if lock.exclusive:
-                    self._own = self._infos()
-                    remove_temporaries(self._directory, _NAME.fullmatch)
+                    self._own = self._directory.entries()
+                    self._directory.clean_up()
             finally:
                 lock.share()
         except OSError as error:
-            raise CheckpointError(f"{self._directory}: {error}") from error
+            raise CheckpointError(f"{self._directory.path}: {error}") from error
         self._lock = lock
         if self._last_step is None:
             self._last_step = max(self._own, default=None)
+            times = {info.time: step for step, info in (self._own or self._directory.entries()).items()}
+            if times:
+                self._arrays.know_file(self._directory.head(times[max(times)]))
 
-    def _write(self, step: int, snapshot: Snapshot, info: _CheckpointInfo) -> None:
+    def _write(self, step: int, draft: Draft, watched: Watched) -> None:
         try:
-            write_snapshot(self._file(step), snapshot)
-            self._own[step] = info
+            replaced = self._directory.entry(step)
+            written = write_checkpoint(self._directory.head(step), draft)
+            self._arrays.know(written.places, watched)
+            self._own[step] = Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,))
+            self._unneeded.update((replaced and replaced.beside) or ())
             with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
                 self._prune()
         except Exception as error:
-            failure = f"the checkpoint of step {step} could not be saved in {self._directory}: {error}"
+            failure = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {error}"
             self._failure = CheckpointError(failure)
             self._failure.__cause__ = error
         finally:
             self._written.set()
 
     def _prune(self) -> None:
+        self._unneeded = self._directory.remove(self._unneeded)
         if self._keep is None:
             return
-        for step in self._own.keys() - {*self._steps()}:  # a checkpoint that somebody removed doesn't count as kept
+        for step in self._own.keys() - {*self._directory.steps()}:  # a checkpoint that somebody removed doesn't count as kept
             del self._own[step]
         latest = sorted(self._own, key=lambda step: self._own[step].time)[-self._keep :]
         for step in self._own.keys() - {*latest, self._best_of(self._own)}:
-            current = self._info(step)
+            current = self._directory.entry(step)
             # Another process may have replaced the checkpoint or removed it.
             if current is not None and current.time == self._own[step].time:
                 try:
-                    os.unlink(self._file(step))
+                    os.unlink(self._directory.head(step))
                 except FileNotFoundError:
                     pass
                 except OSError:
                     continue  # it is tried again after the next save
+                self._unneeded.update(current.beside or ())
             del self._own[step]
+        self._unneeded = self._directory.remove(self._unneeded)
 
-    def _restore_latest(self, like: T) -> tuple[int, T]:
+    def _restore_latest(self, load_step: Callable[[int], T]) -> tuple[int, T]:
         reasons: dict[int, str] = {}
-        while infos := {step: info for step, info in self._infos().items() if step not in reasons}:
+        while infos := {step: info for step, info in self._directory.entries().items() if step not in reasons}:
             for _, step in sorted(((info.time, step) for step, info in infos.items()), reverse=True):
                 try:
-                    return step, load(self._file(step), like)
+                    return step, load_step(step)
                 except FileNotFoundError:
                     reasons[step] = "it was removed while it was to be read"
                     break  # others save and prune: what is there now?
@@ -335,42 +440,36 @@ class Checkpointer:
                     warnings.warn(f"the checkpoint of step {step} is passed over: {error}", RuntimeWarning, stacklevel=3)
         if reasons:
             lines = listed(reasons.values(), separator="\n")
-            raise CheckpointError(f"{self._directory} has no checkpoint that can be restored:\n{lines}")
+            raise CheckpointError(f"{self._directory.path} has no checkpoint that can be restored:\n{lines}")
         self._no_checkpoint()
+
+    def _load(self, step: int, like: Any, where: Where | None, strict: bool) -> Any:
+        file = self._directory.head(step)
+        stamp = stamp_of(os.stat(file))
+        loaded = load(file, like, where=where, strict=strict)
+        given, flat = {*map(id, flat_of(like).leaves)}, flat_of(loaded if strict else loaded[0])
+        arrays = zip(map(name_in_file, flat.structure.leaf_names()), flat.leaves, strict=True)
+        self._arrays.know_restored(file, stamp, {name: array for name, array in arrays if id(array) not in given})
+        return loaded
+
+    def _saved_arrays(self, step: int) -> Saved:
+        try:
+            return saved_arrays(self._directory.head(step))
+        except FileNotFoundError:
+            self._no_checkpoint(step)
 
     def _no_checkpoint(self, step: int | None = None) -> NoReturn:
         which = "" if step is None else f" of step {step}"
-        steps = listed(map(str, self._steps())) or "none at all"
-        raise NoCheckpointError(f"{self._directory} has no checkpoint{which}; it has {steps}") from None
+        steps = listed(map(str, self._directory.steps())) or "none at all"
+        raise NoCheckpointError(f"{self._directory.path} has no checkpoint{which}; it has {steps}") from None
 
-    def _best_of(self, infos: Mapping[int, _CheckpointInfo]) -> int | None:
+    def _best_of(self, infos: Mapping[int, Entry]) -> int | None:
         if self._best is None:
             return None
         sign = 1 if self._mode == "min" else -1
         numbers = {step: info.metrics.get(self._best) for step, info in infos.items()}
         ranked = [(sign * number, infos[step].time, step) for step, number in numbers.items() if _is_number(number)]
         return min(ranked)[-1] if ranked else None
-
-    def _steps(self) -> list[int]:
-        names = os.listdir(self._directory) if os.path.isdir(self._directory) else []
-        steps = [int(found[1]) for found in map(_NAME.fullmatch, names) if found]
-        return sorted(step for step in steps if os.path.basename(self._file(step)) in names)
-
-    def _infos(self) -> dict[int, _CheckpointInfo]:
-        return {step: info for step in self._steps() if (info := self._info(step)) is not None}
-
-    def _info(self, step: int) -> _CheckpointInfo | None:
-        """Return what a checkpoint's header says, or ``None`` if there is no checkpoint."""
-        with suppress(FileNotFoundError):
-            try:
-                metadata = load_metadata(self._file(step))
-                return _CheckpointInfo(operator.index(metadata[_TIME]), dict(metadata[_METRICS]))
-            except (OSError, ValueError, KeyError, TypeError):  # damaged, written by somebody else, or missing
-                return _CheckpointInfo(os.lstat(self._file(step)).st_mtime_ns, {})
-        return None
-
-    def _file(self, step: int) -> str:
-        return os.path.join(self._directory, f"step-{step:08d}.safetensors")
 
 
 def _whole(name: str, given: Any, least: int) -> int:

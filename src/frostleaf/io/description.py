@@ -62,8 +62,13 @@ _SAME_NAME = (
 )
 
 
-def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Description:
+def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in: bool = False) -> Description:
     """Describe a tree that has been flattened.
+
+    Args:
+        structure: The structure.
+        leaves: The arrays.
+        built_in: Whether the leaves that are no arrays are facts about the tree, as in a compiled function, and not saved.
 
     Raises:
         TypeError: If a leaf can be neither saved nor described.
@@ -79,55 +84,83 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array]) -> Descripti
         if shape is mx.array:
             name, leaf = next(rest)
             kind = kind_of(leaf.shape, leaf.dtype)
-            facts.append(Fact(name, "", f"{_ARRAY}{kind}"))
-            in_file = _name_in_file(name)
+            facts.append(Fact(name, "", f"{ARRAY}{kind}"))
+            in_file = name_in_file(name)
             if in_file in arrays:
                 raise ValueError(_SAME_NAME.format(name=name))
             arrays[in_file] = kind
             continue
         name = keystr(path)
         value = shape.value if isinstance(shape, Static) else None
-        if type(value) in SCALARS:
-            facts.append(Fact(name, "", f"a Python {type(value).__name__}"))
+        if isinstance(shape, Static) and built_in:
+            facts.append(Fact(name, "", writer._static(name, value)))
+        elif type(value) in SCALARS:
+            facts.append(Fact(name, "", value_kind(value)))
             values.append(value)
         else:
-            facts += writer.facts_of(name, shape, functools.partial(_refuse, name or "the root"))
+            facts += writer.facts_of(name, shape, functools.partial(_refuse, name or ROOT))
     return Description(facts, arrays, values, writer.unknown)
 
 
-_ARRAY, _NONE = "array ", "None"
+ARRAY, _VALUE, _NONE = "array ", "a Python ", "None"
+ROOT = "the root"
+
+
+def array_kind(fact: Fact) -> str | None:
+    """Return the dtype and the shape of the array that a fact is about; ``None`` if it is about something else."""
+    return fact.text.removeprefix(ARRAY) if not fact.aspect and fact.text.startswith(ARRAY) else None
+
+
+def value_kind(value: Any) -> str:
+    """Return what a fact says of a number, a string or bytes."""
+    return f"{_VALUE}{type(value).__name__}"
+
+
+def is_value(fact: Fact) -> bool:
+    """Return whether a fact is about a number, a string or bytes."""
+    return not fact.aspect and fact.text.startswith(_VALUE)
+
+
+def is_leaf(fact: Fact) -> bool:
+    """Return whether a fact is about what a file holds besides its description: an array, a number, a string, bytes."""
+    return not fact.aspect and fact.text.startswith((ARRAY, _VALUE))
+
+
 _FILLED = (
     "what is private and None in like is filled by a call, as that of a cache: give like what the call makes, such as "
     "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1]"
 )
-_MODE = ", as for what is in it: give like with what .{switch}() returns there"
+_MODE = ", as for what is in it: give {given} with what .{switch}() returns there"
 
 
-def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
-    """Return a line for each place where the structure in the file differs from that of ``like``, and none for those below."""
+def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like") -> list[str]:
+    """Return a line for each place where the structure in the file differs from that of ``like``, and none for those below.
+
+    ``given`` is what to call ``like``.
+    """
     in_file = {(fact.path, fact.aspect): fact.text for fact in file}
     in_like = {(fact.path, fact.aspect): fact.text for fact in like}
     found: dict[tuple[str, str], None] = {}
     for path, aspect in dict.fromkeys([*in_file, *in_like]):
         if in_file.get((path, aspect)) == in_like.get((path, aspect)) or (aspect and (path, "") in found):
             continue
-        if not any((each, "") in found for each in _ancestors(path)):
+        if not any((each, "") in found for each in enclosing(path)):
             found[path, aspect] = None
     # Missing keys are told by their paths, so the list of the dict's keys need not be.
-    told = {each for path, aspect in found if aspect != "keys" for each in _ancestors(path)}
+    told = {each for path, aspect in found if aspect != "keys" for each in enclosing(path)}
     places = [(path, aspect) for path, aspect in found if aspect != "keys" or path not in told]
     # A mode that all of a module is in is told once.
     modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
-    outer = {path: next((each for each in _ancestors(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
+    outer = {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
     places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
-    lines = [_difference(place, in_file, in_like, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
+    lines = [_difference(place, in_file, in_like, given, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
     for number, (path, aspect) in enumerate(places[:_LINES]):
         if aspect == "mode" and path in outer.values():
-            lines[number] += _MODE.format(switch="train" if modes[path] == _TRAINING else "eval")
+            lines[number] += _MODE.format(given=given, switch="train" if modes[path] == _TRAINING else "eval")
     if not places:  # they differ in their order, or in what no path shows, such as the keys 1 and "1" of one dict
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))
-        lines = [f"{one.path or '(root)'}: {one.text} in the file, where like has {other.path or '(root)'}: {other.text}"]
+        lines = [f"{one.path or '(root)'}: {one.text} in the file, where {given} has {other.path or '(root)'}: {other.text}"]
     if len(places) > _LINES:
         lines.append(f"and {len(places) - _LINES:,} more")
     empty = [path for path, aspect in places if in_like.get((path, aspect)) == _NONE and _is_array(in_file.get((path, aspect)))]
@@ -135,10 +168,10 @@ def differences(file: Sequence[Fact], like: Sequence[Fact]) -> list[str]:
 
 
 def _is_array(text: str | None) -> bool:
-    return text is not None and text.startswith(_ARRAY)
+    return text is not None and text.startswith(ARRAY)
 
 
-def _ancestors(path: str) -> Iterator[str]:
+def enclosing(path: str) -> Iterator[str]:
     """Yield the path of every node that contains the one at a path."""
     if path:
         yield ""
@@ -148,7 +181,11 @@ def _ancestors(path: str) -> Iterator[str]:
 
 
 def _difference(
-    place: tuple[str, str], in_file: Mapping[tuple[str, str], str], in_like: Mapping[tuple[str, str], str], suggest: bool
+    place: tuple[str, str],
+    in_file: Mapping[tuple[str, str], str],
+    in_like: Mapping[tuple[str, str], str],
+    given: str,
+    suggest: bool,
 ) -> str:
     path, aspect = place
     suggestion = ""
@@ -158,7 +195,7 @@ def _difference(
     shown = f"{path or '(root)'} ({aspect})" if aspect else path or "(root)"
     absent = _TRAINING if aspect == "mode" else "nothing"
     one, other = _excerpts(in_file.get(place, absent), in_like.get(place, absent))
-    return f"{shown}: {one} in the file, {other} in like{suggestion}"
+    return f"{shown}: {one} in the file, {other} in {given}{suggestion}"
 
 
 def _excerpts(one: str, other: str) -> tuple[str, str]:
@@ -173,7 +210,7 @@ def _excerpts(one: str, other: str) -> tuple[str, str]:
     return excerpt(one), excerpt(other)
 
 
-def _name_in_file(name: str) -> str:
+def name_in_file(name: str) -> str:
     """Return a dotted path as an array's name in the file, with unsafe characters percent-encoded."""
     encoded = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name)
     return "%" + encoded if encoded == safetensors.METADATA else encoded
@@ -287,7 +324,7 @@ class _Writer:
             found = value_text(each, text)
             if found is None:
                 found = f"a {qualified_name(type(each))}"
-                self.unknown[path or "the root"] = found
+                self.unknown[path or ROOT] = found
             return found
 
         return self.canonical(value, fallback)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import mlx.core as mx
 
 from .gguf import GGUF_DTYPES, MAX_AXES, read_gguf
 from .npz import fits_npz, read_npz, write_npz
+from .parts import PARTS, open_parts
 from .safetensors import fail, open_regular, read_header
+from .sharing import read_sharing
 
 ENDINGS = (".npz", ".safetensors", ".gguf")
 
@@ -32,6 +35,8 @@ def ending_of(file: str, advice: str = "") -> str:
 def read_file(file: str) -> dict[str, mx.array]:
     """Return the arrays of a file. Those of a safetensors file are read when they are first used.
 
+    Of a file of :func:`frostleaf.save` they include what is stored under another name, or in a file beside it.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If its name has another ending.
@@ -43,11 +48,21 @@ def read_file(file: str) -> dict[str, mx.array]:
     if ending == ".gguf":
         return read_gguf(file)
     with open_regular(file) as handle:
-        read_header(handle)
+        header = read_header(handle)
+    files = dict.fromkeys(header.entries, file)
+    if PARTS in header.metadata:
+        with open_parts(file) as opened:
+            opened.complete()
+            header, files = opened.header, {name: part.file for name, (_, part) in opened.places.items()}
     try:
-        return mx.load(file, format="safetensors")  # type: ignore[return-value]
+        loaded: dict[str, Any] = {each: mx.load(each, format="safetensors") for each in {*files.values()}}
     except RuntimeError as error:
         fail(file, f"can't be read by MLX: {error}")
+    arrays: dict[str, mx.array] = {name: loaded[each][name] for name, each in files.items()}
+    sharing = read_sharing(header)
+    # Equal arrays are different objects.
+    arrays |= {name: arrays[place][...] for name, place in sharing.copies.items()}
+    return arrays | {name: arrays[place] for name, place in sharing.shared.items()}
 
 
 def check_arrays(arrays: Mapping[str, mx.array], ending: str, file: str) -> None:

@@ -211,8 +211,16 @@ def _array_of(data: memoryview, entry: Entry) -> mx.array:
     return mx.array(data.cast(kind, entry.shape)).view(entry.dtype, stream=mx.cpu)  # type: ignore[arg-type]
 
 
-def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
-    """Write evaluated arrays to a safetensors file, with a checksum of each array and of the header.
+def write(
+    path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], checksums: Mapping[str, int] | None = None
+) -> Header:
+    """Write evaluated arrays to a safetensors file, with a checksum of each array and of the header, and return its header.
+
+    Args:
+        path: The file.
+        arrays: The arrays by name.
+        metadata: The header's metadata.
+        checksums: The checksum of each array, if it is known. Default: they are computed.
 
     Raises:
         ValueError: If names and metadata are longer than a header may be.
@@ -224,31 +232,42 @@ def write(path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
     for name in order:
         start, end = end, end + arrays[name].nbytes
         entries[name] = Entry(arrays[name].dtype, arrays[name].shape, start, end)
+    if checksums is None:
+        checksums = {name: checksum_of(array) for name, array in arrays.items()}
     described = _json_entries(entries)
-    written, in_order = json.dumps(described, separators=(",", ":")), _in_order(described)
-    checksums = dict.fromkeys(sorted(arrays), 0)
-    header = _encode_header(written, in_order, metadata, checksums.values())
+    texts = _with_checksums(described, metadata, [checksums[name] for name in sorted(arrays)])
+    header = _encode_header(described, texts)
     if len(header) > MAX_HEADER:
         raise ValueError(f"{path}: {_HEADER_TOO_LONG.format(length=len(header), limit=MAX_HEADER)}")
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in order:
-            if arrays[name].size:
-                view = memoryview(arrays[name])  # type: ignore[arg-type]
-                data = view.cast("B") if view.c_contiguous else view.tobytes()
-                checksums[name] = zlib.crc32(data)
-                file.write(data)
-        file.seek(8)
-        # As long as the first: all checksums have one length.
-        file.write(_encode_header(written, in_order, metadata, checksums.values()))
+            file.write(bytes_of(arrays[name]))
+    base = 8 + len(header)
+    placed = {name: entry._replace(start=base + entry.start, stop=base + entry.stop) for name, entry in entries.items()}
+    return Header(path, placed, texts)
 
 
-def _encode_header(written: str, in_order: str, metadata: Mapping[str, str], checksums: Iterable[int]) -> bytes:
-    """Return a header of the entries, which are given as JSON twice: as they are written, and as :func:`_in_order` has them."""
+def bytes_of(array: mx.array) -> memoryview | bytes:
+    """Return the bytes of an evaluated array, row by row: its memory, if that has them so."""
+    if not array.size:  # it has no memory to view
+        return b""
+    view = memoryview(array)  # type: ignore[arg-type]
+    return view.cast("B") if view.c_contiguous else view.tobytes()
+
+
+def checksum_of(array: mx.array) -> int:
+    """Return the checksum of an evaluated array's bytes."""
+    return zlib.crc32(bytes_of(array))
+
+
+def _with_checksums(described: Mapping[str, Any], metadata: Mapping[str, str], checksums: Iterable[int]) -> dict[str, str]:
     texts = {**metadata, CHECKSUMS: " ".join([f"{checksum:08x}" for checksum in checksums])}
-    texts[HEADER_CHECKSUM] = _checksum_of(in_order, texts)
-    parts = [f"{json.dumps(METADATA)}:{json.dumps(texts, separators=(',', ':'))}", *[written[1:-1]] * (written != "{}")]
-    text = f"{{{','.join(parts)}}}"
+    return texts | {HEADER_CHECKSUM: _checksum_of(_in_order(described), texts)}
+
+
+def _encode_header(described: Mapping[str, Any], texts: Mapping[str, str]) -> bytes:
+    text = json.dumps({METADATA: texts, **described}, separators=(",", ":"))
     return text.encode().ljust(-len(text) % 8 + len(text))
 
 

@@ -6,22 +6,29 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from io import BufferedReader
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 import mlx.core as mx
 
+from ..core.arguments import require_bool
+from ..core.shapes import ShapeDtypeStruct
+from ..core.sharing import with_values
 from ..core.structure import flat_of, require_numbers, unflatten
-from ..core.words import describe, shape_and_dtype
+from ..core.words import describe, keystr, shape_and_dtype
+from ..tree.selecting import Where
 from . import safetensors
 from .atomic import atomic_write, require_path
-from .description import SCALARS, Fact, describe_tree, differences
+from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
+from .partial import LoadReport, complaint, report_of, selector
+from .parts import Opened, open_parts
 from .safetensors import CheckpointError, fail, parse_json
+from .sharing import Sharing, find_sharing, read_sharing
 
 T = TypeVar("T")
 
-_VERSION = "1"
+# Version 2 has arrays under other names or in other files; what has none is written as by those who don't know them.
+_VERSION, _WITH_SHARING = "1", "2"
 _SHOWN = 3
 # The keys of the header's metadata.
 _FORMAT, _STRUCTURE, _VALUES, _METADATA = "frostleaf", "frostleaf.structure", "frostleaf.values", "frostleaf.metadata"
@@ -56,7 +63,10 @@ class UncomparedValueWarning(UserWarning):
 
 
 class Snapshot(NamedTuple):
-    """A tree that any thread can write: its evaluated arrays by their names in the file, and the header's metadata."""
+    """A tree that any thread can write: its evaluated arrays by their names in the file, and the header's metadata.
+
+    What is one object in the tree is one here.
+    """
 
     arrays: dict[str, mx.array]
     metadata: dict[str, str]
@@ -67,9 +77,16 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
 
     Arrays are saved with dtype and shape, and so are the Python numbers, strings and bytes among the leaves, and ``None``.
     Everything else (classes, containers, static fields, modes, what is frozen) is described in the file for :func:`load` to
-    compare: static values by what they are, functions by their names. It is a safetensors file with a checksum for each array
-    and one for the header; other tools read its arrays under the names of :func:`frostleaf.tree.paths`. A crash at any instant
-    leaves the old file or the new one, whole.
+    compare: static values by what they are, functions by their names. A crash at any instant leaves the old file or the new
+    one, whole.
+
+    An array that stands at several places, as in variants of a model, is stored once and is one object again when it is loaded.
+    Different arrays that are equal, bit for bit, are stored once if they have 1,024 bytes or more, and are different objects
+    again.
+
+    It is a safetensors file with a checksum for each array and one for the header. Other tools read its arrays under the names
+    of :func:`frostleaf.tree.paths`, each under the first of its names; the header's metadata ``frostleaf.shared`` and
+    ``frostleaf.copies`` have, as JSON, the others and the names that they lead to. :meth:`Module.load_weights` knows them all.
 
     The random state of ``mx.random`` is an array too: put ``mx.random.state[0]`` in the tree, and write
     ``mx.random.state[0][:] = tree["random"]`` to continue from it.
@@ -104,57 +121,87 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     write_snapshot(path, take_snapshot(tree, metadata))
 
 
-_OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
+@overload
+def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: Literal[True] = True) -> T: ...
+@overload
+def load(
+    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: Literal[False]
+) -> tuple[T, LoadReport]: ...
+@overload
+def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool) -> T | tuple[T, LoadReport]: ...
 
 
-def load(path: str | os.PathLike[str], like: T) -> T:
+def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True) -> T | tuple[T, LoadReport]:
     """Return the tree that :func:`save` wrote to a file, after checking it against its checksums and against ``like``.
+
+    Arrays that were one object are one again, and others are not, whichever of those in ``like`` are.
 
     Args:
         path: The file.
         like: A tree of the same structure: classes, containers, keys, static fields, modes, frozen names, dtypes and shapes,
             and the types of Python numbers. Its arrays and numbers are not used, and it is not changed. From
             :func:`frostleaf.eval_shape` it takes no memory: ``fl.load(path, fl.eval_shape(make_model))``.
+        where: What to read, as for :meth:`Module.at`: a path, a glob, a class, a function of a path and an array, or a list of
+            these. Only the bytes of that are read, and only that must have the same structure; a glob must fit nothing in the
+            file that ``like`` has not. Everything else is that of ``like``, the same objects. Default: everything.
+        strict: With ``False``, read what both trees have under one name, whatever else they have, and return a
+            :class:`LoadReport` as well. The rest is that of ``like``, and so is the structure. Default: ``True``.
+
+    Returns:
+        The tree; with ``strict=False`` the tree and the report.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is damaged, or its tree has another structure; the message says where they differ.
+        CheckpointError: If the file is damaged, or its tree has another structure; the message says where they differ. With
+            ``strict=False``, if something has another dtype, shape or type under the same name, or nothing has the same name.
+        LookupError: If ``where`` selects nothing; the message suggests the nearest paths.
+        ValueError: If ``where`` selects by the name of a tied place, or names are not unique.
 
     >>> import frostleaf as fl, mlx.core as mx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     fl.save(f"{folder}/a.safetensors", {"weight": mx.array([1.0, 2.0]), "n": 1})
     ...     print(fl.load(f"{folder}/a.safetensors", {"weight": fl.ShapeDtypeStruct((2,)), "n": 0}))
+    ...     print(fl.load(f"{folder}/a.safetensors", {"weight": fl.ShapeDtypeStruct((2,)), "n": 0}, where="n"))
+    ...     print(fl.load(f"{folder}/a.safetensors", {"weights": mx.zeros(2), "n": 0}, strict=False)[1])
     ...     try:
     ...         fl.load(f"{folder}/a.safetensors", {"weights": mx.zeros(2), "n": 1.0})
     ...     except fl.CheckpointError as error:
     ...         print(error)
     {'weight': array([1, 2], dtype=float32), 'n': 1}
+    {'weight': f32[2], 'n': 1}
+    LoadReport(1 taken: 'n'; 1 left: 'weight'; 1 new: 'weights')
     /.../a.safetensors: the tree in the file doesn't have the structure of like:
     weight: array f32[2] in the file, nothing in like; the nearest is 'weights'
     n: a Python int in the file, a Python float in like
     weights: nothing in the file, array f32[2] in like; the nearest is 'weight'
     """
     require_path(path, "fl.load(path, like)")
+    require_bool("strict", strict)
     flat = flat_of(like)
-    facts, arrays, expected, _ = describe_tree(flat.structure, flat.leaves)
-    with safetensors.open_regular(path) as file:
-        header, checksums = _read_header(file)
-        if header.metadata.get(_STRUCTURE) != _encode_facts(facts):
-            different = _OTHER_STRUCTURE.format(differences="\n".join(differences(_facts(header), facts)))
-            raise OtherStructureError(f"{header.file}: {different}")
-        kind_of = functools.cache(shape_and_dtype)
-        in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in header.entries.items()}
-        values = _values(header)
-        if in_file != arrays or list(map(type, values)) != list(map(type, expected)):
-            fail(header.file, "the header describes other arrays or values than the file has")
-        leaves = [safetensors.read_array(file, header, name, checksums[name]) for name in arrays]
-    mx.eval(leaves)
-    scalars = iter(values)
+    facts = describe_tree(flat.structure, flat.leaves).facts
+    is_selected = selector(like, where)
+    wanted = [*filter(is_selected, facts)]
+    with open_parts(path) as opened:
+        contents = _read_contents(opened, facts)
+        reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
+        if reason:
+            raise OtherStructureError(f"{contents.header.file}: {reason}")
+        if strict and where is None:
+            leaves = _read_arrays(opened, contents, flat.structure.leaf_names())
+            values = iter(contents.values)
 
-    def restored(value: Any) -> Any:
-        return next(scalars) if type(value) in SCALARS else value
+            def restored(value: Any) -> Any:
+                return next(values) if type(value) in SCALARS else value
 
-    return unflatten(flat.structure, iter(leaves), restored)  # type: ignore[no-any-return]
+            return unflatten(flat.structure, iter(leaves), restored)  # type: ignore[no-any-return]
+        report = report_of(contents.facts, wanted, where)
+        new = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
+        names = [name for name in report.taken if name not in new]
+        new |= zip(names, _read_arrays(opened, contents, names), strict=True)
+    paths = [*flat.structure.leaf_paths(), *[path for path, value in flat.structure.static_values() if type(value) in SCALARS]]
+    places = {keystr(path): path for path in paths}
+    tree = with_values(like, {places[name]: new[name] for name in report.taken}, convert=False)
+    return tree if strict else (tree, report)
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -171,10 +218,29 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     {'epoch': 3}
     """
     require_path(path, "fl.load_metadata(path)")
-    with safetensors.open_regular(path) as file:
-        header, _ = _read_header(file)
+    with open_parts(path) as opened:
+        header = opened.header
+        _require_version(header)
+        safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
     return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
+
+
+def saved_arrays(path: str | os.PathLike[str]) -> dict[str, tuple[ShapeDtypeStruct, int]]:
+    """Return the shape, dtype and checksum of each array in a file, by its dotted path. Only headers are read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If a header is damaged.
+    """
+    with open_parts(path) as opened:
+        header, sharing, facts, _ = _read_contents(opened, [])
+        stored = {fact.path: sharing.stored(name_in_file(fact.path)) for fact in facts if array_kind(fact) is not None}
+        entries = {name: header.entries[place] for name, place in stored.items()}
+        return {
+            name: (ShapeDtypeStruct(entry.shape, entry.dtype), opened.checksums[stored[name]])
+            for name, entry in entries.items()
+        }
 
 
 _UNCOMPARED = (
@@ -200,13 +266,16 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
     }
     mx.eval(flat.leaves)
     # An assignment to a part of an array changes the array object, so others with the same memory are kept.
-    return Snapshot({name: leaf[...] for name, leaf in zip(names, flat.leaves, strict=True)}, header_metadata)
+    kept = {id(leaf): leaf[...] for leaf in flat.leaves}
+    return Snapshot({name: kept[id(leaf)] for name, leaf in zip(names, flat.leaves, strict=True)}, header_metadata)
 
 
 def write_snapshot(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Write a snapshot to a file, atomically."""
+    sharing, checksums = find_sharing(snapshot.arrays)
+    metadata = snapshot.metadata | ({_FORMAT: _WITH_SHARING, **sharing.texts()} if sharing else {})
     with atomic_write(path) as temporary:
-        safetensors.write(temporary, *snapshot)
+        safetensors.write(temporary, {name: snapshot.arrays[name] for name in checksums}, metadata, checksums)
 
 
 _NOT_A_CHECKPOINT = (
@@ -214,22 +283,72 @@ _NOT_A_CHECKPOINT = (
 )
 
 
-def _read_header(file: BufferedReader) -> tuple[safetensors.Header, dict[str, int]]:
-    """Return the header of a checkpoint and the checksums of its arrays, after every check that needs no array."""
-    header = safetensors.read_header(file)
+class _Contents(NamedTuple):
+    """What a file says of itself, which has been checked against the arrays that it has.
+
+    Attributes:
+        header: The header.
+        sharing: What it has under other names.
+        facts: The description of the tree.
+        values: Its numbers, strings and bytes, in order.
+    """
+
+    header: safetensors.Header
+    sharing: Sharing
+    facts: list[Fact]
+    values: list[Any]
+
+
+def _read_contents(opened: Opened, likely: list[Fact]) -> _Contents:
+    """Return what a file says of itself. No facts are made if they are the likely ones."""
+    header, sharing = _read_header(opened)
+    facts = likely if header.metadata.get(_STRUCTURE) == _encode_facts(likely) else _facts(header)
+    kind_of = functools.cache(shape_and_dtype)
+    entries = {name: header.entries[sharing.stored(name)] for name in (*header.entries, *sharing.copies, *sharing.shared)}
+    in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in entries.items()}
+    described = {name_in_file(fact.path): kind for fact in facts if (kind := array_kind(fact)) is not None}
+    values = _values(header)
+    if in_file != described or [*map(value_kind, values)] != [fact.text for fact in facts if is_value(fact)]:
+        fail(header.file, "the header describes other arrays or values than the file has")
+    return _Contents(header, sharing, facts, values)
+
+
+def _read_arrays(opened: Opened, contents: _Contents, paths: Iterable[str]) -> list[mx.array]:
+    """Return the arrays of some dotted names: one object for all that were one."""
+    sharing = contents.sharing
+    objects = [sharing.shared.get(name, name) for name in map(name_in_file, paths)]
+    read = {name: opened.read(sharing.stored(name)) for name in dict.fromkeys(objects)}
+    mx.eval([*read.values()])
+    return [read[name] for name in objects]
+
+
+def _read_header(opened: Opened) -> tuple[safetensors.Header, Sharing]:
+    """Return a checkpoint's header and what it has under other names, after every check that needs no array."""
+    _require_version(opened.header)
+    opened.complete()
+    header = opened.header
+    sharing = read_sharing(header)
+    for name in (*header.entries, *sharing.copies, *sharing.shared):
+        if "/" in name or "\\" in name:
+            fail(header.file, f"the array name {name!r:.80} has a path separator in it")
+    return header, sharing
+
+
+def _require_version(header: safetensors.Header) -> None:
     version = header.metadata.get(_FORMAT)
     if version is None:
         fail(header.file, _NOT_A_CHECKPOINT)
-    if version != _VERSION:
-        fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {_VERSION!r}")
-    for name in header.entries:
-        if "/" in name or "\\" in name:
-            fail(header.file, f"the array name {name!r:.80} has a path separator in it")
-    return header, safetensors.read_checksums(header)
+    if version not in (_VERSION, _WITH_SHARING):
+        fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {_WITH_SHARING!r}")
 
 
 def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
     fail(header.file, f"the header's {key} isn't what it should be")
+
+
+def versioned(metadata: Mapping[str, str], newer: bool) -> dict[str, str]:
+    """Return a header's metadata with the version that those who read it have to know."""
+    return {**metadata, _FORMAT: _WITH_SHARING if newer else _VERSION}
 
 
 def _encode_facts(facts: list[Fact]) -> str:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..core.fields import static
 from ..core.words import describe
 from ..module import Module
+from ..transforms.context import is_shapeless
 from .checks import MisfitError, because, size
 from .initial import split
 from .linear import Linear
@@ -118,7 +119,11 @@ class MultiHeadAttention(Module):
         except MisfitError as error:
             raise self._misfit(queries, keys, values, mask, error) from error
         try:
-            averages = mx.fast.scaled_dot_product_attention(q, k, v, scale=math.sqrt(1 / q.shape[-1]), mask=mask)
+            scale = math.sqrt(1 / q.shape[-1])
+            if isinstance(mask, mx.array) and is_shapeless():
+                averages = _attend(q, k, v, scale, mask)
+            else:
+                averages = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
         except (TypeError, ValueError) as error:
             raise self._misfit(queries, keys, values, mask, error) from error
         return self.out_proj(averages.transpose(0, 2, 1, 3).flatten(-2))
@@ -154,3 +159,15 @@ class MultiHeadAttention(Module):
         """
         positions = mx.arange(N)
         return (positions[:, None] < positions).astype(dtype) * mx.finfo(dtype).min
+
+
+def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array) -> mx.array:
+    """Compute attention as MLX does, which broadcasts the mask to the shape that it has when it is traced."""
+    scores = (q * scale) @ k.swapaxes(-1, -2)
+    if mask.dtype == mx.bool_:
+        scores = mx.where(mask, scores, mx.array(mx.finfo(scores.dtype).min, scores.dtype))
+    elif mx.result_type(mask, scores) == scores.dtype:
+        scores = scores + mask
+    else:
+        raise ValueError("the mask is of a wider dtype than queries and keys")
+    return mx.softmax(scores, axis=-1, precise=True) @ v

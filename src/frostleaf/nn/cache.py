@@ -56,6 +56,15 @@ class Cache(Module):
         """Return whether ``trim`` can be called."""
         return False
 
+    @property
+    def original(self) -> type | None:
+        """The class of the cache that it holds, if it holds one of another package."""
+        return None
+
+    def lend(self, name: str) -> Any:
+        """Return an attribute as the original code of a model reads it."""
+        return getattr(self, name)
+
     def _shown_fields(self) -> list[tuple[str, Any]]:
         return [(name.lstrip("_"), value) for name, value in field_values(self).items()]
 

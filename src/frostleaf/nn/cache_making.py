@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 from ..core.hidden import cache_classes
 from ..core.words import describe
 from .cache import Cache, KVCache, RotatingKVCache, padded
+from .cache_growing import GrowingCache
 from .cache_lists import ArraysCache, CacheList
 
 NO_CACHE = (
@@ -18,20 +20,28 @@ NO_CACHE = (
 )
 NO_PROMPT_CACHE = "prompt_cache is the list of caches that a model was called with, and was given as {given}"
 NO_TWIN = (
-    "{source} a {cls} at {place}, of which there is none of fixed size. Give the model a list of caches of your own, or those "
-    "of mlx-lm, outside of fl.jit"
+    "{source} a {cls} at {place}, of which there is none of fixed size. max_size=None makes one that grows, with which fl.jit "
+    "traces a function for each token"
+)
+NO_ORIGINALS = (
+    "{given} has no make_cache, and mlx-lm, whose caches grow, has not been imported. Give prompt_cache=[...], a cache for "
+    "each layer, or a max_size"
 )
 TOO_MANY = "prompt_cache holds {offset} tokens at {place}, and a cache of max_size={max_size} has no room for them"
-# Models that take the number of keys for that of the tokens, without a word where there are more.
-_COUNTING = ("mlx_lm.models.afm7",)
+# Models that take the number of keys for that of the tokens, or need the latter in Python.
+_COUNTING = ("mlx_lm.models.afm7", "mlx_lm.models.gpt_bigcode")
 COUNTING = (
-    "{model} of {module} works out positions from the number of keys, which is always max_size in a cache of fixed size. Use "
-    "the caches of mlx-lm, outside of fl.jit"
+    "{model} of {module} works out positions from the number of keys or tokens, in Python, where a cache of fixed size has "
+    "none. max_size=None makes one that grows, with which fl.jit traces a function for each token"
 )
 
 
-def make_cache(model: Any, max_size: int, prompt_cache: Any = None) -> list[Any]:
-    """Make a cache for a language model, to be given as ``cache=``: mlx-lm's ``make_prompt_cache``, of fixed size.
+class NoFixedSizeError(TypeError):
+    """A model can't use a cache of fixed size."""
+
+
+def make_cache(model: Any, max_size: int | None, prompt_cache: Any = None) -> list[Any]:
+    """Make a cache for a language model, to be given as ``cache=``: mlx-lm's ``make_prompt_cache``, as values.
 
     A model with a method ``make_cache()`` is asked, and its caches of mlx-lm become those of this package. Another gets a
     :class:`KVCache` for each of ``model.layers``. A window of ``max_size`` tokens or more can't be left, so it needs no
@@ -40,7 +50,8 @@ def make_cache(model: Any, max_size: int, prompt_cache: Any = None) -> list[Any]
     Args:
         model: A native model, or one that :func:`frostleaf.from_mlx` made.
         max_size: How many tokens at most the model will see, of prompt and answer. Each step looks at as many keys, so that one
-            of far more than are needed costs time.
+            of far more than are needed costs time. ``None`` makes caches that grow (:class:`GrowingCache`), by the code of
+            mlx-lm or of the model: for models that need the number of tokens in Python, or have a kind of cache of their own.
         prompt_cache: The caches of mlx-lm with which a model was called, or those of this package: what they hold, the new ones
             hold too, and they stay as they are. Default: the cache is empty.
 
@@ -49,7 +60,7 @@ def make_cache(model: Any, max_size: int, prompt_cache: Any = None) -> list[Any]
 
     Raises:
         TypeError: If the model has neither ``make_cache`` nor ``layers``, or asks for a cache of which there is no kind here;
-            if ``prompt_cache`` is no list, or has such a cache.
+            if ``prompt_cache`` is no list, or has such a cache. The message says for which of these ``max_size=None`` will do.
         ValueError: If ``max_size`` is not a positive int, or less than ``prompt_cache`` holds.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -63,8 +74,8 @@ def make_cache(model: Any, max_size: int, prompt_cache: Any = None) -> list[Any]
     array(3, dtype=int32)
     """
     name = type(model).__name__
-    if type(model).__module__ in _COUNTING:
-        raise TypeError(COUNTING.format(model=name, module=type(model).__module__))
+    if max_size is not None and type(model).__module__ in _COUNTING:
+        raise NoFixedSizeError(COUNTING.format(model=name, module=type(model).__module__))
     if prompt_cache is not None:
         if not isinstance(prompt_cache, list | tuple):
             raise TypeError(NO_PROMPT_CACHE.format(given=describe(prompt_cache)))
@@ -73,29 +84,47 @@ def make_cache(model: Any, max_size: int, prompt_cache: Any = None) -> list[Any]
         return [*_twins(model.make_cache(), max_size, "", f"{name}.make_cache() wants", (Cache,))]
     if not hasattr(model, "layers"):
         raise TypeError(NO_CACHE.format(given=describe(model)))
-    return [KVCache(max_size) for _ in model.layers]
+    if max_size is not None:
+        return [KVCache(max_size) for _ in model.layers]
+    if _ORIGINALS not in sys.modules:
+        raise TypeError(NO_ORIGINALS.format(given=describe(model)))
+    return [GrowingCache(sys.modules[_ORIGINALS].KVCache()) for _ in model.layers]
 
+
+def made_for(model: Any, max_size: int) -> list[Any]:
+    """Make a cache of fixed size, or one that grows if the model can't use that."""
+    try:
+        return make_cache(model, max_size)
+    except NoFixedSizeError:
+        return make_cache(model, None)
+
+
+_ORIGINALS = "mlx_lm.models.cache"
 
 # Caches whose size has nothing to do with how many tokens the model will see.
 _SIZED = (ArraysCache, RotatingKVCache)
 
 
-def _twins(caches: Any, max_size: int, place: str, source: str, kept: tuple[type, ...]) -> Any:
+def _twins(caches: Any, max_size: int | None, place: str, source: str, kept: tuple[type, ...]) -> Any:
     twins = [_twin(each, max_size, f"{place}[{index}]", source, kept) for index, each in enumerate(caches)]
     return tuple(twins) if isinstance(caches, tuple) else twins
 
 
-def _twin(cache: Any, max_size: int, place: str, source: str, kept: tuple[type, ...]) -> Any:
-    if cache is None or isinstance(cache, kept):
+def _twin(cache: Any, max_size: int | None, place: str, source: str, kept: tuple[type, ...]) -> Any:
+    if cache is None or isinstance(cache, (*kept, GrowingCache)):
         return cache
     if isinstance(cache, list | tuple):
         return _twins(cache, max_size, place, source, kept)
     names = [type(cache).__name__] if isinstance(cache, Cache) else cache_classes(cache)
     if "CacheList" in names:
         return CacheList(*_twins(cache.caches, max_size, place, source, kept))
+    if max_size is None and not isinstance(cache, Cache):
+        return GrowingCache(cache)
     make = next((_MAKERS[name] for name in names if name in _MAKERS), None)
+    if max_size is None:
+        raise TypeError(f"{source} a {type(cache).__name__} at {place}, which does not grow: give the max_size of a new one")
     if make is None:
-        raise TypeError(NO_TWIN.format(source=source, cls=type(cache).__name__, place=place))
+        raise NoFixedSizeError(NO_TWIN.format(source=source, cls=type(cache).__name__, place=place))
     return make(cache, max_size, place)
 
 

@@ -21,6 +21,7 @@ from ..module import Module
 from ..transforms.collectives import all_gather, sum_scatter
 from ..transforms.group import Group, as_group
 from ..transforms.stateful import record_edit, recorded, recording, stateful
+from ..transforms.vmap import mapping
 from .shards import Shard, Sharded, saved_leaves, shard_of
 
 # Shards of so many bytes are gathered alone: laying them end to end with others takes more time, and memory, than it saves.
@@ -126,7 +127,7 @@ class FullyShardedModule(Sharded):
 
     def _with_whole(self, method: Callable[[Any], Any], args: Any, kwargs: Any) -> Any:
         module = recorded(self).module  # with what it recorded in an earlier call
-        given = [each for each in (*args, *kwargs.values()) if isinstance(each, mx.array)]
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, mx.array) and not mapping()]
         whole = self._whole(module, given)
         if not recording():
             return method(whole)(*args, **kwargs)

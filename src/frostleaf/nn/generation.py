@@ -16,8 +16,9 @@ from ..transforms.evaluation import eval as evaluate
 from ..transforms.jit import jit
 from ..transforms.stateful import stateful
 from .cache import KVCache
+from .cache_growing import GrowingCache
 from .cache_lists import CacheList
-from .cache_making import make_cache
+from .cache_making import made_for
 
 Sampler = Callable[[mx.array], mx.array]
 Processor = Callable[[mx.array, mx.array], mx.array]
@@ -70,8 +71,9 @@ def generate(
 ) -> Iterator[int]:
     """Generate tokens after a prompt, one by one, as ``mlx_lm.generate.generate_step`` does.
 
-    Each step is one call of a jitted function with the model and its cache as arguments, traced once for all tokens; while a
-    token is looked at, the next is computed. With ``fl.rng(key)`` around the loop the tokens depend on the key alone.
+    Each step is one call of a jitted function with the model and its cache as arguments, traced once for all tokens, or of the
+    function itself where the cache grows (:class:`frostleaf.nn.GrowingCache`); while a token is looked at, the next is
+    computed. With ``fl.rng(key)`` around the loop the tokens depend on the key alone.
 
     Args:
         model: A language model, native or from :func:`frostleaf.from_mlx`: ``model(tokens, cache=cache)`` returns logits
@@ -120,7 +122,7 @@ def generate(
     processors = _processors(logits_processors)
     ends = _ends(stop)
     if cache is None:
-        cache = make_cache(model, -(-(tokens.size + max_tokens) // _STEP) * _STEP)
+        cache = made_for(model, -(-(tokens.size + max_tokens) // _STEP) * _STEP)
     else:
         _require_room(cache, tokens.size, max_tokens)
     return _generated(model, tokens, max_tokens, sampler, processors, ends, cache, prefill_step_size)
@@ -194,11 +196,13 @@ def _generated(
     for start in range(0, prompt.size - 1, step_size):
         _, cache = _called(model, prompt[start : min(start + step_size, prompt.size - 1)], cache)
         evaluate(cache)
+    # Where it grows, a trace would not be used again.
+    step = _next if any(isinstance(each, GrowingCache) for each in _caches_in(cache)) else _step
     seen, token = prompt, prompt[-1:]
     for count in range(max_tokens + 1):
         now = token
         if count < max_tokens:
-            logits, cache = _step(model, now, cache)
+            logits, cache = step(model, now, cache)
             for processor in processors:
                 logits = _processed(processor, seen, logits)
             token = _sampled(sampler, logits - mx.logsumexp(logits, keepdims=True))
@@ -234,8 +238,10 @@ def _called(model: Any, tokens: mx.array, cache: Any) -> tuple[Any, Any]:
     return out, after
 
 
-@jit
-def _step(model: Any, tokens: mx.array, cache: Any) -> tuple[mx.array, Any]:
+def _next(model: Any, tokens: mx.array, cache: Any) -> tuple[mx.array, Any]:
     """Return the logits, ``[1, V]``, of the token after these, and the new cache."""
     logits, cache = _called(model, tokens, cache)
     return logits[:, -1], cache
+
+
+_step = jit(_next)

@@ -10,9 +10,11 @@ import mlx.core as mx
 from ..core.dropped import returns_copy
 from ..core.shapes import LEAF
 from ..module import Module
+from ..transforms.context import is_shapeless
 from .checks import misfit, size
 from .dtypes import layer_dtype
 from .initial import split, uniform
+from .products import addmm
 from .quantized import QQLinear, QuantizedLinear
 
 
@@ -90,7 +92,7 @@ class Linear(Module):
                 raise misfit(self, f"[..., {self.weight.shape[-1]}]", x)
             if self.bias is None:
                 return mx.matmul(x, self.weight.T)
-            return mx.addmm(self.bias, x, self.weight.T)
+            return addmm(self.bias, x, self.weight.T)
         except (AttributeError, TypeError) as error:
             if isinstance(x, LEAF):
                 raise
@@ -179,6 +181,10 @@ class Bilinear(Module):
         lead = x1.shape[:-1]
         if x2.shape[-1:] != (second,) or math.prod(x2.shape[:-1]) not in (1, math.prod(lead)):
             raise misfit(self, f"{[*lead, second]} as its second", x2)
+        if is_shapeless() and x2.shape[:-1] in ((), lead):
+            y = mx.unflatten(x1 @ self.weight.reshape(outputs * second, first).T, -1, (outputs, second))
+            y = (y @ x2[..., None]).squeeze(-1)
+            return y if self.bias is None else y + self.bias
         y = x1.reshape(-1, first) @ self.weight.reshape(outputs * second, first).T
         y = x2.reshape(-1, 1, second) @ y.reshape(-1, outputs, second).swapaxes(-2, -1)
         y = y.squeeze(1).reshape(*lead, outputs)

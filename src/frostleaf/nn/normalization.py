@@ -7,8 +7,9 @@ import math
 import mlx.core as mx
 
 from ..core.fields import buffer, static
-from ..core.words import describe
+from ..core.words import describe, dtype_name
 from ..module import Module
+from ..transforms.context import is_shapeless
 from ..transforms.stateful import record, recorded, recording
 from .checks import misfit, number, positive, size
 from .dtypes import layer_dtype
@@ -174,6 +175,8 @@ class GroupNorm(Module):
             raise misfit(self, f"[N, ..., {self.dims}]", x)
         if x.size == 0:  # MLX can't reshape an empty batch
             return _affine(x, self.weight, self.bias)
+        if is_shapeless():
+            return _affine(self._normed_at_all_shapes(x), self.weight, self.bias)
         batch = x.shape[0]
         if self.pytorch_compatible:
             y = x.reshape(batch, -1, self.num_groups, self.dims // self.num_groups).transpose(0, 2, 1, 3)
@@ -184,8 +187,20 @@ class GroupNorm(Module):
             y = normed.reshape(y.shape).transpose(0, 2, 1, 3)
         else:
             y = x.reshape(batch, -1, self.num_groups)
-            y = (y - mx.mean(y, 1, keepdims=True)) * mx.rsqrt(mx.var(y, 1, keepdims=True) + self.eps)
+            y = _normed(y, (1,), self.eps)
         return _affine(y.reshape(x.shape), self.weight, self.bias)
+
+    def _normed_at_all_shapes(self, x: mx.array) -> mx.array:
+        """Compute without any size of the input but the last."""
+        of_group, axes = self.dims // self.num_groups, range(1, x.ndim - 1)
+        if self.pytorch_compatible:
+            y = mx.unflatten(x, -1, (self.num_groups, of_group))
+            try:
+                return _normed_in_float32(y, (*axes, x.ndim), self.eps).flatten(-2)
+            except ValueError as error:
+                raise misfit(self, f"[N, ..., {self.dims}]", x, error) from error
+        y = mx.unflatten(x, -1, (of_group, self.num_groups))
+        return _normed(y, (*axes, x.ndim - 1), self.eps).flatten(-2)
 
 
 class InstanceNorm(Module):
@@ -239,6 +254,8 @@ class InstanceNorm(Module):
             return _affine(x, self.weight, self.bias)
         y = mx.moveaxis(x, -1, 1)
         try:
+            if is_shapeless():
+                return _affine(_normed_in_float32(x, tuple(range(1, x.ndim - 1)), self.eps), self.weight, self.bias)
             normed = mx.fast.layer_norm(y.reshape(*y.shape[:2], -1), None, None, self.eps)
         except (TypeError, ValueError) as error:
             raise misfit(self, shape, x, error) from error
@@ -332,6 +349,17 @@ class BatchNorm(Module):
                     running_var=old * running.running_var + new * mx.var(x, axes, ddof=1),
                 )
         return _affine((x - mean) * mx.rsqrt(var + self.eps), self.weight, self.bias)
+
+
+def _normed(x: mx.array, axes: tuple[int, ...], eps: float) -> mx.array:
+    return (x - mx.mean(x, axes, keepdims=True)) * mx.rsqrt(mx.var(x, axes, keepdims=True) + eps)
+
+
+def _normed_in_float32(x: mx.array, axes: tuple[int, ...], eps: float) -> mx.array:
+    """Compute as :func:`mlx.core.fast.layer_norm` does, for several axes."""
+    if not mx.issubdtype(x.dtype, mx.floating):
+        raise ValueError(f"{dtype_name(x.dtype)} is not floating-point")
+    return _normed(x.astype(mx.float32), axes, eps).astype(x.dtype)
 
 
 def _affine(x: mx.array, weight: mx.array | None, bias: mx.array | None) -> mx.array:

@@ -59,9 +59,10 @@ class _Pool(Module, Generic[Size]):
         batch, *size, channels = padded.shape
         if windows == self.stride and all(length % window == 0 for length, window in zip(size, windows, strict=True)):
             # Windows that tile the input are a reshape of it, whose gradient is cheaper than that of as_strided.
-            tiles = [each for length, window in zip(size, windows, strict=True) for each in (length // window, window)]
+            for axis, (length, window) in enumerate(zip(size, windows, strict=True)):
+                padded = mx.unflatten(padded, 2 * axis + 1, (length // window, window))
             outer, inner = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
-            return padded.reshape(batch, *tiles, channels).transpose(0, *outer, *inner, 2 * rank + 1)
+            return padded.transpose(0, *outer, *inner, 2 * rank + 1)
         number = [(length - window) // step + 1 for length, window, step in zip(size, windows, self.stride, strict=True)]
         if min(number) < 0:
             axes = zip(AXES[rank].split(", "), windows, self.padding, strict=True)

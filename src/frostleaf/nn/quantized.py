@@ -412,6 +412,10 @@ def _matrix(cls: type[Module], layer: Any) -> mx.array:
         wanted = "a frostleaf module that has a floating-point weight of two axes"
         held = "" if weight is None else f", whose weight is {describe(weight)}"
         raise ValueError(f"{cls.__name__} is made of {wanted}, and was given {describe(layer)}{held}")
+    if metadata_of(layer).shards:
+        raise ValueError(
+            f"{cls.__name__} is made of a whole layer, and was given shards of one: quantize it before it is divided"
+        )
     return weight
 
 

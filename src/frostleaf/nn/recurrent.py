@@ -14,6 +14,7 @@ from ..module import Module
 from .checks import misfit, size
 from .dtypes import layer_dtype
 from .initial import split, uniform
+from .products import addmm
 
 
 class RNN(Module):
@@ -93,7 +94,7 @@ class RNN(Module):
         states = []
         for step in range(x.shape[-2]):
             here = x[..., step, :]
-            hidden = self.nonlinearity(here if hidden is None else mx.addmm(here, hidden, self.Whh.T))
+            hidden = self.nonlinearity(here if hidden is None else addmm(here, hidden, self.Whh.T))
             states.append(hidden)
         return mx.stack(states, axis=-2)
 
@@ -270,7 +271,7 @@ class LSTM(Module):
         states, cells = [], []
         for step in range(x.shape[-2]):
             here = x[..., step, :]
-            gates = here if hidden is None else mx.addmm(here, hidden, self.Wh.T)
+            gates = here if hidden is None else addmm(here, hidden, self.Wh.T)
             i, f, g, o = mx.split(gates, 4, axis=-1)
             new = mx.sigmoid(i) * mx.tanh(g)
             cell = new if cell is None else mx.sigmoid(f) * cell + new
@@ -281,7 +282,7 @@ class LSTM(Module):
 
 
 def _projected(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
-    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+    return x @ weight.T if bias is None else addmm(bias, x, weight.T)
 
 
 def _check_input(layer: Module, weight: mx.array, x: mx.array) -> None:

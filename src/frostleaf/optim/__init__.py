@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .flattening import Flattened, FlattenedState, flatten
     from .masking import Masked, masked
     from .multi_optimizer import MultiOptimizer, MultiState, multi
-    from .optimizer import IntegerParameterWarning, Optimizer, SharedArrayWarning
+    from .optimizer import Optimizer, SharedArrayWarning, UntrainedParameterWarning
     from .packing import Packed, TrainedArrays, pack
     from .parts import Division
     from .rule import OptimizerState, Rule, wrap
@@ -35,7 +35,7 @@ else:
             "flattening": "Flattened FlattenedState flatten",
             "masking": "Masked masked",
             "multi_optimizer": "MultiOptimizer MultiState multi",
-            "optimizer": "IntegerParameterWarning Optimizer SharedArrayWarning",
+            "optimizer": "Optimizer SharedArrayWarning UntrainedParameterWarning",
             "packing": "Packed TrainedArrays pack",
             "parts": "Division",
             "rule": "OptimizerState Rule wrap",
@@ -58,12 +58,12 @@ else:
 
 __all__ = [
     "EMA", "SGD", "Accumulate", "AccumulateState", "AdaDelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Chain",
-    "ClipByGlobalNorm", "ClipByValue", "Division", "DynamicLossScale", "EMAState", "Flattened", "FlattenedState",
-    "IntegerParameterWarning", "Lion", "Masked", "MultiOptimizer", "MultiState", "Muon", "Optimizer", "OptimizerState",
-    "Packed", "RMSprop", "Rule", "Sharded", "ShardedState", "SharedArrayWarning", "SkipNonfinite", "SkipState",
-    "StaticLossScale", "TrainedArrays", "accumulate", "all_finite", "apply_updates", "chain", "clip_by_global_norm",
-    "clip_by_value", "clip_grad_norm", "cosine_decay", "ema", "exponential_decay", "flatten", "join_schedules",
-    "linear_schedule", "masked", "multi", "pack", "shard", "skip_nonfinite", "step_decay", "wrap",
+    "ClipByGlobalNorm", "ClipByValue", "Division", "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion",
+    "Masked", "MultiOptimizer", "MultiState", "Muon", "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "Sharded",
+    "ShardedState", "SharedArrayWarning", "SkipNonfinite", "SkipState", "StaticLossScale", "TrainedArrays",
+    "UntrainedParameterWarning", "accumulate", "all_finite", "apply_updates", "chain", "clip_by_global_norm", "clip_by_value",
+    "clip_grad_norm", "cosine_decay", "ema", "exponential_decay", "flatten", "join_schedules", "linear_schedule", "masked",
+    "multi", "pack", "shard", "skip_nonfinite", "step_decay", "wrap",
 ]  # fmt: skip
 
 

@@ -50,8 +50,10 @@ class SharedArrayWarning(UserWarning):
     """
 
 
-class IntegerParameterWarning(UserWarning):
-    """A model given to an optimizer has an array of integers where a parameter is expected. No optimizer trains it.
+class UntrainedParameterWarning(UserWarning):
+    """A model given to an optimizer has an array of integers where a parameter is expected, or of complex numbers.
+
+    Optimizers train floating-point arrays only.
 
     >>> import frostleaf as fl, mlx.core as mx, warnings
     >>> layer = fl.nn.Linear(2, 2).at("bias").set(mx.array([0, 1]))
@@ -59,7 +61,7 @@ class IntegerParameterWarning(UserWarning):
     ...     warnings.simplefilter("always")
     ...     _ = fl.optim.SGD(0.1).init(layer)
     >>> caught[0].category.__name__
-    'IntegerParameterWarning'
+    'UntrainedParameterWarning'
     """
 
 
@@ -144,7 +146,8 @@ class Optimizer(Node):
 
         Warns:
             SharedArrayWarning: If one array is several of these leaves. :meth:`Module.tie` makes them one.
-            IntegerParameterWarning: If a field of a module with a bare annotation has an array of integers that is not frozen.
+            UntrainedParameterWarning: If a complex parameter is not frozen, or a field of a module with a bare annotation has
+                an array of integers that is not.
 
         >>> import frostleaf as fl
         >>> sorted(fl.optim.AdamW(1e-3).init(fl.nn.Linear(2, 2)).slots["weight"])
@@ -152,7 +155,7 @@ class Optimizer(Node):
         """
         parameters = self._parameters(model, "init")
         _warn_of_shared_arrays(parameters)
-        _warn_of_integers(parameters)
+        _warn_of_untrained(parameters)
         return self._init(parameters)
 
     @returns_copy("model, state = opt.update(model, grads, state)")
@@ -388,7 +391,7 @@ SHARED = (
     "one array stands at {paths}, which are trained apart: from the first step on each has its own. To train them as one, "
     "{advice}"
 )
-OTHERS = " (and so do {count:,} other arrays at other places)"
+OTHERS = " (and so {do} {count:,} other{s} at other places)"
 TIE = "tie them: model = model.tie({ties})"
 NO_MODULE = "hold them in a module, in place of the {tree}, and tie them: see fl.Module.tie"
 
@@ -405,7 +408,8 @@ def _warn_of_shared_arrays(parameters: Parameters) -> None:
             ties = [f"{place!r}: {source!r}" for source, *places in shared for place in places]
             advice = TIE.format(ties=f"{{{', '.join([*ties[:_FIRST], *['...'] * (len(ties) > _FIRST)])}}}")
         first = listed(map(repr, shared[0]), separator=" and ")
-        others = OTHERS.format(count=len(shared) - 1) if len(shared) > 1 else ""
+        more = len(shared) - 1
+        others = OTHERS.format(do="do" if more > 1 else "does", count=more, s="s" * (more > 1)) if more else ""
         warnings.warn(SHARED.format(paths=first + others, advice=advice), SharedArrayWarning, stacklevel=3)
 
 
@@ -413,20 +417,27 @@ INTEGERS = (
     "no optimizer trains {names}, of an integer dtype. To train what is there, write mx.array(1.0) for mx.array(1), or cast it "
     "to mx.float32; else declare its field with fl.buffer() or fl.parameter(), or freeze it"
 )
+COMPLEX = (
+    "no optimizer trains {names}, of a complex dtype. Hold the real and the imaginary part in arrays of their own and write "
+    "self.real + 1j * self.imag where both are used; or, if it is not to be trained, freeze it or declare it with fl.buffer()"
+)
 
 
-def _warn_of_integers(parameters: Parameters) -> None:
-    """Warn of integers where a parameter is expected, unless the field is declared to be what it is."""
+def _warn_of_untrained(parameters: Parameters) -> None:
+    """Warn of complex parameters, and of integers where one is expected, unless the field is declared to be what it is."""
     signature = parameters.flat.signature if parameters.flat else None
-    found = signature.remember(_integers) if signature and not parameters.is_packed else []
-    if found:
-        warnings.warn(INTEGERS.format(names=listed(map(repr, found))), IntegerParameterWarning, stacklevel=3)
+    for message in signature.remember(_untrained) if signature and not parameters.is_packed else []:
+        warnings.warn(message, UntrainedParameterWarning, stacklevel=3)
 
 
-def _integers(signature: Signature) -> list[str]:
-    """Return the names of the integers that are not frozen, in a field of a module that has a bare annotation."""
+def _untrained(signature: Signature) -> list[str]:
+    """Return what is to be said of arrays that are not frozen."""
     structure = signature.structure
+    unfrozen_leaves = structure.remember(unfrozen)
     in_bare, outside = leaf_flags(structure, is_bare), leaf_flags(structure, lambda field: False)
-    expected = map(operator.and_, structure.remember(unfrozen), map(operator.gt, in_bare, outside))
-    integer = [mx.issubdtype(dtype, mx.signedinteger) for _, dtype in signature.leaves]
-    return [*compress(structure.leaf_names(), map(operator.and_, expected, integer))]
+    expected = map(operator.and_, unfrozen_leaves, map(operator.gt, in_bare, outside))
+    integers = [mx.issubdtype(dtype, mx.signedinteger) for _, dtype in signature.leaves]
+    complexes = [mx.issubdtype(dtype, mx.complexfloating) for _, dtype in signature.leaves]
+    kinds = ((INTEGERS, map(operator.and_, expected, integers)), (COMPLEX, map(operator.and_, unfrozen_leaves, complexes)))
+    found = [(message, [*compress(structure.leaf_names(), chosen)]) for message, chosen in kinds]
+    return [message.format(names=listed(map(repr, names))) for message, names in found if names]

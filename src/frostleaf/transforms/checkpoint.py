@@ -15,7 +15,7 @@ from ..core.shapes import LEAF
 from ..core.structure import Structure, flat_of
 from ..core.words import function_name, keystr
 from ..tree.functions import flatten, unflatten
-from .binding import unbind
+from .binding import REFUSED, raise_with_name, unbind
 from .jit.compiled import outliving
 from .jit.jitted import Jitted
 from .jit.passing import Inputs, Origins, put_back
@@ -80,7 +80,11 @@ class Checkpointed(Wrapped[P, R]):
         for place, value in [*enumerate(positional), *named.items()]:
             opened = _opened(value, f"argument {place} of {name}")
             given.append(opened if opened[0] else ([value], next))
-        flat = flat_of([tree for trees, _ in given for tree in trees], hidden=True)
+        try:
+            flat = flat_of([tree for trees, _ in given for tree in trees], hidden=True)
+        except REFUSED:
+            raise_with_name(inner, positional, named, hidden=True)
+            raise
         leaves, structure = flat.leaves, flat.structure
         differs = [_differentiable(leaf) for leaf in leaves]
         floats = [leaf for leaf, differentiable in zip(leaves, differs, strict=True) if differentiable]

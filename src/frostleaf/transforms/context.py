@@ -20,16 +20,24 @@ class Context(NamedTuple):
     Attributes:
         plain: Whether it runs as plain Python.
         dtype: The default dtype of new layers.
+        shapeless: Whether what runs is traced once for all shapes.
     """
 
     plain: bool = False
     dtype: mx.Dtype = mx.float32
+    shapeless: bool = False
 
 
 # One variable for all settings, since every call of a jitted function looks it up.
 context: ContextVar[Context] = ContextVar("context", default=Context())  # noqa: B039
 
 R = TypeVar("R")
+
+
+def is_shapeless() -> bool:
+    """Return whether what runs now is traced once for all shapes: arrays of others will come, and it must suit them too."""
+    return context.get().shapeless
+
 
 # What is to be done once the derivatives that are being computed are there.
 _waiting: ContextVar[list[Callable[[], None]] | None] = ContextVar("waiting", default=None)

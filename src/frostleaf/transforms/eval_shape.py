@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..core.shapes import ShapeDtypeStruct, as_array
 from ..tree.functions import flatten, unflatten
-from .binding import unbind
+from .binding import REFUSED, raise_with_name, unbind
 from .collectives import restore_tokens, tokens, unchanged_tokens
 from .context import setting
 from .random import unchanged_state
@@ -50,7 +50,12 @@ def eval_shape(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """
     inner, bound_args, bound_kwargs = unbind(fn)
     require_runs_when_called(inner, RUNS_LATER.format(transformation="fl.eval_shape"))
-    given, structure = flatten(((*bound_args, *args), {**bound_kwargs, **kwargs}))
+    every = (*bound_args, *args), {**bound_kwargs, **kwargs}
+    try:
+        given, structure = flatten(every)
+    except REFUSED:
+        raise_with_name(inner, *every)
+        raise
     arrays = [as_array(leaf) for leaf in given]
     result: Any = None
 

@@ -7,6 +7,8 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
+from ..core.words import describe
+
 # What tells a group from the others of the job, on each of its processes: () is the group of all.
 Name = tuple[Any, ...]
 
@@ -100,7 +102,8 @@ def as_group(group: Group | mx.distributed.Group | None) -> Group:
     if group is None:
         return world()
     if not isinstance(group, mx.distributed.Group):
-        raise TypeError(f"a group is one from fl.distributed.init() or mx.distributed.init(), and was given as {group!r}")
+        given = describe(group)
+        raise TypeError(f"a group is one from fl.distributed.init() or mx.distributed.init(), and was given as {given}")
     everyone = world()
     if (group.rank(), group.size()) == (everyone.rank(), everyone.size()):
         return everyone

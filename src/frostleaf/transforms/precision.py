@@ -17,7 +17,7 @@ from ..core.structure import Structure, child_specs, flat_of
 from ..core.words import describe
 from ..edits.casting import astype, is_floating
 from ..tree.functions import flatten, unflatten
-from .binding import unbind
+from .binding import REFUSED, raise_with_name, unbind
 from .reached import require_reached_by
 from .wrapping import Wrapped
 
@@ -105,7 +105,11 @@ class WithPolicy(Wrapped[P, R]):
         require_reached_by("fl.Policy", "they would not be cast", fn)
         called = fn if flat_of(fn, hidden=True).leaves else None
         tree = ((*bound_args, *args), {**bound_kwargs, **kwargs}, called)
-        given, structure = flatten(tree)
+        try:
+            given, structure = flatten(tree)
+        except REFUSED:
+            raise_with_name(fn, *tree[:2])
+            raise
         cast = _cast(given, structure, policy.compute_dtype)
         originals = {id(new): old for new, old in zip(cast, given, strict=True)}
         positional, named, called = unflatten(structure, cast)

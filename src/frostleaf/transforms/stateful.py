@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
@@ -20,9 +20,9 @@ from ..core.instance import Metadata, field_values, metadata_of
 from ..core.levels import entries_of, tree_level
 from ..core.shapes import LEAF
 from ..core.sharing import shared, with_values
-from ..core.structure import Structure, child_specs, flat_of
+from ..core.structure import Structure, child_specs, flat_of, specs_in
 from ..core.words import Path, level_of_caller, nearest, with_article
-from ..tree.walk import field_level, nodes_in
+from ..tree.walk import at_path, field_level, nodes_in
 from .context import override, setting
 
 M = TypeVar("M", bound=Node)
@@ -30,6 +30,10 @@ R = TypeVar("R")
 
 # Each module that has recorded something in the innermost fl.stateful, by id: as it was, and as it is now.
 records: ContextVar[dict[int, tuple[Node, Node]] | None] = ContextVar("records", default=None)
+
+# Of a buffer, by the id of its module and its name, the modules and names of those that are tied to it.
+_Tied = Mapping[tuple[int, str], list[tuple[Node, str]]]
+_tied: ContextVar[_Tied] = ContextVar("tied", default=MappingProxyType({}))
 
 
 class UncollectedStateWarning(UserWarning):
@@ -98,8 +102,9 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
     # Putting what may record together anew gives each place an object of its own, to recognise it by.
     called = [_apart(*each) for each in zip(owners, recorders, strict=True)]
     here: dict[int, tuple[Node, Node]] = {}
+    tied = _tied_in([*zip(owners, called, has_modules, strict=True)])
     # What layers record is a side effect, which a replayed trace would not have.
-    with setting(records, here), override(plain=True):
+    with setting(records, here), setting(_tied, tied), override(plain=True):
         out = call(*called, **kwargs)
     results = [*zip(owners, called, recorders, has_modules, strict=True)][: 1 if bound else None]
     after = [_with_records(owner, apart, inside, here) for owner, apart, inside, has in results if has]
@@ -152,6 +157,33 @@ def _apart(tree: Any, inside: _Recorders) -> Any:
         return tree
     pairs = zip(level.entries, level.children, strict=True)
     return level.make([_apart(child, inside[entry]) if entry in inside else child for entry, child in pairs])
+
+
+def _tied_buffers(structure: Structure) -> tuple[tuple[tuple[Path, str], ...], ...]:
+    """Return the places of each buffer that stands at several by ties: the path of its module, and its name."""
+    buffers = {
+        (*path, name)
+        for path, spec in specs_in(structure.spec)
+        if type(spec) is tuple and type(spec[1]) is Metadata
+        for name in spec[0].__frostleaf__.buffers
+    }
+    groups: dict[Path, list[Path]] = {}
+    for path, spec in specs_in(structure.spec):
+        for target, source in spec[1].ties if type(spec) is tuple and type(spec[1]) is Metadata else ():
+            if {(*path, *target), (*path, *source)} <= buffers:
+                groups.setdefault((*path, *source), [(*path, *source)]).append((*path, *target))
+    return tuple([tuple([(place[:-1], place[-1]) for place in places]) for places in groups.values()])
+
+
+def _tied_in(owners: Iterable[tuple[Any, Any, bool]]) -> _Tied:
+    """Return the tied buffers of what is called, given as it was, as it is called, and whether it has modules."""
+    found: dict[tuple[int, str], list[tuple[Node, str]]] = {}
+    for owner, called, has in owners:
+        for group in flat_of(owner).structure.remember(_tied_buffers) if has else ():
+            places = [(at_path(called, path), name) for path, name in group]
+            for module, name in places:
+                found[id(module), name] = [(other, its) for other, its in places if other is not module]
+    return found
 
 
 UNCOLLECTED = (
@@ -216,6 +248,10 @@ def record(module: Node, /, **buffers: mx.array) -> None:
     here = records.get()
     if here is not None:
         here[id(module)] = module, evolve(recorded(module), buffers)
+        tied = _tied.get()
+        for name, value in buffers.items() if tied else ():
+            for other, its in tied.get((id(module), name), ()):
+                here[id(other)] = other, evolve(recorded(other), {its: value})
     elif metadata_of(module).training:
         warn_uncollected(UNCOLLECTED.format(cls=type(module).__name__, names=", ".join(buffers)))
 

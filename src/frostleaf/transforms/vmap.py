@@ -11,6 +11,7 @@ from ..core.structure import Structure, flat_of
 from ..core.words import describe, function_name, keystr, listed
 from ..tree.functions import unflatten
 from ..tree.prefixes import argument, broadcast_prefix
+from .binding import REFUSED, raise_with_name, unbind
 from .collectives import vmap_depth
 from .context import override, setting
 from .jit.captured import depends, require_visible
@@ -70,8 +71,13 @@ class Vmapped(Wrapped[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         fn, (in_axes, out_axes) = self.__wrapped__, self.options
         name = function_name(fn)
-        flat_of(_mapped(in_axes, args))  # raises where arrays are hidden, that no index would have its own part of
-        given = flat_of(args, hidden=True)
+        try:
+            flat_of(_mapped(in_axes, args))  # raises where arrays are hidden, that no index would have its own part of
+            given = flat_of(args, hidden=True)
+        except REFUSED:
+            inner, bound, _ = unbind(fn)
+            raise_with_name(inner, (*bound, *args), {}, hidden=True)
+            raise
         leaves, structure = given.leaves, given.structure
         axes = _in_axes(in_axes, args, kwargs, name)
         mapped = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis is not None]

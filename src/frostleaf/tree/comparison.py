@@ -148,7 +148,7 @@ def unlike(number: int, first: Any, tree: Any) -> ValueError:
     return ValueError(f"tree {number} does not have the structure of the first:\n{shown}{advice}")
 
 
-_MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "nothing"})()
 
 
 def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: frozenset[Path], values: bool) -> None:
@@ -193,10 +193,10 @@ def _compare(path: Path, left: Any, right: Any, changes: list[Change], tied: fro
         if entry in there:
             _compare((*path, entry), child, there[entry], changes, tied, values)
         else:
-            changes.append(Change(keystr((*path, entry)), "removed", child, _MISSING))
+            changes.append(Change(keystr((*path, entry)), "removed", child, MISSING))
     for entry, child in there.items():
         if entry not in here:
-            changes.append(Change(keystr((*path, entry)), "added", _MISSING, child))
+            changes.append(Change(keystr((*path, entry)), "added", MISSING, child))
 
 
 def _mode(metadata: Metadata) -> str:

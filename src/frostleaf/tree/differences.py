@@ -142,8 +142,12 @@ def _shown(change: Change, whole: bool = True) -> tuple[str, str]:
     if not whole and change.kind in ("dtype", "value") and isinstance(before, LEAF) and isinstance(after, LEAF):
         return _any_shape(before), _any_shape(after)
     if change.kind in ("frozen", "ties", "shards"):
-        return f"{{{listed(sorted(before))}}}", f"{{{listed(sorted(after))}}}"
+        return _names(before), _names(after)
     return describe(before), describe(after)
+
+
+def _names(names: Iterable[str]) -> str:
+    return f"{{{listed(map(in_a_line, sorted(names)))}}}"
 
 
 def _any_shape(array: Any) -> str:

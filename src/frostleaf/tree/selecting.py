@@ -109,6 +109,11 @@ def paths_in(where: Where) -> list[str]:
     return [*dict.fromkeys(part for part in _parts(where) if is_path(part))]
 
 
+def globs_in(where: Where) -> list[str]:
+    """Return those of several selections that are a glob."""
+    return [part for part in _parts(where) if isinstance(part, str) and not is_path(part)]
+
+
 class Found(NamedTuple):
     """What a selection selects in a tree.
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import frostleaf as fl
-from frostleaf.transforms.jit.arguments import ADDMM, HIDDEN, MUTABLE, RETURNED, USED_UP
+from frostleaf.transforms.jit.arguments import HIDDEN, MUTABLE, RETURNED, USED_UP
 from frostleaf.transforms.jit.captured import PASSES
 from frostleaf.transforms.jit.changes import CHANGED
 from frostleaf.transforms.jit.retraces import CHANGING
@@ -634,30 +634,6 @@ def test_the_order_of_keywords_is_no_new_trace_unless_the_function_sees_it():
     assert blind(a=X, b=X + 1).tolist() == blind(b=X + 1, a=X).tolist() == [-1] * 3
     assert blind.trace_count == 1
     assert (seeing(a=X, b=X), seeing(b=X, a=X)) == (["a", "b"], ["b", "a"])
-
-
-# Shapeless
-
-
-@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: lambda m, x: fl.grad(lambda m: f(m, x).sum())(m), fl.checkpoint])
-def test_a_layer_that_adds_a_bias_is_traced_for_each_shape(wrap):
-    layer = fl.nn.Linear(8, 4)
-    function = wrap(lambda m, x: m(x))
-    jitted = fl.jit(function, shapeless=True)
-    said = warned(lambda: jitted(layer, mx.ones((4, 8))), fl.RetraceWarning)
-    assert said == [ADDMM.format(fn=getattr(function, "__name__", "<lambda>"))] or said == []
-    for size in (9, 2, 40):
-        x = mx.random.normal((size, 8))
-        assert fl.tree.allclose(jitted(layer, x), function(layer, x), atol=1e-4)
-
-
-def test_a_layer_without_a_bias_is_traced_once():
-    layer = fl.nn.Linear(8, 4, bias=False)
-    jitted = fl.jit(lambda m, x: m(x), shapeless=True)
-    for size in (4, 9, 2):
-        x = mx.random.normal((size, 8))
-        assert fl.tree.allclose(jitted(layer, x), layer(x), atol=1e-5)
-    assert jitted.trace_count == 1
 
 
 # Changes in place

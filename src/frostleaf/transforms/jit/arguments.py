@@ -262,12 +262,13 @@ def require_unchanging(fn: Callable[..., Any], result: Structure, static: Iterab
 _OF_OTHER_KINDS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 
 
-ADDMM = (
-    "{fn} is traced for each shape, although shapeless=True: it adds a matrix product and an array with mx.addmm, as a Linear "
-    "with a bias does, and one trace of that for all shapes computes other numbers."
+FOR_EACH_SHAPE = (
+    "{fn} is traced for each shape, although shapeless=True: {why}. If it need not depend on shapes, write x.reshape(-1, n), "
+    "x.flatten(1) and the like, without numbers from x.shape; else leave shapeless=True out, and pad to a few shapes."
 )
 
 
-def warn_of_addmm(fn: Callable[..., Any]) -> None:
+def warn_of_shapes(fn: Callable[..., Any], why: str) -> None:
     """Warn that a function can't be traced without shapes."""
-    warnings.warn(ADDMM.format(fn=function_name(fn)), RetraceWarning, stacklevel=level_of_caller())
+    message = FOR_EACH_SHAPE.format(fn=function_name(fn), why=why)
+    warnings.warn(message, RetraceWarning, stacklevel=level_of_caller())

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ...core.pickling import from_picklable, to_picklable
 from ...core.refused import ForeignArrayError
-from ...core.structure import flat_of
+from ...core.structure import Signature, flat_of
 from ...core.words import describe, keystr
 from ..binding import unbind
 from ..context import Scope, context, override
@@ -27,14 +27,15 @@ from .arguments import (
     require_no_arrays,
     require_no_iterator,
     unhashable,
-    warn_of_addmm,
     warn_of_mutable,
+    warn_of_shapes,
 )
 from .captured import warn_of_captured
 from .compiled import outliving
 from .explanation import History
-from .program import NeedsShapes, Program
+from .program import Program
 from .retraces import Retraces
+from .serving import NeedsShapes, NeedsTheseShapes
 from .standing import first_call
 
 P = ParamSpec("P")
@@ -89,9 +90,14 @@ def jit(
 
     Args:
         fn: A function, method or module, or a partial application of one.
-        shapeless: Whether one trace serves all shapes, as in :func:`mlx.core.compile`; the function must then not depend on
-            them. One that uses ``mx.addmm``, which MLX then computes wrongly, is traced for each shape with a
-            :class:`RetraceWarning`. Default: ``False``.
+        shapeless: Whether one trace serves all shapes of arrays with as many dimensions, where it computes what the function
+            does. That is found by looking at what the function does for other shapes, without computing it: a first call
+            costs two to three traces, and so do the first ones with other sizes in certain axes. Then sizes between those
+            that were looked at cost nothing: a function must not know a single one of them from its neighbours
+            (``if len(x) == 7``), limits and multiples are found. What MLX can't do for all shapes (slices, random numbers, a
+            size from ``x.shape`` in a reshape) is traced for each shape, with a :class:`RetraceWarning` that says what it was.
+            Of the layers these are the recurrent ones, pooling with overlaps, RoPE, upsampling, dropout in training mode, and
+            gradients of convolutions and embeddings. Default: ``False``.
         max_traces: How many traces are kept, one for each structure with its shapes and dtypes (with ``shapeless``, one for
             each structure); a new one takes the place of the one used least recently. ``None`` keeps all. A trace holds no
             activations, but that of a large training step takes a megabyte or two: the default has room for the shapes of
@@ -226,19 +232,23 @@ class Jitted(Wrapped[P, R]):
             for value in values:
                 if type(value) is mx.array:
                     given.append(value)
-                    key.append(mx.array if traces.shapeless else (value.shape, value.dtype))
+                    key.append((value.shape, value.dtype))
                 else:
                     flat = flat_of(value, hidden=True)
                     given += flat.leaves
-                    key.append(flat.structure if traces.shapeless else flat.signature or flat.signed())
+                    key.append(flat.signature or flat.signed())
             # Most calls are like the one before, and comparing is faster than hashing.
             latest, program = traces.latest
-            if program is None or key != latest:
+            is_new = program is None or key != latest
+            if is_new:
                 with _lock:  # otherwise a program dropped meanwhile could become the latest again
                     program = traces.programs.get(tuple(key))
+                    if program is None and traces.shapeless:
+                        program = traces.programs.get(_without_shapes(key))
+                    elif program is not None:
+                        traces.latest = program.latest(key), program
                     if program is not None:
                         program.used = _tick()
-                        traces.latest = program.latest(key), program
         except TypeError:
             refused = unhashable(self._fn, self._static(values, names))
             if refused is None:
@@ -246,14 +256,20 @@ class Jitted(Wrapped[P, R]):
             raise refused from None
         try:
             if program is None:
-                return self._first_call(key, values, names, given)  # type: ignore[no-any-return]
+                return self._first_call(key, values, names, given, traces.shapeless)  # type: ignore[no-any-return]
+            if is_new and program.is_shapeless:
+                self._require_serves(program, given, key)
             return program(given, key)  # type: ignore[no-any-return]
-        except NeedsShapes:
-            warn_of_addmm(self._fn)
-            traces.shapeless = False
-        return self(*args, **kwargs)
+        except NeedsShapes as error:
+            if not isinstance(error, NeedsTheseShapes):
+                warn_of_shapes(self._fn, str(error))
+                traces.retraces.end()
+                traces.shapeless = False
+        return self._first_call(key, values, names, given, shapeless=False)  # type: ignore[no-any-return]
 
-    def _first_call(self, key: list[Any], values: Sequence[Any], names: tuple[str, ...], given: list[mx.array]) -> Any:
+    def _first_call(
+        self, key: list[Any], values: Sequence[Any], names: tuple[str, ...], given: list[mx.array], shapeless: bool
+    ) -> Any:
         """Return the result for arguments that there is no program for, which there is afterwards, unless the call raises."""
         _require_compiler()
         traces = self.options
@@ -275,7 +291,8 @@ class Jitted(Wrapped[P, R]):
             traces.retraces.clear()
         structures = tuple([flat_of(value, hidden=True).structure for value in values])
         arguments = [self._argument(position, len(values), names) for position in range(len(values))]
-        program = Program(self._fn, structures, key, arguments, traces.shapeless, traces.history)
+        bare = _without_shapes(key) if shapeless else key
+        program = Program(self._fn, structures, bare, arguments, shapeless, traces.history)
         program.used = _tick()
         kept = tuple(program.key)
         with _lock:
@@ -284,12 +301,21 @@ class Jitted(Wrapped[P, R]):
         del dropped  # outside the lock
         try:
             with first_call([] if self.trace_count else given):
+                program.require_serves(given, key)
                 result = program(given, key)
         finally:
             self._settle(kept, program)
         if is_watched:
-            traces.retraces.add(self._fn, traces.history.latest, self._argument, result)
+            traces.retraces.add(self._fn, traces.history.latest, self._argument)
         return result
+
+    def _require_serves(self, program: Program, given: list[mx.array], key: list[Any]) -> None:
+        """Check that a program made for arrays of other shapes serves these, and have the next call find it at once if so."""
+        program.require_serves(given, key)
+        traces = self.options
+        with _lock:
+            if traces.programs.get(tuple(program.key)) is program:
+                traces.latest = program.latest(key), program
 
     def _settle(self, key: Any, program: Program) -> None:
         """Drop the least recently used program if there are too many, or the new one if it could not be traced."""
@@ -397,6 +423,11 @@ RUNS_LATER = (
     "fl.jit can't compile {fn}, which is {kind}: a call returns before its body has run, so there is nothing to trace. Compile "
     "a plain function that it calls."
 )
+
+
+def _without_shapes(key: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what tells the program for a call from others if one serves all shapes and dtypes, of the key with these."""
+    return (*key[:2], *[part.structure if isinstance(part, Signature) else mx.array for part in key[2:]])
 
 
 def _parameters(fn: Any) -> list[inspect.Parameter]:

@@ -60,8 +60,3 @@ def graph_of(arrays: Sequence[mx.array], **names: mx.array) -> str:
     text = io.StringIO()
     mx.export_to_dot(text, *arrays, **names)
     return text.getvalue()
-
-
-def needs_shapes(arrays: Sequence[mx.array]) -> bool:
-    """Return whether arrays are computed with ``mx.addmm``, which one trace for all shapes computes wrongly."""
-    return "AddMM" in graph_of(arrays)

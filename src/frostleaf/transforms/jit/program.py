@@ -15,7 +15,7 @@ from ...core.definition import Node
 from ...core.structure import Structure, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
 from ..collectives import restore_tokens, tokens
-from ..context import context
+from ..context import appended, context, override
 from ..group import in_use
 from ..peers import require_peers
 from ..random import require_own_state, restore_state, saved_state
@@ -25,14 +25,11 @@ from .captured import require_visible
 from .changes import Arguments
 from .compiled import Dropped, Shell, changed, dropped
 from .explanation import History, Traced, remembered
-from .passing import Inputs, Origins, needs_shapes, put_back
+from .passing import Inputs, Origins, put_back
 from .retraces import Threads
+from .serving import NeedsShapes, Serving, reason
 from .standing import standing_for_given
 from .weak import Given, Lent, restored, structure_of, weakened, with_structure
-
-
-class NeedsShapes(Exception):  # noqa: N818
-    """A trace can't serve all shapes."""
 
 
 class Program:
@@ -53,7 +50,7 @@ class Program:
     """
 
     __slots__ = (
-        "_compiled", "_history", "_name", "_references", "_shell", "_structures", "_threads", "_weak_parts",
+        "_compiled", "_history", "_name", "_references", "_serving", "_shell", "_structures", "_threads", "_weak_parts",
         "key", "traced", "used",
     )  # fmt: skip
 
@@ -61,7 +58,7 @@ class Program:
         self,
         fn: Callable[..., Any],
         structures: tuple[Structure, ...],
-        key: list[Any],
+        key: Sequence[Any],
         arguments: Sequence[str],
         shapeless: bool,
         history: History,
@@ -70,16 +67,28 @@ class Program:
         lent = Lent()
         structures = tuple([weakened(structure, lent.argument) for structure in structures])
 
+        def call(values: list[Any]) -> Any:
+            positional = len(values) - len(names)
+            with explained("fl.jit", fn), override(shapeless=shapeless or context.get().shapeless):
+                return fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+
+        def present_structures() -> Sequence[Structure]:
+            return _calls.structures[-1] if lent.references else structures
+
+        def on_other_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], Structure]:
+            rest = iter(leaves)
+            out = flat_of(call([unflatten(structure, rest) for structure in present_structures()]), hidden=True)
+            return out.leaves, weakened(out.structure, lent.result)
+
         def on_leaves(leaves: list[mx.array]) -> tuple[list[mx.array], _Result]:
             begun = [saved_state(), *tokens()]
             arrays = tuple([(leaf.ndim if shapeless else leaf.shape, leaf.dtype) for leaf in leaves])
             inputs, rest = Inputs(leaves), iter(leaves)
-            present = _calls.structures[-1] if lent.references else structures
+            present = present_structures()
             values = [unflatten(structure, rest) for structure in present]
             before = Arguments(values, arguments, inputs)
-            positional = len(values) - len(names)
-            with explained("fl.jit", fn), standing_for_given(leaves):
-                result = fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+            with standing_for_given(leaves):
+                result = call(values)
             out = flat_of(result, hidden=True)
             require_visible("fl.jit", function_name(fn), out.structure, [*leaves, *begun])
             given = [
@@ -89,8 +98,6 @@ class Program:
             ]
             require_no_arrays(fn, given)  # which it may have put there
             require_unchanging(fn, out.structure, given)
-            if shapeless and needs_shapes(out.leaves):
-                raise NeedsShapes
             before.warn_of_changes(fn, result, out.leaves, inputs.assigned(leaves))
             static = None
             if all(is_hashable(value) for _, value in out.structure.static_values()):
@@ -105,6 +112,7 @@ class Program:
             return computed, _Result(kept, kept is not spec, origins, exchanged, static, traced)
 
         Shell.forget_retired()
+        self._serving = Serving(on_other_leaves) if shapeless else None
         self._shell = Shell(on_leaves)
         self._compiled = mx.compile(self._shell, shapeless=shapeless)
         self._history = history
@@ -126,13 +134,12 @@ class Program:
             present = self._present(key)
             _calls.structures.append(present)
         try:
-            outputs, result, drawn = self._compiled(given, carried)
+            outputs, result, drawn = self._compute(given, carried)
         except ValueError as error:
-            if "uncaptured inputs" not in str(error):  # as MLX words it
+            why = reason(error) if self._serving is not None else None
+            if why is None:
                 raise
-            # The function also reads one of its arguments from outside, and MLX can't tell the constant from the argument.
-            also = [mx.contiguous(each) for each in carried] if isinstance(carried, list) else mx.contiguous(state)
-            outputs, result, drawn = self._compiled([mx.contiguous(array) for array in given], also)
+            raise NeedsShapes(why) from error
         finally:
             if weak:
                 _calls.structures.pop()
@@ -148,6 +155,32 @@ class Program:
             del result
             self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
         return out
+
+    def _compute(self, given: list[mx.array], carried: mx.array | list[mx.array]) -> Any:
+        try:
+            return self._compiled(given, carried)
+        except ValueError as error:
+            if "uncaptured inputs" not in str(error):  # as MLX words it
+                raise
+            # The function also reads one of its arguments from outside, and MLX can't tell the constant from the argument.
+            also = [mx.contiguous(each) for each in carried] if isinstance(carried, list) else mx.contiguous(carried)
+            return self._compiled([mx.contiguous(array) for array in given], also)
+
+    @property
+    def is_shapeless(self) -> bool:
+        """Whether it serves all shapes."""
+        return self._serving is not None
+
+    def require_serves(self, given: list[mx.array], key: Sequence[Any]) -> None:
+        """Check that it computes what the function does with the arrays of a call, whatever their shapes.
+
+        Raises:
+            NeedsShapes: If it doesn't.
+            Exception: What the function raises.
+        """
+        if self._serving is not None:
+            with appended(_calls.structures, self._present(key)):
+                self._serving.require(given)
 
     def _note(self, traced: Traced | Literal["noted"], result: _Result) -> None:
         """Note a trace, and that it is used again when it is for the first time."""
@@ -166,7 +199,10 @@ class Program:
 
         The next call is likely to have the very same structures, which need not be looked into to find them equal.
         """
-        return [self.key[at] if at in self._weak_parts else part for at, part in enumerate(key)]
+        weak = list(key)
+        for at in self._weak_parts:  # without shapes in the key, those of the call are added
+            weak[at] = self.key[at] if self._serving is None else with_structure(key[at], structure_of(self.key[at]))
+        return weak
 
     def _present(self, key: Sequence[Any]) -> list[Structure]:
         """Return the structures of the arguments of a call, which hold what this does not."""

@@ -13,12 +13,10 @@ from typing import Any
 import mlx.core as mx
 
 from ...core.containers import static_key
-from ...core.structure import flat_of
 from ...core.words import describe, function_name, level_of_caller
 from ...tree.differences import Change
 from .arguments import RetraceWarning
 from .explanation import Argument, History, Seen, Traced, changes_between
-from .passing import needs_shapes
 
 _MOST_THREADS = 16
 _MOST = 32  # more than there are lengths in most test sets and steps in most samplers, which come again in the next round
@@ -31,7 +29,6 @@ CHANGING = (
 ) + INTENDED
 ADVICE = {
     "shape": "Pad to one of a few shapes, or compile with shapeless=True if it does not depend on them.",
-    "shape of a sum": "Pad to one of a few shapes.",
     "number": "Hold it in an array (mx.array(...), in a module fl.buffer()), unless it is used as a shape or an index.",
     "learning rate": "Keep one optimizer, and put the rate into its state: opt.with_learning_rate(opt.init(model), rate).",
     "object": "It is equal to nothing but itself: make it, with what holds it, once and outside of the loop.",
@@ -77,7 +74,7 @@ class Retraces:
                 said = {"name": name, "fn": function_name(fn), "count": _MOST, "value": describe(value)}
                 warnings.warn(CHANGING.format(**said), RetraceWarning, stacklevel=level_of_caller())
 
-    def add(self, fn: Callable[..., Any], traced: Traced, argument: Argument, result: Any) -> None:
+    def add(self, fn: Callable[..., Any], traced: Traced, argument: Argument) -> None:
         """Note a trace, and warn of a shape or a static value that was another in each of many in a row.
 
         If other things differ as well, such as classes or modes, the calls are of many kinds, and nothing is said. Nor is it if
@@ -87,7 +84,6 @@ class Retraces:
             fn: The function.
             traced: What it was traced for.
             argument: Gives the names of arguments, as for :meth:`History.explain`.
-            result: What the call returned.
         """
         if self._is_over:
             return
@@ -104,7 +100,7 @@ class Retraces:
             self.end()
             change = next(each for each in changes if each.path in always)
             said = {"fn": function_name(fn), "count": _MOST, "change": in_words(change)}
-            advice = ADVICE[_sort(change, traced, result)]
+            advice = ADVICE[_sort(change, traced)]
             warnings.warn(RETRACED.format(**said, advice=advice), RetraceWarning, stacklevel=level_of_caller())
 
     def clear(self) -> None:
@@ -117,10 +113,8 @@ class Retraces:
         self._row, self._numbers = [], {}
 
 
-def _sort(change: Change, traced: Traced, result: Any) -> str:
+def _sort(change: Change, traced: Traced) -> str:
     """Return for what sort of change there is advice."""
-    if change.kind == "shape":
-        return "shape of a sum" if needs_shapes(flat_of(result, hidden=True).leaves) else "shape"
     if change.path.endswith(".learning_rate") and isinstance(change.after, Seen) and change.after.sort == "number":
         classes = [cls for structure in traced.structures for cls in structure.module_classes()]
         if any(hasattr(cls, "with_learning_rate") for cls in classes):

@@ -1,0 +1,92 @@
+"""Which checkpoints a directory has, and which files are theirs."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from .atomic import remove_temporaries
+from .shards import BESIDE, HEAD, read_summary
+from .trees import load_metadata
+
+# The keys of a checkpoint's metadata.
+STEP, TIME, METRICS, _FILES = "step", "saved", "metrics", "files"
+
+
+class Entry(NamedTuple):
+    """A checkpoint of a directory.
+
+    Attributes:
+        time: When it was saved, in nanoseconds.
+        metrics: Its metrics.
+        beside: The names of its files besides the head, if they are known.
+    """
+
+    time: int
+    metrics: dict[str, Any]
+    beside: tuple[str, ...] | None
+
+
+class Directory:
+    """A directory of checkpoints, each a head ``step-00000010.safetensors`` and perhaps files beside it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def head(self, step: int) -> str:
+        """Return the path of a checkpoint's head."""
+        return os.path.join(self.path, f"step-{step:08d}.safetensors")
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, in order."""
+        names = os.listdir(self.path) if os.path.isdir(self.path) else []
+        steps = [int(found[1]) for found in map(HEAD.fullmatch, names) if found]
+        return sorted(step for step in steps if os.path.basename(self.head(step)) in names)
+
+    def entries(self) -> dict[int, Entry]:
+        """Return what there is, by step."""
+        return {step: entry for step in self.steps() if (entry := self.entry(step)) is not None}
+
+    def entry(self, step: int) -> Entry | None:
+        """Return what a checkpoint's head says, or ``None`` if there is no checkpoint."""
+        head = self.head(step)
+        with suppress(FileNotFoundError):
+            try:
+                summary = read_summary(head) or {_FILES: (), **load_metadata(head)}
+                beside = [name for name in summary[_FILES] if (found := BESIDE.fullmatch(name)) and int(found[1]) == step]
+                return Entry(operator.index(summary[TIME]), dict(summary[METRICS]), (*beside,))
+            except (OSError, ValueError, KeyError, TypeError):  # damaged, written by somebody else, or missing
+                return Entry(os.lstat(head).st_mtime_ns, {}, None)
+        return None
+
+    def files(self) -> dict[int, list[str]]:
+        """Return the paths of each checkpoint's files."""
+        files = {step: [self.head(step)] for step in self.steps()}
+        for name in os.listdir(self.path) if files else []:
+            found = BESIDE.fullmatch(name)
+            if found and int(found[1]) in files:
+                files[int(found[1])].append(os.path.join(self.path, name))
+        return files
+
+    def remove(self, names: Iterable[str]) -> set[str]:
+        """Remove files, and return the names of those that can't be removed."""
+        left: set[str] = set()
+        for name in names:
+            with suppress(FileNotFoundError):
+                try:
+                    os.unlink(os.path.join(self.path, name))
+                except OSError:
+                    left.add(name)
+        return left
+
+    def clean_up(self) -> None:
+        """Remove what those who were killed have left. Nobody may be saving."""
+        remove_temporaries(self.path, lambda name: HEAD.fullmatch(name) or BESIDE.fullmatch(name))
+        entries = self.entries()
+        needed = {name for entry in entries.values() for name in entry.beside or ()}
+        unclear = {step for step, entry in entries.items() if entry.beside is None}
+        found = [*filter(None, map(BESIDE.fullmatch, os.listdir(self.path)))]
+        self.remove(each[0] for each in found if each[0] not in needed and int(each[1]) not in unclear)

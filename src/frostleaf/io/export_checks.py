@@ -1,0 +1,185 @@
+"""Whether the file of an exported function computes what the function does, with the examples and with other lengths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+from ..core.structure import Flat, Structure
+from ..core.words import listed
+from ..transforms.jit.serving import NeedsShapes, Serving
+from .signatures import Signature
+
+# What a length in the examples is replaced by: about twice as many rows, one fewer, and a single one.
+_OTHERS: list[Callable[[int], int]] = [lambda length: 2 * length + 1, lambda length: max(1, length - 1), lambda length: 1]
+
+
+_FAILS = (
+    "{fn} can't be called {where}: {error}\n\nWith shapeless=True the first axis of each array that is in no module may be of "
+    "another length. Say which axes may vary with a tuple as in_axes of fl.vmap, such as shapeless=(None, 0), and let unlike "
+    "lengths be unlike in the examples"
+)
+_CANT_RUN = "what MLX wrote of {fn} can't run {where}: {error}\n\n{advice}"
+_WRONG = "what MLX wrote of {fn} computes something else {where}, in {places}. {advice}"
+_IMPURE = "A function that is exported must depend on its arguments alone, and return the same each time"
+_SHAPES = (
+    "It can't be exported with shapeless: a length that it reads in Python is that of the example, and some of MLX's functions "
+    "keep a shape. Export it without, for each shape that is needed, with fl.exporter"
+)
+_STEPS = (
+    "{fn} can't be exported with shapeless: {where}, {error}. Export it without, for each shape that is needed, with "
+    "fl.exporter, or give an example that has more than one row. Layers of mlx.nn may keep a shape where those of "
+    "fl.convert(model) don't, as a Linear with a bias does, and mx.addmm"
+)
+_EXAMPLE = "with the example arguments"
+
+
+_UNWRITTEN, _TWICE = re.compile(r"(?:serialize|get state for) primitive (\w+)"), "twice with the same signature"
+_CANT_WRITE = (
+    "MLX can't write {primitive}, which {fn} computes, to a file. What has a derivative of its own (fl.checkpoint, "
+    "mx.checkpoint, mx.custom_function) is among what it can't, what makes processes exchange arrays, and what mx.compile made "
+    "and is called with constants. Leave it out of what is exported"
+)
+_ALIKE = (
+    "two of the examples have arrays of the same names, shapes and dtypes, by which alone MLX tells which is meant: write them "
+    "to two files"
+)
+
+
+@contextmanager
+def in_our_words(fn: str) -> Iterator[None]:
+    """Say why MLX can't write a function, if it says so inside a ``with`` block, and what to do.
+
+    Raises:
+        ValueError: If it can't.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        unwritten = _UNWRITTEN.search(str(error))
+        if unwritten:
+            raise ValueError(_CANT_WRITE.format(fn=fn, primitive=unwritten[1])) from error
+        if _TWICE in str(error):
+            raise ValueError(_ALIKE) from error
+        raise
+
+
+@attrs.frozen
+class Checks:
+    """Compares a function with what MLX has written of it.
+
+    Attributes:
+        fn: The name of the function.
+        run: Calls the function, and returns the result taken apart.
+        given: The arrays in the example arguments.
+        signature: The description of the arguments.
+    """
+
+    fn: str
+    run: Callable[[Sequence[mx.array]], Flat]
+    given: Sequence[mx.array]
+    signature: Signature
+
+    def least(self) -> int:
+        """Return the least length, 1 or 2, for which one trace of the function serves. It is traced, and nothing computed.
+
+        MLX sums over no axis of a single element, and ends the process if an axis becomes one in a trace for all shapes.
+
+        Raises:
+            ValueError: If the function can't be called with other lengths, or takes other steps then.
+        """
+        serving = Serving(self._computed)
+        with in_our_words(self.fn):
+            self._require(serving, self.given, _EXAMPLE)
+        for change in _OTHERS:
+            lengths = self._lengths(change)
+            try:
+                self._require(serving, self._resized(lengths), _where(lengths))
+            except ValueError:
+                if {*lengths.values()} == {1}:
+                    return 2
+                raise
+        return 1
+
+    def _require(self, serving: Serving, arrays: Sequence[mx.array], where: str) -> None:
+        try:
+            serving.require(arrays)
+        except NeedsShapes as error:
+            raise ValueError(_STEPS.format(fn=self.fn, where=where, error=error)) from error
+        except Exception as error:
+            if where == _EXAMPLE:
+                raise
+            raise ValueError(_FAILS.format(fn=self.fn, where=where, error=error)) from error
+
+    def check(self, imported: Callable[..., Any]) -> None:
+        """Raise an error unless the imported function computes what the function does.
+
+        Raises:
+            ValueError: If it doesn't.
+        """
+        lengths = self._lengths(lambda length: length)
+        self._compare(imported, self.given, _EXAMPLE, _SHAPES if lengths else _IMPURE)
+        for change in _OTHERS if lengths else ():
+            lengths = {old: max(self.signature.least, new) for old, new in self._lengths(change).items()}
+            self._compare(imported, self._resized(lengths), _where(lengths), _SHAPES)
+
+    def _compare(self, imported: Callable[..., Any], arrays: Sequence[mx.array], where: str, advice: str) -> None:
+        said = {"fn": self.fn, "where": where, "advice": advice}
+        expected = self.run(arrays)
+        positional, named = self.signature.split(arrays)
+        try:
+            found = imported(positional, named)
+            mx.eval(found, expected.leaves)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(_CANT_RUN.format(**said, error=error)) from error
+        names = expected.structure.leaf_names()
+        wrong = [name for name, one, other in zip(names, expected.leaves, found, strict=True) if not _is_close(one, other)]
+        if wrong:
+            places = listed(f"{name} of the result" if name else "the result" for name in wrong)
+            raise ValueError(_WRONG.format(**said, places=places))
+
+    def _computed(self, arrays: list[mx.array]) -> tuple[Sequence[mx.array], Structure]:
+        result = self.run(arrays)
+        return result.leaves, result.structure
+
+    def _lengths(self, change: Callable[[int], int]) -> dict[int, int]:
+        """Return a new length for each in the example that may vary."""
+        return {leaf.length: change(leaf.length) for leaf in self.signature.leaves if leaf.length is not None}
+
+    def _resized(self, lengths: Mapping[int, int]) -> list[mx.array]:
+        """Return the arrays with other lengths, of rows drawn from their own."""
+        return [
+            array if leaf.length is None else mx.take(array, _rows(leaf.length, lengths[leaf.length]), axis=leaf.axis)
+            for leaf, array in zip(self.signature.leaves, self.given, strict=True)
+        ]
+
+
+def _rows(length: int, new: int) -> mx.array:
+    # The same for all arrays of one length, whose rows belong together.
+    return mx.random.randint(0, length, (new,), key=mx.random.key(length))
+
+
+def _where(lengths: Mapping[int, int]) -> str:
+    return f"with {listed(f'{new} in the place of {old}' for old, new in lengths.items())}"
+
+
+# Of the largest number: on a GPU, sums may come out a little otherwise each time.
+_TOLERANCE = 16
+
+
+def _is_close(one: mx.array, other: mx.array) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if mx.array_equal(one, other, equal_nan=True).item():
+        return True
+    if not mx.issubdtype(one.dtype, mx.inexact):
+        return False
+    is_complex = one.dtype == mx.complex64
+    tolerance = _TOLERANCE * mx.finfo(mx.float32 if is_complex else one.dtype).eps
+    largest: Any = mx.max(mx.where(mx.isfinite(one), mx.abs(one), 0)).item()
+    return bool(mx.allclose(one, other, rtol=tolerance, atol=tolerance * largest, equal_nan=True))

@@ -1,0 +1,123 @@
+"""Which places of a tree are read from a file: those that are selected, and of these all, or those that the file has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ..core.words import describe, keystr, listed
+from ..tree.selecting import Where, globs_in, matches_glob, require_found, require_no_alias, search
+from .description import Fact, array_kind, differences, enclosing, is_leaf
+
+_SHOWN = 3
+
+
+class LoadReport(NamedTuple):
+    """What ``fl.load(..., strict=False)`` has done, each as dotted paths in order.
+
+    Attributes:
+        taken: What was read from the file.
+        left: What the file has and was not read: the tree has no such place, or it was not selected.
+        new: What the tree has and was selected, and the file has not: it is as it was.
+
+    >>> import frostleaf as fl, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fl.save(f"{folder}/run", {"a": 1, "b": 2})
+    ...     fl.load(f"{folder}/run", {"b": 0, "c": 3}, strict=False)
+    ({'b': 2, 'c': 3}, LoadReport(1 taken: 'b'; 1 left: 'a'; 1 new: 'c'))
+    """
+
+    taken: tuple[str, ...]
+    left: tuple[str, ...]
+    new: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        shown = {name: listed([f"{path!r:.80}" for path in paths], _SHOWN) for name, paths in self._asdict().items()}
+        counted = [f"{len(getattr(self, name)):,} {name}{': ' * bool(paths)}{paths}" for name, paths in shown.items()]
+        return f"{type(self).__name__}({'; '.join(counted)})"
+
+
+def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
+    """Return the function that says whether a fact about ``like``, or about the tree in a file, is about what is selected.
+
+    That is what is selected in ``like``, with all that is in there, and in a file whatever else a glob fits.
+
+    Raises:
+        LookupError: If the selection, or one of several, selects nothing.
+        ValueError: If it selects by the name of a tied place only.
+    """
+    if where is None:
+        return lambda fact: True
+    found = search(like, where)
+    require_found(like, found)
+    require_no_alias(like, where)
+    names = {keystr(path) for path in found.values}
+    # One that ends in two stars selects the arrays, and never what holds them.
+    globs = [(matches_glob(glob), glob.split(".")[-1] == "**") for glob in globs_in(where)]
+
+    def fits_glob(fact: Fact) -> bool:
+        path = tuple(fact.path.split(".")) if fact.path else ()
+        return any(
+            array_kind(fact) is not None and matches(path)
+            if of_arrays
+            else any(matches(path[:length]) for length in range(1, len(path) + 1))
+            for matches, of_arrays in globs
+        )
+
+    return lambda fact: not names.isdisjoint((fact.path, *enclosing(fact.path))) or fits_glob(fact)
+
+
+_OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
+_NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
+_OTHER_KINDS = (
+    "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
+    "the file has, or leave it out by where=lambda path, array: path not in [{names}]"
+)
+
+
+def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) -> str:
+    """Return what keeps a file from being read, of the facts about what is selected; an empty string if nothing does."""
+    if strict:
+        return "" if in_file == in_like else _told(_OTHER_STRUCTURE, in_file, in_like)
+    there, wanted = [{fact.path: fact for fact in facts if is_leaf(fact)} for facts in (in_file, in_like)]
+    common = [path for path in wanted if path in there]
+    other = [path for path in common if there[path] != wanted[path]]
+    if other:
+        names = listed(map(repr, other), _SHOWN)
+        return _told(_OTHER_KINDS, [there[path] for path in other], [wanted[path] for path in other], names=names)
+    return "" if common else _told(_NOTHING_COMMON, [*there.values()], [*wanted.values()])
+
+
+def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:
+    return message.format(differences="\n".join(differences(in_file, in_like)), **others)
+
+
+_NOTHING = "where={where} selects no array, and no number"
+_SAME_NAME = (
+    "two values have the name {name!r}, so that neither can be read by its name: rename a key of the dict that holds one of "
+    "them, or load the whole tree"
+)
+
+
+def report_of(in_file: Iterable[Fact], in_like: Iterable[Fact], where: Where | None) -> LoadReport:
+    """Return what is read of a file.
+
+    Args:
+        in_file: All facts about the tree in the file.
+        in_like: Those about what is selected in ``like``.
+        where: The selection.
+
+    Raises:
+        LookupError: If the selection has no array and no number.
+        ValueError: If two of either have the same dotted name.
+    """
+    there, wanted = [Counter(fact.path for fact in facts if is_leaf(fact)) for facts in (in_file, in_like)]
+    if where is not None and not wanted:
+        raise LookupError(_NOTHING.format(where=describe(where)))
+    taken = [name for name in wanted if name in there]
+    for name in taken:
+        if there[name] > 1 or wanted[name] > 1:
+            raise ValueError(_SAME_NAME.format(name=name))
+    left, new = [name for name in there if name not in wanted], [name for name in wanted if name not in there]
+    return LoadReport(tuple(taken), tuple(left), tuple(new))

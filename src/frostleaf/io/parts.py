@@ -1,0 +1,126 @@
+"""Checkpoints in several files: a head, which names for each of its arrays the file that has it, and those files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from .safetensors import HEADER_CHECKSUM, Header, fail, open_regular, parse_json, read_array, read_checksums, read_header
+
+PARTS = "frostleaf.parts"  # the key of the head's metadata
+
+_FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
+
+
+class Part(NamedTuple):
+    """What a head says of a file beside it: the checksum of that file's header, and which arrays are read from there."""
+
+    header: str
+    names: list[str]
+
+
+class Opened:
+    """A file that is open for reading, and once :meth:`complete` was called, those beside it that have arrays of it.
+
+    Attributes:
+        header: What its header says; when it is complete, with the arrays of all its files.
+        checksums: When it is complete, the checksum of each array.
+        places: When it is complete, for each array its file and what that file's header says.
+    """
+
+    def __init__(self, file: BufferedReader, stack: ExitStack) -> None:
+        self.header = read_header(file)
+        self.checksums: dict[str, int] = {}
+        self.places: dict[str, tuple[BufferedReader, Header]] = {}
+        self._file, self._stack = file, stack
+
+    def complete(self) -> None:
+        """Check the header's own checksum, and open the files that it names.
+
+        Raises:
+            CheckpointError: If the header is damaged, or a file is gone, or is not the one that the header means.
+            FileNotFoundError: If a file is gone because the checkpoint is.
+        """
+        head = self.header
+        self.checksums = read_checksums(head)
+        self.places = dict.fromkeys(head.entries, (self._file, head))
+        entries = dict(head.entries)
+        for name, part in read_parts(head).items():
+            file = self._stack.enter_context(self._open_part(name))
+            header = read_header(file)
+            checksums = read_checksums(header)
+            if header.metadata[HEADER_CHECKSUM] != part.header:
+                fail(header.file, f"is another file than the one of this name that {head.file} was saved with")
+            for array in part.names:
+                if array not in header.entries:
+                    fail(head.file, f"names {name} as the file of {array!r:.80}, which isn't in there")
+                entries[array], self.checksums[array] = header.entries[array], checksums[array]
+                self.places[array] = file, header
+        self.header = head._replace(entries=entries)
+
+    def read(self, name: str) -> mx.array:
+        """Return an array, after checking its checksum. See :func:`frostleaf.io.safetensors.read_array`."""
+        file, header = self.places[name]
+        return read_array(file, header, name, self.checksums[name])
+
+    @contextmanager
+    def _open_part(self, name: str) -> Iterator[BufferedReader]:
+        head = self.header.file
+        path = os.path.join(os.path.dirname(os.path.realpath(head)), name)
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(open_regular(path))
+            except FileNotFoundError:
+                if os.path.exists(head) and os.path.samestat(os.stat(head), os.fstat(self._file.fileno())):
+                    fail(head, f"names the file {name}, which is not there")
+                raise
+            yield file
+
+
+@contextmanager
+def open_parts(path: str | os.PathLike[str]) -> Iterator[Opened]:
+    """Open a file that may name others for its arrays, and close them all when the block ends.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it is not a safetensors file.
+    """
+    with ExitStack() as stack:
+        yield Opened(stack.enter_context(open_regular(path)), stack)
+
+
+def parts_text(parts: Mapping[str, Part]) -> str:
+    """Return what the head's metadata say of the files beside it."""
+    return json.dumps(parts, separators=(",", ":"))
+
+
+def read_parts(head: Header) -> dict[str, Part]:
+    """Return the files beside a head that have arrays of it, by name.
+
+    Raises:
+        CheckpointError: If a name leads elsewhere, or an array is to be in two files.
+    """
+    given = parse_json(head.metadata.get(PARTS, "{}"), head.file)
+    if not isinstance(given, dict):
+        fail(head.file, f"the header's {PARTS} isn't a mapping of files")
+    parts = {name: _part(name, value, head) for name, value in given.items()}
+    names = [*head.entries, *(array for part in parts.values() for array in part.names)]
+    if len({*names}) < len(names):
+        fail(head.file, f"the header's {PARTS} has an array in two files")
+    return parts
+
+
+def _part(name: str, given: Any, head: Header) -> Part:
+    if not _FILE_NAME.fullmatch(name) or name == os.path.basename(head.file):
+        fail(head.file, f"names the file {name!r:.80} for some arrays, which isn't a .safetensors file beside it")
+    well_formed = isinstance(given, list) and len(given) == 2 and isinstance(given[0], str) and isinstance(given[1], list)
+    if not well_formed or not all(isinstance(array, str) for array in given[1]):
+        fail(head.file, f"the header's {PARTS} doesn't say which arrays are in {name!r:.80}")
+    return Part(*given)

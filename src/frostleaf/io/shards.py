@@ -1,0 +1,227 @@
+"""Write the files of a checkpoint: one, or a head, an index and shards, some of which other checkpoints have too."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from itertools import compress
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..core.structure import Structure
+from ..edits.freezing import frozen_leaves
+from . import safetensors
+from .atomic import atomic_write
+from .known import Place, Shard, Stamp, stamp_of
+from .parts import PARTS, Part, parts_text
+from .safetensors import METADATA, open_regular
+from .sharded import INDEX_ENDING
+from .sharing import find_sharing
+from .trees import Snapshot, versioned
+
+HEAD = re.compile(r"step-(\d{8,})\.safetensors")
+BESIDE = re.compile(r"step-(\d{8,})-[0-9a-f]{8}(?:-\d+\.safetensors|\.safetensors\.index\.json)")
+
+_SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
+_PEEK = 2**12
+
+# A file of its own isn't worth while for fewer bytes, nor is a file shared for the sake of a small part of it.
+_LEAST, _MOSTLY = 2**14, 0.75
+_MOST_SHARED = 32
+
+
+class Draft(NamedTuple):
+    """A checkpoint that is to be written.
+
+    Attributes:
+        snapshot: The tree.
+        summary: What :func:`read_summary` is to return.
+        structure: The tree's structure. What is frozen isn't expected to change.
+        known: Where some of the arrays are written already.
+        last: Where others of the same names are, which may be equal to these.
+    """
+
+    snapshot: Snapshot
+    summary: Mapping[str, Any]
+    structure: Structure
+    known: Mapping[str, Place]
+    last: Mapping[str, Place]
+
+
+class Written(NamedTuple):
+    """What is in a checkpoint's files.
+
+    Attributes:
+        places: Where each array is.
+        beside: The names of the files besides the head.
+    """
+
+    places: dict[str, Place]
+    beside: list[str]
+
+
+def write_checkpoint(head: str, draft: Draft) -> Written:
+    """Write a checkpoint without the arrays that are in files already, which get another name, by a hard link.
+
+    It is there as soon as its head is. After an error nothing is left of it.
+
+    Args:
+        head: The path of its head, which is its only file if it shares nothing and is not frozen in part.
+        draft: What to write.
+    """
+    snapshot, summary, structure, known, last = draft
+    sharing, checksums = find_sharing(snapshot.arrays, {name: place.checksum for name, place in known.items()})
+    arrays = {name: snapshot.arrays[name] for name in checksums}
+    equal: dict[str, Place] = {}
+    for name, array in arrays.items():
+        if name in known and known[name].name == name:
+            equal[name] = known[name]
+        elif name in last and last[name].is_of(name, array, checksums[name]):
+            equal[name] = last[name]
+    metadata = {**snapshot.metadata, **sharing.texts()}
+    files = _Files(head)
+    try:
+        linked = files.link(_worth_sharing(equal.values()))
+        places = {name: place._replace(shard=linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
+        rest = {name: array for name, array in arrays.items() if name not in places}
+        # What has stayed tells more than what is frozen.
+        steady = {*equal} if places else {*equal, *compress(snapshot.arrays, structure.remember(frozen_leaves))}
+        settled = {name: array for name, array in rest.items() if name in steady}
+        if _nbytes(settled) < _LEAST:
+            settled = {}
+        moving = {name: array for name, array in rest.items() if name not in settled}
+        if places or (settled and moving):
+            for group in filter(None, (settled, moving)):
+                places |= files.write(group, checksums)
+            files.write_index(places)
+            parts = {PARTS: parts_text(_parts(places))}
+            files.write_head({}, {**_text_of(summary, files.names), **versioned(metadata, True), **parts}, {})
+        else:
+            places = files.write_head(arrays, {**_text_of(summary, []), **versioned(metadata, bool(sharing))}, checksums)
+    except BaseException:
+        files.remove()
+        raise
+    return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names)
+
+
+def read_summary(head: str) -> dict[str, Any] | None:
+    """Return what a checkpoint says of itself first, without reading all of its header; ``None`` if it says nothing.
+
+    Its ``files`` are the names of the files besides the head.
+
+    Raises:
+        OSError: If it can't be read.
+    """
+    with suppress(ValueError), open_regular(head) as file:
+        start = file.read(_PEEK)[8:].decode(errors="replace")
+        first = f'{{"{METADATA}":{{"{_SUMMARY}":'
+        if start.startswith(first):
+            text, _ = json.JSONDecoder().raw_decode(start, len(first))
+            checksum, _, summary = text.partition(" ")
+            if checksum == _checksum(summary):
+                return json.loads(summary)  # type: ignore[no-any-return]
+    return None
+
+
+def _text_of(summary: Mapping[str, Any], files: list[str]) -> dict[str, str]:
+    text = json.dumps({**summary, "files": files})
+    return {_SUMMARY: f"{_checksum(text)} {text}"}
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+class _Files:
+    """The files of a checkpoint that is being written.
+
+    Attributes:
+        names: The names of those besides the head.
+    """
+
+    def __init__(self, head: str) -> None:
+        self._head = head
+        self._directory, name = os.path.split(head)
+        # Another process may save the same step, and this one may be replacing it: no two have a name in common.
+        self._prefix = f"{name.removesuffix('.safetensors')}-{os.urandom(4).hex()}"
+        self.names: list[str] = []
+
+    def link(self, shards: Iterable[Shard]) -> dict[Stamp, Shard]:
+        """Give shards that are there another name, and return those of which it was possible."""
+        linked: dict[Stamp, Shard] = {}
+        for shard in shards:
+            if shard.link(self._next()):
+                linked[shard.stamp] = shard
+            else:
+                self.names.pop()
+        return linked
+
+    def write(self, arrays: Mapping[str, mx.array], checksums: Mapping[str, int]) -> dict[str, Place]:
+        """Write arrays to another shard, and return their places."""
+        # Hugging Face's readers ask who wrote a file.
+        return _write(self._next(), arrays, {"format": "mlx"}, checksums, flush=False)
+
+    def write_index(self, places: Mapping[str, Place]) -> None:
+        """Write an index of the shards, for others than :func:`frostleaf.load`. After that all of them are on the disk."""
+        nbytes = sum(place.nbytes for place in places.values())
+        files = {name: place.shard.name for name, place in places.items()}
+        index = {"metadata": {"total_size": nbytes}, "weight_map": files}
+        self.names.append(f"{self._prefix}.safetensors{INDEX_ENDING}")
+        with (
+            atomic_write(os.path.join(self._directory, self.names[-1])) as temporary,
+            open(temporary, "w", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps(index, separators=(",", ":")))  # which is faster than json.dump
+
+    def write_head(
+        self, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], checksums: Mapping[str, int]
+    ) -> dict[str, Place]:
+        """Write the head, and return the places of the arrays that are in it."""
+        return _write(self._head, arrays, metadata, checksums)
+
+    def remove(self) -> None:
+        """Remove the files besides the head."""
+        for name in self.names:
+            with suppress(OSError):
+                os.unlink(os.path.join(self._directory, name))
+
+    def _next(self) -> str:
+        self.names.append(f"{self._prefix}-{len(self.names) + 1}.safetensors")
+        return os.path.join(self._directory, self.names[-1])
+
+
+def _write(
+    path: str, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], checksums: Mapping[str, int], flush: bool = True
+) -> dict[str, Place]:
+    with atomic_write(path, flush=flush) as temporary:
+        header = safetensors.write(temporary, arrays, metadata, checksums)
+        stamp = stamp_of(os.stat(temporary))
+    shard = Shard(header._replace(file=path), stamp)
+    return {name: Place(shard, name, entry, checksums[name]) for name, entry in header.entries.items()}
+
+
+def _worth_sharing(places: Iterable[Place]) -> list[Shard]:
+    """Return the shards that hold enough of some arrays, and little else."""
+    shards: dict[Stamp, Shard] = {}
+    needed: dict[Stamp, int] = {}
+    for place in places:
+        shards[place.stamp] = place.shard
+        needed[place.stamp] = needed.get(place.stamp, 0) + place.nbytes
+    worth = [stamp for stamp, nbytes in needed.items() if nbytes >= max(_LEAST, _MOSTLY * shards[stamp].nbytes)]
+    return [shards[stamp] for stamp in sorted(worth, key=lambda stamp: -needed[stamp])[:_MOST_SHARED]]
+
+
+def _parts(places: Mapping[str, Place]) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    for name, place in places.items():
+        parts.setdefault(place.shard.name, Part(place.shard.header, [])).names.append(name)
+    return parts
+
+
+def _nbytes(arrays: Mapping[str, mx.array]) -> int:
+    return sum(array.nbytes for array in arrays.values())

@@ -1,0 +1,261 @@
+"""What an exported function takes: names for MLX, a description that is compared, and the axes that may vary."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..core.instance import Instance
+from ..core.structure import Flat, Structure, child_specs
+from ..core.words import describe, dtype_name, listed, shape_and_dtype
+from ..tree.prefixes import argument, broadcast_prefix
+from .description import ARRAY, ROOT, Fact, describe_tree, differences
+
+# What the trees of a call are called in messages.
+_GIVEN = "the arguments"
+
+
+class Leaf(NamedTuple):
+    """An array that an exported function takes.
+
+    Attributes:
+        path: Its path in the arguments.
+        name: The keyword under which MLX's own function takes it; empty if it takes it by position.
+        dtype: The name of its dtype.
+        shape: The length of each axis in the example.
+        axis: The axis that may be of another length, or ``None``.
+    """
+
+    path: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    axis: int | None
+
+    @property
+    def length(self) -> int | None:
+        """The length in the example of the axis that may vary."""
+        return None if self.axis is None else self.shape[self.axis]
+
+
+class Signature(NamedTuple):
+    """The arguments for which a function was exported.
+
+    Attributes:
+        names: The name of each argument.
+        facts: The description of the arguments, of which those of a call must have the same.
+        leaves: The arrays, in order.
+        unknown: The class of each static value of which it is all that can be told, by path.
+        least: The least length of what may vary.
+    """
+
+    names: list[str]
+    facts: list[Fact]
+    leaves: list[Leaf]
+    unknown: dict[str, str]
+    least: int = 1
+
+    def of_call(self, given: Sequence[Flat]) -> list[Fact]:
+        """Describe the arguments of a call under the names of the example's, with the same axes left open."""
+        names = [*self.names, *map(str, range(len(self.names), len(given)))]
+        return _described(names[: len(given)], given, self.leaves)[0]
+
+    def differences(self, given: Sequence[Flat]) -> list[str]:
+        """Return a line for each place where the arguments of a call differ from the example's."""
+        facts = self.of_call(given)
+        return differences(self.facts, facts, _GIVEN) if facts != self.facts else self._wrong_lengths(given)
+
+    def fits(self, given: Sequence[Flat]) -> bool:
+        """Return whether arguments of the right structure have the right shapes and dtypes."""
+        pairs = zip(self.leaves, _arrays(given), strict=True)
+        return all(
+            leaf.dtype == dtype_name(array.dtype) and _fits(leaf, array.shape) for leaf, array in pairs
+        ) and not self._wrong_lengths(given)
+
+    def _wrong_lengths(self, given: Sequence[Flat]) -> list[str]:
+        """Return a line for each length that is too small in a call, or of two sizes where it is one in the example."""
+        found: dict[int, dict[str, int]] = {}
+        for leaf, array in zip(self.leaves, _arrays(given), strict=True):
+            if leaf.axis is not None:
+                found.setdefault(leaf.shape[leaf.axis], {})[leaf.path] = array.shape[leaf.axis]
+        lines = []
+        for length, sizes in found.items():
+            shown = listed(f"{path} has {size}" for path, size in sizes.items())
+            if len({*sizes.values()}) > 1:
+                lines.append(f"{shown}, which are of one length ({length}) in the example")
+            elif min(sizes.values()) < self.least:
+                lines.append(
+                    f"{shown}, and MLX can compute this with {self.least} or more: give it twice, or export it for that"
+                )
+        return lines
+
+    def split(self, arrays: Sequence[mx.array]) -> tuple[tuple[mx.array, ...], dict[str, mx.array]]:
+        """Return the arrays as MLX's own function takes them: by position, and by name."""
+        pairs = [(leaf.name, array) for leaf, array in zip(self.leaves, arrays, strict=True)]
+        return tuple([array for name, array in pairs if not name]), {name: array for name, array in pairs if name}
+
+    def joined(self, positional: Sequence[mx.array], named: dict[str, mx.array]) -> list[mx.array]:
+        """Return the arrays in order; the inverse of :meth:`split`."""
+        rest = iter(positional)
+        return [named[leaf.name] if leaf.name else next(rest) for leaf in self.leaves]
+
+    def __str__(self) -> str:
+        top = {fact.path: fact.text for fact in self.facts if not fact.aspect}
+        return ", ".join(f"{name}: {top[name].removeprefix('array ')}" for name in self.names)
+
+
+def signature_of(fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[Flat], shapeless: Any) -> Signature:
+    """Describe the example arguments of a function.
+
+    Args:
+        fn: The function.
+        trees: The arguments.
+        given: The same, taken apart.
+        shapeless: As given to ``fl.export_function``.
+
+    Raises:
+        ValueError: If two arrays would have the same name, or ``shapeless`` doesn't fit the arguments.
+    """
+    names = _names_of(fn, len(trees))
+    axes = _axes(shapeless, trees, given)
+    plain = _without_prefix(trees)
+    leaves = []
+    rest = iter(axes)
+    for position, (name, flat) in enumerate(zip(names, given, strict=True)):
+        for own, array in zip(flat.structure.leaf_names(), flat.leaves, strict=True):
+            path = f"{name}.{own}" if own else name
+            keyword = own if position == plain else path if own else ""
+            leaves.append(Leaf(path, keyword, dtype_name(array.dtype), tuple(array.shape), next(rest)))
+    _require_unlike(leaves)
+    facts, unknown = _described(names, given, leaves)
+    return Signature(names, facts, leaves, unknown)
+
+
+def _described(names: Sequence[str], given: Sequence[Flat], leaves: Sequence[Leaf]) -> tuple[list[Fact], dict[str, str]]:
+    """Return the facts about arguments, with a letter in the place of each length that may vary, and what is unknown."""
+    letters = _letters(leaves)
+    axes = {leaf.path: (leaf.axis, letters[leaf.length]) for leaf in leaves if leaf.axis is not None}
+    facts: list[Fact] = []
+    unknown: dict[str, str] = {}
+    shown: dict[str, str] = {}
+    for name, flat in zip(names, given, strict=True):
+        found = describe_tree(flat.structure, flat.leaves, built_in=True)
+        facts += [fact._replace(path=_below(name, fact.path)) for fact in found.facts]
+        unknown |= {_below(name, "" if path == ROOT else path): kind for path, kind in found.unknown.items()}
+        for own, array in zip(flat.structure.leaf_names(), flat.leaves, strict=True):
+            axis, letter = axes.get(_below(name, own), (array.ndim, ""))
+            shape = [letter if at == axis else length for at, length in enumerate(array.shape)]
+            shown[_below(name, own)] = f"{ARRAY}{shape_and_dtype(shape, array.dtype)}"
+    return [fact if fact.aspect else fact._replace(text=shown.get(fact.path, fact.text)) for fact in facts], unknown
+
+
+def _letters(leaves: Sequence[Leaf]) -> dict[int | None, str]:
+    """Return what stands for each length that may vary."""
+    lengths = [*dict.fromkeys(leaf.length for leaf in leaves if leaf.length is not None)]
+    return {length: f"n{number}" if len(lengths) > 1 else "n" for number, length in enumerate(lengths, 1)}
+
+
+def _arrays(given: Sequence[Flat]) -> list[mx.array]:
+    return [leaf for flat in given for leaf in flat.leaves]
+
+
+def _below(name: str, path: str) -> str:
+    return f"{name}.{path}" if path else name
+
+
+def _names_of(fn: Callable[..., Any], count: int) -> list[str]:
+    """Return the name of each positional argument; of one of ``*args`` with its number, of one that has none the number."""
+    try:
+        parameters = [*inspect.signature(fn).parameters.values()]
+    except (TypeError, ValueError):  # functions of MLX have no signature
+        parameters = []
+    names = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    rest = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), "")
+    return [names[at] if at < len(names) else _below(rest, str(at - len(names))) if rest else str(at) for at in range(count)]
+
+
+def _without_prefix(trees: Sequence[Any]) -> int | None:
+    """Return which argument's arrays go by their own names: the first module, or if there is none the first tree."""
+    modules = [at for at, tree in enumerate(trees) if isinstance(tree, Instance)]
+    return next(iter([*modules, *[at for at, tree in enumerate(trees) if not isinstance(tree, mx.array)]]), None)
+
+
+_TWICE = (
+    "two arrays would have the name {name!r} in the file: {paths}. The first module's arrays go by their own names, those of "
+    "the other arguments by the argument's name and theirs: rename one of these"
+)
+
+
+def _require_unlike(leaves: Sequence[Leaf]) -> None:
+    for name, count in Counter(leaf.name for leaf in leaves if leaf.name).items():
+        if count > 1:
+            raise ValueError(_TWICE.format(name=name, paths=listed(leaf.path for leaf in leaves if leaf.name == name)))
+
+
+def _fits(leaf: Leaf, shape: tuple[int, ...]) -> bool:
+    return len(shape) == len(leaf.shape) and _without(shape, leaf.axis) == _without(leaf.shape, leaf.axis)
+
+
+def _without(shape: Sequence[int], axis: int | None) -> list[int]:
+    return [length for position, length in enumerate(shape) if position != axis]
+
+
+_SHAPELESS = (
+    "shapeless is True, False, or as in_axes of fl.vmap: a tuple with an entry for each argument, the axis that may vary or "
+    "None, and was given as {given}"
+)
+
+
+def require_shapeless(shapeless: Any) -> None:
+    """Raise a ``TypeError`` if ``shapeless`` is nothing that it may be."""
+    if not isinstance(shapeless, bool | tuple | list):
+        raise TypeError(_SHAPELESS.format(given=describe(shapeless)))
+
+
+_NOTHING_OPEN = (
+    "nothing may vary with shapeless={given}: no array outside modules has an axis. Export it without shapeless, or say which "
+    "axes may vary with a tuple, as in_axes of fl.vmap does"
+)
+
+
+def _axes(shapeless: Any, trees: Sequence[Any], given: Sequence[Flat]) -> list[int | None]:
+    """Return for each array in the arguments the axis that may be of another length."""
+    leaves = _arrays(given)
+    if shapeless is False:
+        return [None] * len(leaves)
+    if shapeless is True:
+        is_open = [each for flat in given for each in _outside_modules(flat.structure)]
+        axes = [0 if each and leaf.ndim else None for each, leaf in zip(is_open, leaves, strict=True)]
+    elif len(shapeless) != len(trees):
+        raise ValueError(f"shapeless has {len(shapeless)} entries, and there are {len(trees)} arguments")
+    else:
+        prefixes = broadcast_prefix(tuple(shapeless), tuple(trees), "shapeless")
+        axes = [_checked(argument(path), leaf, axis) for path, leaf, axis in prefixes]
+    if axes.count(None) == len(axes):
+        raise ValueError(_NOTHING_OPEN.format(given=shapeless))
+    if any(axis is not None and leaf.shape[axis] == 0 for leaf, axis in zip(leaves, axes, strict=True)):
+        raise ValueError("with shapeless, the examples need rows: a length that may vary is 0")
+    return axes
+
+
+def _outside_modules(spec: Any) -> Iterator[bool]:
+    """Yield for each array whether it is in no module. A structure stands in a tree where a module does."""
+    if isinstance(spec, Structure):
+        yield from [False] * spec.num_leaves if spec.is_of_module else _outside_modules(spec.spec)
+    elif spec is mx.array:
+        yield True
+    elif isinstance(spec, tuple):
+        for child in child_specs(spec[2]):
+            yield from _outside_modules(child)
+
+
+def _checked(place: str, leaf: mx.array, axis: Any) -> int | None:
+    if axis is None:
+        return None
+    if type(axis) is not int or not -leaf.ndim <= axis < leaf.ndim:
+        raise ValueError(f"{place}, {describe(leaf)}, has no axis {describe(axis)}, which shapeless says may vary")
+    return axis % leaf.ndim
