@@ -24,7 +24,7 @@ def test_more_ranks(count):
 
 
 @pytest.mark.parametrize("average", [False, True])
-@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize("name", [name for name in NEUTRAL if name != "shard"])
 def test_one_process_divides_nothing(name, average):
     model, plain = fl.nn.Linear(3, 2, key=mx.random.key(0)), stack((name,), optim.AdamW(0.1))
     opt = optim.shard(plain, average=average)
@@ -44,7 +44,7 @@ def test_a_packed_model_on_one_process():
 @pytest.mark.parametrize(
     ("opt", "message"),
     [
-        (optim.Muon(0.1), r"Muon.* Each rank would give its part .* fl\.optim\.multi\({where: Muon\(.*shard\(other\)}\)"),
+        (optim.Muon(0.1), r"Muon.* Each rank would give its part .* fl\.optim\.multi\({where: Muon.*shard\(other\)}\)"),
         (optim.Adafactor(), "Adafactor"),
         (optim.accumulate(optim.Muon(0.1), 2), "Accumulate.*can't be sharded.*Muon"),
         (optim.multi({"bias": optim.SGD(0.1), "**": optim.Muon(0.1)}), "can't be sharded.*Muon"),
@@ -52,7 +52,7 @@ def test_a_packed_model_on_one_process():
         (optim.chain(optim.clip_by_value(1.0), optim.Muon(0.1)), "Muon"),
         (optim.ema(optim.shard(optim.SGD(0.1)), 0.9), "is sharded already"),
     ],
-    ids=repr,
+    ids=lambda value: value.__class__.__name__ if isinstance(value, optim.Optimizer) else "",
 )
 def test_what_is_not_elementwise_is_refused(opt, message):
     with pytest.raises(ValueError, match=message):

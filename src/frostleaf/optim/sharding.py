@@ -18,12 +18,12 @@ from ..core.words import Path, describe
 from ..nn.shards import Groups, told
 from ..transforms.context import setting
 from ..transforms.group import Group, as_group
-from .contents import renewed, static_in
+from .contents import are_arrays, renewed, static_in
 from .flattening import Flattened
-from .optimizer import NOT_A_STATE, Optimizer, State, require_optimizer
+from .optimizer import NOT_A_STATE, OTHER_STATE, Optimizer, State, require_optimizer
 from .parameters import Parameters, groups_in, with_alike
 from .parts import Division, part_of, part_shape, parts_of_averages, wholes_of
-from .rule import ELEMENTWISE
+from .rule import ELEMENTWISE, Rule
 from .wrapper import StatefulWrapper
 
 
@@ -49,6 +49,7 @@ OTHER_RANK = (
     "the state given to {optimizer}.{method} is that of rank {then} of {ranks_then}, and this is rank {now} of {ranks_now}. "
     "Where it was made, write whole = opt.gather(state) on every rank, and keep that. Here write state = opt.scatter(whole)"
 )
+OTHER_ARRAYS = "it has other arrays than those that were divided"
 UNPACKED = (
     "fl.optim.shard(fl.optim.flatten(opt)) trains packed models, whose vectors are divided: write model = "
     "fl.optim.pack(model), or leave out fl.optim.flatten"
@@ -95,7 +96,7 @@ class Sharded(StatefulWrapper):
         'OptimizerState'
         """
         self._require_state(state, "gather")
-        return self._whole(state)
+        return self._whole(state, "gather")
 
     @returns_copy("state = opt.{name}(whole)")
     def scatter(self, whole: Any, model: Any = None) -> ShardedState:
@@ -152,19 +153,23 @@ class Sharded(StatefulWrapper):
         return {**new, **dict(zip(names, wholes, strict=True))}, renewed(state, inner=inner)
 
     def _differences(self, parameters: Parameters, state: ShardedState) -> Iterator[str]:
-        known = flat_of(self).structure.remember(_Fitting)
-        division: Division = static_in(state, "division")
-        key = flat_of(state.inner).signed(), division, parameters.names, parameters.kinds, self._kept(parameters)
-        if known.key == key:
-            return
-        found = [*self.optimizer._differences(parameters, self._shapes_of_whole(state))]
-        found = found or [*self.optimizer._differences(self._parts(parameters), state.inner)]
+        known, flat = flat_of(self).structure.remember(_Fitting), flat_of(state.inner)
+        key = None
+        if are_arrays(flat.leaves):
+            key = flat.signed(), static_in(state, "division"), parameters.names, parameters.kinds, self._kept(parameters)
+            if known.key == key:
+                return
+        found = [*self.optimizer._differences(self._parts(parameters), state.inner)]
+        if not _is_divided(state):
+            found = found or [OTHER_ARRAYS]
+        else:  # parts of one shape may be of arrays of several
+            found = [*self.optimizer._differences(parameters, self._shapes_of_whole(state))] or found
         if not found:
             known.key = key
         yield from found
 
     def _adapt(self, state: ShardedState, parameters: Parameters) -> ShardedState:
-        whole = self.optimizer._adapt(self._whole(state), parameters)
+        whole = self.optimizer._adapt(self._whole(state, "adapt"), parameters)
         return self._part(whole, self.optimizer._init(self._parts(parameters)))
 
     def _require_state(self, state: Any, method: str) -> None:
@@ -230,7 +235,9 @@ class Sharded(StatefulWrapper):
             leaves.append(mx.contiguous(part_of(leaf, self.group)) if divides else leaf)
         return ShardedState(with_leaves(whole, leaves), Division(self.group.rank(), ranks, tuple(shapes)))
 
-    def _whole(self, state: ShardedState) -> Any:
+    def _whole(self, state: ShardedState, method: str) -> Any:
+        if not _is_divided(state):
+            raise ValueError(OTHER_STATE.format(optimizer=type(self).__name__, method=method, differences=OTHER_ARRAYS))
         leaves, shapes = [*flat_of(state.inner).leaves], static_in(state, "division").shapes
         places = [place for place, shape in enumerate(shapes) if shape is not None]
         wholes = wholes_of([leaves[place] for place in places], [shapes[place] for place in places], self.group)
@@ -242,6 +249,19 @@ class Sharded(StatefulWrapper):
         """Return a state with the shapes and dtypes of the whole, whose numbers nothing reads."""
         leaves = zip(flat_of(state.inner).leaves, static_in(state, "division").shapes, strict=True)
         return with_leaves(state.inner, [leaf if shape is None else mx.zeros(shape, leaf.dtype) for leaf, shape in leaves])
+
+
+def _is_divided(state: ShardedState) -> bool:
+    """Return whether a state has the arrays that are noted, of shapes that they can have."""
+    leaves, division = flat_of(state.inner).leaves, static_in(state, "division")
+    return (
+        are_arrays(leaves)
+        and len(leaves) == len(division.shapes)
+        and all(
+            shape is None or leaf.shape == part_shape(shape, division.ranks)
+            for leaf, shape in zip(leaves, division.shapes, strict=True)
+        )
+    )
 
 
 def _by_path(tree: Any) -> Iterator[tuple[Path, Any]]:
@@ -320,6 +340,7 @@ def shard(opt: Optimizer, group: Any = None, *, average: bool = False, elementwi
             raise ValueError(TWICE.format(given=describe(opt)))
         if elementwise is not True:
             known = ", ".join(sorted(rule.__name__ for rule in ELEMENTWISE))
-            advice = (A_RULE if isinstance(first, Optimizer) else A_FUNCTION).format(first=describe(first))
-            raise ValueError(NOT_ELEMENTWISE.format(given=describe(opt), first=describe(first), known=known, advice=advice))
+            shown = describe(first.rule if isinstance(first, Rule) else first)
+            advice = (A_RULE if isinstance(first, Optimizer) else A_FUNCTION).format(first=shown)
+            raise ValueError(NOT_ELEMENTWISE.format(given=describe(opt), first=shown, known=known, advice=advice))
     return Sharded(opt, as_group(group), require_bool("average", average))
