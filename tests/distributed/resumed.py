@@ -1,4 +1,4 @@
-"""A run of 30 steps that saves checkpoints, or goes on from them, on any number of ranks. The last rank may be killed in step 23.
+"""A run of 30 steps that saves checkpoints, or goes on from them, on any number of ranks; the last may be killed in step 23.
 
 Run with the directory of the checkpoints, which rank 0 alone has, the file of the result, and ``killed`` or ``whole``.
 """
