@@ -140,6 +140,11 @@ def check_steps_with_gradients_that_are_not_finite_are_skipped_on_all_ranks():
     new, state = opt.update(model, grads, opt.init(model))
     require_equal(new, model)
     assert state.inner.skipped.item() == 1
+    averaging = optim.shard(optim.skip_nonfinite(optim.AdamW(0.1)), average=True)
+    own = grads if RANK == SIZE - 1 else model  # not finite on one rank alone
+    new, state = averaging.update(model, own, averaging.init(model))
+    require_equal(new, model)
+    assert state.inner.skipped.item() == 1
 
 
 def check_a_rule_for_matrices_beside_a_sharded_one():

@@ -151,11 +151,13 @@ def buckets(arrays: Sequence[mx.array], nbytes: float) -> Iterator[list[int]]:
         by_dtype.setdefault(array.dtype, []).append(place)
     for places in by_dtype.values():
         bucket: list[int] = []
+        filled = 0
         for place in places:
             bucket.append(place)
-            if sum(arrays[each].nbytes for each in bucket) >= nbytes:
+            filled += arrays[place].nbytes
+            if filled >= nbytes:
                 yield bucket
-                bucket = []
+                bucket, filled = [], 0
         if bucket:
             yield bucket
 
