@@ -16,7 +16,6 @@ from typing import Any
 
 import mlx.core as mx
 
-import frostleaf as fl
 from frostleaf import Checkpointer  # here, as children would each import it anew
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
