@@ -12,9 +12,8 @@ import mlx.core as mx
 from ..core.shapes import require_no_shapes
 from ..core.structure import Structure
 from ..core.words import describe
-from ..transforms.collectives import all_gather, restore_tokens, tokens, vmap_depth
+from ..transforms.collectives import all_gather, is_evaluated, restore_tokens, tokens, vmap_depth
 from ..transforms.group import Group
-from ..transforms.peers import noticing
 from ..tree.functions import flatten
 
 T = TypeVar("T")
@@ -23,7 +22,6 @@ T = TypeVar("T")
 Said = Mapping[str, str]
 
 _MOST = 8
-_IN_A_TRACE = "during function transformations"  # as MLX words it
 _NOTHING = "nothing"
 
 
@@ -93,12 +91,7 @@ def _exchanged(data: bytes, group: Group) -> list[bytes] | None:
         return None
     before = tokens()
     gathered = all_gather(mx.array([*data], mx.uint8), group)
-    try:
-        with noticing():
-            mx.eval(gathered)
-    except ValueError as error:
-        if _IN_A_TRACE not in str(error):
-            raise
+    if not is_evaluated(gathered):
         restore_tokens(before)
         return None
     whole = bytes(gathered.tolist())  # type: ignore[arg-type]

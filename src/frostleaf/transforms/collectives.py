@@ -12,6 +12,7 @@ a moment. So what is computed of it at once, as an average, stands before the to
 from __future__ import annotations
 
 import functools
+import io
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ import mlx.core as mx
 
 from .context import Leaving, Scope
 from .group import Group, as_group, in_use
-from .peers import require_peers
+from .peers import noticing, require_peers
 
 AnyGroup = Group | mx.distributed.Group | None
 Stream = mx.Stream | mx.Device | None
@@ -32,6 +33,10 @@ Exchange = Callable[..., mx.array]
 vmap_depth: ContextVar[int] = ContextVar("vmap_depth", default=0)
 # Whether ``jvp`` differentiates it.
 in_jvp: ContextVar[bool] = ContextVar("in_jvp", default=False)
+# Returns the error that is raised by what exchanges something, where nothing can be exchanged.
+refused: ContextVar[Callable[[], Exception] | None] = ContextVar("refused", default=None)
+
+_IN_A_TRACE = "during function transformations"  # as MLX words it
 
 
 class _Thread(threading.local):
@@ -39,9 +44,11 @@ class _Thread(threading.local):
 
     Attributes:
         token: What its next exchange depends on. ``None`` before the first.
+        is_traced: Whether it is tracing a function of which arrays are arguments that have no values.
     """
 
     token: mx.array | None = None
+    is_traced: bool = False
 
 
 _thread = _Thread()
@@ -68,11 +75,48 @@ class unchanged_tokens(Scope):  # noqa: N801
     """Leave this thread's token as it was before a ``with`` block, in which arrays without values are exchanged."""
 
     def _enter(self, leaving: Leaving) -> None:
-        leaving().undo = functools.partial(_put_back, _thread.token)
+        leaving().undo = functools.partial(_put_back, _thread.token, _thread.is_traced)
+        _thread.is_traced = True
 
 
-def _put_back(token: mx.array | None) -> None:
-    _thread.token = token
+def _put_back(token: mx.array | None, is_traced: bool) -> None:
+    _thread.token, _thread.is_traced = token, is_traced
+
+
+def is_evaluated(*arrays: mx.array) -> bool:
+    """Evaluate arrays, and return whether they have values: in a function that is being traced they have none.
+
+    Raises:
+        PeerLostError: If another process is lost.
+    """
+    if _thread.is_traced:
+        return False
+    try:
+        with noticing():
+            mx.eval(arrays)
+    except ValueError as error:
+        if _IN_A_TRACE not in str(error):
+            raise
+        return False
+    return True
+
+
+def settle() -> None:
+    """Evaluate what this thread has exchanged so far. MLX takes what has no values yet for a part of a function that it traces.
+
+    So the function would exchange it again in each call.
+    """
+    is_evaluated(*tokens())
+
+
+def has_exchange(arrays: Sequence[mx.array]) -> bool:
+    """Return whether arrays, which have no values yet, are computed with a sum or the like of ``mx.distributed``.
+
+    When MLX exports one, it takes it for a sum over axes, and reads memory that is not its own.
+    """
+    text = io.StringIO()
+    mx.export_to_dot(text, *arrays)
+    return "AllReduce" in text.getvalue()
 
 
 def all_sum(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
@@ -139,6 +183,9 @@ def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
     group = as_group(group)
     if group.size() == 1:
         return x
+    refuse = refused.get()
+    if refuse is not None:
+        raise refuse()
     require_peers()
     return _at(vmap_depth.get(), x, group, exchange)
 

@@ -1,0 +1,118 @@
+"""Checks of exchanges and sharded layers together with the other parts of the library, run by each of several ranks."""
+
+import tempfile
+import warnings
+
+import mlx.core as mx
+import ranks
+
+import frostleaf as fl
+
+GROUP = fl.distributed.init()
+RANK, SIZE = GROUP.rank(), GROUP.size()
+EVERY = SIZE * (SIZE + 1) // 2
+EXCHANGES = "exchanges arrays with other processes"
+
+
+def mine(*shape):
+    return mx.full(shape, float(RANK + 1))
+
+
+def drawn(rows):
+    return mx.random.normal((rows, 4), key=mx.random.key(rows))
+
+
+def whole():
+    first, second = (fl.nn.Linear(4, 4 * SIZE, key=mx.random.key(1)), fl.nn.Linear(4 * SIZE, 4, key=mx.random.key(2)))
+    return fl.nn.Sequential(first, fl.nn.tanh, second)
+
+
+def split():
+    model = whole().at("layers.0").apply(lambda layer: fl.distributed.shard_linear(layer, "all-to-sharded"))
+    return model.at("layers.2").apply(lambda layer: fl.distributed.shard_linear(layer, "sharded-to-all"))
+
+
+def averaged(model, x):
+    return fl.distributed.average_gradients(fl.grad(lambda model: model(x).square().mean())(model))
+
+
+def check_averages_of_the_gradients_of_sharded_layers():
+    for model in (whole(), split(), fl.distributed.fully_shard(whole())):
+        x = drawn(3)
+        for fn in (fl.jit(averaged), fl.jit(averaged, shapeless=True), fl.jit(fl.checkpoint(averaged))):
+            with warnings.catch_warnings(action="ignore", category=fl.RetraceWarning):
+                assert fl.tree.allclose(fn(model, x), averaged(model, x), rtol=1e-5, atol=1e-7)
+
+
+def check_traces_for_all_shapes_are_made_for_each():
+    for model in (split(), fl.distributed.fully_shard(whole())):
+        for fn in (lambda model, x: model(x), averaged):
+            step = fl.jit(fn, shapeless=True)
+            with warnings.catch_warnings(record=True, action="always") as said:
+                for rows in (3, 5, 2):
+                    before, found = fl.distributed.all_sum(mine(2)), step(model, drawn(rows))
+                    after = fl.distributed.all_sum(mine(2))
+                    for each in [(before, found, after), (after, found, before)][RANK % 2]:
+                        fl.eval(each)
+                    assert before.tolist() == after.tolist() == [EVERY] * 2
+                    assert fl.tree.allclose(found, fn(model, drawn(rows)), rtol=1e-5, atol=1e-7)
+            assert [type(each.message) for each in said] == [fl.RetraceWarning]
+            assert step.trace_count == 3
+    with warnings.catch_warnings(action="ignore", category=fl.RetraceWarning):
+        of_mlx = fl.jit(lambda x: mx.distributed.all_sum(x.sum(1)), shapeless=True)
+        assert [of_mlx(drawn(rows)).shape for rows in (3, 5)] == [(3,), (5,)]
+
+
+def check_what_was_exchanged_before_a_trace_is_not_exchanged_in_it():
+    for options in ({}, {"shapeless": True}):
+        total = fl.distributed.all_sum(mine(2))
+        if RANK == 0:
+            mx.eval(total)
+        add = fl.jit(lambda x: x + total * 2, **options)  # noqa: B023
+        with warnings.catch_warnings(action="ignore", category=fl.CapturedArrayWarning):
+            for number in range(3):
+                found, after = add(mine(2)), fl.distributed.all_sum(mine(2))
+                for each in [(found, after), (after, found)][RANK % 2]:
+                    mx.eval(each)
+                assert found.tolist() == [RANK + 1 + 2 * EVERY] * 2, number
+                assert after.tolist() == [EVERY] * 2
+
+
+def check_what_exchanges_is_not_exported():
+    functions = [
+        (fl.distributed.all_sum, mine(3)),
+        (lambda x: fl.vmap(fl.distributed.all_max)(x), mine(3, 2)),
+        (lambda x: fl.distributed.broadcast({"x": x}), mine(3)),
+        (lambda x: fl.distributed.shard_batch(x), mine(SIZE)),
+        (lambda x: mx.distributed.all_sum(x), mine(3)),
+        (fl.jit(lambda model, x: model(x)), split(), drawn(3)),
+        (lambda model, x: model(x), fl.distributed.fully_shard(whole()), drawn(3)),
+        (averaged, whole(), drawn(3)),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for fn, *trees in functions:
+            for shapeless in (False, True):
+                if RANK == 0:  # the others would wait for it if it exchanged something
+                    said = ranks.error_of(
+                        lambda: fl.export_function(f"{folder}/f.mlxfn", fn, *trees, shapeless=shapeless),  # noqa: B023
+                        ValueError,
+                    )
+                    assert EXCHANGES in said
+                    assert "fl.distributed.gather" in said
+                assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
+
+
+def check_one_rank_exports_what_all_have():
+    model = fl.distributed.broadcast(whole().at("**").apply(lambda x: x + RANK))
+    scale = fl.distributed.all_sum(mine(4))
+    gathered = fl.distributed.gather(split())
+    if RANK == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            for fn, *trees in [(model, drawn(3)), (lambda x: x * scale, drawn(3)), (lambda m, x: m(x), gathered, drawn(3))]:
+                fl.export_function(f"{folder}/f.mlxfn", fn, *trees, shapeless=True)
+                assert fl.tree.allclose(fl.import_function(f"{folder}/f.mlxfn")(*trees), fn(*trees))
+    assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
+
+
+if __name__ == "__main__":
+    ranks.run(globals())
