@@ -114,5 +114,33 @@ def check_one_rank_exports_what_all_have():
     assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
 
 
+def check_rules_that_look_at_whole_arrays_are_refused_on_shards():
+    x = drawn(3)
+    rules = [fl.optim.Muon(0.1), fl.optim.Adafactor(0.1)]
+    rules += [fl.optim.accumulate(fl.optim.chain(fl.optim.clip_by_value(1.0), rule), 2) for rule in rules]
+    for model, name in ((split(), "layers.0.weight"), (fl.distributed.fully_shard(whole()), "module.layers.0.weight")):
+        grads = fl.grad(lambda model: model(x).sum())(model)
+        for opt in rules:
+            state = opt.init(model)
+            assert f"{name} is a shard" in ranks.error_of(lambda: opt.update(model, grads, state), ValueError)  # noqa: B023
+    alone = fl.nn.Sequential(split(), fl.nn.Linear(4, 4, key=mx.random.key(5)))
+    mixed = fl.optim.multi({"layers.1.weight": fl.optim.Muon(0.1), "**": fl.optim.AdamW(0.1)})
+    new, _ = mixed.update(alone, fl.grad(lambda model: model(x).sum())(alone), mixed.init(alone))
+    fl.distributed.require_same(new)
+
+
+def check_adapters_are_of_whole_layers():
+    x, model = drawn(3), whole()
+    adapted = fl.lora(model, fl.nn.Linear, key=mx.random.key(3)).at("**.lora_b").apply(lambda array: array + 0.1)
+    divided = fl.distributed.fully_shard(adapted)
+    assert fl.tree.allclose(divided(x), adapted(x), rtol=1e-5)
+    assert fl.tree.equal(fl.fuse(fl.distributed.gather(divided)), fl.fuse(adapted))
+    assert "fl.distributed.gather" in ranks.error_of(lambda: fl.fuse(divided), ValueError)
+    for each in (fl.distributed.fully_shard(model), fl.distributed.shard(model, "all-to-sharded")):
+        said = ranks.error_of(lambda: fl.lora(each, fl.nn.Linear), ValueError)  # noqa: B023
+        assert "layers.0.weight is a shard, 1/" in said
+    assert "AllToShardedLinear" in ranks.error_of(lambda: fl.lora(split(), "layers.0"), ValueError)
+
+
 if __name__ == "__main__":
     ranks.run(globals())
