@@ -1,5 +1,6 @@
 """Checks of exchanges and sharded layers together with the other parts of the library, run by each of several ranks."""
 
+import contextlib
 import tempfile
 import warnings
 
@@ -19,11 +20,11 @@ def mine(*shape):
 
 
 def drawn(rows):
-    return mx.random.normal((rows, 4), key=mx.random.key(rows))
+    return mx.random.normal((rows, 12), key=mx.random.key(rows))
 
 
 def whole():
-    first, second = (fl.nn.Linear(4, 4 * SIZE, key=mx.random.key(1)), fl.nn.Linear(4 * SIZE, 4, key=mx.random.key(2)))
+    first, second = (fl.nn.Linear(12, 12, key=mx.random.key(1)), fl.nn.Linear(12, 12, key=mx.random.key(2)))
     return fl.nn.Sequential(first, fl.nn.tanh, second)
 
 
@@ -104,11 +105,15 @@ def check_what_exchanges_is_not_exported():
 
 def check_one_rank_exports_what_all_have():
     model = fl.distributed.broadcast(whole().at("**").apply(lambda x: x + RANK))
-    scale = fl.distributed.all_sum(mine(4))
+    scale = fl.distributed.all_sum(mine(12))
     gathered = fl.distributed.gather(split())
     if RANK == 0:
         with tempfile.TemporaryDirectory() as folder:
-            for fn, *trees in [(model, drawn(3)), (lambda x: x * scale, drawn(3)), (lambda m, x: m(x), gathered, drawn(3))]:
+            for fn, *trees in [
+                (model, drawn(3)),
+                (lambda x: x * scale, drawn(3)),
+                (lambda m, x: m(x), gathered, drawn(3)),
+            ]:
                 fl.export_function(f"{folder}/f.mlxfn", fn, *trees, shapeless=True)
                 assert fl.tree.allclose(fl.import_function(f"{folder}/f.mlxfn")(*trees), fn(*trees))
     assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
@@ -123,15 +128,53 @@ def check_rules_that_look_at_whole_arrays_are_refused_on_shards():
         for opt in rules:
             state = opt.init(model)
             assert f"{name} is a shard" in ranks.error_of(lambda: opt.update(model, grads, state), ValueError)  # noqa: B023
-    alone = fl.nn.Sequential(split(), fl.nn.Linear(4, 4, key=mx.random.key(5)))
+    alone = fl.nn.Sequential(split(), fl.nn.Linear(12, 4, key=mx.random.key(5)))
     mixed = fl.optim.multi({"layers.1.weight": fl.optim.Muon(0.1), "**": fl.optim.AdamW(0.1)})
     new, _ = mixed.update(alone, fl.grad(lambda model: model(x).sum())(alone), mixed.init(alone))
     fl.distributed.require_same(new)
 
 
+def check_what_a_mapped_function_exchanges_for_all_indices_is_exchanged_once():
+    many, shared = mx.arange(6.0).reshape(3, 2) + RANK, mine(2)
+    before = fl.distributed.all_sum(shared)
+    total = fl.vmap(lambda x: x + fl.distributed.all_sum(shared))(many)
+    alone = fl.vmap(lambda x: (x, fl.distributed.all_sum(shared)), out_axes=(0, None))(many)[1]
+    after = fl.distributed.all_sum(shared * 2)
+    for each in [(before, total, alone, after), (after, alone, total, before)][RANK % 2]:
+        mx.eval(each)
+    assert alone.tolist() == before.tolist() == [EVERY] * 2
+    assert after.tolist() == [2 * EVERY] * 2
+    assert fl.tree.equal(total, many + EVERY)
+    inner = fl.vmap(lambda x: fl.vmap(lambda y: y + fl.distributed.all_sum(x))(x))(many)
+    assert fl.tree.equal(inner, many[:, :, None] + fl.distributed.all_sum(many)[:, None, :])
+
+
+def check_a_mapped_function_sends_what_one_rank_has():
+    many = mx.arange(6.0).reshape(3, 2) + RANK
+    for src in range(SIZE):
+        assert fl.tree.equal(fl.vmap(lambda x: fl.distributed.broadcast({"x": x}, src))(many)["x"], many - RANK + src)  # noqa: B023
+        assert fl.vmap(lambda x: fl.distributed.broadcast(x.sum(), src))(many).tolist() == (many - RANK + src).sum(1).tolist()  # noqa: B023
+    assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
+
+
+def check_other_functions_on_other_ranks_are_an_error_on_all():
+    calls = [fl.distributed.all_sum, fl.distributed.all_max, fl.distributed.average_gradients]
+    said = ranks.error_of(lambda: calls[RANK % 3](mine(2)), ValueError)
+    assert "the function is all_sum on rank 0 and all_max on rank 1" in said
+    barrier = fl.distributed.barrier if RANK else lambda: fl.distributed.all_sum(mine(2))
+    assert "the function is all_sum on rank 0 and barrier on rank 1" in ranks.error_of(barrier, ValueError)
+    assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
+
+
+def check_a_function_that_mlx_compiles_is_told_of_and_the_order_goes_on():
+    mx.compile(fl.distributed.all_sum)(mine(2))
+    assert "Compile it with fl.jit" in ranks.error_of(lambda: fl.distributed.all_sum(mine(2)), RuntimeError)
+    assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
+
+
 def check_adapters_are_of_whole_layers():
     x, model = drawn(3), whole()
-    adapted = fl.lora(model, fl.nn.Linear, key=mx.random.key(3)).at("**.lora_b").apply(lambda array: array + 0.1)
+    adapted = fl.lora(model, fl.nn.Linear, rank=12, key=mx.random.key(3)).at("**.lora_b").apply(lambda array: array + 0.1)
     divided = fl.distributed.fully_shard(adapted)
     assert fl.tree.allclose(divided(x), adapted(x), rtol=1e-5)
     assert fl.tree.equal(fl.fuse(fl.distributed.gather(divided)), fl.fuse(adapted))
@@ -140,6 +183,17 @@ def check_adapters_are_of_whole_layers():
         said = ranks.error_of(lambda: fl.lora(each, fl.nn.Linear), ValueError)  # noqa: B023
         assert "layers.0.weight is a shard, 1/" in said
     assert "AllToShardedLinear" in ranks.error_of(lambda: fl.lora(split(), "layers.0"), ValueError)
+
+
+def check_ranks_out_of_step_are_told():
+    """The last check: nothing can be exchanged any more."""
+    if RANK == 0:
+        error = fl.distributed.PeerLostError
+        assert "out of step" in ranks.error_of(lambda: fl.distributed.all_sum(mine(64)), error)
+        assert "out of step" in ranks.error_of(fl.distributed.barrier, error)
+    else:
+        with contextlib.suppress(RuntimeError):  # rank 0 may have ended before
+            mx.eval(mx.distributed.all_sum(mine(64)))  # as a layer might
 
 
 if __name__ == "__main__":

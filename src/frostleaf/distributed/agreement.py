@@ -12,8 +12,9 @@ import mlx.core as mx
 from ..core.shapes import require_no_shapes
 from ..core.structure import Structure
 from ..core.words import describe
-from ..transforms.collectives import all_gather, is_evaluated, restore_tokens, tokens, vmap_depth
+from ..transforms.collectives import all_gather, is_evaluated, mapped, restore_tokens, tokens
 from ..transforms.group import Group
+from ..transforms.peers import out_of_step
 from ..tree.functions import flatten
 
 T = TypeVar("T")
@@ -22,6 +23,8 @@ T = TypeVar("T")
 Said = Mapping[str, str]
 
 _MOST = 8
+# With what each exchange here begins, so that one of something else is noticed.
+_MARK = b"fl"
 _NOTHING = "nothing"
 
 
@@ -63,7 +66,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
 
     Raises:
         ValueError: On every rank, if ``prepare`` fails on one, or they say different things.
-        PeerLostError: If a rank is lost.
+        PeerLostError: If a rank is lost, or exchanges something else.
     """
     if group.size() == 1:
         return prepare()[0]
@@ -73,12 +76,14 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
         made, said = prepare()
     except (TypeError, ValueError) as error:
         failed = error
-    text = json.dumps([*said.items()]) if failed is None else str(failed)
+    text = json.dumps([("the function", name), *said.items()]) if failed is None else str(failed)
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    given = _exchanged(bytes([failed is not None]) + digest, group)
+    given = _exchanged(_MARK + bytes([failed is not None]) + digest, group)
+    if given is not None and not all(each.startswith(_MARK) for each in given):
+        raise out_of_step(name)
     if given is not None and (failed is not None or len(set(given)) > 1):
         texts = _texts(text, group)
-        problems = {rank: text for rank, (mark, text) in enumerate(zip(given, texts, strict=True)) if mark[0]}
+        problems = {rank: text for rank, (each, text) in enumerate(zip(given, texts, strict=True)) if each[len(_MARK)]}
         raise ValueError(_failure(name, problems) if problems else _difference(name, texts)) from failed
     if failed is not None:
         raise failed
@@ -87,7 +92,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
 
 def _exchanged(data: bytes, group: Group) -> list[bytes] | None:
     """Return the data of each rank, all of the same length, or ``None`` while a function is being traced."""
-    if vmap_depth.get():
+    if mapped.get():
         return None
     before = tokens()
     gathered = all_gather(mx.array([*data], mx.uint8), group)

@@ -29,14 +29,22 @@ Stream = mx.Stream | mx.Device | None
 Exchange = Callable[..., mx.array]
 
 
-# In how many calls of ``vmap`` the function runs whose exchanges are made here.
-vmap_depth: ContextVar[int] = ContextVar("vmap_depth", default=0)
+# For each call of ``vmap`` in which the function runs whose exchanges are made here, the outermost first: whether an array is
+# another for each index.
+mapped: ContextVar[tuple[Callable[[mx.array], bool], ...]] = ContextVar("mapped", default=())
 # Whether ``jvp`` differentiates it.
 in_jvp: ContextVar[bool] = ContextVar("in_jvp", default=False)
 # Returns the error that is raised by what exchanges something, where nothing can be exchanged.
 refused: ContextVar[Callable[[], Exception] | None] = ContextVar("refused", default=None)
 
-_IN_A_TRACE = "during function transformations"  # as MLX words it
+# As MLX words them.
+_IN_A_TRACE = "during function transformations"
+_NO_PRIMITIVE = "Attempting to eval an array without a primitive"
+
+COMPILED = (
+    "arrays were exchanged with other processes inside a function that mx.compile compiled, which does not keep them in order "
+    "with the others. Compile it with fl.jit"
+)
 
 
 class _Thread(threading.local):
@@ -88,6 +96,7 @@ def is_evaluated(*arrays: mx.array) -> bool:
 
     Raises:
         PeerLostError: If another process is lost.
+        RuntimeError: If the last exchange was part of a function that ``mx.compile`` traced.
     """
     if _thread.is_traced:
         return False
@@ -98,6 +107,11 @@ def is_evaluated(*arrays: mx.array) -> bool:
         if _IN_A_TRACE not in str(error):
             raise
         return False
+    except RuntimeError as error:
+        if _NO_PRIMITIVE not in str(error):
+            raise
+        _thread.token = None
+        raise RuntimeError(COMPILED) from error
     return True
 
 
@@ -174,8 +188,17 @@ def broadcast(x: mx.array, src: int, group: AnyGroup = None, stream: Stream = No
     if group.size() == 1:
         return x
     # A sum of bytes with zeros is exact, and every backend has it.
-    sent = mx.stop_gradient(x).reshape(-1).view(mx.uint8) if group.rank() == src else mx.zeros(x.nbytes, mx.uint8)
+    if group.rank() == src:
+        sent = _bytes_of(x)
+    elif mapped.get() and isinstance(x, mx.array):  # all have it mapped, or none
+        sent = _bytes_of(x) & mx.array(0, mx.uint8)
+    else:
+        sent = mx.zeros(x.nbytes, mx.uint8)
     return all_sum(sent, group, stream).view(x.dtype).reshape(x.shape)
+
+
+def _bytes_of(x: mx.array) -> mx.array:
+    return mx.stop_gradient(x).reshape(-1).view(mx.uint8)
 
 
 def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
@@ -187,11 +210,13 @@ def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
     if refuse is not None:
         raise refuse()
     require_peers()
-    return _at(vmap_depth.get(), x, group, exchange)
+    return _at(len(mapped.get()), x, group, exchange)
 
 
 def _at(depth: int, x: mx.array, group: Group, exchange: Exchange) -> mx.array:
     """As :func:`_exchanged`, inside so many calls of ``vmap``. MLX has no rules for what puts exchanges in order."""
+    if depth and not mapped.get()[depth - 1](x):
+        return _at(depth - 1, x, group, exchange)
     if depth:
         return cast(mx.array, _for_all(depth, group, exchange)(x))
     if in_jvp.get():
