@@ -191,6 +191,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "masked": lambda: fl.optim.masked(fl.optim.SGD(0.1), "**"),
     "multi": lambda: fl.optim.multi({"layers.0.weight": fl.optim.SGD(0.1), "**": fl.optim.Adam(0.1)}),
     "flatten": lambda: fl.optim.flatten(fl.optim.SGD(0.1)),
+    "shard": lambda: fl.optim.shard(fl.optim.SGD(0.1)),
 }
 
 

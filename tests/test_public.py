@@ -111,5 +111,7 @@ def test_nothing_prints_a_memory_address():
         fl.optim.multi({"**": sgd}),
         fl.optim.masked(sgd, lambda path, array: True),
         fl.optim.chain(double, sgd),
+        fl.optim.shard(sgd),
+        fl.optim.shard(sgd).init(model),
     ]
     assert not [text for text in map(repr, values) if " at 0x" in text]

@@ -182,6 +182,8 @@ assert_type(opt.update(model, grads, state)[0], Model)
 assert_type(opt.update(model, grads, state)[1].step, mx.array)
 assert_type(opt.adapt(state, model).step, mx.array)
 assert_type(fl.optim.accumulate(opt, 3).init(model).count, mx.array)
+assert_type(fl.optim.shard(opt).init(model).division.shapes, tuple[tuple[int, ...] | None, ...])
+assert_type(fl.optim.shard(opt).scatter(state, model).division.ranks, int)
 state.steps  # error
 
 assert_type(model.freeze(), Model)

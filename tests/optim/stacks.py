@@ -27,6 +27,7 @@ NEUTRAL: dict[str, Callable[[Any], Any]] = {
     "masked": lambda opt: optim.masked(opt, "**"),
     "multi": lambda opt: optim.multi({nothing: optim.SGD(9.0), "**": opt}),
     "skip_nonfinite": optim.skip_nonfinite,
+    "shard": lambda opt: optim.shard(opt, elementwise=True),
 }
 # The same with arguments with which it does something.
 ACTIVE: dict[str, Callable[[Any], Any]] = {
@@ -37,12 +38,14 @@ ACTIVE: dict[str, Callable[[Any], Any]] = {
     "masked": lambda opt: optim.masked(opt, "**"),
     "multi": lambda opt: optim.multi({"**.bias": optim.SGD(0.25), "**": opt}),
     "skip_nonfinite": optim.skip_nonfinite,
+    "shard": lambda opt: optim.shard(opt, elementwise=True),
 }
 SINGLES = [(name,) for name in NEUTRAL]
-PAIRS = list(itertools.product(NEUTRAL, repeat=2))
+PAIRS = [pair for pair in itertools.product(NEUTRAL, repeat=2) if pair != ("shard", "shard")]  # which is refused
 FEW = [
     ("accumulate", "ema"), ("ema", "accumulate"), ("accumulate", "skip_nonfinite"), ("skip_nonfinite", "accumulate"),
     ("clip_by_global_norm", "clip_by_value"), ("masked", "multi"), ("multi", "masked"),
+    ("shard", "ema"), ("accumulate", "shard"),
 ]  # fmt: skip
 DEEP = [
     ("skip_nonfinite", "clip_by_global_norm", "accumulate", "ema", "multi"),

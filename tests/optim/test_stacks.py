@@ -345,7 +345,7 @@ def test_a_step_can_be_differentiated_with_respect_to_a_learning_rate():
 
 
 def test_there_is_a_stack_for_each_wrapper():
-    wrappers = {"accumulate", "ema", "masked", "multi", "skip_nonfinite"}
+    wrappers = {"accumulate", "ema", "masked", "multi", "shard", "skip_nonfinite"}
     assert wrappers | {"clip_by_global_norm", "clip_by_value"} == set(NEUTRAL) == set(ACTIVE)
     made = {type(wrap(base())) for wrap in NEUTRAL.values()}
     assert made == {

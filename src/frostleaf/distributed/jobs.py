@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..transforms.agreement import agreed
 from ..transforms.collectives import AnyGroup, all_sum
 from ..transforms.group import Group, as_group, world
 from ..transforms.peers import noticing
-from .agreement import agreed
 
 __all__ = ["Group", "barrier", "init"]
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
 import mlx.core as mx
 
 from ..transforms import collectives
-from ..transforms.collectives import AnyGroup, Stream
+from ..transforms.agreement import agreed, taken_apart
+from ..transforms.collectives import BUCKET, AnyGroup, Stream, buckets
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
-from .agreement import agreed, taken_apart
 
 T = TypeVar("T")
 Reduction = Callable[[mx.array], mx.array]
-
-# What is sent in one go, as in mlx.nn.average_gradients.
-BUCKET = 32 * 1024**2
 
 
 def all_sum(tree: T, group: AnyGroup = None, stream: Stream = None) -> T:
@@ -77,7 +74,7 @@ def all_min(tree: T, group: AnyGroup = None, stream: Stream = None) -> T:
 def in_buckets(arrays: Sequence[mx.array], nbytes: float, reduce: Reduction) -> list[mx.array]:
     """Reduce arrays, of which those of one dtype that follow each other are sent together, until they have so many bytes."""
     results = [*arrays]
-    for places in _buckets(arrays, nbytes):
+    for places in buckets(arrays, nbytes):
         if len(places) == 1:
             results[places[0]] = reduce(arrays[places[0]])
             continue
@@ -86,21 +83,6 @@ def in_buckets(arrays: Sequence[mx.array], nbytes: float, reduce: Reduction) -> 
         for place, part in zip(places, mx.split(reduced, ends[:-1]), strict=True):
             results[place] = part.reshape(arrays[place].shape)
     return results
-
-
-def _buckets(arrays: Sequence[mx.array], nbytes: float) -> Iterator[list[int]]:
-    by_dtype: dict[mx.Dtype, list[int]] = {}
-    for place, array in enumerate(arrays):
-        by_dtype.setdefault(array.dtype, []).append(place)
-    for places in by_dtype.values():
-        bucket: list[int] = []
-        for place in places:
-            bucket.append(place)
-            if sum(arrays[each].nbytes for each in bucket) >= nbytes:
-                yield bucket
-                bucket = []
-        if bucket:
-            yield bucket
 
 
 def _reduced(name: str, tree: T, group: AnyGroup, reduce: Callable[..., mx.array]) -> T:

@@ -27,8 +27,8 @@ from ..nn.initial import split
 from ..nn.linear import Linear
 from ..nn.lora import LoRAEmbedding, LoRALinear
 from ..nn.quantized import QuantizedEmbedding, QuantizedLinear
-from ..nn.shards import shards_in
 from ..transforms.eval_shape import eval_shape
+from ..transforms.shards import shards_in
 from ..tree.selecting import Where, matcher, require_found, search
 from ..tree.walk import Descend, all_ties, at_path, rewrite, source_of
 from .layout import Wrapped

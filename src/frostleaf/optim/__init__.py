@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from .multi_optimizer import MultiOptimizer, MultiState, multi
     from .optimizer import Optimizer, SharedArrayWarning, UntrainedParameterWarning
     from .packing import Packed, TrainedArrays, pack
+    from .parts import Division
     from .rule import OptimizerState, Rule, wrap
     from .rules import SGD, AdaDelta, Adafactor, Adagrad, Adam, Adamax, AdamW, Lion, Muon, RMSprop
     from .scaling import DynamicLossScale, StaticLossScale
+    from .sharding import Sharded, ShardedState, shard
     from .skipping import SkipNonfinite, SkipState, all_finite, skip_nonfinite
 else:
     __getattr__ = lazily(
@@ -35,9 +37,11 @@ else:
             "multi_optimizer": "MultiOptimizer MultiState multi",
             "optimizer": "Optimizer SharedArrayWarning UntrainedParameterWarning",
             "packing": "Packed TrainedArrays pack",
+            "parts": "Division",
             "rule": "OptimizerState Rule wrap",
             "rules": "SGD AdaDelta Adafactor Adagrad Adam Adamax AdamW Lion Muon RMSprop",
             "scaling": "DynamicLossScale StaticLossScale",
+            "sharding": "Sharded ShardedState shard",
             "skipping": "SkipNonfinite SkipState all_finite skip_nonfinite",
         },
         instead={
@@ -54,12 +58,12 @@ else:
 
 __all__ = [
     "EMA", "SGD", "Accumulate", "AccumulateState", "AdaDelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Chain",
-    "ClipByGlobalNorm", "ClipByValue", "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion", "Masked",
-    "MultiOptimizer", "MultiState", "Muon", "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "SharedArrayWarning",
-    "SkipNonfinite", "SkipState", "StaticLossScale", "TrainedArrays", "UntrainedParameterWarning", "accumulate", "all_finite",
-    "apply_updates", "chain", "clip_by_global_norm", "clip_by_value", "clip_grad_norm", "cosine_decay", "ema",
-    "exponential_decay", "flatten", "join_schedules", "linear_schedule", "masked", "multi", "pack", "skip_nonfinite",
-    "step_decay", "wrap",
+    "ClipByGlobalNorm", "ClipByValue", "Division", "DynamicLossScale", "EMAState", "Flattened", "FlattenedState", "Lion",
+    "Masked", "MultiOptimizer", "MultiState", "Muon", "Optimizer", "OptimizerState", "Packed", "RMSprop", "Rule", "Sharded",
+    "ShardedState", "SharedArrayWarning", "SkipNonfinite", "SkipState", "StaticLossScale", "TrainedArrays",
+    "UntrainedParameterWarning", "accumulate", "all_finite", "apply_updates", "chain", "clip_by_global_norm", "clip_by_value",
+    "clip_grad_norm", "cosine_decay", "ema", "exponential_decay", "flatten", "join_schedules", "linear_schedule", "masked",
+    "multi", "pack", "shard", "skip_nonfinite", "step_decay", "wrap",
 ]  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
 from mlx.optimizers import cosine_decay
 
 from ..core.words import describe
+from .clipping import ClipByGlobalNorm, ClipByValue
 from .contents import are_of_kinds, kinds_of
 from .optimizer import Optimizer, require_optimizer
 from .parameters import Parameters, with_alike
@@ -55,6 +56,10 @@ class Chain(Wrapper):
             gradients = {name: new[name].astype(array.dtype) for name, array in gradients.items()}
         parameters = with_alike(parameters, gradients) if alike else parameters
         return self.optimizer._update(parameters, gradients, state)
+
+    def _not_elementwise(self) -> Iterator[Any]:
+        yield from (each for each in self.transforms if not isinstance(each, ClipByGlobalNorm | ClipByValue))
+        yield from super()._not_elementwise()
 
 
 def chain(*args: Any) -> Chain:

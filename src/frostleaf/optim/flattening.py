@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers
 
 from ..core.fields import static
 from ..core.words import describe
@@ -14,18 +13,7 @@ from .adapting import carry_over_packed
 from .optimizer import Optimizer
 from .packing import Packed, TrainedArrays, check_size, pack, trained_arrays_of
 from .parameters import Parameters, pack_gradients, parameters_of, with_parameters
-from .rule import OptimizerState, Rule, require_rule_of
-
-ELEMENTWISE = {
-    mlx.optimizers.SGD,
-    mlx.optimizers.RMSprop,
-    mlx.optimizers.Adagrad,
-    mlx.optimizers.AdaDelta,
-    mlx.optimizers.Adam,
-    mlx.optimizers.AdamW,
-    mlx.optimizers.Adamax,
-    mlx.optimizers.Lion,
-}
+from .rule import ELEMENTWISE, OptimizerState, Rule, require_rule_of
 
 
 class FlattenedState(OptimizerState):
@@ -61,7 +49,7 @@ class Flattened(Optimizer):
 
     def _init(self, parameters: Parameters) -> FlattenedState:
         packed = self._pack(parameters)
-        return _flattened_state(self.optimizer._init(_arrays(packed)), packed)
+        return _flattened_state(self.optimizer._init(_arrays(parameters, packed)), packed)
 
     def _update(
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: FlattenedState
@@ -69,7 +57,7 @@ class Flattened(Optimizer):
         packed = self._pack(parameters)
         if not parameters.is_packed:
             gradients = pack_gradients(packed, [gradients[name] for name in parameters.arrays])
-        new, after = self.optimizer._update(_arrays(packed), gradients, state)
+        new, after = self.optimizer._update(_arrays(parameters, packed), gradients, state)
         if not parameters.is_packed:
             new = with_parameters(parameters_of(packed), new).unpack()
         return new, _flattened_state(after, packed)
@@ -79,7 +67,7 @@ class Flattened(Optimizer):
         if found := list(_differences(trained_arrays_of(packed), state.trained)):
             yield from found
         else:
-            yield from self.optimizer._differences(_arrays(packed), state)
+            yield from self.optimizer._differences(_arrays(parameters, packed), state)
 
     def _adapt(self, state: FlattenedState, parameters: Parameters) -> FlattenedState:
         fresh = self._init(parameters)
@@ -98,6 +86,9 @@ class Flattened(Optimizer):
 
     def _with_hyperparameters(self, state: FlattenedState, values: Mapping[str, Any]) -> FlattenedState:
         return self.optimizer._with_hyperparameters(state, values)
+
+    def _not_elementwise(self) -> Iterator[Any]:
+        yield from ()
 
     def _require_state(self, state: Any, method: str) -> None:
         super()._require_state(state, method)
@@ -144,9 +135,9 @@ def flatten(opt: Rule, *, max_size: int = 4096, elementwise: bool | None = None)
     return Flattened(opt, max_size)
 
 
-def _arrays(packed: Packed[Any]) -> Parameters:
-    """Return the arrays of the packed tree as the parameters of a model that is not packed."""
-    return Parameters(parameters_of(packed).arrays, None)
+def _arrays(parameters: Parameters, packed: Packed[Any]) -> Parameters:
+    """Return the arrays of the packed tree, or the parts of them given, as the parameters of a model that is not packed."""
+    return Parameters(parameters.arrays if parameters.is_packed else parameters_of(packed).arrays, None)
 
 
 def _flattened_state(state: OptimizerState, packed: Packed[Any]) -> FlattenedState:

@@ -103,6 +103,9 @@ class MultiOptimizer(Optimizer):
             after.append(opt._with_hyperparameters(inner, own))
         return MultiState(tuple(after))
 
+    def _not_elementwise(self) -> Iterator[Any]:
+        return (each for opt in self.optimizers for each in opt._not_elementwise())
+
     def _require_state(self, state: Any, method: str) -> None:
         super()._require_state(state, method)
         if len(state.inner) != len(self.optimizers):

@@ -327,6 +327,10 @@ class Optimizer(Node):
         """Return the state with other hyperparameters, each of which is somewhere in it."""
         raise NotImplementedError
 
+    def _not_elementwise(self) -> Iterator[Any]:
+        """Yield what is not known to update every number by itself: optimizers in this one, and functions of the gradients."""
+        yield self
+
     def _require_state(self, state: Any, method: str) -> None:
         """Raise a ``TypeError`` unless this is a state of such an optimizer, for any model."""
         if type(state) is not self.__state__:

@@ -19,7 +19,7 @@ from ..core.sharing import with_leaves, with_leaves_late
 from ..core.structure import Flat, Kind, Signature, Structure, flat_of
 from ..core.words import describe
 from ..edits.freezing import gradient_structure, trainable_leaves, trained_of
-from ..nn.shards import groups_by_name, told
+from ..nn.shards import Groups, groups_by_name, told
 from ..transforms.context import setting
 from ..tree.functions import flatten
 from ..tree.prefixes import flatten_up_to
@@ -200,16 +200,23 @@ def pack_gradients(packed: Packed[Any], gradients: Sequence[Any]) -> dict[str, m
 
 def telling(parameters: Parameters) -> AbstractContextManager[Any]:
     """Tell what is called inside a ``with`` block which of the arrays of these names are shards of larger ones."""
+    groups = groups_in(parameters)
+    return setting(told, groups) if groups else nullcontext()
+
+
+def groups_in(parameters: Parameters) -> Mapping[str, Groups]:
+    """Return the groups among which the arrays of these names are divided, or nothing if none is."""
     model = parameters.model
     if not isinstance(model, Packed):
-        groups = groups_by_name((parameters.flat or flat_of(model)).structure)
-    elif groups := groups_by_name(model.layout.structure):
-        large = enumerate(model.layout.by_place(groups.values())[LARGE])  # shards among them
-        groups = {
-            **dict.fromkeys([f"vectors.{place}" for place in model.vectors], ()),
-            **{f"{LARGE}.{at}": each for at, each in large},
-        }
-    return setting(told, groups) if groups else nullcontext()
+        return groups_by_name((parameters.flat or flat_of(model)).structure)
+    groups = groups_by_name(model.layout.structure)
+    if not groups:
+        return groups
+    large = enumerate(model.layout.by_place(groups.values())[LARGE])  # shards among them
+    return {
+        **dict.fromkeys([f"vectors.{place}" for place in model.vectors], ()),
+        **{f"{LARGE}.{at}": each for at, each in large},
+    }
 
 
 def with_parameters(parameters: Parameters, new: Mapping[str, mx.array], last: Last | None = None, state: Any = None) -> Any:

@@ -42,6 +42,18 @@ class OtherHyperparametersWarning(UserWarning):
     """
 
 
+# The rules that update every number by itself, whatever array it is in.
+ELEMENTWISE = {
+    mlx.optimizers.SGD,
+    mlx.optimizers.RMSprop,
+    mlx.optimizers.Adagrad,
+    mlx.optimizers.AdaDelta,
+    mlx.optimizers.Adam,
+    mlx.optimizers.AdamW,
+    mlx.optimizers.Adamax,
+    mlx.optimizers.Lion,
+}
+
 # Reading a signature takes longer than making a rule, and a rule is made twice in each update.
 _signature: Any = functools.cache(inspect.signature)
 
@@ -248,6 +260,10 @@ class Rule(Optimizer):
             return state.hyperparameters["learning_rate"]
         except KeyError:
             raise ValueError(f"{self!r} has no learning rate: it computes its own") from None
+
+    def _not_elementwise(self) -> Iterator[Any]:
+        if self.rule not in ELEMENTWISE:
+            yield self
 
     def _require_state(self, state: Any, method: str) -> None:
         super()._require_state(state, method)

@@ -41,6 +41,9 @@ class Wrapper(Optimizer):
     def _with_hyperparameters(self, state: Any, values: Mapping[str, Any]) -> Any:
         return self.optimizer._with_hyperparameters(state, values)
 
+    def _not_elementwise(self) -> Iterator[Any]:
+        return self.optimizer._not_elementwise()
+
     def _require_state(self, state: Any, method: str) -> None:
         self.optimizer._require_state(state, method)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import io
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import cast
 
@@ -27,6 +27,9 @@ from .peers import noticing, require_peers
 AnyGroup = Group | mx.distributed.Group | None
 Stream = mx.Stream | mx.Device | None
 Exchange = Callable[..., mx.array]
+
+# What is sent in one go, as in mlx.nn.average_gradients.
+BUCKET = 32 * 1024**2
 
 
 # For each call of ``vmap`` in which the function runs whose exchanges are made here, the outermost first: whether an array is
@@ -151,11 +154,18 @@ def all_sum(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.ar
     return _exchanged(x, group, functools.partial(mx.distributed.all_sum, stream=stream))
 
 
-def all_average(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
-    """Return the average of the arrays of all processes, which have the same shape and dtype, as MLX computes it."""
+def all_average(
+    x: mx.array, group: AnyGroup = None, stream: Stream = None, take: Callable[[mx.array], mx.array] | None = None
+) -> mx.array:
+    """Return the average of the arrays of all processes, which have the same shape and dtype, as MLX computes it.
+
+    Or what ``take`` makes of it, before the next exchange, so that the whole need not be kept until the last. Where there is
+    one process, it is not called.
+    """
 
     def exchange(x: mx.array, group: mx.distributed.Group) -> mx.array:
-        return mx.distributed.all_sum(x, group=group, stream=stream) / group.size()
+        total = mx.distributed.all_sum(x, group=group, stream=stream)
+        return (total if take is None else take(total)) / group.size()
 
     return _exchanged(x, group, exchange)
 
@@ -208,6 +218,24 @@ def broadcast(x: mx.array, src: int, group: AnyGroup = None, stream: Stream = No
     else:
         sent = mx.zeros(x.nbytes, mx.uint8)
     return all_sum(sent, group, stream).view(x.dtype).reshape(x.shape)
+
+
+def buckets(arrays: Sequence[mx.array], nbytes: float) -> Iterator[list[int]]:
+    """Yield the places of arrays that are sent together: of one dtype, until they have so many bytes."""
+    by_dtype: dict[mx.Dtype, list[int]] = {}
+    for place, array in enumerate(arrays):
+        by_dtype.setdefault(array.dtype, []).append(place)
+    for places in by_dtype.values():
+        bucket: list[int] = []
+        filled = 0
+        for place in places:
+            bucket.append(place)
+            filled += arrays[place].nbytes
+            if filled >= nbytes:
+                yield bucket
+                bucket, filled = [], 0
+        if bucket:
+            yield bucket
 
 
 def _bytes_of(x: mx.array) -> mx.array:
