@@ -513,3 +513,34 @@ def test_another_thread_is_told_of(tmp_path: Path) -> None:
     thread.join()
     assert len(said) == 1
     assert not (tmp_path / "f").exists()
+
+
+class Normed(fl.Module):
+    norm: Any
+
+    def __call__(self, x: Any) -> Any:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("norm", [fl.nn.BatchNorm(4), fl.nn.Sequential(fl.nn.BatchNorm(4)), fl.from_mlx(nn.BatchNorm(4))])
+def test_statistics_that_nobody_collects_are_warned_of_as_in_a_call(norm: Any, tmp_path: Path) -> None:
+    model, x = Normed(norm), batch(3)
+    with pytest.warns(fl.UncollectedStateWarning) as caught:
+        fl.export_function(tmp_path / "f.mlxfn", model, x)
+    assert [each.filename for each in caught] == [__file__]
+
+
+@pytest.mark.parametrize("call", [lambda model, x: model.eval()(x), lambda model, x: fl.stateful(model, x)[0]])
+@pytest.mark.filterwarnings("error")
+def test_what_needs_no_collecting_is_not_warned_of(call: Any, tmp_path: Path) -> None:
+    through(tmp_path, call, Normed(fl.nn.BatchNorm(4)), batch(3))
+
+
+@pytest.mark.parametrize(
+    ("x", "is_said"), [(batch(5), True), (batch(4, 5), False), (batch(5, dtype=mx.float16), False), (mx.zeros(4), False)]
+)
+def test_another_batch_size_is_told_of_shapeless(x: Any, is_said: bool, tmp_path: Path) -> None:
+    imported = through(tmp_path, lambda x: x * 2, batch(4))
+    with pytest.raises(ValueError, match="exported for other arguments") as caught:
+        imported(x)
+    assert ("shapeless=True" in str(caught.value)) == is_said

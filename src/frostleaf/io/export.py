@@ -17,7 +17,7 @@ from ..transforms.binding import unbind
 from ..transforms.collectives import has_exchange, refused, settle
 from ..transforms.context import override, setting
 from ..transforms.random import saved_state, unchanged_state
-from ..transforms.stateful import records
+from ..transforms.stateful import records, warn_uncollected
 from ..transforms.without_values import explained
 from ..transforms.wrapping import RUNS_LATER, require_runs_when_called
 from . import exported
@@ -241,12 +241,16 @@ class Exporter:
         """Call the function as it is called to be traced. The random state shows whether it has drawn."""
         rest = iter([array[...] for array in arrays])  # that it may assign to
         trees = [unflatten(flat.structure, rest) for flat in given]
-        # What layers record here is for nobody.
-        recording = setting(records, dict(records.get() or {}))
+        recorded = dict(records.get() or {})
+        before = len(recorded)
+        recording = setting(records, recorded)
         with override(plain=True, shapeless=bool(self._shapeless)), recording, setting(refused, self._no_exchange):
             result = flat_of(self._fn(*trees))
         if has_exchange(result.leaves):
             raise self._no_exchange()
+        if len(recorded) > before:
+            classes = [type(module).__name__ for module, _ in recorded.values()][before:]
+            warn_uncollected(_UNCOLLECTED.format(fn=function_name(self._fn), cls=classes[0]))
         return result
 
     def _no_exchange(self) -> ValueError:
@@ -260,6 +264,10 @@ def _leaves(given: Sequence[Flat]) -> list[mx.array]:
     return [leaf for flat in given for leaf in flat.leaves]
 
 
+_UNCOLLECTED = (
+    "{fn} calls {cls} in training mode: what is exported computes with the statistics of each batch, and what is recorded "
+    "is lost. Export it with model.eval(), or export a function that returns what fl.stateful(model, ...) does"
+)
 _OTHER_RESULT = (
     "{fn} returns something of another structure when it is traced than when it runs: it depends on more than its arguments"
 )

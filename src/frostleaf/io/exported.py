@@ -104,6 +104,7 @@ def import_function(path: str | os.PathLike[str]) -> ImportedFunction:
         ...
     ValueError: the function was exported for other arguments:
     x: array f32[4,2] in the file, array f32[5,2] in the arguments
+    With shapeless=True, fl.export_function exports it for every length of the first axis
     """
     require_path(path, "fl.import_function(path)")
     _require_sealed(path)
@@ -125,6 +126,7 @@ def _part(code: Any) -> Part:
 
 
 _OTHER = "the function was exported for other arguments:\n{differences}"
+_SHAPELESS = "\nWith shapeless=True, fl.export_function exports it for every length of the first axis"
 _NEAREST = (
     "the function was exported for {count} kinds of arguments, and not for these. The nearest is number {number}:\n"
     "{differences}"
@@ -180,7 +182,8 @@ class ImportedFunction:
         differing = [part.signature.differences(given) for part in self._parts]
         nearest = min(differing, key=len)
         said = {"count": len(differing), "number": differing.index(nearest) + 1, "differences": "\n".join(nearest)}
-        return (_OTHER if len(differing) == 1 else _NEAREST).format(**said)
+        message = (_OTHER if len(differing) == 1 else _NEAREST).format(**said)
+        return message + _SHAPELESS * any(part.signature.has_other_lengths(given) for part in self._parts)
 
     def __repr__(self) -> str:
         return f"import_function({' | '.join(str(signature) for signature, _ in self._parts)})"
