@@ -14,9 +14,11 @@ import mlx.core as mx
 
 from ..core.structure import Flat, Structure, flat_of, require_numbers, unflatten
 from ..core.words import describe, function_name, level_of_caller, listed
+from ..transforms import evaluation
 from ..transforms.binding import unbind
 from ..transforms.collectives import tokens, unchanged_tokens
 from ..transforms.context import override, setting
+from ..transforms.jit.captured import captured_arrays
 from ..transforms.random import saved_state, unchanged_state
 from ..transforms.stateful import records
 from ..transforms.without_values import explained
@@ -192,6 +194,10 @@ class Exporter:
                 raise ValueError(_DRAWS.format(fn=function_name(self._fn)))
             if any(map(operator.is_not, order, tokens())):
                 raise ValueError(_EXCHANGES.format(fn=function_name(self._fn)))
+            # With the result all that it is computed from, wherever the function has that from: the trace would have its
+            # recipe, and with shapeless that of arrays of which it needs only the shape.
+            fn, bound, named = unbind(self._fn)
+            evaluation.eval(_leaves(given), result.leaves, captured_arrays(fn, [*bound, *named.values()]))
             if self._shapeless:
                 signature = signature._replace(least=self._checks(signature, given).least())
         if signature.unknown:

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..core.structure import Flat, Structure
 from ..core.words import listed
-from ..transforms.jit.serving import NeedsShapes, Serving
+from ..transforms.jit.serving import NeedsShapes, Serving, reason
 from .signatures import Signature
 
 # What a length in the examples is replaced by: about twice as many rows, one fewer, and a single one.
@@ -36,14 +36,25 @@ _STEPS = (
     "fl.exporter, or give an example that has more than one row. Layers of mlx.nn may keep a shape where those of "
     "fl.convert(model) don't, as a Linear with a bias does, and mx.addmm"
 )
+_NO_RULE = "{fn} can't be exported with shapeless: {why}. Export it without, for each shape that is needed, with fl.exporter"
 _EXAMPLE = "with the example arguments"
 
 
 _UNWRITTEN, _TWICE = re.compile(r"(?:serialize|get state for) primitive (\w+)"), "twice with the same signature"
+_WITHOUT_VALUES = "uncaptured inputs"
 _CANT_WRITE = (
     "MLX can't write {primitive}, which {fn} computes, to a file. What has a derivative of its own (fl.checkpoint, "
     "mx.checkpoint, mx.custom_function) is among what it can't, what makes processes exchange arrays, and what mx.compile made "
-    "and is called with constants. Leave it out of what is exported"
+    "and is called with constants. Leave it out of what is exported. If it made arrays that {fn} gets from elsewhere "
+    "and that have no values yet, call fl.eval(model) on what holds them"
+)
+_READS = (
+    "{fn} reads arrays from a file when it is called, which MLX can't write. Read them outside of it: what it computes with is "
+    "then in the file as it is, or is an argument"
+)
+_LATE = (
+    "{fn} computes with arrays that it gets from elsewhere, and that have no values when it is traced. Call fl.eval(model) on "
+    "what holds them before, or pass them as arguments"
 )
 _ALIKE = (
     "two of the examples have arrays of the same names, shapes and dtypes, by which alone MLX tells which is meant: write them "
@@ -62,6 +73,10 @@ def in_our_words(fn: str) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError) as error:
         unwritten = _UNWRITTEN.search(str(error))
+        if unwritten and unwritten[1] == "Load":
+            raise ValueError(_READS.format(fn=fn)) from error
+        if _WITHOUT_VALUES in str(error):
+            raise ValueError(_LATE.format(fn=fn)) from error
         if unwritten:
             raise ValueError(_CANT_WRITE.format(fn=fn, primitive=unwritten[1])) from error
         if _TWICE in str(error):
@@ -136,6 +151,8 @@ class Checks:
             found = imported(positional, named)
             mx.eval(found, expected.leaves)
         except (ValueError, RuntimeError) as error:
+            if isinstance(error, ValueError) and (why := reason(error)):
+                raise ValueError(_NO_RULE.format(fn=self.fn, why=why)) from error
             raise ValueError(_CANT_RUN.format(**said, error=error)) from error
         names = expected.structure.leaf_names()
         wrong = [name for name, one, other in zip(names, expected.leaves, found, strict=True) if not _is_close(one, other)]
