@@ -292,6 +292,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: (True, lambda x: x if x.shape[0] < 9 else mx.sin(x), batch(4)),
         "with 9 in the place of 4, with .* it takes 1 operations",
     ),
+    "a window": (lambda: (True, lambda x: x[-16:] if len(x) > 16 else x, batch(6)), "with 191 in the place of 6"),
+    "at most": (lambda: (True, lambda x: x * min(max(len(x), 14), 100), batch(6)), "with 191 in the place of 6"),
+    "a limit that is told": (lambda: (True, lambda x: no_more_than(100, x) * max(len(x), 14), batch(6)), "with 23 in the pl"),
+    "two axes": (lambda: (((0, 1),), lambda x: x[:, : min(x.shape[1], 16)], batch(3)), "with 191 in the place of 3"),
     "one row": (lambda: (True, lambda x: x.sum(axis=0), batch(1)), "more than one row"),
     "no rule": (
         lambda: (True, lambda x, key: x + mx.random.normal((4,), key=key), batch(2), mx.random.key(0)),
@@ -307,9 +311,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing open": (lambda: (True, apply, fl.nn.Linear(1, 1), mx.array(1.0)), "nothing may vary"),
     "entries": (lambda: ((None,), apply, fl.nn.Linear(1, 1), mx.ones((1, 1))), "1 entries, and there are 2"),
     "axis": (lambda: ((None, 2), apply, fl.nn.Linear(1, 1), mx.ones((1, 1))), r"argument 1, f32\[1,1\], has no axis 2"),
+    "axes": (lambda: (((0, 2),), lambda x: x, mx.ones((1, 1))), r"argument 0, f32\[1,1\], has no axis 2"),
+    "axes of a tree": (lambda: (((0, 1),), lambda x: x, {"a": mx.ones((1, 1))}), "shapeless does not have the structure"),
     "empty": (lambda: (True, lambda x: x, mx.ones((0, 2))), "is 0"),
     "same name": (lambda: (False, lambda m, weight: weight["x"], {"weight": {"x": batch(1)}}, {"x": batch(1)}), "weight.x"),
 }
+
+
+def no_more_than(most: int, x: mx.array) -> mx.array:
+    if len(x) > most:
+        raise ValueError(f"at most {most}")
+    return x
 
 
 @mx.custom_function
@@ -362,6 +374,48 @@ def test_a_length_of_one_is_refused_where_mlx_would_end_the_process(tmp_path: Pa
     with pytest.raises(ValueError, match="x has 1, and MLX can compute this with 2 or more"):
         summed(x)
     assert fl.tree.allclose(rows(model, x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_lengths_of_one_are_told_by_axis(rows: int, tmp_path: Path) -> None:
+    mean = through(tmp_path, lambda x: x.mean(axis=1), batch(rows, 5), shapeless=((0, 1),))
+    assert fl.tree.allclose(mean(mx.ones((1, 9))), mx.ones(1))
+    with pytest.raises(ValueError, match="x has 1, and MLX can compute this with 2 or more"):
+        mean(batch(3, 1))
+
+
+class Language(fl.Module):
+    embedding: fl.nn.Embedding
+    attention: fl.nn.MultiHeadAttention
+    norm: fl.nn.RMSNorm
+
+    def __init__(self) -> None:
+        self.embedding, self.norm = fl.nn.Embedding(11, 8), fl.nn.RMSNorm(8)
+        self.attention = fl.nn.MultiHeadAttention(8, 2)
+
+    def __call__(self, tokens: mx.array, mask: mx.array | None = None) -> mx.array:
+        x = self.norm(self.embedding(tokens))
+        return self.embedding.as_linear(x + self.attention(x, x, x, mask))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (1, 7), (4, 1), (2, 40), (5, 3)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_batch_and_length_may_both_vary(shape: tuple[int, int], masked: bool, tmp_path: Path) -> None:
+    def arguments(batch: int, length: int) -> Any:
+        mask = nn.MultiHeadAttention.create_additive_causal_mask(length)
+        return mx.random.randint(0, 11, (batch, length)), mask if masked else None
+
+    model = Language()
+    axes = (None, (0, -1), (0, 1) if masked else None)
+    imported = through(tmp_path, lambda model, tokens, mask: model(tokens, mask), model, *arguments(3, 5), shapeless=axes)
+    plain: Any = mx.import_function(str(tmp_path / "f.mlxfn"))
+    tokens, mask = arguments(*shape)
+    positional = [tokens] if mask is None else [tokens, mask]
+    weights = dict(model.save_weights(tmp_path / "w.safetensors") or mx.load(str(tmp_path / "w.safetensors")))
+    assert fl.tree.allclose(imported(model, tokens, mask), model(tokens, mask), rtol=1e-5, atol=1e-5)
+    assert fl.tree.allclose(plain(*positional, **weights)[0], model(tokens, mask), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"tokens: array i32\[n1,n2\] in the file, array f32\[n1,n2,1\] in the arguments"):
+        imported(model, mx.ones((2, 2, 1)), mask)
 
 
 def test_one_row_may_be_the_example(tmp_path: Path) -> None:

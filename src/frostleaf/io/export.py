@@ -42,12 +42,14 @@ def export_function(
 
     The function is traced with the examples. What it does with arrays is in the file, and the structure of its arguments and
     of its result. Static values of the arguments (numbers, modes, frozen names) and arrays that it has from elsewhere are
-    constants. Of a module given as ``fn``, or of a bound method, the weights are such constants: the file alone suffices, and
+    constants, and are evaluated. Of a module given as ``fn``, or of a bound method, the weights are such constants: the file alone suffices, and
     has their size. Given as an argument, a module stays an argument.
 
     The file is kept if what it computes is what ``fn`` computes, with the examples and, if ``shapeless``, with three more
-    lengths of what may vary: about twice as many rows, one fewer and a single one, drawn from the examples. A single one is
-    refused in calls where MLX can't compute it (a sum over the batch). Lengths that are equal in the examples must be equal in
+    lengths of what may vary: about twice as many rows, one fewer and a single one, drawn from the examples. For half as many
+    and for round numbers of rows, of which 192 is one, ``fn`` is traced, and must do the same. A single one is
+    refused in calls where MLX can't compute it (a sum over the batch); plain MLX, called with one there, ends the process.
+    Lengths that are equal in the examples must be equal in
     each call, so that unlike lengths need unlike numbers in the examples. It replaces a file of that name whole, or leaves it.
     What :func:`checkpoint` made runs as a plain function: MLX can't write that something is computed again.
 
@@ -64,7 +66,8 @@ def export_function(
         fn: A function of trees that returns a tree: a function, method or module, or a partial application of one.
         *example_trees: Its arguments, with values.
         shapeless: Whether axes may be of other lengths: ``True`` for the first axis of each array that is in no module, or as
-            ``in_axes`` of :func:`vmap` a tuple with an entry for each argument. Default: ``False``.
+            ``in_axes`` of :func:`vmap` a tuple with an entry for each argument, in which a tuple in the place of an array is
+            several of its axes: ``(None, (0, 1))``. Default: ``False``.
         metadata: Anything that JSON can hold, which comes back as ``.metadata`` of the imported function. Default: ``None``.
 
     Raises:

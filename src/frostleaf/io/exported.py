@@ -42,7 +42,7 @@ class Part(NamedTuple):
 def header_text(parts: Iterable[Part], metadata: Any) -> str:
     """Return the text that MLX keeps in the file."""
     functions = [
-        {"names": each.names, "structure": each.facts, "arrays": each.leaves, "least": each.least, "result": result}
+        {"names": each.names, "structure": each.facts, "arrays": each.leaves, "least": [*each.least.items()], "result": result}
         for each, result in parts
     ]
     return json.dumps({_FORMAT: _VERSION, _METADATA: metadata, _FUNCTIONS: functions}, separators=(",", ":"))
@@ -119,9 +119,9 @@ def import_function(path: str | os.PathLike[str]) -> ImportedFunction:
 
 
 def _part(code: Any) -> Part:
-    leaves = [Leaf(path, name, dtype, tuple(shape), axis) for path, name, dtype, shape, axis in code["arrays"]]
+    leaves = [Leaf(path, name, dtype, tuple(shape), tuple(axes)) for path, name, dtype, shape, axes in code["arrays"]]
     facts = [Fact(*fact) for fact in code["structure"]]
-    return Part(Signature(code["names"], facts, leaves, {}, code["least"]), code["result"])
+    return Part(Signature(code["names"], facts, leaves, {}, dict(code["least"])), code["result"])
 
 
 _OTHER = "the function was exported for other arguments:\n{differences}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -27,19 +28,19 @@ class Leaf(NamedTuple):
         name: The keyword under which MLX's own function takes it; empty if it takes it by position.
         dtype: The name of its dtype.
         shape: The length of each axis in the example.
-        axis: The axis that may be of another length, or ``None``.
+        axes: The axes that may be of other lengths.
     """
 
     path: str
     name: str
     dtype: str
     shape: tuple[int, ...]
-    axis: int | None
+    axes: tuple[int, ...]
 
     @property
-    def length(self) -> int | None:
-        """The length in the example of the axis that may vary."""
-        return None if self.axis is None else self.shape[self.axis]
+    def lengths(self) -> list[int]:
+        """The lengths in the example of the axes that may vary."""
+        return [self.shape[axis] for axis in self.axes]
 
 
 class Signature(NamedTuple):
@@ -50,14 +51,14 @@ class Signature(NamedTuple):
         facts: The description of the arguments, of which those of a call must have the same.
         leaves: The arrays, in order.
         unknown: The class of each static value of which it is all that can be told, by path.
-        least: The least length of what may vary.
+        least: The least length, other than 1, of what has a length in the example and may vary.
     """
 
     names: list[str]
     facts: list[Fact]
     leaves: list[Leaf]
     unknown: dict[str, str]
-    least: int = 1
+    least: Mapping[int, int] = types.MappingProxyType({})
 
     def of_call(self, given: Sequence[Flat]) -> list[Fact]:
         """Describe the arguments of a call under the names of the example's, with the same axes left open."""
@@ -78,19 +79,18 @@ class Signature(NamedTuple):
 
     def _wrong_lengths(self, given: Sequence[Flat]) -> list[str]:
         """Return a line for each length that is too small in a call, or of two sizes where it is one in the example."""
-        found: dict[int, dict[str, int]] = {}
+        found: dict[int, list[tuple[str, int]]] = {}
         for leaf, array in zip(self.leaves, _arrays(given), strict=True):
-            if leaf.axis is not None:
-                found.setdefault(leaf.shape[leaf.axis], {})[leaf.path] = array.shape[leaf.axis]
+            for axis in leaf.axes:
+                found.setdefault(leaf.shape[axis], []).append((leaf.path, array.shape[axis]))
         lines = []
-        for length, sizes in found.items():
-            shown = listed(f"{path} has {size}" for path, size in sizes.items())
-            if len({*sizes.values()}) > 1:
+        for length, places in found.items():
+            sizes, least = [size for _, size in places], self.least.get(length, 1)
+            shown = listed(f"{path} has {size}" for path, size in places)
+            if len({*sizes}) > 1:
                 lines.append(f"{shown}, which are of one length ({length}) in the example")
-            elif min(sizes.values()) < self.least:
-                lines.append(
-                    f"{shown}, and MLX can compute this with {self.least} or more: give it twice, or export it for that"
-                )
+            elif min(sizes) < least:
+                lines.append(f"{shown}, and MLX can compute this with {least} or more: give it twice, or export it for that")
         return lines
 
     def split(self, arrays: Sequence[mx.array]) -> tuple[tuple[mx.array, ...], dict[str, mx.array]]:
@@ -138,7 +138,7 @@ def signature_of(fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[F
 def _described(names: Sequence[str], given: Sequence[Flat], leaves: Sequence[Leaf]) -> tuple[list[Fact], dict[str, str]]:
     """Return the facts about arguments, with a letter in the place of each length that may vary, and what is unknown."""
     letters = _letters(leaves)
-    axes = {leaf.path: (leaf.axis, letters[leaf.length]) for leaf in leaves if leaf.axis is not None}
+    axes = {leaf.path: dict(zip(leaf.axes, [letters[length] for length in leaf.lengths], strict=True)) for leaf in leaves}
     facts: list[Fact] = []
     unknown: dict[str, str] = {}
     shown: dict[str, str] = {}
@@ -147,15 +147,15 @@ def _described(names: Sequence[str], given: Sequence[Flat], leaves: Sequence[Lea
         facts += [fact._replace(path=_below(name, fact.path)) for fact in found.facts]
         unknown |= {_below(name, "" if path == ROOT else path): kind for path, kind in found.unknown.items()}
         for own, array in zip(flat.structure.leaf_names(), flat.leaves, strict=True):
-            axis, letter = axes.get(_below(name, own), (array.ndim, ""))
-            shape = [letter if at == axis else length for at, length in enumerate(array.shape)]
+            known = axes.get(_below(name, own), {})
+            shape = [known.get(at, length) for at, length in enumerate(array.shape)]
             shown[_below(name, own)] = f"{ARRAY}{shape_and_dtype(shape, array.dtype)}"
     return [fact if fact.aspect else fact._replace(text=shown.get(fact.path, fact.text)) for fact in facts], unknown
 
 
-def _letters(leaves: Sequence[Leaf]) -> dict[int | None, str]:
+def _letters(leaves: Sequence[Leaf]) -> dict[int, str]:
     """Return what stands for each length that may vary."""
-    lengths = [*dict.fromkeys(leaf.length for leaf in leaves if leaf.length is not None)]
+    lengths = [*dict.fromkeys(length for leaf in leaves for length in leaf.lengths)]
     return {length: f"n{number}" if len(lengths) > 1 else "n" for number, length in enumerate(lengths, 1)}
 
 
@@ -197,16 +197,16 @@ def _require_unlike(leaves: Sequence[Leaf]) -> None:
 
 
 def _fits(leaf: Leaf, shape: tuple[int, ...]) -> bool:
-    return len(shape) == len(leaf.shape) and _without(shape, leaf.axis) == _without(leaf.shape, leaf.axis)
+    return len(shape) == len(leaf.shape) and _without(shape, leaf.axes) == _without(leaf.shape, leaf.axes)
 
 
-def _without(shape: Sequence[int], axis: int | None) -> list[int]:
-    return [length for position, length in enumerate(shape) if position != axis]
+def _without(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    return [length for position, length in enumerate(shape) if position not in axes]
 
 
 _SHAPELESS = (
-    "shapeless is True, False, or as in_axes of fl.vmap: a tuple with an entry for each argument, the axis that may vary or "
-    "None, and was given as {given}"
+    "shapeless is True, False, or as in_axes of fl.vmap: a tuple with an entry for each argument, the axis that may vary, a "
+    "tuple of such axes, or None, and was given as {given}"
 )
 
 
@@ -222,22 +222,23 @@ _NOTHING_OPEN = (
 )
 
 
-def _axes(shapeless: Any, trees: Sequence[Any], given: Sequence[Flat]) -> list[int | None]:
-    """Return for each array in the arguments the axis that may be of another length."""
+def _axes(shapeless: Any, trees: Sequence[Any], given: Sequence[Flat]) -> list[tuple[int, ...]]:
+    """Return for each array in the arguments the axes that may be of other lengths."""
     leaves = _arrays(given)
+    axes: list[tuple[int, ...]]
     if shapeless is False:
-        return [None] * len(leaves)
+        return [()] * len(leaves)
     if shapeless is True:
         is_open = [each for flat in given for each in _outside_modules(flat.structure)]
-        axes = [0 if each and leaf.ndim else None for each, leaf in zip(is_open, leaves, strict=True)]
+        axes = [(0,) if each and leaf.ndim else () for each, leaf in zip(is_open, leaves, strict=True)]
     elif len(shapeless) != len(trees):
         raise ValueError(f"shapeless has {len(shapeless)} entries, and there are {len(trees)} arguments")
     else:
         prefixes = broadcast_prefix(tuple(shapeless), tuple(trees), "shapeless")
         axes = [_checked(argument(path), leaf, axis) for path, leaf, axis in prefixes]
-    if axes.count(None) == len(axes):
+    if not any(axes):
         raise ValueError(_NOTHING_OPEN.format(given=shapeless))
-    if any(axis is not None and leaf.shape[axis] == 0 for leaf, axis in zip(leaves, axes, strict=True)):
+    if any(leaf.shape[axis] == 0 for leaf, each in zip(leaves, axes, strict=True) for axis in each):
         raise ValueError("with shapeless, the examples need rows: a length that may vary is 0")
     return axes
 
@@ -253,9 +254,9 @@ def _outside_modules(spec: Any) -> Iterator[bool]:
             yield from _outside_modules(child)
 
 
-def _checked(place: str, leaf: mx.array, axis: Any) -> int | None:
-    if axis is None:
-        return None
-    if type(axis) is not int or not -leaf.ndim <= axis < leaf.ndim:
-        raise ValueError(f"{place}, {describe(leaf)}, has no axis {describe(axis)}, which shapeless says may vary")
-    return axis % leaf.ndim
+def _checked(place: str, leaf: mx.array, given: Any) -> tuple[int, ...]:
+    axes = given if isinstance(given, tuple | list) else () if given is None else (given,)
+    for axis in axes:
+        if type(axis) is not int or not -leaf.ndim <= axis < leaf.ndim:
+            raise ValueError(f"{place}, {describe(leaf)}, has no axis {describe(axis)}, which shapeless says may vary")
+    return tuple(sorted({axis % leaf.ndim for axis in axes}))
