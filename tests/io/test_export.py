@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import os
-import re
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -15,36 +12,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from exports import Wrapped, apply, batch, through
 from hypothesis import given
 from laws.strategies import law, trees
 
 import frostleaf as fl
 
 Output = namedtuple("Output", ["logits", "hidden"])
-
-
-def through(folder: Path, fn: Callable[..., Any], *examples: Any, **options: Any) -> Any:
-    fl.export_function(folder / "f.mlxfn", fn, *examples, **options)
-    return fl.import_function(folder / "f.mlxfn")
-
-
-def apply(model: Any, x: Any) -> Any:
-    return model(x)
-
-
-def batch(rows: int, columns: int = 4, dtype: mx.Dtype = mx.float32) -> mx.array:
-    return mx.random.normal((rows, columns)).astype(dtype)
-
-
-class Wrapped(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = [nn.Linear(4, 4, bias=False), nn.RMSNorm(4)]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        for layer in self.layers:
-            x = nn.gelu(layer(x))
-        return x
 
 
 def step(model: Any, state: Any, x: mx.array) -> Any:
@@ -172,107 +146,6 @@ def test_what_a_function_has_from_elsewhere_is_in_the_file(bind: Any, tmp_path: 
     assert fl.tree.equal(plain(x)[0], model(x))
 
 
-def loaded(folder: Path) -> Any:
-    made().save_weights(folder / "w.safetensors")
-    return made().load_weights(folder / "w.safetensors")
-
-
-def made() -> Any:
-    return fl.nn.Linear(64, 64)
-
-
-def one_step(model: Any, x: mx.array) -> Any:
-    optimizer = fl.optim.SGD(1e-3)
-    return optimizer.update(model, fl.grad(lambda model: model(x).sum())(model), optimizer.init(model))[0]
-
-
-LATE: dict[str, Callable[[Path], Any]] = {
-    "new": lambda folder: made(),
-    "loaded": loaded,
-    "trained": lambda folder: one_step(fl.jit(one_step)(made(), mx.ones((2, 64))), mx.ones((2, 64))),
-    "cast": lambda folder: made().astype(mx.bfloat16).astype(mx.float32),
-    "quantized": lambda folder: fl.quantize(made(), group_size=32),
-}
-
-
-@dataclasses.dataclass
-class Holder:
-    models: list[Any]
-
-
-HELD: dict[str, Callable[[Any], Any]] = {
-    "function": lambda model: model,
-    "method": lambda model: model.__call__,
-    "partial": lambda model: functools.partial(apply, model),
-    "closure": lambda model: lambda x: model(x),
-    "default": lambda model: lambda x, model=model: model(x),
-    "object": lambda model: lambda x, run=Holder([{"a": model}]): run.models[0]["a"](x),  # noqa: B008
-    "gradient": lambda model: lambda x: fl.grad(lambda x: model(x).sum())(x),
-}
-
-
-@pytest.mark.parametrize("how", LATE)
-@pytest.mark.parametrize("where", HELD)
-def test_arrays_that_have_no_values_yet_are_constants_with_values(how: str, where: str, tmp_path: Path) -> None:
-    model, x = LATE[how](tmp_path), mx.ones((2, 64))
-    fn = HELD[where](model)
-    fl.export_function(tmp_path / "late", fn, x, shapeless=how != "quantized")
-    fl.eval(model)
-    fl.export_function(tmp_path / "evaluated", fn, x, shapeless=how != "quantized")
-    assert os.path.getsize(tmp_path / "late") == os.path.getsize(tmp_path / "evaluated")
-    assert fl.tree.allclose(fl.import_function(tmp_path / "late")(x), fn(x), rtol=1e-5, atol=1e-5)
-
-
-def test_what_gets_no_values_before_the_trace_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    loaded(tmp_path)
-    x = mx.ones((2, 64))
-    models = iter([one_step(made(), x) for _ in range(9)])
-    late: dict[str, Callable[[Any], Any]] = {
-        "reads arrays from a file when it is called": lambda x: x @ mx.load(str(tmp_path / "w.safetensors"))["weight"],
-        r"have no values when it is traced. Call fl.eval\(model\)": lambda x: next(models)(x),
-    }
-    for message, fn in late.items():
-        with pytest.raises(ValueError, match=message):
-            fl.export_function(tmp_path / "f", fn, x)
-
-
-SHAPELESS: dict[str, Callable[[], tuple[Any, ...]]] = {
-    "linear": lambda: (True, apply, fl.nn.Linear(4, 3), batch(4)),
-    "wrapped": lambda: (True, apply, fl.from_mlx(Wrapped()), batch(4)),
-    "quantized": lambda: (True, apply, fl.quantize(fl.nn.Linear(32, 4), group_size=32), batch(4, 32)),
-    "loss": lambda: (True, lambda model, x, y: ((model(x) - y) ** 2).mean(), fl.nn.Linear(4, 3), batch(4), batch(4, 3)),
-    "gradients": lambda: (True, fl.grad(lambda model, x: (model(x) ** 2).sum()), fl.nn.Linear(4, 3), batch(4)),
-    "gradients of more axes": lambda: (
-        True,
-        fl.grad(lambda model, x: (model(x) ** 2).sum()),
-        fl.nn.Linear(4, 3),
-        mx.random.normal((4, 2, 4)),
-    ),
-    "layer norm": lambda: (True, apply, fl.nn.LayerNorm(4), batch(4)),
-    "in a tree": lambda: (True, lambda run: run["model"](run["x"]), {"model": fl.nn.Linear(4, 3), "x": batch(4)}),
-    "another axis": lambda: ((None, 1), lambda scale, x: scale * x, batch(2, 1), batch(2, 4)),
-    "two lengths": lambda: (True, lambda x, y: x @ y.T, batch(4), batch(5)),
-    "some of a tree": lambda: (({"x": 0, "w": None},), lambda tree: tree["x"] @ tree["w"], {"x": batch(3), "w": batch(4)}),
-    "bfloat16": lambda: (True, apply, fl.nn.Linear(4, 3).astype(mx.bfloat16), batch(4, dtype=mx.bfloat16)),
-}
-
-
-@pytest.mark.parametrize("case", SHAPELESS)
-@pytest.mark.parametrize("rows", [2, 4, 9, 300])
-def test_one_export_serves_all_lengths(case: str, rows: int, tmp_path: Path) -> None:
-    shapeless, fn, *examples = SHAPELESS[case]()
-    imported = through(tmp_path, fn, *examples, shapeless=shapeless)
-
-    def resized(path: str, leaf: mx.array) -> mx.array:
-        axis = 1 if case == "another axis" else 0
-        is_open = re.fullmatch("[0-9]|.*x", path) and leaf.shape[axis] > 1
-        return mx.take(leaf, mx.arange(rows) % leaf.shape[axis], axis=axis) if is_open else leaf
-
-    others = fl.tree.map_with_path(resized, examples)
-    expected = fn(*others)
-    assert fl.tree.allclose(imported(*others), expected, rtol=1e-5, atol=2e-2 if case == "bfloat16" else 1e-5)
-
-
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "random": (lambda: (False, lambda x: mx.random.normal(x.shape), batch(2)), "draws random numbers .* Pass a key"),
     "dropout": (lambda: (False, apply, fl.nn.Dropout(0.5), batch(2)), r"Pass a key.*model.eval\(\)"),
@@ -367,72 +240,6 @@ def test_what_would_be_wrong_is_refused_and_the_old_file_stays(case: str, tmp_pa
     assert mx.array_equal(mx.random.state[0], state)
 
 
-def test_a_length_of_one_is_refused_where_mlx_would_end_the_process(tmp_path: Path) -> None:
-    model, x = fl.nn.Linear(4, 3), batch(1)
-    summed = through(tmp_path, lambda x: x.sum(axis=0), batch(4), shapeless=True)
-    rows = through(tmp_path, apply, model, batch(4), shapeless=True)
-    with pytest.raises(ValueError, match="x has 1, and MLX can compute this with 2 or more"):
-        summed(x)
-    assert fl.tree.allclose(rows(model, x), model(x), atol=1e-6)
-
-
-@pytest.mark.parametrize("rows", [2, 4])
-def test_lengths_of_one_are_told_by_axis(rows: int, tmp_path: Path) -> None:
-    mean = through(tmp_path, lambda x: x.mean(axis=1), batch(rows, 5), shapeless=((0, 1),))
-    assert fl.tree.allclose(mean(mx.ones((1, 9))), mx.ones(1))
-    with pytest.raises(ValueError, match="x has 1, and MLX can compute this with 2 or more"):
-        mean(batch(3, 1))
-
-
-class Language(fl.Module):
-    embedding: fl.nn.Embedding
-    attention: fl.nn.MultiHeadAttention
-    norm: fl.nn.RMSNorm
-
-    def __init__(self) -> None:
-        self.embedding, self.norm = fl.nn.Embedding(11, 8), fl.nn.RMSNorm(8)
-        self.attention = fl.nn.MultiHeadAttention(8, 2)
-
-    def __call__(self, tokens: mx.array, mask: mx.array | None = None) -> mx.array:
-        x = self.norm(self.embedding(tokens))
-        return self.embedding.as_linear(x + self.attention(x, x, x, mask))
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (1, 7), (4, 1), (2, 40), (5, 3)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_batch_and_length_may_both_vary(shape: tuple[int, int], masked: bool, tmp_path: Path) -> None:
-    def arguments(batch: int, length: int) -> Any:
-        mask = nn.MultiHeadAttention.create_additive_causal_mask(length)
-        return mx.random.randint(0, 11, (batch, length)), mask if masked else None
-
-    model = Language()
-    axes = (None, (0, -1), (0, 1) if masked else None)
-    imported = through(tmp_path, lambda model, tokens, mask: model(tokens, mask), model, *arguments(3, 5), shapeless=axes)
-    plain: Any = mx.import_function(str(tmp_path / "f.mlxfn"))
-    tokens, mask = arguments(*shape)
-    positional = [tokens] if mask is None else [tokens, mask]
-    weights = dict(model.save_weights(tmp_path / "w.safetensors") or mx.load(str(tmp_path / "w.safetensors")))
-    assert fl.tree.allclose(imported(model, tokens, mask), model(tokens, mask), rtol=1e-5, atol=1e-5)
-    assert fl.tree.allclose(plain(*positional, **weights)[0], model(tokens, mask), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"tokens: array i32\[n1,n2\] in the file, array f32\[n1,n2,1\] in the arguments"):
-        imported(model, mx.ones((2, 2, 1)), mask)
-
-
-def test_one_row_may_be_the_example(tmp_path: Path) -> None:
-    model, x = fl.nn.Linear(4, 3), batch(7)
-    imported = through(tmp_path, apply, model, x[:1], shapeless=True)
-    assert fl.tree.allclose(imported(model, x), model(x), atol=1e-6)
-
-
-def test_lengths_that_are_one_in_the_example_are_one_in_each_call(tmp_path: Path) -> None:
-    imported = through(tmp_path, lambda x, y: (x + 1, y + 1), batch(3), batch(3), shapeless=True)
-    assert imported(batch(5), batch(5))[1].shape == (5, 4)
-    with pytest.raises(ValueError, match=r"x has 5, y has 4, which are of one length \(3\) in the example"):
-        imported(batch(5), batch(4))
-    with pytest.raises(ValueError, match="x has 0, y has 0, and MLX can compute this with 1 or more"):
-        imported(batch(0), batch(0))
-
-
 @pytest.mark.parametrize("name", ["shapeless", "metadata", "fun", "self"])
 def test_arrays_may_have_the_names_of_arguments_of_mlx(name: str, tmp_path: Path) -> None:
     imported = through(tmp_path, lambda tree: tree[name] + 1, {name: batch(2)}, shapeless=True)
@@ -446,6 +253,7 @@ OTHERS: dict[str, tuple[Callable[[Any, Any], tuple[Any, ...]], str]] = {
     "weights": (lambda m, x: (m.astype(mx.bfloat16), x), r"model.layers.0.weight: array f32\[4,4\] in the file, array bf16"),
     "mode": (lambda m, x: (m.eval(), x), r"model \(mode\): training in the file, evaluation in .* .train\(\) returns"),
     "frozen": (lambda m, x: (m.freeze(), x), r"model.layers.0 \(frozen\): nothing in the file, bias, weight in the arguments"),
+    "to thaw": (lambda m, x: (m.freeze(), x), r"give the arguments with what .unfreeze\(\) returns there$"),
     "class": (lambda m, x: ([m], x), "model: frostleaf.nn.Sequential in the file, list of 1 in the arguments"),
     "fewer": (lambda m, x: (m,), r"x: array f32\[5,4\] in the file, nothing in the arguments"),
     "more": (lambda m, x: (m, x, x), r"2: nothing in the file, array f32\[5,4\] in the arguments"),
@@ -616,3 +424,47 @@ def test_what_cannot_be_compared_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(fl.UncomparedValueWarning, match=r"if note \(a .*Note\) is another object of its class"):
         imported = through(tmp_path, lambda x, note: x, batch(2), Note())
     assert imported(batch(2), Note()).shape == (2, 4)
+
+
+def test_arguments_may_have_names(tmp_path: Path) -> None:
+    def fn(x: mx.array, *, scale: Any, y: mx.array) -> Any:
+        return x @ y.T * scale["a"]
+
+    x, y, scale = batch(2), batch(3), {"a": mx.array(2.0)}
+    imported = through(tmp_path, fn, x, y=y, scale=scale, shapeless=(0, 0, None))
+    expected = fn(batch(5) * 0 + 1, y=y, scale=scale)
+    assert fl.tree.allclose(imported(mx.ones((5, 4)), scale=scale, y=y), expected)
+    assert fl.tree.allclose(imported(y=y, scale=scale, x=mx.ones((5, 4))), expected)
+    plain: Any = mx.import_function(str(tmp_path / "f.mlxfn"))
+    assert fl.tree.allclose(plain(mx.ones((5, 4)), y=y, a=scale["a"])[0], expected)
+    with pytest.raises(TypeError, match="x is given by position and by name"):
+        imported(x, x=x, y=y, scale=scale)
+    with pytest.raises(ValueError, match=r"y: array f32\[n2,4\] in the file, nothing in the arguments"):
+        imported(x, scale=scale)
+    with pytest.raises(ValueError, match=r"z: nothing in the file, array f32\[2,4\] in the arguments"):
+        imported(x, scale=scale, y=y, z=x)
+
+
+def test_each_kind_of_arguments_has_its_names(tmp_path: Path) -> None:
+    with fl.exporter(tmp_path / "f", lambda x, y=1, **more: x + y + sum(more.values())) as export:
+        export(batch(2))
+        export(batch(2), y=batch(2))
+        export(batch(2), batch(1), self=batch(1), path=batch(1))
+    imported = fl.import_function(tmp_path / "f")
+    one = mx.ones((1, 4))
+    assert imported(x=mx.ones((2, 4)))[0, 0].item() == 2.0
+    assert imported(batch(2) * 0, batch(2) * 0).shape == (2, 4)
+    assert imported(path=one, y=one, self=one, x=mx.ones((2, 4)))[0, 0].item() == 4.0
+
+
+@pytest.mark.parametrize("case", ["linear", "step", "static", "dropout with a key", "ties", "quantized"])
+def test_the_arrays_that_mlx_takes_are_told(case: str, tmp_path: Path) -> None:
+    fn, *examples = CASES[case]()
+    positional, named = through(tmp_path, fn, *examples).arguments(*examples)
+    mx.save_safetensors(str(tmp_path / "named.safetensors"), named)
+    plain: Any = mx.import_function(str(tmp_path / "f.mlxfn"))
+    found = plain(*positional, **mx.load(str(tmp_path / "named.safetensors")))
+    with fl.disable_jit():
+        assert fl.tree.equal([*found], fl.tree.leaves(fn(*examples)))
+    with pytest.raises(ValueError, match="nothing in the arguments"):
+        fl.import_function(tmp_path / "f.mlxfn").arguments(*examples[:-1])

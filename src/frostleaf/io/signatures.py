@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -60,27 +60,39 @@ class Signature(NamedTuple):
     unknown: dict[str, str]
     least: Mapping[int, int] = types.MappingProxyType({})
 
-    def of_call(self, given: Sequence[Flat]) -> list[Fact]:
-        """Describe the arguments of a call under the names of the example's, with the same axes left open."""
-        names = [*self.names, *map(str, range(len(self.names), len(given)))]
-        return _described(names[: len(given)], given, self.leaves)[0]
+    def in_order(self, positional: Sequence[Flat], named: Mapping[str, Flat]) -> dict[str, Flat]:
+        """Return the arguments of a call by name, in the order of the example's and then what is more.
 
-    def differences(self, given: Sequence[Flat]) -> list[str]:
+        Raises:
+            TypeError: If an argument is given by position and by name.
+        """
+        found = dict(zip([*self.names, *map(str, range(len(self.names), len(positional)))], positional, strict=False))
+        twice = found.keys() & named.keys()
+        if twice:
+            raise TypeError(f"{listed(sorted(twice))} is given by position and by name")
+        found.update(named)
+        return {name: found[name] for name in (*self.names, *found) if name in found}
+
+    def of_call(self, given: Mapping[str, Flat]) -> list[Fact]:
+        """Describe the arguments of a call, with the same axes left open as in the example's."""
+        return _described([*given], [*given.values()], self.leaves)[0]
+
+    def differences(self, given: Mapping[str, Flat]) -> list[str]:
         """Return a line for each place where the arguments of a call differ from the example's."""
         facts = self.of_call(given)
-        return differences(self.facts, facts, _GIVEN) if facts != self.facts else self._wrong_lengths(given)
+        return differences(self.facts, facts, _GIVEN) if facts != self.facts else self._wrong_lengths(_arrays(given.values()))
 
-    def fits(self, given: Sequence[Flat]) -> bool:
-        """Return whether arguments of the right structure have the right shapes and dtypes."""
-        pairs = zip(self.leaves, _arrays(given), strict=True)
+    def fits(self, arrays: Sequence[mx.array]) -> bool:
+        """Return whether the arrays of arguments of the right structure have the right shapes and dtypes."""
+        pairs = zip(self.leaves, arrays, strict=True)
         return all(
             leaf.dtype == dtype_name(array.dtype) and _fits(leaf, array.shape) for leaf, array in pairs
-        ) and not self._wrong_lengths(given)
+        ) and not self._wrong_lengths(arrays)
 
-    def _wrong_lengths(self, given: Sequence[Flat]) -> list[str]:
+    def _wrong_lengths(self, arrays: Sequence[mx.array]) -> list[str]:
         """Return a line for each length that is too small in a call, or of two sizes where it is one in the example."""
         found: dict[int, list[tuple[str, int]]] = {}
-        for leaf, array in zip(self.leaves, _arrays(given), strict=True):
+        for leaf, array in zip(self.leaves, arrays, strict=True):
             for axis in leaf.axes:
                 found.setdefault(leaf.shape[axis], []).append((leaf.path, array.shape[axis]))
         lines = []
@@ -108,19 +120,22 @@ class Signature(NamedTuple):
         return ", ".join(f"{name}: {top[name].removeprefix('array ')}" for name in self.names)
 
 
-def signature_of(fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[Flat], shapeless: Any) -> Signature:
+def signature_of(
+    fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[Flat], keywords: Sequence[str], shapeless: Any
+) -> Signature:
     """Describe the example arguments of a function.
 
     Args:
         fn: The function.
         trees: The arguments.
         given: The same, taken apart.
+        keywords: The names of the last of them, which are given by name.
         shapeless: As given to ``fl.export_function``.
 
     Raises:
         ValueError: If two arrays would have the same name, or ``shapeless`` doesn't fit the arguments.
     """
-    names = _names_of(fn, len(trees))
+    names = [*_names_of(fn, len(trees) - len(keywords)), *keywords]
     axes = _axes(shapeless, trees, given)
     plain = _without_prefix(trees)
     leaves = []
@@ -128,7 +143,7 @@ def signature_of(fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[F
     for position, (name, flat) in enumerate(zip(names, given, strict=True)):
         for own, array in zip(flat.structure.leaf_names(), flat.leaves, strict=True):
             path = f"{name}.{own}" if own else name
-            keyword = own if position == plain else path if own else ""
+            keyword = own if position == plain else path if own or name in keywords else ""
             leaves.append(Leaf(path, keyword, dtype_name(array.dtype), tuple(array.shape), next(rest)))
     _require_unlike(leaves)
     facts, unknown = _described(names, given, leaves)
@@ -159,7 +174,7 @@ def _letters(leaves: Sequence[Leaf]) -> dict[int, str]:
     return {length: f"n{number}" if len(lengths) > 1 else "n" for number, length in enumerate(lengths, 1)}
 
 
-def _arrays(given: Sequence[Flat]) -> list[mx.array]:
+def _arrays(given: Iterable[Flat]) -> list[mx.array]:
     return [leaf for flat in given for leaf in flat.leaves]
 
 
