@@ -86,6 +86,7 @@ else:
             "transforms.vmap": "vmap",
         },
         instead={
+            "apply_updates": "fl.optim.apply_updates(model, updates)",
             "combine": "fl.tree.combine",
             "compile": "fl.jit(fn)",
             "field": "fl.static() for metadata, fl.buffer() or fl.parameter() for arrays",

@@ -298,6 +298,18 @@ def test_a_method_of_mlx_that_goes_by_another_name_says_so():
         LAYER.apply_to_modules(print)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(name, r"model\.astype\(") for name in ("to", "half", "float", "cuda")]
+    + [("state_dict", r"model\.parameters\(\)"), ("load_state_dict", "load_weights"), ("named_parameters", r"fl\.tree\.paths")]
+    + [("register_buffer", r"fl\.buffer\(\)"), ("zero_grad", r"fl\.value_and_grad")],
+)
+def test_what_a_module_of_pytorch_has_says_what_to_write(name, said):
+    assert not hasattr(LAYER, name)
+    with pytest.raises(AttributeError, match=f"^Linear has no attribute '{name}': .*{said}"):
+        getattr(LAYER, name)
+
+
 def test_an_attribute_that_a_module_lacks_is_missing_as_ever():
     for name in ("dtype", "nothing"):
         assert not hasattr(LAYER, name)

@@ -184,3 +184,9 @@ def test_an_error_for_an_assigned_buffer_names_record() -> None:
         Counter()()
     with pytest.raises(fl.FrozenModuleError, match=r"shares the rest\.$"):
         Counter().table = mx.array(1)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "static"])
+def test_a_default_that_is_given_by_position_says_how_to_give_it(kind):
+    with pytest.raises(TypeError, match=rf"fl\.{kind} takes no positional arguments, .* fl\.{kind}\(default='x'\)$"):
+        getattr(fl, kind)("x")

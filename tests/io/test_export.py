@@ -253,7 +253,7 @@ OTHERS: dict[str, tuple[Callable[[Any, Any], tuple[Any, ...]], str]] = {
     "weights": (lambda m, x: (m.astype(mx.bfloat16), x), r"model.layers.0.weight: array f32\[4,4\] in the file, array bf16"),
     "mode": (lambda m, x: (m.eval(), x), r"model \(mode\): training in the file, evaluation in .* .train\(\) returns"),
     "frozen": (lambda m, x: (m.freeze(), x), r"model.layers.0 \(frozen\): nothing in the file, bias, weight in the arguments"),
-    "to thaw": (lambda m, x: (m.freeze(), x), r"give the arguments with what .unfreeze\(\) returns there$"),
+    "to thaw": (lambda m, x: (m.freeze(), x), r"\nThey differ in what is frozen: pass what .unfreeze\(\) returns, and"),
     "class": (lambda m, x: ([m], x), "model: frostleaf.nn.Sequential in the file, list of 1 in the arguments"),
     "fewer": (lambda m, x: (m,), r"x: array f32\[5,4\] in the file, nothing in the arguments"),
     "more": (lambda m, x: (m, x, x), r"2: nothing in the file, array f32\[5,4\] in the arguments"),
@@ -468,3 +468,34 @@ def test_the_arrays_that_mlx_takes_are_told(case: str, tmp_path: Path) -> None:
         assert fl.tree.equal([*found], fl.tree.leaves(fn(*examples)))
     with pytest.raises(ValueError, match="nothing in the arguments"):
         fl.import_function(tmp_path / "f.mlxfn").arguments(*examples[:-1])
+
+
+class Normed(fl.Module):
+    norm: Any
+
+    def __call__(self, x: Any) -> Any:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("norm", [fl.nn.BatchNorm(4), fl.nn.Sequential(fl.nn.BatchNorm(4)), fl.from_mlx(nn.BatchNorm(4))])
+def test_statistics_that_nobody_collects_are_warned_of_as_in_a_call(norm: Any, tmp_path: Path) -> None:
+    model, x = Normed(norm), batch(3)
+    with pytest.warns(fl.UncollectedStateWarning) as caught:
+        fl.export_function(tmp_path / "f.mlxfn", model, x)
+    assert [each.filename for each in caught] == [__file__]
+
+
+@pytest.mark.parametrize("call", [lambda model, x: model.eval()(x), lambda model, x: fl.stateful(model, x)[0]])
+@pytest.mark.filterwarnings("error")
+def test_what_needs_no_collecting_is_not_warned_of(call: Any, tmp_path: Path) -> None:
+    through(tmp_path, call, Normed(fl.nn.BatchNorm(4)), batch(3))
+
+
+@pytest.mark.parametrize(
+    ("x", "is_said"), [(batch(5), True), (batch(4, 5), False), (batch(5, dtype=mx.float16), False), (mx.zeros(4), False)]
+)
+def test_another_batch_size_is_told_of_shapeless(x: Any, is_said: bool, tmp_path: Path) -> None:
+    imported = through(tmp_path, lambda x: x * 2, batch(4))
+    with pytest.raises(ValueError, match="exported for other arguments") as caught:
+        imported(x)
+    assert ("shapeless=True" in str(caught.value)) == is_said

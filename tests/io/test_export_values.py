@@ -51,6 +51,8 @@ HELD: dict[str, Callable[[Any], Any]] = {
     "closure": lambda model: lambda x: model(x),
     "default": lambda model: lambda x, model=model: model(x),
     "object": lambda model: lambda x, run=Holder([{"a": model}]): run.models[0]["a"](x),  # noqa: B008
+    "jitted": lambda model: lambda x, fn=fl.jit(lambda x: model(x)): fn(x),  # noqa: B008
+    "gradient in a jitted function": lambda model: fl.jit(fl.grad(lambda x: model(x).sum())),
     "gradient": lambda model: lambda x: fl.grad(lambda x: model(x).sum())(x),
 }
 

@@ -348,3 +348,21 @@ def test_reading_a_part_takes_its_memory_alone(tmp_path: Path) -> None:
     loaded = fl.load(file, like, where="a")
     assert mx.get_peak_memory() - before < 100_000
     assert loaded["b"] is like["b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: model.freeze(keys="bias"), "freeze or unfreeze the one that is loaded"),
+        (lambda model: model.astype(mx.float16), "cast the one that is loaded with .astype"),
+        (lambda model: model.astype(mx.float16).freeze(), None),
+        (lambda model: model.eval(), None),
+    ],
+)
+def test_what_is_done_after_loading_is_said(change: Any, said: str | None, tmp_path: Path) -> None:
+    file = saved(net(0), tmp_path)
+    with pytest.raises(fl.OtherStructureError) as caught:
+        fl.load(file, change(net(1)))
+    assert ("They differ in" in str(caught.value)) == (said is not None)
+    assert str(caught.value).endswith(said or "")
+    assert fl.tree.equal(change(fl.load(file, net(1))), change(net(0)))

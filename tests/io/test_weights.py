@@ -609,3 +609,25 @@ def test_a_header_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     model.save_weights(tmp_path / "a.safetensors")
     assert fl.tree.equal(model.load_weights(tmp_path / "a.safetensors"), model)
     assert len(read) == 1
+
+
+class Words(fl.Module):
+    words: Any
+    inner: Any
+    head: Any
+
+
+@pytest.mark.parametrize(
+    ("left_out", "is_said"), [("head.weight", True), ("words.weight", True), ("inner.weight", False), ("head.bias", False)]
+)
+def test_a_matrix_that_a_file_has_once_is_told_of_ties(left_out: str, is_said: bool) -> None:
+    model = Words(fl.nn.Embedding(5, 3), fl.nn.Linear(3, 3), fl.nn.Linear(3, 5))
+    weights = dict(zip(fl.tree.paths(model), fl.tree.leaves(model), strict=True))
+    del weights[left_out]
+    with pytest.raises(ValueError, match="Missing 1 parameters") as caught:
+        model.load_weights(weights)
+    assert ("model = model.tie(" in str(caught.value)) == is_said
+    if is_said:
+        ties = {left_out: ({"head.weight", "words.weight"} - {left_out}).pop()}
+        assert str(ties) in str(caught.value)
+        model.tie(ties).load_weights(weights)

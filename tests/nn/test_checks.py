@@ -333,3 +333,9 @@ def test_a_list_says_to_make_it_an_array(x, bias):
 def test_what_fails_inside_a_layer_is_not_blamed_on_its_input():
     with pytest.raises(AttributeError, match="has no T"):
         fl.eval_shape(lambda: fl.nn.Linear(2, 2))(mx.ones(2))
+
+
+def test_a_layer_without_numbers_does_not_blame_its_input():
+    layer = fl.eval_shape(lambda: fl.nn.Conv2d(1, 2, 3))
+    with pytest.raises(fl.nn.MisfitError, match=r"^Conv2d has shapes without values in the place of arrays"):
+        layer(mx.ones((1, 4, 4, 1)))

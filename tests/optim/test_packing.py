@@ -364,3 +364,9 @@ def test_an_optimizer_is_told_how_to_differentiate():
     grads = fl.grad(lambda packed: packed.unpack()(mx.ones((1, 2))).sum())(packed)
     with pytest.raises(ValueError, match=r"fl.value_and_grad\(loss_fn\)\(packed.unpack\(\)\)"):
         optimizer.update(packed, grads, optimizer.init(packed))
+
+
+@pytest.mark.parametrize("optimizer", [fl.optim.SGD(0.1), fl.optim.ema(fl.optim.SGD(0.1), 0.9)])
+def test_an_optimizer_is_refused(optimizer):
+    with pytest.raises(TypeError, match=r"pack takes a model, and was given .*: write fl\.optim\.flatten for an optimizer"):
+        fl.optim.pack(optimizer)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
+
+from .words import describe
 
 KIND = "frostleaf.kind"
 PERSISTENT = "frostleaf.persistent"
@@ -13,7 +15,7 @@ FROZEN = "frostleaf.frozen"
 CAST = "frostleaf.cast"
 
 
-def parameter(*, frozen: bool = False, **options: Any) -> Any:
+def parameter(*given: NoReturn, frozen: bool = False, **options: Any) -> Any:
     """Declare a field of parameters: arrays, modules, and tuples or mappings of them.
 
     A bare annotation means the same; call this to give the field a default, a factory, a converter or a validator.
@@ -29,10 +31,11 @@ def parameter(*, frozen: bool = False, **options: Any) -> Any:
     >>> Scale()
     Scale(factor=f32[3])
     """
+    _require_none("parameter", given)
     return _field("parameter", options, {FROZEN: frozen})
 
 
-def buffer(*, persistent: bool = True, cast: bool | None = None, **options: Any) -> Any:
+def buffer(*given: NoReturn, persistent: bool = True, cast: bool | None = None, **options: Any) -> Any:
     """Declare a field of arrays that belong to the model but are never trained, such as running statistics.
 
     A buffer is a leaf of the tree like a parameter: it is cast, mapped and passed through ``jit``. It is not among the
@@ -54,10 +57,11 @@ def buffer(*, persistent: bool = True, cast: bool | None = None, **options: Any)
     >>> list(Count().parameters()), list(Count().trainable_parameters())
     (['seen'], [])
     """
+    _require_none("buffer", given)
     return _field("buffer", options, {PERSISTENT: persistent, CAST: cast})
 
 
-def static(**options: Any) -> Any:
+def static(*given: NoReturn, **options: Any) -> Any:
     """Declare a field of metadata: a hashable value that is part of the model's structure and never an array.
 
     Two models have the same structure only if their static values are equal, so ``jit`` traces again when one differs.
@@ -76,7 +80,17 @@ def static(**options: Any) -> Any:
     >>> Power(3)
     Power(exponent=3)
     """
+    _require_none("static", given)
     return _field("static", options, {})
+
+
+def _require_none(kind: str, given: tuple[object, ...]) -> None:
+    """Raise a ``TypeError`` if anything was given by position, as a default is in other libraries."""
+    if given:
+        shown = describe(given[0])
+        raise TypeError(
+            f"fl.{kind} takes no positional arguments, and was given {shown}. A default is fl.{kind}(default={shown})"
+        )
 
 
 def kind(attribute: attrs.Attribute[Any]) -> str:

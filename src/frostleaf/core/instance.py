@@ -186,10 +186,17 @@ class Definition:
         return Metadata({}, True, frozenset())
 
 
-# Methods of MLX's modules that go by another name here.
+_CAST = "write model = model.astype(mx.float16), or another dtype. MLX's arrays are in memory that CPU and GPU share"
+# Methods of MLX's and PyTorch's modules that go by another name here.
 _INSTEAD_OF_READING = {
+    **dict.fromkeys(("to", "half", "float", "double", "bfloat16", "cuda", "cpu"), _CAST),
+    "state_dict": "write model.parameters() for the arrays, model.save_weights(path) or fl.save(path, model) for a file",
+    "load_state_dict": "write model = model.load_weights(path), or fl.load(path, like=model) for a file of fl.save",
+    "named_parameters": "write model.parameters(), a nested dict, or fl.tree.paths(model) beside fl.tree.leaves(model)",
+    "register_buffer": "declare a field of its class: name: mx.array = fl.buffer()",
+    "zero_grad": "gradients are values, so there are none to set to zero: loss, grads = fl.value_and_grad(loss_fn)(model, x)",
     "apply_to_modules": "write model = model.map_modules(fn), where fn(path, module) returns another module or None; adapters "
-    "come from fl.lora(model, where)"
+    "come from fl.lora(model, where)",
 }
 
 

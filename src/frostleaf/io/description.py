@@ -131,7 +131,6 @@ _FILLED = (
     "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1]"
 )
 _MODE = ", as for what is in it: give {given} with what .{switch}() returns there"
-_FROZEN = ": give {given} with what .unfreeze(){freeze} returns there"
 
 
 def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like") -> list[str]:
@@ -158,11 +157,6 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
     for number, (path, aspect) in enumerate(places[:_LINES]):
         if aspect == "mode" and path in outer.values():
             lines[number] += _MODE.format(given=given, switch="train" if modes[path] == _TRAINING else "eval")
-    first = next((number for number, (_, aspect) in enumerate(places[:_LINES]) if aspect == "frozen"), None)
-    if first is not None:
-        names = in_file.get(places[first], "")
-        freeze = f".freeze(keys={names.split(', ')})" if names else ""
-        lines[first] += _FROZEN.format(given=given, freeze=freeze)
     if not places:  # they differ in their order, or in what no path shows, such as the keys 1 and "1" of one dict
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))

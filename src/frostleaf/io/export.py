@@ -20,7 +20,7 @@ from ..transforms.collectives import tokens, unchanged_tokens
 from ..transforms.context import override, setting
 from ..transforms.jit.captured import captured_arrays
 from ..transforms.random import saved_state, unchanged_state
-from ..transforms.stateful import records
+from ..transforms.stateful import records, warn_uncollected
 from ..transforms.without_values import explained
 from ..transforms.wrapping import RUNS_LATER, require_runs_when_called
 from . import exported
@@ -256,11 +256,15 @@ class Exporter:
         """Call the function as it is called to be traced. The random state shows whether it has drawn."""
         rest = iter([array[...] for array in arrays])  # that it may assign to
         trees = [unflatten(flat.structure, rest) for flat in given]
-        # What layers record here is for nobody.
-        recording = setting(records, dict(records.get() or {}))
-        with override(plain=True, shapeless=bool(self._shapeless)), recording:
-            count = len(trees) - len(keywords)
-            return flat_of(self._fn(*trees[:count], **dict(zip(keywords, trees[count:], strict=True))))
+        count = len(trees) - len(keywords)
+        recorded = dict(records.get() or {})
+        before = len(recorded)
+        with override(plain=True, shapeless=bool(self._shapeless)), setting(records, recorded):
+            flat = flat_of(self._fn(*trees[:count], **dict(zip(keywords, trees[count:], strict=True))))
+        if len(recorded) > before:
+            classes = [type(module).__name__ for module, _ in recorded.values()][before:]
+            warn_uncollected(_UNCOLLECTED.format(fn=function_name(self._fn), cls=classes[0]))
+        return flat
 
     def _checks(self, signature: Signature, given: list[Flat], keywords: list[str]) -> Checks:
         return Checks(function_name(self._fn), functools.partial(self._run, given, keywords), _leaves(given), signature)
@@ -270,6 +274,10 @@ def _leaves(given: Sequence[Flat]) -> list[mx.array]:
     return [leaf for flat in given for leaf in flat.leaves]
 
 
+_UNCOLLECTED = (
+    "{fn} calls {cls} in training mode: what is exported computes with the statistics of each batch, and what is recorded "
+    "is lost. Export it with model.eval(), or export a function that returns what fl.stateful(model, ...) does"
+)
 _OTHER_RESULT = (
     "{fn} returns something of another structure when it is traced than when it runs: it depends on more than its arguments"
 )

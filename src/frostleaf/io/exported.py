@@ -104,6 +104,7 @@ def import_function(path: str | os.PathLike[str]) -> ImportedFunction:
         ...
     ValueError: the function was exported for other arguments:
     x: array f32[4,2] in the file, array f32[5,2] in the arguments
+    With shapeless=True, fl.export_function exports it for every length of the first axis
     """
     require_path(path, "fl.import_function(path)")
     _require_sealed(path)
@@ -125,6 +126,10 @@ def _part(code: Any) -> Part:
 
 
 _OTHER = "the function was exported for other arguments:\n{differences}"
+_SHAPELESS = "\nWith shapeless=True, fl.export_function exports it for every length of the first axis"
+_FROZEN = (
+    "\nThey differ in what is frozen: pass what .unfreeze() returns, and .freeze(...) where something is frozen in the file"
+)
 _NEAREST = (
     "the function was exported for {count} kinds of arguments, and not for these. The nearest is number {number}:\n"
     "{differences}"
@@ -207,10 +212,13 @@ class ImportedFunction:
         return True
 
     def _refusal(self, calls: Sequence[Mapping[str, Flat]]) -> str:
-        differing = [part.signature.differences(given) for part, given in zip(self._parts, calls, strict=True)]
+        pairs = [(part.signature, given) for part, given in zip(self._parts, calls, strict=True)]
+        differing = [signature.differences(given) for signature, given in pairs]
         nearest = min(differing, key=len)
         said = {"count": len(differing), "number": differing.index(nearest) + 1, "differences": "\n".join(nearest)}
-        return (_OTHER if len(differing) == 1 else _NEAREST).format(**said)
+        message = (_OTHER if len(differing) == 1 else _NEAREST).format(**said)
+        message += _FROZEN * any(signature.is_frozen_otherwise(given) for signature, given in pairs)
+        return message + _SHAPELESS * any(signature.has_other_lengths(given) for signature, given in pairs)
 
     def __repr__(self) -> str:
         return f"import_function({' | '.join(str(signature) for signature, _ in self._parts)})"

@@ -69,6 +69,11 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
 
 
 _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
+_FREEZE_LATER = (
+    "\nThey differ in what is frozen: load into a model in which the same is frozen as in the file's, and freeze or unfreeze "
+    "the one that is loaded"
+)
+_CAST_LATER = "\nThey differ in dtypes: load into a model in the file's dtypes, and cast the one that is loaded with .astype"
 _NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
 _OTHER_KINDS = (
     "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
@@ -79,7 +84,7 @@ _OTHER_KINDS = (
 def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) -> str:
     """Return what keeps a file from being read, of the facts about what is selected; an empty string if nothing does."""
     if strict:
-        return "" if in_file == in_like else _told(_OTHER_STRUCTURE, in_file, in_like)
+        return "" if in_file == in_like else _told(_OTHER_STRUCTURE, in_file, in_like) + _remedy(in_file, in_like)
     there, wanted = [{fact.path: fact for fact in facts if is_leaf(fact)} for facts in (in_file, in_like)]
     common = [path for path in wanted if path in there]
     other = [path for path in common if there[path] != wanted[path]]
@@ -87,6 +92,20 @@ def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) ->
         names = listed(map(repr, other), _SHOWN)
         return _told(_OTHER_KINDS, [there[path] for path in other], [wanted[path] for path in other], names=names)
     return "" if common else _told(_NOTHING_COMMON, [*there.values()], [*wanted.values()])
+
+
+def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> str:
+    """Return what to do where trees differ in nothing but what is frozen, or in nothing but dtypes."""
+    bare, wanted = [[fact for fact in facts if fact.aspect != "frozen"] for facts in (in_file, in_like)]
+    if bare == wanted:
+        return _FREEZE_LATER
+    without, others = [[(fact.path, fact.aspect, _without_dtype(fact)) for fact in facts] for facts in (in_file, in_like)]
+    return _CAST_LATER if without == others else ""
+
+
+def _without_dtype(fact: Fact) -> str:
+    kind = array_kind(fact)
+    return fact.text if kind is None else kind[kind.index("[") :]
 
 
 def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:

@@ -89,6 +89,26 @@ class Signature(NamedTuple):
             leaf.dtype == dtype_name(array.dtype) and _fits(leaf, array.shape) for leaf, array in pairs
         ) and not self._wrong_lengths(arrays)
 
+    def has_other_lengths(self, given: Mapping[str, Flat]) -> bool:
+        """Return whether the arguments of a call differ from the example's in nothing but the lengths of first axes."""
+        others = [
+            (leaf, array)
+            for leaf, array in zip(self.leaves, _arrays(given.values()), strict=False)
+            if leaf.shape != array.shape
+        ]
+        if any(leaf.shape[1:] != array.shape[1:] or len(leaf.shape) != array.ndim for leaf, array in others):
+            return False
+        paths = {leaf.path for leaf, _ in others}
+        here, there = [[fact for fact in facts if fact.path not in paths] for facts in (self.of_call(given), self.facts)]
+        same_dtypes = all(leaf.dtype == dtype_name(array.dtype) and not leaf.axes for leaf, array in others)
+        return bool(others) and same_dtypes and here == there
+
+    def is_frozen_otherwise(self, given: Mapping[str, Flat]) -> bool:
+        """Return whether the arguments of a call differ from the example's in nothing but what is frozen in them."""
+        facts = self.of_call(given)
+        here, there = [[fact for fact in each if fact.aspect != "frozen"] for each in (facts, self.facts)]
+        return facts != self.facts and here == there
+
     def _wrong_lengths(self, arrays: Sequence[mx.array]) -> list[str]:
         """Return a line for each length that is too small in a call, or of two sizes where it is one in the example."""
         found: dict[int, list[tuple[str, int]]] = {}

@@ -208,7 +208,7 @@ def _check_weights(
         advice = _renaming_advice(weights.keys(), current.keys(), origins, rename)
         raise ValueError(f"Received {len(extra)} parameters not in model: \n{names}.{advice}")
     if missing:
-        advice = _renaming_advice(weights.keys(), current.keys(), origins, rename)
+        advice = _renaming_advice(weights.keys(), current.keys(), origins, rename) or _tying_advice(module, missing, weights)
         raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.{advice}")
     for name, array in current.items():
         new = weights[name]
@@ -232,6 +232,25 @@ def _renaming_advice(given: Set[str], wanted: Set[str], origins: Mapping[str, st
     if rename is None and (prefix := _prefix(wanted, given - wanted)):
         return f"\nThe model's begin with {prefix!r}: give rename=lambda name: {prefix!r} + name."
     return ""
+
+
+_TIE = (
+    "\nIf {target!r} is to be the same array as {source!r}, which has its shape, tie them first: "
+    "model = model.tie({{{target!r}: {source!r}}})."
+)
+
+
+def _tying_advice(module: Node, missing: Set[str], weights: Mapping[str, Any]) -> str:
+    """Return what to say where a matrix is missing, and one of its shape in a layer of another class is given, as for words."""
+    flat = flat_of(module)
+    paths = dict(zip(flat.structure.leaf_names(), flat.structure.leaf_paths(), strict=True))
+    target = min(missing)
+    if len(missing) > 1 or target not in paths:
+        return ""
+    array, layer = at_path(module, paths[target]), at_path(module, paths[target][:-1])
+    alike = [name for name, each in weights.items() if name in paths and array.ndim > 1 and each.shape == array.shape]
+    others = [name for name in alike if type(at_path(module, paths[name][:-1])) is not type(layer)]
+    return _TIE.format(target=target, source=others[0]) if len(others) == len(alike) == 1 else ""
 
 
 def _prefix(longer: Set[str], names: Set[str]) -> str:

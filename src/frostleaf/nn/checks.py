@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
-from ..core.shapes import LEAF
+from ..core.shapes import LEAF, ShapeDtypeStruct
+from ..core.structure import flat_of
 from ..core.words import describe, listed, with_article
 from ..module import Module
 
@@ -110,6 +111,12 @@ def lookup(layer: Module, weight: mx.array, x: Any) -> mx.array:
         raise MisfitError(f"{type(layer).__name__} takes integers, an array of them or one, and was given {given}") from error
 
 
+ONLY_SHAPES = (
+    "{name} has shapes without values in the place of arrays. Build the model, load its weights, or write "
+    "fl.eval_shape(model, ...) for shapes of the result. The layer is {layer}"
+)
+
+
 def misfit(layer: Module, shape: str, x: Any, error: Exception | None = None) -> MisfitError:
     """Return the error for an input ``x`` that is not of the shape that the layer takes, with MLX's reason if there is one.
 
@@ -122,6 +129,8 @@ def misfit(layer: Module, shape: str, x: Any, error: Exception | None = None) ->
             f"{type(layer).__name__} takes an array of MLX, and was given {with_article(type(x).__name__)}: give mx.array(...)"
         )
     given = f"{describe(x)}{because(error)}. The layer is {layer!r}"
+    if any(isinstance(leaf, ShapeDtypeStruct) for leaf in flat_of(layer).leaves):
+        return MisfitError(ONLY_SHAPES.format(name=type(layer).__name__, layer=repr(layer)))
     return MisfitError(f"{type(layer).__name__} takes an input of shape {shape}, and was given {given}")
 
 

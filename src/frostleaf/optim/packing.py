@@ -104,6 +104,7 @@ def pack(tree: T, max_size: int = 4096) -> Packed[T]:
 
     Raises:
         ValueError: If ``max_size`` is not a number of elements.
+        TypeError: If it is an optimizer.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> opt = fl.optim.flatten(fl.optim.SGD(0.5))
@@ -120,6 +121,8 @@ def pack(tree: T, max_size: int = 4096) -> Packed[T]:
     if isinstance(tree, Packed):
         return tree
     leaves, structure = flatten(tree)
+    if hasattr(type(tree), "__state__"):  # it is an optimizer
+        raise TypeError(f"fl.optim.pack takes a model, and was given {describe(tree)}: write fl.optim.flatten for an optimizer")
     places = [
         REST if not trains else LARGE if leaf.size > max_size or shards else dtype_name(leaf.dtype)
         for leaf, trains, shards in zip(leaves, trainable(tree), shards_in(structure), strict=True)

@@ -11,7 +11,7 @@ import sysconfig
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -78,7 +78,7 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
     Returns:
         Whether there are any.
     """
-    outside = [*_outside(fn, static, classes)]
+    outside = [(each.name, each.value) for each in outside_of(fn, static, classes)]
     caches = {name: with_article(type(each[0]).__name__) for name, value in outside if (each := _caches(value))}
     found = {f"{name} ({_described(value, len(held))})": name for name, value in outside if (held := _arrays(value))}
     found |= {f"{name} ({kind})": name for name, kind in caches.items() if name not in found.values()}
@@ -96,7 +96,7 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
 
 def captured_arrays(fn: Callable[..., Any], bound: Iterable[Any]) -> list[mx.array]:
     """Return the arrays that a function is bound to, or reads from where :func:`warn_of_captured` looks."""
-    return [array for value in (*bound, *[each for _, each in _outside(fn, (), ())]) for array in _arrays(value)]
+    return [array for value in (*bound, *[each.value for each in outside_of(fn, in_jitted=True)]) for array in _arrays(value)]
 
 
 HIDDEN = (
@@ -158,7 +158,7 @@ def depends(array: mx.array, inputs: Sequence[mx.array]) -> bool:
 def is_from_outside(value: Any, fn: Any, static: Iterable[tuple[str, Any]]) -> bool:
     """Return whether a value is one that the function was given, or can read from outside."""
     static = list(static)
-    return any(each is value for _, each in (*static, *_outside(fn, static, ())))
+    return any(each is value for each in (*[given for _, given in static], *[read.value for read in outside_of(fn, static)]))
 
 
 def names_read_by(fn: Any, classes: Iterable[type], of_variables: bool = False, called: bool = True) -> set[str]:
@@ -218,26 +218,56 @@ def attributes_of(value: Any) -> dict[str, Any]:
     return {**_held(value), **{name: each for name, each in held.items() if each is not _UNSET}}
 
 
-def _outside(fn: Any, static: Iterable[tuple[str, Any]], classes: Iterable[type]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each variable, and attribute of one, that a function reads and that is not its own."""
-    yield "self", fn  # arguments are bound to a method, and an object that can be called may be a tree
+class Outside(NamedTuple):
+    """What a function reads that is not its own.
+
+    Attributes:
+        path: The name of a variable, or this and those of attributes, with dots between them.
+        value: What it is now.
+        fn: The function whose variable it is, which may be one that the function calls; ``None`` if it is none's.
+        in_helper: Whether it is such a one.
+    """
+
+    path: str
+    value: Any
+    fn: Any = None
+    in_helper: bool = False
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return f"{self.path} in {self.fn.__name__}" if self.in_helper and self.fn else self.path
+
+
+def outside_of(
+    fn: Any, static: Iterable[tuple[str, Any]] = (), classes: Iterable[type] = (), in_jitted: bool = False
+) -> Iterator[Outside]:
+    """Yield each variable, and attribute of one, that a function reads and that is not its own.
+
+    Args:
+        fn: The function.
+        static: The names and the values of what is static in its arguments.
+        classes: Those of the modules in its arguments.
+        in_jitted: Whether what a jitted function in it reads counts, which sees to that itself.
+    """
+    yield Outside("self", fn)  # arguments are bound to a method, and an object that can be called may be a tree
     static = list(static)
     objects = [("self", getattr(fn, "__self__", fn)), *static]
     own = list(_functions(fn))
     seen = {each.__code__ for each in own}
-    helpers = [helper for _, value in static for helper in _helpers(value)]
+    helpers = [helper for _, value in static for helper in _helpers(value, in_jitted)]
     for function in own:
-        yield from _read(function, "", objects, helpers)
+        yield from _read(function, False, objects, helpers, in_jitted)
     read = set().union(*map(_attribute_names, own))
     helpers += _methods([each for each in classes if not _is_ours(each.__call__)], {*read, "__call__"})
     yield from _of_classes([*classes, *[value for _, value in objects if isinstance(value, type)]], [*own, *helpers])
     for helper in helpers:  # which get more on the way
         if helper.__code__ not in seen and not _is_ours(helper) and len(seen) < _MOST_HELPERS:
             seen.add(helper.__code__)
-            yield from _read(helper, f" in {helper.__name__}", (), helpers)
+            yield from _read(helper, True, (), helpers, in_jitted)
 
 
-def _of_classes(classes: Sequence[type], functions: Iterable[types.FunctionType]) -> Iterator[tuple[str, Any]]:
+def _of_classes(classes: Sequence[type], functions: Iterable[types.FunctionType]) -> Iterator[Outside]:
     """Yield what functions may read of their arguments, or of ``self``, that stands in a class, unless it is also a field."""
     held = {
         f"{cls.__name__}.{name}": value
@@ -251,13 +281,17 @@ def _of_classes(classes: Sequence[type], functions: Iterable[types.FunctionType]
     if held:
         read = set().union(*map(_names_of_variables, functions))
         read = read.difference(*[cls.__frostleaf__.fields for cls in classes if issubclass(cls, Instance)])
-        yield from [(name, value) for name, value in held.items() if name.rpartition(".")[2] in read]
+        yield from [Outside(name, value) for name, value in held.items() if name.rpartition(".")[2] in read]
 
 
 def _read(
-    fn: types.FunctionType, where: str, objects: Iterable[tuple[str, Any]], helpers: list[types.FunctionType]
-) -> Iterator[tuple[str, Any]]:
-    """As :func:`_outside`, for one function; those that it may call are added to ``helpers``."""
+    fn: types.FunctionType,
+    in_helper: bool,
+    objects: Iterable[tuple[str, Any]],
+    helpers: list[types.FunctionType],
+    in_jitted: bool,
+) -> Iterator[Outside]:
+    """As :func:`outside_of`, for one function; those that it may call are added to ``helpers``."""
     names = names_read(fn.__code__)
     read = _attribute_names(fn)
     variables = list(_variables(fn, names))
@@ -265,17 +299,18 @@ def _read(
         if isinstance(value, _WITH_NAMES) and not _is_library(value) and name.count(".") < _DEEPEST:
             members = sorted(each[1] for kind, each in names if kind == "member" and each[0] == name.rpartition(".")[2])
             variables += [(f"{name}.{each}", held) for each in members if (held := _named(value, each)) is not None]
-    yield from [(name + where, value) for name, value in variables if not _tells_structure(value, name, [fn])]
+    yield from [Outside(name, value, fn, in_helper) for name, value in variables if not _tells_structure(value, name, [fn])]
     for _, value in variables:
-        helpers += _helpers(value)
-    for name, value in [*objects, *variables]:
+        helpers += _helpers(value, in_jitted)
+    for of, name, value in [*[(None, *each) for each in objects], *[(fn, *each) for each in variables]]:
         if not isinstance(value, type | types.ModuleType | types.FunctionType) and not _arrays(value):
             methods = _methods((type(value),), read)
             helpers += methods
             inside = read.union(*map(_attribute_names, methods))
             attributes = [(f"{name}.{each}", held) for each, held in attributes_of(value).items() if each in inside]
-            yield from [(each + where, held) for each, held in attributes if not _tells_structure(held, each, [fn, *methods])]
-            helpers += [helper for _, held in attributes for helper in _helpers(held)]
+            found = [(each, held) for each, held in attributes if not _tells_structure(held, each, [fn, *methods])]
+            yield from [Outside(each, held, of, in_helper) for each, held in found]
+            helpers += [helper for _, held in attributes for helper in _helpers(held, in_jitted)]
 
 
 def _tells_structure(value: Any, name: str, functions: Iterable[types.FunctionType]) -> bool:
@@ -313,9 +348,9 @@ def _functions(fn: Any) -> Iterator[types.FunctionType]:
         fn = getattr(fn, "__wrapped__", None)
 
 
-def _helpers(value: Any) -> Iterator[types.FunctionType]:
-    """Yield the functions that run when a value is called; of a jitted one nothing, which warns itself."""
-    while isinstance(value, functools.partial) or (isinstance(value, Wrapped) and value.verb != "jit"):
+def _helpers(value: Any, in_jitted: bool) -> Iterator[types.FunctionType]:
+    """Yield the functions that run when a value is called, those in a jitted one if they count."""
+    while isinstance(value, functools.partial) or (isinstance(value, Wrapped) and (in_jitted or value.verb != "jit")):
         value = value.func if isinstance(value, functools.partial) else value.__wrapped__
     if isinstance(value, types.FunctionType | types.MethodType) and not isinstance(getattr(value, "__self__", None), type):
         yield from _functions(value)

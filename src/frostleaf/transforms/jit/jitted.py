@@ -36,6 +36,7 @@ from .explanation import History
 from .program import Program
 from .retraces import Retraces
 from .serving import NeedsShapes, NeedsTheseShapes
+from .settings import Settings, settings_of
 from .standing import first_call
 
 P = ParamSpec("P")
@@ -75,10 +76,11 @@ def jit(
 
     Arguments and results may be any trees. The function runs in Python, and is traced, whenever structure, shapes, dtypes or
     static values are new; otherwise MLX replays the trace. It should be pure: side effects happen only when it is traced, and
-    arrays that it reads from outside its arguments are constants; the first call warns of them with a
-    :class:`CapturedArrayWarning`. Where they never change, ``warnings.filterwarnings("ignore", category=
-    fl.CapturedArrayWarning)`` keeps it quiet. Random numbers are an exception: ``mx.random`` goes on from call to call as it
-    does without ``jit``. An array that the function returns unchanged is the caller's own object, as it is without ``jit``.
+    what it reads from outside its arguments is constant, but for optimizers, layers without arrays and policies: for another
+    one under the same name it is traced again. Of arrays the first call warns with a :class:`CapturedArrayWarning`. Where they
+    never change, ``warnings.filterwarnings("ignore", category=fl.CapturedArrayWarning)`` keeps it quiet. Random numbers are an
+    exception: ``mx.random`` goes on from call to call as it does without ``jit``. An array that the function returns unchanged
+    is the caller's own object, as it is without ``jit``.
 
     Functions and plain objects are told apart by identity, and so kept in no trace once they are dropped, also where they
     stood in partials, dataclasses or static fields. An object that can change gives a :class:`MutableArgumentWarning`; a
@@ -160,7 +162,7 @@ class Traces:
         programs: The programs, by the signature of the arguments.
         latest: The signature of the latest call, and its program.
         history: What the function was traced for.
-        looked_outside: Whether the function has been looked through for arrays from outside.
+        settings: What the function reads from outside that each call looks at; ``None`` if it has not been looked through yet.
         warned: The classes of mutable arguments that have been warned of.
         names: Those of its parameters that can be given by position.
         retraces: Its traces that were hardly of use.
@@ -174,7 +176,7 @@ class Traces:
     programs: dict[Any, Program] = attrs.field(factory=dict, eq=False)
     latest: tuple[list[Any] | None, Program | None] = attrs.field(default=_NONE_YET, eq=False)
     history: History = attrs.field(default=attrs.Factory(lambda self: History(self.max_traces), True), eq=False)
-    looked_outside: bool = attrs.field(default=False, eq=False)
+    settings: Settings | None = attrs.field(default=None, eq=False)
     warned: set[type] = attrs.field(factory=set, eq=False)
     retraces: Retraces = attrs.field(factory=Retraces, eq=False)
     names: tuple[str, ...] = attrs.field(init=False, eq=False)
@@ -222,6 +224,7 @@ class Jitted(Wrapped[P, R]):
         traces = self.options
         names: Any = ()
         values: tuple[Any, ...] = args
+        settings = traces.settings
         if kwargs or self._is_bound:
             named = {**self._bound_kwargs, **kwargs}
             names = tuple(sorted(named) if traces.any_order else named)
@@ -235,6 +238,11 @@ class Jitted(Wrapped[P, R]):
                     key.append((value.shape, value.dtype))
                 else:
                     flat = flat_of(value, hidden=True)
+                    given += flat.leaves
+                    key.append(flat.signature or flat.signed())
+            if settings:
+                for setting in settings.values():
+                    flat = setting.now()
                     given += flat.leaves
                     key.append(flat.signature or flat.signed())
             # Most calls are like the one before, and comparing is faster than hashing.
@@ -278,10 +286,17 @@ class Jitted(Wrapped[P, R]):
         classes = _classes(values)
         held = [*static, *self._objects_in_fields(values, names, classes)]
         require_no_arrays(self._fn, held)
-        if not traces.looked_outside:
-            traces.looked_outside = True
-            if not warn_of_captured(self._fn, held, classes):  # of which passing the object as an argument is the mend, too
-                warn_of_mutable(self._fn, owner_of(self._fn), classes, traces.warned)
+        is_first = traces.settings is None
+        if is_first:
+            traces.settings = settings_of(self._fn, held, classes)
+        count = 2 + len(values)
+        if traces.settings and len(key) == count:  # the call knew of none
+            key = [*key, *[each.now().signed() for each in traces.settings.values()]]
+        settings = [part.structure for part in key[count:]]
+        looks = is_first or any(each.num_leaves for each in settings)  # of which there were none before
+        # Passing the object as an argument is the mend for arrays, too.
+        if looks and not warn_of_captured(self._fn, held, classes):
+            warn_of_mutable(self._fn, owner_of(self._fn), classes, traces.warned)
         warn_of_mutable(self._fn, held, classes, traces.warned)
         # One that keeps all traces is meant to have many, and a trace that calls it for each of many layers is made once.
         is_watched = traces.max_traces is not None and not outliving.tracing
@@ -289,10 +304,11 @@ class Jitted(Wrapped[P, R]):
             traces.retraces.add_numbers(self._fn, static, given, traces.history)
         if traces.latest is not _NONE_YET:  # as the call before left it if it was traced
             traces.retraces.clear()
-        structures = tuple([flat_of(value, hidden=True).structure for value in values])
-        arguments = [self._argument(position, len(values), names) for position in range(len(values))]
+        structures = (*[flat_of(value, hidden=True).structure for value in values], *settings)
+        labels = names if not settings else (*names, *traces.settings)  # settings are as if given by name
+        arguments = [self._argument(position, len(structures), labels) for position in range(len(structures))]
         bare = _without_shapes(key) if shapeless else key
-        program = Program(self._fn, structures, bare, arguments, shapeless, traces.history)
+        program = Program(self._fn, structures, bare, labels, arguments, shapeless, traces.history)
         program.used = _tick()
         kept = tuple(program.key)
         with _lock:

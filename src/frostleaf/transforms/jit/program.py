@@ -37,9 +37,10 @@ class Program:
 
     Args:
         fn: The function.
-        structures: Those of the arguments.
+        structures: Those of the arguments, and of the settings that come after them.
         key: What tells its calls from others: what holds where it is called, the names of arguments, and their signatures.
-        arguments: The names of all arguments.
+        labels: The names of those arguments that are given by name, then those of the settings.
+        arguments: The names of all arguments and settings.
         shapeless: Whether it serves all shapes.
         history: What its function was traced for.
 
@@ -59,6 +60,7 @@ class Program:
         fn: Callable[..., Any],
         structures: tuple[Structure, ...],
         key: Sequence[Any],
+        labels: tuple[str, ...],
         arguments: Sequence[str],
         shapeless: bool,
         history: History,
@@ -68,9 +70,9 @@ class Program:
         structures = tuple([weakened(structure, lent.argument) for structure in structures])
 
         def call(values: list[Any]) -> Any:
-            positional = len(values) - len(names)
+            positional = len(values) - len(labels)
             with explained("fl.jit", fn), override(shapeless=shapeless or context.get().shapeless):
-                return fn(*values[:positional], **dict(zip(names, values[positional:], strict=True)))
+                return fn(*values[:positional], **dict(zip(names, values[positional:], strict=False)))
 
         def present_structures() -> Sequence[Structure]:
             return _calls.structures[-1] if lent.references else structures
@@ -108,7 +110,7 @@ class Program:
             kept = weakened(spec, lent.result)
             exchanged = bool(changed(tokens(), begun))
             computed, origins = inputs.separate(out.leaves)
-            traced = Traced(names, tuple(map(remembered, present)), arrays, context.get().dtype)
+            traced = Traced(labels, tuple(map(remembered, present)), arrays, context.get().dtype)
             return computed, _Result(kept, kept is not spec, origins, exchanged, static, traced)
 
         Shell.forget_retired()
