@@ -57,6 +57,7 @@ HELD: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.CapturedArrayWarning")
 @pytest.mark.parametrize("how", LATE)
 @pytest.mark.parametrize("where", HELD)
 def test_arrays_that_have_no_values_yet_are_constants_with_values(how: str, where: str, tmp_path: Path) -> None:

@@ -84,10 +84,6 @@ def in_our_words(fn: str) -> Iterator[None]:
         raise
 
 
-class _CannotBeCalled(ValueError):  # noqa: N818
-    pass
-
-
 @attrs.frozen
 class Checks:
     """Compares a function with what MLX has written of it.
@@ -123,8 +119,10 @@ class Checks:
             new = dict(zip(sizes, each, strict=True))
             try:
                 self._require_lengths(serving, {length: new[size] for length, size in more.items()})
-            except _CannotBeCalled:  # it has a limit, and says so
-                continue
+            except ValueError as error:
+                if isinstance(error.__cause__, NeedsShapes):
+                    raise
+                continue  # it has a limit, and says so
         single = [length for length in more if self._serves(serving, {length: 1})]
         single = single if self._serves(serving, dict.fromkeys(single, 1)) else []
         return {length: 2 for length in more if length not in single}
@@ -147,7 +145,7 @@ class Checks:
         except Exception as error:
             if where == _EXAMPLE:
                 raise
-            raise _CannotBeCalled(_FAILS.format(fn=self.fn, where=where, error=error)) from error
+            raise ValueError(_FAILS.format(fn=self.fn, where=where, error=error)) from error
 
     def check(self, imported: Callable[..., Any]) -> None:
         """Raise an error unless the imported function computes what the function does.

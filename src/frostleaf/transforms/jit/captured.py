@@ -96,6 +96,8 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
 
 def captured_arrays(fn: Callable[..., Any], bound: Iterable[Any]) -> list[mx.array]:
     """Return the arrays that a function is bound to, or reads from where :func:`warn_of_captured` looks."""
+    while isinstance(fn, Wrapped):
+        fn = fn.__wrapped__
     return [array for value in (*bound, *[each.value for each in outside_of(fn, in_jitted=True)]) for array in _arrays(value)]
 
 
