@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from collections import namedtuple
 from collections.abc import Callable
@@ -14,36 +13,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from exports import Wrapped, apply, batch, through
 from hypothesis import given
 from laws.strategies import law, trees
 
 import frostleaf as fl
 
 Output = namedtuple("Output", ["logits", "hidden"])
-
-
-def through(folder: Path, fn: Callable[..., Any], *examples: Any, **options: Any) -> Any:
-    fl.export_function(folder / "f.mlxfn", fn, *examples, **options)
-    return fl.import_function(folder / "f.mlxfn")
-
-
-def apply(model: Any, x: Any) -> Any:
-    return model(x)
-
-
-def batch(rows: int, columns: int = 4, dtype: mx.Dtype = mx.float32) -> mx.array:
-    return mx.random.normal((rows, columns)).astype(dtype)
-
-
-class Wrapped(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = [nn.Linear(4, 4, bias=False), nn.RMSNorm(4)]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        for layer in self.layers:
-            x = nn.gelu(layer(x))
-        return x
 
 
 def step(model: Any, state: Any, x: mx.array) -> Any:
@@ -180,43 +156,6 @@ def test_what_a_function_has_from_elsewhere_is_not_computed_again(tmp_path: Path
     assert fl.import_function(path)(mx.ones((3, 64))).shape == (3, 64)
 
 
-SHAPELESS: dict[str, Callable[[], tuple[Any, ...]]] = {
-    "linear": lambda: (True, apply, fl.nn.Linear(4, 3), batch(4)),
-    "wrapped": lambda: (True, apply, fl.from_mlx(Wrapped()), batch(4)),
-    "quantized": lambda: (True, apply, fl.quantize(fl.nn.Linear(32, 4), group_size=32), batch(4, 32)),
-    "loss": lambda: (True, lambda model, x, y: ((model(x) - y) ** 2).mean(), fl.nn.Linear(4, 3), batch(4), batch(4, 3)),
-    "gradients": lambda: (True, fl.grad(lambda model, x: (model(x) ** 2).sum()), fl.nn.Linear(4, 3), batch(4)),
-    "gradients of more axes": lambda: (
-        True,
-        fl.grad(lambda model, x: (model(x) ** 2).sum()),
-        fl.nn.Linear(4, 3),
-        mx.random.normal((4, 2, 4)),
-    ),
-    "layer norm": lambda: (True, apply, fl.nn.LayerNorm(4), batch(4)),
-    "in a tree": lambda: (True, lambda run: run["model"](run["x"]), {"model": fl.nn.Linear(4, 3), "x": batch(4)}),
-    "another axis": lambda: ((None, 1), lambda scale, x: scale * x, batch(2, 1), batch(2, 4)),
-    "two lengths": lambda: (True, lambda x, y: x @ y.T, batch(4), batch(5)),
-    "some of a tree": lambda: (({"x": 0, "w": None},), lambda tree: tree["x"] @ tree["w"], {"x": batch(3), "w": batch(4)}),
-    "bfloat16": lambda: (True, apply, fl.nn.Linear(4, 3).astype(mx.bfloat16), batch(4, dtype=mx.bfloat16)),
-}
-
-
-@pytest.mark.parametrize("case", SHAPELESS)
-@pytest.mark.parametrize("rows", [2, 4, 9, 300])
-def test_one_export_serves_all_lengths(case: str, rows: int, tmp_path: Path) -> None:
-    shapeless, fn, *examples = SHAPELESS[case]()
-    imported = through(tmp_path, fn, *examples, shapeless=shapeless)
-
-    def resized(path: str, leaf: mx.array) -> mx.array:
-        axis = 1 if case == "another axis" else 0
-        is_open = re.fullmatch("[0-9]|.*x", path) and leaf.shape[axis] > 1
-        return mx.take(leaf, mx.arange(rows) % leaf.shape[axis], axis=axis) if is_open else leaf
-
-    others = fl.tree.map_with_path(resized, examples)
-    expected = fn(*others)
-    assert fl.tree.allclose(imported(*others), expected, rtol=1e-5, atol=2e-2 if case == "bfloat16" else 1e-5)
-
-
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "random": (lambda: (False, lambda x: mx.random.normal(x.shape), batch(2)), "draws random numbers .* Pass a key"),
     "dropout": (lambda: (False, apply, fl.nn.Dropout(0.5), batch(2)), r"Pass a key.*model.eval\(\)"),
@@ -236,16 +175,36 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: (True, lambda x: x if x.shape[0] < 9 else mx.sin(x), batch(4)),
         "with 9 in the place of 4, with .* it takes 1 operations",
     ),
+    "a window": (lambda: (True, lambda x: x[-16:] if len(x) > 16 else x, batch(6)), "with 191 in the place of 6"),
+    "at most": (lambda: (True, lambda x: x * min(max(len(x), 14), 100), batch(6)), "with 191 in the place of 6"),
+    "a limit that is told": (lambda: (True, lambda x: no_more_than(100, x) * max(len(x), 14), batch(6)), "with 23 in the pl"),
+    "two axes": (lambda: (((0, 1),), lambda x: x[:, : min(x.shape[1], 16)], batch(3)), "with 191 in the place of 3"),
     "one row": (lambda: (True, lambda x: x.sum(axis=0), batch(1)), "more than one row"),
+    "no rule": (
+        lambda: (True, lambda x, key: x + mx.random.normal((4,), key=key), batch(2), mx.random.key(0)),
+        "can't be called",
+    ),
+    "no rule for it": (
+        lambda: ((0, None), lambda x, key: x + mx.random.normal((4,), key=key), batch(2), mx.random.key(0)),
+        "with shapeless: MLX has no rule for the shape of what RandomBits returns. Export it without",
+    ),
     "recurrent": (lambda: (True, apply, fl.nn.RNN(3, 3), mx.ones((2, 4, 3))), "Slice"),
     "not a batch": (lambda: (True, lambda x, w: x @ w, batch(3), batch(4)), "can't be called .*shapeless=\\(None, 0\\)"),
     "alike": (lambda: (True, lambda x, w: x @ w, batch(4), batch(4)), "unlike lengths"),
     "nothing open": (lambda: (True, apply, fl.nn.Linear(1, 1), mx.array(1.0)), "nothing may vary"),
     "entries": (lambda: ((None,), apply, fl.nn.Linear(1, 1), mx.ones((1, 1))), "1 entries, and there are 2"),
     "axis": (lambda: ((None, 2), apply, fl.nn.Linear(1, 1), mx.ones((1, 1))), r"argument 1, f32\[1,1\], has no axis 2"),
+    "axes": (lambda: (((0, 2),), lambda x: x, mx.ones((1, 1))), r"argument 0, f32\[1,1\], has no axis 2"),
+    "axes of a tree": (lambda: (((0, 1),), lambda x: x, {"a": mx.ones((1, 1))}), "shapeless does not have the structure"),
     "empty": (lambda: (True, lambda x: x, mx.ones((0, 2))), "is 0"),
     "same name": (lambda: (False, lambda m, weight: weight["x"], {"weight": {"x": batch(1)}}, {"x": batch(1)}), "weight.x"),
 }
+
+
+def no_more_than(most: int, x: mx.array) -> mx.array:
+    if len(x) > most:
+        raise ValueError(f"at most {most}")
+    return x
 
 
 @mx.custom_function
@@ -284,35 +243,12 @@ def test_what_would_be_wrong_is_refused_and_the_old_file_stays(case: str, tmp_pa
     shapeless, fn, *examples = make()
     (tmp_path / "f.mlxfn").write_text("old")
     state = mx.random.state[0]
-    with pytest.raises(ValueError, match="(?s)" + message):
+    with pytest.raises(ValueError, match="(?s)" + message) as caught:
         fl.export_function(tmp_path / "f.mlxfn", fn, *examples, shapeless=shapeless)
+    assert caught.type is ValueError
     assert (tmp_path / "f.mlxfn").read_text() == "old"
     assert os.listdir(tmp_path) == ["f.mlxfn"]
     assert mx.array_equal(mx.random.state[0], state)
-
-
-def test_a_length_of_one_is_refused_where_mlx_would_end_the_process(tmp_path: Path) -> None:
-    model, x = fl.nn.Linear(4, 3), batch(1)
-    summed = through(tmp_path, lambda x: x.sum(axis=0), batch(4), shapeless=True)
-    rows = through(tmp_path, apply, model, batch(4), shapeless=True)
-    with pytest.raises(ValueError, match="x has 1, and MLX can compute this with 2 or more"):
-        summed(x)
-    assert fl.tree.allclose(rows(model, x), model(x), atol=1e-6)
-
-
-def test_one_row_may_be_the_example(tmp_path: Path) -> None:
-    model, x = fl.nn.Linear(4, 3), batch(7)
-    imported = through(tmp_path, apply, model, x[:1], shapeless=True)
-    assert fl.tree.allclose(imported(model, x), model(x), atol=1e-6)
-
-
-def test_lengths_that_are_one_in_the_example_are_one_in_each_call(tmp_path: Path) -> None:
-    imported = through(tmp_path, lambda x, y: (x + 1, y + 1), batch(3), batch(3), shapeless=True)
-    assert imported(batch(5), batch(5))[1].shape == (5, 4)
-    with pytest.raises(ValueError, match=r"x has 5, y has 4, which are of one length \(3\) in the example"):
-        imported(batch(5), batch(4))
-    with pytest.raises(ValueError, match="x has 0, y has 0, and MLX can compute this with 1 or more"):
-        imported(batch(0), batch(0))
 
 
 @pytest.mark.parametrize("name", ["shapeless", "metadata", "fun", "self"])
@@ -328,6 +264,7 @@ OTHERS: dict[str, tuple[Callable[[Any, Any], tuple[Any, ...]], str]] = {
     "weights": (lambda m, x: (m.astype(mx.bfloat16), x), r"model.layers.0.weight: array f32\[4,4\] in the file, array bf16"),
     "mode": (lambda m, x: (m.eval(), x), r"model \(mode\): training in the file, evaluation in .* .train\(\) returns"),
     "frozen": (lambda m, x: (m.freeze(), x), r"model.layers.0 \(frozen\): nothing in the file, bias, weight in the arguments"),
+    "to thaw": (lambda m, x: (m.freeze(), x), r"\nThey differ in what is frozen: pass what .unfreeze\(\) returns, and"),
     "class": (lambda m, x: ([m], x), "model: frostleaf.nn.Sequential in the file, list of 1 in the arguments"),
     "fewer": (lambda m, x: (m,), r"x: array f32\[5,4\] in the file, nothing in the arguments"),
     "more": (lambda m, x: (m, x, x), r"2: nothing in the file, array f32\[5,4\] in the arguments"),
@@ -513,6 +450,50 @@ def test_another_thread_is_told_of(tmp_path: Path) -> None:
     thread.join()
     assert len(said) == 1
     assert not (tmp_path / "f").exists()
+
+
+def test_arguments_may_have_names(tmp_path: Path) -> None:
+    def fn(x: mx.array, *, scale: Any, y: mx.array) -> Any:
+        return x @ y.T * scale["a"]
+
+    x, y, scale = batch(2), batch(3), {"a": mx.array(2.0)}
+    imported = through(tmp_path, fn, x, y=y, scale=scale, shapeless=(0, 0, None))
+    expected = fn(batch(5) * 0 + 1, y=y, scale=scale)
+    assert fl.tree.allclose(imported(mx.ones((5, 4)), scale=scale, y=y), expected)
+    assert fl.tree.allclose(imported(y=y, scale=scale, x=mx.ones((5, 4))), expected)
+    plain: Any = mx.import_function(str(tmp_path / "f.mlxfn"))
+    assert fl.tree.allclose(plain(mx.ones((5, 4)), y=y, a=scale["a"])[0], expected)
+    with pytest.raises(TypeError, match="x is given by position and by name"):
+        imported(x, x=x, y=y, scale=scale)
+    with pytest.raises(ValueError, match=r"y: array f32\[n2,4\] in the file, nothing in the arguments"):
+        imported(x, scale=scale)
+    with pytest.raises(ValueError, match=r"z: nothing in the file, array f32\[2,4\] in the arguments"):
+        imported(x, scale=scale, y=y, z=x)
+
+
+def test_each_kind_of_arguments_has_its_names(tmp_path: Path) -> None:
+    with fl.exporter(tmp_path / "f", lambda x, y=1, **more: x + y + sum(more.values())) as export:
+        export(batch(2))
+        export(batch(2), y=batch(2))
+        export(batch(2), batch(1), self=batch(1), path=batch(1))
+    imported = fl.import_function(tmp_path / "f")
+    one = mx.ones((1, 4))
+    assert imported(x=mx.ones((2, 4)))[0, 0].item() == 2.0
+    assert imported(batch(2) * 0, batch(2) * 0).shape == (2, 4)
+    assert imported(path=one, y=one, self=one, x=mx.ones((2, 4)))[0, 0].item() == 4.0
+
+
+@pytest.mark.parametrize("case", ["linear", "step", "static", "dropout with a key", "ties", "quantized"])
+def test_the_arrays_that_mlx_takes_are_told(case: str, tmp_path: Path) -> None:
+    fn, *examples = CASES[case]()
+    positional, named = through(tmp_path, fn, *examples).arguments(*examples)
+    mx.save_safetensors(str(tmp_path / "named.safetensors"), named)
+    plain: Any = mx.import_function(str(tmp_path / "f.mlxfn"))
+    found = plain(*positional, **mx.load(str(tmp_path / "named.safetensors")))
+    with fl.disable_jit():
+        assert fl.tree.equal([*found], fl.tree.leaves(fn(*examples)))
+    with pytest.raises(ValueError, match="nothing in the arguments"):
+        fl.import_function(tmp_path / "f.mlxfn").arguments(*examples[:-1])
 
 
 class Normed(fl.Module):

@@ -13,9 +13,11 @@ import mlx.core as mx
 
 from ..core.structure import Flat, Structure, flat_of, require_numbers, unflatten
 from ..core.words import describe, function_name, level_of_caller, listed
+from ..transforms import evaluation
 from ..transforms.binding import unbind
 from ..transforms.collectives import has_exchange, refused, settle
 from ..transforms.context import override, setting
+from ..transforms.jit.captured import captured_arrays
 from ..transforms.random import saved_state, unchanged_state
 from ..transforms.stateful import records, warn_uncollected
 from ..transforms.without_values import explained
@@ -34,34 +36,40 @@ def export_function(
     *example_trees: Any,
     shapeless: bool | Sequence[Any] = False,
     metadata: Any = None,
+    **named_trees: Any,
 ) -> None:
     """Write a function of trees to a file, from which :func:`import_function` and MLX's own function of that name read it.
 
     The function is traced with the examples. What it does with arrays is in the file, and the structure of its arguments and
     of its result. Static values of the arguments (numbers, modes, frozen names) and arrays that it has from elsewhere are
-    constants. Of a module given as ``fn``, or of a bound method, the weights are such constants: the file alone suffices, and
-    has their size. Given as an argument, a module stays an argument.
+    constants; what is not computed yet is computed before. Of a module given as ``fn``, or of a bound method, the weights are
+    such constants: the file alone suffices, and has their size. Given as an argument, a module stays an argument.
 
     The file is kept if what it computes is what ``fn`` computes, with the examples and, if ``shapeless``, with three more
-    lengths of what may vary: about twice as many rows, one fewer and a single one, drawn from the examples. A single one is
-    refused in calls where MLX can't compute it (a sum over the batch). Lengths that are equal in the examples must be equal in
-    each call, so that unlike lengths need unlike numbers in the examples. It replaces a file of that name whole, or leaves it.
-    What :func:`checkpoint` made runs as a plain function: MLX can't write that something is computed again.
+    lengths of what may vary: about twice as many rows, one fewer and a single one, drawn from the examples. ``fn`` is also
+    traced with round numbers of rows such as 192, and has to do the same with them. A single one is refused in calls where MLX
+    can't compute it (a sum over the batch); plain MLX ends the process when it is called with one there. Lengths that are
+    equal in the examples must be equal in each call, so that unlike lengths need unlike numbers in the examples. The file
+    replaces one of that name whole, or leaves it. What :func:`checkpoint` made runs as a plain function: MLX can't write that
+    something is computed again.
 
     MLX, in Python, C++ or Swift, takes the arrays of the first module (or, if there is none, of the first argument that is
     more than one array) by name, under the names that they have in a file of weights: ``fn(x, **mx.load(weights))`` for a
     function of a model and ``x``. An argument that is one array goes by position. Those of every other argument go by its
     name and theirs, such as ``batch.tokens``; ``*args`` as ``args.0``. Arrays that a file of weights lacks, such as buffers
-    that are not persistent, have to be given as well. It returns the arrays of the result in the order of
+    that are not persistent or what an optimizer keeps, have to be given as well: ``.arguments(*trees)`` of the imported
+    function returns all, by position and by name. MLX returns the arrays of the result in the order of
     :func:`frostleaf.tree.leaves`, and ``mx.import_function(path, return_metadata=True)`` also a text in JSON, of which
     ``metadata`` is what was given here.
 
     Args:
         path: The file; MLX's files end in ``.mlxfn``.
         fn: A function of trees that returns a tree: a function, method or module, or a partial application of one.
-        *example_trees: Its arguments, with values.
+        *example_trees, **named_trees: Its arguments, with values. Those given by name are the last for ``shapeless``. MLX takes
+            them by their names, also those that are one array.
         shapeless: Whether axes may be of other lengths: ``True`` for the first axis of each array that is in no module, or as
-            ``in_axes`` of :func:`vmap` a tuple with an entry for each argument. Default: ``False``.
+            ``in_axes`` of :func:`vmap` a tuple with an entry for each argument, in which a tuple in the place of an array is
+            several of its axes: ``(None, (0, 1))``. Default: ``False``.
         metadata: Anything that JSON can hold, which comes back as ``.metadata`` of the imported function. Default: ``None``.
 
     Raises:
@@ -87,7 +95,7 @@ def export_function(
     (4, 3)
     """
     with exporter(path, fn, shapeless=shapeless, metadata=metadata) as export:
-        export(*example_trees)
+        export(*example_trees, **named_trees)
 
 
 def exporter(
@@ -123,12 +131,14 @@ class _Example(NamedTuple):
     Attributes:
         signature: The description of the arguments.
         given: The arguments, taken apart.
+        keywords: The names of the last of them, which are given by name.
         result: The structure of the result.
         code: The same in JSON.
     """
 
     signature: Signature
     given: list[Flat]
+    keywords: list[str]
     result: Structure
     code: Any
 
@@ -172,7 +182,7 @@ class Exporter:
         if kind is None:
             self.close()
 
-    def __call__(self, *example_trees: Any) -> None:
+    def __call__(self, /, *example_trees: Any, **named_trees: Any) -> None:
         """Export the function for arguments like these, in the file that :meth:`close` writes. It runs once.
 
         Raises:
@@ -180,25 +190,28 @@ class Exporter:
             ValueError: If two arrays would have the same name, random numbers are drawn, or arrays are exchanged
                 with other processes.
         """
-        given = [flat_of(tree) for tree in example_trees]
+        trees, keywords = [*example_trees, *named_trees.values()], [*named_trees]
+        given = [flat_of(tree) for tree in trees]
         for flat in given:
             require_numbers(flat)
-        signature = signature_of(self._fn, example_trees, given, self._shapeless)
+        signature = signature_of(self._fn, trees, given, keywords, self._shapeless)
         before = saved_state()
         settle()
         with unchanged_state():
-            result = self._call(given, _leaves(given))
+            result = self._call(given, keywords, _leaves(given))
             if not mx.array_equal(before, saved_state()):
                 raise ValueError(_DRAWS.format(fn=function_name(self._fn)))
-            # What it has from elsewhere would be computed again in each call of the file, if it had no values yet.
-            mx.eval(result.leaves)
+            # With the result all that it is computed from, wherever the function has that from: the trace would have its
+            # recipe, and with shapeless that of arrays of which it needs only the shape.
+            fn, bound, named = unbind(self._fn)
+            evaluation.eval(_leaves(given), result.leaves, captured_arrays(fn, [*bound, *named.values()]))
             if self._shapeless:
-                signature = signature._replace(least=self._checks(signature, given).least())
+                signature = signature._replace(least=self._checks(signature, given, keywords).least())
         if signature.unknown:
             places = listed(f"{place} ({kind})" for place, kind in signature.unknown.items())
             warnings.warn(_UNCOMPARED.format(places=places), UncomparedValueWarning, stacklevel=level_of_caller())
         code = Parts([flat.structure for flat in given]).encode(result.structure)
-        self._examples.append(_Example(signature, given, result.structure, code))
+        self._examples.append(_Example(signature, given, keywords, result.structure, code))
 
     def close(self) -> None:
         """Write the file, if what it computes is right.
@@ -213,7 +226,7 @@ class Exporter:
             exported.seal(temporary)
             imported: Any = mx.import_function(temporary)
             for example in self._examples:
-                self._checks(example.signature, example.given).check(imported)
+                self._checks(example.signature, example.given, example.keywords).check(imported)
 
     def _write(self, file: str) -> None:
         parts = [exported.Part(example.signature, example.code) for example in self._examples]
@@ -221,7 +234,7 @@ class Exporter:
         tracing = self._examples[0]
 
         def on_leaves(*positional: mx.array, **named: mx.array) -> list[mx.array]:
-            result = self._run(tracing.given, tracing.signature.joined(positional, named))
+            result = self._run(tracing.given, tracing.keywords, tracing.signature.joined(positional, named))
             if result.structure != tracing.result:
                 raise ValueError(_OTHER_RESULT.format(fn=function_name(self._fn)))
             return list(result.leaves)
@@ -232,20 +245,21 @@ class Exporter:
                 positional, named = tracing.signature.split(_leaves(tracing.given))
                 export(positional, named)
 
-    def _run(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
+    def _run(self, given: Sequence[Flat], keywords: Sequence[str], arrays: Sequence[mx.array]) -> Flat:
         """Call the function with other arrays in the arguments, which need not have values."""
         with unchanged_state(), explained("fl.export_function", self._fn):
-            return self._call(given, arrays)
+            return self._call(given, keywords, arrays)
 
-    def _call(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
+    def _call(self, given: Sequence[Flat], keywords: Sequence[str], arrays: Sequence[mx.array]) -> Flat:
         """Call the function as it is called to be traced. The random state shows whether it has drawn."""
         rest = iter([array[...] for array in arrays])  # that it may assign to
         trees = [unflatten(flat.structure, rest) for flat in given]
+        count = len(trees) - len(keywords)
         recorded = dict(records.get() or {})
         before = len(recorded)
         recording = setting(records, recorded)
         with override(plain=True, shapeless=bool(self._shapeless)), recording, setting(refused, self._no_exchange):
-            result = flat_of(self._fn(*trees))
+            result = flat_of(self._fn(*trees[:count], **dict(zip(keywords, trees[count:], strict=True))))
         if has_exchange(result.leaves):
             raise self._no_exchange()
         if len(recorded) > before:
@@ -256,8 +270,8 @@ class Exporter:
     def _no_exchange(self) -> ValueError:
         return ValueError(_EXCHANGES.format(fn=function_name(self._fn)))
 
-    def _checks(self, signature: Signature, given: list[Flat]) -> Checks:
-        return Checks(function_name(self._fn), functools.partial(self._run, given), _leaves(given), signature)
+    def _checks(self, signature: Signature, given: list[Flat], keywords: list[str]) -> Checks:
+        return Checks(function_name(self._fn), functools.partial(self._run, given, keywords), _leaves(given), signature)
 
 
 def _leaves(given: Sequence[Flat]) -> list[mx.array]:

@@ -12,11 +12,11 @@ import mlx.core as mx
 
 from ..core.structure import Flat, Structure
 from ..core.words import listed
-from ..transforms.jit.serving import NeedsShapes, Serving
+from ..transforms.jit.serving import ROUND, NeedsShapes, Serving, around, reason
 from .signatures import Signature
 
-# What a length in the examples is replaced by: about twice as many rows, one fewer, and a single one.
-_OTHERS: list[Callable[[int], int]] = [lambda length: 2 * length + 1, lambda length: max(1, length - 1), lambda length: 1]
+# What a length in the examples is replaced by, besides one: about twice as many rows, and one fewer, which is not one.
+_OTHERS: list[Callable[[int], int]] = [lambda length: 2 * length + 1, lambda length: length - (length > 2)]
 
 
 _FAILS = (
@@ -38,14 +38,25 @@ _STEPS = (
 )
 _NO_STREAM = "There is no Stream"  # as MLX words it
 _OTHER_THREAD = "MLX runs what it reads from a file in the main thread alone: export it there"
+_NO_RULE = "{fn} can't be exported with shapeless: {why}. Export it without, for each shape that is needed, with fl.exporter"
 _EXAMPLE = "with the example arguments"
 
 
 _UNWRITTEN, _TWICE = re.compile(r"(?:serialize|get state for) primitive (\w+)"), "twice with the same signature"
+_WITHOUT_VALUES = "uncaptured inputs"
 _CANT_WRITE = (
     "MLX can't write {primitive}, which {fn} computes, to a file. What has a derivative of its own (fl.checkpoint, "
     "mx.checkpoint, mx.custom_function) is among what it can't, what makes processes exchange arrays, and what mx.compile made "
-    "and is called with constants. Leave it out of what is exported"
+    "and is called with constants. Leave it out of what is exported. If it made arrays that {fn} gets from elsewhere "
+    "and that have no values yet, call fl.eval(model) on what holds them"
+)
+_READS = (
+    "{fn} reads arrays from a file when it is called, which MLX can't write. Read them outside of it: what it computes with is "
+    "then in the file as it is, or is an argument"
+)
+_LATE = (
+    "{fn} computes with arrays that it gets from elsewhere, and that have no values when it is traced. Call fl.eval(model) on "
+    "what holds them before, or pass them as arguments"
 )
 _ALIKE = (
     "two of the examples have arrays of the same names, shapes and dtypes, by which alone MLX tells which is meant: write them "
@@ -64,6 +75,10 @@ def in_our_words(fn: str) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError) as error:
         unwritten = _UNWRITTEN.search(str(error))
+        if unwritten and unwritten[1] == "Load":
+            raise ValueError(_READS.format(fn=fn)) from error
+        if _WITHOUT_VALUES in str(error):
+            raise ValueError(_LATE.format(fn=fn)) from error
         if unwritten:
             raise ValueError(_CANT_WRITE.format(fn=fn, primitive=unwritten[1])) from error
         if _TWICE in str(error):
@@ -87,8 +102,8 @@ class Checks:
     given: Sequence[mx.array]
     signature: Signature
 
-    def least(self) -> int:
-        """Return the least length, 1 or 2, for which one trace of the function serves. It is traced, and nothing computed.
+    def least(self) -> dict[int, int]:
+        """Return the lengths that have to be more than one, and 2, for one trace to serve. It is traced, and nothing computed.
 
         MLX sums over no axis of a single element, and ends the process if an axis becomes one in a trace for all shapes.
 
@@ -99,14 +114,30 @@ class Checks:
         with in_our_words(self.fn):
             self._require(serving, self.given, _EXAMPLE)
         for change in _OTHERS:
-            lengths = self._lengths(change)
+            self._require_lengths(serving, self._lengths(change))
+        more = self._lengths(_OTHERS[0])
+        sizes = sorted(more.values())
+        for each in [each for unit in ROUND for each in around(sizes, unit)]:
+            new = dict(zip(sizes, each, strict=True))
             try:
-                self._require(serving, self._resized(lengths), _where(lengths))
-            except ValueError:
-                if {*lengths.values()} == {1}:
-                    return 2
-                raise
-        return 1
+                self._require_lengths(serving, {length: new[size] for length, size in more.items()})
+            except ValueError as error:
+                if isinstance(error.__cause__, NeedsShapes):
+                    raise
+                continue  # it has a limit, and says so
+        single = [length for length in more if self._serves(serving, {length: 1})]
+        single = single if self._serves(serving, dict.fromkeys(single, 1)) else []
+        return {length: 2 for length in more if length not in single}
+
+    def _serves(self, serving: Serving, lengths: Mapping[int, int]) -> bool:
+        try:
+            self._require_lengths(serving, {**self._lengths(lambda length: length), **lengths})
+        except ValueError:
+            return False
+        return True
+
+    def _require_lengths(self, serving: Serving, lengths: Mapping[int, int]) -> None:
+        self._require(serving, self._resized(lengths), _where(lengths))
 
     def _require(self, serving: Serving, arrays: Sequence[mx.array], where: str) -> None:
         try:
@@ -126,8 +157,8 @@ class Checks:
         """
         lengths = self._lengths(lambda length: length)
         self._compare(imported, self.given, _EXAMPLE, _SHAPES if lengths else _IMPURE)
-        for change in _OTHERS if lengths else ():
-            lengths = {old: max(self.signature.least, new) for old, new in self._lengths(change).items()}
+        for change in (*_OTHERS, lambda _: 1) if lengths else ():
+            lengths = {old: max(self.signature.least.get(old, 1), new) for old, new in self._lengths(change).items()}
             self._compare(imported, self._resized(lengths), _where(lengths), _SHAPES)
 
     def _compare(self, imported: Callable[..., Any], arrays: Sequence[mx.array], where: str, advice: str) -> None:
@@ -138,6 +169,8 @@ class Checks:
             found = imported(positional, named)
             mx.eval(found, expected.leaves)
         except (ValueError, RuntimeError) as error:
+            if isinstance(error, ValueError) and (why := reason(error)):
+                raise ValueError(_NO_RULE.format(fn=self.fn, why=why)) from error
             if _NO_STREAM in str(error):
                 said["advice"] = _OTHER_THREAD
             raise ValueError(_CANT_RUN.format(**said, error=error)) from error
@@ -153,14 +186,16 @@ class Checks:
 
     def _lengths(self, change: Callable[[int], int]) -> dict[int, int]:
         """Return a new length for each in the example that may vary."""
-        return {leaf.length: change(leaf.length) for leaf in self.signature.leaves if leaf.length is not None}
+        return {length: change(length) for leaf in self.signature.leaves for length in leaf.lengths}
 
     def _resized(self, lengths: Mapping[int, int]) -> list[mx.array]:
         """Return the arrays with other lengths, of rows drawn from their own."""
-        return [
-            array if leaf.length is None else mx.take(array, _rows(leaf.length, lengths[leaf.length]), axis=leaf.axis)
-            for leaf, array in zip(self.signature.leaves, self.given, strict=True)
-        ]
+        arrays = []
+        for leaf, array in zip(self.signature.leaves, self.given, strict=True):
+            for axis, length in zip(leaf.axes, leaf.lengths, strict=True):
+                array = mx.take(array, _rows(length, lengths[length]), axis=axis)
+            arrays.append(array)
+        return arrays
 
 
 def _rows(length: int, new: int) -> mx.array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 def header_text(parts: Iterable[Part], metadata: Any) -> str:
     """Return the text that MLX keeps in the file."""
     functions = [
-        {"names": each.names, "structure": each.facts, "arrays": each.leaves, "least": each.least, "result": result}
+        {"names": each.names, "structure": each.facts, "arrays": each.leaves, "least": [*each.least.items()], "result": result}
         for each, result in parts
     ]
     return json.dumps({_FORMAT: _VERSION, _METADATA: metadata, _FUNCTIONS: functions}, separators=(",", ":"))
@@ -120,13 +120,16 @@ def import_function(path: str | os.PathLike[str]) -> ImportedFunction:
 
 
 def _part(code: Any) -> Part:
-    leaves = [Leaf(path, name, dtype, tuple(shape), axis) for path, name, dtype, shape, axis in code["arrays"]]
+    leaves = [Leaf(path, name, dtype, tuple(shape), tuple(axes)) for path, name, dtype, shape, axes in code["arrays"]]
     facts = [Fact(*fact) for fact in code["structure"]]
-    return Part(Signature(code["names"], facts, leaves, {}, code["least"]), code["result"])
+    return Part(Signature(code["names"], facts, leaves, {}, dict(code["least"])), code["result"])
 
 
 _OTHER = "the function was exported for other arguments:\n{differences}"
 _SHAPELESS = "\nWith shapeless=True, fl.export_function exports it for every length of the first axis"
+_FROZEN = (
+    "\nThey differ in what is frozen: pass what .unfreeze() returns, and .freeze(...) where something is frozen in the file"
+)
 _NEAREST = (
     "the function was exported for {count} kinds of arguments, and not for these. The nearest is number {number}:\n"
     "{differences}"
@@ -148,42 +151,74 @@ class ImportedFunction:
     # them, and the shapes and dtypes that they came with.
     _known: dict[int, tuple[list[Structure], Any, list[Kind]]] = attrs.field(init=False, factory=dict)
 
-    def __call__(self, *trees: Any) -> Any:
-        """Call the function.
+    def __call__(self, /, *trees: Any, **named: Any) -> Any:
+        """Call the function. Any of its arguments may be given by name.
 
         Raises:
-            TypeError: If an argument is not a tree of arrays.
+            TypeError: If an argument is not a tree of arrays, or given by position and by name.
             ValueError: If the arguments are not such as the function was exported for; the message names the paths.
             LookupError: If the result holds a named tuple whose module has not been imported.
         """
-        given = [flat_of(tree) for tree in trees]
-        number = next((number for number in range(len(self._parts)) if self._takes(number, given)), None)
-        if number is None:
-            raise ValueError(self._refusal(given))
-        positional, named = self._parts[number].signature.split([leaf for flat in given for leaf in flat.leaves])
-        found = self._function(positional, named)
-        return unflatten(self._known[number][1], iter(found))
+        number, (positional, keywords) = self._found(trees, named)
+        return unflatten(self._known[number][1], iter(self._function(positional, keywords)))
 
-    def _takes(self, number: int, given: Sequence[Flat]) -> bool:
+    def arguments(self, /, *trees: Any, **named: Any) -> tuple[list[mx.array], dict[str, mx.array]]:
+        """Return the arrays of trees as MLX's own ``import_function`` takes them: by position, and by name.
+
+        So ``fn(*trees)`` is ``mx.import_function(path)(*positional, **keywords)``, and
+        ``mx.save_safetensors(file, keywords)`` writes what a program in C++ or Swift passes by name.
+
+        Raises:
+            TypeError, ValueError, LookupError: As when the function is called.
+
+        >>> import frostleaf as fl, mlx.core as mx, tempfile
+        >>> model, x = fl.nn.Linear(2, 3), mx.ones((4, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fl.export_function(f"{folder}/f.mlxfn", lambda model, x: model(x), model, x)
+        ...     positional, keywords = fl.import_function(f"{folder}/f.mlxfn").arguments(model, x)
+        ...     plain = mx.import_function(f"{folder}/f.mlxfn")
+        >>> len(positional), [*keywords]
+        (1, ['weight', 'bias'])
+        >>> plain(*positional, **keywords)[0].shape
+        (4, 3)
+        """
+        positional, keywords = self._found(trees, named)[1]
+        return [*positional], keywords
+
+    def _found(
+        self, trees: Sequence[Any], named: Mapping[str, Any]
+    ) -> tuple[int, tuple[tuple[mx.array, ...], dict[str, mx.array]]]:
+        """Return the number of the part that is for such arguments, and their arrays as MLX takes them."""
+        positional, keywords = [flat_of(tree) for tree in trees], {name: flat_of(tree) for name, tree in named.items()}
+        for number, (signature, _) in enumerate(self._parts):
+            given = signature.in_order(positional, keywords)
+            if self._takes(number, given):
+                return number, signature.split([leaf for flat in given.values() for leaf in flat.leaves])
+        raise ValueError(self._refusal([signature.in_order(positional, keywords) for signature, _ in self._parts]))
+
+    def _takes(self, number: int, given: Mapping[str, Flat]) -> bool:
         """Return whether a part is for such arguments."""
         signature, code = self._parts[number]
-        structures = [flat.structure for flat in given]
-        kinds = [kind_of(leaf) for flat in given for leaf in flat.leaves]
-        if number in self._known and self._known[number][0] == structures:
-            return self._known[number][2] == kinds or signature.fits(given)
-        for flat in given:
+        structures = [flat.structure for flat in given.values()]
+        arrays = [leaf for flat in given.values() for leaf in flat.leaves]
+        kinds = [kind_of(leaf) for leaf in arrays]
+        if number in self._known and self._known[number][0] == structures and [*given] == signature.names:
+            return self._known[number][2] == kinds or signature.fits(arrays)
+        for flat in given.values():
             require_numbers(flat)
         if signature.differences(given):
             return False
         self._known[number] = structures, Parts(structures).decode(code), kinds
         return True
 
-    def _refusal(self, given: Sequence[Flat]) -> str:
-        differing = [part.signature.differences(given) for part in self._parts]
+    def _refusal(self, calls: Sequence[Mapping[str, Flat]]) -> str:
+        pairs = [(part.signature, given) for part, given in zip(self._parts, calls, strict=True)]
+        differing = [signature.differences(given) for signature, given in pairs]
         nearest = min(differing, key=len)
         said = {"count": len(differing), "number": differing.index(nearest) + 1, "differences": "\n".join(nearest)}
         message = (_OTHER if len(differing) == 1 else _NEAREST).format(**said)
-        return message + _SHAPELESS * any(part.signature.has_other_lengths(given) for part in self._parts)
+        message += _FROZEN * any(signature.is_frozen_otherwise(given) for signature, given in pairs)
+        return message + _SHAPELESS * any(signature.has_other_lengths(given) for signature, given in pairs)
 
     def __repr__(self) -> str:
         return f"import_function({' | '.join(str(signature) for signature, _ in self._parts)})"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -27,19 +28,19 @@ class Leaf(NamedTuple):
         name: The keyword under which MLX's own function takes it; empty if it takes it by position.
         dtype: The name of its dtype.
         shape: The length of each axis in the example.
-        axis: The axis that may be of another length, or ``None``.
+        axes: The axes that may be of other lengths.
     """
 
     path: str
     name: str
     dtype: str
     shape: tuple[int, ...]
-    axis: int | None
+    axes: tuple[int, ...]
 
     @property
-    def length(self) -> int | None:
-        """The length in the example of the axis that may vary."""
-        return None if self.axis is None else self.shape[self.axis]
+    def lengths(self) -> list[int]:
+        """The lengths in the example of the axes that may vary."""
+        return [self.shape[axis] for axis in self.axes]
 
 
 class Signature(NamedTuple):
@@ -50,57 +51,78 @@ class Signature(NamedTuple):
         facts: The description of the arguments, of which those of a call must have the same.
         leaves: The arrays, in order.
         unknown: The class of each static value of which it is all that can be told, by path.
-        least: The least length of what may vary.
+        least: The least length, other than 1, of what has a length in the example and may vary.
     """
 
     names: list[str]
     facts: list[Fact]
     leaves: list[Leaf]
     unknown: dict[str, str]
-    least: int = 1
+    least: Mapping[int, int] = types.MappingProxyType({})
 
-    def of_call(self, given: Sequence[Flat]) -> list[Fact]:
-        """Describe the arguments of a call under the names of the example's, with the same axes left open."""
-        names = [*self.names, *map(str, range(len(self.names), len(given)))]
-        return _described(names[: len(given)], given, self.leaves)[0]
+    def in_order(self, positional: Sequence[Flat], named: Mapping[str, Flat]) -> dict[str, Flat]:
+        """Return the arguments of a call by name, in the order of the example's and then what is more.
 
-    def differences(self, given: Sequence[Flat]) -> list[str]:
+        Raises:
+            TypeError: If an argument is given by position and by name.
+        """
+        found = dict(zip([*self.names, *map(str, range(len(self.names), len(positional)))], positional, strict=False))
+        twice = found.keys() & named.keys()
+        if twice:
+            raise TypeError(f"{listed(sorted(twice))} is given by position and by name")
+        found.update(named)
+        return {name: found[name] for name in (*self.names, *found) if name in found}
+
+    def of_call(self, given: Mapping[str, Flat]) -> list[Fact]:
+        """Describe the arguments of a call, with the same axes left open as in the example's."""
+        return _described([*given], [*given.values()], self.leaves)[0]
+
+    def differences(self, given: Mapping[str, Flat]) -> list[str]:
         """Return a line for each place where the arguments of a call differ from the example's."""
         facts = self.of_call(given)
-        return differences(self.facts, facts, _GIVEN) if facts != self.facts else self._wrong_lengths(given)
+        return differences(self.facts, facts, _GIVEN) if facts != self.facts else self._wrong_lengths(_arrays(given.values()))
 
-    def fits(self, given: Sequence[Flat]) -> bool:
-        """Return whether arguments of the right structure have the right shapes and dtypes."""
-        pairs = zip(self.leaves, _arrays(given), strict=True)
+    def fits(self, arrays: Sequence[mx.array]) -> bool:
+        """Return whether the arrays of arguments of the right structure have the right shapes and dtypes."""
+        pairs = zip(self.leaves, arrays, strict=True)
         return all(
             leaf.dtype == dtype_name(array.dtype) and _fits(leaf, array.shape) for leaf, array in pairs
-        ) and not self._wrong_lengths(given)
+        ) and not self._wrong_lengths(arrays)
 
-    def has_other_lengths(self, given: Sequence[Flat]) -> bool:
+    def has_other_lengths(self, given: Mapping[str, Flat]) -> bool:
         """Return whether the arguments of a call differ from the example's in nothing but the lengths of first axes."""
-        others = [(leaf, array) for leaf, array in zip(self.leaves, _arrays(given), strict=False) if leaf.shape != array.shape]
+        others = [
+            (leaf, array)
+            for leaf, array in zip(self.leaves, _arrays(given.values()), strict=False)
+            if leaf.shape != array.shape
+        ]
         if any(leaf.shape[1:] != array.shape[1:] or len(leaf.shape) != array.ndim for leaf, array in others):
             return False
         paths = {leaf.path for leaf, _ in others}
         here, there = [[fact for fact in facts if fact.path not in paths] for facts in (self.of_call(given), self.facts)]
-        same_dtypes = all(leaf.dtype == dtype_name(array.dtype) and leaf.axis is None for leaf, array in others)
+        same_dtypes = all(leaf.dtype == dtype_name(array.dtype) and not leaf.axes for leaf, array in others)
         return bool(others) and same_dtypes and here == there
 
-    def _wrong_lengths(self, given: Sequence[Flat]) -> list[str]:
+    def is_frozen_otherwise(self, given: Mapping[str, Flat]) -> bool:
+        """Return whether the arguments of a call differ from the example's in nothing but what is frozen in them."""
+        facts = self.of_call(given)
+        here, there = [[fact for fact in each if fact.aspect != "frozen"] for each in (facts, self.facts)]
+        return facts != self.facts and here == there
+
+    def _wrong_lengths(self, arrays: Sequence[mx.array]) -> list[str]:
         """Return a line for each length that is too small in a call, or of two sizes where it is one in the example."""
-        found: dict[int, dict[str, int]] = {}
-        for leaf, array in zip(self.leaves, _arrays(given), strict=True):
-            if leaf.axis is not None:
-                found.setdefault(leaf.shape[leaf.axis], {})[leaf.path] = array.shape[leaf.axis]
+        found: dict[int, list[tuple[str, int]]] = {}
+        for leaf, array in zip(self.leaves, arrays, strict=True):
+            for axis in leaf.axes:
+                found.setdefault(leaf.shape[axis], []).append((leaf.path, array.shape[axis]))
         lines = []
-        for length, sizes in found.items():
-            shown = listed(f"{path} has {size}" for path, size in sizes.items())
-            if len({*sizes.values()}) > 1:
+        for length, places in found.items():
+            sizes, least = [size for _, size in places], self.least.get(length, 1)
+            shown = listed(f"{path} has {size}" for path, size in places)
+            if len({*sizes}) > 1:
                 lines.append(f"{shown}, which are of one length ({length}) in the example")
-            elif min(sizes.values()) < self.least:
-                lines.append(
-                    f"{shown}, and MLX can compute this with {self.least} or more: give it twice, or export it for that"
-                )
+            elif min(sizes) < least:
+                lines.append(f"{shown}, and MLX can compute this with {least} or more: give it twice, or export it for that")
         return lines
 
     def split(self, arrays: Sequence[mx.array]) -> tuple[tuple[mx.array, ...], dict[str, mx.array]]:
@@ -118,19 +140,22 @@ class Signature(NamedTuple):
         return ", ".join(f"{name}: {top[name].removeprefix('array ')}" for name in self.names)
 
 
-def signature_of(fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[Flat], shapeless: Any) -> Signature:
+def signature_of(
+    fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[Flat], keywords: Sequence[str], shapeless: Any
+) -> Signature:
     """Describe the example arguments of a function.
 
     Args:
         fn: The function.
         trees: The arguments.
         given: The same, taken apart.
+        keywords: The names of the last of them, which are given by name.
         shapeless: As given to ``fl.export_function``.
 
     Raises:
         ValueError: If two arrays would have the same name, or ``shapeless`` doesn't fit the arguments.
     """
-    names = _names_of(fn, len(trees))
+    names = [*_names_of(fn, len(trees) - len(keywords)), *keywords]
     axes = _axes(shapeless, trees, given)
     plain = _without_prefix(trees)
     leaves = []
@@ -138,7 +163,7 @@ def signature_of(fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[F
     for position, (name, flat) in enumerate(zip(names, given, strict=True)):
         for own, array in zip(flat.structure.leaf_names(), flat.leaves, strict=True):
             path = f"{name}.{own}" if own else name
-            keyword = own if position == plain else path if own else ""
+            keyword = own if position == plain else path if own or name in keywords else ""
             leaves.append(Leaf(path, keyword, dtype_name(array.dtype), tuple(array.shape), next(rest)))
     _require_unlike(leaves)
     facts, unknown = _described(names, given, leaves)
@@ -148,7 +173,7 @@ def signature_of(fn: Callable[..., Any], trees: Sequence[Any], given: Sequence[F
 def _described(names: Sequence[str], given: Sequence[Flat], leaves: Sequence[Leaf]) -> tuple[list[Fact], dict[str, str]]:
     """Return the facts about arguments, with a letter in the place of each length that may vary, and what is unknown."""
     letters = _letters(leaves)
-    axes = {leaf.path: (leaf.axis, letters[leaf.length]) for leaf in leaves if leaf.axis is not None}
+    axes = {leaf.path: dict(zip(leaf.axes, [letters[length] for length in leaf.lengths], strict=True)) for leaf in leaves}
     facts: list[Fact] = []
     unknown: dict[str, str] = {}
     shown: dict[str, str] = {}
@@ -157,19 +182,19 @@ def _described(names: Sequence[str], given: Sequence[Flat], leaves: Sequence[Lea
         facts += [fact._replace(path=_below(name, fact.path)) for fact in found.facts]
         unknown |= {_below(name, "" if path == ROOT else path): kind for path, kind in found.unknown.items()}
         for own, array in zip(flat.structure.leaf_names(), flat.leaves, strict=True):
-            axis, letter = axes.get(_below(name, own), (array.ndim, ""))
-            shape = [letter if at == axis else length for at, length in enumerate(array.shape)]
+            known = axes.get(_below(name, own), {})
+            shape = [known.get(at, length) for at, length in enumerate(array.shape)]
             shown[_below(name, own)] = f"{ARRAY}{shape_and_dtype(shape, array.dtype)}"
     return [fact if fact.aspect else fact._replace(text=shown.get(fact.path, fact.text)) for fact in facts], unknown
 
 
-def _letters(leaves: Sequence[Leaf]) -> dict[int | None, str]:
+def _letters(leaves: Sequence[Leaf]) -> dict[int, str]:
     """Return what stands for each length that may vary."""
-    lengths = [*dict.fromkeys(leaf.length for leaf in leaves if leaf.length is not None)]
+    lengths = [*dict.fromkeys(length for leaf in leaves for length in leaf.lengths)]
     return {length: f"n{number}" if len(lengths) > 1 else "n" for number, length in enumerate(lengths, 1)}
 
 
-def _arrays(given: Sequence[Flat]) -> list[mx.array]:
+def _arrays(given: Iterable[Flat]) -> list[mx.array]:
     return [leaf for flat in given for leaf in flat.leaves]
 
 
@@ -207,16 +232,16 @@ def _require_unlike(leaves: Sequence[Leaf]) -> None:
 
 
 def _fits(leaf: Leaf, shape: tuple[int, ...]) -> bool:
-    return len(shape) == len(leaf.shape) and _without(shape, leaf.axis) == _without(leaf.shape, leaf.axis)
+    return len(shape) == len(leaf.shape) and _without(shape, leaf.axes) == _without(leaf.shape, leaf.axes)
 
 
-def _without(shape: Sequence[int], axis: int | None) -> list[int]:
-    return [length for position, length in enumerate(shape) if position != axis]
+def _without(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    return [length for position, length in enumerate(shape) if position not in axes]
 
 
 _SHAPELESS = (
-    "shapeless is True, False, or as in_axes of fl.vmap: a tuple with an entry for each argument, the axis that may vary or "
-    "None, and was given as {given}"
+    "shapeless is True, False, or as in_axes of fl.vmap: a tuple with an entry for each argument, the axis that may vary, a "
+    "tuple of such axes, or None, and was given as {given}"
 )
 
 
@@ -232,22 +257,23 @@ _NOTHING_OPEN = (
 )
 
 
-def _axes(shapeless: Any, trees: Sequence[Any], given: Sequence[Flat]) -> list[int | None]:
-    """Return for each array in the arguments the axis that may be of another length."""
+def _axes(shapeless: Any, trees: Sequence[Any], given: Sequence[Flat]) -> list[tuple[int, ...]]:
+    """Return for each array in the arguments the axes that may be of other lengths."""
     leaves = _arrays(given)
+    axes: list[tuple[int, ...]]
     if shapeless is False:
-        return [None] * len(leaves)
+        return [()] * len(leaves)
     if shapeless is True:
         is_open = [each for flat in given for each in _outside_modules(flat.structure)]
-        axes = [0 if each and leaf.ndim else None for each, leaf in zip(is_open, leaves, strict=True)]
+        axes = [(0,) if each and leaf.ndim else () for each, leaf in zip(is_open, leaves, strict=True)]
     elif len(shapeless) != len(trees):
         raise ValueError(f"shapeless has {len(shapeless)} entries, and there are {len(trees)} arguments")
     else:
         prefixes = broadcast_prefix(tuple(shapeless), tuple(trees), "shapeless")
         axes = [_checked(argument(path), leaf, axis) for path, leaf, axis in prefixes]
-    if axes.count(None) == len(axes):
+    if not any(axes):
         raise ValueError(_NOTHING_OPEN.format(given=shapeless))
-    if any(axis is not None and leaf.shape[axis] == 0 for leaf, axis in zip(leaves, axes, strict=True)):
+    if any(leaf.shape[axis] == 0 for leaf, each in zip(leaves, axes, strict=True) for axis in each):
         raise ValueError("with shapeless, the examples need rows: a length that may vary is 0")
     return axes
 
@@ -263,9 +289,9 @@ def _outside_modules(spec: Any) -> Iterator[bool]:
             yield from _outside_modules(child)
 
 
-def _checked(place: str, leaf: mx.array, axis: Any) -> int | None:
-    if axis is None:
-        return None
-    if type(axis) is not int or not -leaf.ndim <= axis < leaf.ndim:
-        raise ValueError(f"{place}, {describe(leaf)}, has no axis {describe(axis)}, which shapeless says may vary")
-    return axis % leaf.ndim
+def _checked(place: str, leaf: mx.array, given: Any) -> tuple[int, ...]:
+    axes = given if isinstance(given, tuple | list) else () if given is None else (given,)
+    for axis in axes:
+        if type(axis) is not int or not -leaf.ndim <= axis < leaf.ndim:
+            raise ValueError(f"{place}, {describe(leaf)}, has no axis {describe(axis)}, which shapeless says may vary")
+    return tuple(sorted({axis % leaf.ndim for axis in axes}))

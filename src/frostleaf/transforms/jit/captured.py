@@ -94,6 +94,13 @@ def warn_of_captured(fn: Callable[..., Any], static: Iterable[tuple[str, Any]] =
     return bool(found)
 
 
+def captured_arrays(fn: Callable[..., Any], bound: Iterable[Any]) -> list[mx.array]:
+    """Return the arrays that a function is bound to, or reads from where :func:`warn_of_captured` looks."""
+    while isinstance(fn, Wrapped):
+        fn = fn.__wrapped__
+    return [array for value in (*bound, *[each.value for each in outside_of(fn, in_jitted=True)]) for array in _arrays(value)]
+
+
 HIDDEN = (
     "{fn} returned {kind}{where} that holds a computed array, which {transformation} can't find there: it looks only into "
     "modules, tuples, lists, dicts and registered classes. Return the array in one of these, or register the class with "

@@ -21,7 +21,7 @@ Function = Callable[[list[mx.array]], tuple[Sequence[mx.array], Structure]]
 
 _MOST = 64
 # What sizes are made multiples of: a function that takes multiples of 2, 3, 4, ... otherwise than others shows it there.
-_ROUND = 192, 24
+ROUND = 192, 24
 # As MLX words it.
 _NO_RULE = re.compile(r"\[Primitive::output_shapes\] (.+) cannot infer|Cannot compile primitive (.+) with")
 _UNSEEN = re.compile(r"Unable to get state for primitive (\w+)")
@@ -121,13 +121,10 @@ class Serving:
         served = self._served.setdefault((kinds, pattern), [])
         low = high = sizes
         if served:  # there will be more
-            half = [size // 2 if size > 3 else size for size in sizes]
-            for unit in _ROUND:
-                rounded = _rounded(sizes, unit)
-                before = [each - (each > 1) for each in rounded]
-                others = [dict(zip(sizes, each, strict=True)) for each in (half, before, rounded)]
-                if all(self._is_same_with(kinds, shapes, pattern, other) for other in others):
-                    low, high = half, rounded
+            for unit in ROUND:
+                others = around(sizes, unit)
+                if all(self._is_same_with(kinds, shapes, pattern, dict(zip(sizes, other, strict=True))) for other in others):
+                    low, *_, high = others
                     break
         self._served[kinds, pattern] = [*served[1 - _MOST :], (low, high)]
 
@@ -234,6 +231,12 @@ def _is_outermost() -> bool:
     said: list[dict[str, Any]] = []
     mx.export_function(said.append, mx.mean, mx.zeros((2,)), shapeless=True)
     return any(each.get("name") == "NumberOfElements" for each in said)
+
+
+def around(sizes: list[int], unit: int) -> list[list[int]]:
+    """Return the sizes at which a function that knows a limit shows it: half of others, which are in order, and round ones."""
+    rounded = _rounded(sizes, unit)
+    return [[size // 2 if size > 3 else size for size in sizes], [each - (each > 1) for each in rounded], rounded]
 
 
 def _rounded(sizes: list[int], unit: int) -> list[int]:
