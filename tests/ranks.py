@@ -56,9 +56,10 @@ def started(script: str | Path, ranks: int, *arguments: str, **environment: str)
         found = []
         for rank in range(ranks):
             file = stack.enter_context(open(folder / f"rank{rank}", "w"))
-            given = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "PYTHONPATH": path, **environment}
+            launched = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} if ranks > 1 else {}  # MLX has no ring of one
+            given = {**os.environ, **launched, "PYTHONPATH": path, **environment}
             command = [sys.executable, str(script), *arguments]
-            process = subprocess.Popen(command, env={**os.environ, **given}, stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, env=given, stdout=file, stderr=subprocess.STDOUT)
             stack.callback(_end, process)
             found.append(Rank(process, file))
         yield found

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from .interop.convert import convert
     from .interop.from_mlx import from_mlx
     from .interop.to_mlx import to_mlx
-    from .io.checkpointer import Checkpointer, NoCheckpointError
+    from .io.checkpointer import Checkpointer
+    from .io.directory import NoCheckpointError
     from .io.export import export_function, exporter
     from .io.exported import import_function
     from .io.inventory import CheckpointInfo, CheckpointInfos
@@ -61,7 +62,8 @@ else:
             "interop.convert": "convert",
             "interop.from_mlx": "from_mlx",
             "interop.to_mlx": "to_mlx",
-            "io.checkpointer": "Checkpointer NoCheckpointError",
+            "io.checkpointer": "Checkpointer",
+            "io.directory": "NoCheckpointError",
             "io.export": "export_function exporter",
             "io.exported": "import_function",
             "io.inventory": "CheckpointInfo CheckpointInfos",

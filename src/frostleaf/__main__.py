@@ -43,6 +43,17 @@ class Digits(NamedTuple):
     labels: mx.array
 
 
+def lacks_extras() -> bool:
+    """Return whether a package is missing that the demonstration needs, and say which those are."""
+    try:
+        import sklearn.datasets  # noqa: F401
+        import tqdm  # noqa: F401
+    except ImportError:
+        print("the demonstration needs scikit-learn (for its digits) and tqdm: pip install 'frostleaf[demo]'", file=sys.stderr)
+        return True
+    return False
+
+
 def load_digits(seed: int) -> tuple[Digits, Digits]:
     """Return scikit-learn's 1,797 handwritten digits, shuffled: four fifths to train with and one fifth to test."""
     from sklearn import datasets
@@ -123,11 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the same seed prints the same accuracies (default: 0)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model that is trained (default: float32)")
     options = parser.parse_args(argv)
-    try:
-        import sklearn.datasets  # noqa: F401
-        import tqdm  # noqa: F401
-    except ImportError:
-        print("the demonstration needs scikit-learn (for its digits) and tqdm: pip install 'frostleaf[demo]'", file=sys.stderr)
+    if lacks_extras():
         return 2
 
     mx.random.seed(options.seed)

@@ -16,9 +16,9 @@ from mlx.utils import tree_flatten
 
 import frostleaf as fl
 import frostleaf.distributed
-from frostleaf.nn.shards import shards_in
 from frostleaf.transforms.collectives import all_gather, all_sum
 from frostleaf.transforms.group import world
+from frostleaf.transforms.shards import shards_in
 
 GROUP = world()
 RANK, SIZE = GROUP.rank(), GROUP.size()

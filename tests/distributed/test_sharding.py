@@ -8,8 +8,9 @@ from mlx.nn.layers.distributed import _split
 
 import frostleaf as fl
 import frostleaf.distributed
-from frostleaf.nn.shards import Shard, segments_of, shard_of, shards_in
+from frostleaf.nn.shards import segments_of, shard_of
 from frostleaf.transforms.group import as_group
+from frostleaf.transforms.shards import Shard, shards_in
 
 
 class Ranks:

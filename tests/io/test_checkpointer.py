@@ -205,7 +205,7 @@ def test_a_newest_that_the_disk_can_not_read_is_passed_over(tmp_path: Path, monk
 
         return call
 
-    for owner, name in ((module, "load"), (directory, "load_metadata"), (directory, "read_summary")):
+    for owner, name in ((module, "read"), (directory, "load_metadata"), (directory, "read_summary")):
         monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
     with pytest.warns(RuntimeWarning, match="step 2 is passed over: .*Input/output error"):
         assert restored(tmp_path) == 1
@@ -246,15 +246,15 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_for_is_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(tmp_path, 1, 2)
-    load = module.load
+    read = module.read
 
-    def removing(file: str, like: Any, **options: Any) -> Any:
+    def removing(file: str, *rest: Any) -> Any:
         with_step_2 = str(tmp_path / "step-00000002.safetensors")
         if file == with_step_2:
             os.unlink(file)
-        return load(file, like, **options)
+        return read(file, *rest)
 
-    monkeypatch.setattr(module, "load", removing)
+    monkeypatch.setattr(module, "read", removing)
     assert restored(tmp_path) == 1
 
 

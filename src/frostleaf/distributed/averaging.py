@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from ..core.words import describe
 from ..nn.shards import groups_of
+from ..transforms.agreement import Apart, Said, agreed, taken_apart
 from ..transforms.collectives import BUCKET, AnyGroup, Stream, all_average
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
-from .agreement import Apart, Said, agreed, taken_apart
 from .reducing import in_buckets
 
 T = TypeVar("T")

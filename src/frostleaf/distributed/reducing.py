@@ -10,10 +10,10 @@ from typing import TypeVar
 import mlx.core as mx
 
 from ..transforms import collectives
+from ..transforms.agreement import agreed, taken_apart
 from ..transforms.collectives import BUCKET, AnyGroup, Stream, buckets
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
-from .agreement import agreed, taken_apart
 
 T = TypeVar("T")
 Reduction = Callable[[mx.array], mx.array]

@@ -10,10 +10,10 @@ import mlx.core as mx
 from ..core.words import describe, keystr
 from ..nn.shards import groups_of
 from ..transforms import collectives
+from ..transforms.agreement import Apart, Said, agreed, taken_apart
 from ..transforms.collectives import AnyGroup
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
-from .agreement import Apart, Said, agreed, taken_apart
 
 T = TypeVar("T")
 

@@ -26,8 +26,9 @@ from ..nn.distributed import (
 from ..nn.fully_sharded import FullyShardedModule
 from ..nn.linear import Linear
 from ..nn.quantized import QuantizedLinear
-from ..nn.shards import Segments, Shard, segments_of, shard_of, shards_in, whole_of, with_shards
+from ..nn.shards import segments_of, shard_of, whole_of, with_shards
 from ..transforms.group import Group, as_group
+from ..transforms.shards import Segments, Shard, shards_in
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Module)

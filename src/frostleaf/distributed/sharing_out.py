@@ -7,10 +7,10 @@ from typing import TypeVar
 import mlx.core as mx
 
 from ..core.words import describe
+from ..transforms.agreement import Apart, Said, agreed, taken_apart
 from ..transforms.collectives import AnyGroup
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
-from .agreement import Apart, Said, agreed, taken_apart
 
 T = TypeVar("T")
 

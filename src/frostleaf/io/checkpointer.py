@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 import time
@@ -11,42 +10,39 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TypeGuard, TypeVar, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from ..core.structure import flat_of
-from ..core.words import describe, listed
+from ..core.words import describe, level_of_caller, listed
+from ..transforms.agreement import Said
+from ..transforms.collectives import AnyGroup
+from ..transforms.group import as_group
 from ..tree.differences import Diff
 from ..tree.selecting import Where
 from .atomic import require_path
 from .description import name_in_file
 from .directory import METRICS, STEP, TIME, Directory, Entry
 from .directory_lock import DirectoryLock
-from .inventory import CheckpointInfo, CheckpointInfos, Saved, bytes_of_files, differences_of_arrays
+from .first_rank import by_first, read_by_first, require_alike, said_of
+from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differences_of_arrays
 from .known import KnownArrays, Watched, stamp_of
+from .metrics import best_of, numbers_in, whole
 from .partial import LoadReport
 from .safetensors import CheckpointError
 from .shards import Draft, write_checkpoint
-from .trees import OtherStructureError, load, load_metadata, saved_arrays, take_snapshot
+from .trees import OtherStructureError, Read, placed, read, take_snapshot
 
 T = TypeVar("T")
-
-
-class NoCheckpointError(CheckpointError, FileNotFoundError):
-    """Raised if there is no checkpoint, or none of the step asked for.
-
-    >>> import frostleaf as fl, mlx.core as mx, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
-    ...     try:
-    ...         checkpoints.restore(mx.array(0))
-    ...     except fl.NoCheckpointError:
-    ...         print("a new run")
-    a new run
-    """
+J = TypeVar("J")
 
 
 _GOES_BACK = (
     "step {step} comes before step {last}, which is in {directory} already, and going on would in time remove what was saved. "
     "Call restore(like) to go on from the last, or restore(like, step=...) to go back, or save into another directory"
+)
+
+_WHOLE_TREES = (
+    ". Save what is whole: fl.distributed.gather(model), and of a sharded optimizer opt.gather(state), which all ranks call"
 )
 
 _NO_BEST = (
@@ -78,14 +74,26 @@ class Checkpointer:
     Several processes may save to one directory. Each removes only its own checkpoints, and those that existed when it first
     saved if nobody else was saving then, so that a run that is started again goes on pruning.
 
+    With a group of several processes, rank 0 writes and reads, and tells the others what it finds or fails with: all see
+    the same and no disk is shared. All ranks call each method, alike: what differs is a ``ValueError`` on every rank. A
+    checkpoint has whole arrays, and is restored on any number of ranks::
+
+        tree = fl.distributed.gather(model), opt.gather(state)  # of a sharded model, and of fl.optim.shard(...)
+        checkpoints.save(step, tree)
+        step, (whole, state) = checkpoints.restore(like)  # like has whole arrays, as fl.eval_shape(make) has
+        model, state = divided(whole), opt.scatter(state)
+
     Args:
         directory: The directory of the files. It is created if it doesn't exist.
         keep: How many of the latest to keep, 1 or more, or ``None`` for all. The best one is kept as well. Default: ``3``.
         every: Save only multiples of this, so that :meth:`save` can be called at each step. Default: ``1``.
         best: The name of the metric that decides which checkpoint is the best. Default: there is no best one.
         mode: Whether the best has the smallest metric, ``"min"``, or the largest, ``"max"``. Default: ``"min"``.
+        group: The processes for which rank 0 writes and reads, from :func:`frostleaf.distributed.init`. Default: ``None``, for
+            this process by itself, whatever others do.
 
     Raises:
+        TypeError: If ``group`` is no group.
         ValueError: If ``keep``, ``every`` or ``mode`` is none of these.
         FileExistsError: If ``directory`` is a file.
         RuntimeError: From each method, in a process that was forked after the Checkpointer was made.
@@ -108,16 +116,21 @@ class Checkpointer:
         every: int = 1,
         best: str | None = None,
         mode: Literal["min", "max"] = "min",
+        group: AnyGroup = None,
     ) -> None:
-        self._keep = keep if keep is None else _whole("keep", keep, 1)
-        self._every = _whole("every", every, 1)
+        ranks = None if group is None else as_group(group)
+        self._group = ranks if ranks is not None and ranks.size() > 1 else None
+        self._keep = keep if keep is None else whole("keep", keep, 1)
+        self._every = whole("every", every, 1)
         if mode not in ("min", "max"):
             raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
         self._best, self._mode = best, mode
         require_path(directory, "fl.Checkpointer(directory)")
         # It stays the same when a link to it or the current directory changes.
         self._directory = Directory(os.path.realpath(directory))
-        os.makedirs(self._directory.path, exist_ok=True)
+        options = {"keep": keep, "every": every, "best": best, "mode": mode}
+        require_alike("__init__", self._group, lambda: {name: describe(value) for name, value in options.items()})
+        by_first(self._group, lambda: os.makedirs(self._directory.path, exist_ok=True))
         self._process = os.getpid()
         self._mutex = threading.RLock()
         self._lock: DirectoryLock | None = None
@@ -134,7 +147,8 @@ class Checkpointer:
     def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
 
-        The arrays are evaluated first. A checkpoint of the same step is replaced.
+        The arrays are evaluated first. A checkpoint of the same step is replaced. With a group, a step that is not to be saved
+        exchanges nothing; others wait for all ranks, of which rank 0 gives the arrays and the metrics.
 
         Args:
             step: The number of the step, 0 or more.
@@ -147,36 +161,14 @@ class Checkpointer:
             ValueError: If ``step`` is not a step, two arrays of the tree have the same dotted name, or there are metrics
                 without the one that decides which is the best.
         """
-        step = _whole("step", step, 0)
+        step = whole("step", step, 0)
         with self._checked_mutex():
             if step % self._every:
-                if self._thread is None or not self._thread.is_alive():
-                    self.wait()
+                if self._group is None and (self._thread is None or not self._thread.is_alive()):
+                    self._wait()
                 return False
-            numbers = _numbers(metrics)
-            if numbers and self._best is not None and self._best not in numbers:
-                raise ValueError(_NO_BEST.format(best=self._best, names=listed(numbers)))
-            self.wait()
-            if self._lock is None:
-                self._lock_directory()
-            if self._last_step is not None and step < self._last_step:
-                raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory.path))
-            now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
-            summary = {STEP: step, TIME: now, METRICS: numbers}
-            snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
-            objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
-            known, watched = self._arrays.look_up(objects, snapshot.arrays)
-            draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
-            self._last_step = step
-            if threading.main_thread().is_alive():
-                self._written.clear()
-                # Explicitly not a daemon, as it would be in a daemon thread: the process would end without it.
-                name = f"saving step {step}"
-                thread = threading.Thread(target=self._write, args=(step, draft, watched), name=name, daemon=False)
-                thread.start()
-                self._thread = thread
-            else:  # the interpreter is shutting down, and waits for no more threads
-                self._write(step, draft, watched)
+            require_alike("save", self._group, lambda: {**said_of(tree, whole=True), "the step": str(step)}, _WHOLE_TREES)
+            by_first(self._group, lambda: self._save(step, tree, metrics))
         return True
 
     def wait(self) -> None:
@@ -185,15 +177,7 @@ class Checkpointer:
         Raises:
             CheckpointError: If saving failed.
         """
-        with self._checked_mutex():
-            if self._thread is not None:
-                # Before Python 3.13 a thread counts as dead when Ctrl-C has interrupted a join of it, and it still writes.
-                self._written.wait()
-                self._thread.join()
-                self._thread = None
-            failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
+        self._for_all("wait", lambda: None)
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in order, including those that other processes save.
@@ -201,8 +185,7 @@ class Checkpointer:
         Raises:
             CheckpointError: If saving failed.
         """
-        self.wait()
-        return self._directory.steps()
+        return self._for_all("steps", self._directory.steps)
 
     @overload
     def restore(
@@ -245,21 +228,16 @@ class Checkpointer:
         ...     checkpoints.restore({"a": mx.array(0), "c": mx.array(3)}, strict=False)
         (5, {'a': array(1, dtype=int32), 'c': array(3, dtype=int32)}, LoadReport(1 taken: 'a'; 1 left: 'b'; 1 new: 'c'))
         """
-        self.wait()
+        at = step if step is None else whole("step", step, 0)
 
-        def load_step(step: int) -> Any:
-            return self._load(step, like, where, strict)
+        def said() -> Said:
+            return {**said_of(like), "the step": str(at), "where=": describe(where), "strict=": str(strict)}
 
-        if step is None:
-            step, loaded = self._restore_latest(load_step)
-        else:
-            step = _whole("step", step, 0)
-            try:
-                loaded = load_step(step)
-            except FileNotFoundError:
-                self._no_checkpoint(step)
-        self._last_step = step
-        return (step, loaded) if strict else (step, *loaded)
+        with self._checked_mutex():
+            require_alike("restore", self._group, said)
+            step, found = read_by_first(self._group, like, lambda: self._restore(at, like, where, strict))
+        loaded = placed(like, found)
+        return (step, loaded) if found.report is None else (step, *loaded)
 
     def best_step(self) -> int | None:
         """Return the step with the best metric, or ``None`` if none has it. Of equal ones it is the one saved first.
@@ -273,8 +251,7 @@ class Checkpointer:
         if self._best is None:
             example = "fl.Checkpointer(directory, best='loss')"
             raise ValueError(f"best_step() needs the name of the metric that says which is best: {example}")
-        self.wait()
-        return self._best_of(self._directory.entries())
+        return self._for_all("best_step", lambda: best_of(self._directory.entries(), self._best, self._mode))
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the metrics that were given when a step was saved.
@@ -284,13 +261,9 @@ class Checkpointer:
             FileNotFoundError: If there is no checkpoint of this step. It is a ``CheckpointError`` too.
             CheckpointError: If its header is damaged, or if saving failed.
         """
-        self.wait()
-        step = _whole("step", step, 0)
-        try:
-            metrics = load_metadata(self._directory.head(step)).get(METRICS)
-        except FileNotFoundError:
-            self._no_checkpoint(step)
-        return metrics if isinstance(metrics, dict) else {}
+
+        said = {"step": describe(step)}
+        return self._for_all("metrics", lambda: self._directory.metrics(whole("step", step, 0)), lambda: said)
 
     def info(self) -> CheckpointInfos:
         """Return what there is: for each step when it was saved, its metrics, and what its files take.
@@ -311,11 +284,14 @@ class Checkpointer:
         >>> max(each.own for each in info) < 2000
         True
         """
-        self.wait()
-        entries, sizes = self._directory.entries(), bytes_of_files(self._directory.files())
+
+        def here() -> list[list[Any]]:
+            entries, sizes = self._directory.entries(), bytes_of_files(self._directory.files())
+            return [[step, each.time, each.metrics, *sizes.get(step, (0, 0))] for step, each in entries.items()]
+
         return CheckpointInfos(
-            CheckpointInfo(step, datetime.fromtimestamp(entry.time / 1e9).astimezone(), entry.metrics, *sizes.get(step, (0, 0)))
-            for step, entry in entries.items()
+            CheckpointInfo(step, datetime.fromtimestamp(nanoseconds / 1e9).astimezone(), *others)
+            for step, nanoseconds, *others in self._for_all("info", here)
         )
 
     def diff(self, step: int, other: int) -> Diff:
@@ -339,8 +315,12 @@ class Checkpointer:
         b: value f32[3] -> f32[3]
         c: added nothing -> f32[1]
         """
-        self.wait()
-        before, after = (self._saved_arrays(_whole(name, given, 0)) for name, given in (("step", step), ("other", other)))
+        steps = {"step": step, "other": other}
+        before, after = self._for_all(
+            "diff",
+            lambda: [self._directory.arrays(whole(name, given, 0)) for name, given in steps.items()],
+            lambda: {name: describe(given) for name, given in steps.items()},
+        )
         return differences_of_arrays(before, after)
 
     def __enter__(self) -> Checkpointer:
@@ -348,7 +328,8 @@ class Checkpointer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self.wait()
+            # If this rank leaves by an error, the others are elsewhere.
+            self.wait() if error is None else self._wait()
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -356,7 +337,8 @@ class Checkpointer:
 
     def __repr__(self) -> str:
         options = f"keep={self._keep}, every={self._every}, best={self._best!r}, mode={self._mode!r}"
-        return f"Checkpointer({self._directory.path!r}, {options})"
+        ranks = "" if self._group is None else f", group={self._group!r}"
+        return f"Checkpointer({self._directory.path!r}, {options}{ranks})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -367,6 +349,54 @@ class Checkpointer:
         if os.getpid() != self._process:
             raise RuntimeError("this Checkpointer was made in another process: make one after the fork")
         return self._mutex
+
+    def _for_all(self, name: str, here: Callable[[], J], said: Callable[[], Said] = dict) -> J:
+        """Wait until nothing is being saved, and return what a function returns here; with a group, on rank 0."""
+
+        def waited() -> J:
+            self._wait()
+            return here()
+
+        with self._checked_mutex():
+            require_alike(name, self._group, said)
+            return by_first(self._group, waited)
+
+    def _wait(self) -> None:
+        with self._checked_mutex():
+            if self._thread is not None:
+                # Before Python 3.13 a thread counts as dead when Ctrl-C has interrupted a join of it, and it still writes.
+                self._written.wait()
+                self._thread.join()
+                self._thread = None
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+
+    def _save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None) -> None:
+        numbers = numbers_in(metrics)
+        if numbers and self._best is not None and self._best not in numbers:
+            raise ValueError(_NO_BEST.format(best=self._best, names=listed(numbers)))
+        self._wait()
+        if self._lock is None:
+            self._lock_directory()
+        if self._last_step is not None and step < self._last_step:
+            raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory.path))
+        now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
+        summary = {STEP: step, TIME: now, METRICS: numbers}
+        snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
+        objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
+        known, watched = self._arrays.look_up(objects, snapshot.arrays)
+        draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
+        self._last_step = step
+        if threading.main_thread().is_alive():
+            self._written.clear()
+            # Explicitly not a daemon, as it would be in a daemon thread: the process would end without it.
+            name = f"saving step {step}"
+            thread = threading.Thread(target=self._write, args=(step, draft, watched), name=name, daemon=False)
+            thread.start()
+            self._thread = thread
+        else:  # the interpreter is shutting down, and waits for no more threads
+            self._write(step, draft, watched)
 
     def _lock_directory(self) -> None:
         """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
@@ -410,7 +440,7 @@ class Checkpointer:
         for step in self._own.keys() - {*self._directory.steps()}:  # a checkpoint that somebody removed doesn't count as kept
             del self._own[step]
         latest = sorted(self._own, key=lambda step: self._own[step].time)[-self._keep :]
-        for step in self._own.keys() - {*latest, self._best_of(self._own)}:
+        for step in self._own.keys() - {*latest, best_of(self._own, self._best, self._mode)}:
             current = self._directory.entry(step)
             # Another process may have replaced the checkpoint or removed it.
             if current is not None and current.time == self._own[step].time:
@@ -423,6 +453,18 @@ class Checkpointer:
                 self._unneeded.update(current.beside or ())
             del self._own[step]
         self._unneeded = self._directory.remove(self._unneeded)
+
+    def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
+        self._wait()
+        if step is None:
+            step, found = self._restore_latest(lambda step: self._read(step, like, where, strict))
+        else:
+            try:
+                found = self._read(step, like, where, strict)
+            except FileNotFoundError:
+                self._directory.no_checkpoint(step)
+        self._last_step = step
+        return step, found
 
     def _restore_latest(self, load_step: Callable[[int], T]) -> tuple[int, T]:
         reasons: dict[int, str] = {}
@@ -437,59 +479,17 @@ class Checkpointer:
                     raise
                 except (CheckpointError, OSError) as error:
                     reasons[step] = str(error)
-                    warnings.warn(f"the checkpoint of step {step} is passed over: {error}", RuntimeWarning, stacklevel=3)
+                    message = f"the checkpoint of step {step} is passed over: {error}"
+                    warnings.warn(message, RuntimeWarning, stacklevel=level_of_caller())
         if reasons:
             lines = listed(reasons.values(), separator="\n")
             raise CheckpointError(f"{self._directory.path} has no checkpoint that can be restored:\n{lines}")
-        self._no_checkpoint()
+        self._directory.no_checkpoint()
 
-    def _load(self, step: int, like: Any, where: Where | None, strict: bool) -> Any:
+    def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:
         file = self._directory.head(step)
         stamp = stamp_of(os.stat(file))
-        loaded = load(file, like, where=where, strict=strict)
-        given, flat = {*map(id, flat_of(like).leaves)}, flat_of(loaded if strict else loaded[0])
-        arrays = zip(map(name_in_file, flat.structure.leaf_names()), flat.leaves, strict=True)
-        self._arrays.know_restored(file, stamp, {name: array for name, array in arrays if id(array) not in given})
-        return loaded
-
-    def _saved_arrays(self, step: int) -> Saved:
-        try:
-            return saved_arrays(self._directory.head(step))
-        except FileNotFoundError:
-            self._no_checkpoint(step)
-
-    def _no_checkpoint(self, step: int | None = None) -> NoReturn:
-        which = "" if step is None else f" of step {step}"
-        steps = listed(map(str, self._directory.steps())) or "none at all"
-        raise NoCheckpointError(f"{self._directory.path} has no checkpoint{which}; it has {steps}") from None
-
-    def _best_of(self, infos: Mapping[int, Entry]) -> int | None:
-        if self._best is None:
-            return None
-        sign = 1 if self._mode == "min" else -1
-        numbers = {step: info.metrics.get(self._best) for step, info in infos.items()}
-        ranked = [(sign * number, infos[step].time, step) for step, number in numbers.items() if _is_number(number)]
-        return min(ranked)[-1] if ranked else None
-
-
-def _whole(name: str, given: Any, least: int) -> int:
-    try:
-        number = int(operator.index(given))  # int, because index(True) is True
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ValueError(f"{name} is a whole number, {least} or more, and was given as {describe(given)}")
-    return number
-
-
-def _numbers(metrics: Any) -> dict[str, Any]:
-    if isinstance(metrics, Mapping | None):
-        # Arrays of MLX and NumPy have a size; Python's numbers have none.
-        numbers = {name: value.item() if getattr(value, "size", 0) == 1 else value for name, value in (metrics or {}).items()}
-        if all(isinstance(name, str) and isinstance(value, int | float) for name, value in numbers.items()):
-            return numbers
-    raise TypeError(f"metrics is a mapping of names to numbers, and was given as {describe(metrics)}")
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and value == value  # not nan; math.isnan fails for an int too long for a float
+        found = read(file, like, where, strict)
+        names = flat_of(like).structure.leaf_names() if found.names is None else found.names[: len(found.arrays)]
+        self._arrays.know_restored(file, stamp, dict(zip(map(name_in_file, names), found.arrays, strict=True)))
+        return found

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from ..core.words import dtype_name, listed
 from .atomic import remove_temporaries
+from .safetensors import CheckpointError
 from .shards import BESIDE, HEAD, read_summary
-from .trees import load_metadata
+from .trees import load_metadata, saved_arrays
 
 # The keys of a checkpoint's metadata.
 STEP, TIME, METRICS, _FILES = "step", "saved", "metrics", "files"
+
+
+class NoCheckpointError(CheckpointError, FileNotFoundError):
+    """Raised if there is no checkpoint, or none of the step asked for.
+
+    >>> import frostleaf as fl, mlx.core as mx, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
+    ...     try:
+    ...         checkpoints.restore(mx.array(0))
+    ...     except fl.NoCheckpointError:
+    ...         print("a new run")
+    a new run
+    """
+
+
+# For each array its shape, the name of its dtype and its checksum, as JSON can hold them.
+SavedArrays = Mapping[str, tuple[list[int], str, int]]
 
 
 class Entry(NamedTuple):
@@ -90,3 +109,25 @@ class Directory:
         unclear = {step for step, entry in entries.items() if entry.beside is None}
         found = [*filter(None, map(BESIDE.fullmatch, os.listdir(self.path)))]
         self.remove(each[0] for each in found if each[0] not in needed and int(each[1]) not in unclear)
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Return the metrics of a checkpoint, which may not be there."""
+        try:
+            metrics = load_metadata(self.head(step)).get(METRICS)
+        except FileNotFoundError:
+            self.no_checkpoint(step)
+        return metrics if isinstance(metrics, dict) else {}
+
+    def arrays(self, step: int) -> SavedArrays:
+        """Return what the headers of a checkpoint, which may not be there, say of its arrays."""
+        try:
+            saved = saved_arrays(self.head(step))
+        except FileNotFoundError:
+            self.no_checkpoint(step)
+        return {name: ([*array.shape], dtype_name(array.dtype), checksum) for name, (array, checksum) in saved.items()}
+
+    def no_checkpoint(self, step: int | None = None) -> NoReturn:
+        """Raise the error that there is no checkpoint of a step, or none at all."""
+        which = "" if step is None else f" of step {step}"
+        steps = listed(map(str, self.steps())) or "none at all"
+        raise NoCheckpointError(f"{self.path} has no checkpoint{which}; it has {steps}") from None

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import mlx.core as mx
+
 from ..core.shapes import ShapeDtypeStruct
 from ..core.words import in_a_line, listed
 from ..tree.comparison import MISSING
 from ..tree.differences import Change, Diff
+from .directory import SavedArrays
 
 _LINES = 100
 
@@ -78,11 +81,15 @@ def bytes_of_files(files: Mapping[int, Iterable[str]]) -> dict[int, tuple[int, i
     }
 
 
-Saved = Mapping[str, tuple[ShapeDtypeStruct, int]]
-
-
-def differences_of_arrays(before: Saved, after: Saved) -> Diff:
+def differences_of_arrays(saved_before: SavedArrays, saved_after: SavedArrays) -> Diff:
     """Return in what arrays differ, of which shape, dtype and checksum are known, by path."""
+    before, after = (
+        {
+            path: (ShapeDtypeStruct(tuple(shape), getattr(mx, dtype)), checksum)
+            for path, (shape, dtype, checksum) in saved.items()
+        }
+        for saved in (saved_before, saved_after)
+    )
     changes: list[Change] = []
     for path in dict.fromkeys([*before, *after]):
         if path not in after:

@@ -177,6 +177,27 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     """
     require_path(path, "fl.load(path, like)")
     require_bool("strict", strict)
+    return placed(like, read(path, like, where, strict))  # type: ignore[no-any-return]
+
+
+class Read(NamedTuple):
+    """What was read of a file for a tree.
+
+    Attributes:
+        arrays: Arrays, evaluated; what was one object is one.
+        values: Numbers, strings and bytes.
+        names: The dotted names of the arrays and then the values, or ``None`` if everything was read, in the order of the tree.
+        report: What :func:`load` is to report, or ``None``.
+    """
+
+    arrays: list[mx.array]
+    values: list[Any]
+    names: list[str] | None = None
+    report: LoadReport | None = None
+
+
+def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: bool) -> Read:
+    """Return what :func:`load` puts into a tree, with the same arguments and errors."""
     flat = flat_of(like)
     facts = describe_tree(flat.structure, flat.leaves).facts
     is_selected = selector(like, where)
@@ -187,21 +208,30 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
         if reason:
             raise OtherStructureError(f"{contents.header.file}: {reason}")
         if strict and where is None:
-            leaves = _read_arrays(opened, contents, flat.structure.leaf_names())
-            values = iter(contents.values)
-
-            def restored(value: Any) -> Any:
-                return next(values) if type(value) in SCALARS else value
-
-            return unflatten(flat.structure, iter(leaves), restored)  # type: ignore[no-any-return]
+            return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
         report = report_of(contents.facts, wanted, where)
-        new = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
-        names = [name for name in report.taken if name not in new]
-        new |= zip(names, _read_arrays(opened, contents, names), strict=True)
-    paths = [*flat.structure.leaf_paths(), *[path for path, value in flat.structure.static_values() if type(value) in SCALARS]]
+        values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
+        names = [name for name in report.taken if name not in values]
+        taken = [name for name in report.taken if name in values]
+        arrays = _read_arrays(opened, contents, names)
+        return Read(arrays, [values[name] for name in taken], [*names, *taken], None if strict else report)
+
+
+def placed(like: Any, read: Read) -> Any:
+    """Return the tree that :func:`load` returns, and with a report that too."""
+    structure = flat_of(like).structure
+    if read.names is None:
+        values = iter(read.values)
+
+        def restored(value: Any) -> Any:
+            return next(values) if type(value) in SCALARS else value
+
+        return unflatten(structure, iter(read.arrays), restored)
+    paths = [*structure.leaf_paths(), *[path for path, value in structure.static_values() if type(value) in SCALARS]]
     places = {keystr(path): path for path in paths}
-    tree = with_values(like, {places[name]: new[name] for name in report.taken}, convert=False)
-    return tree if strict else (tree, report)
+    new = zip(read.names, [*read.arrays, *read.values], strict=True)
+    tree = with_values(like, {places[name]: value for name, value in new}, convert=False)
+    return tree if read.report is None else (tree, read.report)
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -261,7 +291,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
     header_metadata = {
         _FORMAT: _VERSION,
         _STRUCTURE: _encode_facts(facts),
-        _VALUES: json.dumps([_encode_value(value) for value in values]),
+        _VALUES: json.dumps([encode_value(value) for value in values]),
         _METADATA: _encode_metadata(metadata),
     }
     mx.eval(flat.leaves)
@@ -363,7 +393,7 @@ def _facts(header: safetensors.Header) -> list[Fact]:
     return [Fact(*fact) for fact in given] if well_formed else _fail_at(header, _STRUCTURE)
 
 
-def _encode_value(value: Any) -> tuple[str, str]:
+def encode_value(value: Any) -> tuple[str, str]:
     """Encode a number, a string or bytes exactly, as its type and a text."""
     kind = type(value).__name__
     if isinstance(value, str):  # it may have halves of surrogate pairs, which JSON confuses with whole ones
@@ -385,10 +415,15 @@ _DECODERS: dict[str, Callable[[str], Any]] = {
 }
 
 
+def decode_value(kind: str, text: str) -> Any:
+    """Return what :func:`encode_value` encoded."""
+    return _DECODERS[kind](text)
+
+
 def _values(header: safetensors.Header) -> list[Any]:
     given = parse_json(header.metadata.get(_VALUES, ""), header.file)
     try:
-        return [_DECODERS[kind](text) for kind, text in given]
+        return [decode_value(kind, text) for kind, text in given]
     except (TypeError, ValueError, KeyError):
         _fail_at(header, _VALUES)
 

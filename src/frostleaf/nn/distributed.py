@@ -18,12 +18,13 @@ from ..core.words import describe
 from ..module import Module
 from ..transforms.collectives import all_sum
 from ..transforms.group import Group, as_group
+from ..transforms.shards import Segments, Shard
 from .checks import misfit, size
 from .dtypes import layer_dtype
 from .initial import split, uniform
 from .linear import Linear
 from .quantized import Quantized, QuantizedLinear, quantized, settings, undrawn
-from .shards import Segments, Shard, Sharded, segments_of, shard_of
+from .shards import Sharded, segments_of, shard_of
 
 _NOT_DIVIDED = "{cls} divides its {name} among the ranks of its group, and {count} can't be divided by {ranks}"
 

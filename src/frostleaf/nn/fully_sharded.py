@@ -20,9 +20,10 @@ from ..edits.freezing import trainable
 from ..module import Module
 from ..transforms.collectives import all_gather, sum_scatter
 from ..transforms.group import Group, as_group
+from ..transforms.shards import Shard
 from ..transforms.stateful import record_edit, recorded, recording, stateful
 from ..transforms.vmap import mapping
-from .shards import Shard, Sharded, saved_leaves, shard_of
+from .shards import Sharded, saved_leaves, shard_of
 
 # Shards of so many bytes are gathered alone: laying them end to end with others takes more time, and memory, than it saves.
 _ALONE = 2**18

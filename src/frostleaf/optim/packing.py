@@ -13,7 +13,7 @@ from ..core.structure import Structure
 from ..core.words import describe, dtype_name
 from ..edits.freezing import trainable
 from ..module import Module
-from ..nn.shards import shards_in
+from ..transforms.shards import shards_in
 from ..tree.functions import flatten, unflatten
 from ..tree.vectors import concatenate, split
 

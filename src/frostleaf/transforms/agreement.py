@@ -12,10 +12,10 @@ import mlx.core as mx
 from ..core.shapes import require_no_shapes
 from ..core.structure import Structure
 from ..core.words import describe
-from ..transforms.collectives import all_gather, restore_tokens, tokens, vmap_depth
-from ..transforms.group import Group
-from ..transforms.peers import noticing
 from ..tree.functions import flatten
+from .collectives import all_gather, restore_tokens, tokens, vmap_depth
+from .group import Group
+from .peers import noticing
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def taken_apart(name: str, tree: Any, shapes: bool = False) -> tuple[Apart, Said
     return Apart(leaves, structure), {path or "the array": describe(leaf) for path, leaf in zip(paths, leaves, strict=True)}
 
 
-def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
+def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advice: str = "") -> T:
     """Prepare what is to be exchanged, on all ranks or on none.
 
     One small exchange tells whether all ranks have said the same. It needs values: while a function is being traced, ranks are
@@ -62,6 +62,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
         name: The function that exchanges it.
         group: The ranks.
         prepare: Returns what this rank gives, and what is to be the same on all ranks.
+        advice: What to write if they say different things.
 
     Raises:
         ValueError: On every rank, if ``prepare`` fails on one, or they say different things.
@@ -81,7 +82,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]]) -> T:
     if given is not None and (failed is not None or len(set(given)) > 1):
         texts = _texts(text, group)
         problems = {rank: text for rank, (mark, text) in enumerate(zip(given, texts, strict=True)) if mark[0]}
-        raise ValueError(_failure(name, problems) if problems else _difference(name, texts)) from failed
+        raise ValueError(_failure(name, problems) if problems else _difference(name, texts) + advice) from failed
     if failed is not None:
         raise failed
     return made

@@ -1,0 +1,51 @@
+"""What a checkpoint is saved with: the number of its step, and metrics, of which one may say which is the best."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from ..core.words import describe
+from .directory import Entry
+
+
+def whole(name: str, given: Any, least: int) -> int:
+    """Return a whole number that was given under a name.
+
+    Raises:
+        ValueError: If it is none, or less than the least.
+    """
+    try:
+        number = int(operator.index(given))  # int, because index(True) is True
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} is a whole number, {least} or more, and was given as {describe(given)}")
+    return number
+
+
+def numbers_in(metrics: Any) -> dict[str, Any]:
+    """Return metrics as Python's numbers.
+
+    Raises:
+        TypeError: If they are no mapping of names to numbers.
+    """
+    if isinstance(metrics, Mapping | None):
+        # Arrays of MLX and NumPy have a size; Python's numbers have none.
+        numbers = {name: value.item() if getattr(value, "size", 0) == 1 else value for name, value in (metrics or {}).items()}
+        if all(isinstance(name, str) and isinstance(value, int | float) for name, value in numbers.items()):
+            return numbers
+    raise TypeError(f"metrics is a mapping of names to numbers, and was given as {describe(metrics)}")
+
+
+def best_of(infos: Mapping[int, Entry], name: str | None, mode: str) -> int | None:
+    """Return the step with the best metric of a name, the first of equal ones; ``None`` if none has it."""
+    sign = 1 if mode == "min" else -1
+    numbers = {step: info.metrics.get(name) for step, info in infos.items() if name is not None}
+    ranked = [(sign * number, infos[step].time, step) for step, number in numbers.items() if _is_number(number)]
+    return min(ranked)[-1] if ranked else None
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and value == value  # not nan; math.isnan fails for an int too long for a float
