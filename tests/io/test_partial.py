@@ -348,3 +348,28 @@ def test_reading_a_part_takes_its_memory_alone(tmp_path: Path) -> None:
     loaded = fl.load(file, like, where="a")
     assert mx.get_peak_memory() - before < 100_000
     assert loaded["b"] is like["b"]
+
+
+DOTTED: dict[str, tuple[Any, Any, list[str]]] = {
+    "a leaf": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, "weight", ["weight"]),
+    "the longer": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, "weight.scales", ["weight.scales"]),
+    "a predicate": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, lambda path, array: path == "weight", ["weight"]),
+    "what holds others": ({"a": {"x": mx.array(1)}, "a.b": {"c": mx.array(2)}}, "a", ["a.x"]),
+    "a dotted one that holds others": ({"a": {"x": mx.array(1)}, "a.b": {"c": mx.array(2)}}, "a.b", ["a.b.c"]),
+    "a glob": ({"a": {"x": mx.array(1)}, "a.b": mx.array(2)}, "a.*", ["a.x", "a.b"]),
+    "a glob of arrays": ({"a": {"x": {"y": mx.array(1)}}, "a.b": mx.array(2)}, "a.**", ["a.x.y", "a.b"]),
+    "in a list": (
+        {"weight": mx.array(1), "weight.scales": mx.array(2), "bias": mx.array(3)},
+        ["weight", "bias"],
+        ["bias", "weight"],
+    ),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", DOTTED)
+def test_a_dot_in_a_key_selects_no_more(name: str, strict: bool, tmp_path: Path) -> None:
+    tree, where, paths = DOTTED[name]
+    like = fl.tree.map(mx.zeros_like, tree)
+    loaded = fl.load(saved(tree, tmp_path), like, where=where, strict=strict)
+    assert sorted(ours(loaded if strict else loaded[0], like)) == sorted(paths)

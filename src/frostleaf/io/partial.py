@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..core.structure import flat_of, specs_in
 from ..core.words import describe, keystr, listed
 from ..tree.selecting import Where, globs_in, matches_glob, require_found, require_no_alias, search
 from .description import Fact, array_kind, differences, enclosing, is_leaf
@@ -53,6 +54,13 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
     require_found(like, found)
     require_no_alias(like, where)
     names = {keystr(path) for path in found.values}
+    inside, outside, leaves = {*names}, set[str](), set[str]()
+    for path, spec in specs_in(flat_of(like).structure):
+        is_inside = any(path[:length] in found.values for length in range(len(path) + 1))
+        (inside if is_inside else outside).add(keystr(path))
+        if not isinstance(spec, tuple):
+            leaves.add(keystr(path))
+    holders = names - leaves
     # One that ends in two stars selects the arrays, and never what holds them.
     globs = [(matches_glob(glob), glob.split(".")[-1] == "**") for glob in globs_in(where)]
 
@@ -65,7 +73,12 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
             for matches, of_arrays in globs
         )
 
-    return lambda fact: not names.isdisjoint((fact.path, *enclosing(fact.path))) or fits_glob(fact)
+    def is_selected(fact: Fact) -> bool:
+        # A dot in a name may be one of a key: what like has by that name is known, and what only the file has may be in there.
+        known = fact.path in inside or fact.path in outside
+        return fact.path in inside if known else not holders.isdisjoint(enclosing(fact.path)) or fits_glob(fact)
+
+    return is_selected
 
 
 _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
