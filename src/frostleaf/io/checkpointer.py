@@ -388,8 +388,8 @@ class Checkpointer:
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self._arrays.look_up(objects, snapshot.arrays)
         draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
-        self._last_step = step
-        self._background.start(f"saving step {step}", partial(self._write, step, draft, watched), self._lock)
+        before, self._last_step = self._last_step, step
+        self._background.start(f"saving step {step}", partial(self._write, step, draft, watched, before), self._lock)
 
     def _lock_directory(self) -> None:
         """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
@@ -410,30 +410,40 @@ class Checkpointer:
             if times:
                 self._arrays.know_file(self._directory.head(times[max(times)]))
 
-    def _write(self, step: int, draft: Draft, watched: Watched) -> None:
+    def _write(self, step: int, draft: Draft, watched: Watched, before: int | None) -> None:
+        replaced: Entry | None = None
         try:
             replaced = self._directory.entry(step)
             written = write_checkpoint(self._directory.head(step), draft)
             self._arrays.know(written.places, watched)
-            self._own[step] = Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,))
-            self._unneeded.update((replaced and replaced.beside) or ())
+            self._has_written(step, Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,)), replaced)
             with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
                 self._prune()
         except Exception as error:
             failure = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {error}"
             self._failure = CheckpointError(failure)
             self._failure.__cause__ = error
+            there = self._directory.entry(step)
+            if there is not None and there.time == draft.summary[TIME]:  # and perhaps not on the disk: older ones stay
+                self._has_written(step, there, replaced)
+            else:
+                self._last_step = before
+
+    def _has_written(self, step: int, entry: Entry, replaced: Entry | None) -> None:
+        for old in (replaced, self._own.get(step)):
+            self._unneeded.update((old and old.beside) or ())
+        self._own[step] = entry
 
     def _prune(self) -> None:
         self._unneeded = self._directory.remove(self._unneeded)
         if self._keep is None:
             return
         for step in self._own.keys() - {*self._directory.steps()}:  # a checkpoint that somebody removed doesn't count as kept
-            del self._own[step]
+            self._unneeded.update(self._own.pop(step).beside or ())
         latest = sorted(self._own, key=lambda step: self._own[step].time)[-self._keep :]
         for step in self._own.keys() - {*latest, best_of(self._own, self._best, self._mode)}:
             current = self._directory.entry(step)
-            # Another process may have replaced the checkpoint or removed it.
+            # Another process may have replaced the checkpoint or removed it, and left what was beside it.
             if current is not None and current.time == self._own[step].time:
                 try:
                     os.unlink(self._directory.head(step))
@@ -441,8 +451,7 @@ class Checkpointer:
                     pass
                 except OSError:
                     continue  # it is tried again after the next save
-                self._unneeded.update(current.beside or ())
-            del self._own[step]
+            self._unneeded.update(self._own.pop(step).beside or ())
         self._unneeded = self._directory.remove(self._unneeded)
 
     def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
@@ -480,6 +489,7 @@ class Checkpointer:
 
     def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:
         file = self._directory.head(step)
+        self._directory.require_named_rightly(step)
         stamp = stamp_of(os.stat(file))
         found = read(file, like, where, strict)
         names = flat_of(like).structure.leaf_names() if found.names is None else found.names[: len(found.arrays)]

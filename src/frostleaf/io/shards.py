@@ -70,7 +70,7 @@ class Written(NamedTuple):
 def write_checkpoint(head: str, draft: Draft) -> Written:
     """Write a checkpoint without the arrays that are in files already, which get another name, by a hard link.
 
-    It is there as soon as its head is. After an error nothing is left of it.
+    It is there as soon as its head is. After an error nothing is left of it, unless the head is there: then all is.
 
     Args:
         head: The path of its head, which is its only file if it shares nothing and is not frozen in part.
@@ -106,7 +106,8 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         else:
             places = files.write_head(arrays, {**_text_of(summary, []), **versioned(metadata, bool(sharing))}, checksums)
     except BaseException:
-        files.remove()
+        if not files.are_named():  # the head may be there, though flushing the directory failed
+            files.remove()
         raise
     return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names)
 
@@ -208,6 +209,12 @@ class _Files:
     ) -> dict[str, Place]:
         """Write the head, and return the places of the arrays that are in it."""
         return _write(self._head, arrays, metadata, checksums)
+
+    def are_named(self) -> bool:
+        """Return whether the head that is there names these files."""
+        with suppress(OSError, ValueError):
+            return bool(self.names) and files_named(self._head) == self.names
+        return False
 
     def remove(self) -> None:
         """Remove the files besides the head."""
