@@ -133,9 +133,8 @@ class Checkpointer:
         if mode not in ("min", "max"):
             raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
         self._best, self._mode = best, mode
-        require_path(directory, "fl.Checkpointer(directory)")
         # It stays the same when a link to it or the current directory changes.
-        self._directory = Directory(os.path.realpath(directory))
+        self._directory = Directory(os.path.realpath(require_path(directory, "fl.Checkpointer(directory)")))
         options = {"keep": keep, "every": every, "best": best, "mode": mode}
         require_alike("__init__", self._group, lambda: {name: describe(value) for name, value in options.items()})
         by_first(self._group, lambda: os.makedirs(self._directory.path, exist_ok=True))

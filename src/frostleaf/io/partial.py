@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..core.structure import flat_of, specs_in
 from ..core.words import describe, keystr, listed
 from ..tree.selecting import Where, globs_in, matches_glob, require_found, require_no_alias, search
-from .description import Fact, array_kind, differences, enclosing, is_leaf
+from .description import Fact, array_kind, differences, enclosing, is_leaf, is_value
 
 _SHOWN = 3
 
@@ -85,7 +85,7 @@ _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{d
 _NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
 _OTHER_KINDS = (
     "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
-    "the file has, or leave it out by where=lambda path, array: path not in [{names}]"
+    "the file has, or leave it out by where={where}"
 )
 
 
@@ -97,8 +97,11 @@ def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) ->
     common = [path for path in wanted if path in there]
     other = [path for path in common if there[path] != wanted[path]]
     if other:
-        names = listed(map(repr, other), _SHOWN)
-        return _told(_OTHER_KINDS, [there[path] for path in other], [wanted[path] for path in other], names=names)
+        # A function is asked about arrays alone.
+        numbers = [repr(path) for path in common if path not in other and is_value(wanted[path])]
+        function = f"lambda path, array: path not in [{listed(map(repr, other), _SHOWN)}]"
+        where = f"[{function}, {listed(numbers, _SHOWN)}]" if numbers else function
+        return _told(_OTHER_KINDS, [there[path] for path in other], [wanted[path] for path in other], where=where)
     return "" if common else _told(_NOTHING_COMMON, [*there.values()], [*wanted.values()])
 
 
