@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,15 @@ def test_what_a_function_has_from_elsewhere_is_in_the_file(bind: Any, tmp_path: 
     plain: Any = mx.import_function(str(tmp_path / "f"))
     assert fl.tree.equal(fl.import_function(tmp_path / "f")(x), model(x))
     assert fl.tree.equal(plain(x)[0], model(x))
+
+
+def test_what_a_function_has_from_elsewhere_is_not_computed_again(tmp_path: Path) -> None:
+    """Arrays without values are part of what MLX traces."""
+    waiting = mx.random.normal((64, 64), key=mx.random.key(0)).view(mx.uint32).view(mx.float32)
+    path = tmp_path / "f.mlxfn"
+    fl.export_function(path, lambda x: x @ waiting, mx.ones((2, 64)), shapeless=True)
+    assert path.stat().st_size > waiting.nbytes
+    assert fl.import_function(path)(mx.ones((3, 64))).shape == (3, 64)
 
 
 SHAPELESS: dict[str, Callable[[], tuple[Any, ...]]] = {
@@ -488,3 +498,18 @@ def test_what_cannot_be_compared_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(fl.UncomparedValueWarning, match=r"if note \(a .*Note\) is another object of its class"):
         imported = through(tmp_path, lambda x, note: x, batch(2), Note())
     assert imported(batch(2), Note()).shape == (2, 4)
+
+
+def test_another_thread_is_told_of(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def export() -> None:
+        with pytest.raises(ValueError, match="main thread") as caught:
+            fl.export_function(tmp_path / "f", lambda x: x * 2, mx.ones((3, 2)))
+        said.append(str(caught.value))
+
+    thread = threading.Thread(target=export)
+    thread.start()
+    thread.join()
+    assert len(said) == 1
+    assert not (tmp_path / "f").exists()
