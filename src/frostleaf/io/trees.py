@@ -15,7 +15,7 @@ from ..core.arguments import require_bool
 from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import flat_of, require_numbers, unflatten
-from ..core.words import describe, keystr, shape_and_dtype
+from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
 from ..tree.selecting import Where
 from . import safetensors
 from .atomic import atomic_write, require_path
@@ -290,7 +290,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
     if unknown:
         shown = " or ".join(f"{place} ({kind})" for place, kind in [*unknown.items()][:_SHOWN])
         more = f" (and {len(unknown) - _SHOWN} more)" if len(unknown) > _SHOWN else ""
-        warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=3)
+        warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=level_of_caller())
     header_metadata = {
         _FORMAT: _VERSION,
         _STRUCTURE: _encode_facts(facts),
