@@ -366,3 +366,41 @@ def test_what_is_done_after_loading_is_said(change: Any, said: str | None, tmp_p
     assert ("They differ in" in str(caught.value)) == (said is not None)
     assert str(caught.value).endswith(said or "")
     assert fl.tree.equal(change(fl.load(file, net(1))), change(net(0)))
+
+
+DOTTED: dict[str, tuple[Any, Any, list[str]]] = {
+    "a leaf": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, "weight", ["weight"]),
+    "the longer": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, "weight.scales", ["weight.scales"]),
+    "a predicate": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, lambda path, array: path == "weight", ["weight"]),
+    "what holds others": ({"a": {"x": mx.array(1)}, "a.b": {"c": mx.array(2)}}, "a", ["a.x"]),
+    "a dotted one that holds others": ({"a": {"x": mx.array(1)}, "a.b": {"c": mx.array(2)}}, "a.b", ["a.b.c"]),
+    "a glob": ({"a": {"x": mx.array(1)}, "a.b": mx.array(2)}, "a.*", ["a.x", "a.b"]),
+    "a glob of arrays": ({"a": {"x": {"y": mx.array(1)}}, "a.b": mx.array(2)}, "a.**", ["a.x.y", "a.b"]),
+    "in a list": (
+        {"weight": mx.array(1), "weight.scales": mx.array(2), "bias": mx.array(3)},
+        ["weight", "bias"],
+        ["bias", "weight"],
+    ),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", DOTTED)
+def test_a_dot_in_a_key_selects_no_more(name: str, strict: bool, tmp_path: Path) -> None:
+    tree, where, paths = DOTTED[name]
+    like = fl.tree.map(mx.zeros_like, tree)
+    loaded = fl.load(saved(tree, tmp_path), like, where=where, strict=strict)
+    assert sorted(ours(loaded if strict else loaded[0], like)) == sorted(paths)
+
+
+def test_what_is_said_of_another_kind_keeps_the_numbers(tmp_path: Path) -> None:
+    tree = {"w": mx.zeros(2), "v": mx.ones(2), "epoch": 5, "note": "x"}
+    like = {"w": mx.zeros(3), "v": mx.zeros(2), "epoch": 0, "note": ""}
+    file = saved(tree, tmp_path)
+    with pytest.raises(fl.OtherStructureError, match="leave it out by where=") as caught:
+        fl.load(file, like, strict=False)
+    where = eval(str(caught.value).split("where=")[1])
+    for strict in (True, False):
+        loaded = fl.load(file, like, where=where, strict=strict)
+        loaded = loaded if strict else loaded[0]
+        assert same(loaded, {**tree, "w": like["w"]})

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
@@ -20,6 +21,7 @@ from ..transforms.group import as_group
 from ..tree.differences import Diff
 from ..tree.selecting import Where
 from .atomic import require_path
+from .background import Background
 from .description import name_in_file
 from .directory import METRICS, STEP, TIME, Directory, Entry
 from .directory_lock import DirectoryLock
@@ -63,11 +65,17 @@ class Checkpointer:
 
     An array that has not changed since the last checkpoint is not written again, nor looked at if it is the same object: what
     is frozen costs its name. The checkpoint then has more files, ``step-00000010-*``: arrays, and an index of them for other
-    programs. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs under its own step, can
-    be copied or removed by itself, and only the file system counts who needs what, whoever crashes. Without hard links all
-    is written each time; a tool that copies them as files makes a larger directory. A file is shared for three quarters of
-    it or more, so that no more than a third is kept beyond what is needed; less than 16 KiB are written again. That NumPy has
-    written into an array's memory isn't noticed.
+    programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes before in
+    the order of the names. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs under its
+    own step, can be removed by itself, and only the file system counts who needs what, whoever crashes. Without hard links all
+    is written each time; a tool that copies them as files makes a larger directory. A file is shared by a checkpoint that needs
+    three quarters of it or more, so that a checkpoint's own files have a third more than it needs at most; but an array that
+    was written again is in the files of older checkpoints as well, and while one is written, one more than ``keep`` are there:
+    about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB are written again, and so is what
+    has another name than before. That NumPy has written into an array's memory isn't noticed.
+
+    To take a checkpoint elsewhere, write ``fl.save(path, fl.load(head, like))``, or copy its head and all ``step-00000010-*``:
+    the head alone has names and no arrays. What a head in the directory names, under whatever name it was copied there, stays.
 
     The latest checkpoint is the one that was saved last. Steps must not decrease: saving an earlier one is an error,
     unless :meth:`restore` went back before it.
@@ -126,9 +134,8 @@ class Checkpointer:
         if mode not in ("min", "max"):
             raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
         self._best, self._mode = best, mode
-        require_path(directory, "fl.Checkpointer(directory)")
         # It stays the same when a link to it or the current directory changes.
-        self._directory = Directory(os.path.realpath(directory))
+        self._directory = Directory(os.path.realpath(require_path(directory, "fl.Checkpointer(directory)")))
         options = {"keep": keep, "every": every, "best": best, "mode": mode}
         require_alike("__init__", self._group, lambda: {name: describe(value) for name, value in options.items()})
         by_first(self._group, lambda: os.makedirs(self._directory.path, exist_ok=True))
@@ -141,8 +148,7 @@ class Checkpointer:
         self._unneeded: set[str] = set()
         self._arrays = KnownArrays()
         self._last_step: int | None = None
-        self._thread: threading.Thread | None = None
-        self._written = threading.Event()
+        self._background = Background()
         self._failure: CheckpointError | None = None
 
     def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
@@ -165,7 +171,7 @@ class Checkpointer:
         step = whole("step", step, 0)
         with self._checked_mutex():
             if step % self._every:
-                if self._group is None and (self._thread is None or not self._thread.is_alive()):
+                if self._group is None and self._background.is_idle:
                     self._wait()
                 return False
             require_alike("save", self._group, lambda: {**said_of(tree, whole=True), "the step": str(step)}, _WHOLE_TREES)
@@ -332,9 +338,7 @@ class Checkpointer:
             # If this rank leaves by an error, the others are elsewhere.
             self.wait() if error is None else self._wait()
         finally:
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+            self._lock = None  # what is still being written after an interrupt holds it
 
     def __repr__(self) -> str:
         options = f"keep={self._keep}, every={self._every}, best={self._best!r}, mode={self._mode!r}"
@@ -364,11 +368,7 @@ class Checkpointer:
 
     def _wait(self) -> None:
         with self._checked_mutex():
-            if self._thread is not None:
-                # Before Python 3.13 a thread counts as dead when Ctrl-C has interrupted a join of it, and it still writes.
-                self._written.wait()
-                self._thread.join()
-                self._thread = None
+            self._background.wait()
             failure, self._failure = self._failure, None
             if failure is not None:
                 raise failure
@@ -388,16 +388,8 @@ class Checkpointer:
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self._arrays.look_up(objects, snapshot.arrays)
         draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
-        self._last_step = step
-        if threading.main_thread().is_alive():
-            self._written.clear()
-            # Explicitly not a daemon, as it would be in a daemon thread: the process would end without it.
-            name = f"saving step {step}"
-            thread = threading.Thread(target=self._write, args=(step, draft, watched), name=name, daemon=False)
-            thread.start()
-            self._thread = thread
-        else:  # the interpreter is shutting down, and waits for no more threads
-            self._write(step, draft, watched)
+        before, self._last_step = self._last_step, step
+        self._background.start(f"saving step {step}", partial(self._write, step, draft, watched, before), self._lock)
 
     def _lock_directory(self) -> None:
         """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
@@ -418,32 +410,40 @@ class Checkpointer:
             if times:
                 self._arrays.know_file(self._directory.head(times[max(times)]))
 
-    def _write(self, step: int, draft: Draft, watched: Watched) -> None:
+    def _write(self, step: int, draft: Draft, watched: Watched, before: int | None) -> None:
+        replaced: Entry | None = None
         try:
             replaced = self._directory.entry(step)
             written = write_checkpoint(self._directory.head(step), draft)
             self._arrays.know(written.places, watched)
-            self._own[step] = Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,))
-            self._unneeded.update((replaced and replaced.beside) or ())
+            self._has_written(step, Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,)), replaced)
             with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
                 self._prune()
         except Exception as error:
             failure = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {error}"
             self._failure = CheckpointError(failure)
             self._failure.__cause__ = error
-        finally:
-            self._written.set()
+            there = self._directory.entry(step)
+            if there is not None and there.time == draft.summary[TIME]:  # and perhaps not on the disk: older ones stay
+                self._has_written(step, there, replaced)
+            else:
+                self._last_step = before
+
+    def _has_written(self, step: int, entry: Entry, replaced: Entry | None) -> None:
+        for old in (replaced, self._own.get(step)):
+            self._unneeded.update((old and old.beside) or ())
+        self._own[step] = entry
 
     def _prune(self) -> None:
         self._unneeded = self._directory.remove(self._unneeded)
         if self._keep is None:
             return
         for step in self._own.keys() - {*self._directory.steps()}:  # a checkpoint that somebody removed doesn't count as kept
-            del self._own[step]
+            self._unneeded.update(self._own.pop(step).beside or ())
         latest = sorted(self._own, key=lambda step: self._own[step].time)[-self._keep :]
         for step in self._own.keys() - {*latest, best_of(self._own, self._best, self._mode)}:
             current = self._directory.entry(step)
-            # Another process may have replaced the checkpoint or removed it.
+            # Another process may have replaced the checkpoint or removed it, and left what was beside it.
             if current is not None and current.time == self._own[step].time:
                 try:
                     os.unlink(self._directory.head(step))
@@ -451,8 +451,7 @@ class Checkpointer:
                     pass
                 except OSError:
                     continue  # it is tried again after the next save
-                self._unneeded.update(current.beside or ())
-            del self._own[step]
+            self._unneeded.update(self._own.pop(step).beside or ())
         self._unneeded = self._directory.remove(self._unneeded)
 
     def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
@@ -468,18 +467,19 @@ class Checkpointer:
         return step, found
 
     def _restore_latest(self, load_step: Callable[[int], T]) -> tuple[int, T]:
-        reasons: dict[int, str] = {}
-        while infos := {step: info for step, info in self._directory.entries().items() if step not in reasons}:
-            for _, step in sorted(((info.time, step) for step, info in infos.items()), reverse=True):
+        reasons: dict[tuple[int, int], str] = {}  # by time and step, as another may have been saved meanwhile
+        while found := {(info.time, step) for step, info in self._directory.entries().items()} - {*reasons}:
+            for each in sorted(found, reverse=True):
+                step = each[1]
                 try:
                     return step, load_step(step)
                 except FileNotFoundError:
-                    reasons[step] = "it was removed while it was to be read"
+                    reasons[each] = "it was removed while it was to be read"
                     break  # others save and prune: what is there now?
                 except OtherStructureError:
                     raise
                 except (CheckpointError, OSError) as error:
-                    reasons[step] = str(error)
+                    reasons[each] = str(error)
                     message = f"the checkpoint of step {step} is passed over: {error}"
                     warnings.warn(message, RuntimeWarning, stacklevel=level_of_caller())
         if reasons:
@@ -489,6 +489,7 @@ class Checkpointer:
 
     def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:
         file = self._directory.head(step)
+        self._directory.require_named_rightly(step)
         stamp = stamp_of(os.stat(file))
         found = read(file, like, where, strict)
         names = flat_of(like).structure.leaf_names() if found.names is None else found.names[: len(found.arrays)]

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..core.structure import flat_of, specs_in
 from ..core.words import describe, keystr, listed
 from ..tree.selecting import Where, globs_in, matches_glob, require_found, require_no_alias, search
-from .description import Fact, array_kind, differences, enclosing, is_leaf
+from .description import Fact, array_kind, differences, enclosing, is_leaf, is_value
 
 _SHOWN = 3
 
@@ -53,6 +54,13 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
     require_found(like, found)
     require_no_alias(like, where)
     names = {keystr(path) for path in found.values}
+    inside, outside, leaves = {*names}, set[str](), set[str]()
+    for path, spec in specs_in(flat_of(like).structure):
+        is_inside = any(path[:length] in found.values for length in range(len(path) + 1))
+        (inside if is_inside else outside).add(keystr(path))
+        if not isinstance(spec, tuple):
+            leaves.add(keystr(path))
+    holders = names - leaves
     # One that ends in two stars selects the arrays, and never what holds them.
     globs = [(matches_glob(glob), glob.split(".")[-1] == "**") for glob in globs_in(where)]
 
@@ -65,7 +73,12 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
             for matches, of_arrays in globs
         )
 
-    return lambda fact: not names.isdisjoint((fact.path, *enclosing(fact.path))) or fits_glob(fact)
+    def is_selected(fact: Fact) -> bool:
+        # A dot in a name may be one of a key: what like has by that name is known, and what only the file has may be in there.
+        known = fact.path in inside or fact.path in outside
+        return fact.path in inside if known else not holders.isdisjoint(enclosing(fact.path)) or fits_glob(fact)
+
+    return is_selected
 
 
 _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
@@ -77,7 +90,7 @@ _CAST_LATER = "\nThey differ in dtypes: load into a model in the file's dtypes, 
 _NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
 _OTHER_KINDS = (
     "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
-    "the file has, or leave it out by where=lambda path, array: path not in [{names}]"
+    "the file has, or leave it out by where={where}"
 )
 
 
@@ -89,8 +102,11 @@ def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) ->
     common = [path for path in wanted if path in there]
     other = [path for path in common if there[path] != wanted[path]]
     if other:
-        names = listed(map(repr, other), _SHOWN)
-        return _told(_OTHER_KINDS, [there[path] for path in other], [wanted[path] for path in other], names=names)
+        # A function is asked about arrays alone.
+        numbers = [repr(path) for path in common if path not in other and is_value(wanted[path])]
+        function = f"lambda path, array: path not in [{listed(map(repr, other), _SHOWN)}]"
+        where = f"[{function}, {listed(numbers, _SHOWN)}]" if numbers else function
+        return _told(_OTHER_KINDS, [there[path] for path in other], [wanted[path] for path in other], where=where)
     return "" if common else _told(_NOTHING_COMMON, [*there.values()], [*wanted.values()])
 
 

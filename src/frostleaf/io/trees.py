@@ -15,13 +15,13 @@ from ..core.arguments import require_bool
 from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import flat_of, require_numbers, unflatten
-from ..core.words import describe, keystr, shape_and_dtype
+from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
 from ..tree.selecting import Where
 from . import safetensors
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
 from .partial import LoadReport, complaint, report_of, selector
-from .parts import Opened, open_parts
+from .parts import Opened, read_opened
 from .safetensors import CheckpointError, fail, parse_json
 from .sharing import Sharing, find_sharing, read_sharing
 
@@ -117,8 +117,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     >>> fl.tree.equal(loaded, tree), loaded["epoch"]
     (True, 3)
     """
-    require_path(path, "fl.save(path, tree)")
-    write_snapshot(path, take_snapshot(tree, metadata))
+    write_snapshot(require_path(path, "fl.save(path, tree)"), take_snapshot(tree, metadata))
 
 
 @overload
@@ -175,9 +174,9 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     n: a Python int in the file, a Python float in like
     weights: nothing in the file, array f32[2] in like; the nearest is 'weight'
     """
-    require_path(path, "fl.load(path, like)")
+    name = require_path(path, "fl.load(path, like)")
     require_bool("strict", strict)
-    return placed(like, read(path, like, where, strict))  # type: ignore[no-any-return]
+    return placed(like, read(name, like, where, strict))  # type: ignore[no-any-return]
 
 
 class Read(NamedTuple):
@@ -202,7 +201,8 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
     facts = describe_tree(flat.structure, flat.leaves).facts
     is_selected = selector(like, where)
     wanted = [*filter(is_selected, facts)]
-    with open_parts(path) as opened:
+
+    def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
         reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
         if reason:
@@ -215,6 +215,8 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         taken = [name for name in report.taken if name in values]
         arrays = _read_arrays(opened, contents, names)
         return Read(arrays, [values[name] for name in taken], [*names, *taken], None if strict else report)
+
+    return read_opened(path, read_all)
 
 
 def placed(like: Any, read: Read) -> Any:
@@ -247,11 +249,9 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     fl.load_metadata(f"{folder}/a.safetensors")
     {'epoch': 3}
     """
-    require_path(path, "fl.load_metadata(path)")
-    with open_parts(path) as opened:
-        header = opened.header
-        _require_version(header)
-        safetensors.read_checksums(header)
+    header = read_opened(require_path(path, "fl.load_metadata(path)"), lambda opened: opened.header)
+    _require_version(header)
+    safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
     return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
 
@@ -263,7 +263,8 @@ def saved_arrays(path: str | os.PathLike[str]) -> dict[str, tuple[ShapeDtypeStru
         FileNotFoundError: If there is no such file.
         CheckpointError: If a header is damaged.
     """
-    with open_parts(path) as opened:
+
+    def arrays_in(opened: Opened) -> dict[str, tuple[ShapeDtypeStruct, int]]:
         header, sharing, facts, _ = _read_contents(opened, [])
         stored = {fact.path: sharing.stored(name_in_file(fact.path)) for fact in facts if array_kind(fact) is not None}
         entries = {name: header.entries[place] for name, place in stored.items()}
@@ -271,6 +272,8 @@ def saved_arrays(path: str | os.PathLike[str]) -> dict[str, tuple[ShapeDtypeStru
             name: (ShapeDtypeStruct(entry.shape, entry.dtype), opened.checksums[stored[name]])
             for name, entry in entries.items()
         }
+
+    return read_opened(path, arrays_in)
 
 
 _UNCOMPARED = (
@@ -287,7 +290,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
     if unknown:
         shown = " or ".join(f"{place} ({kind})" for place, kind in [*unknown.items()][:_SHOWN])
         more = f" (and {len(unknown) - _SHOWN} more)" if len(unknown) > _SHOWN else ""
-        warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=3)
+        warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=level_of_caller())
     header_metadata = {
         _FORMAT: _VERSION,
         _STRUCTURE: _encode_facts(facts),
