@@ -98,6 +98,7 @@ else:
             "filter_vmap": "fl.vmap(fn)",
             "optimizers": "fl.optim",
             "partition": "fl.tree.partition",
+            "pmap": "fl.distributed.shard_batch(batch) and fl.distributed.average_gradients(gradients) in each process",
             "tabulate": "fl.summary(model, x)",
             "tree_at": "model.at(where).set(value)",
             "tree_deserialise_leaves": "fl.load(path, like)",

@@ -120,6 +120,8 @@ def test_an_error_in_a_file_is_not_one_about_the_name():
         (fl.nn, "Module", "fl.Module"),
         (fl.nn, "value_and_grad", "fl.value_and_grad(fn)(model, ...)"),
         (fl.optim, "MultiSteps", "fl.optim.accumulate(optimizer, n)"),
+        (fl.distributed, "pmean", "fl.distributed.average_gradients(tree)"),
+        (fl.distributed, "get_rank", "fl.distributed.init().rank()"),
     ],
 )
 def test_a_name_of_another_library_is_told_ours(package, name, advice):

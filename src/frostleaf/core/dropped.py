@@ -39,7 +39,7 @@ COUNTED_BY_MLX = (
 )
 # What does the same here as the functions of MLX and mlx-lm in these of their modules.
 _INSTEAD = {
-    "mlx.nn.utils": "fl.value_and_grad(fn)(model, ...), or fl.checkpoint(model)",
+    "mlx.nn.utils": "fl.value_and_grad(fn)(model, ...), fl.checkpoint(model), or fl.distributed.average_gradients(gradients)",
     "mlx.nn.layers.quantized": "model = fl.quantize(model, ...)",
     "mlx_lm.tuner.utils": (
         "adapted = fl.lora(model, where, ...), or fl.load_adapters(model, ...): without adapters, model is as it was"

@@ -26,6 +26,27 @@ else:
             "sharding": "fully_shard gather shard shard_linear",
             "sharing_out": "local_key shard_batch",
         },
+        instead={
+            "DistributedDataParallel": "fl.optim.chain(fl.distributed.average_gradients, optimizer)",
+            "FullyShardedDataParallel": "fl.distributed.fully_shard(module)",
+            "all_gather": "fl.distributed.gather(tree) for what is divided, fl.distributed.all_sum for the rest",
+            "all_mean": "fl.distributed.average_gradients(tree)",
+            "all_reduce": "fl.distributed.all_sum(tree)",
+            "get_rank": "fl.distributed.init().rank()",
+            "get_world_size": "fl.distributed.init().size()",
+            "init_process_group": "fl.distributed.init()",
+            "initialize": "fl.distributed.init()",
+            "is_available": "mx.distributed.is_available()",
+            "pmax": "fl.distributed.all_max(tree)",
+            "pmean": "fl.distributed.average_gradients(tree)",
+            "pmin": "fl.distributed.all_min(tree)",
+            "process_count": "fl.distributed.init().size()",
+            "process_index": "fl.distributed.init().rank()",
+            "psum": "fl.distributed.all_sum(tree)",
+            "rank": "fl.distributed.init().rank()",
+            "shard_inplace": "fl.distributed.shard(tree, sharding)",
+            "size": "fl.distributed.init().size()",
+        },
     )
 
 __all__ = [

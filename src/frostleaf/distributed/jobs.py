@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..transforms.agreement import agreed
 from ..transforms.collectives import AnyGroup, all_sum
 from ..transforms.group import Group, as_group, world
 from ..transforms.peers import noticing
@@ -41,12 +42,14 @@ def barrier(group: AnyGroup = None) -> None:
 
     Raises:
         TypeError: If ``group`` is no group.
+        ValueError: On every rank, if one calls another function.
         PeerLostError: If another process is lost.
 
     >>> import frostleaf as fl
     >>> fl.distributed.barrier()
     """
     group = as_group(group)
+    agreed("barrier", group, lambda: (None, {}))
     if group.size() > 1:
         with noticing():
             mx.eval(all_sum(mx.array(0, mx.uint8), group))

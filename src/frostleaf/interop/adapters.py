@@ -28,6 +28,7 @@ from ..nn.linear import Linear
 from ..nn.lora import LoRAEmbedding, LoRALinear
 from ..nn.quantized import QuantizedEmbedding, QuantizedLinear
 from ..transforms.eval_shape import eval_shape
+from ..transforms.shards import shards_in
 from ..tree.selecting import Where, matcher, require_found, search
 from ..tree.walk import Descend, all_ties, at_path, rewrite, source_of
 from .layout import Wrapped
@@ -101,8 +102,8 @@ def lora(
         TypeError: If ``model`` is no module, ``where`` is no selection, ``dora`` is no bool or ``key`` is no key, or for an
             argument that there is not, with what to write for those of PEFT and mlx-lm.
         LookupError: If nothing is selected; the message suggests the nearest paths.
-        ValueError: If something is selected that can't be adapted, or is adapted already; if ``rank`` is not a positive int,
-            ``scale`` is no number, or ``dropout`` is outside of ``[0, 1)``.
+        ValueError: If something is selected that can't be adapted, is adapted already, or has shards of larger arrays; if
+            ``rank`` is not a positive int, ``scale`` is no number, or ``dropout`` is outside of ``[0, 1)``.
 
     >>> import frostleaf as fl
     >>> model = fl.nn.Sequential(fl.nn.Embedding(9, 4), fl.nn.Linear(4, 4), fl.nn.Linear(4, 9))
@@ -125,6 +126,7 @@ def lora(
     trained = trained_paths(model) & own_arrays(adapters) if adapters else set()
     frozen = freeze(model, recurse=True, keys=None, strict=False, frozen=True)
     layers = _layers(frozen, where, dora, adapters)
+    _require_whole("fl.lora", model, layers, "adapt the model before it is divided")
     new = {}
     for (path, (layer, adapt)), each in zip(layers.items(), split(key, len(layers)), strict=True):
         new[path] = _made(adapt, layer, r=rank, dropout=dropout, scale=scale, key=each)
@@ -146,6 +148,7 @@ def fuse(model: N, dequantize: bool = False) -> N:
 
     Raises:
         TypeError: If ``model`` is no module, or ``dequantize`` no bool.
+        ValueError: If an adapter has shards of larger arrays.
 
     >>> import frostleaf as fl
     >>> model = fl.nn.Sequential(fl.nn.Linear(4, 4), fl.nn.Linear(4, 9))
@@ -155,6 +158,7 @@ def fuse(model: N, dequantize: bool = False) -> N:
     require_module("fl.fuse", model)
     require_bool("dequantize", dequantize)
     adapters = adapters_in(model)
+    _require_whole("fl.fuse", model, adapters, "give it fl.distributed.gather(model)")
     new = {path: _made(fused, adapter, dequantize) for path, adapter in adapters.items()}
     return _with_layers(model, new, lambda path, rest: (*path, *rest[1:]) if rest[0] == held_name(adapters[path]) else None)
 
@@ -199,6 +203,17 @@ def require_module(function: str, model: Any) -> None:
     if not isinstance(model, Node):
         advice = ": give it fl.from_mlx(model)" if isinstance(model, MLXModule) else ""
         raise TypeError(f"{function} takes a model first, and was given {class_name(model)}{advice}")
+
+
+_DIVIDED = "{function} takes whole layers, and {array} is a shard, {shard}: {advice}"
+
+
+def _require_whole(function: str, model: Any, layers: Mapping[Path, Any], advice: str) -> None:
+    """Raise a ``ValueError`` if there are shards of larger arrays in one of the layers at some paths."""
+    structure = flat_of(model).structure
+    for path, shards in zip(structure.leaf_paths(), shards_in(structure), strict=True):
+        if shards and _first_part(path, layers) is not None:
+            raise ValueError(_DIVIDED.format(function=function, array=keystr(path), shard=shards[0], advice=advice))
 
 
 def _check_numbers(rank: Any, scale: Any, dropout: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ import mlx.core as mx
 from ..core.structure import Flat, Structure, flat_of, require_numbers, unflatten
 from ..core.words import describe, function_name, level_of_caller, listed
 from ..transforms.binding import unbind
-from ..transforms.collectives import tokens, unchanged_tokens
+from ..transforms.collectives import has_exchange, refused, settle
 from ..transforms.context import override, setting
 from ..transforms.random import saved_state, unchanged_state
 from ..transforms.stateful import records
@@ -185,13 +184,14 @@ class Exporter:
         for flat in given:
             require_numbers(flat)
         signature = signature_of(self._fn, example_trees, given, self._shapeless)
-        before, order = saved_state(), tokens()
-        with unchanged_state(), unchanged_tokens():
+        before = saved_state()
+        settle()
+        with unchanged_state():
             result = self._call(given, _leaves(given))
             if not mx.array_equal(before, saved_state()):
                 raise ValueError(_DRAWS.format(fn=function_name(self._fn)))
-            if any(map(operator.is_not, order, tokens())):
-                raise ValueError(_EXCHANGES.format(fn=function_name(self._fn)))
+            # What it has from elsewhere would be computed again in each call of the file, if it had no values yet.
+            mx.eval(result.leaves)
             if self._shapeless:
                 signature = signature._replace(least=self._checks(signature, given).least())
         if signature.unknown:
@@ -234,7 +234,7 @@ class Exporter:
 
     def _run(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
         """Call the function with other arrays in the arguments, which need not have values."""
-        with unchanged_state(), unchanged_tokens(), explained("fl.export_function", self._fn):
+        with unchanged_state(), explained("fl.export_function", self._fn):
             return self._call(given, arrays)
 
     def _call(self, given: Sequence[Flat], arrays: Sequence[mx.array]) -> Flat:
@@ -243,8 +243,14 @@ class Exporter:
         trees = [unflatten(flat.structure, rest) for flat in given]
         # What layers record here is for nobody.
         recording = setting(records, dict(records.get() or {}))
-        with override(plain=True, shapeless=bool(self._shapeless)), recording:
-            return flat_of(self._fn(*trees))
+        with override(plain=True, shapeless=bool(self._shapeless)), recording, setting(refused, self._no_exchange):
+            result = flat_of(self._fn(*trees))
+        if has_exchange(result.leaves):
+            raise self._no_exchange()
+        return result
+
+    def _no_exchange(self) -> ValueError:
+        return ValueError(_EXCHANGES.format(fn=function_name(self._fn)))
 
     def _checks(self, signature: Signature, given: list[Flat]) -> Checks:
         return Checks(function_name(self._fn), functools.partial(self._run, given), _leaves(given), signature)

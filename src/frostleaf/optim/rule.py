@@ -17,6 +17,7 @@ from ..core.hidden import find_hidden
 from ..core.instance import Instance
 from ..core.structure import Structure, flat_of
 from ..core.words import describe, level_of_caller
+from ..nn.shards import told
 from ..transforms.jit.passing import graph_of
 from ..transforms.jit.standing import given_for
 from .contents import Contents, Known, Slots, renewed, slots_of, static_in, take_apart
@@ -100,9 +101,17 @@ OTHER_VALUE = (
     "optimizer.adapt(state, model) for the optimizer's, or state = {change} for another."
 )
 A_SCHEDULE = ". For a schedule make another optimizer, and go on from this state: state = other.adapt(state, model)"
+DIVIDED = (
+    "{rule} looks at whole arrays, and {name} is a shard of one, of which each rank would have another. Train shards with a "
+    "rule that updates every number by itself, as fl.optim.AdamW does; fl.optim.multi has a rule for each kind of parameter"
+)
 PACKED = (
     "a packed model is trained by fl.optim.flatten(opt), which refuses rules that look at whole arrays, and not by opt itself"
 )
+
+
+# The rules of MLX that do not update every number by itself.
+_OF_WHOLE_ARRAYS = mlx.optimizers.Adafactor, mlx.optimizers.Muon
 
 
 class Rule(Optimizer):
@@ -162,6 +171,8 @@ class Rule(Optimizer):
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: OptimizerState
     ) -> tuple[dict[str, mx.array], OptimizerState]:
         rule, arrays, before = self._new_rule(), parameters.arrays, take_apart(state)
+        if issubclass(self.rule, _OF_WHOLE_ARRAYS):
+            _require_whole(self.rule, arrays)
         if arrays:
             _warn_of_other_values(rule, before)
         other_dtypes = gradients is not parameters.alike and any(
@@ -271,6 +282,14 @@ class Rule(Optimizer):
                 yield from value.items()
             else:
                 yield "*" if kind is inspect.Parameter.VAR_POSITIONAL else name, value
+
+
+def _require_whole(rule: type, names: Iterable[str]) -> None:
+    """Raise a ``ValueError`` if one of the parameters of an update is a shard of a larger array."""
+    groups = told.get()
+    for name in names:
+        if any(group.size() > 1 for group in groups.get(name, ())):
+            raise ValueError(DIVIDED.format(rule=rule.__name__, name=name))
 
 
 def _arguments(structure: Structure) -> tuple[tuple[Any, ...], dict[str, Any]]:

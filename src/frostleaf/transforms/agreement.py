@@ -13,9 +13,9 @@ from ..core.shapes import require_no_shapes
 from ..core.structure import Structure
 from ..core.words import describe
 from ..tree.functions import flatten
-from .collectives import all_gather, restore_tokens, tokens, vmap_depth
+from .collectives import all_gather, is_evaluated, mapped, restore_tokens, tokens
 from .group import Group
-from .peers import noticing
+from .peers import out_of_step
 
 T = TypeVar("T")
 
@@ -23,7 +23,8 @@ T = TypeVar("T")
 Said = Mapping[str, str]
 
 _MOST = 8
-_IN_A_TRACE = "during function transformations"  # as MLX words it
+# With what each exchange here begins, so that one of something else is noticed.
+_MARK = b"fl"
 _NOTHING = "nothing"
 
 
@@ -66,7 +67,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advic
 
     Raises:
         ValueError: On every rank, if ``prepare`` fails on one, or they say different things.
-        PeerLostError: If a rank is lost.
+        PeerLostError: If a rank is lost, or exchanges something else.
     """
     if group.size() == 1:
         return prepare()[0]
@@ -76,12 +77,14 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advic
         made, said = prepare()
     except (TypeError, ValueError) as error:
         failed = error
-    text = json.dumps([*said.items()]) if failed is None else str(failed)
+    text = json.dumps([("the function", name), *said.items()]) if failed is None else str(failed)
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    given = _exchanged(bytes([failed is not None]) + digest, group)
+    given = _exchanged(_MARK + bytes([failed is not None]) + digest, group)
+    if given is not None and not all(each.startswith(_MARK) for each in given):
+        raise out_of_step(name)
     if given is not None and (failed is not None or len(set(given)) > 1):
         texts = _texts(text, group)
-        problems = {rank: text for rank, (mark, text) in enumerate(zip(given, texts, strict=True)) if mark[0]}
+        problems = {rank: text for rank, (each, text) in enumerate(zip(given, texts, strict=True)) if each[len(_MARK)]}
         raise ValueError(_failure(name, problems) if problems else _difference(name, texts) + advice) from failed
     if failed is not None:
         raise failed
@@ -90,16 +93,11 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advic
 
 def _exchanged(data: bytes, group: Group) -> list[bytes] | None:
     """Return the data of each rank, all of the same length, or ``None`` while a function is being traced."""
-    if vmap_depth.get():
+    if mapped.get():
         return None
     before = tokens()
     gathered = all_gather(mx.array([*data], mx.uint8), group)
-    try:
-        with noticing():
-            mx.eval(gathered)
-    except ValueError as error:
-        if _IN_A_TRACE not in str(error):
-            raise
+    if not is_evaluated(gathered):
         restore_tokens(before)
         return None
     whole = bytes(gathered.tolist())  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ a moment. So what is computed of it at once, as an average, stands before the to
 from __future__ import annotations
 
 import functools
+import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ import mlx.core as mx
 
 from .context import Leaving, Scope
 from .group import Group, as_group, in_use
-from .peers import require_peers
+from .peers import noticing, require_peers
 
 AnyGroup = Group | mx.distributed.Group | None
 Stream = mx.Stream | mx.Device | None
@@ -31,10 +32,22 @@ Exchange = Callable[..., mx.array]
 BUCKET = 32 * 1024**2
 
 
-# In how many calls of ``vmap`` the function runs whose exchanges are made here.
-vmap_depth: ContextVar[int] = ContextVar("vmap_depth", default=0)
+# For each call of ``vmap`` in which the function runs whose exchanges are made here, the outermost first: whether an array is
+# another for each index.
+mapped: ContextVar[tuple[Callable[[mx.array], bool], ...]] = ContextVar("mapped", default=())
 # Whether ``jvp`` differentiates it.
 in_jvp: ContextVar[bool] = ContextVar("in_jvp", default=False)
+# Returns the error that is raised by what exchanges something, where nothing can be exchanged.
+refused: ContextVar[Callable[[], Exception] | None] = ContextVar("refused", default=None)
+
+# As MLX words them.
+_IN_A_TRACE = "during function transformations"
+_NO_PRIMITIVE = "Attempting to eval an array without a primitive"
+
+COMPILED = (
+    "arrays were exchanged with other processes inside a function that mx.compile compiled, which does not keep them in order "
+    "with the others. Compile it with fl.jit"
+)
 
 
 class _Thread(threading.local):
@@ -42,9 +55,11 @@ class _Thread(threading.local):
 
     Attributes:
         token: What its next exchange depends on. ``None`` before the first.
+        is_traced: Whether it is tracing a function of which arrays are arguments that have no values.
     """
 
     token: mx.array | None = None
+    is_traced: bool = False
 
 
 _thread = _Thread()
@@ -71,11 +86,54 @@ class unchanged_tokens(Scope):  # noqa: N801
     """Leave this thread's token as it was before a ``with`` block, in which arrays without values are exchanged."""
 
     def _enter(self, leaving: Leaving) -> None:
-        leaving().undo = functools.partial(_put_back, _thread.token)
+        leaving().undo = functools.partial(_put_back, _thread.token, _thread.is_traced)
+        _thread.is_traced = True
 
 
-def _put_back(token: mx.array | None) -> None:
-    _thread.token = token
+def _put_back(token: mx.array | None, is_traced: bool) -> None:
+    _thread.token, _thread.is_traced = token, is_traced
+
+
+def is_evaluated(*arrays: mx.array) -> bool:
+    """Evaluate arrays, and return whether they have values: in a function that is being traced they have none.
+
+    Raises:
+        PeerLostError: If another process is lost.
+        RuntimeError: If the last exchange was part of a function that ``mx.compile`` traced.
+    """
+    if _thread.is_traced:
+        return False
+    try:
+        with noticing():
+            mx.eval(arrays)
+    except ValueError as error:
+        if _IN_A_TRACE not in str(error):
+            raise
+        return False
+    except RuntimeError as error:
+        if _NO_PRIMITIVE not in str(error):
+            raise
+        _thread.token = None
+        raise RuntimeError(COMPILED) from error
+    return True
+
+
+def settle() -> None:
+    """Evaluate what this thread has exchanged so far. MLX takes what has no values yet for a part of a function that it traces.
+
+    So the function would exchange it again in each call.
+    """
+    is_evaluated(*tokens())
+
+
+def has_exchange(arrays: Sequence[mx.array]) -> bool:
+    """Return whether arrays, which have no values yet, are computed with a sum or the like of ``mx.distributed``.
+
+    When MLX exports one, it takes it for a sum over axes, and reads memory that is not its own.
+    """
+    text = io.StringIO()
+    mx.export_to_dot(text, *arrays)
+    return "AllReduce" in text.getvalue()
 
 
 def all_sum(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
@@ -140,7 +198,12 @@ def broadcast(x: mx.array, src: int, group: AnyGroup = None, stream: Stream = No
     if group.size() == 1:
         return x
     # A sum of bytes with zeros is exact, and every backend has it.
-    sent = mx.stop_gradient(x).reshape(-1).view(mx.uint8) if group.rank() == src else mx.zeros(x.nbytes, mx.uint8)
+    if group.rank() == src:
+        sent = _bytes_of(x)
+    elif mapped.get() and isinstance(x, mx.array):  # all have it mapped, or none
+        sent = _bytes_of(x) & mx.array(0, mx.uint8)
+    else:
+        sent = mx.zeros(x.nbytes, mx.uint8)
     return all_sum(sent, group, stream).view(x.dtype).reshape(x.shape)
 
 
@@ -162,17 +225,26 @@ def buckets(arrays: Sequence[mx.array], nbytes: float) -> Iterator[list[int]]:
             yield bucket
 
 
+def _bytes_of(x: mx.array) -> mx.array:
+    return mx.stop_gradient(x).reshape(-1).view(mx.uint8)
+
+
 def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
     """Return what ``exchange`` makes of an array, after this thread's exchanges so far and before those to come."""
     group = as_group(group)
     if group.size() == 1:
         return x
+    refuse = refused.get()
+    if refuse is not None:
+        raise refuse()
     require_peers()
-    return _at(vmap_depth.get(), x, group, exchange)
+    return _at(len(mapped.get()), x, group, exchange)
 
 
 def _at(depth: int, x: mx.array, group: Group, exchange: Exchange) -> mx.array:
     """As :func:`_exchanged`, inside so many calls of ``vmap``. MLX has no rules for what puts exchanges in order."""
+    if depth and not mapped.get()[depth - 1](x):
+        return _at(depth - 1, x, group, exchange)
     if depth:
         return cast(mx.array, _for_all(depth, group, exchange)(x))
     if in_jvp.get():

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class PeerLostError(RuntimeError):
-    """A process of the job has ended or can't be reached, so that nothing more can be exchanged with it.
+    """A process of the job has ended, can't be reached or is out of step, so that nothing more can be exchanged with it.
 
     Raised by the evaluation that finds out, and at once by every exchange after it. What was exchanged before is whole. A job
     goes on from its last checkpoint, when it is started again.
@@ -21,6 +21,11 @@ class PeerLostError(RuntimeError):
 LOST = (
     "a process of the job was lost while arrays were exchanged with it ({error}): what is computed of them can't be had. Start "
     "the job again from its last checkpoint"
+)
+OUT_OF_STEP = (
+    "{name} met another exchange on another process: the processes are out of step, as they are if one goes on after an error "
+    "in the middle of a step, or exchanges something inside an if. What they exchanged last is not right, and nothing more can "
+    "be exchanged. Start the job again from its last checkpoint"
 )
 GONE = "a process of the job was lost before ({error}): nothing can be exchanged any more. Start the job again"
 
@@ -37,6 +42,12 @@ def require_peers() -> None:
     """
     if _lost:
         raise PeerLostError(GONE.format(error=_lost[0]))
+
+
+def out_of_step(name: str) -> PeerLostError:
+    """Note that what a function exchanges is not what others do, and return the error that says so."""
+    _lost.append(f"out of step: {name} met another exchange")
+    return PeerLostError(OUT_OF_STEP.format(name=name))
 
 
 class noticing:  # noqa: N801

@@ -12,7 +12,7 @@ from ..core.words import describe, function_name, keystr, listed
 from ..tree.functions import unflatten
 from ..tree.prefixes import argument, broadcast_prefix
 from .binding import REFUSED, raise_with_name, unbind
-from .collectives import vmap_depth
+from .collectives import mapped as mapped_in
 from .context import override, setting
 from .jit.captured import depends, require_visible
 from .random import restore_state, saved_state, unchanged_state
@@ -85,9 +85,14 @@ class Vmapped(Wrapped[P, R]):
         positions: list[int | None] = []
         out_structure: Structure | None = None
         before = saved_state()
+        standing: list[mx.array] = []  # for the mapped ones, in the function
+
+        def is_mapped(array: mx.array) -> bool:
+            return depends(array, standing)
 
         def on_leaves(*examples: mx.array) -> list[mx.array]:
             nonlocal out_structure, out_leaves, positions
+            standing[:] = examples
             rest = iter(examples)
             example = [leaf if axis is None else next(rest) for leaf, axis in zip(leaves, axes, strict=True)]
             with explained("fl.vmap", fn):
@@ -102,7 +107,7 @@ class Vmapped(Wrapped[P, R]):
             return [*batched, drawn] if drawn is not before and depends(drawn, examples) else batched
 
         # MLX compiles nothing that is mapped. What is not would be traced, and used elsewhere, without its checkpoints.
-        with unchanged_state(), setting(vmap_depth, vmap_depth.get() + 1), override(plain=True):
+        with unchanged_state(), setting(mapped_in, (*mapped_in.get(), is_mapped)), override(plain=True):
             results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
             drawn = saved_state()
         stacked = iter(results)
@@ -118,7 +123,7 @@ class Vmapped(Wrapped[P, R]):
 
 def mapping() -> bool:
     """Return whether a function is being mapped by :func:`vmap`."""
-    return vmap_depth.get() > 0
+    return bool(mapped_in.get())
 
 
 RECORDED = (

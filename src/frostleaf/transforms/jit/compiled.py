@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..collectives import restore_tokens, tokens, unchanged_tokens
+from ..collectives import restore_tokens, settle, tokens, unchanged_tokens
 from ..context import appended
 from ..random import restore_state, saved_state, unchanged_state
 
@@ -54,6 +54,7 @@ class Shell:
         state, *order = carried if isinstance(carried, list) else [carried]
         self.threads.add(threading.get_ident())
         held: list[Any] = []
+        settle()
         with unchanged_state(), unchanged_tokens(), appended(outliving.tracing, held):
             restore_state(state)
             restore_tokens(order)

@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from ...core.structure import Structure
 from ...core.words import listed, shape_and_dtype
-from ..collectives import restore_tokens, tokens, unchanged_tokens
+from ..collectives import has_exchange, refused, settle
+from ..context import setting
 from ..random import restore_state, saved_state, unchanged_state
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -75,6 +76,7 @@ STATIC = "what it returns besides arrays depends on the shapes"
 CONSTANTS = "it computes with numbers that depend on the shapes"
 STEPS = "with {arrays} it computes {step}, and with other shapes {other}"
 INSIDE = "inside of other transformations MLX traces with shapes"
+EXCHANGED = "it exchanges arrays with other processes, and MLX has no rule for the shapes of those"
 REDUCED = "it reduces axes of length 1, at which a trace of MLX for all shapes ends the process"
 LENGTH = "with {arrays} it takes {count} operations, and with other shapes {other}"
 
@@ -159,20 +161,21 @@ class Serving:
     def _record(self, kinds: Kinds, shapes: Shapes) -> Recorded:
         made: list[Structure] = []
         said: list[dict[str, Any]] = []
-        order = tokens()
 
         def on_arrays(state: mx.array, *given: mx.array) -> list[mx.array]:
-            with unchanged_state(), unchanged_tokens():
+            with unchanged_state(), setting(refused, lambda: NeedsShapes(EXCHANGED)):
                 restore_state(state)
-                restore_tokens(list(given[: len(order)]))
-                out, structure = self._fn(list(given[len(order) :]))
-                carried = [saved_state(), *tokens()]
+                out, structure = self._fn(list(given))
+                results = [*out, saved_state()]
+            if has_exchange(results):
+                raise NeedsShapes(EXCHANGED)
             made.append(structure)
-            return [*out, *carried]
+            return results
 
+        settle()
         given = [mx.zeros(shape, dtype) for shape, (_, dtype) in zip(shapes, kinds, strict=True)]
         try:
-            mx.export_function(said.append, on_arrays, saved_state(), *order, *given, shapeless=True)
+            mx.export_function(said.append, on_arrays, saved_state(), *given, shapeless=True)
         except ValueError as error:
             if not made:
                 raise
