@@ -1,0 +1,42 @@
+"""Checks of what people write from habit, run by each of several ranks."""
+
+import mlx.core as mx
+import numpy as np
+import ranks
+from trees import everywhere
+
+import frostleaf as fl
+
+d = fl.distributed
+GROUP = d.init()
+RANK, SIZE = GROUP.rank(), GROUP.size()
+
+
+def check_numbers_are_refused():
+    for exchange in (d.all_sum, d.all_max, d.all_min, d.average_gradients, d.all_gather):
+        for number in (3.0, RANK, True, np.float32(RANK)):
+            everywhere(lambda: exchange({"loss": mx.array(2.0), "count": number}), r"count is the number", r"mx\.array\(")  # noqa: B023
+
+
+def check_what_is_no_array_is_the_same_on_all_ranks():
+    batch = mx.zeros((SIZE, 2))
+    for exchange in (d.all_sum, d.all_max, d.all_min, d.average_gradients, d.all_gather, d.broadcast, d.shard_batch):
+        everywhere(lambda: exchange({"x": batch, "name": f"rank{RANK}"}), r"name is 'rank0' on rank 0 and 'rank1' on rank 1")  # noqa: B023
+        assert exchange({"x": batch, "name": "run"})["name"] == "run"
+    everywhere(lambda: d.broadcast(5 if RANK == 0 else 0), "the value is 5 on rank 0 and 0 on rank 1", r"mx\.array\(n\)")
+    everywhere(lambda: d.broadcast(mx.ones(2) if RANK == 0 else None), "on rank 0 and nothing on rank 1", r"fl\.eval_shape")
+    assert d.broadcast({"step": 5}) == {"step": 5}
+
+
+def check_parts_of_a_batch_are_gathered():
+    batch = {"x": mx.arange(6 * SIZE).reshape(2 * SIZE, 3), "y": mx.arange(2 * SIZE) > 1, "name": "run"}
+    assert fl.tree.equal(d.all_gather(d.shard_batch(batch)), batch)
+    ranks_seen = d.all_gather({"rank": mx.array(RANK)})
+    assert ranks_seen["rank"].tolist() == [*range(SIZE)]
+    assert fl.tree.equal(fl.jit(lambda x: d.all_gather([x]))(mx.array([RANK])), [mx.arange(SIZE)])
+    everywhere(lambda: d.all_gather({"p": mx.zeros(2 + RANK)}), r"p is f32\[2\] on rank 0 and f32\[3\] on rank 1")
+    everywhere(lambda: d.shard_batch({"x": batch["x"], "t": ["a"] * 2 * SIZE}), r"t is a list of \d, as long as the batch")
+
+
+if __name__ == "__main__":
+    ranks.run(globals())
