@@ -38,5 +38,41 @@ def check_parts_of_a_batch_are_gathered():
     everywhere(lambda: d.shard_batch({"x": batch["x"], "t": ["a"] * 2 * SIZE}), r"t is a list of \d, as long as the batch")
 
 
+def models():
+    whole = d.broadcast(fl.nn.Sequential(fl.nn.Linear(4, 4 * SIZE), fl.nn.relu, fl.nn.Linear(4 * SIZE, 2 * SIZE)))
+    yield d.fully_shard(whole)
+    yield whole.at("layers.0").apply(d.fully_shard)
+    divided = whole.at("layers.0").apply(lambda layer: d.shard_linear(layer, "all-to-sharded", segments=2))
+    yield divided.at("layers.2").apply(lambda layer: d.shard_linear(layer, "sharded-to-all"))
+    yield d.shard(whole, "all-to-sharded")
+    yield whole
+
+
+def check_states_are_gathered_as_their_model_is():
+    averaging = fl.optim.ema(fl.optim.accumulate(fl.optim.SGD(0.1, momentum=0.9), 2), 0.9)
+    for optimizer in (averaging, fl.optim.multi({"**.weight": fl.optim.Adam(0.1), "**.bias": fl.optim.SGD(0.1, momentum=0.9)})):
+        for model in models():
+            start = d.gather(model)
+            _, state = optimizer.update(model, model, optimizer.init(model))  # of gradients only the numbers count
+            _, expected = optimizer.update(start, start, optimizer.init(start))
+            whole = d.gather(state, model)
+            assert fl.tree.structure(whole) == fl.tree.structure(expected)
+            assert fl.tree.equal(whole, expected)
+            assert fl.tree.equal(d.shard(whole, model), state)
+    assert fl.tree.equal(d.gather((1, [state]), model)[1][0], whole)
+
+
+def check_a_state_without_its_model_is_refused():
+    model = next(models())
+    state = fl.optim.Adam(0.1).init(model)
+    for call in (lambda: d.gather(state), lambda: d.gather((model, state)), lambda: d.shard(state, lambda *_: 0)):
+        everywhere(call, r"fl\.distributed\.gather\(state, model\)")
+    sharded = fl.optim.shard(fl.optim.Adam(0.1))
+    everywhere(lambda: d.gather(sharded.init(model), model), r"opt\.gather\(state\)")
+    everywhere(lambda: d.gather(model, model), "has none")
+    other = fl.optim.Adam(0.1).init(d.gather(model))
+    everywhere(lambda: d.gather(d.shard(other, model), d.fully_shard(fl.nn.Sequential(fl.nn.Linear(2, 8)))), "can't be told")
+
+
 if __name__ == "__main__":
     ranks.run(globals())
