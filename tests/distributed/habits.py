@@ -1,8 +1,10 @@
 """Checks of what people write from habit, run by each of several ranks."""
 
 import mlx.core as mx
+import mlx.nn
 import numpy as np
 import ranks
+from mlx.nn.layers.distributed import shard_linear
 from trees import everywhere
 
 import frostleaf as fl
@@ -72,6 +74,41 @@ def check_a_state_without_its_model_is_refused():
     everywhere(lambda: d.gather(model, model), "has none")
     other = fl.optim.Adam(0.1).init(d.gather(model))
     everywhere(lambda: d.gather(d.shard(other, model), d.fully_shard(fl.nn.Sequential(fl.nn.Linear(2, 8)))), "can't be told")
+
+
+class Mlp(mlx.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = mlx.nn.Linear(4, 4 * SIZE)
+        self.down = mlx.nn.QuantizedLinear(32 * SIZE, 3, group_size=32)
+        self.out = mlx.nn.Linear(4 * SIZE, 2)
+
+    def __call__(self, x):
+        return self.out(mlx.nn.relu(self.up(x)))
+
+
+def check_layers_that_mlx_divided_are_known():
+    mx.random.seed(0)
+    theirs = Mlp()
+    whole = fl.from_mlx(theirs)
+    theirs.up = shard_linear(theirs.up, "all-to-sharded", group=GROUP.mlx)
+    theirs.down = shard_linear(theirs.down, "sharded-to-all", group=GROUP.mlx)
+    theirs.out = shard_linear(theirs.out, "sharded-to-all", group=GROUP.mlx)
+    divided = fl.from_mlx(theirs)
+    x = mx.random.normal((5, 4))
+    assert mx.allclose(divided(x), whole(x), atol=1e-6)
+    assert type(divided).__mlx__ is Mlp
+    assert fl.tree.equal(d.gather(divided), fl.convert(whole))
+    d.require_same(divided)
+    grads = fl.grad(lambda model: model(x).square().sum())(divided)
+    assert fl.tree.equal(d.average_gradients(grads).up, grads.up)
+    found, expected = (
+        fl.optim.clip_grad_norm(fl.grad(lambda model: model(x).square().sum())(model), 0.1)[1] for model in (divided, whole)
+    )
+    assert mx.allclose(found, expected)
+    alone = mlx.nn.AllToShardedLinear(2, SIZE, group=GROUP.mlx)
+    assert fl.from_mlx(alone).weight.shape == (1, 2)
+    assert mx.array_equal(fl.to_mlx(fl.from_mlx(alone))(x[:, :2]), alone(x[:, :2]))
 
 
 if __name__ == "__main__":
