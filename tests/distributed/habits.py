@@ -1,5 +1,9 @@
 """Checks of what people write from habit, run by each of several ranks."""
 
+import re
+import tempfile
+import warnings
+
 import mlx.core as mx
 import mlx.nn
 import numpy as np
@@ -109,6 +113,27 @@ def check_layers_that_mlx_divided_are_known():
     alone = mlx.nn.AllToShardedLinear(2, SIZE, group=GROUP.mlx)
     assert fl.from_mlx(alone).weight.shape == (1, 2)
     assert mx.array_equal(fl.to_mlx(fl.from_mlx(alone))(x[:, :2]), alone(x[:, :2]))
+
+
+def check_files_of_parts_are_told_of():
+    with tempfile.TemporaryDirectory() as folder:
+        for number, model in enumerate(models()):
+            file = f"{folder}/{number}.safetensors"
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model.save_weights(file)
+                d.gather(model).save_weights(file)
+            if number == 4:  # the whole one
+                assert not caught
+                continue
+            (told,) = caught
+            assert told.category is fl.PartialWeightsWarning
+            assert re.search(rf"the part of rank {RANK} alone of .*weight.*fl\.distributed\.gather\(model\)", str(told.message))
+            assert told.filename == __file__
+        whole = fl.lora(d.broadcast(fl.nn.Sequential(fl.nn.Linear(2 * SIZE, 4 * SIZE))), "layers.*", rank=SIZE)
+        said = ranks.error_of(lambda: fl.save_adapters(d.fully_shard(whole), folder), ValueError)
+        assert re.search(r"lora_a.*, of which each rank has a part.*fl\.distributed\.gather\(model\)", said)
+        fl.save_adapters(d.gather(d.fully_shard(whole)), folder)
 
 
 if __name__ == "__main__":
