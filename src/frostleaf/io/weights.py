@@ -68,8 +68,8 @@ class PartialWeightsWarning(UserWarning):
 
 _PARTS = (
     "{file} gets the part of rank {rank} alone of {names}. For a file of the whole model write whole = "
-    "fl.distributed.gather(model) on all ranks, and whole.save_weights(file) on one. Where files of parts are meant, with a name "
-    "for each rank, filter fl.PartialWeightsWarning"
+    "fl.distributed.gather(model) on all ranks, and whole.save_weights(file) on one. Where files of parts are meant, with a "
+    "name for each rank, filter fl.PartialWeightsWarning"
 )
 
 
