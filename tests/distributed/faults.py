@@ -29,9 +29,30 @@ def fail(way):
     time.sleep(60)
 
 
+WAITING = {
+    "all_sum": fl.distributed.all_sum,
+    "broadcast": fl.distributed.broadcast,
+    "shard_batch": lambda x: fl.distributed.shard_batch(mx.concatenate([x] * GROUP.size())),
+    "barrier": lambda x: fl.distributed.barrier(),
+    "eval": lambda x: fl.eval(fl.jit(fl.distributed.all_sum)(x)),
+}
+
+
+def wait(way, timeout, x):
+    """Wait for a rank that hangs, with a timeout for the whole job."""
+    assert fl.distributed.init(timeout=timeout) is fl.distributed.init()
+    WAITING[way](x)
+    fl.distributed.eval(x, timeout=100.0)
+    if FAILS:
+        time.sleep(60)
+    WAITING[way](x)
+
+
 def main(way, timeout):
     model = fl.distributed.broadcast(fl.nn.Linear(2, 1))
     x = mx.ones((3, 2))
+    if way in WAITING:
+        wait(way, timeout, x)
     for number in range(3):
         if FAILS and number == 2:
             fail(way)

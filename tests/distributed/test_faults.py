@@ -35,6 +35,17 @@ def test_a_rank_that_hangs_ends_the_others_after_a_while():
     assert "fl.distributed.eval waited for 3.0 s on rank 0 of 2" in said
 
 
+@pytest.mark.parametrize(
+    "way", ["all_sum", "eval", *[pytest.param(way, marks=pytest.mark.long) for way in ("broadcast", "shard_batch", "barrier")]]
+)
+def test_a_timeout_of_the_job_is_that_of_each_evaluation(way):
+    with ranks.started(LOOP, 2, way, "3") as job:
+        statuses = ranks.wait(job, 30, grace=0)
+        said = job[0].printed()
+    assert statuses == [75, None], said
+    assert "an evaluation waited for 3.0 s on rank 0 of 2" in said
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("way", STATUS)
 @pytest.mark.parametrize("count", [2, 3])
@@ -46,3 +57,5 @@ def test_every_neighbour_notices(way, count):
 def test_a_timeout_is_a_number_of_seconds(timeout):
     with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
         fl.distributed.eval(timeout=timeout)
+    with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
+        fl.distributed.init(timeout=timeout)

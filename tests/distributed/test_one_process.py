@@ -4,13 +4,14 @@ import copy
 import pickle
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import frostleaf as fl
 from frostleaf.transforms import collectives
 from frostleaf.transforms.group import as_group
 
-TREE = {"x": mx.arange(6.0).reshape(3, 2), "none": None, "n": 1}
+TREE = {"x": mx.arange(6.0).reshape(3, 2), "none": None, "name": "run"}
 EXCHANGES = {
     "all_sum": fl.distributed.all_sum,
     "all_max": fl.distributed.all_max,
@@ -32,6 +33,31 @@ def test_an_exchange_is_the_identity(name, group):
 def test_an_error_is_raised_with_one_process_too(name):
     with pytest.raises((TypeError, ValueError), match="shape"):
         EXCHANGES[name](fl.ShapeDtypeStruct((3,)))
+
+
+@pytest.mark.parametrize("name", ["all_gather", "all_max", "all_min", "all_sum", "average_gradients"])
+@pytest.mark.parametrize("number", [3, 2.0, True, np.float32(3), np.bool_(True)], ids=repr)
+def test_a_number_is_no_array(name, number):
+    exchange = getattr(fl.distributed, name)
+    with pytest.raises(TypeError, match=rf"{name} takes arrays, and a\.0 is the number .*: write mx\.array\("):
+        exchange({"a": [number], "b": mx.array(1.0)})
+    with pytest.raises(TypeError, match="what was given is the number"):
+        fl.jit(lambda x: exchange(number))(mx.array(1.0))
+    norm = fl.nn.RMSNorm(2)
+    assert exchange({"norm": norm, "name": "run"})["norm"].eps == norm.eps
+
+
+def test_a_list_as_long_as_the_batch_is_not_left_whole():
+    batch = {"x": mx.zeros((4, 2)), "names": ["a", "b", "c", "d"]}
+    with pytest.raises(ValueError, match=r"names is a list of 4, as long as the batch.*divide it yourself"):
+        fl.distributed.shard_batch(batch)
+    for other in ({"x": batch["x"], "size": (28, 28), "name": "train"}, [batch["x"], batch["x"]], (batch["x"],) * 4, ["a"]):
+        assert fl.distributed.shard_batch(other) is other
+
+
+def test_arrays_are_gathered_along_the_first_axis():
+    gathered = fl.distributed.all_gather({"x": mx.arange(3), "loss": mx.array(1.0), "none": None})
+    assert fl.tree.equal(gathered, {"x": mx.arange(3), "loss": mx.array([1.0]), "none": None})
 
 
 @pytest.mark.parametrize("name", EXCHANGES)

@@ -63,7 +63,7 @@ def check_one_object():
 
 
 def check_reductions_of_trees():
-    mine = {"a": [mx.full(3, RANK + 1.0), None, mx.array(RANK)], "b": mx.array([RANK, 1], mx.int32), "n": 7}
+    mine = {"a": [mx.full(3, RANK + 1.0), None, mx.array(RANK)], "b": mx.array([RANK, 1], mx.int32), "name": "run"}
     total = fl.distributed.all_sum(mine)
     highest = fl.distributed.all_max(mine, group=GROUP)
     lowest = fl.distributed.all_min(mine, GROUP.mlx)
@@ -71,7 +71,7 @@ def check_reductions_of_trees():
         fl.eval(lowest)
     assert total["a"][0].tolist() == [EVERY] * 3
     assert total["a"][2].item() == total["b"][0].item() == EVERY - SIZE
-    assert total["n"] == 7
+    assert total["name"] == "run"
     assert (highest["a"][0][0].item(), highest["b"][0].item()) == (SIZE, SIZE - 1)
     assert (lowest["a"][0][0].item(), lowest["b"][0].item()) == (1, 0)
     for tree in (total, highest, lowest):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .reducing import all_max, all_min, all_sum
     from .sending import broadcast, require_same
     from .sharding import fully_shard, gather, shard, shard_linear
-    from .sharing_out import local_key, shard_batch
+    from .sharing_out import all_gather, local_key, shard_batch
 else:
     __getattr__ = lazily(
         __name__,
@@ -24,12 +24,11 @@ else:
             "reducing": "all_max all_min all_sum",
             "sending": "broadcast require_same",
             "sharding": "fully_shard gather shard shard_linear",
-            "sharing_out": "local_key shard_batch",
+            "sharing_out": "all_gather local_key shard_batch",
         },
         instead={
             "DistributedDataParallel": "fl.optim.chain(fl.distributed.average_gradients, optimizer)",
             "FullyShardedDataParallel": "fl.distributed.fully_shard(module)",
-            "all_gather": "fl.distributed.gather(tree) for what is divided, fl.distributed.all_sum for the rest",
             "all_mean": "fl.distributed.average_gradients(tree)",
             "all_reduce": "fl.distributed.all_sum(tree)",
             "get_rank": "fl.distributed.init().rank()",
@@ -50,7 +49,7 @@ else:
     )
 
 __all__ = [
-    "Group", "PeerLostError", "all_max", "all_min", "all_sum", "average_gradients", "barrier", "broadcast",
+    "Group", "PeerLostError", "all_gather", "all_max", "all_min", "all_sum", "average_gradients", "barrier", "broadcast",
     "clip_grad_norm_sharded", "eval", "fully_shard", "gather", "init", "local_key", "require_same", "shard", "shard_batch",
     "shard_linear",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from ..core.words import describe
 from ..nn.shards import groups_of
-from ..transforms.agreement import Apart, Said, agreed, taken_apart
+from ..transforms.agreement import Apart, Said, agreed, require_arrays, taken_apart
 from ..transforms.collectives import BUCKET, AnyGroup, Stream, all_average
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
@@ -53,9 +53,10 @@ def average_gradients(
         if not isinstance(all_reduce_size, int | float):
             raise ValueError(f"all_reduce_size is a number of bytes, and was given as {describe(all_reduce_size)}")
         apart, said = taken_apart("average_gradients", gradients)
+        require_arrays("average_gradients", apart.structure)
         return apart, {"all_reduce_size": str(all_reduce_size), **said}
 
-    leaves, structure = agreed("average_gradients", group, prepare)
+    leaves, structure, _ = agreed("average_gradients", group, prepare)
     if group.size() == 1:
         return gradients
     average = functools.partial(all_average, group=group, stream=communication_stream)

@@ -7,12 +7,12 @@ import mlx.core as mx
 from ..transforms.agreement import agreed
 from ..transforms.collectives import AnyGroup, all_sum
 from ..transforms.group import Group, as_group, world
-from ..transforms.peers import noticing
+from ..transforms.peers import noticing, require_timeout, wait_everywhere
 
 __all__ = ["Group", "barrier", "init"]
 
 
-def init(strict: bool = False, backend: str = "any") -> Group:
+def init(strict: bool = False, backend: str = "any", timeout: float | None = None) -> Group:
     """Return the group of all processes of this job, which the first call connects.
 
     ``mlx.launch`` starts the processes, and tells each which it is; a process that was started otherwise is a group of its own.
@@ -23,7 +23,13 @@ def init(strict: bool = False, backend: str = "any") -> Group:
         strict: Whether it is an error if no backend finds a job to connect to. Default: ``False``.
         backend: ``"ring"``, ``"mpi"``, ``"nccl"``, ``"jaccl"``, or ``"any"`` for the first that works. Default: ``"any"``.
 
+        timeout: For how many seconds the functions of frostleaf wait in this process: for what is exchanged, as
+            :func:`frostleaf.distributed.eval` does with a ``timeout`` of its own, in :func:`frostleaf.eval`, and where ranks
+            are compared. MLX's own, ``mx.eval`` and ``item()``, wait for ever. Default: what an earlier call said, or for
+            ever.
+
     Raises:
+        ValueError: If ``timeout`` is not a number above 0.
         RuntimeError: If ``strict`` and there is no such job, or it can't be connected.
 
     >>> import frostleaf as fl
@@ -31,7 +37,11 @@ def init(strict: bool = False, backend: str = "any") -> Group:
     >>> group.rank(), group.size(), group is fl.distributed.init()
     (0, 1, True)
     """
-    return world(strict, backend)
+    require_timeout(timeout)
+    group = world(strict, backend)
+    if timeout is not None:
+        wait_everywhere(timeout)
+    return group
 
 
 def barrier(group: AnyGroup = None) -> None:

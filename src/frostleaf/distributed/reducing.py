@@ -10,7 +10,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from ..transforms import collectives
-from ..transforms.agreement import agreed, taken_apart
+from ..transforms.agreement import Apart, Said, agreed, require_arrays, taken_apart
 from ..transforms.collectives import BUCKET, AnyGroup, Stream, buckets
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
@@ -36,9 +36,9 @@ def all_sum(tree: T, group: AnyGroup = None, stream: Stream = None) -> T:
         in MLX.
 
     Raises:
-        ValueError: On every rank, if trees are unlike; the message names the paths. Inside :func:`jit` and other functions that
-            trace, ranks are not compared.
-        TypeError: If there is one process, and a leaf is a shape without values.
+        ValueError: On every rank, if trees are unlike, or hold numbers that are no arrays, outside modules; the message names
+            the paths. Inside :func:`jit` and other functions that trace, ranks are not compared.
+        TypeError: If there is one process, or a function is traced, and there is such a number, or a shape without values.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.distributed.all_sum({"loss": mx.array(2.0), "name": "run"})
@@ -87,7 +87,13 @@ def in_buckets(arrays: Sequence[mx.array], nbytes: float, reduce: Reduction) -> 
 
 def _reduced(name: str, tree: T, group: AnyGroup, reduce: Callable[..., mx.array]) -> T:
     group = as_group(group)
-    leaves, structure = agreed(name, group, lambda: taken_apart(name, tree))
+
+    def prepare() -> tuple[Apart, Said]:
+        apart, said = taken_apart(name, tree)
+        require_arrays(name, apart.structure)
+        return apart, said
+
+    leaves, structure, _ = agreed(name, group, prepare)
     if group.size() == 1:
         return tree
     reduced: T = unflatten(structure, in_buckets(leaves, BUCKET, functools.partial(reduce, group=group)))

@@ -17,6 +17,10 @@ from ..tree.functions import unflatten
 
 T = TypeVar("T")
 
+GIVE_ALIKE = (
+    ". Ranks that have no arrays of their own give shapes, fl.eval_shape(Model); a number is sent as an array, mx.array(n)"
+)
+
 
 def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
     """Return the arrays of one rank on all of them, bit for bit.
@@ -30,8 +34,8 @@ def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
         group: The ranks. Default: those of the whole job.
 
     Raises:
-        ValueError: On every rank, if ``src`` is no rank or not the same on all, or trees are unlike or hold shards of larger
-            arrays; the message names the paths.
+        ValueError: On every rank, if ``src`` is no rank or not the same on all, or trees are unlike, in the numbers and strings
+            in them too, or hold shards of larger arrays; the message names the paths.
         TypeError: If there is one process, and a leaf is a shape without values.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -44,12 +48,12 @@ def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
         if type(src) is not int or not 0 <= src < group.size():
             raise ValueError(f"src is the rank that sends, from 0 to {group.size() - 1}, and was given as {describe(src)}")
         apart, said = taken_apart("broadcast", tree, shapes=group.rank() != src)
-        shard = next((path for path, groups in zip(said, groups_of(tree), strict=True) if group in (groups or ())), None)
+        shard = next((path for path, groups in zip(apart.names, groups_of(tree), strict=True) if group in (groups or ())), None)
         if shard is not None:
             raise ValueError(f"{shard} is a shard, of which each rank has its own: broadcast the whole model, then divide it")
         return apart, {"src": str(src), **said}
 
-    leaves, structure = agreed("broadcast", group, prepare)
+    leaves, structure, _ = agreed("broadcast", group, prepare, GIVE_ALIKE)
     if group.size() == 1:
         return tree
     sent: T = unflatten(structure, [collectives.broadcast(leaf, src, group) for leaf in leaves])
@@ -73,14 +77,12 @@ def require_same(tree: Any, group: AnyGroup = None) -> None:
     group = as_group(group)
 
     def prepare() -> tuple[None, Said]:
-        (leaves, structure), said = taken_apart("require_same", tree)
+        (leaves, structure, names), said = taken_apart("require_same", tree)
         if group.size() == 1:
             return None, {}
         static = {keystr(path): describe(value) for path, value in structure.static_values()}
-        arrays = zip(said.items(), leaves, groups_of(tree), strict=True)
-        same = {
-            path: f"{shown} with hash {_hash(leaf)}" for (path, shown), leaf, groups in arrays if group not in (groups or ())
-        }
+        arrays = zip(names, leaves, groups_of(tree), strict=True)
+        same = {path: f"{said[path]} with hash {_hash(leaf)}" for path, leaf, groups in arrays if group not in (groups or ())}
         return None, {**static, **same}
 
     agreed("require_same", group, prepare)

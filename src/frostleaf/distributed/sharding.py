@@ -27,8 +27,10 @@ from ..nn.fully_sharded import FullyShardedModule
 from ..nn.linear import Linear
 from ..nn.quantized import QuantizedLinear
 from ..nn.shards import segments_of, shard_of, whole_of, with_shards
-from ..transforms.group import Group, as_group
+from ..transforms.eval_shape import eval_shape
+from ..transforms.group import Group, as_group, in_use
 from ..transforms.shards import Segments, Shard, shards_in
+from .states import OF_A_MODEL, changed, has_state, places
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Module)
@@ -79,7 +81,7 @@ def shard_linear(module: Module, sharding: str, segments: Any = 1, group: Any = 
 
 
 @returns_copy("tree = fl.distributed.{name}(tree, ...)")
-def shard(tree: T, sharding: str | Sharding, segments: Any = 1, group: Any = None) -> T:
+def shard(tree: T, sharding: str | Sharding | Module, segments: Any = 1, group: Any = None) -> T:
     """Return a tree with this rank's part of each array, as MLX's ``shard_inplace`` makes of a module.
 
     Nothing is exchanged in a call: the code around must know that it has parts. :func:`shard_linear` and :func:`fully_shard`
@@ -90,7 +92,9 @@ def shard(tree: T, sharding: str | Sharding, segments: Any = 1, group: Any = Non
         tree: Any tree. Of a module, the arrays that are saved.
         sharding: ``"all-to-sharded"``, as for :func:`shard_linear`: the axis before the last, of a bias the last. Or
             ``"sharded-to-all"``: the last axis, of a bias none. Or a function of the path of each array and the array, which
-            returns the axis, or a pair of the axis and the segments, or ``None`` for an array that stays whole.
+            returns the axis, or a pair of the axis and the segments, or ``None`` for an array that stays whole. Or, of the
+            state of an optimizer that is whole, the divided model that the result is to be for, as ``gather(state, model)``
+            takes.
         segments: Of what the divided axes consist, as for :func:`shard_linear`, where ``sharding`` is no function. Default:
             ``1``.
         group: The ranks. Default: all.
@@ -105,6 +109,10 @@ def shard(tree: T, sharding: str | Sharding, segments: Any = 1, group: Any = Non
     (4, 6, 2)
     """
     ranks, given = as_group(group), segments_of(segments)
+    if isinstance(sharding, Module) and has_state(tree):
+        return changed(tree, places(sharding, _shapes_of_whole(sharding))[1], _part_of_array)  # type: ignore[no-any-return]
+    if in_use and has_state(tree):
+        raise ValueError(OF_A_MODEL)
     if isinstance(sharding, str):
         _require_way(sharding)
         divides: Sharding = _all_to_sharded if sharding == "all-to-sharded" else _sharded_to_all
@@ -185,29 +193,54 @@ _WHOLE: dict[type, type] = {
 }
 
 
-def gather(tree: T) -> T:
+def gather(tree: T, model: Any = None) -> T:
     """Return a tree with whole arrays and whole layers again, on all ranks.
 
     The opposite of :func:`shard_linear`, :func:`shard` and :func:`fully_shard`, segments included, for models, gradients and
     whatever else has the structure of a model. Arrays that :func:`shard` divided outside any module stay as they are. All ranks
-    must call it with trees of the same structure.
+    must call it with trees of the same structure. What each rank has computed of its own is put together by :func:`all_gather`.
 
     Args:
         tree: Any tree. Arrays that are no shards stay the same objects.
+        model: If ``tree`` is the state of an optimizer, or has such states in it: the divided model that it is for. The result
+            is one for ``gather(model)``, and is divided again by ``shard(state, model)``.
+
+    Raises:
+        ValueError: If there is a state without a model, on several ranks, or it is not one for that model, or one of
+            :func:`frostleaf.optim.shard`, which has its own ``gather``.
 
     >>> import frostleaf as fl
     >>> fl.distributed.gather(fl.nn.AllToShardedLinear(2, 4))
     Linear(weight=f32[4,2], bias=f32[4])
     """
     flat = flat_of(tree)
+    if model is not None:
+        return changed(tree, places(model, _shapes_of_whole(model))[0], _whole_array)  # type: ignore[no-any-return]
+    if in_use and has_state(tree):
+        raise ValueError(OF_A_MODEL)
     divided = shards_in(flat.structure)
     leaves = [*flat.leaves]
     for number, shards in enumerate(divided):
-        for shard in shards:
-            leaves[number] = whole_of(leaves[number], shard)
-    places = zip(flat.structure.leaf_paths(), divided, strict=True)
-    whole = with_shards(with_leaves(tree, leaves), {path: None for path, shards in places if shards})
+        leaves[number] = _whole_array(leaves[number], shards, "")
+    at = zip(flat.structure.leaf_paths(), divided, strict=True)
+    whole = with_shards(with_leaves(tree, leaves), {path: None for path, shards in at if shards})
     return change_modules(whole, _whole)  # type: ignore[no-any-return]
+
+
+def _shapes_of_whole(model: Any) -> Any:
+    return gather(eval_shape(lambda: model))
+
+
+def _whole_array(array: Any, shards: Sequence[Shard], name: str) -> Any:
+    for shard in shards:
+        array = whole_of(array, shard)
+    return array
+
+
+def _part_of_array(array: Any, shards: Sequence[Shard], name: str) -> Any:
+    for shard in reversed(shards):
+        array = shard_of(array, shard, name)
+    return array
 
 
 def _whole(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:

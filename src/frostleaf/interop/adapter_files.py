@@ -20,6 +20,7 @@ from ..io.atomic import atomic_write, require_path
 from ..io.formats import check_arrays, read_file, write_file
 from ..io.safetensors import fail
 from ..io.weights import load_weights
+from ..transforms.shards import shards_in
 from .adapters import adapters_in, lora, own_arrays, require_module, trained_paths
 from .tuner import own_parts, settings
 
@@ -43,8 +44,9 @@ def save_adapters(model: Node, directory: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: If ``model`` is no module, or ``directory`` no path.
-        ValueError: If the model has no adapters, or is one itself; if they differ in rank, scale, dropout or kind; if other
-            parameters are trainable, which mlx-lm's files have no place for; if only shapes are known.
+        ValueError: If the model has no adapters, or is one itself; if each rank has a part of them; if they differ in rank,
+            scale, dropout or kind; if other parameters are trainable, which mlx-lm's files have no place for; if only shapes
+            are known.
         OSError: If the directory can't be made.
 
     >>> import frostleaf as fl, os, tempfile
@@ -130,6 +132,12 @@ _OTHERS = (
 )
 
 
+_DIVIDED = (
+    "can't save {names}, of which each rank has a part: write whole = fl.distributed.gather(model) on all ranks, and "
+    "fl.save_adapters(whole, directory) on one"
+)
+
+
 def _contents(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the two files say of the adapters in a model."""
     found = adapters_in(model)
@@ -143,7 +151,11 @@ def _contents(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError(_UNLIKE.format(one=one, first=describe(first), other=other, second=describe(second)))
     if others := trained_paths(model) - own_arrays(found):
         raise ValueError(_OTHERS.format(names=listed(sorted(map(keystr, others)))))
+    structure = flat_of(model).structure
+    parts = dict(zip(structure.leaf_names(), shards_in(structure), strict=True))
     arrays = _arrays_of(adapters)
+    if divided := [name for name in arrays if any(shard.group.size() > 1 for shard in parts[name])]:
+        raise ValueError(_DIVIDED.format(names=listed(divided)))
     for name, array in arrays.items():
         if isinstance(array, ShapeDtypeStruct):
             raise ValueError(f"can't save {name}, which is a ShapeDtypeStruct and has no numbers")

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ..core.instance import Metadata
 from ..core.sharing import change_modules, remade
+from ..transforms.shards import Divided
 from .layout import Wrapped
 from .twins import native
 
@@ -32,6 +33,20 @@ def convert(tree: T) -> T:
     True
     """
     return change_modules(tree, _converted)  # type: ignore[no-any-return]
+
+
+def in_order(tree: T) -> T:
+    """Put layers of ``frostleaf.nn`` in the place of those of ``mlx.nn`` of which each rank of a group has a part.
+
+    They know that their arrays are shards, and exchange in the order of the program.
+    """
+    return change_modules(tree, _sharded)  # type: ignore[no-any-return]
+
+
+def _sharded(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
+    module = remade(module, metadata, children)
+    twin = native(module) if isinstance(module, Wrapped) else None
+    return twin if isinstance(twin, Divided) else module
 
 
 def _converted(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:

@@ -9,6 +9,7 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.instance import Instance
 from ..core.kept import COMPILED
 from ..core.words import describe
+from .convert import in_order
 from .freezing import Freezer, handle_of
 from .layout import is_module
 from .surface import class_for
@@ -30,6 +31,11 @@ def from_mlx(module: MLXModule) -> Any:
 
     A layer of the tree is no instance of its class in MLX, which is its ``__mlx__``: select by that class
     (``model.at(nn.Linear)``), or ask ``issubclass(layer.__mlx__, nn.Linear)``.
+
+    Layers that MLX's ``shard_linear`` or mlx-lm's ``model.shard(group)`` divided come as those of ``frostleaf.nn``, such as
+    :class:`frostleaf.nn.AllToShardedLinear`: MLX's exchange whenever their results are computed, these in the order of the
+    program, and they tell that their arrays are shards. What ``shard_inplace`` divided doesn't tell, nor what was divided in
+    segments in which: take the whole model over, then divide it.
 
     Since arrays with ``_`` are not cast, a float32 mask in one (``self._mask``) is too wide for attention in half precision,
     and MLX says "Mask type must promote": after :meth:`Module.astype` and in a :class:`frostleaf.Policy`, as after MLX's
@@ -57,7 +63,7 @@ def from_mlx(module: MLXModule) -> Any:
     """
     if not is_module(module):
         raise TypeError(NO_MODULE.format(given=_given(module)))
-    return Freezer(class_for, handle_of).tree(module)
+    return in_order(Freezer(class_for, handle_of).tree(module))
 
 
 def _given(value: Any) -> str:

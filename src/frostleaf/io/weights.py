@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterable, Mapping, Set
 from types import MappingProxyType
@@ -15,8 +16,9 @@ from ..core.definition import Node
 from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import has_ties, with_leaves
 from ..core.structure import flat_of
-from ..core.words import Path, describe, keystr, listed, nearest
+from ..core.words import Path, describe, keystr, level_of_caller, listed, nearest
 from ..edits.updating import persistent
+from ..transforms.shards import shards_in
 from ..tree.comparison import equal
 from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
@@ -54,6 +56,23 @@ _FILE_AND_SHARDS = (
 )
 
 
+class PartialWeightsWarning(UserWarning):
+    """A file of weights was written with this rank's part of arrays, which a model that isn't divided can't load.
+
+    Files of parts are for models divided in the same way, each rank's in its own; MLX's divided layers load them too.
+
+    >>> import frostleaf as fl, warnings
+    >>> warnings.simplefilter("ignore", fl.PartialWeightsWarning)  # where files of parts are meant
+    """
+
+
+_PARTS = (
+    "{file} gets the part of rank {rank} alone of {names}. For a file of the whole model write whole = "
+    "fl.distributed.gather(model) on all ranks, and whole.save_weights(file) on one. Where files of parts are meant, with a "
+    "name for each rank, filter fl.PartialWeightsWarning"
+)
+
+
 def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: int | None) -> None:
     """Write the module's parameters to a file or a directory of files. See :meth:`Module.save_weights`."""
     name = require_path(file, "save_weights(file)")
@@ -67,12 +86,23 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
     for parameter, array in arrays.items():
         if isinstance(array, ShapeDtypeStruct):
             raise ValueError(f"can't save {parameter}, which is a ShapeDtypeStruct and has no numbers")
+    _warn_of_parts(module, arrays, name)
     if in_shards:
         sharded.write_directory(name, arrays, sharded.MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes)
     else:
         formats.check_arrays(arrays, ending, name)
         with atomic_write(name) as temporary:
             formats.write_file(temporary, arrays, ending)
+
+
+def _warn_of_parts(module: Node, arrays: Mapping[str, mx.array], file: str) -> None:
+    structure = flat_of(module).structure
+    places = zip(structure.leaf_names(), shards_in(structure), strict=True)
+    parts = {name: shards for name, shards in places if name in arrays and any(shard.group.size() > 1 for shard in shards)}
+    if parts:
+        rank = next(iter(parts.values()))[0].group.rank()
+        text = _PARTS.format(file=file, rank=rank, names=listed([*parts]))
+        warnings.warn(text, PartialWeightsWarning, level_of_caller())
 
 
 _NOT_WEIGHTS = (

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Number
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
+from ..core.instance import Instance
+from ..core.levels import entries_of
 from ..core.shapes import require_no_shapes
-from ..core.structure import Structure
-from ..core.words import describe
+from ..core.structure import Static, Structure, child_specs
+from ..core.words import Path, describe, keystr
 from ..tree.functions import flatten
 from .collectives import all_gather, is_evaluated, mapped, restore_tokens, tokens
 from .group import Group
@@ -28,16 +31,19 @@ _FUNCTION = "the function"
 _MARK = b"fl"
 _NOTHING = "nothing"
 
+NOT_REDUCED = "{name} takes arrays, and {path} is the number {value}, which it would leave as it is: write mx.array({value})"
+
 
 class Apart(NamedTuple):
-    """A tree of arrays taken apart."""
+    """A tree of arrays taken apart, and what to call each array."""
 
     leaves: list[mx.array]
     structure: Structure
+    names: list[str]
 
 
 def taken_apart(name: str, tree: Any, shapes: bool = False) -> tuple[Apart, Said]:
-    """Take a tree of arrays apart, and say the shape and the dtype of each, by its path.
+    """Take a tree of arrays apart, and say the shape and the dtype of each, and each number and string, by their paths.
 
     Args:
         name: The function that was given it.
@@ -50,8 +56,49 @@ def taken_apart(name: str, tree: Any, shapes: bool = False) -> tuple[Apart, Said
     leaves, structure = flatten(tree)
     if not shapes:
         require_no_shapes(f"fl.distributed.{name}", leaves)
-    paths = structure.leaf_names()
-    return Apart(leaves, structure), {path or "the array": describe(leaf) for path, leaf in zip(paths, leaves, strict=True)}
+    names = [path or "the array" for path in structure.leaf_names()]
+    arrays = {path: describe(leaf) for path, leaf in zip(names, leaves, strict=True)}
+    return Apart(leaves, structure, names), {**arrays, **structure.remember(_said_of_plain)}
+
+
+def require_arrays(name: str, structure: Structure) -> None:
+    """Require that no number is where an array may be meant: outside modules, of which numbers are settings.
+
+    Raises:
+        TypeError: If one is; the message has its path.
+    """
+    found = structure.remember(_numbers_outside_modules)
+    if found:
+        path, value = found[0]
+        raise TypeError(NOT_REDUCED.format(name=name, path=path, value=describe(value)))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number of Python or numpy."""
+    return isinstance(value, Number) or hasattr(value, "__array__")
+
+
+def _said_of_plain(structure: Structure) -> Said:
+    values = structure.static_values()
+    return {
+        keystr(path) or "the value": describe(value) for path, value in values if isinstance(value, str) or is_number(value)
+    }
+
+
+def _numbers_outside_modules(structure: Structure) -> list[tuple[str, Any]]:
+    found = _outside_modules(structure.spec, ())
+    return [(keystr(path) or "what was given", value) for path, value in found if is_number(value)]
+
+
+def _outside_modules(spec: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if isinstance(spec, Structure):
+        spec = spec.spec
+    if isinstance(spec, Static):
+        yield path, spec.value
+    elif isinstance(spec, tuple) and not issubclass(spec[0], Instance):
+        kind, metadata, specs = spec
+        for entry, child in zip(entries_of(kind, metadata), child_specs(specs), strict=True):
+            yield from _outside_modules(child, (*path, entry))
 
 
 def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advice: str = "") -> T:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from typing import Any
+import sys
+import threading
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from ..core.words import describe
+from .group import world
 
 
 class PeerLostError(RuntimeError):
@@ -29,6 +37,66 @@ OUT_OF_STEP = (
 )
 GONE = "a process of the job was lost before ({error}): nothing can be exchanged any more. Start the job again"
 
+LATE = (
+    "{name} waited for {seconds} s on rank {rank} of {ranks}: another process hangs, or does not exchange what this one does. "
+    "The process ends with status {status}; start the job again from its last checkpoint"
+)
+
+# EX_TEMPFAIL of sysexits.h: a failure that another try may mend.
+_TRY_AGAIN = 75
+
+
+class Patience(NamedTuple):
+    """For how long to wait for other processes.
+
+    Attributes:
+        name: What waits.
+        seconds: For how long.
+    """
+
+    name: str
+    seconds: float
+
+    def watch(self) -> threading.Timer:
+        """Return what will end this process after that time, unless it is cancelled."""
+        timer = threading.Timer(min(self.seconds, threading.TIMEOUT_MAX), self._end)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _end(self) -> None:
+        group = world()
+        shown = {"rank": group.rank(), "ranks": group.size(), "status": _TRY_AGAIN}
+        print(LATE.format(**self._asdict(), **shown), file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # closed, or none
+                stream.flush()
+        os._exit(_TRY_AGAIN)  # the thread that waits can't be ended otherwise
+
+
+# That of this evaluation, and that of all others in this process, if there is one.
+patience: ContextVar[Patience | None] = ContextVar("patience", default=None)
+_everywhere: list[Patience] = []
+
+
+def wait_everywhere(seconds: float) -> None:
+    """Wait for so long in each evaluation in this process."""
+    _everywhere[:] = [Patience("an evaluation", seconds)]
+
+
+def require_timeout(timeout: Any) -> None:
+    """Require a timeout.
+
+    Raises:
+        ValueError: If it is neither a number above 0 nor ``None``.
+    """
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and timeout > 0):
+        raise ValueError(
+            f"timeout is a number of seconds above 0, or None to wait for ever, and was given as {describe(timeout)}"
+        )
+
+
 # How MLX's errors of each transport begin.
 _OF_A_TRANSPORT = re.compile(r"\[(ring|jaccl|mpi|nccl)\]")
 _lost: list[str] = []
@@ -51,14 +119,17 @@ def out_of_step(name: str) -> PeerLostError:
 
 
 class noticing:  # noqa: N801
-    """Evaluate arrays in a ``with`` block, and notice if another process is lost."""
+    """Evaluate arrays in a ``with`` block, and notice if another process is lost, or keeps this one waiting for too long."""
 
-    __slots__ = ()
+    __slots__ = ("_timer",)
 
     def __enter__(self) -> None:
-        pass
+        waits = patience.get() or next(iter(_everywhere), None)
+        self._timer = None if waits is None else waits.watch()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if isinstance(error, RuntimeError) and _OF_A_TRANSPORT.match(str(error)):
             _lost.append(str(error))
             raise PeerLostError(LOST.format(error=error)) from error

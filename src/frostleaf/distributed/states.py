@@ -1,0 +1,93 @@
+"""The states of optimizers of divided models: what is remembered of each array is divided as the array is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..core.sharing import with_leaves
+from ..core.structure import Structure, flat_of
+from ..core.words import Path, describe, keystr
+from ..optim.optimizer import State
+from ..optim.sharding import ShardedState
+from ..transforms.shards import Shard, shards_in
+from ..tree.walk import rewrite
+
+OF_A_MODEL = (
+    "the state of an optimizer does not tell how its arrays are divided; the model that it is for does. Give both: "
+    "fl.distributed.gather(state, model), and shard(whole, model) for the way back"
+)
+OF_SHARDED = "the state of fl.optim.shard(opt) is made whole by opt.gather(state), and divided by opt.scatter(whole)"
+OTHER_SHAPE = "{path} is {given}, and {name} of the model, which is divided, is {array}: what its parts are can't be told"
+
+
+class Place(NamedTuple):
+    """What a model tells of one of its arrays.
+
+    Attributes:
+        name: Its name in the model that is asked for.
+        shape: Its shape in the other.
+        shards: How it is divided.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    shards: Sequence[Shard]
+
+
+def has_state(tree: Any) -> bool:
+    """Return whether there is the state of an optimizer in a tree."""
+    return any(issubclass(kind, State) for kind in flat_of(tree).structure.module_classes())
+
+
+def places(model: Any, whole: Any) -> tuple[dict[str, Place], dict[str, Place]]:
+    """Return for the names of arrays in a divided model, and for those in the whole one, what they are in the other.
+
+    Args:
+        model: The model.
+        whole: The shapes that it has when it is gathered.
+    """
+    structure, other = flat_of(model).structure, flat_of(whole).structure
+    names = zip(structure.leaf_names(), other.leaf_names(), strict=True)
+    arrays = zip(flat_of(model).leaves, flat_of(whole).leaves, strict=True)
+    known = [*zip(names, arrays, shards_in(structure), strict=True)]
+    return (
+        {name: Place(new, part.shape, shards) for (name, new), (part, _), shards in known},
+        {name: Place(old, array.shape, shards) for (old, name), (_, array), shards in known},
+    )
+
+
+def changed(tree: Any, known: Mapping[str, Place], change: Callable[[Any, Sequence[Shard], str], Any]) -> Any:
+    """Return states of optimizers with other arrays under the names of those of a model, and with its other names.
+
+    Raises:
+        ValueError: If there is no state of an optimizer, or one of :func:`frostleaf.optim.shard`, or an array in it has another
+            shape than that of the model, and not ``()``.
+    """
+    flat = flat_of(tree)
+    kinds = flat.structure.module_classes()
+    if any(issubclass(kind, ShardedState) for kind in kinds):
+        raise ValueError(OF_SHARDED)
+    if not has_state(tree):
+        raise ValueError(f"with a model, the state of an optimizer is to be given, and {describe(tree)} has none")
+    leaves = [
+        leaf if place is None else change(leaf, place.shards, path)
+        for path, leaf, place in _placed(flat.leaves, flat.structure, known)
+    ]
+
+    def leave(path: Path, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not any(name != known[name].name for name in value if name in known):
+            return value
+        return {known[name].name if name in known else name: each for name, each in value.items()}
+
+    return rewrite(with_leaves(tree, leaves), leave=leave, convert=True)
+
+
+def _placed(leaves: Sequence[Any], structure: Structure, known: Mapping[str, Place]) -> Iterator[tuple[str, Any, Place | None]]:
+    for path, leaf in zip(structure.leaf_paths(), leaves, strict=True):
+        name = next((entry for entry in path if entry in known), None)
+        place = known[name] if name is not None and known[name].shards and leaf.ndim else None
+        if place is not None and leaf.shape != place.shape:
+            given = {"path": keystr(path), "given": describe(leaf), "name": name, "array": place.shape}
+            raise ValueError(OTHER_SHAPE.format(**given))
+        yield keystr(path), leaf, place

@@ -1,0 +1,140 @@
+"""Checks of what people write from habit, run by each of several ranks."""
+
+import re
+import tempfile
+import warnings
+
+import mlx.core as mx
+import mlx.nn
+import numpy as np
+import ranks
+from mlx.nn.layers.distributed import shard_linear
+from trees import everywhere
+
+import frostleaf as fl
+
+d = fl.distributed
+GROUP = d.init()
+RANK, SIZE = GROUP.rank(), GROUP.size()
+
+
+def check_numbers_are_refused():
+    for exchange in (d.all_sum, d.all_max, d.all_min, d.average_gradients, d.all_gather):
+        for number in (3.0, RANK, True, np.float32(RANK)):
+            everywhere(lambda: exchange({"loss": mx.array(2.0), "count": number}), r"count is the number", r"mx\.array\(")  # noqa: B023
+
+
+def check_what_is_no_array_is_the_same_on_all_ranks():
+    batch = mx.zeros((SIZE, 2))
+    for exchange in (d.all_sum, d.all_max, d.all_min, d.average_gradients, d.all_gather, d.broadcast, d.shard_batch):
+        everywhere(lambda: exchange({"x": batch, "name": f"rank{RANK}"}), r"name is 'rank0' on rank 0 and 'rank1' on rank 1")  # noqa: B023
+        assert exchange({"x": batch, "name": "run"})["name"] == "run"
+    everywhere(lambda: d.broadcast(5 if RANK == 0 else 0), "the value is 5 on rank 0 and 0 on rank 1", r"mx\.array\(n\)")
+    everywhere(lambda: d.broadcast(mx.ones(2) if RANK == 0 else None), "on rank 0 and nothing on rank 1", r"fl\.eval_shape")
+    assert d.broadcast({"step": 5}) == {"step": 5}
+
+
+def check_parts_of_a_batch_are_gathered():
+    batch = {"x": mx.arange(6 * SIZE).reshape(2 * SIZE, 3), "y": mx.arange(2 * SIZE) > 1, "name": "run"}
+    assert fl.tree.equal(d.all_gather(d.shard_batch(batch)), batch)
+    ranks_seen = d.all_gather({"rank": mx.array(RANK)})
+    assert ranks_seen["rank"].tolist() == [*range(SIZE)]
+    assert fl.tree.equal(fl.jit(lambda x: d.all_gather([x]))(mx.array([RANK])), [mx.arange(SIZE)])
+    everywhere(lambda: d.all_gather({"p": mx.zeros(2 + RANK)}), r"p is f32\[2\] on rank 0 and f32\[3\] on rank 1")
+    everywhere(lambda: d.shard_batch({"x": batch["x"], "t": ["a"] * 2 * SIZE}), r"t is a list of \d, as long as the batch")
+
+
+def models():
+    whole = d.broadcast(fl.nn.Sequential(fl.nn.Linear(4, 4 * SIZE), fl.nn.relu, fl.nn.Linear(4 * SIZE, 2 * SIZE)))
+    yield d.fully_shard(whole)
+    yield whole.at("layers.0").apply(d.fully_shard)
+    divided = whole.at("layers.0").apply(lambda layer: d.shard_linear(layer, "all-to-sharded", segments=2))
+    yield divided.at("layers.2").apply(lambda layer: d.shard_linear(layer, "sharded-to-all"))
+    yield d.shard(whole, "all-to-sharded")
+    yield whole
+
+
+def check_states_are_gathered_as_their_model_is():
+    averaging = fl.optim.ema(fl.optim.accumulate(fl.optim.SGD(0.1, momentum=0.9), 2), 0.9)
+    for optimizer in (averaging, fl.optim.multi({"**.weight": fl.optim.Adam(0.1), "**.bias": fl.optim.SGD(0.1, momentum=0.9)})):
+        for model in models():
+            start = d.gather(model)
+            _, state = optimizer.update(model, model, optimizer.init(model))  # of gradients only the numbers count
+            _, expected = optimizer.update(start, start, optimizer.init(start))
+            whole = d.gather(state, model)
+            assert fl.tree.structure(whole) == fl.tree.structure(expected)
+            assert fl.tree.equal(whole, expected)
+            assert fl.tree.equal(d.shard(whole, model), state)
+    assert fl.tree.equal(d.gather((1, [state]), model)[1][0], whole)
+
+
+def check_a_state_without_its_model_is_refused():
+    model = next(models())
+    state = fl.optim.Adam(0.1).init(model)
+    for call in (lambda: d.gather(state), lambda: d.gather((model, state)), lambda: d.shard(state, lambda *_: 0)):
+        everywhere(call, r"fl\.distributed\.gather\(state, model\)")
+    sharded = fl.optim.shard(fl.optim.Adam(0.1))
+    everywhere(lambda: d.gather(sharded.init(model), model), r"opt\.gather\(state\)")
+    everywhere(lambda: d.gather(model, model), "has none")
+    other = fl.optim.Adam(0.1).init(d.gather(model))
+    everywhere(lambda: d.gather(d.shard(other, model), d.fully_shard(fl.nn.Sequential(fl.nn.Linear(2, 8)))), "can't be told")
+
+
+class Mlp(mlx.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = mlx.nn.Linear(4, 4 * SIZE)
+        self.down = mlx.nn.QuantizedLinear(32 * SIZE, 3, group_size=32)
+        self.out = mlx.nn.Linear(4 * SIZE, 2)
+
+    def __call__(self, x):
+        return self.out(mlx.nn.relu(self.up(x)))
+
+
+def check_layers_that_mlx_divided_are_known():
+    mx.random.seed(0)
+    theirs = Mlp()
+    whole = fl.from_mlx(theirs)
+    theirs.up = shard_linear(theirs.up, "all-to-sharded", group=GROUP.mlx)
+    theirs.down = shard_linear(theirs.down, "sharded-to-all", group=GROUP.mlx)
+    theirs.out = shard_linear(theirs.out, "sharded-to-all", group=GROUP.mlx)
+    divided = fl.from_mlx(theirs)
+    x = mx.random.normal((5, 4))
+    assert mx.allclose(divided(x), whole(x), atol=1e-6)
+    assert type(divided).__mlx__ is Mlp
+    assert fl.tree.equal(d.gather(divided), fl.convert(whole))
+    d.require_same(divided)
+    grads = fl.grad(lambda model: model(x).square().sum())(divided)
+    assert fl.tree.equal(d.average_gradients(grads).up, grads.up)
+    found, expected = (
+        fl.optim.clip_grad_norm(fl.grad(lambda model: model(x).square().sum())(model), 0.1)[1] for model in (divided, whole)
+    )
+    assert mx.allclose(found, expected)
+    alone = mlx.nn.AllToShardedLinear(2, SIZE, group=GROUP.mlx)
+    assert fl.from_mlx(alone).weight.shape == (1, 2)
+    assert mx.array_equal(fl.to_mlx(fl.from_mlx(alone))(x[:, :2]), alone(x[:, :2]))
+
+
+def check_files_of_parts_are_told_of():
+    with tempfile.TemporaryDirectory() as folder:
+        for number, model in enumerate(models()):
+            file = f"{folder}/{number}.safetensors"
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model.save_weights(file)
+                d.gather(model).save_weights(file)
+            if number == 4:  # the whole one
+                assert not caught
+                continue
+            (told,) = caught
+            assert told.category is fl.PartialWeightsWarning
+            assert re.search(rf"the part of rank {RANK} alone of .*weight.*fl\.distributed\.gather\(model\)", str(told.message))
+            assert told.filename == __file__
+        whole = fl.lora(d.broadcast(fl.nn.Sequential(fl.nn.Linear(2 * SIZE, 4 * SIZE))), "layers.*", rank=SIZE)
+        said = ranks.error_of(lambda: fl.save_adapters(d.fully_shard(whole), folder), ValueError)
+        assert re.search(r"lora_a.*, of which each rank has a part.*fl\.distributed\.gather\(model\)", said)
+        fl.save_adapters(d.gather(d.fully_shard(whole)), folder)
+
+
+if __name__ == "__main__":
+    ranks.run(globals())
