@@ -1,5 +1,6 @@
 """What wrapped modules have of their classes in MLX: methods of their own, new ones, and the class itself."""
 
+import operator
 import warnings
 
 import mlx.core as mx
@@ -164,3 +165,46 @@ def test_no_false_alarm_of_asking_in_vain(edit):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         edit(wrapped())
+
+
+class Operators(nn.Module):
+    """Has operators of its own."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = mx.full((size,), size)
+
+    def __add__(self, other):
+        return self.weight.sum() + other.weight.sum()
+
+    def __radd__(self, other):
+        return other + self.weight
+
+    def __matmul__(self, x):
+        return self.weight @ x
+
+    def __neg__(self):
+        return -self.weight
+
+    def __lt__(self, other):
+        return len(self.weight) < len(other.weight)
+
+    def added(self, other):
+        return self + other
+
+
+def test_operators_that_a_class_has():
+    theirs = Operators(1), Operators(2)
+    ours = [*map(fl.from_mlx, theirs)]
+
+    def results(one, other):
+        values = one + other, 2.0 + one, other @ mx.ones(2), -one, one.added(other)
+        return one < other, other < one, sorted([other, one])[0] is one, [each.tolist() for each in values]
+
+    assert results(*ours) == results(*theirs)
+    with pytest.raises(TypeError, match="is a tree, and - is for arrays"):
+        ours[0] - ours[1]
+    with pytest.raises(TypeError, match="is a tree, and @ is for arrays"):
+        fl.from_mlx(nn.Linear(2, 2)) @ mx.ones(2)
+    with pytest.raises(TypeError, match="not supported between"):
+        operator.lt(fl.from_mlx(nn.Linear(2, 2)), ours[0])

@@ -59,7 +59,95 @@ def below(model, x):
     model.inner.used = True
 
 
+def splitting(model, x):
+    model._key, key = mx.random.split(model._key)
+    return mx.random.normal(x.shape, key=key)
+
+
+def splitting_a_parameter(model, x):
+    model.key, _ = mx.random.split(model.key)
+
+
+def averaging(model, x):
+    model._mean = 0.9 * model._mean + 0.1 * x.mean(0)
+
+
+def averaging_a_parameter(model, x):
+    model.mean = 0.9 * model.mean + 0.1 * x.mean(0)
+
+
+def recurrent(model, x):
+    model._state = mx.tanh(model.inner(x) + model._state @ model.inner.weight)
+
+
+def counting_privately(model, x):
+    model._count += 1
+
+
+def counting_an_array(model, x):
+    model._count = model._count + 1
+
+
+def counting_in_place(model, x):
+    model._count += 1
+
+
+def writing(model, x):
+    model._rows[0] = x[0]
+
+
+def from_the_second_on(model, x):
+    if model._sum is None:
+        model._sum = x
+    else:
+        model._sum = model._sum + x
+
+
+def observing(model, x):
+    model._most = mx.maximum(model._most, mx.abs(x).max())
+
+
+def history(model, x):
+    model._seen.append(model.inner(x))
+
+
+def growing(model, x):
+    model._rows = mx.concatenate([model._rows, x])
+
+
+def in_a_list(model, x):
+    model._means[0] = model._means[0] + x.mean()
+
+
+def biasing(model, x):
+    model.inner.bias = model.inner.bias + 1
+
+
+def freezing(model, x):
+    model.inner.freeze()
+
+
+GOING_ON = [
+    (splitting, {"_key": mx.random.key(0)}, "_key"),
+    (splitting_a_parameter, {"key": mx.random.key(0)}, "key"),
+    (averaging, {"_mean": mx.zeros(4)}, "_mean"),
+    (averaging_a_parameter, {"mean": mx.zeros(4)}, "mean"),
+    (recurrent, {"_state": mx.zeros((3, 4))}, "_state"),
+    (counting_privately, {"_count": 0}, "_count"),
+    (counting_an_array, {"_count": mx.array(0)}, "_count"),
+    (counting_in_place, {"_count": mx.array(0)}, "_count"),
+    (writing, {"_rows": mx.zeros((2, 4))}, "_rows"),
+    (from_the_second_on, {"_sum": None}, "_sum"),
+    (observing, {"_most": mx.array(0.0)}, "_most"),
+    (history, {"_seen": []}, "_seen"),
+    (growing, {"_rows": mx.zeros((2, 4))}, "_rows"),
+    (in_a_list, {"_means": [mx.array(0.0)]}, "_means"),
+    (biasing, {}, "inner.bias"),
+    (freezing, {}, "which parameters of inner are frozen"),
+]
+
 CHANGES = [
+    *GOING_ON,
     (is_late, {"late": None}, "late"),
     (hidden, {"hidden": None}, "hidden"),
     (counting, {"count": 0}, "count"),
@@ -85,6 +173,18 @@ def test_what_is_lost_is_said(change, values, changed):
     with pytest.warns(fl.UncollectedStateWarning, match=re.escape(message)):
         tree(X)
     fl.stateful(tree, X)
+
+
+@pytest.mark.parametrize(("change", "values", "changed"), GOING_ON)
+def test_what_is_lost_is_said_where_it_is_traced(change, values, changed):
+    class Changing(Base):
+        pass
+
+    Changing.change = change
+    tree = fl.from_mlx(Changing(**values))
+    for transformed in (fl.jit(lambda tree, x: tree(x)), fl.grad(lambda tree, x: tree(x).sum())):
+        with pytest.warns(fl.UncollectedStateWarning, match=re.escape(f"changed {changed},")):
+            transformed(tree, X)
 
 
 def memo(model, x):
@@ -123,7 +223,65 @@ def checkpointed(model, x):
     return nn.utils.checkpoint(model.inner)(x)
 
 
+def cast(model, x):
+    model._table = model._table.astype(mx.float16)[:2]
+
+
+def sizes(model, x):
+    model._longest = max(model._longest, x.shape[0] + 1)
+    model._length = x.shape[0] + 1
+
+
+def begun_anew(model, x):
+    model._at, model._total = 0, mx.zeros(4)
+    for row in x:
+        model._at += 1
+        model._total = model._total + row
+
+
+def weight_norm(model, x):
+    model.inner.weight = model.gain * model.direction / (mx.linalg.norm(model.direction) + 1e-6)
+
+
+def normed(model, x):
+    model.inner.weight = model.inner.weight / (mx.linalg.norm(model.inner.weight) + 1e-6)
+
+
+def masked(model, x):
+    model.inner.weight = mx.where(model.keep, model.inner.weight, 0) * model.keep
+
+
+def zero_row(model, x):
+    model.inner.weight[0] = 0
+
+
+def longer_table(model, x):
+    model._table = mx.concatenate([model._table, mx.arange(4)])
+
+
+def filled(model, x):
+    model._tables.append(mx.arange(4))
+
+
+def mode_of_all(model, x):
+    was = model.training
+    model.eval()
+    model.train(was)
+    model.inner.freeze()
+    model.inner.unfreeze()
+
+
 KEPT = [
+    (cast, {"_table": mx.zeros((3, 4))}),
+    (sizes, {"_longest": 0, "_length": 3}),
+    (begun_anew, {"_at": 0, "_total": mx.zeros(4)}),
+    (weight_norm, {"gain": mx.ones((4, 1)), "direction": mx.ones((4, 4))}),
+    (normed, {}),
+    (masked, {"keep": mx.ones((4, 4), mx.bool_)}),
+    (zero_row, {}),
+    (longer_table, {"_table": mx.arange(3)}),
+    (filled, {"_tables": []}),
+    (mode_of_all, {}),
     (memo, {"_table": {}}),
     (function, {"memo": {}}),
     (the_same, {"size": 1004, "scale": 0.5, "shape": (3, 4)}),

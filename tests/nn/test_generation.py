@@ -1,6 +1,7 @@
 """``fl.generate`` with native models; those of mlx-lm are in ``tests/interop/test_caches.py``."""
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import frostleaf as fl
@@ -84,6 +85,30 @@ def test_greedy(model, prompt):
     assert [*out] == expected
     assert len(set(expected)) > 1
     assert all(type(each) is int for each in expected)
+
+
+@pytest.mark.parametrize(
+    "prompt", [range(5, 8), [*map(np.int64, PROMPT)], [*map(mx.array, PROMPT)], (np.uint8(5), mx.array(6), 7)], ids=str
+)
+def test_integers_of_any_class_are_tokens(model, prompt):
+    expected = greedy(model, [int(each) for each in prompt], 4)
+    assert [*fl.generate(model, prompt, 4)] == expected
+    ends = [np.int32(expected[2])], [mx.array(expected[2])], np.int64(expected[2])
+    first = expected.index(expected[2])
+    assert all([*fl.generate(model, prompt, 4, stop=each)] == expected[:first] for each in ends)
+
+
+@pytest.mark.parametrize("prompt", [[np.float32(5)], [mx.array(5.0)], [True], [mx.array(True)], [None]], ids=str)
+def test_nothing_else_is_a_token(model, prompt):
+    with pytest.raises(TypeError, match="a prompt of token ids"):
+        fl.generate(model, prompt)
+
+
+@pytest.mark.parametrize("kind", [fl.nn.KVCache, fl.nn.RotatingKVCache])
+def test_a_cache_that_has_lost_its_keys_is_refused(model, kind):
+    cache = [kind(8).replace(_offset=mx.array(3)) for _ in fl.nn.make_cache(model, 8)]
+    with pytest.raises(ValueError, match="has seen 3 tokens and has no keys, as one that was loaded"):
+        fl.generate(model, PROMPT, 2, cache=cache)
 
 
 @pytest.mark.parametrize("own", [lambda p: p.argmax(), lambda p: p.argmax().item(), lambda p: mx.argmax(p, axis=-1)])

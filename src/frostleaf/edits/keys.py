@@ -90,5 +90,7 @@ def _refusing(symbol: str) -> Callable[..., NoReturn]:
 
 
 # A class of a user's own may have any of these operators.
-for _name, _symbol in {**_BINARY, **{f"r{name}": symbol for name, symbol in _BINARY.items()}, **_UNARY}.items():
-    setattr(Keyed, f"__{_name}__", _refusing(_symbol))
+REFUSED = {f"__{name}__": symbol for name, symbol in {**_BINARY, **_UNARY}.items()}
+REFUSED |= {f"__r{name}__": symbol for name, symbol in _BINARY.items()}
+for _name, _symbol in REFUSED.items():
+    setattr(Keyed, _name, _refusing(_symbol))

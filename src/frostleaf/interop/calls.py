@@ -41,7 +41,7 @@ def call(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Call a method of the original class. What it changes is recorded by :func:`frostleaf.stateful`, or else dropped."""
     with _Lent(node, name) as lent:
         live = lent.live.root
-        args, kwargs = lent_caches(args), lent_caches(kwargs)
+        args, kwargs = lent.given = lent_caches(args), lent_caches(kwargs)
         return lent.outward(getattr(type(live), name)(live, *args, **kwargs), given=(*args, *kwargs.values()))
 
 
@@ -53,7 +53,7 @@ def read(node: Wrapped, name: str) -> Any:
 def generate(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
     """Call a method that is a generator."""
     with _Lent(node, name) as lent:
-        args, kwargs = lent_caches((args, kwargs))
+        args, kwargs = lent.given = lent_caches((args, kwargs))
         for value in getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs):
             yield lent.outward(value)
 
@@ -61,7 +61,7 @@ def generate(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, 
 async def wait_for(node: Wrapped, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a method that is a coroutine."""
     with _Lent(node, name) as lent:
-        args, kwargs = lent_caches((args, kwargs))
+        args, kwargs = lent.given = lent_caches((args, kwargs))
         return lent.outward(await getattr(type(lent.live.root), name)(lent.live.root, *args, **kwargs))
 
 
@@ -119,11 +119,12 @@ def _taken(pool: _Pool) -> Live | None:
 class _Lent:
     """A live module with a node's arrays, for as long as a call runs. Nobody else has it, and an error leaves none behind."""
 
-    __slots__ = ("_begun", "_called", "_flat", "_is_kept", "_name", "_node", "_pool", "_recording", "live")
+    __slots__ = ("_begun", "_called", "_flat", "_is_kept", "_name", "_node", "_pool", "_recording", "given", "live")
 
     def __init__(self, node: Wrapped, name: str) -> None:
         self._called = self._node = node
         self._name = name
+        self.given: Any = ()
         self._is_kept = False
         self._recording = recording()
         if self._recording:
@@ -154,8 +155,10 @@ class _Lent:
         if self._recording:
             if self._has_changed(same):
                 record_edit(self._called, self.after())
-        elif not same:
-            self._warn()
+        else:
+            written = self.live.written(self._flat.leaves)
+            if written or not same:
+                self._warn(written)
         if not (self._is_kept or put_off(self._give_back)):
             self._give_back(same)
 
@@ -223,9 +226,14 @@ class _Lent:
         self._is_kept = self._is_kept or reaches(value, self.live.own)
         return value
 
-    def _warn(self) -> None:
+    def _warn(self, written: Sequence[Change]) -> None:
         """Warn of a change that nobody collects, unless it is one that original code makes again in the next call."""
-        warn_of(type(self._node).__name__, self._name, self.live.changed() if self._name == "__call__" else self._changed())
+        changes = [*(self.live.changed() if self._name == "__call__" else self._changed()), *written]
+        warn_of(type(self._node).__name__, self._name, changes, self.given, self._class_at)
+
+    def _class_at(self, path: Path) -> type:
+        found = _was(self._node, path)
+        return getattr(found, "__mlx__", type(found))
 
     def _changed(self) -> Iterator[Change]:
         found: list[tuple[Path, Any]]
@@ -234,7 +242,7 @@ class _Lent:
         except ValueError:  # it has become what is no tree
             found = [((), NOTHING)]
         for path, new in found:
-            yield path, _was(self._node, path), new
+            yield Change(path, _was(self._node, path), new)
 
 
 def _was(node: Any, path: Path) -> Any:

@@ -25,13 +25,14 @@ from ..core.structure import Structure, flat_of, unflatten
 from ..core.words import Path, class_name, keystr
 from ..transforms import wrapping as function_trees
 from ..transforms.checkpoint import Checkpointed
-from ..transforms.jit.passing import Inputs
+from ..transforms.jit.passing import Inputs, graph_of
 from ..tree.walk import source_of
 from .checkpointed import WRAPPED, computed_again, held, is_computed_again
 from .freezing import handle_of
 from .layout import HIDDEN, STATIC, Layout, Wrapped, at
 from .running import Running, Trees, running_class
 from .twins import frozen_names, has_none, mlx_class, static_of_twin
+from .uncollected import FROZEN, Change, renewed
 
 # Makes what stands at one place, of what is inside.
 Make = Callable[[], Any]
@@ -108,6 +109,9 @@ class Live:
         self._begun = Inputs(self._arrays)
         self._looks_inside = bool(self._watched or self._arrays)
         self.own = {*self.paths, *self.helpers, *map(id, self._holders)}
+        self._may_be_written = [
+            each for each in self._puts if isinstance(each[0], MLXModule) and each[1] in renewed("written", type(each[0]))
+        ]
         self._note_places()
 
     def _note_places(self) -> None:
@@ -190,11 +194,11 @@ class Live:
                 (holder.update if isinstance(holder, set) else holder.extend)(saved)
         return True
 
-    def changed(self) -> Iterator[tuple[Path, Any, Any]]:
-        """Yield the path of each thing that a call changed, what was there and what is; for what is no item, the latter twice.
+    def changed(self) -> Iterator[Change]:
+        """Yield each thing that a call changed.
 
-        Not of an array that is trained and became another of its shape: code that computes a function again for its gradient
-        leaves such copies, and code that casts weights or keeps them in bounds does so in each call.
+        An array that is trained and became another of its shape may be made again in each call: code that computes a function
+        again for its gradient leaves such copies, and code that casts weights or keeps them in bounds does so in each call.
         """
         expected = iter(self._expected)
         for holder, saved, place in self._ordered:
@@ -203,13 +207,31 @@ class Live:
                 was = dict(zip(saved, before, strict=True))
                 for key in {**was, **dict(dict.items(holder))}:
                     old, new = was.get(key), dict.get(holder, key)
-                    if old is not new and not (self._trains(holder, key) and _is_other_array(new, old)):
-                        yield (*place, key), old, new
+                    if old is not new:
+                        yield Change((*place, key), old, new, self._trains(holder, key) and _is_other_array(new, old))
             elif len(holder) != len(before) or not all(map(is_, holder, before)):
-                yield place, holder, holder
+                yield Change(place, before, holder)
         for each, now, state, place in zip(self._watched, self._states_now(), self._states, self._watched_where, strict=True):
             if now != state:
-                yield place, each, each
+                yield Change(place, each, each)
+        for holder, saved, place in zip(self._holders, self._saved, self._where, strict=True):
+            if isinstance(holder, set) and holder != saved and vars(_below(self.root, place)).get("_no_grad") is holder:
+                yield Change(place, FROZEN, FROZEN)
+
+    def written(self, leaves: Sequence[mx.array]) -> list[Change]:
+        """Return the arrays that a call assigned into, as far as the code of their modules tells that it may have.
+
+        Args:
+            leaves: The arrays whose handles were put in their places.
+        """
+        found = []
+        for module, key, number in self._may_be_written:
+            old, new = leaves[number], dict.get(module, key)
+            if new is self._expected[self._places_of_leaves[number]] and graph_of([new], begun=old) != graph_of(
+                [old], begun=old
+            ):
+                found.append(Change((*self.paths[id(module)], key), old, new, self._trains(module, key)))
+        return found
 
     def _replaced(self) -> Iterator[tuple[Any, Any]]:
         for (holder, key, _), place in zip(self._puts, self._places, strict=False):

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol
 
 from mlx.nn.layers.base import Module as MLXModule
 
+from ..edits.keys import REFUSED
 from .calls import call, edited, generate, read, run, wait_for
 from .layout import STATIC, Field, Layout, LayoutType, Method, Wrapped, declared
 from .twins import has_other_names, replaced, shown_fields
@@ -22,7 +23,10 @@ _OWN = {
     "__orig_bases__", "__parameters__", "__qualname__", "__reduce__", "__reduce_ex__", "__repr__", "__setattr__", "__setitem__",
     "__setstate__", "__slots__", "__static_attributes__", "__weakref__", "_extra_repr",
 }  # fmt: skip
-_FORWARDED = {"__call__", "__contains__", "__getattr__", "__getitem__", "__iter__", "__len__"}
+_FORWARDED = {
+    "__call__", "__contains__", "__ge__", "__getattr__", "__getitem__", "__gt__", "__iter__", "__le__", "__len__", "__lt__",
+    *REFUSED,
+}  # fmt: skip
 # Methods that change a module of MLX, and return the changed copy of a tree.
 _EDITS = {"_set_training_mode", "eval", "freeze", "set_dtype", "train", "unfreeze"}
 

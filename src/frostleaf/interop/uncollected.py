@@ -3,47 +3,113 @@
 from __future__ import annotations
 
 import functools
-import re
 import types
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module as MLXModule
 
-from ..core.containers import static_key
+from ..core.containers import arrays_in, static_key
 from ..core.kept import COMPILED
 from ..core.words import Path, keystr, listed
-from ..transforms.jit.passing import MOST_NAMES, graph_of
+from ..transforms.jit.code import names_renewed
+from ..transforms.jit.passing import MOST_NAMES
 from ..transforms.stateful import warn_uncollected
+from .graphs import Graph, goes_on, is_from
 from .layout import is_atom
 
-# Where a change is, what was there, and what is there now.
-Change = tuple[Path, Any, Any]
 
+class Change(NamedTuple):
+    """Something that a call changed.
+
+    Attributes:
+        path: Where it is.
+        old: What was there. :data:`FROZEN` if the names changed that are frozen in a module.
+        new: What is there now.
+        is_usual: Whether original code makes such a change again in each call.
+    """
+
+    path: Path
+    old: Any
+    new: Any
+    is_usual: bool = False
+
+
+FROZEN: Any = object()
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, COMPILED)
-_SOURCE = re.compile(r'rank=source; "(\w+)"')
-_LABEL = re.compile(r'(\d+) \[label ="(\w+)"')
-_TAKEN = re.compile(r'"(\w+)" -> (\d+)')
-_MADE = re.compile(r'(\d+) -> "(\w+)"')
-# These give out what they are given.
-_PASSING = {"Copy", "Depends", "StopGradient"}
 
 
-def warn_of(cls: str, name: str, changes: Iterable[Change]) -> None:
-    """Warn of those changes that are not of private names, functions that are made again, or copies of what was there."""
-    counted = [each for each in changes if _counts(*each)]
-    arrays = [(old, new) for _, old, new in counted if isinstance(old, mx.array) and isinstance(new, mx.array)]
+def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at: Callable[[Path], type]) -> None:
+    """Warn of those changes that are not of private names, functions that are made again, or copies of what was there.
+
+    Of private names, and of what is made again in each call, of those that go on from what was there before: a random key that
+    is split, a mean that moves, a number that is counted up, a list that gets longer.
+
+    Args:
+        cls: The name of the class.
+        name: That of the method.
+        changes: The changes.
+        given: The arguments.
+        class_at: Returns the class of the module at a path.
+    """
+    found = [each for each in changes if not _is_made_again(each)]
+    counted = [each for each in found if not _is_usual(each)]
+    arrays = [(each.old, each.new) for each in counted if isinstance(each.old, mx.array) and isinstance(each.new, mx.array)]
     copies = {id(new) for (_, new), is_copy in zip(arrays, are_copies(arrays), strict=True) if is_copy}
-    changed = dict.fromkeys(keystr(path) or "its attributes" for path, _, new in counted if id(new) not in copies)
+    usual = [each for each in found if _is_usual(each)]
+    if usual:
+        inputs = [*arrays_in(given)]
+        counted += [each for each in usual if _is_next(each, inputs, class_at)]
+    changed = dict.fromkeys([_said(each) for each in counted if id(each.new) not in copies])
     if changed:
         call = "model" if name == "__call__" else f"model.{name}"
         warn_uncollected(UNCOLLECTED.format(cls=cls, name=name, changed=listed([*changed], 3), call=call))
 
 
-def _counts(path: Path, old: Any, new: Any) -> bool:
-    if any(str(name).startswith("_") for name in path) or any(map(_is_function, _in(new))):
-        return False
-    return new is old or not (is_atom(old) and is_atom(new) and static_key(old) == static_key(new))
+def _said(change: Change) -> str:
+    if change.new is FROZEN:
+        return f"which parameters of {keystr(change.path) or 'it'} are frozen"
+    return keystr(change.path) or "its attributes"
+
+
+def _is_usual(change: Change) -> bool:
+    return change.is_usual or any(str(name).startswith("_") for name in change.path)
+
+
+def _is_made_again(change: Change) -> bool:
+    _, old, new, _ = change
+    if any(map(_is_function, _in(new))):
+        return True
+    return new is not old and is_atom(old) and is_atom(new) and static_key(old) == static_key(new)
+
+
+def _is_next(change: Change, given: Sequence[mx.array], class_at: Callable[[Path], type]) -> bool:
+    """Return whether what is there now goes on from what was there before."""
+    _, old, new, _ = change
+    if type(old) is list and isinstance(new, list):
+        pairs = [each for each in zip(old, new, strict=False) if each[0] is not each[1]]
+        if any(_is_next_array(*each, given) for each in pairs):
+            return True
+        is_longer = len(new) > len(old) and not pairs
+        return is_longer and any(is_from(each, given) for each in new[len(old) :] if isinstance(each, mx.array))
+    if {type(old), type(new)} <= {int, float}:
+        return change.path[-1] in renewed("counted", class_at(change.path[:-1]))
+    if old is None and isinstance(new, mx.array):  # the first value, and the code has a way to make the next
+        return change.path[-1] in renewed("computed", class_at(change.path[:-1])) and is_from(new, given)
+    return _is_next_array(old, new, given)
+
+
+def _is_next_array(old: Any, new: Any, given: Sequence[mx.array]) -> bool:
+    return isinstance(old, mx.array) and isinstance(new, mx.array) and goes_on(old, new, given)
+
+
+@functools.cache
+def renewed(how: str, kind: Any) -> frozenset[str]:
+    """Return the names of attributes to which the methods of a class may give a next value. See :func:`names_renewed`."""
+    bases = [base for base in kind.__mro__ if base not in MLXModule.__mro__]
+    functions = [each for base in bases for each in vars(base).values() if isinstance(each, types.FunctionType)]
+    return frozenset([name for each in functions for kinds, name in names_renewed(each.__code__) if kinds == how])
 
 
 def _is_function(value: Any) -> bool:
@@ -66,26 +132,13 @@ def are_copies(pairs: Sequence[tuple[mx.array, mx.array]]) -> Iterator[bool]:
         some = pairs[start : start + MOST_NAMES // 2]
         names = {f"old_{index}": old for index, (old, _) in enumerate(some)}
         names |= {f"new_{index}": new for index, (_, new) in enumerate(some)}
-        graph = graph_of([new for _, new in some], **names)
-        from_where, computed = _passed(graph), {*_SOURCE.findall(graph)}
+        graph = Graph([new for _, new in some], names)
         for index, (old, new) in enumerate(some):
-            begin, name = f"old_{index}", f"new_{index}"
-            if {begin, name} <= computed:
+            before, after = f"old_{index}", f"new_{index}"
+            if {before, after} <= graph.computed:
                 yield _are_alike(old, new) and _are_equal(old, new)
-                continue
-            sources = [name]
-            for each in sources:
-                sources += [source for source in from_where.get(each, ()) if source not in sources]
-            yield begin in sources and _are_alike(old, new)
-
-
-def _passed(graph: str) -> dict[str, list[str]]:
-    """Return among which arrays that is which each is a copy of, by the names in a graph."""
-    given: dict[str, list[str]] = {}
-    for array, operation in _TAKEN.findall(graph):
-        given.setdefault(operation, []).append(array)
-    labels = dict(_LABEL.findall(graph))
-    return {array: given[each] for each, array in _MADE.findall(graph) if labels[each] in _PASSING and each in given}
+            else:
+                yield graph.is_copy(after, before) and _are_alike(old, new)
 
 
 def _are_alike(one: mx.array, other: mx.array) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from operator import index
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ from ..transforms.evaluation import async_eval
 from ..transforms.evaluation import eval as evaluate
 from ..transforms.jit import jit
 from ..transforms.stateful import stateful
-from .cache import KVCache
+from .cache import KVCache, RotatingKVCache
 from .cache_growing import GrowingCache
 from .cache_lists import CacheList
 from .cache_making import made_for
@@ -36,6 +37,11 @@ NO_PROCESSORS = "fl.generate takes a list of functions (tokens, logits) as logit
 NO_ROOM = (
     "fl.generate was given a cache with room for {room} more tokens, and a prompt of {prompt} with max_tokens={max_tokens} "
     "needs {needed}: make a larger one, or let fl.generate make it"
+)
+
+WITHOUT_KEYS = (
+    "fl.generate was given a {cls} that has seen {offset} tokens and has no keys, as one that was loaded from a file into an "
+    "empty cache with strict=False. Load into a cache with as many keys: one with which the model was called once"
 )
 
 # Names that mlx-lm and transformers have for arguments.
@@ -78,7 +84,7 @@ def generate(
     Args:
         model: A language model, native or from :func:`frostleaf.from_mlx`: ``model(tokens, cache=cache)`` returns logits
             ``[1, L, V]`` for tokens ``[1, L]``.
-        prompt: The token ids, at least one.
+        prompt: The token ids, at least one: integers, those of NumPy and arrays of one too, a range, or an integer array.
         max_tokens: How many tokens to generate at most. Default: 256.
         sampler: Returns a token, ``[1]``, for log-probabilities, ``[1, V]``, such as ``mlx_lm.sample_utils.make_sampler(0.7)``.
             It runs outside of the jitted step, and may keep what it sees. Default: the most probable token.
@@ -133,6 +139,9 @@ def _require_room(cache: Any, prompt: int, max_tokens: int) -> None:
     for each in caches:
         if cache_classes(each):
             raise TypeError(f"fl.generate was given {with_article(type(each).__name__)} in cache. {CACHE}")
+    for each in caches:
+        if isinstance(each, KVCache | RotatingKVCache) and each.keys is None and each.offset.item() != 0:
+            raise ValueError(WITHOUT_KEYS.format(cls=type(each).__name__, offset=each.offset.item()))
     rooms = [each.max_size - int(each.offset.item()) for each in caches if isinstance(each, KVCache)]  # type: ignore[arg-type]
     room, needed = min(rooms, default=None), prompt + max_tokens - 1  # the last token is not looked at
     if room is not None and room < needed:
@@ -174,10 +183,19 @@ def _ends(stop: Any) -> frozenset[int]:
 def _integers(value: Any) -> mx.array | None:
     """Return integers as an array of int32; ``None`` for anything else."""
     try:
+        if isinstance(value, list | tuple | range):
+            value = [*map(_index, value)]
         array = value if isinstance(value, mx.array) else mx.array(value)
     except (TypeError, ValueError):
         return None
     return array.astype(mx.int32) if array.size == 0 or mx.issubdtype(array.dtype, mx.integer) else None
+
+
+def _index(value: Any) -> Any:
+    """Return the number that an integer of any class is, one of NumPy's or an array of one, or else the value."""
+    if isinstance(value, mx.array):
+        return value.item() if value.ndim == 0 else value
+    return index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 def _processors(given: Any) -> tuple[Processor, ...]:

@@ -52,6 +52,18 @@ def uses(code: types.CodeType) -> Iterator[Use]:
     yield from [use for kind, use in names_read(code) if kind == "use"]
 
 
+def names_renewed(code: types.CodeType) -> frozenset[tuple[str, str]]:
+    """Return the names of attributes to which the code, or code nested in it, may give a next value: how, and the name.
+
+    "computed" is what a statement assigns to an attribute that it computes with, as in ``self.n = self.n + 1``, and "counted"
+    if no other in the same function begins it anew; "written" is what one may assign into, as in ``self.rows[0] = row``.
+    """
+    names = _renewed_of_code.get(code)
+    if names is None:
+        names = _renewed_of_code[code] = frozenset(_renewed_in(code))
+    return names
+
+
 def is_used(code: types.CodeType, name: str) -> bool:
     """Return whether the code reads a variable."""
     return any(use.name == name and not use.is_attribute for use in uses(code))
@@ -64,6 +76,7 @@ def escapes(code: types.CodeType, name: str) -> bool:
 
 # Code never changes, and most of what a new function reads is in code that an earlier one has read: in methods of layers.
 _names_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, Any]]] = weakref.WeakKeyDictionary()
+_renewed_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, str]]] = weakref.WeakKeyDictionary()
 
 
 def _names_in(code: types.CodeType) -> Iterator[tuple[str, Any]]:
@@ -112,3 +125,30 @@ def _uses_in(instructions: Sequence[dis.Instruction]) -> Iterator[Use]:
         asked = instructions[start - 1]
         is_given = start > 0 and asked.opname in _GLOBAL and not instructions[end].opname.startswith("BUILD")
         yield Use(name, is_attribute, onward, asked.argval if is_given else "")
+
+
+def _renewed_in(code: types.CodeType) -> Iterator[tuple[str, str]]:
+    read: set[str] = set()
+    computed: set[str] = set()
+    begun: set[str] = set()
+    is_computed = is_in_place = False
+    for each in dis.get_instructions(code):
+        name = each.opname
+        if name in _ATTRIBUTE:
+            read.add(each.argval)
+        elif name.startswith(("BINARY_", "INPLACE_")) and name != "BINARY_SUBSCR" and each.argrepr != "[]":
+            is_computed = True
+            is_in_place = is_in_place or name.startswith("INPLACE_") or each.argrepr.endswith("=")
+        elif name.startswith("CALL"):  # max(self.n, n) is no next value
+            is_computed = False
+        elif name.startswith(("STORE_", "POP_TOP", "RETURN")):
+            if name == "STORE_ATTR":
+                (computed if is_computed and each.argval in read else begun).add(each.argval)
+            if is_in_place or name == "STORE_SUBSCR":
+                yield from [("written", attribute) for attribute in read]
+            read, is_computed, is_in_place = set(), False, False
+    yield from [("computed", attribute) for attribute in computed]
+    yield from [("counted", attribute) for attribute in computed - begun]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_renewed(constant)
