@@ -225,5 +225,5 @@ def test_norms_of_very_small_and_very_large_numbers(size: float) -> None:
 
 
 def test_classes_of_one_name_are_told_apart_by_their_modules() -> None:
-    changes = fl.tree.diff(fl.nn.RoPE(4), fl.from_mlx(mlx.nn.RoPE(4)))
-    assert repr(changes) == f"(root): class {fl.nn.RoPE.__module__}.RoPE -> {mlx.nn.RoPE.__module__}.RoPE"
+    changes = fl.tree.diff(fl.nn.RoPE(4), fl.from_mlx(nn.RoPE(4)))
+    assert repr(changes) == f"(root): class {fl.nn.RoPE.__module__}.RoPE -> {nn.RoPE.__module__}.RoPE"
