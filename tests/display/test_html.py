@@ -423,3 +423,15 @@ def test_an_array_at_several_places_counts_once(count: int) -> None:
     assert "20 numbers" in page
     assert f"{20 * count} numbers" not in page
     assert re.search(r"<em[^>]*>([^<]*)", page)[1] == "80 B"
+
+
+def test_checkpoints_are_a_table(tmp_path):
+    with fl.Checkpointer(tmp_path) as checkpoints:
+        assert "no checkpoints" in checkpoints.info()._repr_html_()
+        for step, metrics in ((1, {"loss": 0.5}), (20, {"<b>": 2})):
+            checkpoints.save(step, {"a": mx.ones(2)}, metrics=metrics)
+        checkpoints.wait()
+        page = checkpoints.info()._repr_html_()
+    assert "2 checkpoints" in page
+    for part in ("<b>1</b>", "<b>20</b>", ">loss</th>", ">0.5</td>", ">&lt;b&gt;</th>", ">2</td>"):
+        assert page.count(part) == 1

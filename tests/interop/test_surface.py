@@ -1,6 +1,7 @@
 """What wrapped modules have of their classes in MLX: methods of their own, new ones, and the class itself."""
 
 import operator
+import re
 import warnings
 
 import mlx.core as mx
@@ -208,3 +209,33 @@ def test_operators_that_a_class_has():
         fl.from_mlx(nn.Linear(2, 2)) @ mx.ones(2)
     with pytest.raises(TypeError, match="not supported between"):
         operator.lt(fl.from_mlx(nn.Linear(2, 2)), ours[0])
+
+
+def packed_net():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Sequential(nn.Linear(64, 64)))
+    nn.quantize(model)
+    return model
+
+
+@pytest.mark.parametrize(("path", "of"), [("layers.0", ".at('layers.0')"), ("layers.1.layers.0", ".at('layers.1.layers.0')")])
+def test_a_quantized_weight_that_was_unfrozen_has_no_gradient_as_in_mlx(path, of):
+    x = mx.ones((1, 64))
+
+    def loss(model):
+        return model(x).sum()
+
+    model = packed_net().freeze()
+    tree = fl.from_mlx(model)
+    model.unfreeze()
+    with pytest.raises(RuntimeError, match="no gradient wrt the quantized weights"):
+        mx.eval(nn.value_and_grad(model, loss)(model))
+    unfrozen = tree.at(path).unfreeze()
+    message = rf"no gradient for '{path}\.weight', a quantized weight, .* model{re.escape(of)}\.freeze\(\)"
+    for take in (fl.grad(loss), lambda model: fl.vjp(loss, (model,), mx.array(1.0))):
+        with pytest.raises(ValueError, match=message):
+            take(unfrozen)
+    again = unfrozen.at(path).freeze().unfreeze(keys="bias")
+    assert fl.tree.equal(fl.grad(loss)(again), fl.grad(loss)(tree.unfreeze(keys="bias")))
+    scales = tree.at(f"{path}.scales").unfreeze()
+    assert trained(scales) == [f"{path}.scales"]
+    fl.grad(loss)(scales)

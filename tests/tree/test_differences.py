@@ -222,3 +222,8 @@ def test_norms_of_very_small_and_very_large_numbers(size: float) -> None:
     change = fl.tree.diff([mx.array([3 * size, 4 * size])], [mx.array([6 * size, 8 * size])], values=True)[0]
     assert change.norm == pytest.approx(5 * size, rel=1e-5)
     assert change.relative == pytest.approx(1.0, rel=1e-5)
+
+
+def test_classes_of_one_name_are_told_apart_by_their_modules() -> None:
+    changes = fl.tree.diff(fl.nn.RoPE(4), fl.from_mlx(nn.RoPE(4)))
+    assert repr(changes) == f"(root): class {fl.nn.RoPE.__module__}.RoPE -> {nn.RoPE.__module__}.RoPE"

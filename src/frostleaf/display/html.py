@@ -12,8 +12,9 @@ import mlx.core as mx
 from ..core.definition import Node
 from ..core.words import dtype_name, in_a_line, shape_and_dtype
 from ..edits.selection import Selection
+from ..io.inventory import CheckpointInfos
 from ..tree.differences import Diff
-from .html_table import diff_page, summary_page
+from .html_table import checkpoints_page, diff_page, summary_page
 from .markup import Markup, element
 from .outline import Row, outline, outline_at
 from .page import page
@@ -54,6 +55,11 @@ def _(value: Summary) -> Markup:
 @show.register
 def _(value: Diff) -> Markup:
     return diff_page(value)
+
+
+@show.register
+def _(value: CheckpointInfos) -> Markup:
+    return checkpoints_page(value)
 
 
 def tree_page(rows: Sequence[Row], whole: int, title: str = "", more: int = 0) -> Markup:

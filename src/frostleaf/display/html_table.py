@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..core.words import in_a_line
+from ..core.words import describe, in_a_line
+from ..io.inventory import CheckpointInfos
 from ..tree.differences import Diff
 from ..tree.folding import fold
 from .markup import Markup, element
@@ -14,6 +15,7 @@ from .table import in_bytes
 
 # So many rows are in a table at most.
 _MOST = 1_000
+_METRICS = 8
 
 
 def summary_page(summary: Summary) -> Markup:
@@ -58,6 +60,25 @@ def diff_page(diff: Diff) -> Markup:
     title = f"{len(diff):,} changes" if len(diff) > 1 else "1 change" if diff else "no difference"
     head = ["path", "kind", "before", "after", *(["by"] if measured else [])]
     return page(_table(head, rows, len(found) - len(rows), int(measured)) if rows else None, title=title)
+
+
+def checkpoints_page(infos: CheckpointInfos) -> Markup:
+    """Return what there is in a directory of checkpoints as a page, the latest of them if there are too many."""
+    found = infos[-_MOST:]
+    metrics = [*dict.fromkeys(name for info in found for name in info.metrics)][:_METRICS]
+    rows = [
+        [
+            _path(str(info.step), 1),
+            element("code", f"{info.saved:%Y-%m-%d %H:%M:%S}"),
+            *[describe(info.metrics[name]) if name in info.metrics else "" for name in metrics],
+            in_bytes(info.own),
+            in_bytes(info.shared),
+        ]
+        for info in found
+    ]
+    title = f"{len(infos):,} checkpoints" if len(infos) > 1 else "1 checkpoint" if infos else "no checkpoints"
+    head = ["step", "saved", *map(in_a_line, metrics), "bytes", "shared"]
+    return page(_table(head, rows, len(infos) - len(rows), len(metrics) + 2) if rows else None, title=title)
 
 
 _KINDS = {"frozen": "z", "dtype": "g", "removed": "m", "added": "a", "class": "n", "shape": "n", "type": "n"}

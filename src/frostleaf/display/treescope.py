@@ -21,6 +21,7 @@ from ..core.instance import Instance, field_values, is_finished, metadata_of
 from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.words import dtype_name, in_a_line, keystr
 from ..edits.selection import Selection
+from ..io.inventory import CheckpointInfos
 from ..tree.differences import Diff
 from .rows import Summary
 
@@ -126,7 +127,7 @@ def _show_text(value: Any, path: str | None, subtree_renderer: Renderer) -> Any:
 _ADAPTER = ArrayAdapter()
 type_registries.NDARRAY_ADAPTER_REGISTRY[mx.array] = _ADAPTER
 type_registries.TREESCOPE_HANDLER_REGISTRY.update(dict.fromkeys(LEAF, _show_array))
-type_registries.TREESCOPE_HANDLER_REGISTRY.update({Summary: _show_text, Diff: _show_text})
+type_registries.TREESCOPE_HANDLER_REGISTRY.update(dict.fromkeys((Summary, Diff, CheckpointInfos), _show_text))
 # Dicts in a module, which would be shown by their repr, with the numbers in them.
 type_registries.TREESCOPE_HANDLER_REGISTRY[MappingProxyType] = lambda value, path, render: render(dict(value), path=path)
 # A module or an array at two places is no mistake.

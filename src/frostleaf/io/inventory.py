@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..core.shapes import ShapeDtypeStruct
+from ..core.shown import Shown
 from ..core.words import in_a_line, listed
 from ..tree.comparison import MISSING
 from ..tree.differences import Change, Diff
@@ -49,8 +50,10 @@ class CheckpointInfo(NamedTuple):
         return f"{self.step}: saved {self.saved:%Y-%m-%d %H:%M:%S}, {self.own:,} bytes, {self.shared:,} shared{metrics}"
 
 
-class CheckpointInfos(tuple[CheckpointInfo, ...]):
+class CheckpointInfos(Shown, tuple[CheckpointInfo, ...]):
     """The checkpoints of a directory, by step: a tuple of :class:`CheckpointInfo`, printed a line each, a hundred at most.
+
+    A notebook shows them as a table.
 
     >>> import frostleaf as fl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,9 @@ from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, ov
 import mlx.core as mx
 
 from ..core.shapes import require_no_shapes
-from ..core.structure import Structure, unflatten_late
-from ..core.words import FROZEN_MARK, describe, function_name
-from ..edits.freezing import frozen_leaves, gradient_structure, trainable
+from ..core.structure import Structure, specs_in, unflatten_late
+from ..core.words import FROZEN_MARK, Path, describe, function_name, keystr
+from ..edits.freezing import frozen_leaves, gradient_structure, trainable, unfrozen
 from ..tree.functions import flatten, unflatten
 from .binding import unbind
 from .context import differentiating
@@ -232,9 +232,34 @@ def _require_once(places: Sequence[Any], given: Sequence[Any], name: str) -> Non
         raise ValueError(f"can't differentiate {name} with respect to arguments {tuple(given)}: one of them is named twice")
 
 
+QUANTIZED = (
+    "MLX has no gradient for {path!r}, a quantized weight, which was unfrozen with its scales: freeze that layer again, "
+    "model{at}.freeze(), and unfreeze by name what is to be trained, such as keys='bias'. Adapters for it come from fl.lora"
+)
+_OF_QUANTIZED = {"weight", "scales", "group_size", "bits"}
+
+
+def _unfrozen_quantized(structure: Structure) -> list[Path]:
+    """Return the paths of modules of MLX whose quantized weight is not frozen, for which MLX refuses a gradient."""
+    trained = {path for path, trains in zip(structure.leaf_paths(), structure.remember(unfrozen), strict=True) if trains}
+    of_mlx = [
+        path
+        for path, spec in specs_in(structure)
+        if isinstance(spec, tuple) and hasattr(spec[0], "__mlx__") and spec[0].__frostleaf__.fields.keys() >= _OF_QUANTIZED
+    ]
+    return [path for path in of_mlx if (*path, "weight") in trained]
+
+
 def take_apart(tree: Any) -> Differentiated:
-    """Take an argument apart."""
+    """Take an argument apart.
+
+    Raises:
+        ValueError: If it is to be differentiated with respect to a quantized weight of MLX.
+    """
     leaves, structure = flatten(tree)
+    for path in structure.remember(_unfrozen_quantized)[:1]:
+        at = f".at({keystr(path)!r})" if path else ""
+        raise ValueError(QUANTIZED.format(path=keystr((*path, "weight")), at=at))
     return Differentiated(leaves, trainable(tree), structure)
 
 

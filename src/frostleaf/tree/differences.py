@@ -143,7 +143,13 @@ def _shown(change: Change, whole: bool = True) -> tuple[str, str]:
         return _any_shape(before), _any_shape(after)
     if change.kind in ("frozen", "ties", "shards"):
         return _names(before), _names(after)
+    if change.kind == "class" and before.__name__ == after.__name__ and before.__module__ != after.__module__:
+        return _with_module(before), _with_module(after)
     return describe(before), describe(after)
+
+
+def _with_module(kind: type) -> str:
+    return in_a_line(f"{kind.__module__}.{kind.__name__}")
 
 
 def _names(names: Iterable[str]) -> str:
