@@ -95,8 +95,7 @@ def test_saving_goes_on_when_the_thread_that_asked_for_it_is_a_daemon(tmp_path: 
         daemon = threading.Thread(target=checkpoints.save, args=(1, computed), daemon=True)
         daemon.start()
         daemon.join()
-        assert checkpoints._thread is not None
-        assert not checkpoints._thread.daemon
+        assert not next(thread for thread in threading.enumerate() if thread.name == "saving step 1").daemon
     assert checkpoints.steps() == [1]
 
 
@@ -136,8 +135,7 @@ def test_a_failure_is_raised_by_a_step_that_is_not_saved(tmp_path: Path, monkeyp
     with slow(monkeypatch, OSError("the disk is on fire")):
         checkpoints.save(10, tree(1))
         assert not checkpoints.save(11, tree(11))  # which does not wait for it
-        thread = checkpoints._thread
-    assert thread is not None
+        thread = next(thread for thread in threading.enumerate() if thread.name == "saving step 10")
     thread.join()
     with pytest.raises(fl.CheckpointError, match="on fire"):
         checkpoints.save(12, tree(12))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
@@ -20,6 +21,7 @@ from ..transforms.group import as_group
 from ..tree.differences import Diff
 from ..tree.selecting import Where
 from .atomic import require_path
+from .background import Background
 from .description import name_in_file
 from .directory import METRICS, STEP, TIME, Directory, Entry
 from .directory_lock import DirectoryLock
@@ -140,8 +142,7 @@ class Checkpointer:
         self._unneeded: set[str] = set()
         self._arrays = KnownArrays()
         self._last_step: int | None = None
-        self._thread: threading.Thread | None = None
-        self._written = threading.Event()
+        self._background = Background()
         self._failure: CheckpointError | None = None
 
     def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
@@ -164,7 +165,7 @@ class Checkpointer:
         step = whole("step", step, 0)
         with self._checked_mutex():
             if step % self._every:
-                if self._group is None and (self._thread is None or not self._thread.is_alive()):
+                if self._group is None and self._background.is_idle:
                     self._wait()
                 return False
             require_alike("save", self._group, lambda: {**said_of(tree, whole=True), "the step": str(step)}, _WHOLE_TREES)
@@ -331,9 +332,7 @@ class Checkpointer:
             # If this rank leaves by an error, the others are elsewhere.
             self.wait() if error is None else self._wait()
         finally:
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+            self._lock = None  # what is still being written after an interrupt holds it
 
     def __repr__(self) -> str:
         options = f"keep={self._keep}, every={self._every}, best={self._best!r}, mode={self._mode!r}"
@@ -363,11 +362,7 @@ class Checkpointer:
 
     def _wait(self) -> None:
         with self._checked_mutex():
-            if self._thread is not None:
-                # Before Python 3.13 a thread counts as dead when Ctrl-C has interrupted a join of it, and it still writes.
-                self._written.wait()
-                self._thread.join()
-                self._thread = None
+            self._background.wait()
             failure, self._failure = self._failure, None
             if failure is not None:
                 raise failure
@@ -388,15 +383,7 @@ class Checkpointer:
         known, watched = self._arrays.look_up(objects, snapshot.arrays)
         draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
         self._last_step = step
-        if threading.main_thread().is_alive():
-            self._written.clear()
-            # Explicitly not a daemon, as it would be in a daemon thread: the process would end without it.
-            name = f"saving step {step}"
-            thread = threading.Thread(target=self._write, args=(step, draft, watched), name=name, daemon=False)
-            thread.start()
-            self._thread = thread
-        else:  # the interpreter is shutting down, and waits for no more threads
-            self._write(step, draft, watched)
+        self._background.start(f"saving step {step}", partial(self._write, step, draft, watched), self._lock)
 
     def _lock_directory(self) -> None:
         """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
@@ -430,8 +417,6 @@ class Checkpointer:
             failure = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {error}"
             self._failure = CheckpointError(failure)
             self._failure.__cause__ = error
-        finally:
-            self._written.set()
 
     def _prune(self) -> None:
         self._unneeded = self._directory.remove(self._unneeded)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from ..core.words import dtype_name, listed
 from .atomic import remove_temporaries
 from .safetensors import CheckpointError
-from .shards import BESIDE, HEAD, read_summary
+from .shards import BESIDE, HEAD, files_named, read_summary
 from .trees import load_metadata, saved_arrays
 
 # The keys of a checkpoint's metadata.
@@ -74,8 +74,8 @@ class Directory:
         head = self.head(step)
         with suppress(FileNotFoundError):
             try:
-                summary = read_summary(head) or {_FILES: (), **load_metadata(head)}
-                beside = [name for name in summary[_FILES] if (found := BESIDE.fullmatch(name)) and int(found[1]) == step]
+                summary = read_summary(head) or {_FILES: files_named(head), **load_metadata(head)}
+                beside = [name for name in summary[_FILES] if (found := BESIDE.fullmatch(name)) and int(found["step"]) == step]
                 return Entry(operator.index(summary[TIME]), dict(summary[METRICS]), (*beside,))
             except (OSError, ValueError, KeyError, TypeError):  # damaged, written by somebody else, or missing
                 return Entry(os.lstat(head).st_mtime_ns, {}, None)
@@ -86,8 +86,8 @@ class Directory:
         files = {step: [self.head(step)] for step in self.steps()}
         for name in os.listdir(self.path) if files else []:
             found = BESIDE.fullmatch(name)
-            if found and int(found[1]) in files:
-                files[int(found[1])].append(os.path.join(self.path, name))
+            if found and int(found["step"]) in files:
+                files[int(found["step"])].append(os.path.join(self.path, name))
         return files
 
     def remove(self, names: Iterable[str]) -> set[str]:
@@ -108,7 +108,7 @@ class Directory:
         needed = {name for entry in entries.values() for name in entry.beside or ()}
         unclear = {step for step, entry in entries.items() if entry.beside is None}
         found = [*filter(None, map(BESIDE.fullmatch, os.listdir(self.path)))]
-        self.remove(each[0] for each in found if each[0] not in needed and int(each[1]) not in unclear)
+        self.remove(each[0] for each in found if each[0] not in needed and int(each["step"]) not in unclear)
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the metrics of a checkpoint, which may not be there."""

@@ -18,14 +18,14 @@ from ..edits.freezing import frozen_leaves
 from . import safetensors
 from .atomic import atomic_write
 from .known import Place, Shard, Stamp, stamp_of
-from .parts import PARTS, Part, parts_text
-from .safetensors import METADATA, open_regular
+from .parts import PARTS, Part, parts_text, read_parts
+from .safetensors import METADATA, open_regular, read_header
 from .sharded import INDEX_ENDING
 from .sharing import find_sharing
 from .trees import Snapshot, versioned
 
 HEAD = re.compile(r"step-(\d{8,})\.safetensors")
-BESIDE = re.compile(r"step-(\d{8,})-[0-9a-f]{8}(?:-\d+\.safetensors|\.safetensors\.index\.json)")
+BESIDE = re.compile(r"(?P<checkpoint>step-(?P<step>\d{8,})-[0-9a-f]{8})(?:-\d+\.safetensors|\.safetensors\.index\.json)")
 
 _SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
 _PEEK = 2**12
@@ -110,7 +110,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
 
 
 def read_summary(head: str) -> dict[str, Any] | None:
-    """Return what a checkpoint says of itself first, without reading all of its header; ``None`` if it says nothing.
+    """Return what a checkpoint says of itself, if it can be without reading all of its header; ``None`` if it says nothing.
 
     Its ``files`` are the names of the files besides the head.
 
@@ -120,12 +120,35 @@ def read_summary(head: str) -> dict[str, Any] | None:
     with suppress(ValueError), open_regular(head) as file:
         start = file.read(_PEEK)[8:].decode(errors="replace")
         first = f'{{"{METADATA}":{{"{_SUMMARY}":'
-        if start.startswith(first):
-            text, _ = json.JSONDecoder().raw_decode(start, len(first))
-            checksum, _, summary = text.partition(" ")
-            if checksum == _checksum(summary):
-                return json.loads(summary)  # type: ignore[no-any-return]
+        with suppress(ValueError):  # it is longer
+            if start.startswith(first):
+                return _summary_of(json.JSONDecoder().raw_decode(start, len(first))[0])
+        # Others who write a header may put what it says in another order.
+        metadata = read_header(file).metadata
+        if _SUMMARY in metadata:
+            return _summary_of(metadata[_SUMMARY])
     return None
+
+
+def files_named(head: str) -> list[str]:
+    """Return the names of the files that a file names as those beside it, whatever else it says.
+
+    Raises:
+        OSError: If it can't be read.
+        CheckpointError: If it is damaged.
+    """
+    summary = read_summary(head)
+    if summary is not None:
+        return [name for name in summary["files"] if isinstance(name, str)]
+    with open_regular(head) as file:
+        names = [*read_parts(read_header(file))]
+    found = [BESIDE.fullmatch(name) for name in names]
+    return [*names, *{f"{each['checkpoint']}.safetensors{INDEX_ENDING}" for each in found if each}]
+
+
+def _summary_of(text: str) -> dict[str, Any] | None:
+    checksum, _, summary = text.partition(" ")
+    return json.loads(summary) if checksum == _checksum(summary) else None
 
 
 def _text_of(summary: Mapping[str, Any], files: list[str]) -> dict[str, str]:

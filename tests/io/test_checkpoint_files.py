@@ -1,0 +1,86 @@
+"""Which files a checkpoint needs, whatever its head looks like: none of them is ever removed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from checkpoints import left_over
+
+import frostleaf as fl
+from frostleaf.io import safetensors
+
+LIKE = {"still": mx.zeros(5000), "changes": mx.zeros(5000)}
+STILL = mx.arange(5000).astype(mx.float32)
+
+
+def tree_of(step: int) -> dict[str, mx.array]:
+    return {"still": STILL, "changes": mx.full(5000, float(step))}
+
+
+def head_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def save(folder: Path, *steps: int, keep: int | None = None, metrics: Any = None) -> fl.Checkpointer:
+    with fl.Checkpointer(folder, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, tree_of(step), metrics)
+    return checkpoints
+
+
+def check(folder: Path, *steps: int) -> None:
+    checkpoints = fl.Checkpointer(folder)
+    assert checkpoints.steps() == [*steps]
+    for step in steps:
+        assert fl.tree.equal(checkpoints.restore(LIKE, step), (step, tree_of(step)))
+
+
+def rewritten(head: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write a file's header as another tool may, which says the same in another way."""
+    content = head.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    text = json.dumps(changed(json.loads(content[8:end]))).encode()
+    head.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
+def metadata_in_order(header: dict[str, Any]) -> dict[str, Any]:
+    return {**header, "__metadata__": dict(sorted(header["__metadata__"].items()))}
+
+
+@pytest.mark.parametrize("count", [0, 90, 105, 120, 1000])
+def test_a_checkpoint_with_many_metrics_keeps_its_files(count: int, tmp_path: Path) -> None:
+    metrics = {f"accuracy/class_{number:03d}": 0.123456789 for number in range(count)}
+    assert save(tmp_path, 1, 2, metrics=metrics).metrics(2) == metrics
+    save(tmp_path, 3)  # another run, which cleans up
+    check(tmp_path, 1, 2, 3)
+    assert not left_over(tmp_path)
+    assert [len(each.metrics) for each in fl.Checkpointer(tmp_path).info()] == [count, count, 0]
+    save(tmp_path, 4, keep=1)
+    check(tmp_path, 4)
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("order", [metadata_in_order, lambda header: dict(reversed(header.items()))], ids=["keys", "all"])
+def test_a_checkpoint_whose_header_was_written_by_others_keeps_its_files(order: Any, tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    rewritten(head_of(tmp_path, 2), order)
+    save(tmp_path, 3)
+    check(tmp_path, 1, 2, 3)
+
+
+def test_what_is_not_known_is_not_removed(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    before = {*os.listdir(tmp_path)}
+    with safetensors.open_regular(head_of(tmp_path, 2)) as file:
+        metadata = safetensors.read_header(file).metadata
+    without = {key: text for key, text in metadata.items() if "summary" not in key and not key.startswith("crc32")}
+    safetensors.write(str(head_of(tmp_path, 2)), {}, without)
+    save(tmp_path, 3)
+    assert before <= {*os.listdir(tmp_path)}
+    check(tmp_path, 1, 2, 3)
