@@ -13,7 +13,7 @@ import pytest
 from checkpoints import left_over
 
 import frostleaf as fl
-from frostleaf.io import safetensors
+from frostleaf.io import checkpointer, parts, safetensors
 
 LIKE = {"still": mx.zeros(5000), "changes": mx.zeros(5000)}
 STILL = mx.arange(5000).astype(mx.float32)
@@ -84,3 +84,75 @@ def test_what_is_not_known_is_not_removed(tmp_path: Path) -> None:
     save(tmp_path, 3)
     assert before <= {*os.listdir(tmp_path)}
     check(tmp_path, 1, 2, 3)
+
+
+# While others write
+
+
+class Model(fl.Module):
+    still: mx.array
+    changes: mx.array
+
+
+READS: dict[str, Callable[[Path], Any]] = {
+    "the last": lambda folder: fl.Checkpointer(folder).restore(LIKE)[1]["changes"],
+    "a step": lambda folder: fl.Checkpointer(folder).restore(LIKE, 2)[1]["changes"],
+    "a part": lambda folder: fl.Checkpointer(folder).restore(LIKE, where="changes")[1]["changes"],
+    "load": lambda folder: fl.load(head_of(folder, 2), LIKE)["changes"],
+    "weights": lambda folder: Model(*LIKE.values()).load_weights(str(head_of(folder, 2))).changes,
+    "the differences": lambda folder: mx.array(7 * len(fl.Checkpointer(folder).diff(1, 2))),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", READS)
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, 2)
+    other, opened = fl.Checkpointer(tmp_path, keep=None), parts.open_regular
+    other.restore(LIKE, 2)
+
+    def replaced(path: Any) -> Any:
+        if "step-00000002-" in str(path):
+            monkeypatch.setattr(parts, "open_regular", opened)
+            other.save(2, {**tree_of(7), "still": STILL})
+            other.wait()
+            assert not Path(path).exists()
+        return opened(path)
+
+    monkeypatch.setattr(parts, "open_regular", replaced)
+    assert (READS[name](tmp_path) == 7).all()
+    assert parts.open_regular is opened
+
+
+def test_one_that_is_saved_again_after_it_was_removed_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, 2)
+    read, again = checkpointer.read, []
+
+    def removed(path: str, *given: Any) -> Any:
+        if "step-00000002." in path and not again:
+            again.append(head_of(tmp_path, 2).read_bytes())
+            save(tmp_path, 2)
+            raise FileNotFoundError(path)
+        return read(path, *given)
+
+    monkeypatch.setattr(checkpointer, "read", removed)
+    assert fl.Checkpointer(tmp_path).restore(LIKE)[0] == 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_files_that_are_removed_while_they_are_counted_are_no_error(
+    before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, stat = save(tmp_path, 1, 2), os.stat
+    gone = f"{head_of(tmp_path, 1)}"
+
+    def pruned(path: Any, **options: Any) -> Any:
+        status = None if before else stat(path, **options)
+        if path == gone and os.path.lexists(gone):
+            os.unlink(gone)
+        return status or stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", pruned)
+    assert [each.step for each in checkpoints.info()][-1] == 2

@@ -465,19 +465,20 @@ class Checkpointer:
         return step, found
 
     def _restore_latest(self, load_step: Callable[[int], T]) -> tuple[int, T]:
-        reasons: dict[int, str] = {}
-        while infos := {step: info for step, info in self._directory.entries().items() if step not in reasons}:
-            for _, step in sorted(((info.time, step) for step, info in infos.items()), reverse=True):
+        reasons: dict[tuple[int, int], str] = {}  # by time and step, as another may have been saved meanwhile
+        while found := {(info.time, step) for step, info in self._directory.entries().items()} - {*reasons}:
+            for each in sorted(found, reverse=True):
+                step = each[1]
                 try:
                     return step, load_step(step)
                 except FileNotFoundError:
-                    reasons[step] = "it was removed while it was to be read"
+                    reasons[each] = "it was removed while it was to be read"
                     break  # others save and prune: what is there now?
                 except OtherStructureError:
                     raise
                 except (CheckpointError, OSError) as error:
-                    reasons[step] = str(error)
-                    self._broken.add((infos[step].time, step))
+                    reasons[each] = str(error)
+                    self._broken.add(each)
                     message = f"the checkpoint of step {step} is passed over: {error}"
                     warnings.warn(message, RuntimeWarning, stacklevel=level_of_caller())
         if reasons:

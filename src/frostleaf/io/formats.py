@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from .gguf import GGUF_DTYPES, MAX_AXES, read_gguf
 from .npz import fits_npz, read_npz, write_npz
-from .parts import PARTS, open_parts
-from .safetensors import fail, open_regular, read_header
+from .parts import PARTS, Opened, read_opened
+from .safetensors import fail
 from .sharing import read_sharing
 
 ENDINGS = (".npz", ".safetensors", ".gguf")
@@ -47,19 +47,21 @@ def read_file(file: str) -> dict[str, mx.array]:
         return read_npz(file)
     if ending == ".gguf":
         return read_gguf(file)
-    with open_regular(file) as handle:
-        header = read_header(handle)
-    files = dict.fromkeys(header.entries, file)
-    if PARTS in header.metadata:
-        with open_parts(file) as opened:
-            opened.complete()
-            header, files = opened.header, {name: part.file for name, (_, part) in opened.places.items()}
+    return read_opened(file, _read_safetensors)
+
+
+def _read_safetensors(opened: Opened) -> dict[str, mx.array]:
+    files = dict.fromkeys(opened.header.entries, opened.header.file)
+    if PARTS in opened.header.metadata:
+        opened.complete()
+        files = {name: part.file for name, (_, part) in opened.places.items()}
     try:
         loaded: dict[str, Any] = {each: mx.load(each, format="safetensors") for each in {*files.values()}}
     except RuntimeError as error:
-        fail(file, f"can't be read by MLX: {error}")
+        opened.require_not_replaced()
+        fail(opened.header.file, f"can't be read by MLX: {error}")
     arrays: dict[str, mx.array] = {name: loaded[each][name] for name, each in files.items()}
-    sharing = read_sharing(header)
+    sharing = read_sharing(opened.header)
     # Equal arrays are different objects.
     arrays |= {name: arrays[place][...] for name, place in sharing.copies.items()}
     return arrays | {name: arrays[place] for name, place in sharing.shared.items()}

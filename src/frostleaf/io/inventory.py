@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -68,7 +69,10 @@ def bytes_of_files(files: Mapping[int, Iterable[str]]) -> dict[int, tuple[int, i
     """
     sizes: dict[int, dict[tuple[int, int], int]] = {}
     for key, paths in files.items():
-        statuses = [os.stat(path) for path in paths if os.path.exists(path)]
+        statuses: list[os.stat_result] = []
+        for path in paths:
+            with suppress(FileNotFoundError):  # others prune
+                statuses.append(os.stat(path))
         sizes[key] = {(status.st_dev, status.st_ino): status.st_size for status in statuses}
     groups = Counter(file for found in sizes.values() for file in found)
     common = {file for file, count in groups.items() if count > 1}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .parts import open_parts
+from .parts import Opened, read_opened
 from .safetensors import HEADER_CHECKSUM, Entry, Header, bytes_of, open_regular
 
 _CHUNK = 2**20
@@ -218,7 +218,8 @@ def read_places(path: str) -> dict[str, Place]:
         OSError: If it can't be read.
         CheckpointError: If a header is damaged.
     """
-    with open_parts(path) as opened:
+
+    def places_in(opened: Opened) -> dict[str, Place]:
         opened.complete()
         headers = {header.file: (file, header) for file, header in opened.places.values()}
         shards = {name: Shard(header, stamp_of(os.fstat(file.fileno()))) for name, (file, header) in headers.items()}
@@ -226,3 +227,5 @@ def read_places(path: str) -> dict[str, Place]:
             name: Place(shards[header.file], name, header.entries[name], opened.checksums[name])
             for name, (_, header) in opened.places.items()
         }
+
+    return read_opened(path, places_in)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
 from .safetensors import HEADER_CHECKSUM, Header, fail, open_regular, parse_json, read_array, read_checksums, read_header
+
+T = TypeVar("T")
 
 PARTS = "frostleaf.parts"  # the key of the head's metadata
 
@@ -46,7 +48,7 @@ class Opened:
 
         Raises:
             CheckpointError: If the header is damaged, or a file is gone, or is not the one that the header means.
-            FileNotFoundError: If a file is gone because the checkpoint is.
+            FileNotFoundError: If a file is gone because the checkpoint is, or another has its place.
         """
         head = self.header
         self.checksums = read_checksums(head)
@@ -70,30 +72,46 @@ class Opened:
         file, header = self.places[name]
         return read_array(file, header, name, self.checksums[name])
 
+    def require_not_replaced(self) -> None:
+        """Let :func:`read_opened` read again if the file is another now.
+
+        Raises:
+            FileNotFoundError: If it is, or there is none.
+        """
+        if not os.path.samestat(os.stat(self.header.file), os.fstat(self._file.fileno())):
+            raise _ReplacedError
+
     @contextmanager
     def _open_part(self, name: str) -> Iterator[BufferedReader]:
         head = self.header.file
-        path = os.path.join(os.path.dirname(os.path.realpath(head)), name)
+        # A directory may be made of links to files that have other names where they are.
+        here, there = os.path.dirname(head), os.path.dirname(os.path.realpath(head))
+        path = os.path.join(here if os.path.exists(os.path.join(here, name)) else there, name)
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(open_regular(path))
             except FileNotFoundError:
-                if os.path.exists(head) and os.path.samestat(os.stat(head), os.fstat(self._file.fileno())):
-                    fail(head, f"names the file {name}, which is not there")
-                raise
+                self.require_not_replaced()
+                fail(head, f"names the file {name}, which is not there")
             yield file
 
 
-@contextmanager
-def open_parts(path: str | os.PathLike[str]) -> Iterator[Opened]:
-    """Open a file that may name others for its arrays, and close them all when the block ends.
+class _ReplacedError(FileNotFoundError):
+    pass
+
+
+def read_opened(path: str | os.PathLike[str], read: Callable[[Opened], T]) -> T:
+    """Return what a function returns of a file that may name others for its arrays, all of which are closed then.
+
+    If somebody replaces the checkpoint meanwhile, so that its files are gone, the new one is read.
 
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If it is not a safetensors file.
     """
-    with ExitStack() as stack:
-        yield Opened(stack.enter_context(open_regular(path)), stack)
+    while True:
+        with suppress(_ReplacedError), ExitStack() as stack:
+            return read(Opened(stack.enter_context(open_regular(path)), stack))
 
 
 def parts_text(parts: Mapping[str, Part]) -> str:

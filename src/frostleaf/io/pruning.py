@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept: the latest that can be read, and the best, also what an earlier run took for its best."""
+"""Which checkpoints of a run are kept: the latest that can be read, and the best, also that of an earlier run."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from . import safetensors
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
 from .partial import LoadReport, complaint, report_of, selector
-from .parts import Opened, open_parts
+from .parts import Opened, read_opened
 from .safetensors import CheckpointError, fail, parse_json
 from .sharing import Sharing, find_sharing, read_sharing
 
@@ -202,7 +202,8 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
     facts = describe_tree(flat.structure, flat.leaves).facts
     is_selected = selector(like, where)
     wanted = [*filter(is_selected, facts)]
-    with open_parts(path) as opened:
+
+    def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
         reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
         if reason:
@@ -215,6 +216,8 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         taken = [name for name in report.taken if name in values]
         arrays = _read_arrays(opened, contents, names)
         return Read(arrays, [values[name] for name in taken], [*names, *taken], None if strict else report)
+
+    return read_opened(path, read_all)
 
 
 def placed(like: Any, read: Read) -> Any:
@@ -248,10 +251,9 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     {'epoch': 3}
     """
     require_path(path, "fl.load_metadata(path)")
-    with open_parts(path) as opened:
-        header = opened.header
-        _require_version(header)
-        safetensors.read_checksums(header)
+    header = read_opened(path, lambda opened: opened.header)
+    _require_version(header)
+    safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
     return metadata if isinstance(metadata, dict) else _fail_at(header, _METADATA)
 
@@ -263,7 +265,8 @@ def saved_arrays(path: str | os.PathLike[str]) -> dict[str, tuple[ShapeDtypeStru
         FileNotFoundError: If there is no such file.
         CheckpointError: If a header is damaged.
     """
-    with open_parts(path) as opened:
+
+    def arrays_in(opened: Opened) -> dict[str, tuple[ShapeDtypeStruct, int]]:
         header, sharing, facts, _ = _read_contents(opened, [])
         stored = {fact.path: sharing.stored(name_in_file(fact.path)) for fact in facts if array_kind(fact) is not None}
         entries = {name: header.entries[place] for name, place in stored.items()}
@@ -271,6 +274,8 @@ def saved_arrays(path: str | os.PathLike[str]) -> dict[str, tuple[ShapeDtypeStru
             name: (ShapeDtypeStruct(entry.shape, entry.dtype), opened.checksums[stored[name]])
             for name, entry in entries.items()
         }
+
+    return read_opened(path, arrays_in)
 
 
 _UNCOMPARED = (
