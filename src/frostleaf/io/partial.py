@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from ..core.words import describe, keystr, listed
 from ..tree.selecting import Where, globs_in, matches_glob, require_found, require_no_alias, search
+from .alignment import aligned, is_moved
 from .description import Fact, array_kind, differences, enclosing, is_leaf
 
 _SHOWN = 3
+_LONGEST = 1000
 
 
 class LoadReport(NamedTuple):
@@ -53,16 +55,14 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
     require_found(like, found)
     require_no_alias(like, where)
     names = {keystr(path) for path in found.values}
-    # One that ends in two stars selects the arrays, and never what holds them.
+    # One that ends in two stars selects arrays and numbers, and never what holds them.
     globs = [(matches_glob(glob), glob.split(".")[-1] == "**") for glob in globs_in(where)]
 
     def fits_glob(fact: Fact) -> bool:
         path = tuple(fact.path.split(".")) if fact.path else ()
         return any(
-            array_kind(fact) is not None and matches(path)
-            if of_arrays
-            else any(matches(path[:length]) for length in range(1, len(path) + 1))
-            for matches, of_arrays in globs
+            is_leaf(fact) and matches(path) if of_leaves else any(matches(path[:length]) for length in range(1, len(path) + 1))
+            for matches, of_leaves in globs
         )
 
     return lambda fact: not names.isdisjoint((fact.path, *enclosing(fact.path))) or fits_glob(fact)
@@ -72,21 +72,43 @@ _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{d
 _NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
 _OTHER_KINDS = (
     "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
-    "the file has, or leave it out by where=lambda path, array: path not in [{names}]"
+    "the file has{advice}"
 )
+_LEAVE_OUT = ", or leave it out by where=lambda path, array: path not in [{names}]"
+_MOVED = (
+    "\nWhat is of the same class name may have moved to another module: strict=False reads by the names of arrays and numbers, "
+    "whatever the classes are"
+)
+_OTHER_DTYPES = "\nOnly dtypes differ: give like the dtypes that the file has, and cast what is loaded, as with .astype(...)"
 
 
 def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) -> str:
     """Return what keeps a file from being read, of the facts about what is selected; an empty string if nothing does."""
     if strict:
-        return "" if in_file == in_like else _told(_OTHER_STRUCTURE, in_file, in_like)
-    there, wanted = [{fact.path: fact for fact in facts if is_leaf(fact)} for facts in (in_file, in_like)]
-    common = [path for path in wanted if path in there]
-    other = [path for path in common if there[path] != wanted[path]]
+        if in_file == in_like or (there := aligned(in_file, in_like)) == in_like:
+            return ""
+        return _told(_OTHER_STRUCTURE, there, in_like) + _remedy(there, in_like)
+    saved, wanted = [{fact.path: fact for fact in facts if is_leaf(fact)} for facts in (in_file, in_like)]
+    common = [path for path in wanted if path in saved]
+    other = [path for path in common if saved[path] != wanted[path]]
     if other:
-        names = listed(map(repr, other), _SHOWN)
-        return _told(_OTHER_KINDS, [there[path] for path in other], [wanted[path] for path in other], names=names)
-    return "" if common else _told(_NOTHING_COMMON, [*there.values()], [*wanted.values()])
+        one, two = [saved[path] for path in other], [wanted[path] for path in other]
+        names = ", ".join(map(repr, other))
+        advice = _LEAVE_OUT.format(names=names) if len(names) <= _LONGEST else ""
+        return _told(_OTHER_KINDS, one, two, advice=advice) + _remedy(one, two)
+    return "" if common else _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()])
+
+
+def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> str:
+    wanted = {(fact.path, fact.aspect): fact for fact in in_like}
+    pairs = [(fact, wanted.get((fact.path, fact.aspect))) for fact in in_file]
+    other = [(fact, like) for fact, like in pairs if fact != like]
+    if any(like is not None and is_moved(fact.text, like.text) for fact, like in other):
+        return _MOVED
+    shapes = [[array_kind(fact) for fact in pair if fact is not None] for pair in other]
+    if len(in_file) == len(in_like) and all(len({kind and kind.partition("[")[2] for kind in each}) == 1 for each in shapes):
+        return _OTHER_DTYPES if all(None not in each for each in shapes) else ""
+    return ""
 
 
 def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:
