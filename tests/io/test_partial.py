@@ -53,7 +53,7 @@ WHERE: dict[str, tuple[Any, list[str]]] = {
     "a glob of arrays": ("encoder.**", ["encoder.layers.0", "encoder.layers.1"]),
     "a glob of modules": ("*.layers.1", ["encoder.layers.1"]),
     "a glob of names": ("**.bias", ["encoder.layers.0.bias", "encoder.layers.1.bias", "head.bias"]),
-    "all arrays": ("**", ["encoder", "head"]),
+    "all arrays and every number": ("**", ["encoder", "head"]),
     "a class": (fl.nn.Linear, ["encoder", "head"]),
     "an outer class": (fl.nn.Sequential, ["encoder"]),
     "a predicate": (lambda path, array: array.ndim == 2, ["encoder.layers.0.weight", "encoder.layers.1.weight", "head.weight"]),
@@ -348,3 +348,71 @@ def test_reading_a_part_takes_its_memory_alone(tmp_path: Path) -> None:
     loaded = fl.load(file, like, where="a")
     assert mx.get_peak_memory() - before < 100_000
     assert loaded["b"] is like["b"]
+
+
+DOTTED: dict[str, tuple[Any, Any, list[str]]] = {
+    "a leaf": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, "weight", ["weight"]),
+    "the longer": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, "weight.scales", ["weight.scales"]),
+    "a predicate": ({"weight": mx.array(1), "weight.scales": mx.array(2)}, lambda path, array: path == "weight", ["weight"]),
+    "what holds others": ({"a": {"x": mx.array(1)}, "a.b": {"c": mx.array(2)}}, "a", ["a.x"]),
+    "a dotted one that holds others": ({"a": {"x": mx.array(1)}, "a.b": {"c": mx.array(2)}}, "a.b", ["a.b.c"]),
+    "a glob": ({"a": {"x": mx.array(1)}, "a.b": mx.array(2)}, "a.*", ["a.x", "a.b"]),
+    "a glob of arrays": ({"a": {"x": {"y": mx.array(1)}}, "a.b": mx.array(2)}, "a.**", ["a.x.y", "a.b"]),
+    "in a list": (
+        {"weight": mx.array(1), "weight.scales": mx.array(2), "bias": mx.array(3)},
+        ["weight", "bias"],
+        ["bias", "weight"],
+    ),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", DOTTED)
+def test_a_dot_in_a_key_selects_no_more(name: str, strict: bool, tmp_path: Path) -> None:
+    tree, where, paths = DOTTED[name]
+    like = fl.tree.map(mx.zeros_like, tree)
+    loaded = fl.load(saved(tree, tmp_path), like, where=where, strict=strict)
+    assert sorted(ours(loaded if strict else loaded[0], like)) == sorted(paths)
+
+
+@pytest.mark.parametrize(
+    ("where", "taken"),
+    [
+        ("**", {"run.epoch", "run.note", "run.w", "rate", "flags.done"}),
+        ("run.**", {"run.epoch", "run.note", "run.w"}),
+        ("run", {"run.epoch", "run.note", "run.w"}),
+        ("flags.**", {"flags.done"}),
+        (["flags.**", "run.w"], {"flags.done", "run.w"}),
+        ("**.*o*", {"run.epoch", "run.note", "flags.done"}),
+    ],
+)
+def test_two_stars_are_numbers_and_strings_too(where: Any, taken: set[str], tmp_path: Path) -> None:
+    tree = {"run": {"epoch": 3, "note": "a", "w": mx.ones(2)}, "rate": 0.5, "flags": {"done": True}}
+    like = {"run": {"epoch": 0, "note": "", "w": mx.zeros(2)}, "rate": 0.0, "flags": {"done": False}}
+    file = saved(tree, tmp_path)
+    loaded, report = fl.load(file, like, where=where, strict=False)
+    assert {*report.taken} == taken
+    whole = fl.load(file, like, where=where)
+    for found in (loaded, whole):
+        for path, new, old in [("run.epoch", 3, 0), ("run.note", "a", ""), ("rate", 0.5, 0.0), ("flags.done", True, False)]:
+            value: Any = found
+            for name in path.split("."):
+                value = value[name]
+            assert value == (new if path in taken else old), path
+
+
+@pytest.mark.parametrize("count", [1, 5, 500])
+def test_the_remedy_for_other_kinds_leaves_out_what_it_names(count: int, tmp_path: Path) -> None:
+    names = [f"w{number}" for number in range(count)]
+    file = saved({name: mx.ones(3) for name in names} | {"same": mx.ones(2)}, tmp_path)
+    like = {name: mx.zeros(4) for name in names} | {"same": mx.zeros(2)}
+    with pytest.raises(fl.OtherStructureError, match="is of another kind") as error:
+        fl.load(file, like, strict=False)
+    text = str(error.value)
+    if count == 500:
+        assert "where=" not in text
+        return
+    remedy = text.partition("leave it out by where=")[2]
+    loaded, report = fl.load(file, like, strict=False, where=eval(remedy))
+    assert report.taken == ("same",)
+    assert all(loaded[name] is like[name] for name in names)

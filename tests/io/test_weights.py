@@ -18,7 +18,7 @@ from twins import MODELS, Bag, Norm, Stack, Twin, linear, outcome, same, subject
 
 import frostleaf as fl
 from frostleaf.edits import updating
-from frostleaf.io import formats
+from frostleaf.io import parts
 
 FORMATS = ["npz", "safetensors"]
 PLACES = ["weights.npz", "weights.safetensors", "weights.gguf", "weights/"]
@@ -603,8 +603,8 @@ def test_names_are_worked_out_once_a_structure(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_header_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, header = [], formats.read_header
-    monkeypatch.setattr(formats, "read_header", lambda file: read.append(file) or header(file))
+    read, header = [], parts.read_header
+    monkeypatch.setattr(parts, "read_header", lambda file: read.append(file) or header(file))
     model = fl.nn.Linear(2, 3)
     model.save_weights(tmp_path / "a.safetensors")
     assert fl.tree.equal(model.load_weights(tmp_path / "a.safetensors"), model)

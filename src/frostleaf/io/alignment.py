@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Sequence
 
-from .description import Fact
+from .description import KEYS, Fact
 
 # A text in quotes, or a dotted name.
 _TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\W\d][\w.<>]*""")
@@ -14,21 +13,28 @@ _SCRIPT = "__main__"
 
 
 def aligned(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> list[Fact]:
-    """Return the facts about a tree in a file, in the order and with the texts of those that say the same about ``like``.
+    """Return the facts about a tree in a file, with the texts of those that say the same about ``like``.
 
     Two texts say the same if they have the keys of a dict in another order, or if what is a class or function of ``__main__``
     in one has the same name in a module in the other.
     """
-    places = {(fact.path, fact.aspect): (number, fact) for number, fact in enumerate(in_like)}
-    found = [(*places.get((fact.path, fact.aspect), (len(in_like), fact)), fact) for fact in in_file]
-    found.sort(key=operator.itemgetter(0))
-    return [like if _say_the_same(fact, like) else fact for _, like, fact in found]
+    wanted = {(fact.path, fact.aspect): fact for fact in in_like}
+    pairs = [(fact, wanted.get((fact.path, fact.aspect), fact)) for fact in in_file]
+    return [like if _say_the_same(fact, like) else fact for fact, like in pairs]
+
+
+def are_in_one_order(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> bool:
+    """Return whether the places of two trees are in one order, also where paths don't tell them apart: the keys 1 and "1"."""
+    if in_file is in_like:
+        return True
+    orders = [[(*fact[:2], fact.text * (fact.aspect == KEYS)) for fact in facts] for facts in (in_file, in_like)]
+    return orders[0] == orders[1]
 
 
 def _say_the_same(one: Fact, other: Fact) -> bool:
     if one.text == other.text:
         return True
-    if one.aspect == "keys":
+    if one.aspect == KEYS:
         return sorted(one.text.split(", ")) == sorted(other.text.split(", "))
     pairs = [*zip(_TOKEN.findall(one.text), _TOKEN.findall(other.text), strict=False)]
     return _TOKEN.sub("\0", one.text) == _TOKEN.sub("\0", other.text) and all(

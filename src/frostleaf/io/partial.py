@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..core.words import describe, keystr, listed
-from ..tree.selecting import Where, globs_in, matches_glob, require_found, require_no_alias, search
+from ..core.structure import Static, flat_of, specs_in
+from ..core.words import Path, describe, keystr, listed
+from ..tree.selecting import Where, globs_in, is_path, matches_glob, require_found, require_no_alias, search
 from .alignment import aligned, is_moved
-from .description import Fact, array_kind, differences, enclosing, is_leaf
+from .description import SCALARS, Fact, array_kind, differences, enclosing, is_leaf
 
 _SHOWN = 3
 _LONGEST = 1000
@@ -51,12 +52,22 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
     """
     if where is None:
         return lambda fact: True
-    found = search(like, where)
-    require_found(like, found)
-    require_no_alias(like, where)
-    names = {keystr(path) for path in found.values}
     # One that ends in two stars selects arrays and numbers, and never what holds them.
     globs = [(matches_glob(glob), glob.split(".")[-1] == "**") for glob in globs_in(where)]
+    found = search(like, where)
+    specs = [*specs_in(flat_of(like).structure)]
+    values = {path for path, spec in specs if isinstance(spec, Static) and type(spec.value) in SCALARS}
+    chosen = {path for path in values if any(of_leaves and matches(path) for matches, of_leaves in globs)}
+    require_found(like, found._replace(missing=[part for part in found.missing if not _matches_any(part, values)]))
+    require_no_alias(like, where)
+    names = {keystr(path) for path in found.values}
+    inside, outside, leaves = {*names}, set[str](), set[str]()
+    for path, spec in specs:
+        is_inside = path in chosen or any(path[:length] in found.values for length in range(len(path) + 1))
+        (inside if is_inside else outside).add(keystr(path))
+        if not isinstance(spec, tuple):
+            leaves.add(keystr(path))
+    holders = names - leaves
 
     def fits_glob(fact: Fact) -> bool:
         path = tuple(fact.path.split(".")) if fact.path else ()
@@ -65,7 +76,16 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
             for matches, of_leaves in globs
         )
 
-    return lambda fact: not names.isdisjoint((fact.path, *enclosing(fact.path))) or fits_glob(fact)
+    def is_selected(fact: Fact) -> bool:
+        # A dot in a name may be one of a key: what like has by that name is known, and what only the file has may be in there.
+        known = fact.path in inside or fact.path in outside
+        return fact.path in inside if known else not holders.isdisjoint(enclosing(fact.path)) or fits_glob(fact)
+
+    return is_selected
+
+
+def _matches_any(where: Where, paths: Iterable[Path]) -> bool:
+    return isinstance(where, str) and not is_path(where) and any(map(matches_glob(where), paths))
 
 
 _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
@@ -85,7 +105,7 @@ _OTHER_DTYPES = "\nOnly dtypes differ: give like the dtypes that the file has, a
 def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) -> str:
     """Return what keeps a file from being read, of the facts about what is selected; an empty string if nothing does."""
     if strict:
-        if in_file == in_like or (there := aligned(in_file, in_like)) == in_like:
+        if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
             return ""
         return _told(_OTHER_STRUCTURE, there, in_like) + _remedy(there, in_like)
     saved, wanted = [{fact.path: fact for fact in facts if is_leaf(fact)} for facts in (in_file, in_like)]

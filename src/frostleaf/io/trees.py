@@ -15,9 +15,10 @@ from ..core.arguments import require_bool
 from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import flat_of, require_numbers, unflatten
-from ..core.words import describe, keystr, shape_and_dtype
+from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
 from ..tree.selecting import Where
 from . import safetensors
+from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
 from .partial import LoadReport, complaint, report_of, selector
@@ -210,8 +211,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
         if reason:
             raise OtherStructureError(f"{contents.header.file}: {reason}")
-        in_order = [fact[:2] for fact in contents.facts] == [fact[:2] for fact in facts]
-        if strict and where is None and in_order:
+        if strict and where is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
         report = report_of(contents.facts, wanted, where)
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
@@ -295,7 +295,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
     if unknown:
         shown = " or ".join(f"{place} ({kind})" for place, kind in [*unknown.items()][:_SHOWN])
         more = f" (and {len(unknown) - _SHOWN} more)" if len(unknown) > _SHOWN else ""
-        warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=3)
+        warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=level_of_caller())
     header_metadata = {
         _FORMAT: _VERSION,
         _STRUCTURE: _encode_facts(facts),
