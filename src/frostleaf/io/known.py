@@ -189,7 +189,7 @@ class KnownArrays:
             self._held[id(array)] = _Held(object, memory, place)
 
     def _watch(self, objects: Mapping[str, mx.array], memories: Mapping[str, mx.array]) -> Watched:
-        # It is called without a line of Python, in which Ctrl-C would be lost, and the reference is what pop returns by default.
+        # It is called without a line of Python, in which Ctrl-C would be lost; pop returns the reference by default.
         forget = self._held.pop
         return {name: (weakref.ref(array, partial(forget, id(array))), memories[name]) for name, array in objects.items()}
 
