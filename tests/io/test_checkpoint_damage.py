@@ -87,7 +87,10 @@ def exchange_names(given: dict[str, Any]) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "gone": (lambda folder: shards_of(folder, 3)[0].unlink(), r"HEAD.*names the file step-0+3-\w+-1.safetensors, which is not"),
+    "gone": (
+        lambda folder: shards_of(folder, 3)[0].unlink(),
+        r"HEAD.*names the file step-0+3-\w+-01.safetensors, which is not",
+    ),
     "another's": (
         lambda folder: shutil.copy(shards_of(folder, 2)[1], shards_of(folder, 3)[1]),
         "SHARD.*is another file than the one of this name that .*HEAD.* was saved with",

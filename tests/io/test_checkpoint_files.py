@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from checkpoints import left_over
 
 import frostleaf as fl
-from frostleaf.io import checkpointer, parts, safetensors
+from frostleaf.io import atomic, checkpointer, parts, safetensors
 
 LIKE = {"still": mx.zeros(5000), "changes": mx.zeros(5000)}
 STILL = mx.arange(5000).astype(mx.float32)
@@ -156,3 +157,96 @@ def test_files_that_are_removed_while_they_are_counted_are_no_error(
 
     monkeypatch.setattr(os, "stat", pruned)
     assert [each.step for each in checkpoints.info()][-1] == 2
+
+
+# Failures, and copies
+
+
+def fail_when(monkeypatch: pytest.MonkeyPatch, fails: Callable[[str], bool]) -> None:
+    """Let the disk fail to flush some paths."""
+    fsync = atomic.fsync
+
+    def failing(path: str) -> None:
+        if fails(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(path)
+
+    monkeypatch.setattr(atomic, "fsync", failing)
+
+
+@pytest.mark.parametrize("step", [3, 2], ids=["new", "replaced"])
+def test_a_checkpoint_whose_directory_could_not_be_flushed_is_whole(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = fl.Checkpointer(tmp_path, keep=2)
+    for each in (1, 2):
+        checkpoints.save(each, tree_of(each))
+    checkpoints.wait()
+    before = head_of(tmp_path, step).read_bytes() if step == 2 else None
+    with monkeypatch.context() as patch:
+        head = head_of(tmp_path, step)
+        fail_when(patch, lambda path: path == str(tmp_path) and head.exists() and head.read_bytes() != before)
+        checkpoints.save(step, {**tree_of(step), "still": STILL})
+        with pytest.raises(fl.CheckpointError, match=rf"step {step} could not be saved in .*: .*Input/output error"):
+            checkpoints.wait()
+    check(tmp_path, *range(1, step + 1))
+    checkpoints.save(step + 1, tree_of(step + 1))
+    checkpoints.wait()
+    check(tmp_path, step, step + 1)
+    assert not left_over(tmp_path)
+
+
+def test_a_step_that_could_not_be_saved_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        fail_when(patch, lambda path: "step-00000050" in path)
+        checkpoints.save(50, tree_of(50))
+        with pytest.raises(fl.CheckpointError, match="step 50 could not be saved"):
+            checkpoints.wait()
+    checkpoints.save(40, tree_of(40))
+    checkpoints.wait()
+    check(tmp_path, 1, 40)
+    with pytest.raises(fl.CheckpointError, match="step 39 comes before step 40"):
+        checkpoints.save(39, tree_of(39))
+
+
+def test_what_a_copy_of_a_head_names_stays_for_as_long_as_it(tmp_path: Path) -> None:
+    checkpoints = fl.Checkpointer(tmp_path, keep=1)
+    best, renamed = tmp_path / "best.safetensors", head_of(tmp_path, 70)
+    for step in range(1, 7):
+        checkpoints.save(step, tree_of(step))
+        checkpoints.wait()
+        if step == 2:
+            best.write_bytes(head_of(tmp_path, 2).read_bytes())
+    head_of(tmp_path, 6).rename(renamed)
+    checkpoints.save(7, tree_of(7))
+    checkpoints.__exit__(None, None, None)
+    for step in (71, 72):  # in runs that clean up
+        assert fl.tree.equal(fl.load(best, LIKE), tree_of(2))
+        assert fl.tree.equal(fl.load(renamed, LIKE), tree_of(6))
+        save(tmp_path, step)
+    best.unlink(), renamed.unlink()
+    save(tmp_path, 73, keep=1)
+    check(tmp_path, 73)
+    assert not left_over(tmp_path)
+
+
+def test_two_who_save_one_step_leave_nothing_that_none_needs(tmp_path: Path) -> None:
+    one, other = fl.Checkpointer(tmp_path, keep=1), fl.Checkpointer(tmp_path, keep=1)
+    fl.eval(trees := [tree_of(step) for step in range(12)])
+    for step, tree in enumerate(trees):
+        one.save(step, tree)
+        other.save(step, tree)
+    one.wait(), other.wait()
+    one.save(12, trees[0]), one.wait()
+    other.save(13, trees[0]), other.wait()
+    assert not left_over(tmp_path)
+
+
+def test_a_head_that_has_the_name_of_another_step_is_said_to_be_another(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3)
+    head_of(tmp_path, 1).write_bytes(head_of(tmp_path, 3).read_bytes())
+    with pytest.raises(fl.CheckpointError, match=r"step-00000001\.safetensors: .* of step 3, and its name says step 1"):
+        fl.Checkpointer(tmp_path).restore(LIKE, 1)
+    assert fl.tree.equal(fl.load(head_of(tmp_path, 1), LIKE), tree_of(3))
+    assert fl.Checkpointer(tmp_path).restore(LIKE, 3)[0] == 3

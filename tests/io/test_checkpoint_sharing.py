@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import zlib
@@ -255,7 +256,7 @@ def test_files_that_are_gone_or_others_are_written_again(tmp_path: Path) -> None
     save(checkpoints, 0, trees[0])
     (tmp_path / "step-00000000.safetensors").unlink()
     assert save(checkpoints, 1, trees[1]) > 8 * tree["head"].nbytes
-    shard = next(tmp_path.glob("step-00000001-*-1.safetensors"))
+    shard = next(tmp_path.glob("step-00000001-*-01.safetensors"))
     os.utime(shard, ns=(0, 0))  # as if somebody had written to it
     assert save(checkpoints, 2, trees[2]) > 8 * tree["head"].nbytes
     assert save(checkpoints, 3, trees[3]) < tree["head"].nbytes + INDEX
@@ -391,3 +392,50 @@ def test_restore_takes_what_both_have(tmp_path: Path) -> None:
     assert restored["step"] == 0
     with pytest.raises(LookupError, match="selects nothing"):
         checkpoints.restore(like, where="spine.**")
+
+
+# For other programs
+
+
+def merged(folder: Path, step: int) -> dict[str, mx.array]:
+    """Return what those read who load all files of an index in order, and keep the last of each name."""
+    (index,) = folder.glob(f"step-{step:08d}-*.index.json")
+    weight_map = json.loads(index.read_text())["weight_map"]
+    arrays = {name: array for file in sorted({*weight_map.values()}) for name, array in mx.load(str(folder / file)).items()}
+    return {name: arrays[name] for name in sorted(weight_map)}
+
+
+@pytest.mark.parametrize("kind", ["more is new", "one at a time", "back and forth"])
+def test_those_who_load_every_file_and_keep_the_last_get_the_newest(kind: str, tmp_path: Path) -> None:
+    changes = {
+        "more is new": ["abcd", "aefghij", "", "k"],
+        "one at a time": ["abcdefghijklmnop", *"abcdefghijklmnop"],
+        "back and forth": ["abcdefgh", "a", "b", "-ab", "c", "-a", "d"],
+    }
+    checkpoints, tree, older = fl.Checkpointer(tmp_path, keep=None), {}, {}
+    for step, names in enumerate(changes[kind]):
+        new = {name: numbers(step, ord(name)) for name in names if name != "-"}
+        new = {name: older[name] for name in new} if names.startswith("-") else new
+        older |= {name: tree[name] for name in new if name in tree}
+        tree = {**tree, **new}
+        save(checkpoints, step, {**tree, "step": step})
+        if step:
+            assert fl.tree.equal(merged(tmp_path, step), tree)
+    assert len({*tmp_path.glob(f"step-{step:08d}-*")}) > 2
+
+
+def test_files_that_would_come_in_the_wrong_order_are_not_shared(tmp_path: Path) -> None:
+    checkpoints, tree = (
+        fl.Checkpointer(tmp_path, keep=None),
+        {name: numbers(0, number) for number, name in enumerate("abcdefgh")},
+    )
+    save(checkpoints, 0, {**tree, "step": 0})
+    newer = {**tree, "a": numbers(1)}
+    save(checkpoints, 1, {**newer, "step": 1})
+    (shard,) = tmp_path.glob("step-00000001-*-02.safetensors")
+    os.utime(shard, ns=(0, 0))  # a clock that was put back
+    again = fl.Checkpointer(tmp_path, keep=None)
+    _, restored = again.restore({**newer, "step": 0})
+    save(again, 2, {**restored, "step": 2})
+    assert fl.tree.equal(merged(tmp_path, 2), newer)
+    check(again, {0: {**tree, "step": 0}, 1: {**newer, "step": 1}, 2: {**newer, "step": 2}})

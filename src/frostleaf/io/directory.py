@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..core.words import dtype_name, listed
 from .atomic import remove_temporaries
-from .safetensors import CheckpointError
+from .safetensors import CheckpointError, fail
 from .shards import BESIDE, HEAD, files_named, read_summary
 from .trees import load_metadata, saved_arrays
 
@@ -100,9 +100,10 @@ class Directory:
         return files
 
     def remove(self, names: Iterable[str]) -> set[str]:
-        """Remove files, and return the names of those that can't be removed."""
-        left: set[str] = set()
-        for name in names:
+        """Remove files that nothing names, and return the names of those that were not removed."""
+        given = {*names}
+        left = given & self._named() if given else set()
+        for name in given - left:
             with suppress(FileNotFoundError):
                 try:
                     os.unlink(os.path.join(self.path, name))
@@ -110,14 +111,22 @@ class Directory:
                     left.add(name)
         return left
 
+    def _named(self) -> set[str]:
+        """Return the names that the files in the directory have for files beside them, as copies of a head do too."""
+        named: set[str] = set()
+        for name in os.listdir(self.path):
+            if name.endswith(".safetensors") and not BESIDE.fullmatch(name):
+                with suppress(OSError, ValueError, KeyError, TypeError):  # it is no checkpoint
+                    named.update(files_named(os.path.join(self.path, name)))
+        return named
+
     def clean_up(self) -> None:
         """Remove what those who were killed have left. Nobody may be saving."""
         remove_temporaries(self.path, lambda name: HEAD.fullmatch(name) or BESIDE.fullmatch(name))
         entries = self.entries()
-        needed = {name for entry in entries.values() for name in entry.beside or ()}
         unclear = {step for step, entry in entries.items() if entry.beside is None}
         found = [*filter(None, map(BESIDE.fullmatch, os.listdir(self.path)))]
-        self.remove(each[0] for each in found if each[0] not in needed and int(each["step"]) not in unclear)
+        self.remove(each[0] for each in found if int(each["step"]) not in unclear)
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the metrics of a checkpoint, which may not be there."""
@@ -134,6 +143,17 @@ class Directory:
         except FileNotFoundError:
             self.no_checkpoint(step)
         return {name: ([*array.shape], dtype_name(array.dtype), checksum) for name, (array, checksum) in saved.items()}
+
+    def require_named_rightly(self, step: int) -> None:
+        """Require that a checkpoint, which may not be there, is not the head of another step.
+
+        Raises:
+            CheckpointError: If it says so.
+            OSError: If it can't be read.
+        """
+        said = (read_summary(self.head(step)) or {}).get(STEP, step)
+        if said != step:
+            fail(self.head(step), f"this is the checkpoint of step {said}, and its name says step {step}; fl.load reads it")
 
     def no_checkpoint(self, step: int | None = None) -> NoReturn:
         """Raise the error that there is no checkpoint of a step, or none at all."""

@@ -33,6 +33,8 @@ class Shard:
         name: The last of them, without the directory.
         stamp: What tells it from other files of these names.
         header: The checksum of its header.
+        age: What is larger for a file that was written later.
+        names: The names of its arrays.
         nbytes: The bytes of its arrays.
     """
 
@@ -41,6 +43,8 @@ class Shard:
         self.name = os.path.basename(header.file)
         self.stamp = stamp
         self.header = header.metadata[HEADER_CHECKSUM]
+        self.age = stamp[-1], self.name
+        self.names = header.entries.keys()
         self.nbytes = sum(entry.stop - entry.start for entry in header.entries.values())
 
     def link(self, path: str) -> bool:

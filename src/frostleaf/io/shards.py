@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import zlib
@@ -33,6 +34,7 @@ _PEEK = 2**12
 # A file of its own isn't worth while for fewer bytes, nor is a file shared for the sake of a small part of it.
 _LEAST, _MOSTLY = 2**14, 0.75
 _MOST_SHARED = 32
+_DIGITS = len(str(_MOST_SHARED + 2))  # as many as the last needs, so that the files of a checkpoint are sorted by name
 
 
 class Draft(NamedTuple):
@@ -68,7 +70,7 @@ class Written(NamedTuple):
 def write_checkpoint(head: str, draft: Draft) -> Written:
     """Write a checkpoint without the arrays that are in files already, which get another name, by a hard link.
 
-    It is there as soon as its head is. After an error nothing is left of it.
+    It is there as soon as its head is. After an error nothing is left of it, unless the head is there: then all is.
 
     Args:
         head: The path of its head, which is its only file if it shares nothing and is not frozen in part.
@@ -104,7 +106,8 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         else:
             places = files.write_head(arrays, {**_text_of(summary, []), **versioned(metadata, bool(sharing))}, checksums)
     except BaseException:
-        files.remove()
+        if not files.are_named():  # the head may be there, though flushing the directory failed
+            files.remove()
         raise
     return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names)
 
@@ -207,6 +210,12 @@ class _Files:
         """Write the head, and return the places of the arrays that are in it."""
         return _write(self._head, arrays, metadata, checksums)
 
+    def are_named(self) -> bool:
+        """Return whether the head that is there names these files."""
+        with suppress(OSError, ValueError):
+            return bool(self.names) and files_named(self._head) == self.names
+        return False
+
     def remove(self) -> None:
         """Remove the files besides the head."""
         for name in self.names:
@@ -214,7 +223,7 @@ class _Files:
                 os.unlink(os.path.join(self._directory, name))
 
     def _next(self) -> str:
-        self.names.append(f"{self._prefix}-{len(self.names) + 1}.safetensors")
+        self.names.append(f"{self._prefix}-{len(self.names) + 1:0{_DIGITS}d}.safetensors")
         return os.path.join(self._directory, self.names[-1])
 
 
@@ -228,15 +237,34 @@ def _write(
     return {name: Place(shard, name, entry, checksums[name]) for name, entry in header.entries.items()}
 
 
+_OLDEST, _NEWEST = (-math.inf, ""), (math.inf, "")
+
+
 def _worth_sharing(places: Iterable[Place]) -> list[Shard]:
-    """Return the shards that hold enough of some arrays, and little else."""
-    shards: dict[Stamp, Shard] = {}
-    needed: dict[Stamp, int] = {}
+    """Return the shards that hold enough of some arrays, and little else, from the oldest to the newest.
+
+    A shard also has arrays that another has in a newer version. Whoever reads all of them in this order and keeps the last of
+    each name has what is needed: a shard that would not fit in is left out.
+    """
+    needed: dict[Stamp, list[Place]] = {}
     for place in places:
-        shards[place.stamp] = place.shard
-        needed[place.stamp] = needed.get(place.stamp, 0) + place.nbytes
-    worth = [stamp for stamp, nbytes in needed.items() if nbytes >= max(_LEAST, _MOSTLY * shards[stamp].nbytes)]
-    return [shards[stamp] for stamp in sorted(worth, key=lambda stamp: -needed[stamp])[:_MOST_SHARED]]
+        needed.setdefault(place.stamp, []).append(place)
+    nbytes = {stamp: sum(place.nbytes for place in found) for stamp, found in needed.items()}
+    chosen: list[Shard] = []
+    current: dict[str, tuple[float, str]] = {}  # the age of the shard that each array is to be read from
+    passed: dict[str, tuple[float, str]] = {}  # and of the newest that has it otherwise
+    for stamp in sorted(needed, key=lambda stamp: -nbytes[stamp]):
+        shard, names = needed[stamp][0].shard, {place.name for place in needed[stamp]}
+        others = shard.names - names
+        if nbytes[stamp] < max(_LEAST, _MOSTLY * shard.nbytes) or len(chosen) == _MOST_SHARED:
+            continue
+        if all(current.get(name, _NEWEST) > shard.age for name in others) and all(
+            passed.get(name, _OLDEST) < shard.age for name in names
+        ):
+            chosen.append(shard)
+            current.update(dict.fromkeys(names, shard.age))
+            passed.update((name, max(passed.get(name, _OLDEST), shard.age)) for name in others)
+    return sorted(chosen, key=lambda shard: shard.age)
 
 
 def _parts(places: Mapping[str, Place]) -> dict[str, Part]:
