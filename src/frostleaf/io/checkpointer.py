@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from ..core.structure import flat_of
-from ..core.words import describe, level_of_caller, listed
+from ..core.words import describe, listed
 from ..transforms.agreement import Said
 from ..transforms.collectives import AnyGroup
 from ..transforms.group import as_group
@@ -28,12 +27,13 @@ from .directory_lock import DirectoryLock
 from .first_rank import by_first, read_by_first, require_alike, said_of
 from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differences_of_arrays
 from .known import KnownArrays, Watched, stamp_of
+from .latest import restore_latest
 from .metrics import best_of, numbers_in, whole
 from .partial import LoadReport
 from .pruning import kept
 from .safetensors import CheckpointError
 from .shards import Draft, write_checkpoint
-from .trees import OtherStructureError, Read, placed, read, take_snapshot
+from .trees import Read, placed, read, take_snapshot
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -451,27 +451,19 @@ class Checkpointer:
 
     def _prune(self) -> None:
         self._unneeded = self._directory.remove(self._unneeded)
-        if self._keep is None:
-            return
-        for step in self._own.keys() - {*self._directory.steps()}:  # a checkpoint that somebody removed doesn't count as kept
-            self._unneeded.update(self._own.pop(step).beside or ())
-        for step in self._own.keys() - kept(self._own, self._broken, self._keep, self._best, self._mode):
-            current = self._directory.entry(step)
-            # Another process may have replaced the checkpoint or removed it, and left what was beside it.
-            if current is not None and current.time == self._own[step].time:
-                try:
-                    os.unlink(self._directory.head(step))
-                except FileNotFoundError:
-                    pass
-                except OSError:
-                    continue  # it is tried again after the next save
-            self._unneeded.update(self._own.pop(step).beside or ())
-        self._unneeded = self._directory.remove(self._unneeded)
+        if self._keep is not None:
+            # One that somebody removed doesn't count as kept.
+            for step in self._own.keys() - {*self._directory.steps()}:
+                self._unneeded.update(self._own.pop(step).beside or ())
+            for step in self._own.keys() - kept(self._own, self._broken, self._keep, self._best, self._mode):
+                if self._directory.remove_head(step, self._own[step].time):  # else it is tried again after the next save
+                    self._unneeded.update(self._own.pop(step).beside or ())
+            self._unneeded = self._directory.remove(self._unneeded)
 
     def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
         self._wait()
         if step is None:
-            step, found = self._restore_latest(lambda step: self._read(step, like, where, strict))
+            step, found = restore_latest(self._directory, self._broken, lambda step: self._read(step, like, where, strict))
         else:
             try:
                 found = self._read(step, like, where, strict)
@@ -479,28 +471,6 @@ class Checkpointer:
                 self._directory.no_checkpoint(step)
         self._last_step = step
         return step, found
-
-    def _restore_latest(self, load_step: Callable[[int], T]) -> tuple[int, T]:
-        reasons: dict[tuple[int, int], str] = {}  # by time and step, as another may have been saved meanwhile
-        while found := {(info.time, step) for step, info in self._directory.entries().items()} - {*reasons}:
-            for each in sorted(found, reverse=True):
-                step = each[1]
-                try:
-                    return step, load_step(step)
-                except FileNotFoundError:
-                    reasons[each] = "it was removed while it was to be read"
-                    break  # others save and prune: what is there now?
-                except OtherStructureError:
-                    raise
-                except (CheckpointError, OSError) as error:
-                    reasons[each] = str(error)
-                    self._broken.add(each)
-                    message = f"the checkpoint of step {step} is passed over: {error}"
-                    warnings.warn(message, RuntimeWarning, stacklevel=level_of_caller())
-        if reasons:
-            lines = listed(reasons.values(), separator="\n")
-            raise CheckpointError(f"{self._directory.path} has no checkpoint that can be restored:\n{lines}")
-        self._directory.no_checkpoint()
 
     def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:
         file = self._directory.head(step)

@@ -120,6 +120,21 @@ class Directory:
                     named.update(files_named(os.path.join(self.path, name)))
         return named
 
+    def remove_head(self, step: int, time: int) -> bool:
+        """Remove a checkpoint's head, and return whether it isn't there any more.
+
+        Another process may have removed it, or replaced it by one of another time, and left what was beside it.
+        """
+        current = self.entry(step)
+        if current is not None and current.time == time:
+            try:
+                os.unlink(self.head(step))
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return False
+        return True
+
     def clean_up(self) -> None:
         """Remove what those who were killed have left. Nobody may be saving."""
         remove_temporaries(self.path, lambda name: HEAD.fullmatch(name) or BESIDE.fullmatch(name))
@@ -158,7 +173,6 @@ class Directory:
     def no_checkpoint(self, step: int | None = None) -> NoReturn:
         """Raise the error that there is no checkpoint of a step, or none at all."""
         which = "" if step is None else f" of step {step}"
-        if not os.path.isdir(self.path):
-            raise NoCheckpointError(f"{self.path} has no checkpoint{which}; there is no such directory") from None
-        steps = listed(map(str, self.steps())) or "none at all"
+        nothing = "none at all" if os.path.isdir(self.path) else "none at all, as there is no such directory"
+        steps = listed(map(str, self.steps())) or nothing
         raise NoCheckpointError(f"{self.path} has no checkpoint{which}; it has {steps}") from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..core.structure import Static, flat_of, specs_in
 from ..core.words import Path, describe, keystr, listed
 from ..tree.selecting import Where, globs_in, is_path, matches_glob, require_found, require_no_alias, search
 from .alignment import aligned, is_moved
-from .description import SCALARS, Fact, array_kind, differences, enclosing, is_leaf
+from .description import SCALARS, Fact, array_kind, differences, enclosing, is_leaf, is_value
 
 _SHOWN = 3
 _LONGEST = 1000
@@ -94,7 +94,6 @@ _OTHER_KINDS = (
     "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
     "the file has{advice}"
 )
-_LEAVE_OUT = ", or leave it out by where=lambda path, array: path not in [{names}]"
 _MOVED = (
     "\nWhat is of the same class name may have moved to another module: strict=False reads by the names of arrays and numbers, "
     "whatever the classes are"
@@ -113,10 +112,18 @@ def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) ->
     other = [path for path in common if saved[path] != wanted[path]]
     if other:
         one, two = [saved[path] for path in other], [wanted[path] for path in other]
-        names = ", ".join(map(repr, other))
-        advice = _LEAVE_OUT.format(names=names) if len(names) <= _LONGEST else ""
-        return _told(_OTHER_KINDS, one, two, advice=advice) + _remedy(one, two)
+        return _told(_OTHER_KINDS, one, two, advice=_leave_out(other, wanted)) + _remedy(one, two)
     return "" if common else _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()])
+
+
+def _leave_out(names: Sequence[str], wanted: Mapping[str, Fact]) -> str:
+    """Return what selects all that is wanted but some names; an empty string if that is nothing, or takes too long to say."""
+    left = [fact for path, fact in wanted.items() if path not in {*names}]
+    function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
+    # A function is asked about arrays alone.
+    parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
+    where = f"[{', '.join(parts)}]" if len(parts) > 1 else "".join(parts)
+    return f", or leave it out by where={where}" if 0 < len(where) <= _LONGEST else ""
 
 
 def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> str:
