@@ -250,3 +250,23 @@ def test_a_head_that_has_the_name_of_another_step_is_said_to_be_another(tmp_path
         fl.Checkpointer(tmp_path).restore(LIKE, 1)
     assert fl.tree.equal(fl.load(head_of(tmp_path, 1), LIKE), tree_of(3))
     assert fl.Checkpointer(tmp_path).restore(LIKE, 3)[0] == 3
+
+
+def test_a_directory_of_links_to_a_store_is_read(tmp_path: Path) -> None:
+    store, links = tmp_path / "store", tmp_path / "links"
+    save(store, 1, 2)
+    links.mkdir()
+    for number, path in enumerate(sorted(store.glob("step-*"))):
+        (links / path.name).symlink_to(f"../store/{number}")
+        path.rename(store / str(number))
+    check(links, 1, 2)
+    assert fl.tree.equal(fl.load(head_of(links, 2), LIKE), tree_of(2))
+    assert (Model(*LIKE.values()).load_weights(str(head_of(links, 2))).changes == 2).all()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="the superuser may write everywhere")
+def test_a_lock_that_somebody_else_made_is_shared(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".frostleaf-lock").chmod(0o444)
+    save(tmp_path, 2)
+    check(tmp_path, 1, 2)

@@ -439,3 +439,17 @@ def test_files_that_would_come_in_the_wrong_order_are_not_shared(tmp_path: Path)
     save(again, 2, {**restored, "step": 2})
     assert fl.tree.equal(merged(tmp_path, 2), newer)
     check(again, {0: {**tree, "step": 0}, 1: {**newer, "step": 1}, 2: {**newer, "step": 2}})
+
+
+@pytest.mark.parametrize("again", [lambda array: array, copied], ids=["the same object", "an equal one"])
+@pytest.mark.parametrize("names", [("teacher", "student"), ("student", "teacher")], ids="-".join)
+def test_an_array_at_several_places_keeps_its_name_in_the_file(names: tuple[str, str], again: Any, tmp_path: Path) -> None:
+    checkpoints, kept = fl.Checkpointer(tmp_path, keep=None), numbers(0, size=64 * KIB)
+    first, second = names
+    trees = {0: {first: numbers(1), second: kept, "step": 0}}
+    save(checkpoints, 0, trees[0])
+    for step in range(1, 4):
+        other = kept if step % 2 else numbers(step + 1)
+        trees[step] = {first: other, second: again(kept), "step": step}
+        assert save(checkpoints, step, trees[step]) < 2 * INDEX < kept.nbytes
+    check(checkpoints, trees)

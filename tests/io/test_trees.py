@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -402,3 +403,34 @@ def test_nothing_is_allocated_for_a_file_that_is_refused(damage: str, tmp_path: 
     with pytest.raises(fl.CheckpointError):
         fl.load(tmp_path / "a", [fl.ShapeDtypeStruct((9_000_000,))])
     assert mx.get_peak_memory() - before < 1000
+
+
+PATHS: dict[str, Callable[[Any], Any]] = {
+    "save": lambda path: fl.save(path, {"n": 1}),
+    "load": lambda path: fl.load(path, {"n": 0}),
+    "metadata": lambda path: fl.load_metadata(path),
+    "weights": lambda path: fl.nn.Linear(2, 2).save_weights(path),
+    "checkpoints": lambda path: fl.Checkpointer(path),
+}
+
+
+@pytest.mark.parametrize("empty", ["", b""])
+@pytest.mark.parametrize("name", PATHS)
+def test_an_empty_path_is_an_error(name: str, empty: Any) -> None:
+    with pytest.raises(ValueError, match="takes a path first, and was given an empty one"):
+        PATHS[name](empty)
+
+
+def test_a_path_may_be_bytes(tmp_path: Path) -> None:
+    path, tree = os.fsencode(tmp_path / "ä.safetensors"), {"w": mx.ones(2), "n": 1}
+    fl.save(path, tree, {"a": 1})
+    assert fl.tree.equal(fl.load(path, {"w": mx.zeros(2), "n": 0}), tree)
+    assert fl.load_metadata(path) == {"a": 1}
+    with pytest.raises(fl.CheckpointError, match=re.escape(f"{tmp_path / 'ä.safetensors'}: ")):
+        fl.load(path, {"v": mx.ones(2)})
+    folder = os.fsencode(tmp_path / "ö")
+    with fl.Checkpointer(folder) as checkpoints:
+        checkpoints.save(1, tree)
+        checkpoints.save(2, tree)
+    assert fl.tree.equal(fl.Checkpointer(folder).restore({"w": mx.zeros(2), "n": 0}), (2, tree))
+    assert len(fl.Checkpointer(folder).info()) == 2

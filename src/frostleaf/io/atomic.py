@@ -15,10 +15,19 @@ _PREFIX, _RANDOM = ".frostleaf-", 16
 _LONGEST = 255 - len(_PREFIX) - _RANDOM - 1
 
 
-def require_path(given: Any, call: str) -> None:
-    """Raise a ``TypeError`` if this is not a path. ``call`` is the call as it should be written."""
+def require_path(given: Any, call: str) -> str:
+    """Return a path as text. ``call`` is the call as it should be written.
+
+    Raises:
+        TypeError: If it is no path.
+        ValueError: If it is empty.
+    """
     if not isinstance(given, str | bytes | os.PathLike):
         raise TypeError(f"{call} takes a path first, and was given {describe(given)} for it")
+    path = os.fsdecode(given)
+    if not path:
+        raise ValueError(f"{call} takes a path first, and was given an empty one, which leads nowhere")
+    return path
 
 
 @contextmanager

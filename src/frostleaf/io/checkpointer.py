@@ -142,9 +142,9 @@ class Checkpointer:
         if not isinstance(best, str | None):
             raise TypeError(_BEST_NAME.format(best=describe(best)))
         self._best, self._mode = best, mode
-        require_path(directory, "fl.Checkpointer(directory)")
         # It stays the same when a link to it or the current directory changes.
-        self._directory = Directory(os.path.realpath(os.path.expanduser(directory)))
+        path = require_path(directory, "fl.Checkpointer(directory)")
+        self._directory = Directory(os.path.realpath(os.path.expanduser(path)))
         options = {"keep": keep, "every": every, "best": best, "mode": mode}
         require_alike("__init__", self._group, lambda: {name: describe(value) for name, value in options.items()})
         by_first(self._group, self._directory.require_possible)

@@ -20,7 +20,11 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: str) -> None:
-        self._handle = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+        path = os.path.join(directory, LOCK)
+        try:
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # somebody else has made it; on most file systems it can be locked all the same
+            self._handle = os.open(path, os.O_RDONLY)
         self.release = weakref.finalize(self, os.close, self._handle)
         self.exclusive = self._flock(fcntl.LOCK_EX | fcntl.LOCK_NB)
         _locks.add(self)

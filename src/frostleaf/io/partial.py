@@ -118,7 +118,8 @@ def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) ->
 
 def _leave_out(names: Sequence[str], wanted: Mapping[str, Fact]) -> str:
     """Return what selects all that is wanted but some names; an empty string if that is nothing, or takes too long to say."""
-    left = [fact for path, fact in wanted.items() if path not in {*names}]
+    left_out = {*names}
+    left = [fact for path, fact in wanted.items() if path not in left_out]
     function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
     # A function is asked about arrays alone.
     parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]

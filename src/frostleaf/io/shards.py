@@ -77,7 +77,10 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         draft: What to write.
     """
     snapshot, summary, structure, known, last = draft
-    sharing, checksums = find_sharing(snapshot.arrays, {name: place.checksum for name, place in known.items()})
+    checksums_known = {name: place.checksum for name, place in known.items()}
+    # An array at several places keeps the name that it has in a file already.
+    in_files = {name for name, place in {**last, **known}.items() if place.name == name}
+    sharing, checksums = find_sharing(snapshot.arrays, checksums_known, in_files)
     arrays = {name: snapshot.arrays[name] for name in checksums}
     equal: dict[str, Place] = {}
     for name, array in arrays.items():

@@ -48,13 +48,17 @@ def one_objects(arrays: Mapping[str, mx.array]) -> dict[str, str]:
     return {name: place for name, place in places.items() if name != place}
 
 
-def find_sharing(arrays: Mapping[str, mx.array], checksums: Mapping[str, int] | None = None) -> tuple[Sharing, dict[str, int]]:
+def find_sharing(
+    arrays: Mapping[str, mx.array], checksums: Mapping[str, int] | None = None, first: Set[str] = frozenset()
+) -> tuple[Sharing, dict[str, int]]:
     """Return what of some evaluated arrays is to be stored once, and the checksum of each array that is to be stored.
 
     Args:
         arrays: The arrays by name.
         checksums: The checksum of each array of which it is known. Default: of none.
+        first: The names that count as earlier than others. Default: none.
     """
+    arrays = {name: arrays[name] for name in sorted(arrays, key=lambda name: name not in first)}
     given = checksums or {}
     shared = one_objects(arrays)
     copies: dict[str, str] = {}

@@ -118,8 +118,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     >>> fl.tree.equal(loaded, tree), loaded["epoch"]
     (True, 3)
     """
-    require_path(path, "fl.save(path, tree)")
-    write_snapshot(path, take_snapshot(tree, metadata))
+    write_snapshot(require_path(path, "fl.save(path, tree)"), take_snapshot(tree, metadata))
 
 
 @overload
@@ -178,9 +177,9 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     n: a Python int in the file, a Python float in like
     weights: nothing in the file, array f32[2] in like; the nearest is 'weight'
     """
-    require_path(path, "fl.load(path, like)")
+    name = require_path(path, "fl.load(path, like)")
     require_bool("strict", strict)
-    return placed(like, read(path, like, where, strict))  # type: ignore[no-any-return]
+    return placed(like, read(name, like, where, strict))  # type: ignore[no-any-return]
 
 
 class Read(NamedTuple):
@@ -253,8 +252,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     fl.load_metadata(f"{folder}/a.safetensors")
     {'epoch': 3}
     """
-    require_path(path, "fl.load_metadata(path)")
-    header = read_opened(path, lambda opened: opened.header)
+    header = read_opened(require_path(path, "fl.load_metadata(path)"), lambda opened: opened.header)
     _require_version(header)
     safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)

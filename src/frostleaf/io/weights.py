@@ -85,8 +85,7 @@ _FILE_AND_SHARDS = (
 
 def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: int | None) -> None:
     """Write the module's parameters to a file or a directory of files. See :meth:`Module.save_weights`."""
-    require_path(file, "save_weights(file)")
-    name = os.fspath(file)
+    name = require_path(file, "save_weights(file)")
     one_file = name.endswith(formats.ENDINGS) and not os.path.isdir(name)
     if one_file and max_shard_bytes is not None:
         raise ValueError(_FILE_AND_SHARDS.format(file=name))
