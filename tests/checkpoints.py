@@ -44,8 +44,9 @@ def restored(folder: Path, step: int | None = None) -> int:
 
 
 def nbytes(folder: Path) -> int:
-    """Return the bytes of a directory's files, each counted once whatever its names."""
-    return sum({status.st_ino: status.st_size for status in map(os.stat, folder.iterdir())}.values())
+    """Return the bytes of a directory's files, each counted once whatever its names; 0 before it is created."""
+    paths = folder.iterdir() if folder.exists() else ()
+    return sum({status.st_ino: status.st_size for status in map(os.stat, paths)}.values())
 
 
 def left_over(folder: Path) -> set[str]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .io.partial import LoadReport
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
-    from .io.weights import PartialWeightsWarning
+    from .io.weights import PartialWeightsWarning, UnmatchedWeightsWarning
     from .nn.dtypes import default_dtype
     from .nn.generation import generate
     from .nn.quantization import quantize
@@ -71,7 +71,7 @@ else:
             "io.partial": "LoadReport",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
-            "io.weights": "PartialWeightsWarning",
+            "io.weights": "PartialWeightsWarning UnmatchedWeightsWarning",
             "nn.dtypes": "default_dtype",
             "nn.generation": "generate",
             "nn.quantization": "quantize",
@@ -118,11 +118,12 @@ __all__ = [
     "ForeignArrayError", "FrozenModuleError", "HiddenArrayError", "Jitted", "LoadReport", "Module",
     "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError",
     "PartialWeightsWarning", "Policy", "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "SummaryPart",
-    "SummaryRow", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert",
-    "default_dtype", "disable_jit", "distributed", "eval", "eval_shape", "export_function", "exporter", "from_mlx", "fuse",
-    "generate", "grad", "import_function", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn",
-    "optim", "parameter", "plot", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng",
-    "save", "save_adapters", "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
+    "SummaryRow", "UncollectedStateWarning", "UncomparedValueWarning", "UnmatchedWeightsWarning", "async_eval", "buffer",
+    "checkpoint", "convert", "default_dtype", "disable_jit", "distributed", "eval", "eval_shape", "export_function",
+    "exporter", "from_mlx", "fuse", "generate", "grad", "import_function", "jit", "jvp", "load", "load_adapters",
+    "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot", "quantize", "record", "recorded",
+    "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static", "summary", "to_mlx",
+    "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 

@@ -446,11 +446,12 @@ class Module(Keyed, Node, ShownTree):
         weights goes unnoticed. :func:`frostleaf.load` notices it in a file that :func:`frostleaf.save` wrote.
 
         Args:
-            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file; of a directory in Hugging Face's
-                layout, or its ``model.safetensors.index.json``; or arrays by dotted name, as pairs or in a dict. In a GGUF
-                file MLX turns bfloat16, and ways of quantizing that it doesn't know, into float16.
+            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file, or a list of them; of a directory in
+                Hugging Face's layout, or its ``model.safetensors.index.json``; or arrays by dotted name, as pairs or in a dict.
+                In a GGUF file MLX turns bfloat16, and ways of quantizing that it doesn't know, into float16.
             strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise names that the
-                model doesn't have are ignored, and shapes are not compared. Default: ``True``.
+                model doesn't have are ignored (an :class:`frostleaf.UnmatchedWeightsWarning` if all are), and shapes are not
+                compared. Default: ``True``.
             rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
                 ``None`` for a name leaves its array out. Default: the names are the same.
 

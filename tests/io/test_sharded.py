@@ -180,6 +180,7 @@ def test_a_model_can_be_saved_over_the_directory_it_was_loaded_from(tmp_path: Pa
     assert fl.tree.equal(loaded, linear(1))
 
 
+@pytest.mark.filterwarnings("ignore:.* has two models")  # for an instant
 @pytest.mark.parametrize("before", ["nothing", "one file", "shards", "a broken save"])
 def test_at_every_instant_of_saving_the_old_model_or_the_new_one_is_there(
     before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -379,3 +380,41 @@ def test_an_old_file_that_can_not_be_removed_is_no_failed_save(tmp_path: Path, m
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
     new.save_weights(f"{tmp_path}/")
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+# Directories of others
+
+
+def test_one_file_is_read_before_an_index_of_others_and_both_are_named(tmp_path: Path) -> None:
+    linear(1).save_weights(f"{tmp_path}/")
+    linear(2).save_weights(tmp_path / "model.safetensors")
+    with pytest.warns(RuntimeWarning, match=r"has two models: model.safetensors, .* and model.safetensors.index.json") as seen:
+        loaded = linear().load_weights(tmp_path)
+    assert seen[0].filename == __file__
+    assert fl.tree.equal(loaded, linear(2))
+    assert fl.tree.equal(linear().load_weights(tmp_path / INDEX), linear(1))
+    index(tmp_path, {"weight_map": {"weight": "model.safetensors", "bias": "model.safetensors"}})
+    assert fl.tree.equal(linear().load_weights(tmp_path), linear(2))
+
+
+def test_numbered_files_without_an_index_are_read(tmp_path: Path) -> None:
+    model = bag(3, 4, 5)
+    model.save_weights(tmp_path, max_shard_bytes=4)
+    (tmp_path / INDEX).unlink()
+    assert fl.tree.equal(bag(3, 4, 5).load_weights(tmp_path), model)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"of these numbers not model-00002-of-00003.safetensors, nor an index: give a list"
+    ):
+        bag(3, 4, 5).load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_files_is_read(kind: Any, tmp_path: Path) -> None:
+    model = linear(1)
+    parts = [tmp_path / "a.safetensors", str(tmp_path / "b.npz")]
+    mx.save_safetensors(str(parts[0]), {"weight": model.weight})
+    mx.savez(str(parts[1]), bias=model.bias)
+    assert fl.tree.equal(linear().load_weights(kind(parts)), model)
+    with pytest.raises(ValueError, match=r"a.safetensors has 'weight', which a file before it in .* has too: give one of them"):
+        linear().load_weights([*parts, parts[0]])

@@ -77,6 +77,7 @@ def test_strict_loading_does_what_mlx_does(change: str) -> None:
         agree(ours, theirs, lambda m, weights=weights: m.load_weights(weights))
 
 
+@pytest.mark.filterwarnings("ignore::frostleaf.UnmatchedWeightsWarning")
 @pytest.mark.parametrize("change", [change for change in CHANGES if change not in ("numbers", "one of a field that is there")])
 def test_loading_that_is_not_strict_does_what_mlx_does(change: str) -> None:
     for name in MODELS:
@@ -448,6 +449,9 @@ def layers(*names: str) -> Any:
 
 FULL = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
 CUT = "They begin with 'model.': give rename=lambda name: name.removeprefix('model.')."
+CUT_OTHERS = (
+    "They begin with 'model.': give rename=lambda name: name.removeprefix('model.') if name.startswith('model.') else None."
+)
 ADD = "The model's begin with 'layers.': give rename=lambda name: 'layers.' + name."
 UNUSED = "rename has {}, and no weight has such a name. A dict renames whole names, and a function may rename a part of each."
 
@@ -456,7 +460,7 @@ UNUSED = "rename has {}, and no weight has such a name. A dict renames whole nam
     ("names", "rename", "advice"),
     [
         ([f"model.{name}" for name in FULL], None, CUT),
-        ([*(f"model.{name}" for name in FULL), "lm_head.weight"], None, CUT),
+        ([*(f"model.{name}" for name in FULL), "lm_head.weight"], None, CUT_OTHERS),
         ([f"model.{name}" for name in FULL[:2]] + FULL[2:], None, CUT),
         ([name.removeprefix("layers.") for name in FULL], None, ADD),
         ([f"model.{name}" for name in FULL], {"model.": ""}, UNUSED.format("'model.'")),
@@ -473,7 +477,7 @@ def test_names_that_differ_by_a_prefix_say_how_to_rename_them(names: list[str], 
         layers("a", "b").load_weights(weights, rename=rename)
     last = str(caught.value).splitlines()[-1]
     assert last == advice if advice else "rename" not in str(caught.value)
-    if advice and "lambda" in advice and len(names) == len(FULL):
+    if advice and "lambda" in advice:
         written = eval(advice.partition("rename=")[2].rstrip("."))
         assert layers("a", "b").load_weights(weights, rename=written).layers[1].bias.tolist() == [1, 1]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from ..core.structure import flat_of
-from ..core.words import describe, level_of_caller, listed
+from ..core.words import describe, listed
 from ..transforms.agreement import Said
 from ..transforms.collectives import AnyGroup
 from ..transforms.group import as_group
@@ -23,16 +22,18 @@ from ..tree.selecting import Where
 from .atomic import require_path
 from .background import Background
 from .description import name_in_file
-from .directory import METRICS, STEP, TIME, Directory, Entry
+from .directory import BEST, METRICS, STEP, TIME, Directory, Entry
 from .directory_lock import DirectoryLock
 from .first_rank import by_first, read_by_first, require_alike, said_of
 from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differences_of_arrays
 from .known import KnownArrays, Watched, stamp_of
+from .latest import restore_latest
 from .metrics import best_of, numbers_in, whole
 from .partial import LoadReport
+from .pruning import kept
 from .safetensors import CheckpointError
 from .shards import Draft, write_checkpoint
-from .trees import OtherStructureError, Read, placed, read, take_snapshot
+from .trees import Read, placed, read, take_snapshot
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -52,6 +53,9 @@ _NO_BEST = (
     "best={best!r} is not among the metrics {names}. Give it too, as nan where it was not measured, or no metrics for a "
     "checkpoint that can't be the best"
 )
+
+
+_BEST_NAME = "best is the name of a metric, such as best='loss' with mode='min', and was given as {best}"
 
 
 class Checkpointer:
@@ -80,8 +84,10 @@ class Checkpointer:
     The latest checkpoint is the one that was saved last. Steps must not decrease: saving an earlier one is an error,
     unless :meth:`restore` went back before it.
 
-    Several processes may save to one directory. Each removes only its own checkpoints, and those that existed when it first
-    saved if nobody else was saving then, so that a run that is started again goes on pruning.
+    Several processes may save to one directory, and what they save is one sequence of steps: a step that two of them save is
+    there once, and the latest is that of any. So runs that are to be told apart have a directory each. Each process removes
+    only its own checkpoints, and those that existed when it first saved if nobody else was saving then, so that a run that is
+    started again goes on pruning. It keeps what an earlier run kept as its best, by whatever metric.
 
     With a group of several processes, rank 0 writes and reads, and tells the others what it finds or fails with: all see
     the same and no disk is shared. All ranks call each method, alike: what differs is a ``ValueError`` on every rank. A
@@ -93,8 +99,9 @@ class Checkpointer:
         model, state = divided(whole), opt.scatter(state)
 
     Args:
-        directory: The directory of the files. It is created if it doesn't exist.
-        keep: How many of the latest to keep, 1 or more, or ``None`` for all. The best one is kept as well. Default: ``3``.
+        directory: The directory of the files, where ``~`` is the home. The first :meth:`save` creates it if it doesn't exist.
+        keep: How many of the latest to keep, 1 or more, or ``None`` for all. The best one is kept as well, and one that could
+            not be restored doesn't count. Default: ``3``.
         every: Save only multiples of this, so that :meth:`save` can be called at each step. Default: ``1``.
         best: The name of the metric that decides which checkpoint is the best. Default: there is no best one.
         mode: Whether the best has the smallest metric, ``"min"``, or the largest, ``"max"``. Default: ``"min"``.
@@ -102,7 +109,7 @@ class Checkpointer:
             this process by itself, whatever others do.
 
     Raises:
-        TypeError: If ``group`` is no group.
+        TypeError: If ``group`` is no group, or ``best`` no name.
         ValueError: If ``keep``, ``every`` or ``mode`` is none of these.
         FileExistsError: If ``directory`` is a file.
         RuntimeError: From each method, in a process that was forked after the Checkpointer was made.
@@ -133,12 +140,15 @@ class Checkpointer:
         self._every = whole("every", every, 1)
         if mode not in ("min", "max"):
             raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
+        if not isinstance(best, str | None):
+            raise TypeError(_BEST_NAME.format(best=describe(best)))
         self._best, self._mode = best, mode
         # It stays the same when a link to it or the current directory changes.
-        self._directory = Directory(os.path.realpath(require_path(directory, "fl.Checkpointer(directory)")))
+        path = require_path(directory, "fl.Checkpointer(directory)")
+        self._directory = Directory(os.path.realpath(os.path.expanduser(path)))
         options = {"keep": keep, "every": every, "best": best, "mode": mode}
         require_alike("__init__", self._group, lambda: {name: describe(value) for name, value in options.items()})
-        by_first(self._group, lambda: os.makedirs(self._directory.path, exist_ok=True))
+        by_first(self._group, self._directory.require_possible)
         self._process = os.getpid()
         self._mutex = threading.RLock()
         self._lock: DirectoryLock | None = None
@@ -146,6 +156,8 @@ class Checkpointer:
         self._own: dict[int, Entry] = {}
         # Files that belong to none that is there. Removing them is tried until it succeeds.
         self._unneeded: set[str] = set()
+        # The times and steps of checkpoints that could not be read.
+        self._broken: set[tuple[int, int]] = set()
         self._arrays = KnownArrays()
         self._last_step: int | None = None
         self._background = Background()
@@ -383,7 +395,9 @@ class Checkpointer:
         if self._last_step is not None and step < self._last_step:
             raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory.path))
         now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
-        summary = {STEP: step, TIME: now, METRICS: numbers}
+        summary: dict[str, Any] = {STEP: step, TIME: now, METRICS: numbers}
+        if self._best is not None:
+            summary[BEST] = self._best, self._mode
         snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self._arrays.look_up(objects, snapshot.arrays)
@@ -394,6 +408,7 @@ class Checkpointer:
     def _lock_directory(self) -> None:
         """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
         try:
+            os.makedirs(self._directory.path, exist_ok=True)
             lock = DirectoryLock(self._directory.path)
             try:
                 if lock.exclusive:
@@ -416,7 +431,8 @@ class Checkpointer:
             replaced = self._directory.entry(step)
             written = write_checkpoint(self._directory.head(step), draft)
             self._arrays.know(written.places, watched)
-            self._has_written(step, Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,)), replaced)
+            entry = Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,), draft.summary.get(BEST))
+            self._has_written(step, entry, replaced)
             with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
                 self._prune()
         except Exception as error:
@@ -436,28 +452,19 @@ class Checkpointer:
 
     def _prune(self) -> None:
         self._unneeded = self._directory.remove(self._unneeded)
-        if self._keep is None:
-            return
-        for step in self._own.keys() - {*self._directory.steps()}:  # a checkpoint that somebody removed doesn't count as kept
-            self._unneeded.update(self._own.pop(step).beside or ())
-        latest = sorted(self._own, key=lambda step: self._own[step].time)[-self._keep :]
-        for step in self._own.keys() - {*latest, best_of(self._own, self._best, self._mode)}:
-            current = self._directory.entry(step)
-            # Another process may have replaced the checkpoint or removed it, and left what was beside it.
-            if current is not None and current.time == self._own[step].time:
-                try:
-                    os.unlink(self._directory.head(step))
-                except FileNotFoundError:
-                    pass
-                except OSError:
-                    continue  # it is tried again after the next save
-            self._unneeded.update(self._own.pop(step).beside or ())
-        self._unneeded = self._directory.remove(self._unneeded)
+        if self._keep is not None:
+            # One that somebody removed doesn't count as kept.
+            for step in self._own.keys() - {*self._directory.steps()}:
+                self._unneeded.update(self._own.pop(step).beside or ())
+            for step in self._own.keys() - kept(self._own, self._broken, self._keep, self._best, self._mode):
+                if self._directory.remove_head(step, self._own[step].time):  # else it is tried again after the next save
+                    self._unneeded.update(self._own.pop(step).beside or ())
+            self._unneeded = self._directory.remove(self._unneeded)
 
     def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
         self._wait()
         if step is None:
-            step, found = self._restore_latest(lambda step: self._read(step, like, where, strict))
+            step, found = restore_latest(self._directory, self._broken, lambda step: self._read(step, like, where, strict))
         else:
             try:
                 found = self._read(step, like, where, strict)
@@ -465,27 +472,6 @@ class Checkpointer:
                 self._directory.no_checkpoint(step)
         self._last_step = step
         return step, found
-
-    def _restore_latest(self, load_step: Callable[[int], T]) -> tuple[int, T]:
-        reasons: dict[tuple[int, int], str] = {}  # by time and step, as another may have been saved meanwhile
-        while found := {(info.time, step) for step, info in self._directory.entries().items()} - {*reasons}:
-            for each in sorted(found, reverse=True):
-                step = each[1]
-                try:
-                    return step, load_step(step)
-                except FileNotFoundError:
-                    reasons[each] = "it was removed while it was to be read"
-                    break  # others save and prune: what is there now?
-                except OtherStructureError:
-                    raise
-                except (CheckpointError, OSError) as error:
-                    reasons[each] = str(error)
-                    message = f"the checkpoint of step {step} is passed over: {error}"
-                    warnings.warn(message, RuntimeWarning, stacklevel=level_of_caller())
-        if reasons:
-            lines = listed(reasons.values(), separator="\n")
-            raise CheckpointError(f"{self._directory.path} has no checkpoint that can be restored:\n{lines}")
-        self._directory.no_checkpoint()
 
     def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:
         file = self._directory.head(step)

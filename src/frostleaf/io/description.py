@@ -27,6 +27,7 @@ SCALARS = (bool, int, float, complex, str, bytes)
 _LINES = 6
 _LONGEST = 80
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
+KEYS = "keys"
 _TRAINING, _EVALUATION = "training", "evaluation"
 
 
@@ -147,8 +148,8 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
         if not any((each, "") in found for each in enclosing(path)):
             found[path, aspect] = None
     # Missing keys are told by their paths, so the list of the dict's keys need not be.
-    told = {each for path, aspect in found if aspect != "keys" for each in enclosing(path)}
-    places = [(path, aspect) for path, aspect in found if aspect != "keys" or path not in told]
+    told = {each for path, aspect in found if aspect != KEYS for each in enclosing(path)}
+    places = [(path, aspect) for path, aspect in found if aspect != KEYS or path not in told]
     # A mode that all of a module is in is told once.
     modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
     outer = {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
@@ -257,7 +258,7 @@ class _Writer:
         if kind in (dict, OrderedDict, types.MappingProxyType):
             return [
                 Fact(name, "", kind.__name__),
-                Fact(name, "keys", ", ".join(self.canonical(key, fallback) for key in metadata.entries)),
+                Fact(name, KEYS, ", ".join(self.canonical(key, fallback) for key in metadata.entries)),
             ]
         return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self._static(name, metadata.metadata))]
 

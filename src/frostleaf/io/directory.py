@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 import os
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from .shards import BESIDE, HEAD, files_named, read_summary
 from .trees import load_metadata, saved_arrays
 
 # The keys of a checkpoint's metadata.
-STEP, TIME, METRICS, _FILES = "step", "saved", "metrics", "files"
+STEP, TIME, METRICS, BEST, _FILES = "step", "saved", "metrics", "best", "files"
 
 
 class NoCheckpointError(CheckpointError, FileNotFoundError):
@@ -41,12 +42,14 @@ class Entry(NamedTuple):
     Attributes:
         time: When it was saved, in nanoseconds.
         metrics: Its metrics.
-        beside: The names of its files besides the head, if they are known.
+        beside: The names of its files besides the head; ``None`` if the head can't be read.
+        best: The metric and the mode by which the run that saved it chose its best, if it did.
     """
 
     time: int
     metrics: dict[str, Any]
     beside: tuple[str, ...] | None
+    best: tuple[str, str] | None = None
 
 
 class Directory:
@@ -58,6 +61,11 @@ class Directory:
     def head(self, step: int) -> str:
         """Return the path of a checkpoint's head."""
         return os.path.join(self.path, f"step-{step:08d}.safetensors")
+
+    def require_possible(self) -> None:
+        """Raise a ``FileExistsError`` if a file is where the directory is to be."""
+        if os.path.lexists(self.path) and not os.path.isdir(self.path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.path)
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in order."""
@@ -76,8 +84,9 @@ class Directory:
             try:
                 summary = read_summary(head) or {_FILES: files_named(head), **load_metadata(head)}
                 beside = [name for name in summary[_FILES] if (found := BESIDE.fullmatch(name)) and int(found["step"]) == step]
-                return Entry(operator.index(summary[TIME]), dict(summary[METRICS]), (*beside,))
-            except (OSError, ValueError, KeyError, TypeError):  # damaged, written by somebody else, or missing
+                best = summary.get(BEST) and (str(summary[BEST][0]), str(summary[BEST][1]))
+                return Entry(operator.index(summary[TIME]), dict(summary[METRICS]), (*beside,), best)
+            except (OSError, ValueError, LookupError, TypeError):  # damaged, written by somebody else, or missing
                 return Entry(os.lstat(head).st_mtime_ns, {}, None)
         return None
 
@@ -110,6 +119,21 @@ class Directory:
                 with suppress(OSError, ValueError, KeyError, TypeError):  # it is no checkpoint
                     named.update(files_named(os.path.join(self.path, name)))
         return named
+
+    def remove_head(self, step: int, time: int) -> bool:
+        """Remove a checkpoint's head, and return whether it isn't there any more.
+
+        Another process may have removed it, or replaced it by one of another time, and left what was beside it.
+        """
+        current = self.entry(step)
+        if current is not None and current.time == time:
+            try:
+                os.unlink(self.head(step))
+            except FileNotFoundError:
+                pass
+            except OSError:
+                return False
+        return True
 
     def clean_up(self) -> None:
         """Remove what those who were killed have left. Nobody may be saving."""
@@ -149,5 +173,6 @@ class Directory:
     def no_checkpoint(self, step: int | None = None) -> NoReturn:
         """Raise the error that there is no checkpoint of a step, or none at all."""
         which = "" if step is None else f" of step {step}"
-        steps = listed(map(str, self.steps())) or "none at all"
+        nothing = "none at all" if os.path.isdir(self.path) else "none at all, as there is no such directory"
+        steps = listed(map(str, self.steps())) or nothing
         raise NoCheckpointError(f"{self.path} has no checkpoint{which}; it has {steps}") from None

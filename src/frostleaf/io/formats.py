@@ -10,7 +10,7 @@ import mlx.core as mx
 from .gguf import GGUF_DTYPES, MAX_AXES, read_gguf
 from .npz import fits_npz, read_npz, write_npz
 from .parts import PARTS, Opened, read_opened
-from .safetensors import fail
+from .safetensors import fail, open_regular
 from .sharing import read_sharing
 
 ENDINGS = (".npz", ".safetensors", ".gguf")
@@ -42,12 +42,19 @@ def read_file(file: str) -> dict[str, mx.array]:
         ValueError: If its name has another ending.
         CheckpointError: If it is not a complete file of its format.
     """
-    ending = ending_of(file)
+    # fl.save writes a safetensors file, whatever its name.
+    ending = ".safetensors" if ending_of(file) == ".safetensors" or _begins_with_header(file) else ending_of(file)
     if ending == ".npz":
         return read_npz(file)
     if ending == ".gguf":
         return read_gguf(file)
     return read_opened(file, _read_safetensors)
+
+
+def _begins_with_header(file: str) -> bool:
+    """Return whether a file begins as a safetensors file does, with eight bytes and an object of JSON."""
+    with open_regular(file) as handle:
+        return handle.read(9)[8:] == b"{"
 
 
 def _read_safetensors(opened: Opened) -> dict[str, mx.array]:

@@ -193,14 +193,9 @@ class KnownArrays:
             self._held[id(array)] = _Held(object, memory, place)
 
     def _watch(self, objects: Mapping[str, mx.array], memories: Mapping[str, mx.array]) -> Watched:
-        return {
-            name: (weakref.ref(array, partial(_forget, self._held, id(array))), memories[name])
-            for name, array in objects.items()
-        }
-
-
-def _forget(held: dict[int, _Held], key: int, _: weakref.ref[mx.array]) -> None:
-    held.pop(key, None)
+        # It is called without a line of Python, in which Ctrl-C would be lost; pop returns the reference by default.
+        forget = self._held.pop
+        return {name: (weakref.ref(array, partial(forget, id(array))), memories[name]) for name, array in objects.items()}
 
 
 def _one_memory(one: mx.array, other: mx.array) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..core.structure import flat_of, specs_in
-from ..core.words import describe, keystr, listed
-from ..tree.selecting import Where, globs_in, matches_glob, require_found, require_no_alias, search
-from .description import Fact, array_kind, differences, enclosing, is_leaf, is_value
+from ..core.structure import Static, flat_of, specs_in
+from ..core.words import Path, describe, keystr, listed
+from ..tree.selecting import Where, globs_in, is_path, matches_glob, require_found, require_no_alias, search
+from .alignment import aligned, is_moved
+from .description import SCALARS, Fact, array_kind, differences, enclosing, is_leaf, is_value
 
 _SHOWN = 3
+_LONGEST = 1000
 
 
 class LoadReport(NamedTuple):
@@ -50,27 +52,28 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
     """
     if where is None:
         return lambda fact: True
+    # One that ends in two stars selects arrays and numbers, and never what holds them.
+    globs = [(matches_glob(glob), glob.split(".")[-1] == "**") for glob in globs_in(where)]
     found = search(like, where)
-    require_found(like, found)
+    specs = [*specs_in(flat_of(like).structure)]
+    values = {path for path, spec in specs if isinstance(spec, Static) and type(spec.value) in SCALARS}
+    chosen = {path for path in values if any(of_leaves and matches(path) for matches, of_leaves in globs)}
+    require_found(like, found._replace(missing=[part for part in found.missing if not _matches_any(part, values)]))
     require_no_alias(like, where)
     names = {keystr(path) for path in found.values}
     inside, outside, leaves = {*names}, set[str](), set[str]()
-    for path, spec in specs_in(flat_of(like).structure):
-        is_inside = any(path[:length] in found.values for length in range(len(path) + 1))
+    for path, spec in specs:
+        is_inside = path in chosen or any(path[:length] in found.values for length in range(len(path) + 1))
         (inside if is_inside else outside).add(keystr(path))
         if not isinstance(spec, tuple):
             leaves.add(keystr(path))
     holders = names - leaves
-    # One that ends in two stars selects the arrays, and never what holds them.
-    globs = [(matches_glob(glob), glob.split(".")[-1] == "**") for glob in globs_in(where)]
 
     def fits_glob(fact: Fact) -> bool:
         path = tuple(fact.path.split(".")) if fact.path else ()
         return any(
-            array_kind(fact) is not None and matches(path)
-            if of_arrays
-            else any(matches(path[:length]) for length in range(1, len(path) + 1))
-            for matches, of_arrays in globs
+            is_leaf(fact) and matches(path) if of_leaves else any(matches(path[:length]) for length in range(1, len(path) + 1))
+            for matches, of_leaves in globs
         )
 
     def is_selected(fact: Fact) -> bool:
@@ -81,47 +84,66 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
     return is_selected
 
 
+def _matches_any(where: Where, paths: Iterable[Path]) -> bool:
+    return isinstance(where, str) and not is_path(where) and any(map(matches_glob(where), paths))
+
+
 _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
 _FREEZE_LATER = (
     "\nThey differ in what is frozen: load into a model in which the same is frozen as in the file's, and freeze or unfreeze "
     "the one that is loaded"
 )
-_CAST_LATER = "\nThey differ in dtypes: load into a model in the file's dtypes, and cast the one that is loaded with .astype"
 _NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
 _OTHER_KINDS = (
     "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
-    "the file has, or leave it out by where={where}"
+    "the file has{advice}"
 )
+_MOVED = (
+    "\nWhat is of the same class name may have moved to another module: strict=False reads by the names of arrays and numbers, "
+    "whatever the classes are"
+)
+_OTHER_DTYPES = "\nOnly dtypes differ: give like the dtypes that the file has, and cast what is loaded, as with .astype(...)"
 
 
 def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) -> str:
     """Return what keeps a file from being read, of the facts about what is selected; an empty string if nothing does."""
     if strict:
-        return "" if in_file == in_like else _told(_OTHER_STRUCTURE, in_file, in_like) + _remedy(in_file, in_like)
-    there, wanted = [{fact.path: fact for fact in facts if is_leaf(fact)} for facts in (in_file, in_like)]
-    common = [path for path in wanted if path in there]
-    other = [path for path in common if there[path] != wanted[path]]
+        if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
+            return ""
+        return _told(_OTHER_STRUCTURE, there, in_like) + _remedy(there, in_like)
+    saved, wanted = [{fact.path: fact for fact in facts if is_leaf(fact)} for facts in (in_file, in_like)]
+    common = [path for path in wanted if path in saved]
+    other = [path for path in common if saved[path] != wanted[path]]
     if other:
-        # A function is asked about arrays alone.
-        numbers = [repr(path) for path in common if path not in other and is_value(wanted[path])]
-        function = f"lambda path, array: path not in [{listed(map(repr, other), _SHOWN)}]"
-        where = f"[{function}, {listed(numbers, _SHOWN)}]" if numbers else function
-        return _told(_OTHER_KINDS, [there[path] for path in other], [wanted[path] for path in other], where=where)
-    return "" if common else _told(_NOTHING_COMMON, [*there.values()], [*wanted.values()])
+        one, two = [saved[path] for path in other], [wanted[path] for path in other]
+        return _told(_OTHER_KINDS, one, two, advice=_leave_out(other, wanted)) + _remedy(one, two)
+    return "" if common else _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()])
+
+
+def _leave_out(names: Sequence[str], wanted: Mapping[str, Fact]) -> str:
+    """Return what selects all that is wanted but some names; an empty string if that is nothing, or takes too long to say."""
+    left_out = {*names}
+    left = [fact for path, fact in wanted.items() if path not in left_out]
+    function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
+    # A function is asked about arrays alone.
+    parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
+    where = f"[{', '.join(parts)}]" if len(parts) > 1 else "".join(parts)
+    return f", or leave it out by where={where}" if 0 < len(where) <= _LONGEST else ""
 
 
 def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> str:
-    """Return what to do where trees differ in nothing but what is frozen, or in nothing but dtypes."""
-    bare, wanted = [[fact for fact in facts if fact.aspect != "frozen"] for facts in (in_file, in_like)]
-    if bare == wanted:
+    unfrozen, ours = [[fact for fact in facts if fact.aspect != "frozen"] for facts in (in_file, in_like)]
+    if unfrozen == ours:
         return _FREEZE_LATER
-    without, others = [[(fact.path, fact.aspect, _without_dtype(fact)) for fact in facts] for facts in (in_file, in_like)]
-    return _CAST_LATER if without == others else ""
-
-
-def _without_dtype(fact: Fact) -> str:
-    kind = array_kind(fact)
-    return fact.text if kind is None else kind[kind.index("[") :]
+    wanted = {(fact.path, fact.aspect): fact for fact in in_like}
+    pairs = [(fact, wanted.get((fact.path, fact.aspect))) for fact in in_file]
+    other = [(fact, like) for fact, like in pairs if fact != like]
+    if any(like is not None and is_moved(fact.text, like.text) for fact, like in other):
+        return _MOVED
+    shapes = [[array_kind(fact) for fact in pair if fact is not None] for pair in other]
+    if len(in_file) == len(in_like) and all(len({kind and kind.partition("[")[2] for kind in each}) == 1 for each in shapes):
+        return _OTHER_DTYPES if all(None not in each for each in shapes) else ""
+    return ""
 
 
 def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:

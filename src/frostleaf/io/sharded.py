@@ -6,13 +6,14 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import mlx.core as mx
 
-from ..core.words import describe, listed, nearest
+from ..core.words import describe, level_of_caller, listed, nearest
 from .atomic import atomic_write, fsync, remove_temporaries
 from .formats import ENDINGS, check_arrays, read_file, write_file
 from .safetensors import fail, open_regular, parse_json
@@ -28,20 +29,67 @@ _SHARD = re.compile(r"model(-\d+)?-\d{5,}-of-\d{5,}\.safetensors")
 
 
 def read_directory(directory: str) -> dict[str, mx.array]:
-    """Return the arrays of a model's directory: those in its index, else those of its ``model.safetensors``.
+    """Return the arrays of a model's directory: of its ``model.safetensors``, else of its index, else of its numbered files.
+
+    That is the order of Hugging Face's transformers.
 
     Raises:
-        FileNotFoundError: If there is neither, or a file that the index names is missing.
+        FileNotFoundError: If there are none of these, or a file that the index names is missing, or one of the numbers.
         CheckpointError: If one of the files is damaged.
+
+    Warns:
+        RuntimeWarning: If there are the first two, and the index doesn't name that file.
     """
     index, single = os.path.join(directory, INDEX), os.path.join(directory, SINGLE)
+    if os.path.exists(single):
+        with suppress(FileNotFoundError):  # another process has just replaced it by an index
+            arrays = read_file(single)
+            if os.path.exists(index) and SINGLE not in _files_in_index(directory):
+                message = _TWO_MODELS.format(directory=directory, single=SINGLE, index=INDEX)
+                warnings.warn(message, RuntimeWarning, stacklevel=level_of_caller())
+            return arrays
     if os.path.exists(index):
         return read_index(index)
-    if os.path.exists(single):
-        return read_file(single)
-    files = sorted(name for name in os.listdir(directory) if name.endswith((*ENDINGS, INDEX_ENDING)))
+    names = os.listdir(directory)
+    numbered = sorted(name for name in names if _SHARD.fullmatch(name))
+    if numbered:
+        return _read_numbered(directory, numbered)
+    files = sorted(name for name in names if name.endswith((*ENDINGS, INDEX_ENDING)))
     others = f"; what it has is {listed(files)}" if files else ""
     raise FileNotFoundError(f"{directory} has neither a {INDEX} nor a {SINGLE}{others}")
+
+
+_TWO_MODELS = (
+    "{directory} has two models: {single}, which is read, as transformers does, and {index}, whose arrays are in other files. "
+    "Give the path of the one that is meant, and remove what is out of date"
+)
+_INCOMPLETE = "{directory} has {found}, and of these numbers not {missing}, nor an index: give a list of files to read some"
+
+
+def _read_numbered(directory: str, names: list[str]) -> dict[str, mx.array]:
+    """Return the arrays of numbered files without an index, which have to be all of one number."""
+    *_, count = names[0].removesuffix(".safetensors").split("-")
+    expected = [f"model-{number:0{len(count)}}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+    if names != expected:
+        missing = listed(name for name in expected if name not in names) or "those alone"
+        raise FileNotFoundError(_INCOMPLETE.format(directory=directory, found=listed(names), missing=missing))
+    return read_files([os.path.join(directory, name) for name in names])
+
+
+def read_files(files: Sequence[str]) -> dict[str, mx.array]:
+    """Return the arrays of several files.
+
+    Raises:
+        ValueError: If two of them have an array of the same name.
+    """
+    arrays: dict[str, mx.array] = {}
+    for file in files:
+        new = read_file(file)
+        twice = next((name for name in new if name in arrays), None)
+        if twice is not None:
+            raise ValueError(f"{file} has {twice!r:.80}, which a file before it in {listed(files)} has too: give one of them")
+        arrays |= new
+    return arrays
 
 
 def read_index(index: str) -> dict[str, mx.array]:
@@ -132,10 +180,14 @@ def _read_index(index: str) -> dict[str, str]:
 
 def _old_files(directory: str) -> set[str]:
     """Return the files of the model in the directory, to be removed when another has replaced it."""
-    files = {name for name in os.listdir(directory) if name == SINGLE or _SHARD.fullmatch(name)}
-    with suppress(OSError, ValueError):  # there is no index, or it is broken
-        files.update(_read_index(os.path.join(directory, INDEX)).values())
-    return files
+    return {name for name in os.listdir(directory) if name == SINGLE or _SHARD.fullmatch(name)} | _files_in_index(directory)
+
+
+def _files_in_index(directory: str) -> set[str]:
+    """Return the files that the index of a directory names; none if there is no index, or it is broken."""
+    with suppress(OSError, ValueError):
+        return {*_read_index(os.path.join(directory, INDEX)).values()}
+    return set()
 
 
 def _unused_names(directory: str, count: int) -> list[str]:

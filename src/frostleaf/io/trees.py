@@ -18,6 +18,7 @@ from ..core.structure import flat_of, require_numbers, unflatten
 from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
 from ..tree.selecting import Where
 from . import safetensors
+from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
 from .partial import LoadReport, complaint, report_of, selector
@@ -138,8 +139,10 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     Args:
         path: The file.
         like: A tree of the same structure: classes, containers, keys, static fields, modes, frozen names, dtypes and shapes,
-            and the types of Python numbers. Its arrays and numbers are not used, and it is not changed. From
-            :func:`frostleaf.eval_shape` it takes no memory: ``fl.load(path, fl.eval_shape(make_model))``.
+            and the types of Python numbers. The keys of a dict may be in another order; what is returned has that of ``like``.
+            A class or function of ``__main__`` is the same as one of its name in a module. Its arrays and numbers are not
+            used, and it is not changed. From :func:`frostleaf.eval_shape` it takes no memory: ``fl.load(path,
+            fl.eval_shape(make_model))``.
         where: What to read, as for :meth:`Module.at`: a path, a glob, a class, a function of a path and an array, or a list of
             these. Only the bytes of that are read, and only that must have the same structure; a glob must fit nothing in the
             file that ``like`` has not. Everything else is that of ``like``, the same objects. Default: everything.
@@ -185,7 +188,7 @@ class Read(NamedTuple):
     Attributes:
         arrays: Arrays, evaluated; what was one object is one.
         values: Numbers, strings and bytes.
-        names: The dotted names of the arrays and then the values, or ``None`` if everything was read, in the order of the tree.
+        names: The dotted names of the arrays and then the values, or ``None`` if these are all in the order of the tree.
         report: What :func:`load` is to report, or ``None``.
     """
 
@@ -207,7 +210,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
         if reason:
             raise OtherStructureError(f"{contents.header.file}: {reason}")
-        if strict and where is None:
+        if strict and where is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
         report = report_of(contents.facts, wanted, where)
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))

@@ -24,6 +24,19 @@ from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
 from .atomic import atomic_write, require_path
 
+
+class UnmatchedWeightsWarning(UserWarning):
+    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing, as no weight has the name of a parameter.
+
+    >>> import frostleaf as fl, mlx.core as mx, warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     model = fl.nn.Linear(1, 1).load_weights({"w": mx.ones((1, 1))}, strict=False)
+    >>> caught[0].category.__name__
+    'UnmatchedWeightsWarning'
+    """
+
+
 N = TypeVar("N", bound=Node)
 Rename = Callable[[str], str | None] | Mapping[str, str | None]
 
@@ -43,11 +56,26 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     if strict:
         _check_weights(module, weights, current, origins, rename)
         _check_placeholders(module, current)
+    elif weights and current and not new:
+        message = _unmatched(module, weights.keys(), current.keys(), origins, rename)
+        warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
 
     flat = flat_of(module)
     named = zip(flat.structure.leaf_names(), flat.leaves, flat.structure.remember(persistent), strict=True)
     leaves = [new.get(name, leaf) if saved else leaf for name, leaf, saved in named]
     return with_leaves(module, leaves, convert=True)  # type: ignore[no-any-return]
+
+
+_UNMATCHED = "nothing was loaded, as none of the {count:,} weights has the name of a parameter of this {kind}: {names}.{advice}"
+_ADAPTERS = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
+
+
+def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping[str, str], rename: Rename | None) -> str:
+    names = listed([f"{name!r:.80}{nearest(name, wanted)}" for name in sorted(given)[:_SUGGESTIONS]], _SUGGESTIONS - 2)
+    advice = _renaming_advice(given, wanted, origins, rename)
+    if not advice and all(name.endswith((".lora_a", ".lora_b")) for name in given):
+        advice = _ADAPTERS
+    return _UNMATCHED.format(count=len(given), kind=type(module).__name__, names=names, advice=advice)
 
 
 _FILE_AND_SHARDS = (
@@ -106,13 +134,17 @@ def _warn_of_parts(module: Node, arrays: Mapping[str, mx.array], file: str) -> N
 
 
 _NOT_WEIGHTS = (
-    "load_weights takes the path of a file or directory, or a dict or pairs of dotted names and arrays, and was given a "
-    "{kind}. For nested dicts of arrays, such as parameters() returns, there is update"
+    "load_weights takes the path of a file or directory, a list of files, or a dict or pairs of dotted names and arrays, and "
+    "was given a {kind}. For nested dicts of arrays, such as parameters() returns, there is update"
 )
 
 
 def _read(source: Any) -> dict[str, Any]:
     """Return the weights by the names in the file or the pairs."""
+    if isinstance(source, Mapping) and any(isinstance(value, Mapping | list | tuple) for value in source.values()):
+        raise TypeError(_NOT_WEIGHTS.format(kind="nested dict"))
+    if isinstance(source, list | tuple) and source and all(map(_is_file, source)):
+        return sharded.read_files([os.fspath(each) for each in source])
     if isinstance(source, list | tuple | Mapping | ItemsView):
         return _weights_of(source.items() if isinstance(source, Mapping) else source)
     if not isinstance(source, str | os.PathLike):
@@ -125,6 +157,10 @@ def _read(source: Any) -> dict[str, Any]:
     if "." not in os.path.basename(name) and not os.path.exists(name):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return formats.read_file(name)
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith(formats.ENDINGS))
 
 
 _PAIRS = "give pairs of a dotted name and an array"
@@ -257,7 +293,13 @@ def _renaming_advice(given: Set[str], wanted: Set[str], origins: Mapping[str, st
         unused = [name for name, new in rename.items() if new is not None and name not in origins.values()]
         return f"\n{_UNUSED.format(names=listed(map(repr, unused)))}." if unused else ""
     if rename is None and (prefix := _prefix(given, wanted - given)):
-        return f"\nThey begin with {prefix!r}: give rename=lambda name: name.removeprefix({prefix!r})."
+        is_whole = all(prefix + name in given for name in wanted)
+        others = (
+            f" if name.startswith({prefix!r}) else None"
+            if is_whole and any(not name.startswith(prefix) for name in given)
+            else ""
+        )
+        return f"\nThey begin with {prefix!r}: give rename=lambda name: name.removeprefix({prefix!r}){others}."
     if rename is None and (prefix := _prefix(wanted, given - wanted)):
         return f"\nThe model's begin with {prefix!r}: give rename=lambda name: {prefix!r} + name."
     return ""

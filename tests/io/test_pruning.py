@@ -1,0 +1,82 @@
+"""Which checkpoints are kept, whatever earlier runs kept, and whichever of them can't be read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from checkpoints import LIKE, damage, files, saved, tree
+
+import frostleaf as fl
+
+
+def losses(step: int) -> dict[str, float]:
+    return {"loss": abs(step - 2.0), "accuracy": float(step % 3)}
+
+
+@pytest.mark.parametrize(
+    ("again", "left"),
+    [
+        ({}, [2, 5]),
+        ({"best": "loss"}, [2, 5]),
+        ({"best": "loss", "mode": "max"}, [2, 5]),
+        ({"best": "accuracy", "mode": "max"}, [2, 5]),
+        ({"keep": 2}, [2, 4, 5]),
+    ],
+)
+def test_what_an_earlier_run_kept_as_its_best_stays(again: dict[str, Any], left: list[int], tmp_path: Path) -> None:
+    with saved(tmp_path, 1, 2, 3, keep=1, best="loss", metrics=losses):
+        pass
+    assert files(tmp_path) == [2, 3]
+    options = {"keep": 1, **again}
+    for step in (4, 5):
+        with fl.Checkpointer(tmp_path, **options) as checkpoints:
+            checkpoints.restore(LIKE)
+            checkpoints.save(step, tree(step), losses(step))
+    assert files(tmp_path) == left
+
+
+def test_the_best_of_one_run_is_replaced_by_a_better_one_of_a_later(tmp_path: Path) -> None:
+    for step in (4, 3, 2):
+        with fl.Checkpointer(tmp_path, keep=1, best="loss") as checkpoints:
+            checkpoints.save(10 - step, tree(step), {"loss": step})
+    assert files(tmp_path) == [8]
+
+
+@pytest.mark.parametrize("place", [-1, 20])
+def test_a_broken_checkpoint_does_not_count_as_kept(place: int, tmp_path: Path) -> None:
+    with saved(tmp_path, 1, 2, 3, keep=2):
+        pass
+    damage(tmp_path, 3, place)
+    with fl.Checkpointer(tmp_path, keep=2) as checkpoints:
+        with pytest.warns(RuntimeWarning, match="the checkpoint of step 3 is passed over"):
+            assert checkpoints.restore(LIKE)[0] == 2
+        checkpoints.save(4, tree(4))
+        checkpoints.wait()
+        assert {2, 4} <= {*files(tmp_path)}
+        checkpoints.save(5, tree(5))
+    assert files(tmp_path) == [4, 5]
+
+
+@pytest.mark.parametrize("best", [min, True, ("loss",)])
+def test_the_best_is_chosen_by_the_name_of_a_metric(best: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        TypeError, match=r"best is the name of a metric, such as best='loss' with mode='min', and was given as "
+    ):
+        fl.Checkpointer(tmp_path, best=best)
+
+
+def test_nothing_is_created_before_something_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fl.Checkpointer(tmp_path / "mistyped") as checkpoints:
+        assert checkpoints.steps() == []
+        assert not checkpoints.info()
+        with pytest.raises(fl.NoCheckpointError, match="it has none at all, as there is no such directory"):
+            checkpoints.restore(LIKE)
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with fl.Checkpointer("~/runs/one") as checkpoints:
+        checkpoints.save(1, {"w": mx.zeros(3)})
+    assert files(tmp_path / "runs" / "one") == [1]
