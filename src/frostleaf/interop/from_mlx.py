@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from mlx.nn.layers.base import Module as MLXModule
+from mlx.utils import tree_flatten
 
 from ..core.instance import Instance
 from ..core.kept import COMPILED
-from ..core.words import describe
+from ..core.words import describe, level_of_caller, listed
 from .freezing import Freezer, handle_of
 from .layout import is_module
 from .surface import class_for
 
 NO_MODULE = "fl.from_mlx takes a module of mlx.nn, and was given {given}"
+OTHERS_TRAINED = (
+    "{cls} has a trainable_parameters() of its own, without {left}, by which nn.value_and_grad goes. fl.grad trains all that "
+    "is not frozen: freeze the others before fl.from_mlx, as in module.body.freeze(), or after, as in model.at(...).freeze()"
+)
 
 
 def from_mlx(module: MLXModule) -> Any:
@@ -38,6 +44,9 @@ def from_mlx(module: MLXModule) -> Any:
     Args:
         module: An instance of ``mlx.nn.Module``.
 
+    Warns:
+        UserWarning: If its class has a ``trainable_parameters`` of its own that leaves out what is not frozen.
+
     Raises:
         TypeError: If it is something else.
         ValueError: If a module holds itself or what is above it, or a function with a module in its closure, or arrays in a
@@ -57,7 +66,18 @@ def from_mlx(module: MLXModule) -> Any:
     """
     if not is_module(module):
         raise TypeError(NO_MODULE.format(given=_given(module)))
-    return Freezer(class_for, handle_of).tree(module)
+    tree = Freezer(class_for, handle_of).tree(module)
+    theirs: Any = MLXModule
+    if type(module).trainable_parameters is not theirs.trainable_parameters:
+        own, others = (_names(each) for each in (module.trainable_parameters(), theirs.trainable_parameters(module)))
+        if left := [name for name in others if name not in own]:
+            message = OTHERS_TRAINED.format(cls=type(module).__name__, left=listed(left, 3))
+            warnings.warn(message, stacklevel=level_of_caller())
+    return tree
+
+
+def _names(parameters: Any) -> dict[str, Any]:
+    return dict(tree_flatten(parameters))
 
 
 def _given(value: Any) -> str:
