@@ -67,17 +67,17 @@ def from_mlx(module: MLXModule) -> Any:
     if not is_module(module):
         raise TypeError(NO_MODULE.format(given=_given(module)))
     tree = Freezer(class_for, handle_of).tree(module)
-    theirs: Any = MLXModule
-    if type(module).trainable_parameters is not theirs.trainable_parameters:
-        own, others = (_names(each) for each in (module.trainable_parameters(), theirs.trainable_parameters(module)))
+    base, kind = MLXModule.trainable_parameters, type(module).trainable_parameters
+    if kind is not base:
+        own, others = (_names(method, module) for method in (kind, base))
         if left := [name for name in others if name not in own]:
             message = OTHERS_TRAINED.format(cls=type(module).__name__, left=listed(left, 3))
             warnings.warn(message, stacklevel=level_of_caller())
     return tree
 
 
-def _names(parameters: Any) -> dict[str, Any]:
-    return dict(tree_flatten(parameters))
+def _names(method: Any, module: MLXModule) -> dict[str, Any]:
+    return dict(tree_flatten(method(module)))
 
 
 def _given(value: Any) -> str:
