@@ -149,8 +149,12 @@ def test_generate_where_a_model_needs_values():
 
     model = build("dbrx")
     expected = [token for token, _ in generate_step(mx.array(PROMPT), model, max_tokens=4)]
+    tree = fl.from_mlx(model)
     with fl.disable_jit():
-        assert [*fl.generate(fl.from_mlx(model), PROMPT, 4)] == expected
+        assert [*fl.generate(tree, PROMPT, 4)] == expected
+    with pytest.raises(ValueError, match=r"So it does in fl\.generate\(\.\.\., cache=fl\.nn\.make_cache\(model, None\)\)"):
+        [*fl.generate(tree, PROMPT, 4)]
+    assert [*fl.generate(tree, PROMPT, 4, cache=fl.nn.make_cache(tree, None))] == expected
 
 
 def test_a_model_that_is_no_tree():

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from interop.checks import same
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 import frostleaf as fl
 
@@ -239,3 +239,65 @@ def test_a_quantized_weight_that_was_unfrozen_has_no_gradient_as_in_mlx(path, of
     scales = tree.at(f"{path}.scales").unfreeze()
     assert trained(scales) == [f"{path}.scales"]
     fl.grad(loss)(scales)
+
+
+class Headed(nn.Module):
+    """Trains, saves and loads the head, and shows nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def __call__(self, x):
+        return self.head(self.body(x))
+
+    def parameters(self):
+        return {"head": self.head.parameters()}
+
+    def trainable_parameters(self):
+        return {"head": self.head.trainable_parameters()}
+
+    def leaf_modules(self):
+        return {"head": self.head}
+
+    def update(self, parameters, strict=True):
+        return super().update(tree_map(lambda array: 2 * array, parameters), strict)
+
+
+class Prefixed(nn.Linear):
+    """Gives names of its own to what it saves."""
+
+    def save_weights(self, file):
+        mx.save_safetensors(file, {f"own.{name}": array for name, array in tree_flatten(self.parameters())})
+
+    def load_weights(self, file, strict=True):
+        return super().load_weights([(name[4:], array) for name, array in mx.load(file).items()], strict)
+
+
+def test_methods_that_a_class_has_of_its_own_are_its_own_from_outside(tmp_path):
+    model = Headed()
+    with pytest.warns(
+        UserWarning, match=r"Headed has a trainable_parameters\(\) of its own, without body.weight, body.bias, by"
+    ):
+        tree = fl.from_mlx(model)
+    for name in ("parameters", "trainable_parameters", "leaf_modules"):
+        assert list(getattr(tree, name)()) == ["head"]
+    for each, file in ((model, "mlx"), (tree, "own")):
+        each.save_weights(f"{tmp_path}/{file}.safetensors")
+    saved, own = (mx.load(f"{tmp_path}/{file}.safetensors") for file in ("mlx", "own"))
+    assert same(saved, own)
+    after = tree.update({"head": {"bias": mx.ones(2)}})
+    assert (after.head.bias.tolist(), after.body is tree.body) == ([2, 2], True)
+    assert after.load_weights(f"{tmp_path}/own.safetensors").head.bias.tolist() == (2 * model.head.bias).tolist()
+    model.body.freeze()
+    gradient = fl.grad(lambda tree, x: tree(x).sum())(fl.from_mlx(model), mx.ones((3, 4)))
+    assert gradient.body.weight is None
+
+
+def test_files_with_names_that_a_class_makes(tmp_path):
+    model, other, file = Prefixed(2, 3), Prefixed(2, 3), f"{tmp_path}/w.safetensors"
+    fl.from_mlx(model).save_weights(file)
+    assert sorted(mx.load(file)) == ["own.bias", "own.weight"]
+    tree = fl.from_mlx(other)
+    assert same(tree.load_weights(file).weight, model.weight)
+    assert same(tree.weight, other.weight)

@@ -122,6 +122,13 @@ def test_it_is_a_tree(tmp_path):
     assert "offset=6" in repr(cache)
 
 
+def test_loading_into_one_that_has_seen_less_says_what_to_give(tmp_path):
+    fl.save(tmp_path / "cache", grown(fl.nn.GrowingCache(theirs.KVCache())))
+    for like in (fl.nn.GrowingCache(theirs.KVCache()), grown(fl.nn.GrowingCache(theirs.KVCache()), (1,))):
+        with pytest.raises(ValueError, match=r"fl\.eval_shape\(fl\.stateful, .* with as many tokens where the cache grows"):
+            fl.load(tmp_path / "cache", like)
+
+
 class Model(fl.Module):
     layers: tuple = (1, 2)
 

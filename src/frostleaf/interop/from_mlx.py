@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from mlx.nn.layers.base import Module as MLXModule
+from mlx.utils import tree_flatten
 
 from ..core.instance import Instance
 from ..core.kept import COMPILED
-from ..core.words import describe
+from ..core.words import describe, level_of_caller, listed
 from .convert import in_order
 from .freezing import Freezer, handle_of
 from .layout import is_module
 from .surface import class_for
 
 NO_MODULE = "fl.from_mlx takes a module of mlx.nn, and was given {given}"
+OTHERS_TRAINED = (
+    "{cls} has a trainable_parameters() of its own, without {left}, by which nn.value_and_grad goes. fl.grad trains all that "
+    "is not frozen: freeze the others before fl.from_mlx, as in module.body.freeze(), or after, as in model.at(...).freeze()"
+)
 
 
 def from_mlx(module: MLXModule) -> Any:
@@ -44,6 +50,9 @@ def from_mlx(module: MLXModule) -> Any:
     Args:
         module: An instance of ``mlx.nn.Module``.
 
+    Warns:
+        UserWarning: If its class has a ``trainable_parameters`` of its own that leaves out what is not frozen.
+
     Raises:
         TypeError: If it is something else.
         ValueError: If a module holds itself or what is above it, or a function with a module in its closure, or arrays in a
@@ -63,7 +72,18 @@ def from_mlx(module: MLXModule) -> Any:
     """
     if not is_module(module):
         raise TypeError(NO_MODULE.format(given=_given(module)))
-    return in_order(Freezer(class_for, handle_of).tree(module))
+    tree = in_order(Freezer(class_for, handle_of).tree(module))
+    base, kind = MLXModule.trainable_parameters, type(module).trainable_parameters
+    if kind is not base:
+        own, others = (_names(method, module) for method in (kind, base))
+        if left := [name for name in others if name not in own]:
+            message = OTHERS_TRAINED.format(cls=type(module).__name__, left=listed(left, 3))
+            warnings.warn(message, stacklevel=level_of_caller())
+    return tree
+
+
+def _names(method: Any, module: MLXModule) -> dict[str, Any]:
+    return dict(tree_flatten(method(module)))
 
 
 def _given(value: Any) -> str:

@@ -25,10 +25,10 @@ _OWN = {
 }  # fmt: skip
 _FORWARDED = {
     "__call__", "__contains__", "__ge__", "__getattr__", "__getitem__", "__gt__", "__iter__", "__le__", "__len__", "__lt__",
-    *REFUSED,
+    "leaf_modules", "parameters", "save_weights", "trainable_parameters", *REFUSED,
 }  # fmt: skip
 # Methods that change a module of MLX, and return the changed copy of a tree.
-_EDITS = {"_set_training_mode", "eval", "freeze", "set_dtype", "train", "unfreeze"}
+_EDITS = {"_set_training_mode", "eval", "freeze", "load_weights", "set_dtype", "train", "unfreeze", "update"}
 
 
 class Original:
@@ -98,6 +98,9 @@ def _surface(kind: type) -> Any:
         members |= {"_shown_fields": shown_fields, "replace": replaced, "__replace__": replaced}
     if "train" in members:
         members.setdefault("eval", _edit("eval", MLXModule.eval))
+    if "parameters" in members:  # by which MLX saves and loads
+        members.setdefault("save_weights", _method("save_weights", MLXModule.save_weights))
+        members.setdefault("load_weights", _edit("load_weights", MLXModule.load_weights))
     if "__getattr__" in members:
         members["__getattr__"] = _missing
     return LayoutType(kind.__name__, (Wrapped,), members, declared={})

@@ -128,8 +128,8 @@ def is_leaf(fact: Fact) -> bool:
 
 
 _FILLED = (
-    "what is private and None in like is filled by a call, as that of a cache: give like what the call makes, such as "
-    "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1]"
+    "what is private and another in like is filled by a call, as that of a cache: give like what the call makes, such as "
+    "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1], with as many tokens where the cache grows"
 )
 _MODE = ", as for what is in it: give {given} with what .{switch}() returns there"
 
@@ -164,8 +164,15 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
         lines = [f"{one.path or '(root)'}: {one.text} in the file, where {given} has {other.path or '(root)'}: {other.text}"]
     if len(places) > _LINES:
         lines.append(f"and {len(places) - _LINES:,} more")
-    empty = [path for path, aspect in places if in_like.get((path, aspect)) == _NONE and _is_array(in_file.get((path, aspect)))]
-    return [*lines, _FILLED] if any(name.startswith("_") for path in empty for name in path.split(".")) else lines
+    filled = [path for path, aspect in places if _is_filled(in_file.get((path, aspect)), in_like.get((path, aspect)), aspect)]
+    return [*lines, _FILLED] if any(name.startswith("_") for path in filled for name in path.split(".")) else lines
+
+
+def _is_filled(one: str | None, other: str | None, aspect: str) -> bool:
+    """Return whether there is an array in the file only, or an object that no line shows, such as one that counts tokens."""
+    if aspect == "static" and one and other:
+        return min(len(one), len(other)) > _LONGEST
+    return other == _NONE and _is_array(one)
 
 
 def _is_array(text: str | None) -> bool:

@@ -16,6 +16,7 @@ from ..transforms.evaluation import async_eval
 from ..transforms.evaluation import eval as evaluate
 from ..transforms.jit import jit
 from ..transforms.stateful import stateful
+from ..transforms.without_values import PLAIN
 from .cache import KVCache, RotatingKVCache
 from .cache_growing import GrowingCache
 from .cache_lists import CacheList
@@ -43,6 +44,8 @@ WITHOUT_KEYS = (
     "fl.generate was given a {cls} that has seen {offset} tokens and has no keys, as one that was loaded from a file into an "
     "empty cache with strict=False. Load into a cache with as many keys: one with which the model was called once"
 )
+
+GROWING = " So it does in fl.generate(..., cache=fl.nn.make_cache(model, None)), with a cache that grows."
 
 # Names that mlx-lm and transformers have for arguments.
 _SAMPLER = "give sampler=mlx_lm.sample_utils.make_sampler(...), or a function of your own"
@@ -220,7 +223,7 @@ def _generated(
     for count in range(max_tokens + 1):
         now = token
         if count < max_tokens:
-            logits, cache = step(model, now, cache)
+            logits, cache = _stepped(step, model, now, cache)
             for processor in processors:
                 logits = _processed(processor, seen, logits)
             token = _sampled(sampler, logits - mx.logsumexp(logits, keepdims=True))
@@ -232,6 +235,15 @@ def _generated(
             if number in stop:
                 return
             yield number
+
+
+def _stepped(step: Callable[..., Any], model: Node, token: mx.array, cache: Any) -> Any:
+    try:
+        return step(model, token, cache)
+    except ValueError as error:
+        if str(error).endswith(PLAIN):
+            error.args = (f"{error}{GROWING}",)
+        raise
 
 
 def _processed(processor: Processor, tokens: mx.array, logits: mx.array) -> mx.array:
