@@ -113,15 +113,16 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapturedArrayWarning", "CheckpointError", "CheckpointInfo", "CheckpointInfos", "Checkpointer", "DroppedResultWarning",
-    "ForeignArrayError", "FrozenModuleError", "HiddenArrayError", "Jitted", "LoadReport", "Module",
-    "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError",
+    "CapturedArrayWarning", "CheckpointError", "CheckpointInfo", "CheckpointInfos", "Checkpointer",
+    "DroppedResultWarning", "ForeignArrayError", "FrozenModuleError", "HiddenArrayError", "Jitted", "LoadReport",
+    "Module", "MutableArgumentWarning", "NoCheckpointError", "OtherHyperparametersWarning", "OtherStructureError",
     "PartialWeightsWarning", "Policy", "RetraceWarning", "Selection", "ShapeDtypeStruct", "Summary", "SummaryPart",
-    "SummaryRow", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer", "checkpoint", "convert", "default_dtype", "disable_jit",
-    "distributed", "eval", "eval_shape", "export_function", "exporter", "from_mlx", "fuse", "generate", "grad",
-    "import_function", "jit", "jvp", "load", "load_adapters", "load_metadata", "lora", "next_key", "nn", "optim",
-    "parameter", "plot", "quantize", "record", "recorded", "register_dataclass", "register_pytree_node", "rng", "save",
-    "save_adapters", "stateful", "static", "summary", "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
+    "SummaryRow", "UncollectedStateWarning", "UncomparedValueWarning", "async_eval", "buffer", "checkpoint",
+    "convert", "default_dtype", "disable_jit", "distributed", "eval", "eval_shape", "export_function", "exporter",
+    "from_mlx", "fuse", "generate", "grad", "import_function", "jit", "jvp", "load", "load_adapters",
+    "load_metadata", "lora", "next_key", "nn", "optim", "parameter", "plot", "quantize", "record", "recorded",
+    "register_dataclass", "register_pytree_node", "rng", "save", "save_adapters", "stateful", "static", "summary",
+    "to_mlx", "tree", "value_and_grad", "vjp", "vmap",
 ]  # fmt: skip
 
 
