@@ -131,7 +131,8 @@ def flatten(opt: Rule, *, max_size: int = 4096, elementwise: bool | None = None)
     (9,)
     """
     if not isinstance(opt, Rule):
-        raise TypeError(NOT_A_RULE.format(given=describe(opt)) + AROUND * isinstance(opt, Optimizer))
+        advice = AROUND if isinstance(opt, Optimizer) and not isinstance(opt, Flattened) else ""
+        raise TypeError(NOT_A_RULE.format(given=describe(opt)) + advice)
     if not (opt.rule in ELEMENTWISE if elementwise is None else elementwise):
         known = ", ".join(sorted(rule.__name__ for rule in ELEMENTWISE))
         raise ValueError(NOT_ELEMENTWISE.format(rule=opt.rule.__name__, known=known))
