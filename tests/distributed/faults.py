@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 
 import mlx.core as mx
@@ -29,11 +30,17 @@ def fail(way):
     time.sleep(60)
 
 
+def save(model):
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_weights(f"{folder}/model.safetensors")
+
+
 WAITING = {
     "all_sum": fl.distributed.all_sum,
     "broadcast": fl.distributed.broadcast,
     "shard_batch": lambda x: fl.distributed.shard_batch(mx.concatenate([x] * GROUP.size())),
     "barrier": lambda x: fl.distributed.barrier(),
+    "save_weights": lambda x: save(fl.distributed.all_sum(fl.nn.Linear(2, 1))),
     "eval": lambda x: fl.eval(fl.jit(fl.distributed.all_sum)(x)),
 }
 

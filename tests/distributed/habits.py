@@ -136,5 +136,22 @@ def check_files_of_parts_are_told_of():
         fl.save_adapters(d.gather(d.fully_shard(whole)), folder)
 
 
+def check_what_a_divided_layer_does_not_do_says_what_does():
+    whole = d.broadcast(fl.nn.Linear(4, 2 * SIZE))
+    divided, linear = d.fully_shard(whole), d.shard_linear(whole, "all-to-sharded")
+    weights = dict(zip(fl.tree.paths(whole), fl.tree.leaves(whole), strict=True))
+    for model in (divided, linear):
+        said = ranks.error_of(lambda: model.load_weights(weights), ValueError)  # noqa: B023
+        assert "load whole weights into the whole model, and divide that" in said
+    assert not hasattr(divided, "weight")
+    assert "write .module.weight" in ranks.error_of(lambda: divided.weight, AttributeError)
+    assert "model.at('layers.*')" in ranks.error_of(lambda: d.fully_shard(fl.nn.Linear(2, 2 * SIZE + 1)), ValueError)
+    adapted = fl.lora(fl.nn.Sequential(whole), "layers.*", rank=2)
+    said = ranks.error_of(lambda: adapted.at("layers.0").apply(lambda each: d.shard_linear(each, "all-to-sharded")), ValueError)
+    assert "fl.fuse(model)" in said
+    chain = fl.optim.chain(d.average_gradients, fl.optim.Adam(0.1))
+    assert "fl.optim.flatten(opt))" in ranks.error_of(lambda: fl.optim.flatten(chain), TypeError)
+
+
 if __name__ == "__main__":
     ranks.run(globals())

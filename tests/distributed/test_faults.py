@@ -9,6 +9,11 @@ import ranks
 import frostleaf as fl
 
 LOOP = Path(__file__).with_name("faults.py")
+WAYS = [
+    "all_sum",
+    "save_weights",
+    *[pytest.param(way, marks=pytest.mark.long) for way in ("broadcast", "eval", "shard_batch", "barrier")],
+]
 STATUS = {"killed": -signal.SIGKILL, "ended": 3}
 
 
@@ -35,9 +40,7 @@ def test_a_rank_that_hangs_ends_the_others_after_a_while():
     assert "fl.distributed.eval waited for 3.0 s on rank 0 of 2" in said
 
 
-@pytest.mark.parametrize(
-    "way", ["all_sum", "eval", *[pytest.param(way, marks=pytest.mark.long) for way in ("broadcast", "shard_batch", "barrier")]]
-)
+@pytest.mark.parametrize("way", WAYS)
 def test_a_timeout_of_the_job_is_that_of_each_evaluation(way):
     with ranks.started(LOOP, 2, way, "3") as job:
         statuses = ranks.wait(job, 30, grace=0)

@@ -38,7 +38,8 @@ def average_gradients(
         communication_stream: MLX's stream for the exchange. Default: MLX's choice.
 
     Returns:
-        The averages, the same on all ranks, in the dtypes of the gradients.
+        The averages, the same on all ranks, in the dtypes of the gradients, if these are floating; of integers in float32, as
+        MLX's.
 
     Raises:
         ValueError: On every rank, as from :func:`all_sum`, and if ``all_reduce_size`` is no number.

@@ -23,8 +23,10 @@ from ..nn.distributed import (
     QuantizedShardedToAllLinear,
     ShardedToAllLinear,
 )
+from ..nn.dora import DoRALinear
 from ..nn.fully_sharded import FullyShardedModule
 from ..nn.linear import Linear
+from ..nn.lora import LoRALinear
 from ..nn.quantized import QuantizedLinear
 from ..nn.shards import segments_of, shard_of, whole_of, with_shards
 from ..transforms.eval_shape import eval_shape
@@ -37,6 +39,10 @@ M = TypeVar("M", bound=Module)
 # Of the path and the array: the axis along which it is divided, or a pair of it and the segments, or None.
 Sharding = Callable[[str, mx.array], Any]
 
+_ADAPTED = (
+    ". To divide it, make one layer of it and its adapter: model = fl.fuse(model); to train adapters of a divided model, "
+    "write fl.distributed.fully_shard(model)"
+)
 _WAYS = ("all-to-sharded", "sharded-to-all")
 
 
@@ -77,7 +83,8 @@ def shard_linear(module: Module, sharding: str, segments: Any = 1, group: Any = 
     if type(layer) is QuantizedLinear:
         kind = QuantizedAllToShardedLinear if outputs else QuantizedShardedToAllLinear
         return kind.from_quantized_linear(layer, segments=segments, group=group)
-    raise ValueError(f"shard_linear takes a Linear or a QuantizedLinear, and was given {describe(module)}")
+    advice = _ADAPTED if isinstance(layer, LoRALinear | DoRALinear) else ""
+    raise ValueError(f"shard_linear takes a Linear or a QuantizedLinear, and was given {describe(module)}{advice}")
 
 
 @returns_copy("tree = fl.distributed.{name}(tree, ...)")

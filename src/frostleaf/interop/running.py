@@ -53,7 +53,10 @@ class Running(MLXModule):
         except AttributeError:
             found = inspect.getattr_static(type(self).__native__, name, None)
             if found is None or name.startswith("__"):
-                raise
+                advice = type(self).__native__._instead_of_reading(name)
+                if advice is None:
+                    raise
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {advice}") from None
         return functools.partial(_run, self, name) if inspect.isfunction(found) else getattr(self._trees.of(self), name)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -18,7 +18,8 @@ from ..core.sharing import has_ties, with_leaves
 from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, level_of_caller, listed, nearest
 from ..edits.updating import persistent
-from ..transforms.shards import shards_in
+from ..transforms import evaluation
+from ..transforms.shards import Shard, shards_in
 from ..tree.comparison import equal
 from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
@@ -115,6 +116,7 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
         if isinstance(array, ShapeDtypeStruct):
             raise ValueError(f"can't save {parameter}, which is a ShapeDtypeStruct and has no numbers")
     _warn_of_parts(module, arrays, name)
+    evaluation.eval(arrays)  # MLX's writing would wait for other processes without notice
     if in_shards:
         sharded.write_directory(name, arrays, sharded.MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes)
     else:
@@ -123,10 +125,15 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
             formats.write_file(temporary, arrays, ending)
 
 
-def _warn_of_parts(module: Node, arrays: Mapping[str, mx.array], file: str) -> None:
+def _parts_in(module: Node) -> dict[str, tuple[Shard, ...]]:
+    """Return how arrays are divided of which other ranks have parts, by their names."""
     structure = flat_of(module).structure
     places = zip(structure.leaf_names(), shards_in(structure), strict=True)
-    parts = {name: shards for name, shards in places if name in arrays and any(shard.group.size() > 1 for shard in shards)}
+    return {name: shards for name, shards in places if any(shard.group.size() > 1 for shard in shards)}
+
+
+def _warn_of_parts(module: Node, arrays: Mapping[str, mx.array], file: str) -> None:
+    parts = {name: shards for name, shards in _parts_in(module).items() if name in arrays}
     if parts:
         rank = next(iter(parts.values()))[0].group.rank()
         text = _PARTS.format(file=file, rank=rank, names=listed([*parts]))
@@ -260,6 +267,12 @@ def _check_placeholders(module: Node, loaded: Mapping[str, Any]) -> None:
 _TIED = "{name}, which is tied to {source!r}, whose array is used: rename={{{given!r}: None}} leaves it out"
 
 
+_DIVIDED = (
+    ". Each rank has a part of this model: load whole weights into the whole model, and divide that, such as "
+    "fl.distributed.fully_shard(whole.load_weights(file)) with whole = fl.eval_shape(Model), which holds no arrays"
+)
+
+
 def _check_weights(
     module: Node,
     weights: Mapping[str, Any],
@@ -268,17 +281,22 @@ def _check_weights(
     rename: Rename | None,
 ) -> None:
     extra, missing = weights.keys() - current.keys(), current.keys() - weights.keys()
+    divided = _DIVIDED if _parts_in(module) else ""
     if extra:
         names = _listed(extra, missing or current, origins, tied_places(module))
-        advice = _renaming_advice(weights.keys(), current.keys(), origins, rename)
+        advice = divided or _renaming_advice(weights.keys(), current.keys(), origins, rename)
         raise ValueError(f"Received {len(extra)} parameters not in model: \n{names}.{advice}")
     if missing:
-        advice = _renaming_advice(weights.keys(), current.keys(), origins, rename) or _tying_advice(module, missing, weights)
+        advice = (
+            divided
+            or _renaming_advice(weights.keys(), current.keys(), origins, rename)
+            or _tying_advice(module, missing, weights)
+        )
         raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.{advice}")
     for name, array in current.items():
         new = weights[name]
         if new.shape != array.shape:
-            raise ValueError(f"Expected shape {array.shape} but received shape {new.shape} for parameter {name}")
+            raise ValueError(f"Expected shape {array.shape} but received shape {new.shape} for parameter {name}{divided}")
 
 
 _UNUSED = (

@@ -29,6 +29,15 @@ from .shards import Sharded, saved_leaves, shard_of
 _ALONE = 2**18
 
 
+_INSIDE = (
+    "what it divides is in .module, so write .module.{name}, of which each rank has its part if it is an array. Where other "
+    "code reads it of this layer, divide what is inside instead: model.at('layers.*.mlp').apply(fl.distributed.fully_shard)"
+)
+_BY_LAYERS = (
+    ". Divide only layers that can be, which also takes less memory: model.at('layers.*').apply(fl.distributed.fully_shard)"
+)
+
+
 class FullyShardedModule(Sharded):
     r"""Hold a part of each array of a module, and put the whole together in each call.
 
@@ -90,6 +99,10 @@ class FullyShardedModule(Sharded):
         """
         return self._with_whole(lambda module: module.as_linear, args, kwargs)
 
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return super()._instead_of_reading(name) or (None if name.startswith("_") else _INSIDE.format(name=name))
+
     @property
     def divides(self) -> bool:
         """Whether there are arrays that this module divides, and not one inside."""
@@ -104,7 +117,8 @@ class FullyShardedModule(Sharded):
         """Return a module with this rank's part of each array."""
         flat = flat_of(module)
         places = zip(flat.structure.leaf_names(), flat.leaves, flat.structure.remember(_divided_leaves), strict=True)
-        return with_leaves(module, [shard_of(leaf, Shard(self.group, 0), name) if own else leaf for name, leaf, own in places])
+        shard = Shard(self.group, 0)
+        return with_leaves(module, [shard_of(leaf, shard, name, _BY_LAYERS) if own else leaf for name, leaf, own in places])
 
     def _whole(self, module: Any, given: Sequence[mx.array]) -> Any:
         """Return the module with whole arrays, which are gathered once the arrays given are there."""

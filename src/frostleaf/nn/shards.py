@@ -118,25 +118,27 @@ def segments_of(given: Any) -> Segments:
 _NOT_DIVIDED = "can't shard {name}, {array}: the {length} of its axis {axis}{into} can't be divided among {ranks} ranks"
 
 
-def shard_of(array: Any, shard: Shard, name: str) -> Any:
+def shard_of(array: Any, shard: Shard, name: str, advice: str = "") -> Any:
     """Return this rank's part of an array.
 
     Args:
         array: The whole, or its shape.
         shard: How it is divided.
         name: What to call it in an error.
+        advice: What else to say in one.
 
     Raises:
         ValueError: If it has no such axis, or can't be divided so.
     """
     group, axis = shard.group, shard.axis
     if not -array.ndim <= axis < array.ndim:
-        raise ValueError(f"can't shard {name}, {describe(array)}, along axis {axis}, which it does not have")
+        raise ValueError(f"can't shard {name}, {describe(array)}, along axis {axis}, which it does not have{advice}")
     edges = _edges(shard.segments, array.shape[axis])
     if edges is None or any((stop - start) % group.size() for start, stop in pairwise(edges)):
         length, into = array.shape[axis], "" if shard.segments == 1 else f" with segments {shard.segments}"
         raise ValueError(
             _NOT_DIVIDED.format(name=name, array=describe(array), length=length, axis=axis, into=into, ranks=group.size())
+            + advice
         )
     if group.size() == 1:
         return array

@@ -99,6 +99,10 @@ class Flattened(Optimizer):
 
 
 NOT_A_RULE = "fl.optim.flatten takes an optimizer with one of MLX's rules, such as fl.optim.Adam(1e-3), and was given {given}"
+AROUND = (
+    ". What changes gradients or wraps an optimizer goes around it: fl.optim.chain(fl.distributed.average_gradients, "
+    "fl.optim.flatten(opt))"
+)
 NOT_ELEMENTWISE = (
     "{rule} can't be flattened: it is not known to update every number by itself, whatever array the number is in, as {known} "
     "do. If yours does, say fl.optim.flatten(opt, elementwise=True)"
@@ -127,7 +131,8 @@ def flatten(opt: Rule, *, max_size: int = 4096, elementwise: bool | None = None)
     (9,)
     """
     if not isinstance(opt, Rule):
-        raise TypeError(NOT_A_RULE.format(given=describe(opt)))
+        advice = AROUND if isinstance(opt, Optimizer) and not isinstance(opt, Flattened) else ""
+        raise TypeError(NOT_A_RULE.format(given=describe(opt)) + advice)
     if not (opt.rule in ELEMENTWISE if elementwise is None else elementwise):
         known = ", ".join(sorted(rule.__name__ for rule in ELEMENTWISE))
         raise ValueError(NOT_ELEMENTWISE.format(rule=opt.rule.__name__, known=known))
