@@ -157,6 +157,37 @@ def check_a_mapped_function_sends_what_one_rank_has():
     assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
 
 
+def check_ensembles_of_models_that_are_divided():
+    models = [fl.nn.Linear(12, 12, key=mx.random.key(seed)) for seed in (1, 2)]
+    x = mx.random.normal((2, 3, 12), key=mx.random.key(3))
+    divided = fl.tree.stack([fl.distributed.fully_shard(model) for model in models])
+
+    def loss(model, x):
+        return model(x).square().sum()
+
+    assert fl.tree.allclose(
+        fl.vmap(lambda model, x: model(x))(divided, x),
+        fl.vmap(lambda model, x: model(x))(fl.tree.stack(models), x),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    expected = fl.tree.stack(
+        [fl.grad(loss)(fl.distributed.fully_shard(model), each) for model, each in zip(models, x, strict=True)]
+    )
+    assert fl.tree.allclose(fl.vmap(fl.grad(loss))(divided, x), expected, rtol=1e-5, atol=1e-5)
+    assert fl.tree.allclose(fl.grad(lambda model: fl.vmap(loss)(model, x).sum())(divided), expected, rtol=1e-5, atol=1e-5)
+
+
+def check_an_error_in_a_mapped_function_leaves_the_order_whole():
+    def fails(x):
+        fl.distributed.all_sum(x)
+        raise ArithmeticError
+
+    for fn in (fl.vmap(fails), fl.vmap(fl.grad(fails)), fl.vmap(fl.vmap(fails))):
+        ranks.error_of(lambda: fn(mine(3, 2)), ArithmeticError)  # noqa: B023
+        assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
+
+
 def check_other_functions_on_other_ranks_are_an_error_on_all():
     calls = [fl.distributed.all_sum, fl.distributed.all_max, fl.distributed.average_gradients]
     said = ranks.error_of(lambda: calls[RANK % 3](mine(2)), ValueError)

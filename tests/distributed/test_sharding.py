@@ -145,3 +145,13 @@ def test_compute_dtype_on_one_rank():
 def test_group_is_that_of_all():
     assert fl.nn.AllToShardedLinear(2, 2).group is as_group(None)
     assert fl.nn.AllToShardedLinear(2, 2, group=mx.distributed.init()).group is as_group(None)
+
+
+def test_a_layer_of_another_class_is_not_replaced():
+    class Scaled(fl.nn.Linear):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    for given in (Scaled(4, 4), fl.nn.Embedding(4, 4)):
+        with pytest.raises(ValueError, match="takes a Linear or a QuantizedLinear"):
+            fl.distributed.shard_linear(given, "all-to-sharded")

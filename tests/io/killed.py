@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-import frostleaf as fl
+from frostleaf import Checkpointer  # here, as children would each import it anew
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from checkpoints import left_over
@@ -37,7 +37,7 @@ def is_whole(step: int, tree: dict[str, Any]) -> bool:
 
 
 def save_until_killed(folder: str, shares: bool) -> None:
-    checkpoints = fl.Checkpointer(folder, keep=2)
+    checkpoints = Checkpointer(folder, keep=2)
     step, tree = checkpoints.restore(tree_of(0, shares)) if checkpoints.steps() else (0, tree_of(0, shares))
     while True:
         step += 1
@@ -48,7 +48,7 @@ def save_until_killed(folder: str, shares: bool) -> None:
 
 def look(folder: str, least: int, shares: bool) -> int:
     """Return 0 if the directory has whole checkpoints only, the last of a step that is not before ``least``."""
-    checkpoints = fl.Checkpointer(folder)
+    checkpoints = Checkpointer(folder)
     if not checkpoints.steps():
         return 0 if least == 0 else 2
     for each in checkpoints.steps():
@@ -62,7 +62,7 @@ def look(folder: str, least: int, shares: bool) -> int:
 
 def tidy(folder: str, least: int, shares: bool) -> int:
     """Go on as the only one, and return 0 if nothing is there then that no checkpoint needs."""
-    checkpoints = fl.Checkpointer(folder, keep=2)
+    checkpoints = Checkpointer(folder, keep=2)
     checkpoints.save(least + 1, tree_of(least + 1, shares))
     steps = checkpoints.steps()
     pathlib.Path(folder, "restored").unlink(missing_ok=True)

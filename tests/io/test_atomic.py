@@ -94,6 +94,24 @@ def test_a_directory_that_is_not_there_is_named(tmp_path):
     assert raised.value.filename == os.path.realpath(tmp_path / "no")
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_replaced(tmp_path, make):
+    path = tmp_path / "there"
+    make(path)
+    before = os.stat(path)
+    for given in (path, os.fsencode(path)):
+        with pytest.raises(OSError, match="there"), atomic_write(given):
+            raise AssertionError("nothing is written")
+    assert os.stat(path) == before
+    assert os.listdir(tmp_path) == ["there"]
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    with atomic_write(os.fsencode(tmp_path / "file")) as temporary, open(temporary, "w") as handle:
+        handle.write("new")
+    assert (tmp_path / "file").read_text() == "new"
+
+
 def test_what_can_not_be_removed_is_no_error(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(path)

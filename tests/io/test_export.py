@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -497,3 +498,18 @@ def test_what_cannot_be_compared_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(fl.UncomparedValueWarning, match=r"if note \(a .*Note\) is another object of its class"):
         imported = through(tmp_path, lambda x, note: x, batch(2), Note())
     assert imported(batch(2), Note()).shape == (2, 4)
+
+
+def test_another_thread_is_told_of(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def export() -> None:
+        with pytest.raises(ValueError, match="main thread") as caught:
+            fl.export_function(tmp_path / "f", lambda x: x * 2, mx.ones((3, 2)))
+        said.append(str(caught.value))
+
+    thread = threading.Thread(target=export)
+    thread.start()
+    thread.join()
+    assert len(said) == 1
+    assert not (tmp_path / "f").exists()

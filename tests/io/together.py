@@ -169,6 +169,17 @@ def check_shards_are_refused():
         assert checkpoints.steps() == [1]
 
 
+def check_each_rank_may_save_its_own_shards():
+    model = fl.distributed.fully_shard(fl.nn.Linear(3, 2 * SIZE, key=mx.random.key(0)))
+    opt = fl.optim.Adam(0.1)
+    mine = opt.update(model, fl.tree.map(mx.ones_like, model), opt.init(model))
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
+        warnings.simplefilter("error")
+        checkpoints.save(1, mine)
+        assert fl.tree.equal(checkpoints.restore(fl.eval_shape(lambda: mine)), (1, mine))
+    assert works()
+
+
 def check_a_rank_that_leaves_by_an_error_does_not_wait_for_others():
     class OwnError(Exception):
         pass

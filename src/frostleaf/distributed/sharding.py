@@ -69,10 +69,10 @@ def shard_linear(module: Module, sharding: str, segments: Any = 1, group: Any = 
     _require_way(sharding)
     layer: Any = convert(module)
     outputs = sharding == "all-to-sharded"
-    if isinstance(layer, Linear):
+    if type(layer) is Linear:
         kind: Any = AllToShardedLinear if outputs else ShardedToAllLinear
         return kind.from_linear(layer, segments=segments, group=group)
-    if isinstance(layer, QuantizedLinear):
+    if type(layer) is QuantizedLinear:
         kind = QuantizedAllToShardedLinear if outputs else QuantizedShardedToAllLinear
         return kind.from_quantized_linear(layer, segments=segments, group=group)
     raise ValueError(f"shard_linear takes a Linear or a QuantizedLinear, and was given {describe(module)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -44,9 +45,14 @@ def atomic_write(file: str | os.PathLike[str], *, flush: bool = True) -> Iterato
 
     Raises:
         FileNotFoundError: If the directory doesn't exist; the error names it.
+        OSError: If there is something of that name that is no file.
     """
-    directory, name = os.path.split(os.path.realpath(file))
-    target = os.path.join(directory, name)
+    target = os.path.realpath(os.fsdecode(file))
+    directory, name = os.path.split(target)
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", os.fsdecode(file))
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError(f"{os.fsdecode(file)} is not a file, but a device or the like, which a file would replace")
     suffix = os.fsdecode(os.fsencode(name)[-_LONGEST:])
     temporary = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{suffix}")
     os.stat(directory)

@@ -46,7 +46,8 @@ _GOES_BACK = (
 )
 
 _WHOLE_TREES = (
-    ". Save what is whole: fl.distributed.gather(model), and of a sharded optimizer opt.gather(state), which all ranks call"
+    ". What is divided among ranks is saved whole: fl.distributed.gather(model), and of fl.optim.shard opt.gather(state), "
+    "which all ranks call"
 )
 
 _NO_BEST = (

@@ -36,6 +36,8 @@ _STEPS = (
     "fl.exporter, or give an example that has more than one row. Layers of mlx.nn may keep a shape where those of "
     "fl.convert(model) don't, as a Linear with a bias does, and mx.addmm"
 )
+_NO_STREAM = "There is no Stream"  # as MLX words it
+_OTHER_THREAD = "MLX runs what it reads from a file in the main thread alone: export it there"
 _EXAMPLE = "with the example arguments"
 
 
@@ -136,6 +138,8 @@ class Checks:
             found = imported(positional, named)
             mx.eval(found, expected.leaves)
         except (ValueError, RuntimeError) as error:
+            if _NO_STREAM in str(error):
+                said["advice"] = _OTHER_THREAD
             raise ValueError(_CANT_RUN.format(**said, error=error)) from error
         names = expected.structure.leaf_names()
         wrong = [name for name, one, other in zip(names, expected.leaves, found, strict=True) if not _is_close(one, other)]

@@ -83,7 +83,7 @@ def import_function(path: str | os.PathLike[str]) -> ImportedFunction:
 
     It takes trees of the structure, shapes and dtypes that it was exported with, and returns what the original returned:
     numbers, tuples, lists, dicts and named tuples as they were, modules as those of the arguments are. It can be
-    differentiated, compiled and mapped like any other.
+    differentiated, compiled and mapped like any other. MLX computes it in the main thread alone.
 
     Args:
         path: The file.

@@ -177,6 +177,13 @@ def _gathering(group: Group, dtype: mx.Dtype) -> Callable[..., Any]:
         parts = _split_like(mean, shards)
         return [part.reshape(shard.shape).astype(shard.dtype) for part, shard in zip(parts, shards, strict=True)]
 
+    @gather.vmap
+    def gather_mapped(shards: Any, axes: Any) -> Any:
+        # Ranks divide the first axis, so the mapped one goes last.
+        moved = [each if axis is None else mx.moveaxis(each, axis, -1) for each, axis in zip(shards, axes, strict=True)]
+        wholes: Any = gather(moved)
+        return wholes, [None if axis is None else whole.ndim - 1 for whole, axis in zip(wholes, axes, strict=True)]
+
     return gather
 
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 Said = Mapping[str, str]
 
 _MOST = 8
+_FUNCTION = "the function"
 # With what each exchange here begins, so that one of something else is noticed.
 _MARK = b"fl"
 _NOTHING = "nothing"
@@ -77,7 +78,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advic
         made, said = prepare()
     except (TypeError, ValueError) as error:
         failed = error
-    text = json.dumps([("the function", name), *said.items()]) if failed is None else str(failed)
+    text = json.dumps([(_FUNCTION, name), *said.items()]) if failed is None else str(failed)
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     given = _exchanged(_MARK + bytes([failed is not None]) + digest, group)
     if given is not None and not all(each.startswith(_MARK) for each in given):
@@ -120,6 +121,8 @@ def _failure(name: str, problems: Mapping[int, str]) -> str:
 
 def _difference(name: str, texts: list[str]) -> str:
     by_rank = [dict(json.loads(text)) for text in texts]
+    if len({said[_FUNCTION] for said in by_rank}) > 1:  # so that nothing else can be alike
+        by_rank = [{_FUNCTION: said[_FUNCTION]} for said in by_rank]
     first = by_rank[0]
     found: dict[str, str] = {}
     for rank, said in enumerate(by_rank):

@@ -90,6 +90,19 @@ class unchanged_tokens(Scope):  # noqa: N801
         _thread.is_traced = True
 
 
+class unless_it_fails:  # noqa: N801
+    """Leave this thread's token as it was before a ``with`` block that ends with an exception: it may have no value."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = _thread.token
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            _thread.token = self._before
+
+
 def _put_back(token: mx.array | None, is_traced: bool) -> None:
     _thread.token, _thread.is_traced = token, is_traced
 

@@ -13,6 +13,7 @@ from ..tree.functions import unflatten
 from ..tree.prefixes import argument, broadcast_prefix
 from .binding import REFUSED, raise_with_name, unbind
 from .collectives import mapped as mapped_in
+from .collectives import unless_it_fails
 from .context import override, setting
 from .jit.captured import depends, require_visible
 from .random import restore_state, saved_state, unchanged_state
@@ -107,7 +108,7 @@ class Vmapped(Wrapped[P, R]):
             return [*batched, drawn] if drawn is not before and depends(drawn, examples) else batched
 
         # MLX compiles nothing that is mapped. What is not would be traced, and used elsewhere, without its checkpoints.
-        with unchanged_state(), setting(mapped_in, (*mapped_in.get(), is_mapped)), override(plain=True):
+        with unless_it_fails(), unchanged_state(), setting(mapped_in, (*mapped_in.get(), is_mapped)), override(plain=True):
             results = mx.vmap(on_leaves, in_axes=tuple(axis for axis in axes if axis is not None))(*mapped)
             drawn = saved_state()
         stacked = iter(results)
