@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from checkpoints import LIKE, damage, files, saved, tree
 
 import frostleaf as fl
+from frostleaf.io.known import KnownArrays
 
 
 def losses(step: int) -> dict[str, float]:
@@ -114,3 +116,21 @@ def test_names_of_other_libraries_are_told_of_ours(name: str, words: str, tmp_pa
 def test_arguments_of_other_libraries_are_told_of_ours(name: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=re.escape(f"Checkpointer() takes no argument {name!r}{words}")):
         fl.Checkpointer(tmp_path, **{name: 3})
+
+
+def test_what_is_dropped_is_forgotten_without_a_line_of_python_and_told_briefly() -> None:
+    known = KnownArrays()
+    arrays = {"w": mx.ones(3), "v": mx.zeros(3)}
+    watched = known._watch(arrays, {name: mx.zeros(3) for name in arrays})
+    for object, memory in watched.values():
+        known._hold(object, memory, None)
+        assert len(repr(object.__callback__)) < 200
+    assert len(known._held) == 2
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        arrays.clear()
+    finally:
+        sys.setprofile(None)
+    assert not known._held
+    assert not called
