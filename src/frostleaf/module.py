@@ -441,7 +441,6 @@ class Module(Keyed, Node, ShownTree):
         The arrays have the dtypes of the file. A safetensors file is read as its arrays are first used (``fl.eval`` reads all),
         in the thread that loaded it, so that no second copy of the model is in memory. The model need not be built either: a
         :class:`frostleaf.ShapeDtypeStruct`, which :func:`frostleaf.eval_shape` returns for an array, is filled from the file.
-
         Headers are checked before anything is read. Numbers have a checksum in ``.npz`` only: a flipped bit in another file of
         weights goes unnoticed. :func:`frostleaf.load` notices it in a file that :func:`frostleaf.save` wrote.
 
@@ -449,9 +448,8 @@ class Module(Keyed, Node, ShownTree):
             file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file, or a list of them; of a directory in
                 Hugging Face's layout, or its ``model.safetensors.index.json``; or arrays by dotted name, as pairs or in a dict.
                 In a GGUF file MLX turns bfloat16, and ways of quantizing that it doesn't know, into float16.
-            strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise names that the
-                model doesn't have are ignored (an :class:`frostleaf.UnmatchedWeightsWarning` if all are), and shapes are not
-                compared. Default: ``True``.
+            strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise other names are
+                ignored (with an :class:`frostleaf.UnmatchedWeightsWarning` if all are), and shapes. Default: ``True``.
             rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
                 ``None`` for a name leaves its array out. Default: the names are the same.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from checkpoints import LIKE, damage, files, saved, tree
 
 import frostleaf as fl
+from frostleaf.io.known import KnownArrays
 
 
 def losses(step: int) -> dict[str, float]:
@@ -80,3 +83,54 @@ def test_nothing_is_created_before_something_is_saved(tmp_path: Path, monkeypatc
     with fl.Checkpointer("~/runs/one") as checkpoints:
         checkpoints.save(1, {"w": mx.zeros(3)})
     assert files(tmp_path / "runs" / "one") == [1]
+
+
+def test_the_latest_step_is_the_one_that_was_saved_last(tmp_path: Path) -> None:
+    assert fl.Checkpointer(tmp_path).latest_step() is None
+    with saved(tmp_path, 1, 2, 9, keep=None) as checkpoints:
+        assert checkpoints.latest_step() == 9
+        checkpoints.restore(LIKE, 2)
+        checkpoints.save(3, tree(3))
+        assert (checkpoints.latest_step(), checkpoints.steps()[-1]) == (3, 9)
+        assert checkpoints.restore(LIKE)[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("all_steps", "write steps()"),
+        ("wait_until_finished", "write wait()"),
+        ("close", "write wait(), or use it in a with block"),
+    ],
+)
+def test_names_of_other_libraries_are_told_of_ours(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(AttributeError, match=re.escape(f"Checkpointer has no attribute {name!r}: {words}")):
+        getattr(fl.Checkpointer(tmp_path), name)
+    assert not hasattr(fl.Checkpointer(tmp_path), "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("max_to_keep", ": give keep"), ("best_fn", ": give best, the name"), ("keeps", "; the nearest is 'keep'"), ("other", "")],
+)
+def test_arguments_of_other_libraries_are_told_of_ours(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"Checkpointer() takes no argument {name!r}{words}")):
+        fl.Checkpointer(tmp_path, **{name: 3})
+
+
+def test_what_is_dropped_is_forgotten_without_a_line_of_python_and_told_briefly() -> None:
+    known = KnownArrays()
+    arrays = {"w": mx.ones(3), "v": mx.zeros(3)}
+    watched = known._watch(arrays, {name: mx.zeros(3) for name in arrays})
+    for object, memory in watched.values():
+        known._hold(object, memory, None)
+        assert len(repr(object.__callback__)) < 200
+    assert len(known._held) == 2
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        arrays.clear()
+    finally:
+        sys.setprofile(None)
+    assert not known._held
+    assert not called

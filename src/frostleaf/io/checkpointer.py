@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 from ..core.structure import flat_of
 from ..core.words import describe, listed
@@ -28,7 +28,8 @@ from .first_rank import by_first, read_by_first, require_alike, said_of
 from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differences_of_arrays
 from .known import KnownArrays, Watched, stamp_of
 from .latest import restore_latest
-from .metrics import best_of, numbers_in, whole
+from .metrics import best_of, name_of_metric, numbers_in, whole
+from .orbax import INSTEAD, refusal_of_argument
 from .partial import LoadReport
 from .pruning import kept
 from .safetensors import CheckpointError
@@ -53,9 +54,6 @@ _NO_BEST = (
     "best={best!r} is not among the metrics {names}. Give it too, as nan where it was not measured, or no metrics for a "
     "checkpoint that can't be the best"
 )
-
-
-_BEST_NAME = "best is the name of a metric, such as best='loss' with mode='min', and was given as {best}"
 
 
 class Checkpointer:
@@ -134,16 +132,17 @@ class Checkpointer:
         best: str | None = None,
         mode: Literal["min", "max"] = "min",
         group: AnyGroup = None,
+        **of_others: Any,
     ) -> None:
+        if of_others:
+            raise TypeError(refusal_of_argument(next(iter(of_others))))
         ranks = None if group is None else as_group(group)
         self._group = ranks if ranks is not None and ranks.size() > 1 else None
         self._keep = keep if keep is None else whole("keep", keep, 1)
         self._every = whole("every", every, 1)
         if mode not in ("min", "max"):
             raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
-        if not isinstance(best, str | None):
-            raise TypeError(_BEST_NAME.format(best=describe(best)))
-        self._best, self._mode = best, mode
+        self._best, self._mode = name_of_metric(best), mode
         # It stays the same when a link to it or the current directory changes.
         path = require_path(directory, "fl.Checkpointer(directory)")
         self._directory = Directory(os.path.realpath(os.path.expanduser(path)))
@@ -206,6 +205,16 @@ class Checkpointer:
             CheckpointError: If saving failed.
         """
         return self._for_all("steps", self._directory.steps)
+
+    def latest_step(self) -> int | None:
+        """Return the step that was saved last, which :meth:`restore` restores, or ``None`` if there is none.
+
+        It is the largest one, unless a run has gone back to an earlier.
+
+        Raises:
+            CheckpointError: If saving failed.
+        """
+        return self._for_all("latest_step", self._directory.latest)
 
     @overload
     def restore(
@@ -352,6 +361,12 @@ class Checkpointer:
             self.wait() if error is None else self._wait()
         finally:
             self._lock = None  # what is still being written after an interrupt holds it
+
+    if not TYPE_CHECKING:  # a checker that saw this would take every name for a method
+
+        def __getattr__(self, name: str) -> Any:
+            advice = f": {INSTEAD[name]}" if name in INSTEAD else ""
+            raise AttributeError(f"Checkpointer has no attribute {name!r}{advice}", name=name, obj=self)
 
     def __repr__(self) -> str:
         options = f"keep={self._keep}, every={self._every}, best={self._best!r}, mode={self._mode!r}"

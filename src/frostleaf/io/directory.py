@@ -90,6 +90,10 @@ class Directory:
                 return Entry(os.lstat(head).st_mtime_ns, {}, None)
         return None
 
+    def latest(self) -> int | None:
+        """Return the step that was saved last, or ``None`` if there is none."""
+        return max(((entry.time, step) for step, entry in self.entries().items()), default=(0, None))[1]
+
     def files(self) -> dict[int, list[str]]:
         """Return the paths of each checkpoint's files."""
         files = {step: [self.head(step)] for step in self.steps()}

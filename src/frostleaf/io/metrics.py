@@ -25,6 +25,17 @@ def whole(name: str, given: Any, least: int) -> int:
     return number
 
 
+def name_of_metric(best: Any) -> str | None:
+    """Return the name of the metric that decides which checkpoint is the best, as it was given, or ``None``.
+
+    Raises:
+        TypeError: If it is something else, such as a function.
+    """
+    if not isinstance(best, str | None):
+        raise TypeError(f"best is the name of a metric, such as best='loss' with mode='min', and was given as {describe(best)}")
+    return best
+
+
 def numbers_in(metrics: Any) -> dict[str, Any]:
     """Return metrics as Python's numbers.
 

@@ -327,7 +327,10 @@ def require_rule_of(state: OptimizerState, opt: Rule, name: str, method: str) ->
 
 def _require_rule(rule: Any) -> None:
     if not (isinstance(rule, type) and issubclass(rule, mlx.optimizers.Optimizer)):
-        raise TypeError(f"an optimizer is made from a subclass of mlx.optimizers.Optimizer, and was given {describe(rule)}")
+        is_instance = isinstance(rule, mlx.optimizers.Optimizer)
+        advice = f". Give its class, then hyperparameters: fl.optim.wrap({type(rule).__name__})(...)" if is_instance else ""
+        given = f"and was given {describe(rule)}{advice}"
+        raise TypeError(f"an optimizer is made from a subclass of mlx.optimizers.Optimizer, {given}")
     if rule.apply_single is mlx.optimizers.Optimizer.apply_single:
         shown = f"{rule.__name__} has no apply_single, the rule for one array"
         raise TypeError(f"{shown}. Several optimizers are put together by fl.optim.multi")

@@ -1,0 +1,41 @@
+"""What to write for the names that Orbax and PyTorch Lightning have for a directory of checkpoints."""
+
+from __future__ import annotations
+
+from ..core.words import nearest
+
+# Of methods and attributes.
+INSTEAD = {
+    "all_steps": "write steps()",
+    "wait_until_finished": "write wait()",
+    "check_for_errors": "write wait(), which raises them; so does the next call of any method",
+    "close": "write wait(), or use it in a with block; the lock is let go when the Checkpointer is dropped",
+    "load": "write restore(like), which returns the step and the tree",
+    "restore_latest": "write restore(like), which restores the latest",
+    "should_save": "give every=, and call save(step, tree) at each step, which returns whether it saves",
+    "directory": "keep the path that it was given; repr shows it",
+    "item_metadata": "write metrics(step) or info()",
+    "delete": "remove the files of the step, those that begin with its name: others don't need them",
+    "reload": "leave it out: each method looks at the directory",
+}
+
+_ARGUMENTS = {
+    "max_to_keep": "give keep",
+    "save_interval_steps": "give every",
+    "best_fn": "give best, the name of a metric, and metrics to save(step, tree, metrics)",
+    "best_mode": "give mode",
+    "save_top_k": "give keep, and best for the best one besides",
+    "monitor": "give best, the name of a metric",
+    "options": "give keep, every, best and mode by themselves",
+    "create": "leave it out: the first save creates the directory",
+    "step_prefix": "leave it out: the files are step-00000010.safetensors",
+    "item_names": "save one tree, such as a dict of what there is",
+    "enable_async_checkpointing": "leave it out: a background thread writes, and wait() waits for it",
+}
+_KNOWN = "directory", "keep", "every", "best", "mode", "group"
+
+
+def refusal_of_argument(name: str) -> str:
+    """Return what is to be said to one who gives an argument that ``Checkpointer`` doesn't have."""
+    advice = f": {_ARGUMENTS[name]}" if name in _ARGUMENTS else nearest(name, _KNOWN)
+    return f"Checkpointer() takes no argument {name!r}{advice}"
