@@ -226,7 +226,15 @@ DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
             "returns there",
         ],
     ),
-    "frozen names": (Layer(W).freeze(), Layer(W), ["(root) (frozen): weight in the file, nothing in like"]),
+    "frozen names": (
+        Layer(W).freeze(),
+        Layer(W),
+        [
+            "(root) (frozen): weight in the file, nothing in like",
+            "They differ in what is frozen: load into a model in which the same is frozen as in the file's, and freeze or unfreeze "
+            "the one that is loaded",
+        ],
+    ),
     "ties": (
         fl.nn.Sequential(fl.nn.Linear(2, 2, bias=False), fl.nn.Linear(2, 2, bias=False)).tie(
             {"layers.1.weight": "layers.0.weight"}

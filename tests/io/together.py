@@ -148,7 +148,7 @@ def check_what_differs_is_an_error_on_every_rank():
         said = error(lambda: checkpoints.save(1, {"w": mx.zeros(2 + RANK)}), ValueError)
         assert re.search(r"w is array f32\[2\] on rank 0 and array f32\[3\] on rank 1", said)
         said = error(checkpoints.steps if RANK else checkpoints.info, ValueError)
-        assert "the method is info on rank 0 and steps on rank 1" in said
+        assert "the function is Checkpointer.info on rank 0 and Checkpointer.steps on rank 1" in said
         checkpoints.save(1, tree(1))
         error(lambda: checkpoints.restore(LIKE, 1, strict=RANK == 0), ValueError)
         assert checkpoints.steps() == [1]
