@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import mlx.core as mx
+
+import frostleaf as fl
 
 TESTS = Path(__file__).parent
 GRACE = 5.0  # seconds, for the others once a rank has failed
@@ -118,6 +121,14 @@ def error_of(fn: Callable[[], Any], kind: type[Exception]) -> str:
     except kind as error:
         return str(error)
     raise AssertionError("no error")
+
+
+def everywhere(fn: Callable[[], Any], *parts: str) -> None:
+    """Require that a call is a ValueError on every rank whose message has some parts, and that the group goes on working."""
+    said = error_of(fn, ValueError)
+    for part in parts:
+        assert re.search(part, said), said
+    assert fl.distributed.all_sum(mx.array(1)).item() == fl.distributed.init().size()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

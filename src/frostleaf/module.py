@@ -189,8 +189,7 @@ class Module(Keyed, Node, ShownTree):
         The fields' converters and validators run, and containers become immutable. :meth:`at` reaches deeper.
 
         Raises:
-            TypeError: If a name is not a field, or a field can't hold the value.
-            ValueError: If what is at a tied place would go.
+            TypeError, ValueError: If a name is no field, a field can't hold the value, or a tied place would be empty.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> layer = fl.nn.Linear(2, 2)

@@ -1,5 +1,6 @@
 """Checks of what people write from habit, run by each of several ranks."""
 
+import functools
 import re
 import tempfile
 import warnings
@@ -9,7 +10,6 @@ import mlx.nn
 import numpy as np
 import ranks
 from mlx.nn.layers.distributed import shard_linear
-from trees import everywhere
 
 import frostleaf as fl
 
@@ -21,16 +21,20 @@ RANK, SIZE = GROUP.rank(), GROUP.size()
 def check_numbers_are_refused():
     for exchange in (d.all_sum, d.all_max, d.all_min, d.average_gradients, d.all_gather):
         for number in (3.0, RANK, True, np.float32(RANK)):
-            everywhere(lambda: exchange({"loss": mx.array(2.0), "count": number}), r"count is the number", r"mx\.array\(")  # noqa: B023
+            call = functools.partial(exchange, {"loss": mx.array(2.0), "count": number})
+            ranks.everywhere(call, r"count is the number", r"mx\.array\(")
 
 
 def check_what_is_no_array_is_the_same_on_all_ranks():
     batch = mx.zeros((SIZE, 2))
     for exchange in (d.all_sum, d.all_max, d.all_min, d.average_gradients, d.all_gather, d.broadcast, d.shard_batch):
-        everywhere(lambda: exchange({"x": batch, "name": f"rank{RANK}"}), r"name is 'rank0' on rank 0 and 'rank1' on rank 1")  # noqa: B023
+        call = functools.partial(exchange, {"x": batch, "name": f"rank{RANK}"})
+        ranks.everywhere(call, r"name is 'rank0' on rank 0 and 'rank1' on rank 1")
         assert exchange({"x": batch, "name": "run"})["name"] == "run"
-    everywhere(lambda: d.broadcast(5 if RANK == 0 else 0), "the value is 5 on rank 0 and 0 on rank 1", r"mx\.array\(n\)")
-    everywhere(lambda: d.broadcast(mx.ones(2) if RANK == 0 else None), "on rank 0 and nothing on rank 1", r"fl\.eval_shape")
+    ranks.everywhere(lambda: d.broadcast(5 if RANK == 0 else 0), "the value is 5 on rank 0 and 0 on rank 1", r"mx\.array\(n\)")
+    ranks.everywhere(
+        lambda: d.broadcast(mx.ones(2) if RANK == 0 else None), "on rank 0 and nothing on rank 1", r"fl\.eval_shape"
+    )
     assert d.broadcast({"step": 5}) == {"step": 5}
 
 
@@ -40,8 +44,10 @@ def check_parts_of_a_batch_are_gathered():
     ranks_seen = d.all_gather({"rank": mx.array(RANK)})
     assert ranks_seen["rank"].tolist() == [*range(SIZE)]
     assert fl.tree.equal(fl.jit(lambda x: d.all_gather([x]))(mx.array([RANK])), [mx.arange(SIZE)])
-    everywhere(lambda: d.all_gather({"p": mx.zeros(2 + RANK)}), r"p is f32\[2\] on rank 0 and f32\[3\] on rank 1")
-    everywhere(lambda: d.shard_batch({"x": batch["x"], "t": ["a"] * 2 * SIZE}), r"t is a list of \d, as long as the batch")
+    ranks.everywhere(lambda: d.all_gather({"p": mx.zeros(2 + RANK)}), r"p is f32\[2\] on rank 0 and f32\[3\] on rank 1")
+    ranks.everywhere(
+        lambda: d.shard_batch({"x": batch["x"], "t": ["a"] * 2 * SIZE}), r"t is a list of \d, as long as the batch"
+    )
 
 
 def models():
@@ -72,12 +78,14 @@ def check_a_state_without_its_model_is_refused():
     model = next(models())
     state = fl.optim.Adam(0.1).init(model)
     for call in (lambda: d.gather(state), lambda: d.gather((model, state)), lambda: d.shard(state, lambda *_: 0)):
-        everywhere(call, r"fl\.distributed\.gather\(state, model\)")
+        ranks.everywhere(call, r"fl\.distributed\.gather\(state, model\)")
     sharded = fl.optim.shard(fl.optim.Adam(0.1))
-    everywhere(lambda: d.gather(sharded.init(model), model), r"opt\.gather\(state\)")
-    everywhere(lambda: d.gather(model, model), "has none")
+    ranks.everywhere(lambda: d.gather(sharded.init(model), model), r"opt\.gather\(state\)")
+    ranks.everywhere(lambda: d.gather(model, model), "has none")
     other = fl.optim.Adam(0.1).init(d.gather(model))
-    everywhere(lambda: d.gather(d.shard(other, model), d.fully_shard(fl.nn.Sequential(fl.nn.Linear(2, 8)))), "can't be told")
+    ranks.everywhere(
+        lambda: d.gather(d.shard(other, model), d.fully_shard(fl.nn.Sequential(fl.nn.Linear(2, 8)))), "can't be told"
+    )
 
 
 class Mlp(mlx.nn.Module):

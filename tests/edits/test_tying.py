@@ -489,7 +489,9 @@ def test_many_shared_arrays_are_warned_of_once():
     with pytest.warns(fl.optim.SharedArrayWarning) as caught:
         fl.optim.SGD(0.1).init({"online": big, "target": big})
     advice = NO_MODULE.format(tree="dict")
-    assert [str(each.message) for each in caught] == [SHARED.format(paths=first + OTHERS.format(count=99), advice=advice)]
+    assert [str(each.message) for each in caught] == [
+        SHARED.format(paths=first + OTHERS.format(do="do", count=99, s="s"), advice=advice)
+    ]
     with pytest.warns(fl.optim.SharedArrayWarning) as caught:
         fl.optim.SGD(0.1).init(fl.nn.Sequential(big, big))
     (message,) = [str(each.message) for each in caught]

@@ -231,8 +231,8 @@ DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
         Layer(W),
         [
             "(root) (frozen): weight in the file, nothing in like",
-            "They differ in what is frozen: load into a model in which the same is frozen as in the file's, and freeze or unfreeze "
-            "the one that is loaded",
+            "They differ in what is frozen: load into a model in which the same is frozen as in the file's, and freeze "
+            "or unfreeze the one that is loaded",
         ],
     ),
     "ties": (

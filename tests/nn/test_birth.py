@@ -26,7 +26,20 @@ class With:
         if not isinstance(value, type):
             return value
         taken = {key: option for key, option in self.options.items() if key in inspect.signature(value).parameters}
-        return lambda *args, **kwargs: value(*args, **kwargs, **taken)
+        return Taking(value, taken)
+
+
+class Taking:
+    """A class that is given keyword arguments. Its other constructors, which make it of a layer that is there, take none."""
+
+    def __init__(self, made, taken):
+        self.made, self.taken = made, taken
+
+    def __call__(self, *args, **kwargs):
+        return self.made(*args, **kwargs, **self.taken)
+
+    def __getattr__(self, name):
+        return getattr(self.made, name)
 
 
 def floats(tree):

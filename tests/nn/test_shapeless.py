@@ -8,11 +8,12 @@ from cases import CASES
 
 import frostleaf as fl
 
-# Layers that MLX has no rules for, at least in some of their cases, so that they are traced for each shape.
+# Traced for each shape: layers that MLX has no rules for, in some of their cases at least, or that have gradients of their own.
 FOR_EACH_SHAPE = {
-    "AvgPool1d", "AvgPool2d", "AvgPool3d", "Dropout", "Dropout2d", "Dropout3d", "GLU", "GRU", "LSTM", "MaxPool1d", "MaxPool2d",
-    "MaxPool3d", "QQLinear", "QuantizedEmbedding", "RNN", "RoPE", "Sequential", "Transformer", "TransformerDecoder",
-    "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer", "Upsample",
+    "AllToShardedLinear", "AvgPool1d", "AvgPool2d", "AvgPool3d", "Dropout", "Dropout2d", "Dropout3d", "FullyShardedModule",
+    "GLU", "GRU", "LSTM", "MaxPool1d", "MaxPool2d", "MaxPool3d", "QQLinear", "QuantizedEmbedding", "RNN", "RoPE",
+    "Sequential", "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
+    "TransformerEncoderLayer", "Upsample",
 }  # fmt: skip
 CROPPED = CASES["convolution: conv2d, padded by less than nothing"]
 # The others take long, since MLX's CPU compiler takes half a second for each kernel.
