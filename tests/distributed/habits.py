@@ -84,7 +84,7 @@ def check_a_state_without_its_model_is_refused():
     ranks.everywhere(lambda: d.gather(model, model), "has none")
     other = fl.optim.Adam(0.1).init(d.gather(model))
     ranks.everywhere(
-        lambda: d.gather(d.shard(other, model), d.fully_shard(fl.nn.Sequential(fl.nn.Linear(2, 8)))), "can't be told"
+        lambda: d.gather(d.shard(other, model), d.fully_shard(fl.nn.Sequential(fl.nn.Linear(2, 4 * SIZE)))), "can't be told"
     )
 
 

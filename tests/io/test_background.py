@@ -16,6 +16,7 @@ from checkpoints import LIKE, restored, tree
 import frostleaf as fl
 from frostleaf.io import atomic
 from frostleaf.io.background import Background
+from frostleaf.io.directory import Directory
 
 
 @pytest.fixture
@@ -119,6 +120,37 @@ def test_an_interrupt_as_the_thread_starts_leaves_no_writer_that_nobody_knows(
     slow_disk(0)
     checkpoints.save(2, tree(2))
     assert checkpoints.restore(LIKE)[0] == 2
+
+
+def test_a_signal_handler_that_saves_in_the_first_save_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = fl.Checkpointer(tmp_path)
+    clean_up, said = Directory.clean_up, []
+
+    def interrupted(directory: Directory) -> None:
+        monkeypatch.undo()
+        with pytest.raises(fl.CheckpointError, match="signal handler that saves too has interrupted") as caught:
+            checkpoints.save(2, tree(2))
+        said.append(str(caught.value))
+        clean_up(directory)
+
+    monkeypatch.setattr(Directory, "clean_up", interrupted)
+    checkpoints.save(1, tree(1))
+    assert said[0].startswith(f"{tmp_path}: ")
+    checkpoints.save(2, tree(2))
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_a_signal_handler_may_wait_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    background, run, start = Background(), [], threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        background.wait()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    background.start("a save", lambda: run.append(1))
+    background.wait()
+    assert (run, background.is_idle) == ([1], True)
 
 
 def test_one_function_runs_at_a_time_and_all_are_waited_for() -> None:

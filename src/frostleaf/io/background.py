@@ -84,6 +84,8 @@ class _Job:
         while not self.has_ended:
             if self._ended.acquire(timeout=_SECONDS):
                 self._ended.release()
+            else:  # its thread may be waiting for what a signal handler that waits here has interrupted
+                self.run()
 
     def _end(self) -> None:
         self.has_ended = True

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import weakref
 
 LOCK = ".frostleaf-lock"
+
+_INTERRUPTED = (
+    "it is being looked through for the first save, which a signal handler that saves too has interrupted: let the handler "
+    "note the signal, and save after the step"
+)
 
 
 class DirectoryLock:
@@ -17,21 +23,29 @@ class DirectoryLock:
 
     Attributes:
         exclusive: Whether nobody else has the lock. Until :meth:`share` is called, nobody else can get it.
+
+    Raises:
+        OSError: If the directory can't be written to, or this thread is looking through it already, in what a signal
+            handler has interrupted.
     """
 
     def __init__(self, directory: str) -> None:
         path = os.path.join(directory, LOCK)
+        self._taking: tuple[str, int] | None = path, threading.get_ident()
+        if any(lock._taking == self._taking for lock in [*_locks]):
+            raise OSError(_INTERRUPTED)  # to wait for it would be to wait for ever
+        _locks.add(self)
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError:  # somebody else has made it; on most file systems it can be locked all the same
             self._handle = os.open(path, os.O_RDONLY)
         self.release = weakref.finalize(self, os.close, self._handle)
         self.exclusive = self._flock(fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _locks.add(self)
 
     def share(self) -> None:
         """Keep the lock, and let others have it too."""
         self._flock(fcntl.LOCK_SH)
+        self._taking = None
 
     def _flock(self, operation: int) -> bool:
         try:
@@ -45,8 +59,9 @@ _locks: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 
 def _release_all() -> None:
-    for lock in _locks:
-        lock.release()
+    for lock in [*_locks]:
+        if hasattr(lock, "release"):  # it has been opened
+            lock.release()
 
 
 # A forked child inherits the parent's handles, and would keep the lock after the parent has died.
