@@ -1,6 +1,7 @@
 """Files that are replaced whole or not at all."""
 
 import os
+import shutil
 import stat
 
 import pytest
@@ -123,3 +124,18 @@ def test_what_can_not_be_removed_is_no_error(tmp_path, monkeypatch):
     remove_temporaries(tmp_path, lambda name: name == "a")
     with pytest.raises(KeyError), atomic_write(tmp_path / "a"):
         raise KeyError
+
+
+def test_a_file_that_another_process_removes_meanwhile_is_written(tmp_path, monkeypatch):
+    file, copymode = tmp_path / "a", shutil.copymode
+    file.write_text("old")
+
+    def removed(source, target):
+        os.unlink(source)
+        copymode(source, target)
+
+    monkeypatch.setattr(shutil, "copymode", removed)
+    with atomic_write(file) as temporary, open(temporary, "w") as handle:
+        handle.write("new")
+    assert file.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a"]

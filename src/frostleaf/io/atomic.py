@@ -59,7 +59,7 @@ def atomic_write(file: str | os.PathLike[str], *, flush: bool = True) -> Iterato
     try:
         yield temporary
         fsync(temporary)
-        if os.path.exists(target):
+        with suppress(FileNotFoundError):  # there is none, or no longer
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
         if flush:
