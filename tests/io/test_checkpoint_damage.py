@@ -49,9 +49,8 @@ def head_of(folder: Path, step: int) -> Path:
 
 def shards_of(folder: Path, step: int) -> list[Path]:
     """Return the paths of the file that is shared and of the one that is not."""
-    summary = read_summary(str(head_of(folder, step)))
-    assert summary is not None
-    return [folder / name for name in summary["files"] if name.endswith(".safetensors")]
+    with safetensors.open_regular(head_of(folder, step)) as file:
+        return [folder / name for name in parts.read_parts(safetensors.read_header(file))]
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -83,13 +82,33 @@ def exchange_headers(given: dict[str, Any]) -> None:
 
 def exchange_names(given: dict[str, Any]) -> None:
     one, other = given.values()
-    one[1], other[1] = other[1], one[1]
+    one[1], other[1] = ["changes"], ["still.0", "still.1"]
+
+
+def write_description(folder: Path, changed: Callable[[dict[str, str], str], Any]) -> None:
+    """Put what describes the tree of step 3 into another file, as that of a large tree is, and change the head's metadata."""
+    head = head_of(folder, 3)
+    with safetensors.open_regular(head) as file:
+        metadata = safetensors.read_header(file).metadata
+    shard = shards_of(folder, 3)[0]
+    content, header = safetensors.without_arrays({"frostleaf.structure": metadata.pop("frostleaf.structure")}, str(head))
+    shard.with_name("tree.safetensors").write_bytes(content)
+    name = f"{shard.parent.name}/tree.safetensors"
+    described = json.dumps({**json.loads(metadata[parts.PARTS]), name: [header.metadata["crc32.header"], None]})
+    metadata |= {parts.PARTS: described, parts.DESCRIBED_IN: name}
+    changed(metadata, name)
+    safetensors.write(str(head), {}, {key: text for key, text in metadata.items() if not key.startswith("crc32")})
+    assert changed is not nothing or fl.tree.equal(fl.load(head, LIKE), tree_of(3))
+
+
+def nothing(*_: Any) -> None:
+    pass
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "gone": (
         lambda folder: shards_of(folder, 3)[0].unlink(),
-        r"HEAD.*names the file step-0+3-\w+-01.safetensors, which is not",
+        r"HEAD.*names the file step-0+3-\w+/01.safetensors, which is not",
     ),
     "another's": (
         lambda folder: shutil.copy(shards_of(folder, 2)[1], shards_of(folder, 3)[1]),
@@ -148,8 +167,33 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "HEAD.*doesn't say which arrays",
     ),
     "an array twice": (
-        lambda folder: rewritten(folder, lambda given: {name: [part[0], part[1] * 2] for name, part in given.items()}),
+        lambda folder: rewritten(folder, lambda given: {name: [part[0], ["changes"]] for name, part in given.items()}),
         "HEAD.*has an array in two files",
+    ),
+    "no description": (
+        lambda folder: (write_description(folder, nothing), shards_of(folder, 3)[2].unlink()),
+        "HEAD.*names the file step-.*/tree.safetensors, which is not there",
+    ),
+    "another description": (
+        lambda folder: (
+            write_description(folder, nothing),
+            shards_of(folder, 3)[2].write_bytes(safetensors.without_arrays({"frostleaf.structure": "[]"}, "")[0]),
+        ),
+        "tree.safetensors: is another file than the one of this name",
+    ),
+    "a description that is not named": (
+        lambda folder: write_description(folder, lambda metadata, name: metadata.pop(parts.DESCRIBED_IN)),
+        "HEAD.*frostleaf.structure isn't what it should be|HEAD.*the header can't be read",
+    ),
+    "a description elsewhere": (
+        lambda folder: write_description(folder, lambda metadata, name: metadata.update({parts.DESCRIBED_IN: "../x"})),
+        "HEAD.*the header's frostleaf.described is '../x', which isn't one of its files",
+    ),
+    "a description without one": (
+        lambda folder: write_description(
+            folder, lambda metadata, name: metadata.update({parts.DESCRIBED_IN: next(iter(json.loads(metadata[parts.PARTS])))})
+        ),
+        "HEAD.*frostleaf.structure isn't what it should be|HEAD.*the header can't be read",
     ),
 }
 
@@ -157,7 +201,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_is_wrong_is_said_and_the_checkpoint_before_is_restored(name: str, folder: Path) -> None:
     damage, reason = DAMAGE[name]
-    shard = shards_of(folder, 3)[1].name
+    shard = f"{shards_of(folder, 3)[1].parent.name}/{shards_of(folder, 3)[1].name}"
     damage(folder)
     reason = reason.replace("HEAD", "step-00000003.safetensors").replace("SHARD", shard)
     with pytest.raises((fl.CheckpointError, OSError), match=reason):
@@ -177,7 +221,7 @@ def test_the_names_that_a_damaged_head_gives_its_files_are_not_removed(folder: P
     head = head_of(folder, 1)
     with safetensors.open_regular(head) as file:
         metadata = safetensors.read_header(file).metadata
-    names = ["../other.safetensors", str(other), shards_of(folder, 3)[1].name]
+    names = ["../other.safetensors", str(other), shards_of(folder, 3)[1].parent.name]
     summary = {**(read_summary(str(head)) or {}), "files": names}
     text = json.dumps(summary)
     metadata = {"frostleaf.summary": f"{zlib.crc32(text.encode()):08x} {text}", **metadata}

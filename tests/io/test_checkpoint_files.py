@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from checkpoints import left_over
+from checkpoints import files_in, left_over
 
 import frostleaf as fl
 from frostleaf.io import atomic, checkpointer, parts, safetensors
@@ -77,13 +77,13 @@ def test_a_checkpoint_whose_header_was_written_by_others_keeps_its_files(order: 
 
 def test_what_is_not_known_is_not_removed(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
-    before = {*os.listdir(tmp_path)}
+    before = {*files_in(tmp_path)}
     with safetensors.open_regular(head_of(tmp_path, 2)) as file:
         metadata = safetensors.read_header(file).metadata
     without = {key: text for key, text in metadata.items() if "summary" not in key and not key.startswith("crc32")}
     safetensors.write(str(head_of(tmp_path, 2)), {}, without)
     save(tmp_path, 3)
-    assert before <= {*os.listdir(tmp_path)}
+    assert before <= {*files_in(tmp_path)}
     check(tmp_path, 1, 2, 3)
 
 
@@ -256,9 +256,10 @@ def test_a_directory_of_links_to_a_store_is_read(tmp_path: Path) -> None:
     store, links = tmp_path / "store", tmp_path / "links"
     save(store, 1, 2)
     links.mkdir()
-    for number, path in enumerate(sorted(store.glob("step-*"))):
-        (links / path.name).symlink_to(f"../store/{number}")
-        path.rename(store / str(number))
+    for number, name in enumerate(sorted(files_in(store))):
+        (links / name).parent.mkdir(exist_ok=True)
+        (links / name).symlink_to(f"{store}/{number}")
+        (store / name).rename(store / str(number))
     check(links, 1, 2)
     assert fl.tree.equal(fl.load(head_of(links, 2), LIKE), tree_of(2))
     assert (Model(*LIKE.values()).load_weights(str(head_of(links, 2))).changes == 2).all()

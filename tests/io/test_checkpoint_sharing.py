@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from checkpoints import left_over, nbytes
+from checkpoints import as_before, left_over, nbytes
 
 import frostleaf as fl
 from frostleaf.io import sharing
@@ -256,7 +256,7 @@ def test_files_that_are_gone_or_others_are_written_again(tmp_path: Path) -> None
     save(checkpoints, 0, trees[0])
     (tmp_path / "step-00000000.safetensors").unlink()
     assert save(checkpoints, 1, trees[1]) > 8 * tree["head"].nbytes
-    shard = next(tmp_path.glob("step-00000001-*-01.safetensors"))
+    shard = next(tmp_path.glob("step-00000001-*/01.safetensors"))
     os.utime(shard, ns=(0, 0))  # as if somebody had written to it
     assert save(checkpoints, 2, trees[2]) > 8 * tree["head"].nbytes
     assert save(checkpoints, 3, trees[3]) < tree["head"].nbytes + INDEX
@@ -285,6 +285,69 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> N
     check(checkpoints, {11: {**tree, "head": numbers(1), "step": 11}})
 
 
+def test_a_directory_in_which_files_are_beside_the_heads_is_gone_on_from(tmp_path: Path) -> None:
+    trees = {step: {**tree_of(0), "head": numbers(step), "twin": None, "step": step} for step in range(5)}
+    for tree in trees.values():
+        tree["twin"] = tree["head"]
+    with fl.Checkpointer(tmp_path, keep=None) as checkpoints:
+        for step in range(3):
+            save(checkpoints, step, trees[step])
+    as_before(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    again = fl.Checkpointer(tmp_path, keep=3)
+    assert [again.restore(trees[0], step)[1]["step"] for step in range(3)] == [0, 1, 2]
+    assert [change.path for change in again.diff(1, 2)] == ["head", "twin"]
+    assert sum(each.own for each in again.info()) + again.info()[1].shared == nbytes(tmp_path)
+    _, restored = again.restore(trees[0])
+    for step in (3, 4):
+        new = {**restored, "head": trees[step]["head"], "twin": trees[step]["head"], "step": step}
+        before = nbytes(tmp_path)
+        again.save(step, new)
+        again.wait()
+        assert nbytes(tmp_path) - before < trees[0]["head"].nbytes + INDEX
+    assert again.steps() == [2, 3, 4]
+    for step in again.steps():
+        assert fl.tree.equal(fl.Checkpointer(tmp_path).restore(trees[0], step), (step, trees[step]))
+    again.save(5, {**trees[4], "step": 5}), again.save(6, {**trees[4], "step": 6})
+    check(again, {4: trees[4], 5: {**trees[4], "step": 5}, 6: {**trees[4], "step": 6}})
+
+
+def test_names_that_stay_are_written_once(tmp_path: Path) -> None:
+    layers = fl.nn.Sequential(*[fl.nn.Linear(4, 4) for _ in range(300)])
+    trees = {
+        step: {"model": layers, "variant": layers.at("layers.0").freeze(), "head": numbers(step), "step": step}
+        for step in range(5)
+    }
+    trees[3] = {**trees[3], "more": mx.zeros(1)}  # names change once, and back
+    checkpoints = fl.Checkpointer(tmp_path, keep=None)
+    save(checkpoints, 0, trees[0])
+    names = fl.tree.nbytes(trees[0]["head"])
+    for step in range(1, 5):
+        assert (save(checkpoints, step, trees[step]) < names + 2 * KIB) == (step in (2, 4)), step
+    again = fl.Checkpointer(tmp_path, keep=None)
+    assert save(again, 5, {**again.restore(trees[0])[1], "step": 5}) < 2 * KIB
+    for step, tree in trees.items():
+        assert fl.tree.equal(again.restore({**tree, "step": 0}, step), (step, tree))
+        assert fl.tree.equal(merged(tmp_path, step)["head"], tree["head"]) or step == 0
+    for path in tmp_path.glob("*/tree.safetensors"):
+        assert mx.load(str(path)) == {}
+
+
+def test_files_of_names_that_are_links_or_others_are_written_again(tmp_path: Path) -> None:
+    checkpoints = fl.Checkpointer(tmp_path, keep=None)
+    for step in range(3):
+        save(checkpoints, step, tree_of(step))
+    (beside,) = tmp_path.glob("step-00000002-*")
+    index = beside / "model.safetensors.index.json"
+    index.rename(beside / "elsewhere")
+    index.symlink_to("elsewhere")
+    checkpoints.save(3, tree_of(3))
+    checkpoints.wait()
+    (beside,) = tmp_path.glob("step-00000003-*")
+    assert not (beside / index.name).is_symlink()
+    assert merged(tmp_path, 3).keys() == {*fl.tree.paths(tree_of(3))}
+
+
 @pytest.mark.parametrize("keeps_links", [True, False])
 def test_a_copy_of_the_directory_is_whole_and_can_be_gone_on_from(keeps_links: bool, tmp_path: Path) -> None:
     tree = tree_of(0)
@@ -310,10 +373,11 @@ def test_one_checkpoint_can_be_taken_away_and_read_by_others(tmp_path: Path) -> 
     for step in range(3):
         model = model.replace(layers=(*model.layers[:3], fl.nn.Linear(64, 64)))
         save(checkpoints, step, model)
-    for path in (tmp_path / "here").glob("step-00000002*"):
-        shutil.copy(path, tmp_path / "there")
+    shutil.copy(tmp_path / "here" / "step-00000002.safetensors", tmp_path / "there")
+    (beside,) = (tmp_path / "here").glob("step-00000002-*")
+    shutil.copytree(beside, tmp_path / "there" / beside.name)
     shutil.rmtree(tmp_path / "here")
-    head, (index,) = tmp_path / "there" / "step-00000002.safetensors", (tmp_path / "there").glob("*.index.json")
+    head, (index,) = tmp_path / "there" / "step-00000002.safetensors", (tmp_path / "there").glob("*/*.index.json")
     empty = fl.nn.Sequential(*[fl.nn.Linear(64, 64) for _ in range(4)])
     assert fl.tree.equal(fl.load(head, model), model)
     assert fl.tree.equal(empty.load_weights(str(index)).at("layers.0").freeze(), model)
@@ -358,7 +422,9 @@ def test_info_says_what_is_there_and_what_it_takes(tmp_path: Path) -> None:
     size = tree["head"].nbytes
     assert [size * 9 <= each.shared < size * 9 + INDEX for each in info] == [True] * 3
     assert all(size <= each.own < size + INDEX for each in info[1:])
-    assert sum(each.own for each in info) + info[0].shared == nbytes(tmp_path)
+    # The last two have the shared index as well as the shared arrays.
+    assert sum(each.own for each in info) + info[1].shared == nbytes(tmp_path)
+    assert info[1].shared == info[2].shared
     assert info[0].saved <= info[2].saved
     assert info[0].saved.tzinfo is not None
     assert repr(info).split("\n")[1].endswith(f"{info[1].own:,} bytes, {info[1].shared:,} shared, loss=0.5")
@@ -399,9 +465,10 @@ def test_restore_takes_what_both_have(tmp_path: Path) -> None:
 
 def merged(folder: Path, step: int) -> dict[str, mx.array]:
     """Return what those read who load all files of an index in order, and keep the last of each name."""
-    (index,) = folder.glob(f"step-{step:08d}-*.index.json")
+    (index,) = folder.glob(f"step-{step:08d}-*/model.safetensors.index.json")
     weight_map = json.loads(index.read_text())["weight_map"]
-    arrays = {name: array for file in sorted({*weight_map.values()}) for name, array in mx.load(str(folder / file)).items()}
+    files = [str(index.parent / file) for file in sorted({*weight_map.values()})]
+    arrays = {name: array for file in files for name, array in mx.load(file).items()}
     return {name: arrays[name] for name in sorted(weight_map)}
 
 
@@ -421,7 +488,7 @@ def test_those_who_load_every_file_and_keep_the_last_get_the_newest(kind: str, t
         save(checkpoints, step, {**tree, "step": step})
         if step:
             assert fl.tree.equal(merged(tmp_path, step), tree)
-    assert len({*tmp_path.glob(f"step-{step:08d}-*")}) > 2
+    assert len({*tmp_path.glob(f"step-{step:08d}-*/*")}) > 2
 
 
 def test_files_that_would_come_in_the_wrong_order_are_not_shared(tmp_path: Path) -> None:
@@ -432,7 +499,7 @@ def test_files_that_would_come_in_the_wrong_order_are_not_shared(tmp_path: Path)
     save(checkpoints, 0, {**tree, "step": 0})
     newer = {**tree, "a": numbers(1)}
     save(checkpoints, 1, {**newer, "step": 1})
-    (shard,) = tmp_path.glob("step-00000001-*-02.safetensors")
+    (shard,) = tmp_path.glob("step-00000001-*/02.safetensors")
     os.utime(shard, ns=(0, 0))  # a clock that was put back
     again = fl.Checkpointer(tmp_path, keep=None)
     _, restored = again.restore({**newer, "step": 0})

@@ -257,7 +257,7 @@ def with_text(key: str, text: str) -> Callable[[Any, Any], Any]:
 # What a file with valid checksums can still have wrong.
 FORGED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "no format": (without("frostleaf"), "is not a checkpoint written by fl.save"),
-    "a later version": (with_text("frostleaf", "3"), "has version '3' of the format, and this version of frostleaf reads '2'"),
+    "a later version": (with_text("frostleaf", "4"), "has version '4' of the format, and this version of frostleaf reads '3'"),
     "no structure": (without("frostleaf.structure"), "the header can't be read"),
     "another structure": (with_text("frostleaf.structure", "[1]"), "the header's frostleaf.structure isn't what it should be"),
     "facts of numbers": (

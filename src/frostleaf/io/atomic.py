@@ -77,6 +77,16 @@ def remove_temporaries(directory: str, selects: Callable[[str], Any]) -> None:
                 os.unlink(os.path.join(directory, entry))
 
 
+def remove(path: str) -> bool:
+    """Remove a file, or a directory with all that is in it, and return whether nothing is there any more."""
+    with suppress(OSError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    return not os.path.lexists(path)
+
+
 def fsync(path: str) -> None:
     """Flush a file or a directory to disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -66,19 +66,20 @@ class Checkpointer:
     the error.
 
     An array that has not changed since the last checkpoint is not written again, nor looked at if it is the same object: what
-    is frozen costs its name. The checkpoint then has more files, ``step-00000010-*``: arrays, and an index of them for other
-    programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes before in
-    the order of the names. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs under its
-    own step, can be removed by itself, and only the file system counts who needs what, whoever crashes. Without hard links all
-    is written each time; a tool that copies them as files makes a larger directory. A file is shared by a checkpoint that needs
-    three quarters of it or more, so that a checkpoint's own files have a third more than it needs at most; but an array that
-    was written again is in the files of older checkpoints as well, and while one is written, one more than ``keep`` are there:
-    about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB are written again, and so is what
-    has another name than before. That NumPy has written into an array's memory isn't noticed.
+    is frozen costs nothing, and what has changed its bytes and about 100 for its name, dtype and shape. The checkpoint then has
+    a directory besides, ``step-00000010-*``, in Hugging Face's layout of a model: files of arrays, and an index of them for
+    other programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes
+    before in the order of the names. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs
+    under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes. Without hard
+    links all is written each time; a tool that copies them as files makes a larger directory. A file is shared by a checkpoint
+    that needs three quarters of it or more, so that a checkpoint's own files have a third more than it needs at most; but an
+    array that was written again is in the files of older checkpoints as well, and while one is written, one more than ``keep``
+    are there: about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB are written again, and
+    so is what has another name than before. That NumPy has written into an array's memory isn't noticed.
 
-    To take a checkpoint elsewhere, write ``fl.save(path, fl.load(head, like))``, or copy its head and all ``step-00000010-*``:
-    the head alone has names and no arrays, so that ``mx.load`` of it is empty. What a head in the directory names, under
-    whatever name it was copied there, stays. Copy nothing into a directory while a run begins there, which cleans up.
+    To take a checkpoint elsewhere, write ``fl.save(path, fl.load(head, like))``, or copy its head and its directory: the head
+    alone has no arrays, so that ``mx.load`` of it is empty. What a head in the directory names, under whatever name it was
+    copied there, stays. Copy nothing into a directory while a run begins there, which cleans up.
 
     The latest checkpoint is the one that was saved last. Steps must not decrease: saving an earlier one is an error,
     unless :meth:`restore` went back before it.

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 from ..core.words import dtype_name, listed
-from .atomic import remove_temporaries
+from .atomic import remove, remove_temporaries
 from .safetensors import CheckpointError, fail
 from .shards import BESIDE, HEAD, files_named, read_summary
 from .trees import load_metadata, saved_arrays
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
     Attributes:
         time: When it was saved, in nanoseconds.
         metrics: Its metrics.
-        beside: The names of its files besides the head; ``None`` if the head can't be read.
+        beside: The names of what it has beside the head, a directory of files; ``None`` if the head can't be read.
         best: The metric and the mode by which the run that saved it chose its best, if it did.
     """
 
@@ -53,7 +53,10 @@ class Entry(NamedTuple):
 
 
 class Directory:
-    """A directory of checkpoints, each a head ``step-00000010.safetensors`` and perhaps files beside it."""
+    """A directory of checkpoints, each a head ``step-00000010.safetensors`` and perhaps a directory of files beside it.
+
+    Earlier versions wrote those files beside the head.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -100,23 +103,17 @@ class Directory:
         for name in os.listdir(self.path) if files else []:
             found = BESIDE.fullmatch(name)
             if found and int(found["step"]) in files:
-                files[int(found["step"])].append(os.path.join(self.path, name))
+                files[int(found["step"])] += _files_at(os.path.join(self.path, name))
         return files
 
     def remove(self, names: Iterable[str]) -> set[str]:
-        """Remove files that nothing names, and return the names of those that were not removed."""
+        """Remove what nothing names, and return the names of what was not removed."""
         given = {*names}
-        left = given & self._named() if given else set()
-        for name in given - left:
-            with suppress(FileNotFoundError):
-                try:
-                    os.unlink(os.path.join(self.path, name))
-                except OSError:
-                    left.add(name)
-        return left
+        needed = given & self._named() if given else set()
+        return needed | {name for name in given - needed if not remove(os.path.join(self.path, name))}
 
     def _named(self) -> set[str]:
-        """Return the names that the files in the directory have for files beside them, as copies of a head do too."""
+        """Return the names that the files in the directory have for what is beside them, as copies of a head do too."""
         named: set[str] = set()
         for name in os.listdir(self.path):
             if name.endswith(".safetensors") and not BESIDE.fullmatch(name):
@@ -180,3 +177,10 @@ class Directory:
         nothing = "none at all" if os.path.isdir(self.path) else "none at all, as there is no such directory"
         steps = listed(map(str, self.steps())) or nothing
         raise NoCheckpointError(f"{self.path} has no checkpoint{which}; it has {steps}") from None
+
+
+def _files_at(path: str) -> list[str]:
+    """Return the paths of the files in a directory, or of what is no directory."""
+    with suppress(NotADirectoryError, FileNotFoundError):
+        return [os.path.join(path, name) for name in os.listdir(path)]
+    return [path]

@@ -1,4 +1,4 @@
-"""Checkpoints in several files: a head, which names for each of its arrays the file that has it, and those files."""
+"""Checkpoints in several files: a head, which names the files that have its arrays, and those files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from .safetensors import HEADER_CHECKSUM, Header, fail, open_regular, parse_json
 
 T = TypeVar("T")
 
-PARTS = "frostleaf.parts"  # the key of the head's metadata
+PARTS, DESCRIBED_IN = "frostleaf.parts", "frostleaf.described"  # keys of the head's metadata
+CHECKPOINT = r"step-(?P<step>\d{8,})-[0-9a-f]{8}"  # what the names of all files of a checkpoint begin with, besides the head's
 
-_FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
+_FILE_NAME = re.compile(rf"(?:{CHECKPOINT}/)?[^/\\\0]+\.safetensors")
 
 
 class Part(NamedTuple):
-    """What a head says of a file beside it: the checksum of that file's header, and which arrays are read from there."""
+    """What a head says of a file beside it.
+
+    Attributes:
+        header: The checksum of that file's header.
+        names: Which arrays are read from there, or ``None`` for all that are in there and in no later file.
+    """
 
     header: str
-    names: list[str]
+    names: list[str] | None
 
 
 class Opened:
@@ -53,19 +59,24 @@ class Opened:
         head = self.header
         self.checksums = read_checksums(head)
         self.places = dict.fromkeys(head.entries, (self._file, head))
-        entries = dict(head.entries)
-        for name, part in read_parts(head).items():
+        entries, metadata, parts = dict(head.entries), head.metadata, read_parts(head)
+        described_in = metadata.get(DESCRIBED_IN)
+        if described_in is not None and described_in not in parts:
+            fail(head.file, f"the header's {DESCRIBED_IN} is {described_in!r:.80}, which isn't one of its files")
+        for name, part in parts.items():
             file = self._stack.enter_context(self._open_part(name))
             header = read_header(file)
             checksums = read_checksums(header)
             if header.metadata[HEADER_CHECKSUM] != part.header:
                 fail(header.file, f"is another file than the one of this name that {head.file} was saved with")
-            for array in part.names:
+            if name == described_in:
+                metadata = {**header.metadata, **metadata}
+            for array in header.entries if part.names is None else part.names:
                 if array not in header.entries:
                     fail(head.file, f"names {name} as the file of {array!r:.80}, which isn't in there")
                 entries[array], self.checksums[array] = header.entries[array], checksums[array]
                 self.places[array] = file, header
-        self.header = head._replace(entries=entries)
+        self.header = Header(head.file, entries, metadata)
 
     def read(self, name: str) -> mx.array:
         """Return an array, after checking its checksum. See :func:`frostleaf.io.safetensors.read_array`."""
@@ -129,7 +140,7 @@ def read_parts(head: Header) -> dict[str, Part]:
     if not isinstance(given, dict):
         fail(head.file, f"the header's {PARTS} isn't a mapping of files")
     parts = {name: _part(name, value, head) for name, value in given.items()}
-    names = [*head.entries, *(array for part in parts.values() for array in part.names)]
+    names = [*head.entries, *(array for part in parts.values() for array in part.names or ())]
     if len({*names}) < len(names):
         fail(head.file, f"the header's {PARTS} has an array in two files")
     return parts
@@ -138,7 +149,7 @@ def read_parts(head: Header) -> dict[str, Part]:
 def _part(name: str, given: Any, head: Header) -> Part:
     if not _FILE_NAME.fullmatch(name) or name == os.path.basename(head.file):
         fail(head.file, f"names the file {name!r:.80} for some arrays, which isn't a .safetensors file beside it")
-    well_formed = isinstance(given, list) and len(given) == 2 and isinstance(given[0], str) and isinstance(given[1], list)
-    if not well_formed or not all(isinstance(array, str) for array in given[1]):
+    well_formed = isinstance(given, list) and len(given) == 2 and all(map(isinstance, given, (str, list | None)))
+    if not well_formed or not all(isinstance(array, str) for array in given[1] or ()):
         fail(head.file, f"the header's {PARTS} doesn't say which arrays are in {name!r:.80}")
     return Part(*given)

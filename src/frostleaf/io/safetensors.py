@@ -236,16 +236,20 @@ def write(
         checksums = {name: checksum_of(array) for name, array in arrays.items()}
     described = _json_entries(entries)
     texts = _with_checksums(described, metadata, [checksums[name] for name in sorted(arrays)])
-    header = _encode_header(described, texts)
-    if len(header) > MAX_HEADER:
-        raise ValueError(f"{path}: {_HEADER_TOO_LONG.format(length=len(header), limit=MAX_HEADER)}")
+    header = _encode_header(described, texts, path)
     with open(path, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(header)
         for name in order:
             file.write(bytes_of(arrays[name]))
-    base = 8 + len(header)
+    base = len(header)
     placed = {name: entry._replace(start=base + entry.start, stop=base + entry.stop) for name, entry in entries.items()}
     return Header(path, placed, texts)
+
+
+def without_arrays(metadata: Mapping[str, str], path: str) -> tuple[bytes, Header]:
+    """Return what :func:`write` writes to a path if there are no arrays, and what it returns."""
+    texts = _with_checksums({}, metadata, [])
+    return _encode_header({}, texts, path), Header(path, {}, texts)
 
 
 def bytes_of(array: mx.array) -> memoryview | bytes:
@@ -266,9 +270,12 @@ def _with_checksums(described: Mapping[str, Any], metadata: Mapping[str, str], c
     return texts | {HEADER_CHECKSUM: _checksum_of(_in_order(described), texts)}
 
 
-def _encode_header(described: Mapping[str, Any], texts: Mapping[str, str]) -> bytes:
+def _encode_header(described: Mapping[str, Any], texts: Mapping[str, str], path: str) -> bytes:
     text = json.dumps({METADATA: texts, **described}, separators=(",", ":"))
-    return text.encode().ljust(-len(text) % 8 + len(text))
+    header = text.encode().ljust(-len(text) % 8 + len(text))
+    if len(header) > MAX_HEADER:
+        raise ValueError(f"{path}: {_HEADER_TOO_LONG.format(length=len(header), limit=MAX_HEADER)}")
+    return len(header).to_bytes(8, "little") + header
 
 
 def _header_checksum(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Write the files of a checkpoint: one, or a head, an index and shards, some of which other checkpoints have too."""
+"""Write a checkpoint: one file, or a head and a directory of others, of which other checkpoints have some too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from itertools import compress
 from typing import Any, NamedTuple
@@ -17,16 +17,17 @@ import mlx.core as mx
 from ..core.structure import Structure
 from ..edits.freezing import frozen_leaves
 from . import safetensors
-from .atomic import atomic_write
+from .atomic import atomic_write, fsync, remove
 from .known import Place, Shard, Stamp, stamp_of
-from .parts import PARTS, Part, parts_text, read_parts
-from .safetensors import METADATA, open_regular, read_header
-from .sharded import INDEX_ENDING
+from .parts import CHECKPOINT, DESCRIBED_IN, PARTS, Part, parts_text, read_parts
+from .safetensors import HEADER_CHECKSUM, METADATA, open_regular, read_header
+from .sharded import INDEX, INDEX_ENDING
 from .sharing import find_sharing
-from .trees import Snapshot, versioned
+from .trees import DESCRIBING, VERSION, WITH_PARTS, WITH_SHARING, Snapshot, versioned
 
 HEAD = re.compile(r"step-(\d{8,})\.safetensors")
-BESIDE = re.compile(r"(?P<checkpoint>step-(?P<step>\d{8,})-[0-9a-f]{8})(?:-\d+\.safetensors|\.safetensors\.index\.json)")
+# A directory, or what earlier versions have written instead: files.
+BESIDE = re.compile(rf"(?P<checkpoint>{CHECKPOINT})(?:-\d+\.safetensors|\.safetensors\.index\.json)?")
 
 _SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
 _PEEK = 2**12
@@ -34,6 +35,7 @@ _PEEK = 2**12
 # A file of its own isn't worth while for fewer bytes, nor is a file shared for the sake of a small part of it.
 _LEAST, _MOSTLY = 2**14, 0.75
 _MOST_SHARED = 32
+_DESCRIPTION = "tree.safetensors"
 _DIGITS = len(str(_MOST_SHARED + 2))  # as many as the last needs, so that the files of a checkpoint are sorted by name
 
 
@@ -60,7 +62,7 @@ class Written(NamedTuple):
 
     Attributes:
         places: Where each array is.
-        beside: The names of the files besides the head.
+        beside: The names of what is beside the head.
     """
 
     places: dict[str, Place]
@@ -89,7 +91,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         elif name in last and last[name].is_of(name, array, checksums[name]):
             equal[name] = last[name]
     metadata = {**snapshot.metadata, **sharing.texts()}
-    files = _Files(head)
+    files = _Files(head, {os.path.dirname(path) for shard in {place.shard for place in last.values()} for path in shard.paths})
     try:
         linked = files.link(_worth_sharing(equal.values()))
         places = {name: place._replace(shard=linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
@@ -103,11 +105,15 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         if places or (settled and moving):
             for group in filter(None, (settled, moving)):
                 places |= files.write(group, checksums)
+            metadata = files.write_description(metadata)
             files.write_index(places)
-            parts = {PARTS: parts_text(_parts(places))}
-            files.write_head({}, {**_text_of(summary, files.names), **versioned(metadata, True), **parts}, {})
+            files.flush()
+            parts = {PARTS: parts_text(files.parts(places))}
+            files.write_head({}, {**_text_of(summary, files.names), **versioned(metadata, WITH_PARTS), **parts}, {})
         else:
-            places = files.write_head(arrays, {**_text_of(summary, []), **versioned(metadata, bool(sharing))}, checksums)
+            files.remove()  # none of which was linked
+            metadata = versioned(metadata, WITH_SHARING if sharing else VERSION)
+            places = files.write_head(arrays, {**_text_of(summary, files.names), **metadata}, checksums)
     except BaseException:
         if not files.are_named():  # the head may be there, though flushing the directory failed
             files.remove()
@@ -118,7 +124,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
 def read_summary(head: str) -> dict[str, Any] | None:
     """Return what a checkpoint says of itself, if it can be without reading all of its header; ``None`` if it says nothing.
 
-    Its ``files`` are the names of the files besides the head.
+    Its ``files`` are the names of what is beside the head.
 
     Raises:
         OSError: If it can't be read.
@@ -137,7 +143,7 @@ def read_summary(head: str) -> dict[str, Any] | None:
 
 
 def files_named(head: str) -> list[str]:
-    """Return the names of the files that a file names as those beside it, whatever else it says.
+    """Return the names of what a file says is beside it, whatever else it says.
 
     Raises:
         OSError: If it can't be read.
@@ -147,9 +153,10 @@ def files_named(head: str) -> list[str]:
     if summary is not None:
         return [name for name in summary["files"] if isinstance(name, str)]
     with open_regular(head) as file:
-        names = [*read_parts(read_header(file))]
-    found = [BESIDE.fullmatch(name) for name in names]
-    return [*names, *{f"{each['checkpoint']}.safetensors{INDEX_ENDING}" for each in found if each}]
+        names = [*dict.fromkeys(name.partition("/")[0] for name in read_parts(read_header(file)))]
+    # Earlier versions wrote the files beside the head, and an index with them.
+    shards = [found for name in names if name.endswith(".safetensors") and (found := BESIDE.fullmatch(name))]
+    return [*names, *{f"{shard['checkpoint']}.safetensors{INDEX_ENDING}" for shard in shards}]
 
 
 def _summary_of(text: str) -> dict[str, Any] | None:
@@ -169,15 +176,20 @@ def _checksum(text: str) -> str:
 class _Files:
     """The files of a checkpoint that is being written.
 
+    Args:
+        head: The path of its head. The others are in a directory of their own beside it.
+        last: The directories in which the last checkpoint has its files.
+
     Attributes:
-        names: The names of those besides the head.
+        names: The names of what is beside the head.
     """
 
-    def __init__(self, head: str) -> None:
-        self._head = head
-        self._directory, name = os.path.split(head)
+    def __init__(self, head: str, last: Set[str]) -> None:
+        self._head, self._last = head, last
         # Another process may save the same step, and this one may be replacing it: no two have a name in common.
-        self._prefix = f"{name.removesuffix('.safetensors')}-{os.urandom(4).hex()}"
+        self._directory = f"{head.removesuffix('.safetensors')}-{os.urandom(4).hex()}"
+        self._shards = 0
+        self._parts: dict[str, Part] = {}  # besides the shards
         self.names: list[str] = []
 
     def link(self, shards: Iterable[Shard]) -> dict[Stamp, Shard]:
@@ -187,7 +199,7 @@ class _Files:
             if shard.link(self._next()):
                 linked[shard.stamp] = shard
             else:
-                self.names.pop()
+                self._shards -= 1
         return linked
 
     def write(self, arrays: Mapping[str, mx.array], checksums: Mapping[str, int]) -> dict[str, Place]:
@@ -195,17 +207,41 @@ class _Files:
         # Hugging Face's readers ask who wrote a file.
         return _write(self._next(), arrays, {"format": "mlx"}, checksums, flush=False)
 
+    def write_description(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        """Write what describes the tree, unless it is short, and return the metadata that the head is to have instead."""
+        describing = {key: metadata[key] for key in DESCRIBING if key in metadata}
+        if sum(map(len, describing.values())) < _LEAST:
+            return dict(metadata)
+        content, header = safetensors.without_arrays(describing, self._path(_DESCRIPTION))
+        self._write_or_link(_DESCRIPTION, content)
+        described_in = f"{self.names[0]}/{_DESCRIPTION}"
+        self._parts[described_in] = Part(header.metadata[HEADER_CHECKSUM], None)
+        return {**{key: text for key, text in metadata.items() if key not in describing}, DESCRIBED_IN: described_in}
+
     def write_index(self, places: Mapping[str, Place]) -> None:
-        """Write an index of the shards, for others than :func:`frostleaf.load`. After that all of them are on the disk."""
+        """Write an index of the shards, for others than :func:`frostleaf.load`."""
         nbytes = sum(place.nbytes for place in places.values())
         files = {name: place.shard.name for name, place in places.items()}
         index = {"metadata": {"total_size": nbytes}, "weight_map": files}
-        self.names.append(f"{self._prefix}.safetensors{INDEX_ENDING}")
-        with (
-            atomic_write(os.path.join(self._directory, self.names[-1])) as temporary,
-            open(temporary, "w", encoding="utf-8") as file,
-        ):
-            file.write(json.dumps(index, separators=(",", ":")))  # which is faster than json.dump
+        self._write_or_link(INDEX, json.dumps(index, separators=(",", ":")).encode())
+
+    def flush(self) -> None:
+        """Return when the names of all files but the head are on the disk."""
+        fsync(self._directory)
+        fsync(os.path.dirname(self._directory))
+
+    def parts(self, places: Mapping[str, Place]) -> dict[str, Part]:
+        """Return what the head is to say of the files."""
+        names: dict[Shard, list[str]] = {}
+        for name, place in places.items():
+            names.setdefault(place.shard, []).append(name)
+        parts: dict[str, Part] = {}
+        later: set[str] = set()
+        for shard in sorted(names, key=lambda shard: shard.name, reverse=True):
+            is_whole = shard.names - later == {*names[shard]}
+            parts[f"{self.names[0]}/{shard.name}"] = Part(shard.header, None if is_whole else names[shard])
+            later.update(names[shard])
+        return self._parts | dict(reversed(parts.items()))
 
     def write_head(
         self, arrays: Mapping[str, mx.array], metadata: Mapping[str, str], checksums: Mapping[str, int]
@@ -221,13 +257,30 @@ class _Files:
 
     def remove(self) -> None:
         """Remove the files besides the head."""
-        for name in self.names:
-            with suppress(OSError):
-                os.unlink(os.path.join(self._directory, name))
+        self.names = [name for name in self.names if not remove(self._directory)]
 
     def _next(self) -> str:
-        self.names.append(f"{self._prefix}-{len(self.names) + 1:0{_DIGITS}d}.safetensors")
-        return os.path.join(self._directory, self.names[-1])
+        self._shards += 1
+        return self._path(f"{self._shards:0{_DIGITS}d}.safetensors")
+
+    def _path(self, name: str) -> str:
+        if not self.names:
+            self.names.append(os.path.basename(self._directory))
+            os.mkdir(self._directory)
+        return os.path.join(self._directory, name)
+
+    def _write_or_link(self, name: str, content: bytes) -> None:
+        """Write a file, or link to the one of this name in the last checkpoint, if that has the same content."""
+        path = self._path(name)
+        for directory in self._last:
+            with suppress(OSError, ValueError), open_regular(os.path.join(directory, name)) as file:
+                if file.read() == content:
+                    os.link(file.name, path)
+                    if os.path.samestat(os.lstat(path), os.fstat(file.fileno())):
+                        return
+                    os.unlink(path)
+        with atomic_write(path, flush=False) as temporary, open(temporary, "wb") as file:
+            file.write(content)
 
 
 def _write(
@@ -268,13 +321,6 @@ def _worth_sharing(places: Iterable[Place]) -> list[Shard]:
             current.update(dict.fromkeys(names, shard.age))
             passed.update((name, max(passed.get(name, _OLDEST), shard.age)) for name in others)
     return sorted(chosen, key=lambda shard: shard.age)
-
-
-def _parts(places: Mapping[str, Place]) -> dict[str, Part]:
-    parts: dict[str, Part] = {}
-    for name, place in places.items():
-        parts.setdefault(place.shard.name, Part(place.shard.header, [])).names.append(name)
-    return parts
 
 
 def _nbytes(arrays: Mapping[str, mx.array]) -> int:

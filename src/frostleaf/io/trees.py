@@ -24,15 +24,17 @@ from .description import SCALARS, Fact, array_kind, describe_tree, is_value, nam
 from .partial import LoadReport, complaint, report_of, selector
 from .parts import Opened, read_opened
 from .safetensors import CheckpointError, fail, parse_json
-from .sharing import Sharing, find_sharing, read_sharing
+from .sharing import COPIES, SHARED, Sharing, find_sharing, read_sharing
 
 T = TypeVar("T")
 
-# Version 2 has arrays under other names or in other files; what has none is written as by those who don't know them.
-_VERSION, _WITH_SHARING = "1", "2"
+# Version 2 has arrays under other names, and version 3 in other files; what has none is as those write it who don't know them.
+# Earlier, version 2 had other files too, each with a list of the arrays that are read from there.
+VERSION, WITH_SHARING, WITH_PARTS = "1", "2", "3"
 _SHOWN = 3
 # The keys of the header's metadata.
 _FORMAT, _STRUCTURE, _VALUES, _METADATA = "frostleaf", "frostleaf.structure", "frostleaf.values", "frostleaf.metadata"
+DESCRIBING = (_STRUCTURE, SHARED, COPIES)  # which are the same as long as the tree's structure is
 
 
 class OtherStructureError(CheckpointError):
@@ -295,7 +297,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
         more = f" (and {len(unknown) - _SHOWN} more)" if len(unknown) > _SHOWN else ""
         warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=level_of_caller())
     header_metadata = {
-        _FORMAT: _VERSION,
+        _FORMAT: VERSION,
         _STRUCTURE: _encode_facts(facts),
         _VALUES: json.dumps([encode_value(value) for value in values]),
         _METADATA: _encode_metadata(metadata),
@@ -309,7 +311,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
 def write_snapshot(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     """Write a snapshot to a file, atomically."""
     sharing, checksums = find_sharing(snapshot.arrays)
-    metadata = snapshot.metadata | ({_FORMAT: _WITH_SHARING, **sharing.texts()} if sharing else {})
+    metadata = versioned({**snapshot.metadata, **sharing.texts()}, WITH_SHARING if sharing else VERSION)
     with atomic_write(path) as temporary:
         safetensors.write(temporary, {name: snapshot.arrays[name] for name in checksums}, metadata, checksums)
 
@@ -374,17 +376,17 @@ def _require_version(header: safetensors.Header) -> None:
     version = header.metadata.get(_FORMAT)
     if version is None:
         fail(header.file, _NOT_A_CHECKPOINT)
-    if version not in (_VERSION, _WITH_SHARING):
-        fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {_WITH_SHARING!r}")
+    if version not in (VERSION, WITH_SHARING, WITH_PARTS):
+        fail(header.file, f"has version {version!r} of the format, and this version of frostleaf reads {WITH_PARTS!r}")
 
 
 def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
     fail(header.file, f"the header's {key} isn't what it should be")
 
 
-def versioned(metadata: Mapping[str, str], newer: bool) -> dict[str, str]:
+def versioned(metadata: Mapping[str, str], version: str) -> dict[str, str]:
     """Return a header's metadata with the version that those who read it have to know."""
-    return {**metadata, _FORMAT: _WITH_SHARING if newer else _VERSION}
+    return {**metadata, _FORMAT: version}
 
 
 def _encode_facts(facts: list[Fact]) -> str:
