@@ -291,13 +291,35 @@ def test_arrays_are_compared_a_part_at_a_time(tmp_path: Path) -> None:
     assert os.path.getsize(tmp_path / "a") < 21_000_000
 
 
-def test_weights_are_read_from_a_checkpoint_in_several_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["step-00000002.safetensors", "step-00000002-*", "step-00000002-*/*.json"])
+def test_weights_are_read_from_a_checkpoint_in_several_files(source: str, tmp_path: Path) -> None:
     layer = fl.nn.Linear(64, 64)
-    model = fl.nn.Sequential(layer, fl.nn.relu, layer)
+    model = fl.nn.Sequential(layer, fl.nn.relu, layer, fl.nn.Linear(64, 64).replace(weight=layer.weight + 0))
     changed = model.at("layers.2.bias").set(mx.ones(64))
     with fl.Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(1, model)
         checkpoints.save(2, changed)
     assert len([*tmp_path.glob("step-00000002-*/*.safetensors")]) == 2
-    loaded = fl.tree.map(lambda array: array + 1, model).load_weights(tmp_path / "step-00000002.safetensors")
+    (path,) = tmp_path.glob(source)
+    loaded = fl.tree.map(lambda array: array + 1, model).load_weights(path)
     assert fl.tree.equal(loaded, changed)
+    assert loaded.layers[0].weight is loaded.layers[2].weight is not loaded.layers[3].weight
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"frostleaf.shared": '{"a": "x"}'}, {"frostleaf.copies": '{"b": "a"}'}, {"frostleaf.shared": "["}]
+)
+def test_an_index_whose_names_lead_elsewhere_is_an_error(metadata: dict[str, str], tmp_path: Path) -> None:
+    mx.save_safetensors(str(tmp_path / "x.safetensors"), {"b": mx.zeros(1)})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": metadata, "weight_map": {"b": "x.safetensors"}}))
+    with pytest.raises(fl.CheckpointError, match=r"index.json: the header"):
+        fl.nn.Linear(1, 1).load_weights(index)
+
+
+@pytest.mark.parametrize("metadata", [None, 3, [], {}, {"total_size": 4, "frostleaf.shared": 3}])
+def test_whatever_an_index_of_others_says_besides_is_left_alone(metadata: Any, tmp_path: Path) -> None:
+    mx.save_safetensors(str(tmp_path / "x.safetensors"), {"weight": mx.zeros((1, 1)), "bias": mx.ones(1)})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": metadata, "weight_map": dict.fromkeys(("weight", "bias"), "x.safetensors")}))
+    assert fl.nn.Linear(1, 1).load_weights(index).bias.item() == 1

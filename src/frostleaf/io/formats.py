@@ -68,10 +68,7 @@ def _read_safetensors(opened: Opened) -> dict[str, mx.array]:
         opened.require_not_replaced()
         fail(opened.header.file, f"can't be read by MLX: {error}")
     arrays: dict[str, mx.array] = {name: loaded[each][name] for name, each in files.items()}
-    sharing = read_sharing(opened.header)
-    # Equal arrays are different objects.
-    arrays |= {name: arrays[place][...] for name, place in sharing.copies.items()}
-    return arrays | {name: arrays[place] for name, place in sharing.shared.items()}
+    return read_sharing(opened.header.file, arrays.keys(), opened.header.metadata).spread(arrays)
 
 
 def check_arrays(arrays: Mapping[str, mx.array], ending: str, file: str) -> None:

@@ -17,6 +17,7 @@ from ..core.words import describe, level_of_caller, listed, nearest
 from .atomic import atomic_write, fsync, remove_temporaries
 from .formats import ENDINGS, check_arrays, read_file, write_file
 from .safetensors import fail, open_regular, parse_json
+from .sharing import read_sharing
 
 INDEX = "model.safetensors.index.json"
 INDEX_ENDING = ".index.json"
@@ -151,7 +152,7 @@ def write_directory(directory: str, arrays: Mapping[str, mx.array], limit: int) 
 
 def _read_shards(index: str) -> dict[str, mx.array]:
     directory = os.path.dirname(index)
-    names = _read_index(index)
+    names, metadata = _read_index(index)
     shards: dict[str, dict[str, mx.array]] = {}
     for shard in dict.fromkeys(names.values()):
         path = os.path.join(directory, shard)
@@ -162,10 +163,11 @@ def _read_shards(index: str) -> dict[str, mx.array]:
         if name not in shards[shard]:
             suggestion = nearest(name, shards[shard])
             fail(index, f"names {shard} as the file of {name!r:.80}, which isn't in there{suggestion}")
-    return {name: shards[shard][name] for name, shard in names.items()}
+    return read_sharing(index, names.keys(), metadata).spread({name: shards[shard][name] for name, shard in names.items()})
 
 
-def _read_index(index: str) -> dict[str, str]:
+def _read_index(index: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return for each array its file, and the texts among what the index says besides."""
     with open_regular(index) as handle:
         given: Any = parse_json(handle.read(), index)
     names = given.get("weight_map") if isinstance(given, dict) else None
@@ -175,7 +177,9 @@ def _read_index(index: str) -> dict[str, str]:
         if not isinstance(shard, str) or not _FILE_NAME.fullmatch(shard):
             reason = "which isn't a .safetensors file in the directory of the index"
             fail(index, f"names {shard!r:.80} as the file of {name!r:.80}, {reason}")
-    return names
+    metadata = given.get("metadata")
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    return names, {key: text for key, text in texts if isinstance(text, str)}
 
 
 def _old_files(directory: str) -> set[str]:
@@ -186,7 +190,7 @@ def _old_files(directory: str) -> set[str]:
 def _files_in_index(directory: str) -> set[str]:
     """Return the files that the index of a directory names; none if there is no index, or it is broken."""
     with suppress(OSError, ValueError):
-        return {*_read_index(os.path.join(directory, INDEX)).values()}
+        return {*_read_index(os.path.join(directory, INDEX))[0].values()}
     return set()
 
 

@@ -22,7 +22,7 @@ from .known import Place, Shard, Stamp, stamp_of
 from .parts import CHECKPOINT, DESCRIBED_IN, PARTS, Part, parts_text, read_parts
 from .safetensors import HEADER_CHECKSUM, METADATA, open_regular, read_header
 from .sharded import INDEX, INDEX_ENDING
-from .sharing import find_sharing
+from .sharing import Sharing, find_sharing
 from .trees import DESCRIBING, VERSION, WITH_PARTS, WITH_SHARING, Snapshot, versioned
 
 HEAD = re.compile(r"step-(\d{8,})\.safetensors")
@@ -106,7 +106,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
             for group in filter(None, (settled, moving)):
                 places |= files.write(group, checksums)
             metadata = files.write_description(metadata)
-            files.write_index(places)
+            files.write_index(places, sharing)
             files.flush()
             parts = {PARTS: parts_text(files.parts(places))}
             files.write_head({}, {**_text_of(summary, files.names), **versioned(metadata, WITH_PARTS), **parts}, {})
@@ -218,11 +218,13 @@ class _Files:
         self._parts[described_in] = Part(header.metadata[HEADER_CHECKSUM], None)
         return {**{key: text for key, text in metadata.items() if key not in describing}, DESCRIBED_IN: described_in}
 
-    def write_index(self, places: Mapping[str, Place]) -> None:
+    def write_index(self, places: Mapping[str, Place], sharing: Sharing) -> None:
         """Write an index of the shards, for others than :func:`frostleaf.load`."""
         nbytes = sum(place.nbytes for place in places.values())
         files = {name: place.shard.name for name, place in places.items()}
-        index = {"metadata": {"total_size": nbytes}, "weight_map": files}
+        # A file that had an array under two names would be refused by Hugging Face's readers, as would an index of names that
+        # no file has.
+        index = {"metadata": {"total_size": nbytes, **sharing.texts()}, "weight_map": files}
         self._write_or_link(INDEX, json.dumps(index, separators=(",", ":")).encode())
 
     def flush(self) -> None:

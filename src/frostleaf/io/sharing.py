@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .safetensors import Header, bytes_of, checksum_of, fail, parse_json
+from .safetensors import bytes_of, checksum_of, fail, parse_json
 
 SHARED, COPIES = "frostleaf.shared", "frostleaf.copies"  # keys of the header's metadata
 
@@ -36,6 +36,11 @@ class Sharing(NamedTuple):
         """Return what the header's metadata say of this: nothing of nothing."""
         given = {SHARED: self.shared, COPIES: self.copies}
         return {key: json.dumps(names, separators=(",", ":")) for key, names in given.items() if names}
+
+    def spread(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Return stored arrays under all their names. Equal arrays are different objects."""
+        spread = {**arrays, **{name: arrays[place][...] for name, place in self.copies.items()}}
+        return spread | {name: spread[place] for name, place in self.shared.items()}
 
     def __bool__(self) -> bool:
         return bool(self.shared or self.copies)
@@ -85,20 +90,20 @@ def _same_bytes(one: mx.array, other: mx.array) -> bool:
     return all(first[at : at + _CHUNK].tobytes() == second[at : at + _CHUNK].tobytes() for at in range(0, len(first), _CHUNK))
 
 
-def read_sharing(header: Header) -> Sharing:
-    """Return what a file has under other names, none of which leads anywhere but to an array in the file.
+def read_sharing(file: str, names: Set[str], metadata: Mapping[str, str]) -> Sharing:
+    """Return what a file has under other names, none of which leads anywhere but to one of the names of its arrays.
 
     Raises:
-        CheckpointError: If one does.
+        CheckpointError: If one does. The message names the file.
     """
-    copies = _names(header, COPIES, header.entries.keys())
-    return Sharing(_names(header, SHARED, header.entries.keys() | copies.keys()), copies)
+    copies = _names(file, COPIES, metadata, names)
+    return Sharing(_names(file, SHARED, metadata, names | copies.keys()), copies)
 
 
-def _names(header: Header, key: str, there: Set[str]) -> dict[str, str]:
+def _names(file: str, key: str, metadata: Mapping[str, str], there: Set[str]) -> dict[str, str]:
     """Return a mapping of names that are not there to names that are."""
-    given = parse_json(header.metadata.get(key, "{}"), header.file)
+    given = parse_json(metadata.get(key, "{}"), file)
     leads_there = isinstance(given, dict) and all(isinstance(place, str) and place in there for place in given.values())
     if not leads_there or not given.keys().isdisjoint(there):
-        fail(header.file, f"the header's {key} doesn't lead from other names to arrays in the file")
+        fail(file, f"the header's {key} doesn't lead from other names to arrays in the file")
     return given  # type: ignore[no-any-return]

@@ -365,7 +365,7 @@ def _read_header(opened: Opened) -> tuple[safetensors.Header, Sharing]:
     _require_version(opened.header)
     opened.complete()
     header = opened.header
-    sharing = read_sharing(header)
+    sharing = read_sharing(header.file, header.entries.keys(), header.metadata)
     for name in (*header.entries, *sharing.copies, *sharing.shared):
         if "/" in name or "\\" in name:
             fail(header.file, f"the array name {name!r:.80} has a path separator in it")
