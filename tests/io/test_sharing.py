@@ -306,13 +306,11 @@ def test_weights_are_read_from_a_checkpoint_in_several_files(source: str, tmp_pa
     assert loaded.layers[0].weight is loaded.layers[2].weight is not loaded.layers[3].weight
 
 
-@pytest.mark.parametrize(
-    "metadata", [{"frostleaf.shared": '{"a": "x"}'}, {"frostleaf.copies": '{"b": "a"}'}, {"frostleaf.shared": "["}]
-)
-def test_an_index_whose_names_lead_elsewhere_is_an_error(metadata: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"a": "x"}', '{"b": "b"}', '{"a": 1}', "[", "[]"])
+def test_an_index_whose_names_lead_elsewhere_is_an_error(text: str, tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "x.safetensors"), {"b": mx.zeros(1)})
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": metadata, "weight_map": {"b": "x.safetensors"}}))
+    index.write_text(json.dumps({"metadata": {"frostleaf.shared": text}, "weight_map": {"b": "x.safetensors"}}))
     with pytest.raises(fl.CheckpointError, match=r"index.json: the header"):
         fl.nn.Linear(1, 1).load_weights(index)
 
