@@ -30,7 +30,8 @@ HEAD = re.compile(r"step-(\d{8,})\.safetensors")
 BESIDE = re.compile(rf"(?P<checkpoint>{CHECKPOINT})(?:-\d+\.safetensors|\.safetensors\.index\.json)?")
 
 _SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
-_PEEK = 2**12
+_FIRST = f'{{"{METADATA}":{{"{_SUMMARY}":'  # which the head begins with
+_PEEK, _DECODER = 2**12, json.JSONDecoder()
 
 # A file of its own isn't worth while for fewer bytes, nor is a file shared for the sake of a small part of it.
 _LEAST, _MOSTLY = 2**14, 0.75
@@ -131,10 +132,9 @@ def read_summary(head: str) -> dict[str, Any] | None:
     """
     with suppress(ValueError), open_regular(head) as file:
         start = file.read(_PEEK)[8:].decode(errors="replace")
-        first = f'{{"{METADATA}":{{"{_SUMMARY}":'
         with suppress(ValueError):  # it is longer
-            if start.startswith(first):
-                return _summary_of(json.JSONDecoder().raw_decode(start, len(first))[0])
+            if start.startswith(_FIRST):
+                return _summary_of(_DECODER.raw_decode(start, len(_FIRST))[0])
         # Others who write a header may put what it says in another order.
         metadata = read_header(file).metadata
         if _SUMMARY in metadata:
