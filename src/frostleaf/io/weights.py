@@ -335,12 +335,12 @@ def _tying_advice(module: Node, missing: Set[str], weights: Mapping[str, Any]) -
     """Return what to say where matrices are missing, and such a one in a layer of another class is given, as for words."""
     flat = flat_of(module)
     paths = dict(zip(flat.structure.leaf_names(), flat.structure.leaf_paths(), strict=True))
-    layers = {name: type(at_path(module, paths[name][:-1])) for name in (*missing, *weights) if name in paths}
     ties: dict[str, str] = {}
     for target in sorted(missing)[:_LINES]:
         array = at_path(module, paths[target])
         alike = [name for name in weights if name in paths and array.ndim > 1 and weights[name].shape == array.shape]
-        if len(alike) == 1 and layers[alike[0]] is not layers[target]:
+        layers = {type(at_path(module, paths[name][:-1])) for name in (target, *alike)}
+        if len(alike) == 1 and len(layers) == 2:
             ties[target] = alike[0]
     if not ties:
         return ""
