@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -171,13 +172,25 @@ def all_average(
 
 
 def all_max(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
-    """Return the maximum over the arrays of all processes, element by element, a constant for derivatives."""
-    return _exchanged(mx.stop_gradient(x), group, functools.partial(mx.distributed.all_max, stream=stream))
+    """Return the maximum over the arrays of all processes, element by element, constant for derivatives, with any nan."""
+    reduce = functools.partial(mx.distributed.all_max, stream=stream)
+    return _exchanged(mx.stop_gradient(x), group, functools.partial(_with_nan, reduce, -math.inf, 1))
 
 
 def all_min(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
-    """Return the minimum over the arrays of all processes, element by element, a constant for derivatives."""
-    return _exchanged(mx.stop_gradient(x), group, functools.partial(mx.distributed.all_min, stream=stream))
+    """Return the minimum over the arrays of all processes, element by element, constant for derivatives, with any nan."""
+    reduce = functools.partial(mx.distributed.all_min, stream=stream)
+    return _exchanged(mx.stop_gradient(x), group, functools.partial(_with_nan, reduce, math.inf, -1))
+
+
+def _with_nan(reduce: Exchange, neutral: float, mark: int, x: mx.array, group: mx.distributed.Group) -> mx.array:
+    """Return an extreme of arrays in which marks of nan are sent along: MLX may pass over a nan, or not, by where it stands."""
+    if not mx.issubdtype(x.dtype, mx.floating):
+        return reduce(x, group=group)
+    is_nan = mx.isnan(x)
+    sent = mx.stack([mx.where(is_nan, neutral, x), is_nan.astype(x.dtype) * mark])
+    extreme, marks = reduce(sent, group=group)
+    return mx.where(marks == mark, math.nan, extreme)
 
 
 def all_gather(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
