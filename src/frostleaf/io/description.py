@@ -135,6 +135,10 @@ _OBJECT = "{path} (static): an object in the file, another one in {given}"
 _MODE = ", as for what is in it: give {given} with what .{switch}() returns there"
 
 
+# How the content of an object, such as the arguments of a model of MLX, has strings and numbers: with their classes.
+_WITH_CLASS = re.compile(r"\(builtins\.(?:str|int|bool|NoneType), ('(?:[^'\\]|\\.)*'|[\w+-]+)\)|\(builtins\.float, '([^']*)'\)")
+
+
 def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like") -> list[str]:
     """Return a line for each place where the structure in the file differs from that of ``like``, and none for those below.
 
@@ -222,6 +226,9 @@ def _difference(
 
 def _excerpts(one: str, other: str) -> tuple[str, str]:
     """Return two texts, cut down around the place where they begin to differ if they are long."""
+    plain = _plainer(one), _plainer(other)
+    if plain[0] != plain[1]:
+        one, other = plain
     pairs = zip(one, other, strict=False)
     same = next((at for at, (first, second) in enumerate(pairs) if first != second), min(len(one), len(other)))
     start = max(0, same - _LONGEST // 4) if max(len(one), len(other)) > _LONGEST else 0
@@ -230,6 +237,10 @@ def _excerpts(one: str, other: str) -> tuple[str, str]:
         return f"{'...' * (start > 0)}{text[start : start + _LONGEST]}{'...' * (len(text) > start + _LONGEST)}"
 
     return excerpt(one), excerpt(other)
+
+
+def _plainer(text: str) -> str:
+    return _WITH_CLASS.sub(lambda found: found[1] or found[2], text)
 
 
 def name_in_file(name: str) -> str:
