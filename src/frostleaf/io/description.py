@@ -131,7 +131,12 @@ _FILLED = (
     "what is private and another in like is filled by a call, as that of a cache: give like what the call makes, such as "
     "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1], with as many tokens where the cache grows"
 )
+_OBJECT = "{path} (static): an object in the file, another one in {given}"
 _MODE = ", as for what is in it: give {given} with what .{switch}() returns there"
+
+
+# How the content of an object, such as the arguments of a model of MLX, has strings and numbers: with their classes.
+_WITH_CLASS = re.compile(r"\(builtins\.(?:str|int|bool|NoneType), ('(?:[^'\\]|\\.)*'|[\w+-]+)\)|\(builtins\.float, '([^']*)'\)")
 
 
 def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like") -> list[str]:
@@ -154,7 +159,14 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
     modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
     outer = {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
     places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
-    lines = [_difference(place, in_file, in_like, given, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
+    objects = {place for place in places if _is_private_object(*place, in_file.get(place), in_like.get(place))}
+    places.sort(key=objects.__contains__)  # they say least
+    lines = [
+        _OBJECT.format(path=place[0], given=given)
+        if place in objects
+        else _difference(place, in_file, in_like, given, count < _SUGGESTIONS)
+        for count, place in enumerate(places[:_LINES])
+    ]
     for number, (path, aspect) in enumerate(places[:_LINES]):
         if aspect == "mode" and path in outer.values():
             lines[number] += _MODE.format(given=given, switch="train" if modes[path] == _TRAINING else "eval")
@@ -166,6 +178,12 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
         lines.append(f"and {len(places) - _LINES:,} more")
     filled = [path for path, aspect in places if _is_filled(in_file.get((path, aspect)), in_like.get((path, aspect)), aspect)]
     return [*lines, _FILLED] if any(name.startswith("_") for path in filled for name in path.split(".")) else lines
+
+
+def _is_private_object(path: str, aspect: str, one: str | None, other: str | None) -> bool:
+    """Return whether a place is a private attribute with an object in it whose text is too long to be read."""
+    is_private = path.rpartition(".")[2].startswith("_")
+    return bool(is_private and aspect == "static" and one and other and min(len(one), len(other)) > _LONGEST)
 
 
 def _is_filled(one: str | None, other: str | None, aspect: str) -> bool:
@@ -208,6 +226,9 @@ def _difference(
 
 def _excerpts(one: str, other: str) -> tuple[str, str]:
     """Return two texts, cut down around the place where they begin to differ if they are long."""
+    plain = _plainer(one), _plainer(other)
+    if plain[0] != plain[1]:
+        one, other = plain
     pairs = zip(one, other, strict=False)
     same = next((at for at, (first, second) in enumerate(pairs) if first != second), min(len(one), len(other)))
     start = max(0, same - _LONGEST // 4) if max(len(one), len(other)) > _LONGEST else 0
@@ -216,6 +237,10 @@ def _excerpts(one: str, other: str) -> tuple[str, str]:
         return f"{'...' * (start > 0)}{text[start : start + _LONGEST]}{'...' * (len(text) > start + _LONGEST)}"
 
     return excerpt(one), excerpt(other)
+
+
+def _plainer(text: str) -> str:
+    return _WITH_CLASS.sub(lambda found: found[1] or found[2], text)
 
 
 def name_in_file(name: str) -> str:

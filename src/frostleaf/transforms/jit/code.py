@@ -12,6 +12,7 @@ _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
 _CLOSURE = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
 _BETWEEN = ("PUSH_NULL", "PRECALL")
+ANY = "*"
 
 
 class Use(NamedTuple):
@@ -57,6 +58,8 @@ def names_renewed(code: types.CodeType) -> frozenset[tuple[str, str]]:
 
     "computed" is what a statement assigns to an attribute that it computes with, as in ``self.n = self.n + 1``, and "counted"
     if no other in the same function begins it anew; "written" is what one may assign into, as in ``self.rows[0] = row``.
+    What is counted may be in an item, as in ``self.counts[key] += 1``, or have a name that is computed, as in ``setattr(self,
+    name, getattr(self, name) + 1)``: then the name is :data:`ANY`.
     """
     names = _renewed_of_code.get(code)
     if names is None:
@@ -128,27 +131,36 @@ def _uses_in(instructions: Sequence[dis.Instruction]) -> Iterator[Use]:
 
 
 def _renewed_in(code: types.CodeType) -> Iterator[tuple[str, str]]:
-    read: set[str] = set()
+    read: list[str] = []
+    said: set[Any] = set()  # the constants and the global names of a statement
     computed: set[str] = set()
+    counted: set[str] = set()
     begun: set[str] = set()
     is_computed = is_in_place = False
     for each in dis.get_instructions(code):
         name = each.opname
         if name in _ATTRIBUTE:
-            read.add(each.argval)
+            read.append(each.argval)
+        elif name == "LOAD_CONST" or name in _GLOBAL:
+            said.add(each.argrepr.removeprefix("NULL + ").removesuffix(" + NULL").strip("'"))
         elif name.startswith(("BINARY_", "INPLACE_")) and name != "BINARY_SUBSCR" and each.argrepr != "[]":
             is_computed = True
             is_in_place = is_in_place or name.startswith("INPLACE_") or each.argrepr.endswith("=")
         elif name.startswith("CALL"):  # max(self.n, n) is no next value
+            if is_computed and "setattr" in said:
+                counted |= {ANY} if "getattr" in said else said.intersection(read)
             is_computed = False
         elif name.startswith(("STORE_", "POP_TOP", "RETURN")):
             if name == "STORE_ATTR":
                 (computed if is_computed and each.argval in read else begun).add(each.argval)
             if is_in_place or name == "STORE_SUBSCR":
                 yield from [("written", attribute) for attribute in read]
-            read, is_computed, is_in_place = set(), False, False
+            if name == "STORE_SUBSCR":
+                again = {attribute for attribute in read if is_in_place or read.count(attribute) > 1}
+                (counted if is_computed else begun).update(again if is_computed else read)
+            read, said, is_computed, is_in_place = [], set(), False, False
     yield from [("computed", attribute) for attribute in computed]
-    yield from [("counted", attribute) for attribute in computed - begun]
+    yield from [("counted", attribute) for attribute in (computed | counted) - begun]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from names_renewed(constant)
