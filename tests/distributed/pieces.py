@@ -89,6 +89,7 @@ def check_what_exchanges_is_not_exported():
         (fl.jit(lambda model, x: model(x)), split(), drawn(3)),
         (lambda model, x: model(x), fl.distributed.fully_shard(whole()), drawn(3)),
         (averaged, whole(), drawn(3)),
+        (lambda model, x: model(x), split().layers[0], drawn(3)),  # of which the gradient alone exchanges
     ]
     with tempfile.TemporaryDirectory() as folder:
         for fn, *trees in functions:
@@ -176,6 +177,31 @@ def check_ensembles_of_models_that_are_divided():
     )
     assert fl.tree.allclose(fl.vmap(fl.grad(loss))(divided, x), expected, rtol=1e-5, atol=1e-5)
     assert fl.tree.allclose(fl.grad(lambda model: fl.vmap(loss)(model, x).sum())(divided), expected, rtol=1e-5, atol=1e-5)
+
+
+DIVIDED = {
+    "fully sharded": fl.distributed.fully_shard,
+    "all to sharded": lambda layer: fl.distributed.shard_linear(layer, "all-to-sharded"),
+    "sharded to all": lambda layer: fl.distributed.shard_linear(layer, "sharded-to-all"),
+    "arrays": lambda layer: fl.distributed.shard(layer, "all-to-sharded"),
+}
+
+
+def check_stacks_are_divided_and_gathered_one_by_one():
+    models = [fl.nn.Linear(12, 12, key=mx.random.key(seed)) for seed in (1, 2)]
+    stack = fl.tree.stack(models)
+    for name, divide in DIVIDED.items():
+        divided = [divide(model) for model in models]
+        for axis in (0, -1):
+            parts = fl.tree.stack(divided, axis)
+            assert fl.tree.equal(fl.vmap(fl.distributed.gather, axis)(parts), stack), name
+            for call in (lambda: fl.distributed.gather(parts), lambda: fl.distributed.gather(fl.eval_shape(lambda: parts))):  # noqa: B023
+                ranks.everywhere(call, r"can't gather .*weight", r"fl\.vmap\(fl\.distributed\.gather\)\(stack\)")
+        assert fl.tree.equal(fl.vmap(divide)(stack), fl.tree.stack(divided))
+        grads = fl.grad(lambda model: sum(leaf.square().sum() for leaf in fl.tree.leaves(model)))(fl.tree.stack(divided))
+        ranks.everywhere(lambda: fl.distributed.gather(grads), "can't gather")  # noqa: B023
+    for name in ("all to sharded", "sharded to all"):
+        ranks.everywhere(lambda: DIVIDED[name](stack), r"one Linear, .*fl\.vmap\(divide\)\(stack\)")  # noqa: B023
 
 
 def check_an_error_in_a_mapped_function_leaves_the_order_whole():

@@ -76,6 +76,8 @@ class FullyShardedModule(Sharded):
     module: Any
     group: Group = static()
     compute_dtype: mx.Dtype | None = static()
+    # How many axes each array has in a call.
+    ndims_inside: tuple[int, ...] = static(repr=False)
 
     def __init__(self, module: Module, group: Any = None, compute_dtype: mx.Dtype | None = None) -> None:
         if not isinstance(module, Node):
@@ -86,6 +88,7 @@ class FullyShardedModule(Sharded):
             raise TypeError(f"compute_dtype is a floating-point mx.Dtype or None, and was given as {describe(compute_dtype)}")
         self.group, self.compute_dtype = as_group(group), compute_dtype
         self.module = self._divided(module)
+        self.ndims_inside = tuple([leaf.ndim for leaf in flat_of(module).leaves])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._with_whole(lambda module: module, args, kwargs)

@@ -282,14 +282,23 @@ def _bytes_of(x: mx.array) -> mx.array:
     return mx.stop_gradient(x).reshape(-1).view(mx.uint8)
 
 
+def require_exchanges(group: Group) -> None:
+    """Require that arrays can be exchanged with a group where this is called.
+
+    Raises:
+        Exception: What :data:`refused` says, if they can't.
+    """
+    refuse = refused.get()
+    if refuse is not None and group.size() > 1:
+        raise refuse()
+
+
 def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
     """Return what ``exchange`` makes of an array, after this thread's exchanges so far and before those to come."""
     group = as_group(group)
     if group.size() == 1:
         return x
-    refuse = refused.get()
-    if refuse is not None:
-        raise refuse()
+    require_exchanges(group)
     require_peers()
     return _at(len(mapped.get()), x, group, exchange)
 
