@@ -127,13 +127,7 @@ def check_layers_that_mlx_divided_are_known():
 SAVED = {
     "save_weights": lambda model, file: model.save_weights(file),
     "save": lambda model, file: fl.save(file, {"model": model, "step": 3}),
-    "Checkpointer": lambda model, file: saved(file, model),
 }
-
-
-def saved(folder, model):
-    with fl.Checkpointer(folder) as checkpoints:
-        checkpoints.save(1, [model])
 
 
 def check_files_of_parts_are_told_of():

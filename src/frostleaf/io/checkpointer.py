@@ -24,7 +24,6 @@ from .background import Background
 from .description import name_in_file
 from .directory import BEST, METRICS, STEP, TIME, Directory, Entry
 from .directory_lock import DirectoryLock
-from .divided import warn_of_parts
 from .first_rank import by_first, read_by_first, require_alike, said_of
 from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differences_of_arrays
 from .known import KnownArrays, Watched, stamp_of
@@ -416,7 +415,6 @@ class Checkpointer:
         if self._best is not None:
             summary[BEST] = self._best, self._mode
         snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
-        warn_of_parts(flat.structure, f"the checkpoint of step {step}", "tree", f"checkpointer.save({step}, whole)")
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self._arrays.look_up(objects, snapshot.arrays)
         draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)

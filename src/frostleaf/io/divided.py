@@ -1,4 +1,4 @@
-"""Trees of which this process has parts of arrays: files get these alone, and say so."""
+"""Trees in which this process has parts of arrays: a file gets these alone, which is warned of."""
 
 from __future__ import annotations
 
