@@ -1,6 +1,7 @@
 """Checks of exchanges and sharded layers together with the other parts of the library, run by each of several ranks."""
 
 import contextlib
+import math
 import tempfile
 import warnings
 
@@ -202,6 +203,30 @@ def check_stacks_are_divided_and_gathered_one_by_one():
         ranks.everywhere(lambda: fl.distributed.gather(grads), "can't gather")  # noqa: B023
     for name in ("all to sharded", "sharded to all"):
         ranks.everywhere(lambda: DIVIDED[name](stack), r"one Linear, .*fl\.vmap\(divide\)\(stack\)")  # noqa: B023
+
+
+def check_a_step_that_one_rank_skips_is_skipped_by_all():
+    adam, average = fl.optim.Adam(0.1), fl.distributed.average_gradients
+    model = whole()
+    grads = fl.tree.map(lambda leaf: mx.full(leaf.shape, math.nan if RANK else 1.0), model)
+    optimizers = [
+        fl.optim.skip_nonfinite(fl.optim.chain(average, adam)),
+        fl.optim.chain(average, fl.optim.skip_nonfinite(adam)),
+        fl.optim.skip_nonfinite(fl.optim.shard(adam, average=True)),
+        fl.optim.shard(fl.optim.skip_nonfinite(adam), average=True),
+        fl.optim.skip_nonfinite(fl.optim.masked(fl.optim.chain(average, adam), "layers.0.**")),
+    ]
+    for optimizer in optimizers:
+        for update in (optimizer.update, fl.jit(optimizer.update)):
+            after, state = update(model, grads, optimizer.init(model))
+            assert fl.tree.equal(after, model)
+            after, _ = update(model, fl.tree.map(mx.ones_like, model), state)
+            fl.distributed.require_same(after)
+            assert not fl.tree.equal(after, model)
+    if RANK == 0:  # alone
+        alone = fl.optim.skip_nonfinite(adam)
+        fl.eval(alone.update(model, grads, alone.init(model)))
+    assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
 
 
 def check_an_error_in_a_mapped_function_leaves_the_order_whole():

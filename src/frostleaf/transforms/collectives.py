@@ -66,12 +66,14 @@ class _Order(NamedTuple):
         large: The tokens after large exchanges, since the last stage.
         stages: Those of which it is known that what came next waits for all of them.
         is_traced: Whether a function is being traced of which arrays are arguments that have no values.
+        last: With which group something was exchanged last.
     """
 
     token: mx.array | None = None
     large: tuple[mx.array, ...] = ()
     stages: tuple[mx.array, ...] = ()
     is_traced: bool = False
+    last: Group | None = None
 
 
 class _Thread(threading.local):
@@ -91,6 +93,11 @@ def tokens() -> list[mx.array]:
 def restore_tokens(kept: list[mx.array]) -> None:
     """Make what :func:`tokens` returned this thread's token again."""
     _thread.order = _thread.order._replace(token=kept[0] if kept else None)
+
+
+def exchanged_since(before: list[mx.array]) -> Group | None:
+    """Return with which group this thread has exchanged something last, if it has since :func:`tokens` returned ``before``."""
+    return _thread.order.last if before and tokens()[0] is not before[0] else None
 
 
 def _token() -> mx.array:
@@ -321,7 +328,7 @@ def _ordered(x: mx.array, group: Group, exchange: Exchange) -> mx.array:
     ordered: Sequence[mx.array] = mx.depends([result, token], token)
     after, order = mx.stop_gradient(ordered[1]), _thread.order
     large = (*order.large, after)[-_MOST:] if x.nbytes >= _LARGE else order.large
-    _thread.order = order._replace(token=after, large=large)
+    _thread.order = order._replace(token=after, large=large, last=group)
     return ordered[0]
 
 
