@@ -201,6 +201,12 @@ def check_stacks_are_divided_and_gathered_one_by_one():
         assert fl.tree.equal(fl.vmap(divide)(stack), fl.tree.stack(divided))
         grads = fl.grad(lambda model: sum(leaf.square().sum() for leaf in fl.tree.leaves(model)))(fl.tree.stack(divided))
         ranks.everywhere(lambda: fl.distributed.gather(grads), "can't gather")  # noqa: B023
+    x, divide = mx.ones((2, 12)), fl.distributed.fully_shard
+    for call in (
+        lambda: fl.tree.stack([divide(model) for model in models])(x),
+        lambda: fl.vmap(lambda model: model(x))(divide(fl.tree.stack(models * SIZE))),
+    ):
+        ranks.everywhere(call, r"arrays of a stack.*fl\.vmap\(fl\.distributed\.fully_shard\)")
     for name in ("all to sharded", "sharded to all"):
         ranks.everywhere(lambda: DIVIDED[name](stack), r"one Linear, .*fl\.vmap\(divide\)\(stack\)")  # noqa: B023
 

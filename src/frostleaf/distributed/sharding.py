@@ -274,8 +274,6 @@ def _whole(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
 
 
 def _require_no_stack(module: Any, ndims: Sequence[int]) -> None:
-    flat = flat_of(module)
-    if len(flat.leaves) == len(ndims):  # nothing was put in its place
-        for name, leaf, ndim in zip(flat.structure.leaf_names(), flat.leaves, ndims, strict=True):
-            if leaf.ndim != ndim:
-                raise ValueError(_A_STACK.format(name=name, array=describe(leaf), ndim=ndim))
+    if FullyShardedModule.stacked_axes(module, ndims):
+        flat = flat_of(module)
+        raise ValueError(_A_STACK.format(name=flat.structure.leaf_names()[0], array=describe(flat.leaves[0]), ndim=ndims[0]))
