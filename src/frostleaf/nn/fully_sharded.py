@@ -39,8 +39,8 @@ _BY_LAYERS = (
 
 
 _A_STACK = (
-    "a FullyShardedModule holds the arrays of a stack, {module}, and can't tell which axis is divided. Of a stack of models, as "
-    "fl.tree.stack makes it, divide and call each: stack = fl.vmap(fl.distributed.fully_shard)(stack), then "
+    "a FullyShardedModule holds the arrays of a stack, {module}, and can't tell which axis is divided. Of a stack of models, "
+    "as fl.tree.stack makes it, divide and call each: stack = fl.vmap(fl.distributed.fully_shard)(stack), then "
     "fl.vmap(call)(stack, x)"
 )
 
