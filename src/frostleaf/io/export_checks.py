@@ -46,15 +46,21 @@ _EXAMPLE = "with the example arguments"
 
 _UNWRITTEN, _TWICE = re.compile(r"(?:serialize|get state for) primitive (\w+)"), "twice with the same signature"
 _CANT_WRITE = (
-    "MLX can't write {primitive}, which {fn} computes, to a file. What has a derivative of its own (fl.checkpoint, "
-    "mx.checkpoint, mx.custom_function) is among what it can't, what makes processes exchange arrays, and what mx.compile made "
-    "and is called with constants. Leave it out of what is exported. If it made arrays that {fn} gets from elsewhere "
-    "and that have no values yet, call fl.eval(model) on what holds them"
+    "MLX can't write {primitive}, which {fn} computes, to a file. What makes processes exchange arrays is among what it can't, "
+    "and what mx.compile made and is called with constants. Leave it out of what is exported. If it made arrays that {fn} gets "
+    "from elsewhere and that have no values yet, call fl.eval(model) on what holds them"
+)
+_DERIVATIVE = (
+    "MLX can't write what has a derivative of its own (mx.checkpoint, mx.custom_function, and what fl.tree.ravel unravels) to "
+    "a file, which {fn} computes. Write fl.checkpoint for mx.checkpoint, which is written as a plain function, and export what "
+    "the others compute without it"
 )
 _READS = (
     "{fn} reads arrays from a file when it is called, which MLX can't write. Read them outside of it: what it computes with is "
     "then in the file as it is, or is an argument"
 )
+# What is said of a primitive of MLX.
+_UNWRITABLE = {"Load": _READS, "CustomTransforms": _DERIVATIVE}
 _ALIKE = (
     "two of the examples have arrays of the same names, shapes and dtypes, by which alone MLX tells which is meant: write them "
     "to two files"
@@ -71,14 +77,17 @@ def in_our_words(fn: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        unwritten = _UNWRITTEN.search(str(error))
-        if unwritten and unwritten[1] == "Load":
-            raise ValueError(_READS.format(fn=fn)) from error
-        if unwritten:
-            raise ValueError(_CANT_WRITE.format(fn=fn, primitive=unwritten[1])) from error
-        if _TWICE in str(error):
-            raise ValueError(_ALIKE) from error
-        raise
+        said = _in_our_words(error, fn)
+        if said is None:
+            raise
+        raise ValueError(said) from error
+
+
+def _in_our_words(error: BaseException | None, fn: str) -> str | None:
+    unwritten = _UNWRITTEN.search(str(error))
+    if unwritten:
+        return _UNWRITABLE.get(unwritten[1], _CANT_WRITE).format(fn=fn, primitive=unwritten[1])
+    return _ALIKE if _TWICE in str(error) else None
 
 
 _NOT_BY_ROWS = (
@@ -161,7 +170,8 @@ class Checks:
         try:
             serving.require(arrays)
         except NeedsShapes as error:
-            raise ValueError(_STEPS.format(fn=self.fn, where=where, error=error)) from error
+            unwritten = _in_our_words(error.__cause__, self.fn)
+            raise ValueError(unwritten or _STEPS.format(fn=self.fn, where=where, error=error)) from error
         except Exception as error:
             if where == _EXAMPLE:
                 raise

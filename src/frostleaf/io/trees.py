@@ -16,12 +16,14 @@ from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import flat_of, require_numbers, unflatten
 from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
+from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
 from .advice import of_structure
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
+from .divided import warn_of_parts
 from .partial import LoadReport, complaint, report_of, selector
 from .parts import Opened, read_opened
 from .safetensors import CheckpointError, fail, parse_json
@@ -109,6 +111,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     Warns:
         UncomparedValueWarning: If a static value is of a class that doesn't say when two are equal, such as one without an
             ``__eq__``. Only its class is compared then.
+        PartialWeightsWarning: If arrays are parts of larger ones, of which other ranks have the rest.
 
     >>> import frostleaf as fl, tempfile
     >>> model = fl.nn.Linear(2, 3)
@@ -121,7 +124,10 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     >>> fl.tree.equal(loaded, tree), loaded["epoch"]
     (True, 3)
     """
-    write_snapshot(require_path(path, "fl.save(path, tree)"), take_snapshot(tree, metadata))
+    name = require_path(path, "fl.save(path, tree)")
+    snapshot = take_snapshot(tree, metadata)
+    warn_of_parts(flat_of(tree).structure, name, "tree", "fl.save(path, whole)")
+    write_snapshot(name, snapshot)
 
 
 @overload
@@ -304,7 +310,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
         _VALUES: json.dumps([encode_value(value) for value in values]),
         _METADATA: _encode_metadata(metadata),
     }
-    mx.eval(flat.leaves)
+    evaluation.eval(flat.leaves)
     # An assignment to a part of an array changes the array object, so others with the same memory are kept.
     kept = {id(leaf): leaf[...] for leaf in flat.leaves}
     return Snapshot({name: kept[id(leaf)] for name, leaf in zip(names, flat.leaves, strict=True)}, header_metadata)

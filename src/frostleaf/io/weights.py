@@ -19,12 +19,12 @@ from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, level_of_caller, listed, nearest
 from ..edits.updating import persistent
 from ..transforms import evaluation
-from ..transforms.shards import Shard, shards_in
 from ..tree.comparison import equal
 from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
 from .advice import of_adapters, prefixes_of
 from .atomic import atomic_write, require_path
+from .divided import parts_in, warn_of_parts
 
 
 class UnmatchedWeightsWarning(UserWarning):
@@ -87,23 +87,6 @@ _FILE_AND_SHARDS = (
 )
 
 
-class PartialWeightsWarning(UserWarning):
-    """A file of weights was written with this rank's part of arrays, which a model that isn't divided can't load.
-
-    Files of parts are for models divided in the same way, each rank's in its own; MLX's divided layers load them too.
-
-    >>> import frostleaf as fl, warnings
-    >>> warnings.simplefilter("ignore", fl.PartialWeightsWarning)  # where files of parts are meant
-    """
-
-
-_PARTS = (
-    "{file} gets the part of rank {rank} alone of {names}. For a file of the whole model write whole = "
-    "fl.distributed.gather(model) on all ranks, and whole.save_weights(file) on one. Where files of parts are meant, with a "
-    "name for each rank, filter fl.PartialWeightsWarning"
-)
-
-
 def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: int | None) -> None:
     """Write the module's parameters to a file or a directory of files. See :meth:`Module.save_weights`."""
     name = require_path(file, "save_weights(file)")
@@ -117,7 +100,7 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
     for parameter, array in arrays.items():
         if isinstance(array, ShapeDtypeStruct):
             raise ValueError(f"can't save {parameter}, which is a ShapeDtypeStruct and has no numbers")
-    _warn_of_parts(module, arrays, name)
+    warn_of_parts(flat_of(module).structure, name, "model", "whole.save_weights(file)", arrays)
     evaluation.eval(arrays)  # MLX's writing would wait for other processes without notice
     if in_shards:
         sharded.write_directory(name, arrays, sharded.MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes)
@@ -125,21 +108,6 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
         formats.check_arrays(arrays, ending, name)
         with atomic_write(name) as temporary:
             formats.write_file(temporary, arrays, ending)
-
-
-def _parts_in(module: Node) -> dict[str, tuple[Shard, ...]]:
-    """Return how arrays are divided of which other ranks have parts, by their names."""
-    structure = flat_of(module).structure
-    places = zip(structure.leaf_names(), shards_in(structure), strict=True)
-    return {name: shards for name, shards in places if any(shard.group.size() > 1 for shard in shards)}
-
-
-def _warn_of_parts(module: Node, arrays: Mapping[str, mx.array], file: str) -> None:
-    parts = {name: shards for name, shards in _parts_in(module).items() if name in arrays}
-    if parts:
-        rank = next(iter(parts.values()))[0].group.rank()
-        text = _PARTS.format(file=file, rank=rank, names=listed([*parts]))
-        warnings.warn(text, PartialWeightsWarning, level_of_caller())
 
 
 _NOT_WEIGHTS = (
@@ -283,7 +251,7 @@ def _check_weights(
     rename: Rename | None,
 ) -> None:
     extra, missing = weights.keys() - current.keys(), current.keys() - weights.keys()
-    divided = _DIVIDED if _parts_in(module) else ""
+    divided = _DIVIDED if parts_in(flat_of(module).structure) else ""
     if extra:
         names = _listed(extra, missing or current, origins, tied_places(module))
         advice = divided or _renaming_advice(weights.keys(), current.keys(), origins, rename) or of_adapters(weights, current)

@@ -308,6 +308,7 @@ def shard(opt: Optimizer, group: Any = None, *, average: bool = False, elementwi
     ``chain(average_gradients, clip_by_global_norm(1.0), shard(AdamW(1e-3)))``. Or here, with ``average=True``, where each rank
     keeps its part of each average and drops the rest before the next is computed: a step then peaks lower by nearly the size of
     the gradients, and what needs averages stands inside: ``shard(chain(clip_by_global_norm(1.0), AdamW(1e-3)), average=True)``.
+    Evaluate steps by :func:`frostleaf.distributed.eval`: on the CPU, MLX otherwise makes room for all gradients at once.
 
     The state of whatever is inside is divided: ``shard(ema(opt, decay))`` and ``shard(accumulate(opt, n))`` divide averages and
     sums of gradients too, and compute the numbers that they do with ``shard`` inside. Clipping by the norm inside adds up the
