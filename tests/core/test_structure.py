@@ -457,10 +457,7 @@ def test_a_tree_that_is_too_deep_says_so(make, kind, way):
 
 
 def deep() -> Any:
-    tree = fl.nn.Linear(1, 1)
-    for _ in range(900):
-        tree = Holder(tree)
-    return tree
+    return nested(sys.getrecursionlimit(), Holder)
 
 
 def endless_dict() -> Any:
