@@ -413,8 +413,8 @@ def test_a_dict_in_the_global_namespace_is_sorted_still() -> None:
     assert optree.tree_leaves({"b": 1, "a": 2}) == [2, 1]
 
 
-def nested(levels, kind, innermost=mx.zeros(1)):
-    tree = kind(innermost)
+def nested(levels, kind, innermost=None):
+    tree = kind(mx.zeros(1) if innermost is None else innermost)
     for _ in range(levels):
         tree = kind(tree)
     return tree

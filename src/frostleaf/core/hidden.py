@@ -41,7 +41,7 @@ _SHOWING: dict[type, tuple[str, ...]] = {
 _EMPTY: tuple[dict[Any, Any], ...] = ({}, OrderedDict())
 _VIEWS = frozenset([type(view) for each in _EMPTY for view in (each.keys(), each.values(), each.items())])
 _DEEPEST = 8
-# Where the classes of iterators are that show nothing of what they will give: a deque's is in another module from Python 3.12 on.
+# Where the classes of iterators are that show nothing of what they will give: a deque's is in another module since Python 3.12.
 # Others have attributes, as a data loader has.
 _SHOWING_NOTHING = {"builtins", "itertools", "mlx.core", type(iter(deque())).__module__}
 
