@@ -20,8 +20,9 @@ from ..tree.selecting import Where
 from . import safetensors
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
+from .complaints import complaint
 from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
-from .partial import LoadReport, complaint, report_of, selector
+from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
 from .safetensors import CheckpointError, fail, parse_json
 from .sharing import Sharing, find_sharing, read_sharing
@@ -145,9 +146,12 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
             fl.eval_shape(make_model))``.
         where: What to read, as for :meth:`Module.at`: a path, a glob, a class, a function of a path and an array, or a list of
             these. Only the bytes of that are read, and only that must have the same structure; a glob must fit nothing in the
-            file that ``like`` has not. Everything else is that of ``like``, the same objects. Default: everything.
+            file that ``like`` has not. A module all of whose arrays are selected, by whatever, must be the same in everything:
+            class, static fields, modes, frozen names. One of which only some are selected is not compared. Everything else is
+            that of ``like``, the same objects. Default: everything.
         strict: With ``False``, read what both trees have under one name, whatever else they have, and return a
-            :class:`LoadReport` as well. The rest is that of ``like``, and so is the structure. Default: ``True``.
+            :class:`LoadReport` as well, whose ``differs`` has where static values do. The rest is that of ``like``, and so is
+            the structure. Default: ``True``.
 
     Returns:
         The tree; with ``strict=False`` the tree and the report.
@@ -202,17 +206,17 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
     """Return what :func:`load` puts into a tree, with the same arguments and errors."""
     flat = flat_of(like)
     facts = describe_tree(flat.structure, flat.leaves).facts
-    is_selected = selector(like, where)
-    wanted = [*filter(is_selected, facts)]
+    select = selection(like, where)
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
-        reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
+        selected, wanted = select(contents.facts, facts)
+        reason = complaint(selected, wanted, strict, facts)
         if reason:
             raise OtherStructureError(f"{contents.header.file}: {reason}")
         if strict and where is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
-        report = report_of(contents.facts, wanted, where)
+        report = report_of(contents.facts, selected, wanted, where)
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
         names = [name for name in report.taken if name not in values]
         taken = [name for name in report.taken if name in values]
