@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,14 +18,12 @@ from ..edits.freezing import frozen_leaves
 from . import safetensors
 from .atomic import atomic_write
 from .known import Place, Shard, Stamp, stamp_of
+from .names import BESIDE
 from .parts import PARTS, Part, parts_text, read_parts
 from .safetensors import METADATA, open_regular, read_header
 from .sharded import INDEX_ENDING
 from .sharing import find_sharing
 from .trees import Snapshot, versioned
-
-HEAD = re.compile(r"step-(\d{8,})\.safetensors")
-BESIDE = re.compile(r"(?P<checkpoint>step-(?P<step>\d{8,})-[0-9a-f]{8})(?:-\d+\.safetensors|\.safetensors\.index\.json)")
 
 _SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
 _PEEK = 2**12

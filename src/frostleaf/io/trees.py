@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 import mlx.core as mx
@@ -21,7 +22,8 @@ from . import safetensors
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .complaints import complaint
-from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
+from .description import SCALARS, Fact, array_kind, describe_tree, is_leaf, is_value, name_in_file, value_kind
+from .names import refusal_of_directory, refusal_of_part, require_there
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
 from .safetensors import CheckpointError, fail, parse_json
@@ -94,7 +96,8 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     ``mx.random.state[0][:] = tree["random"]`` to continue from it.
 
     Args:
-        path: The file, which is replaced if it exists. Any extension will do; other tools know ``.safetensors``.
+        path: The file, which is replaced if it exists. Any extension will do, with a warning if it is that of another format;
+            other tools know ``.safetensors``.
         tree: Any nesting of modules, optimizer states, tuples, lists, dicts and registered classes.
         metadata: A mapping of strings to anything that JSON can hold. :func:`load_metadata` returns it as JSON has it: tuples
             come back as lists. Default: nothing.
@@ -107,6 +110,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     Warns:
         UncomparedValueWarning: If a static value is of a class that doesn't say when two are equal, such as one without an
             ``__eq__``. Only its class is compared then.
+        UserWarning: If the name ends as those of another format do, such as ``.npz``.
 
     >>> import frostleaf as fl, tempfile
     >>> model = fl.nn.Linear(2, 3)
@@ -119,7 +123,18 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     >>> fl.tree.equal(loaded, tree), loaded["epoch"]
     (True, 3)
     """
-    write_snapshot(require_path(path, "fl.save(path, tree)"), take_snapshot(tree, metadata))
+    name = require_path(path, "fl.save(path, tree)")
+    snapshot = take_snapshot(tree, metadata)
+    if name.endswith(_OF_OTHER_FORMATS):
+        warnings.warn(_NAMED_OTHERWISE.format(file=name), UserWarning, stacklevel=level_of_caller())
+    write_snapshot(name, snapshot)
+
+
+_OF_OTHER_FORMATS = (".npz", ".npy", ".gguf", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".msgpack")
+_NAMED_OTHERWISE = (
+    "{file} gets a safetensors file, as fl.save writes no other: fl.load and load_weights read it, mx.load and others don't "
+    "under this name. End the name in .safetensors"
+)
 
 
 @overload
@@ -183,7 +198,16 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     """
     name = require_path(path, "fl.load(path, like)")
     require_bool("strict", strict)
+    _require_file(name)
     return placed(like, read(name, like, where, strict))  # type: ignore[no-any-return]
+
+
+def _require_file(path: str) -> None:
+    """Say what to open, where a path is not that of a saved tree."""
+    require_there(path)
+    reason = refusal_of_directory(path) if os.path.isdir(path) else refusal_of_part(path)
+    if reason:
+        fail(path, reason)
 
 
 class Read(NamedTuple):
@@ -206,7 +230,12 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
     """Return what :func:`load` puts into a tree, with the same arguments and errors."""
     flat = flat_of(like)
     facts = describe_tree(flat.structure, flat.leaves).facts
-    select = selection(like, where)
+    try:
+        select = selection(like, where)
+    except LookupError as error:
+        if advice := _what_holds(path, facts, where):
+            raise LookupError(f"{error}{advice}") from None
+        raise
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
@@ -224,6 +253,23 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         return Read(arrays, [values[name] for name in taken], [*names, *taken], None if strict else report)
 
     return read_opened(path, read_all)
+
+
+_WHAT_HOLDS = " In the file that is what like is: give like={like}, and take {taken} of what is loaded"
+
+
+def _what_holds(path: str | os.PathLike[str], facts: list[Fact], where: Where | None) -> str:
+    """Return what to give, where ``like`` is what is selected in the file, rather than what holds it; else an empty string."""
+    place = where.removesuffix(".**") if isinstance(where, str) else ""
+    ours = {fact.path for fact in facts if is_leaf(fact)}
+    with suppress(OSError, CheckpointError):
+        there = read_opened(path, lambda opened: _read_contents(opened, []).facts)
+        inside = {fact.path.removeprefix(f"{place}.") for fact in there if is_leaf(fact) and fact.path.startswith(f"{place}.")}
+        if place and ours and inside == ours:
+            names = [*map(repr, place.split("."))]
+            like = "".join(f"{{{name}: " for name in names) + "like" + "}" * len(names)
+            return _WHAT_HOLDS.format(like=like, taken="".join(f"[{name}]" for name in names))
+    return ""
 
 
 def placed(like: Any, read: Read) -> Any:
@@ -256,7 +302,9 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     fl.load_metadata(f"{folder}/a.safetensors")
     {'epoch': 3}
     """
-    header = read_opened(require_path(path, "fl.load_metadata(path)"), lambda opened: opened.header)
+    name = require_path(path, "fl.load_metadata(path)")
+    _require_file(name)
+    header = read_opened(name, lambda opened: opened.header)
     _require_version(header)
     safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)

@@ -24,10 +24,12 @@ from ..tree.comparison import equal
 from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
 from .atomic import atomic_write, require_path
+from .names import refusal_of_part, require_there
+from .safetensors import fail
 
 
 class UnmatchedWeightsWarning(UserWarning):
-    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing, as no weight has the name of a parameter.
+    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing: no weight has the name of a parameter, or none is.
 
     >>> import frostleaf as fl, mlx.core as mx, warnings
     >>> with warnings.catch_warnings(record=True) as caught:
@@ -57,8 +59,8 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     if strict:
         _check_weights(module, weights, current, origins, rename)
         _check_placeholders(module, current)
-    elif weights and current and not new:
-        message = _unmatched(module, weights.keys(), current.keys(), origins, rename)
+    elif current and not new:
+        message = _unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS
         warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
 
     flat = flat_of(module)
@@ -68,6 +70,10 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
 
 
 _UNMATCHED = "nothing was loaded, as none of the {count:,} weights has the name of a parameter of this {kind}: {names}.{advice}"
+_NO_WEIGHTS = (
+    "nothing was loaded, as there are no weights. Of a checkpoint in several files mx.load reads the head, which has names "
+    "alone: give load_weights its path"
+)
 _ADAPTERS = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
 
 
@@ -151,7 +157,9 @@ def _read(source: Any) -> dict[str, Any]:
     if isinstance(source, Mapping) and any(isinstance(value, Mapping | list | tuple) for value in source.values()):
         raise TypeError(_NOT_WEIGHTS.format(kind="nested dict"))
     if isinstance(source, list | tuple) and source and all(map(_is_file, source)):
-        return sharded.read_files([os.fspath(each) for each in source])
+        files = [os.fspath(each) for each in source]
+        _refuse_parts(files)
+        return sharded.read_files(files)
     if isinstance(source, list | tuple | Mapping | ItemsView):
         return _weights_of(source.items() if isinstance(source, Mapping) else source)
     if not isinstance(source, str | os.PathLike):
@@ -161,9 +169,17 @@ def _read(source: Any) -> dict[str, Any]:
         return sharded.read_index(name)
     if os.path.isdir(name):
         return sharded.read_directory(name)
+    require_there(name)
     if "." not in os.path.basename(name) and not os.path.exists(name):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    _refuse_parts([name])
     return formats.read_file(name)
+
+
+def _refuse_parts(files: Iterable[str]) -> None:
+    for file in files:
+        if reason := refusal_of_part(file):
+            fail(file, reason)
 
 
 def _is_file(value: Any) -> bool:
