@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 import frostleaf as fl
-from frostleaf.io import shards
+from frostleaf.io import names, shards
 
 LIKE = {"w": mx.zeros(3)}
 
@@ -51,7 +51,7 @@ def nbytes(folder: Path) -> int:
 
 def left_over(folder: Path) -> set[str]:
     """Return the names of the files that no checkpoint of a directory needs."""
-    heads = [name for name in os.listdir(folder) if shards.HEAD.fullmatch(name)]
+    heads = [name for name in os.listdir(folder) if names.HEAD.fullmatch(name)]
     needed = {name for head in heads for name in (shards.read_summary(str(folder / head)) or {}).get("files", ())}
     assert needed <= {*os.listdir(folder)}
     return {*os.listdir(folder)} - needed - {*heads} - {".frostleaf-lock"}
