@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
@@ -26,7 +26,9 @@ from .description import SCALARS, Fact, array_kind, describe_tree, is_leaf, is_v
 from .names import refusal_of_directory, refusal_of_part, require_there
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
+from .renaming import Rename, renamed
 from .safetensors import CheckpointError, fail, parse_json
+from .scalars import decode_value, encode_value
 from .sharing import Sharing, find_sharing, read_sharing
 
 T = TypeVar("T")
@@ -138,16 +140,27 @@ _NAMED_OTHERWISE = (
 
 
 @overload
-def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: Literal[True] = True) -> T: ...
+def load(
+    path: str | os.PathLike[str],
+    like: T,
+    *,
+    where: Where | None = None,
+    strict: Literal[True] = True,
+    rename: Rename | None = None,
+) -> T: ...
 @overload
 def load(
-    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: Literal[False]
+    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: Literal[False], rename: Rename | None = None
 ) -> tuple[T, LoadReport]: ...
 @overload
-def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool) -> T | tuple[T, LoadReport]: ...
+def load(
+    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool, rename: Rename | None = None
+) -> T | tuple[T, LoadReport]: ...
 
 
-def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True) -> T | tuple[T, LoadReport]:
+def load(
+    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
+) -> T | tuple[T, LoadReport]:
     """Return the tree that :func:`save` wrote to a file, after checking it against its checksums and against ``like``.
 
     Arrays that were one object are one again, and others are not, whichever of those in ``like`` are.
@@ -167,6 +180,9 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
         strict: With ``False``, read what both trees have under one name, whatever else they have, and return a
             :class:`LoadReport` as well, whose ``differs`` has where static values do. The rest is that of ``like``, and so is
             the structure. Default: ``True``.
+        rename: A function from the dotted name of an array or number in the file to that in ``like``, or a mapping, which may
+            leave out names that stay; ``None`` for a name leaves it out. What holds them follows: ``rename=lambda name:
+            name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. Default: the same.
 
     Returns:
         The tree; with ``strict=False`` the tree and the report.
@@ -199,7 +215,7 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     name = require_path(path, "fl.load(path, like)")
     require_bool("strict", strict)
     _require_file(name)
-    return placed(like, read(name, like, where, strict))  # type: ignore[no-any-return]
+    return placed(like, read(name, like, where, strict, rename))  # type: ignore[no-any-return]
 
 
 def _require_file(path: str) -> None:
@@ -226,7 +242,7 @@ class Read(NamedTuple):
     report: LoadReport | None = None
 
 
-def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: bool) -> Read:
+def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: bool, rename: Rename | None = None) -> Read:
     """Return what :func:`load` puts into a tree, with the same arguments and errors."""
     flat = flat_of(like)
     facts = describe_tree(flat.structure, flat.leaves).facts
@@ -239,20 +255,28 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
-        selected, wanted = select(contents.facts, facts)
+        there, ours, origins = renamed(contents.facts, facts, rename)
+        selected, wanted = select(there, ours)
         reason = complaint(selected, wanted, strict, facts)
         if reason:
             raise OtherStructureError(f"{contents.header.file}: {reason}")
-        if strict and where is None and are_in_one_order(contents.facts, facts):
+        if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
-        report = report_of(contents.facts, selected, wanted, where)
+        report = report_of(there, selected, wanted, where)
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
-        names = [name for name in report.taken if name not in values]
-        taken = [name for name in report.taken if name in values]
-        arrays = _read_arrays(opened, contents, names)
-        return Read(arrays, [values[name] for name in taken], [*names, *taken], None if strict else report)
+        taken = {name: origins.get(name, name) for name in report.taken}
+        names = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
+        arrays = _read_arrays(opened, contents, [old for old in taken.values() if old not in values])
+        report = report._replace(left=_left(contents.facts, taken.values()))
+        return Read(arrays, [values[old] for old in taken.values() if old in values], names, None if strict else report)
 
     return read_opened(path, read_all)
+
+
+def _left(facts: Iterable[Fact], taken: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of what is not taken of a file, as they are there."""
+    names = {*taken}
+    return tuple([fact.path for fact in facts if is_leaf(fact) and fact.path not in names])
 
 
 _WHAT_HOLDS = " In the file that is what like is: give like={like}, and take {taken} of what is loaded"
@@ -449,33 +473,6 @@ def _facts(header: safetensors.Header) -> list[Fact]:
         isinstance(fact, list) and len(fact) == 3 and all(isinstance(text, str) for text in fact) for fact in given
     )
     return [Fact(*fact) for fact in given] if well_formed else _fail_at(header, _STRUCTURE)
-
-
-def encode_value(value: Any) -> tuple[str, str]:
-    """Encode a number, a string or bytes exactly, as its type and a text."""
-    kind = type(value).__name__
-    if isinstance(value, str):  # it may have halves of surrogate pairs, which JSON confuses with whole ones
-        return kind, value.encode("utf-8", "surrogatepass").hex()
-    if isinstance(value, bytes):
-        return kind, value.hex()
-    if isinstance(value, complex):
-        return kind, f"{value.real!r} {value.imag!r}"
-    return kind, hex(value) if type(value) is int else repr(value)  # in decimal, an int may be too long for Python to read
-
-
-_DECODERS: dict[str, Callable[[str], Any]] = {
-    "bool": {"True": True, "False": False}.__getitem__,
-    "int": lambda text: int(text, 16),
-    "float": float,
-    "complex": lambda text: complex(*map(float, text.split())),
-    "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
-    "bytes": bytes.fromhex,
-}
-
-
-def decode_value(kind: str, text: str) -> Any:
-    """Return what :func:`encode_value` encoded."""
-    return _DECODERS[kind](text)
 
 
 def _values(header: safetensors.Header) -> list[Any]:

@@ -6,7 +6,7 @@ import errno
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, ItemsView, Iterable, Mapping, Set
+from collections.abc import ItemsView, Iterable, Mapping, Set
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -25,6 +25,8 @@ from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
 from .atomic import atomic_write, require_path
 from .names import refusal_of_part, require_there
+from .renaming import Rename as Rename
+from .renaming import new_names
 from .safetensors import fail
 
 
@@ -41,7 +43,6 @@ class UnmatchedWeightsWarning(UserWarning):
 
 
 N = TypeVar("N", bound=Node)
-Rename = Callable[[str], str | None] | Mapping[str, str | None]
 
 _LINES = 8
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
@@ -49,7 +50,8 @@ _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 
 def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename | None) -> N:
     """Return the module with its parameters read from files or a list of pairs. See :meth:`Module.load_weights`."""
-    weights, origins = _rename(_read(file_or_weights), rename)
+    given = _read(file_or_weights)
+    weights, origins = _rename(given, rename)
     current = _named_parameters(module)
     weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
@@ -59,7 +61,7 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     if strict:
         _check_weights(module, weights, current, origins, rename)
         _check_placeholders(module, current)
-    elif current and not new:
+    elif current and not new and (weights or not given):
         message = _unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS
         warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
 
@@ -205,18 +207,7 @@ def _rename(weights: dict[str, Any], rename: Rename | None) -> tuple[dict[str, A
     """Return the weights by the model's names, and the original name of each."""
     if rename is None:
         return weights, {}
-    if not callable(rename) and not isinstance(rename, Mapping):
-        raise TypeError(f"rename is a function of a name, or a mapping of names, and was given as a {type(rename).__name__}")
-    origins: dict[str, str] = {}
-    for name in weights:
-        new = rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
-        if new is None:
-            continue
-        if not isinstance(new, str):
-            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
-        if new in origins:
-            raise ValueError(f"rename gives {new!r} for {origins[new]!r} and for {name!r}")
-        origins[new] = name
+    origins = new_names(weights, rename)
     return {new: weights[name] for new, name in origins.items()}, origins
 
 

@@ -27,8 +27,8 @@ from .rule import ELEMENTWISE, Rule
 from .wrapper import StatefulWrapper
 
 AVERAGED_WHOLE = (
-    "each rank has a part of the averages in the state of fl.optim.shard: write opt.optimizer.averaged(model, opt.gather(state))"
-    ", with that optimizer as opt, on all ranks"
+    "each rank has a part of the averages in the state of fl.optim.shard: with that optimizer as opt, and on all ranks, write "
+    "opt.optimizer.averaged(model, opt.gather(state))"
 )
 
 
