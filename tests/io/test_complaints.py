@@ -107,3 +107,44 @@ def test_a_selection_is_told_the_same(tmp_path: Path) -> None:
     text = refused({"a": Layer(mx.ones(2), 3), "b": mx.ones(4)}, like, tmp_path, where="a.**")
     assert text.endswith("as in like['a'].at('scale').set(3)")
     assert re.search(r"a\.scale \(static\): 3 in the file, 1 in like", text)
+
+
+class Old(fl.Module):
+    encoder: fl.nn.Linear
+    head: fl.nn.Linear
+
+
+class New(fl.Module):
+    backbone: fl.nn.Linear
+    head: fl.nn.Linear
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("around", "names"),
+    [
+        ("model", ("encoder.", "backbone.")),
+        ("{'model': model, 'state': fl.optim.Adam(0.1).init(model)}", ("encoder.", "backbone.")),
+        ("{kind: model.head}", ("Old.", "New.")),
+        ("{'a': model.head, 'b': {kind: mx.ones(2)}}", None),
+    ],
+)
+def test_a_name_that_has_changed_is_told_with_rename(
+    around: str, names: tuple[str, str] | None, strict: bool, tmp_path: Path
+) -> None:
+    trees = [
+        eval(around, {"fl": fl, "mx": mx, "kind": kind.__name__, "model": kind(fl.nn.Linear(2, 2), fl.nn.Linear(2, 1))})
+        for kind in (Old, New)
+    ]
+    fl.save(tmp_path / "a", trees[0])
+    try:
+        fl.load(tmp_path / "a", trees[1], strict=strict)
+    except fl.OtherStructureError as error:
+        found = re.search(r"rename=(lambda name: name\.replace\(.*?\)), strict=False\)", str(error))
+        assert (found and found[1]) == (names and f"lambda name: name.replace({names[0]!r}, {names[1]!r})")
+        if found:
+            loaded, report = fl.load(tmp_path / "a", trees[1], rename=eval(found[1]), strict=False)
+            assert fl.tree.equal(fl.tree.leaves(loaded), fl.tree.leaves(trees[0]))
+            assert report[1:3] == ((), ())
+    else:
+        assert not strict  # something has the same name

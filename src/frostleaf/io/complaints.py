@@ -9,6 +9,7 @@ from .alignment import aligned, is_moved
 from .description import Fact, array_kind, differences, is_container, is_leaf, is_value
 
 _LONGEST = 1000
+_CANDIDATES = 10
 _LITERAL = re.compile(r"-?[\d.][\w.+-]*|True|False|None|'[^'\\]{0,40}'")
 
 _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
@@ -32,6 +33,9 @@ _SAME_ARRAYS = (
 )
 _SET_FIRST = ". To have what the file has, put it into like first, as in {where}.set({value})"
 _COMMON = "\nstrict=False reads what both have under one name, and reports what else there is"
+_RENAMED = (
+    "\nfl.load(path, like, rename=lambda name: name.replace({old!r}, {new!r}), strict=False) reads what has another name now"
+)
 _GROWS = (
     "\nFor numbers that grow in count, give like {kind} of {length} of them at {path!r}, or keep them in metadata= of fl.save, "
     "which fl.load_metadata returns. strict=False reads what both have under one name, and reports what else there is"
@@ -57,7 +61,9 @@ def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, li
     if other:
         one, two = [saved[path] for path in other], [wanted[path] for path in other]
         return _told(_OTHER_KINDS, one, two, advice=_leave_out(other, wanted)) + _remedy(one, two, like)
-    return "" if common else _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()])
+    if common:
+        return ""
+    return _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()]) + _renaming(saved, wanted)
 
 
 def _leaves(facts: Sequence[Fact]) -> dict[str, Fact]:
@@ -83,6 +89,8 @@ def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[Fac
     keys = [key for key in dict.fromkeys([*there, *wanted]) if there.get(key) != wanted.get(key)]
     pairs = {key: (there.get(key), wanted.get(key)) for key in keys}
     aspects = {aspect for _, aspect in keys}
+    if not pairs:  # they differ in their order, or where two have one name
+        return ""
     if aspects == {"frozen"}:
         return _FREEZE_LATER
     if any(one and other and is_moved(one.text, other.text) for one, other in pairs.values()):
@@ -93,11 +101,28 @@ def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[Fac
     saved, read = _leaves(in_file), _leaves(in_like)
     if len(saved) + len(read) < sum(map(is_leaf, [*in_file, *in_like])):  # two have one name
         return ""
-    if saved.keys().isdisjoint(read) or any(saved[path] != read[path] for path in saved.keys() & read.keys()):
+    if saved.keys().isdisjoint(read):
+        return _renaming(saved, read)
+    if any(saved[path] != read[path] for path in saved.keys() & read.keys()):
         return ""
     if saved.keys() != read.keys():
-        return _lengthening(pairs) or _COMMON
+        return _renaming(saved, read) or _lengthening(pairs) or _COMMON
     return "" if aspects <= {"mode", "frozen"} else _SAME_ARRAYS + _setting(pairs, like)
+
+
+def _renaming(saved: Mapping[str, Fact], read: Mapping[str, Fact]) -> str:
+    """Return what to say where all that is in the file is in ``like``, if one name on the way there is another."""
+    name = min(saved.keys() - read.keys(), default="")
+    for other in sorted(read.keys() - saved.keys())[:_CANDIDATES]:
+        pairs = [pair for pair in zip(name.split("."), other.split("."), strict=False) if pair[0] != pair[1]]
+        if len(pairs) != 1:
+            continue
+        old, new = (f"{each}." for each in pairs[0])
+        if {path.replace(old, new): fact.text for path, fact in saved.items()} == {
+            path: fact.text for path, fact in read.items()
+        }:
+            return _RENAMED.format(old=old, new=new)
+    return ""
 
 
 def _lengthening(pairs: _Pairs) -> str:
