@@ -31,7 +31,7 @@ _SAME_ARRAYS = (
     "\nThe arrays and numbers have the same names and kinds: strict=False reads them, keeps all else as like has it, and "
     "reports where that differs"
 )
-_SET_FIRST = ". To have what the file has, put it into like first, as in {where}.set({value})"
+_SET_FIRST = ". To have what the file has, build like with it, or put it there first, as in {where}.set({value})"
 _COMMON = "\nstrict=False reads what both have under one name, and reports what else there is"
 _RENAMED = (
     "\nfl.load(path, like, rename=lambda name: name.replace({old!r}, {new!r}), strict=False) reads what has another name now"
