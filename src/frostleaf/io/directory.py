@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..core.words import dtype_name, listed
 from .atomic import remove, remove_temporaries
+from .names import BESIDE, HEAD
 from .safetensors import CheckpointError, fail
-from .shards import BESIDE, HEAD, files_named, read_summary
+from .shards import files_named, read_summary
 from .trees import load_metadata, saved_arrays
 
 # The keys of a checkpoint's metadata.

@@ -6,7 +6,7 @@ import errno
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, ItemsView, Iterable, Mapping, Set
+from collections.abc import ItemsView, Iterable, Mapping, Set
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -25,10 +25,14 @@ from . import formats, sharded
 from .advice import of_adapters, prefixes_of
 from .atomic import atomic_write, require_path
 from .divided import parts_in, warn_of_parts
+from .names import refusal_of_part, require_there
+from .renaming import Rename as Rename
+from .renaming import new_names
+from .safetensors import fail
 
 
 class UnmatchedWeightsWarning(UserWarning):
-    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing, as no weight has the name of a parameter.
+    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing: no weight has the name of a parameter, or none is.
 
     >>> import frostleaf as fl, mlx.core as mx, warnings
     >>> with warnings.catch_warnings(record=True) as caught:
@@ -40,7 +44,6 @@ class UnmatchedWeightsWarning(UserWarning):
 
 
 N = TypeVar("N", bound=Node)
-Rename = Callable[[str], str | None] | Mapping[str, str | None]
 
 _LINES = 8
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
@@ -48,7 +51,8 @@ _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 
 def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename | None) -> N:
     """Return the module with its parameters read from files or a list of pairs. See :meth:`Module.load_weights`."""
-    weights, origins = _rename(_read(file_or_weights), rename)
+    given = _read(file_or_weights)
+    weights, origins = _rename(given, rename)
     current = _named_parameters(module)
     weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
@@ -58,8 +62,8 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     if strict:
         _check_weights(module, weights, current, origins, rename)
         _check_placeholders(module, current)
-    elif weights and current and not new:
-        message = _unmatched(module, weights.keys(), current.keys(), origins, rename)
+    elif current and not new and (weights or not given):
+        message = _unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS
         warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
 
     flat = flat_of(module)
@@ -69,6 +73,10 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
 
 
 _UNMATCHED = "nothing was loaded, as none of the {count:,} weights has the name of a parameter of this {kind}: {names}.{advice}"
+_NO_WEIGHTS = (
+    "nothing was loaded, as there are no weights. Of a checkpoint in several files mx.load reads the head, which has names "
+    "alone: give load_weights its path"
+)
 _ADAPTERS = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
 
 
@@ -121,7 +129,9 @@ def _read(source: Any) -> dict[str, Any]:
     if isinstance(source, Mapping) and any(isinstance(value, Mapping | list | tuple) for value in source.values()):
         raise TypeError(_NOT_WEIGHTS.format(kind="nested dict"))
     if isinstance(source, list | tuple) and source and all(map(_is_file, source)):
-        return sharded.read_files([os.fspath(each) for each in source])
+        files = [os.fspath(each) for each in source]
+        _refuse_parts(files)
+        return sharded.read_files(files)
     if isinstance(source, list | tuple | Mapping | ItemsView):
         return _weights_of(source.items() if isinstance(source, Mapping) else source)
     if not isinstance(source, str | os.PathLike):
@@ -131,9 +141,17 @@ def _read(source: Any) -> dict[str, Any]:
         return sharded.read_index(name)
     if os.path.isdir(name):
         return sharded.read_directory(name)
+    require_there(name)
     if "." not in os.path.basename(name) and not os.path.exists(name):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    _refuse_parts([name])
     return formats.read_file(name)
+
+
+def _refuse_parts(files: Iterable[str]) -> None:
+    for file in files:
+        if reason := refusal_of_part(file):
+            fail(file, reason)
 
 
 def _is_file(value: Any) -> bool:
@@ -159,18 +177,7 @@ def _rename(weights: dict[str, Any], rename: Rename | None) -> tuple[dict[str, A
     """Return the weights by the model's names, and the original name of each."""
     if rename is None:
         return weights, {}
-    if not callable(rename) and not isinstance(rename, Mapping):
-        raise TypeError(f"rename is a function of a name, or a mapping of names, and was given as a {type(rename).__name__}")
-    origins: dict[str, str] = {}
-    for name in weights:
-        new = rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
-        if new is None:
-            continue
-        if not isinstance(new, str):
-            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
-        if new in origins:
-            raise ValueError(f"rename gives {new!r} for {origins[new]!r} and for {name!r}")
-        origins[new] = name
+    origins = new_names(weights, rename)
     return {new: weights[name] for new, name in origins.items()}, origins
 
 

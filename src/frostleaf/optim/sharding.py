@@ -26,6 +26,11 @@ from .parts import Division, part_of, part_shape, parts_of_averages, wholes_of
 from .rule import ELEMENTWISE, Rule
 from .wrapper import StatefulWrapper
 
+AVERAGED_WHOLE = (
+    "each rank has a part of the averages in the state of fl.optim.shard: with that optimizer as opt, and on all ranks, write "
+    "opt.optimizer.averaged(model, opt.gather(state))"
+)
+
 
 class ShardedState(State):
     """What a sharded optimizer remembers: this rank's part of the state of the optimizer.
@@ -167,6 +172,9 @@ class Sharded(StatefulWrapper):
         if not found:
             known.key = key
         yield from found
+
+    def _averaged(self, parameters: Parameters, state: ShardedState) -> Mapping[str, mx.array]:
+        raise ValueError(AVERAGED_WHOLE)
 
     def _adapt(self, state: ShardedState, parameters: Parameters) -> ShardedState:
         whole = self.optimizer._adapt(self._whole(state, "adapt"), parameters)
