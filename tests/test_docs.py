@@ -49,6 +49,7 @@ def test_what_is_wrong_is_told(tmp_path):
     assert [warning for warning in WRONG.values() if warning not in told] == []
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class is deprecated:DeprecationWarning")  # NumPy's, of what Treescope reads
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_run(page):
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

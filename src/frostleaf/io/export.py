@@ -177,8 +177,7 @@ class Exporter:
             raise TypeError(_NOT_JSON.format(given=describe(metadata), error=error)) from None
         self._path, self._fn, self._shapeless, self._metadata = path, fn, shapeless, metadata
         inner, bound, named = unbind(fn)
-        # MLX writes the memory of a constant as if it lay row by row.
-        self._bound = functools.partial(inner, *map(_by_rows, bound), **{name: _by_rows(each) for name, each in named.items()})
+        self._bound = functools.partial(inner, *bound, **named)
         self._examples: list[_Example] = []
 
     def __enter__(self) -> Exporter:
@@ -203,14 +202,17 @@ class Exporter:
         signature = signature_of(self._fn, trees, given, keywords, self._shapeless)
         before = saved_state()
         settle()
+        # MLX writes the memory of a constant as if it lay row by row.
+        inner = self._bound.func
+        bound, named = [*map(_by_rows, self._bound.args)], {name: _by_rows(each) for name, each in self._bound.keywords.items()}
+        self._bound = functools.partial(inner, *bound, **named)
         with unchanged_state():
             result = self._call(given, keywords, _leaves(given))
             if not mx.array_equal(before, saved_state()):
                 raise ValueError(_DRAWS.format(fn=function_name(self._fn)))
             # With the result all that it is computed from, wherever the function has that from: the trace would have its
             # recipe, and with shapeless that of arrays of which it needs only the shape.
-            bound = self._bound
-            evaluation.eval(_leaves(given), result.leaves, captured_arrays(bound.func, [*bound.args, *bound.keywords.values()]))
+            evaluation.eval(_leaves(given), result.leaves, captured_arrays(inner, [*bound, *named.values()]))
             if self._shapeless:
                 signature = signature._replace(least=self._checks(signature, given, keywords).least())
         if signature.unknown:
