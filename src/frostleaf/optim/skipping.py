@@ -13,6 +13,7 @@ from ..transforms.collectives import all_min
 from ..tree.functions import leaves
 from .contents import renewed
 from .optimizer import Optimizer, State, require_optimizer
+from .order import require_averaged_first
 from .parameters import Parameters
 from .wrapper import StatefulWrapper, arrays_where, tree_where
 
@@ -66,13 +67,15 @@ def skip_nonfinite(opt: Optimizer) -> SkipNonfinite:
     """Return an optimizer that skips a step, and counts it, if a gradient holds an infinity or a NaN.
 
     A skipped step changes nothing but the count, ``state.skipped``. This is for half precision, where gradients may overflow;
-    see :class:`DynamicLossScale`.
+    see :class:`DynamicLossScale`. Ranks of a job that skip different steps part, so gradients are averaged outside:
+    ``chain(average_gradients, skip_nonfinite(opt))``.
 
     Args:
-        opt: Any optimizer.
+        opt: Any optimizer in which gradients are not averaged over ranks.
 
     Raises:
         TypeError: If ``opt`` is something else.
+        ValueError: If gradients are averaged inside.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> opt, w = fl.optim.skip_nonfinite(fl.optim.SGD(1.0)), mx.array(2.0)
@@ -81,6 +84,7 @@ def skip_nonfinite(opt: Optimizer) -> SkipNonfinite:
     (array(2, dtype=float32), array(1, dtype=uint32), array(0, dtype=uint64))
     """
     require_optimizer(opt, "skip_nonfinite")
+    require_averaged_first("skip_nonfinite(...)", opt._averaging())
     return SkipNonfinite(opt)
 
 
