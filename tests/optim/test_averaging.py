@@ -1,5 +1,7 @@
 """The average of a model, against the formula."""
 
+import re
+
 import mlx.core as mx
 import pytest
 from optim.stacks import gradients_of, named
@@ -116,3 +118,25 @@ def test_the_average_of_another_model_is_refused():
     assert str(raised.value) == NOT_A_STATE.format(optimizer="EMA", method="averaged", given="OptimizerState(...)")
     with pytest.raises(ValueError, match=r"average of 'bias' is f32\[2\] and the state has f32\[3\]"):
         opt.averaged(LAYER, state.replace(average={**state.average, "bias": mx.zeros(3)}))
+
+
+AVERAGED_ELSEWHERE = {
+    "opt.optimizer.averaged(model, state)": lambda opt: optim.chain(optim.clip_by_value(1.0), opt),
+    "opt.optimizer.averaged(model, state.inner)": lambda opt: optim.skip_nonfinite(opt),
+    "opt.optimizer.averaged(model, opt.gather(state))": lambda opt: optim.shard(opt, average=True),
+}
+
+
+@pytest.mark.parametrize("written", AVERAGED_ELSEWHERE)
+def test_an_average_inside_is_told_of(written):
+    opt = AVERAGED_ELSEWHERE[written](optim.ema(optim.SGD(0.1), 0.5))
+    model, state = opt.update(LAYER, gradients_of(LAYER), opt.init(LAYER))
+    with pytest.raises(AttributeError, match=re.escape(written)):
+        _ = opt.averaged
+    averaged = eval(written, {"opt": opt, "model": model, "state": state})
+    assert fl.tree.equal(averaged, fl.tree.map(lambda old, new: 0.5 * old + 0.5 * new, LAYER, model))
+
+
+def test_an_optimizer_without_an_average_says_what_keeps_one():
+    with pytest.raises(AttributeError, match=r"fl\.optim\.ema\(opt, decay\)"):
+        _ = optim.SGD(0.1).averaged

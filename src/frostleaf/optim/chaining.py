@@ -18,6 +18,7 @@ from .wrapper import Wrapper
 
 Clip = ClipByGlobalNorm | ClipByValue
 
+AVERAGED = "write opt.optimizer.averaged(model, state)"
 OTHER_GRADIENTS = (
     "function {number} of the chain must return a dict with a gradient of the same shape for each that it is given, and did "
     "not do so for {names}"
@@ -63,6 +64,10 @@ class Chain(Wrapper):
     def _not_elementwise(self) -> Iterator[Any]:
         yield from (each for each in self.transforms if not isinstance(each, Clip))
         yield from super()._not_elementwise()
+
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return AVERAGED if name == "averaged" else super()._instead_of_reading(name)
 
     def _averaging(self) -> str | None:
         return IN_A_CHAIN if any(map(is_average, self.transforms)) else super()._averaging()

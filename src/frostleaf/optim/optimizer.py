@@ -94,6 +94,7 @@ INSTEAD = {
     "state": "what it remembers is a value of its own. Write state = opt.init(model)",
     "apply_gradients": "write model, state = opt.update(model, grads, state), with state = opt.init(model) at first",
     "step": "write model, state = opt.update(model, grads, state). The state counts the steps",
+    "averaged": "averages of a model are kept by fl.optim.ema(opt, decay)",
     "zero_grad": "gradients are values, so there are none to set to zero",
 }
 NO_STATE = (

@@ -187,6 +187,10 @@ class Sharded(StatefulWrapper):
     def _not_elementwise(self) -> Iterator[Any]:
         yield self
 
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return AVERAGED if name == "averaged" else super()._instead_of_reading(name)
+
     def _averaging(self) -> str | None:
         return "shard({}, average=True)" if self.average else super()._averaging()
 
@@ -294,6 +298,7 @@ def _has_flattened(structure: Structure) -> bool:
     return Flattened in kinds_below(structure)
 
 
+AVERAGED = "write opt.optimizer.averaged(model, opt.gather(state)), on all ranks"
 NOT_TOLD = (
     "fl.optim.shard(opt) divides gradients that are the same on all ranks, and trains with mixtures of others. If each rank "
     "has its own, write shard(opt, average=True), or chain(fl.distributed.average_gradients, shard(opt)). If they have been "

@@ -54,8 +54,15 @@ class Wrapper(Optimizer):
         self.optimizer._require_state(state, method)
 
 
+AVERAGED = "write opt.optimizer.averaged(model, state.inner)"
+
+
 class StatefulWrapper(Wrapper):
     """An optimizer around another, with a ``__state__`` of its own, which has the state of the other as ``inner``."""
+
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return AVERAGED if name == "averaged" else super()._instead_of_reading(name)
 
     def _differences(self, parameters: Parameters, state: Any) -> Iterator[str]:
         return self.optimizer._differences(parameters, state.inner)
