@@ -94,9 +94,9 @@ INSTEAD = {
     "state": "what it remembers is a value of its own. Write state = opt.init(model)",
     "apply_gradients": "write model, state = opt.update(model, grads, state), with state = opt.init(model) at first",
     "step": "write model, state = opt.update(model, grads, state). The state counts the steps",
-    "averaged": "averages of a model are kept by fl.optim.ema(opt, decay)",
     "zero_grad": "gradients are values, so there are none to set to zero",
 }
+KEPT_BY_EMA = "the average of a model is kept by fl.optim.ema(opt, decay)"
 NO_STATE = (
     "{optimizer}.update takes the model, its gradients and the state, and returns the model and the state: an optimizer "
     "remembers nothing. Write state = opt.init(model) once, and model, state = opt.update(model, grads, state) in each step"
@@ -357,7 +357,7 @@ class Optimizer(Node):
 
     @classmethod
     def _instead_of_reading(cls, name: str) -> str | None:
-        return INSTEAD.get(name)
+        return KEPT_BY_EMA if name == "averaged" else INSTEAD.get(name)
 
     def _require_match(self, parameters: Parameters, state: Any, method: str) -> None:
         found = sorted(set(self._differences(parameters, state)))
