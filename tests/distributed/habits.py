@@ -80,7 +80,7 @@ def check_a_state_without_its_model_is_refused():
     state = fl.optim.Adam(0.1).init(model)
     for call in (lambda: d.gather(state), lambda: d.gather((model, state)), lambda: d.shard(state, lambda *_: 0)):
         ranks.everywhere(call, r"fl\.distributed\.gather\(state, model\)")
-    sharded = fl.optim.shard(fl.optim.Adam(0.1))
+    sharded = fl.optim.shard(fl.optim.Adam(0.1), average=False)
     ranks.everywhere(lambda: d.gather(sharded.init(model), model), r"opt\.gather\(state\)")
     ranks.everywhere(lambda: d.gather(model, model), "has none")
     other = fl.optim.Adam(0.1).init(d.gather(model))
@@ -156,9 +156,18 @@ def check_what_a_divided_layer_does_not_do_says_what_does():
     for model in (divided, linear):
         said = ranks.error_of(lambda: model.load_weights(weights), ValueError)  # noqa: B023
         assert "load whole weights into the whole model, and divide that" in said
+        assert ".. " not in said
+        said = ranks.error_of(lambda: fl.nn.Sequential(model).load_weights(weights), ValueError)  # noqa: B023
+        assert re.search(r"[^.]\. Each rank has a part", said)
     assert not hasattr(divided, "weight")
     assert "write .module.weight" in ranks.error_of(lambda: divided.weight, AttributeError)
     assert "model.at('layers.*')" in ranks.error_of(lambda: d.fully_shard(fl.nn.Linear(2, 2 * SIZE + 1)), ValueError)
+    for odd in (fl.nn.Linear(2, 2 * SIZE + 1), fl.quantize(fl.nn.Linear(64, 2 * SIZE + 1))):
+        said = ranks.error_of(lambda: d.shard_linear(odd, "all-to-sharded"), ValueError)  # noqa: B023
+        assert re.search(r"the \d+ of its axis 0 can't be divided.* whole.*\"sharded-to-all\" its inputs", said)
+        said = ranks.error_of(lambda: d.shard([odd], "all-to-sharded"), ValueError)  # noqa: B023
+        assert "a function of paths and arrays as sharding, which returns None" in said
+        assert fl.tree.equal(d.shard([odd], lambda path, array: None), [odd])
     adapted = fl.lora(fl.nn.Sequential(whole), "layers.*", rank=2)
     said = ranks.error_of(lambda: adapted.at("layers.0").apply(lambda each: d.shard_linear(each, "all-to-sharded")), ValueError)
     assert "fl.fuse(model)" in said

@@ -251,6 +251,9 @@ def check_other_functions_on_other_ranks_are_an_error_on_all():
     assert "the function is all_sum on rank 0 and all_max on rank 1" in said
     barrier = fl.distributed.barrier if RANK else lambda: fl.distributed.all_sum(mine(2))
     assert "the function is all_sum on rank 0 and barrier on rank 1" in ranks.error_of(barrier, ValueError)
+    ranks.everywhere(barrier, r"before the `if`, on every rank, and print")
+    said = ranks.error_of(lambda: fl.distributed.all_sum(mine(2 + RANK)), ValueError)
+    assert "`if`" not in said
     assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
 
 

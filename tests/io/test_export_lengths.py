@@ -84,7 +84,7 @@ class Language(fl.Module):
         self.embedding, self.norm = fl.nn.Embedding(11, 8), fl.nn.RMSNorm(8)
         self.attention = fl.nn.MultiHeadAttention(8, 2)
 
-    def __call__(self, tokens: mx.array, mask: mx.array | None = None) -> mx.array:
+    def __call__(self, tokens: mx.array, mask: Any = None) -> mx.array:
         x = self.norm(self.embedding(tokens))
         return self.embedding.as_linear(x + self.attention(x, x, x, mask))
 
@@ -107,6 +107,61 @@ def test_batch_and_length_may_both_vary(shape: tuple[int, int], masked: bool, tm
     assert fl.tree.allclose(plain(*positional, **weights)[0], model(tokens, mask), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"tokens: array i32\[n1,n2\] in the file, array f32\[n1,n2,1\] in the arguments"):
         imported(model, mx.ones((2, 2, 1)), mask)
+
+
+def positions(tokens: mx.array) -> mx.array:
+    return mx.cumsum(mx.ones_like(tokens), axis=1)
+
+
+def causal(model: Language, tokens: mx.array) -> mx.array:
+    return model(tokens, mx.arange(tokens.shape[1])[:, None] >= mx.arange(tokens.shape[1]))
+
+
+def causal_of_all_lengths(model: Language, tokens: mx.array) -> mx.array:
+    p = positions(tokens)
+    return model(tokens, p[:, None, :, None] >= p[:, None, None, :])
+
+
+def last(model: Language, tokens: mx.array) -> mx.array:
+    return model(tokens)[:, -1:]
+
+
+def last_of_all_lengths(model: Language, tokens: mx.array) -> mx.array:
+    last = mx.argmax(positions(tokens), axis=1, keepdims=True)
+    return mx.take_along_axis(model(tokens), last[..., None], axis=1)
+
+
+MASK = (
+    re.escape("write p = mx.cumsum(mx.ones_like(tokens), axis=1)")
+    + ".*"
+    + re.escape("p[:, None, :, None] >= p[:, None, None, :]")
+)
+LAST = re.escape("mx.take_along_axis(x, last[..., None], axis=1)") + ".*" + re.escape("mx.argmax(mx.cumsum(")
+ADVISED: dict[str, tuple[Any, str, Any]] = {
+    "mask": (causal, MASK, causal_of_all_lengths),
+    "causal": (causal, 'Arange.*or "causal" in fl.nn.MultiHeadAttention', lambda model, tokens: model(tokens, "causal")),
+    "last": (last, LAST, last_of_all_lengths),
+    "take": (lambda model, tokens: mx.take(model(tokens), mx.array([-1]), axis=1), "Gather.*" + LAST, last_of_all_lengths),
+}
+
+
+@pytest.mark.parametrize("case", ADVISED)
+def test_what_a_refusal_advises_serves_all_lengths(case: str, tmp_path: Path) -> None:
+    model, tokens = Language(), mx.random.randint(0, 11, (3, 5))
+    fn, message, advised = ADVISED[case]
+    with pytest.raises(ValueError, match=message) as raised:
+        through(tmp_path, fn, model, tokens, shapeless=(None, (0, 1)))
+    assert "fl.convert" not in str(raised.value)
+    assert "more than one row" not in str(raised.value)
+    jitted = fl.jit(fn, shapeless=True)
+    with pytest.warns(fl.RetraceWarning, match=message.replace("Gather.*", "")):
+        fl.eval(jitted(model, tokens), jitted(model, mx.zeros((4, 9), mx.int32)))
+    imported, compiled = through(tmp_path, advised, model, tokens, shapeless=(None, (0, 1))), fl.jit(advised, shapeless=True)
+    for shape in (3, 5), (1, 1), (1, 7), (4, 2), (2, 40):
+        tokens = mx.random.randint(0, 11, shape)
+        for run in (imported, compiled):
+            assert fl.tree.allclose(run(model, tokens), fn(model, tokens), rtol=1e-5, atol=1e-5)
+    assert compiled.trace_count == 1
 
 
 def test_one_row_may_be_the_example(tmp_path: Path) -> None:

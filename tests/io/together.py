@@ -156,9 +156,19 @@ def check_what_differs_is_an_error_on_every_rank():
     assert "keep is 1 on rank 0 and 2 on rank 1" in said
 
 
+def check_what_one_rank_alone_asks_for_says_to_ask_on_all():
+    checkpoints = fl.Checkpointer(folder_of_all(), best="loss", group=GROUP)
+    checkpoints.save(1, tree(1), {"loss": 1.0})
+    for ask in (checkpoints.steps, checkpoints.best_step, checkpoints.latest_step, checkpoints.info):
+        said = error(checkpoints.wait if RANK else ask, ValueError)
+        assert f"Checkpointer.{ask.__name__} on rank 0 and Checkpointer.wait on rank 1" in said
+        assert "before the `if`, on every rank, and print" in said
+    checkpoints.wait()
+
+
 def check_shards_are_refused():
     model = fl.distributed.fully_shard(fl.nn.Linear(3, 2 * 3 * SIZE))
-    opt = fl.optim.shard(fl.optim.Adam(0.1))
+    opt = fl.optim.shard(fl.optim.Adam(0.1), average=False)
     state = opt.init({"w": mx.zeros(12)})
     with fl.Checkpointer(folder_of_all(), group=GROUP) as checkpoints:
         said = error(lambda: checkpoints.save(1, [model]), ValueError)

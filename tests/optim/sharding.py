@@ -73,7 +73,7 @@ def require_like_plain(sharded, plain, model, outside=lambda opt: opt):
 
 def check_rules_are_bit_equal_and_their_states_interchange():
     for name, rule in RULES.items():
-        opt = optim.shard(rule())
+        opt = optim.shard(rule(), average=False)
         state, whole = require_like_plain(opt, rule(), tree())
         require_equal(opt.gather(state), whole)
         require_equal(opt.scatter(whole), state)
@@ -103,7 +103,7 @@ def check_compiled_steps_are_bit_equal():
 def check_the_state_has_the_bytes_of_a_part():
     model = {"a": mx.ones((60, 64)), "b": mx.ones((600,))}
     for opt in (optim.AdamW(0.1), optim.ema(optim.accumulate(optim.AdamW(0.1), 2), 0.9)):
-        (_, state), (_, whole) = steps(optim.shard(opt), model), steps(opt, model)
+        (_, state), (_, whole) = steps(optim.shard(opt, average=False), model), steps(opt, model)
         ours, theirs = (sum(leaf.nbytes for leaf in fl.tree.leaves(each) if leaf.ndim) for each in (state, whole))
         assert ours == theirs // SIZE
 
@@ -116,9 +116,9 @@ def check_wrappers_outside_and_inside():
         def outside(opt, names=names):
             return stack(names, opt, ACTIVE)
 
-        require_like_plain(optim.shard(optim.AdamW(0.1)), optim.AdamW(0.1), net(), outside)
+        require_like_plain(optim.shard(optim.AdamW(0.1), average=False), optim.AdamW(0.1), net(), outside)
         whole_opt = outside(optim.AdamW(0.1))
-        opt = optim.shard(whole_opt)
+        opt = optim.shard(whole_opt, average=False)
         (ours, state), (theirs, whole) = steps(opt, net()), steps(whole_opt, net())
         if "clip_by_global_norm" in names:
             assert fl.tree.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -129,13 +129,14 @@ def check_wrappers_outside_and_inside():
 
 def check_the_average_is_that_of_the_plain_optimizer():
     plain = optim.ema(optim.Adam(0.1), 0.5)
-    opt = optim.shard(plain)
+    opt = optim.shard(plain, average=False)
     (ours, state), (theirs, whole) = steps(opt, net()), steps(plain, net())
     require_equal(opt.optimizer.averaged(ours, opt.gather(state)), plain.averaged(theirs, whole))
 
 
 def check_steps_with_gradients_that_are_not_finite_are_skipped_on_all_ranks():
-    opt, model = optim.shard(optim.skip_nonfinite(optim.AdamW(0.1))), {"w": mx.ones((7,)), "b": mx.array(1.0)}
+    opt = optim.shard(optim.skip_nonfinite(optim.AdamW(0.1)), average=False)
+    model = {"w": mx.ones((7,)), "b": mx.array(1.0)}
     grads = {"w": mx.array([float("nan"), *[1.0] * 6]), "b": mx.array(1.0)}
     new, state = opt.update(model, grads, opt.init(model))
     require_equal(new, model)
@@ -147,24 +148,28 @@ def check_steps_with_gradients_that_are_not_finite_are_skipped_on_all_ranks():
     assert state.inner.skipped.item() == 1
 
 
+def divided(opt):
+    return optim.shard(opt, average=False)
+
+
 def check_a_rule_for_matrices_beside_a_sharded_one():
     def optimizer(shard):
         return optim.multi({"**.weight": optim.Muon(0.02), "**": shard(optim.AdamW(0.1))})
 
-    (ours, _), (theirs, _) = steps(optimizer(optim.shard), net()), steps(optimizer(lambda opt: opt), net())
+    (ours, _), (theirs, _) = steps(optimizer(divided), net()), steps(optimizer(lambda opt: opt), net())
     require_equal(ours, theirs)
 
 
 def check_packed_models():
     plain = optim.flatten(optim.AdamW(0.1), max_size=12)
-    opt = optim.shard(plain)
+    opt = optim.shard(plain, average=False)
     packed = optim.pack(net(), max_size=12)
     (ours, state), (theirs, whole) = steps(opt, packed), steps(plain, packed)
     require_equal(ours, theirs)
     require_equal(opt.gather(state), whole)
     require_equal(opt.adapt(state, packed), state)
     assert "fl.optim.pack(model)" in ranks.error_of(lambda: opt.init(net()), ValueError)
-    outer = optim.chain(optim.clip_by_global_norm(0.1), optim.shard(optim.ema(plain, 0.5)))
+    outer = optim.chain(optim.clip_by_global_norm(0.1), optim.shard(optim.ema(plain, 0.5), average=False))
     (ours, _), (theirs, _) = (steps(outer, packed), steps(optim.chain(outer.transforms[0], optim.ema(plain, 0.5)), packed))
     require_equal(ours, theirs)
 
@@ -173,7 +178,7 @@ def check_gradients_of_another_dtype():
     model = {"a": mx.ones((5, 3), mx.bfloat16), "b": mx.ones((4,))}
     grads = {"a": mx.full((5, 3), 0.3), "b": mx.full((4,), 0.2)}
     plain = optim.AdamW(0.1)
-    opt = optim.shard(plain)
+    opt = optim.shard(plain, average=False)
     ours, state = opt.update(model, grads, opt.init(model))
     theirs, whole = plain.update(model, grads, plain.init(model))
     require_equal(ours, theirs)
@@ -184,7 +189,7 @@ def check_shards_stay_as_they_are():
     whole = fl.nn.Sequential(fl.nn.Linear(4, 12, key=mx.random.key(0)), fl.nn.relu, fl.nn.Linear(12, 5, key=mx.random.key(1)))
     model = whole.at("layers.0").apply(fl.distributed.fully_shard)
     sharded = [path for path in fl.tree.paths(model) if path.startswith("layers.0")]
-    opt = optim.chain(optim.clip_by_global_norm(0.5), optim.shard(optim.ema(optim.AdamW(0.1), 0.5)))
+    opt = optim.chain(optim.clip_by_global_norm(0.5), optim.shard(optim.ema(optim.AdamW(0.1), 0.5), average=False))
     plain = optim.chain(optim.clip_by_global_norm(0.5), optim.ema(optim.AdamW(0.1), 0.5))
     (ours, state), (theirs, plain_state) = steps(opt, model), steps(plain, model)
     require_equal(ours, theirs)
@@ -235,8 +240,26 @@ def check_averages_part_by_part():
     require_equal(opt.update(packed, grads, opt.init(packed))[0], plain.update(packed, grads, plain.init(packed))[0])
 
 
+def check_what_averages_is_to_be_said():
+    model, average = net(), fl.distributed.average_gradients
+    asked = r"shard\(.*average=True.*chain\(fl\.distributed\.average_gradients, shard\(opt\)\).*average=False"
+    for wrap in (
+        lambda opt: opt,
+        lambda opt: optim.ema(opt, 0.5),
+        lambda opt: optim.chain(optim.clip_by_global_norm(1.0), opt),
+        lambda opt: optim.multi({"**.weight": optim.Muon(0.1), "**": opt}),
+    ):
+        opt, other = wrap(optim.shard(optim.AdamW(0.1))), wrap(optim.shard(optim.AdamW(0.1), average=False))
+        state = other.init(model)
+        calls = [lambda: opt.init(model), lambda: opt.update(model, model, state)]  # noqa: B023
+        for call in (*calls, lambda: fl.jit(opt.update)(model, model, state)):  # noqa: B023
+            ranks.everywhere(call, asked)
+        averaged = optim.chain(average, opt)
+        require_equal(averaged.update(model, model, averaged.init(model))[0], other.update(model, model, state)[0])
+
+
 def check_adapting():
-    opt, model = optim.shard(optim.AdamW(0.1)), net()
+    opt, model = optim.shard(optim.AdamW(0.1), average=False), net()
     _, state = steps(opt, model)
     require_equal(opt.adapt(state, model), state)
     thawed = opt.adapt(state, model.unfreeze())
@@ -249,14 +272,14 @@ def check_adapting():
 
 
 def check_hyperparameters():
-    opt, model = optim.shard(optim.AdamW(0.1)), tree()
+    opt, model = optim.shard(optim.AdamW(0.1), average=False), tree()
     state = opt.with_learning_rate(opt.init(model), 0.5)
     assert opt.learning_rate(state).item() == 0.5
     require_equal(steps(opt, model, state=state)[0], steps(optim.AdamW(0.5), model)[0])
 
 
 def check_checkpoints():
-    opt, model = optim.shard(optim.accumulate(optim.AdamW(0.1), 2)), tree()
+    opt, model = optim.shard(optim.accumulate(optim.AdamW(0.1), 2), average=False), tree()
     model, state = steps(opt, model)
     whole = opt.gather(state)
     with tempfile.TemporaryDirectory() as folder:
@@ -294,13 +317,13 @@ class Rows(Sign):
 def check_rules_of_the_user():
     opt = optim.wrap(Sign)(0.1)
     assert "elementwise=True" in ranks.error_of(lambda: optim.shard(opt), ValueError)
-    require_like_plain(optim.shard(opt, elementwise=True), opt, tree())
-    rows = optim.shard(optim.wrap(Rows)(0.1), elementwise=True)
+    require_like_plain(optim.shard(opt, elementwise=True, average=False), opt, tree())
+    rows = optim.shard(optim.wrap(Rows)(0.1), elementwise=True, average=False)
     assert "f32[5]" in ranks.error_of(lambda: rows.init({"w": mx.ones((5, 7))}), ValueError)
 
 
 def check_states_of_others_are_refused():
-    opt, model = optim.shard(optim.AdamW(0.1)), tree()
+    opt, model = optim.shard(optim.AdamW(0.1), average=False), tree()
     state = opt.init(model)
     for division in (attrs_evolve(state.division, ranks=SIZE + 1), attrs_evolve(state.division, rank=(RANK + 1) % SIZE)):
         other = state.replace(division=division)

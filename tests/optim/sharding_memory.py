@@ -5,6 +5,8 @@ The models are a sixteenth of the size that they stand for, and so is what the l
 
 import gc
 
+import functools
+
 import mlx.core as mx
 import ranks
 
@@ -20,8 +22,7 @@ parts._ALONE //= 16
 collectives._LARGE //= 16
 
 
-def average(gradients):
-    return fl.distributed.average_gradients(gradients, all_reduce_size=BUCKET)
+average = functools.partial(fl.distributed.average_gradients, all_reduce_size=BUCKET)
 
 
 def peak_of(opt, model, x, jitted):

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ..core.words import describe
 from ..nn.shards import groups_of
+from ..optim.order import averages
 from ..transforms.agreement import Apart, Said, agreed, require_arrays, taken_apart
 from ..transforms.collectives import BUCKET, AnyGroup, Stream, all_average
 from ..transforms.group import as_group
@@ -17,6 +18,7 @@ from .reducing import in_buckets
 T = TypeVar("T")
 
 
+@averages
 def average_gradients(
     gradients: T, group: AnyGroup = None, all_reduce_size: int = BUCKET, communication_stream: Stream = None
 ) -> T:

@@ -134,10 +134,13 @@ def shard(tree: T, sharding: str | Sharding | Module, segments: Any = 1, group: 
         if shard is not None:
             if divided:
                 raise ValueError(_DIVIDED.format(name=keystr(path), shard=listed(map(str, divided))))
-            new[number], noted[path] = shard_of(new[number], shard, keystr(path)), shard
+            new[number], noted[path] = shard_of(new[number], shard, keystr(path), _STAYS_WHOLE), shard
     return with_shards(with_leaves(tree, new), noted)  # type: ignore[no-any-return]
 
 
+_STAYS_WHOLE = (
+    ". To leave it whole give a function of paths and arrays as sharding, which returns None for it, and else an axis"
+)
 _DIVIDED = "{name} is a shard already, {shard}: gather it first, or return None for it"
 _OTHER_ANSWER = (
     "sharding returns the axis of each array, or a pair of it and the segments, or None, and returned {answer} for {name!r}"

@@ -52,8 +52,9 @@ def export_function(
     traced with round numbers of rows such as 192 and with 100,000, and has to do the same with them, or raise an error. One row
     is refused in calls where MLX can't compute it (a sum over the batch); plain MLX ends the process when it is called with
     one there. Lengths that are equal in the examples must be equal in each call, so that unlike lengths need unlike numbers in
-    the examples. The file replaces one of that name whole, or leaves it. What :func:`checkpoint` made runs as a plain function:
-    MLX can't write that something is computed again.
+    the examples. MLX computes wrong derivatives of what was traced for all lengths, which :func:`import_function` refuses:
+    export what computes them, such as ``fl.value_and_grad(fn)``. The file replaces one of that name whole, or leaves it. What
+    :func:`checkpoint` made runs as a plain function: MLX can't write that something is computed again.
 
     MLX, in Python, C++ or Swift, takes the arrays of the first module (or, if there is none, of the first argument that is
     more than one array) by name, under the names that they have in a file of weights: ``fn(x, **mx.load(weights))`` for a
@@ -137,6 +138,7 @@ class _Example(NamedTuple):
         keywords: The names of the last of them, which are given by name.
         result: The structure of the result.
         code: The same in JSON.
+        serves_all: Whether it is traced for all lengths, or calls what was.
     """
 
     signature: Signature
@@ -144,6 +146,7 @@ class _Example(NamedTuple):
     keywords: list[str]
     result: Structure
     code: Any
+    serves_all: bool
 
 
 _NOT_JSON = "metadata is anything that JSON can hold, and was given as {given}: {error}"
@@ -207,7 +210,9 @@ class Exporter:
         bound, named = [*map(_by_rows, self._bound.args)], {name: _by_rows(each) for name, each in self._bound.keywords.items()}
         self._bound = functools.partial(inner, *bound, **named)
         with unchanged_state():
-            result = self._call(given, keywords, _leaves(given))
+            found = exported.Exporting(guards=True)
+            with setting(exported.exporting, found):
+                result = self._call(given, keywords, _leaves(given))
             if not mx.array_equal(before, saved_state()):
                 raise ValueError(_DRAWS.format(fn=function_name(self._fn)))
             # With the result all that it is computed from, wherever the function has that from: the trace would have its
@@ -219,7 +224,8 @@ class Exporter:
             places = listed(f"{place} ({kind})" for place, kind in signature.unknown.items())
             warnings.warn(_UNCOMPARED.format(places=places), UncomparedValueWarning, stacklevel=level_of_caller())
         code = Parts([flat.structure for flat in given]).encode(result.structure)
-        self._examples.append(_Example(signature, given, keywords, result.structure, code))
+        serves_all = (bool(self._shapeless) or found.serves_all) and bool(signature.leaves)
+        self._examples.append(_Example(signature, given, keywords, result.structure, code, serves_all))
 
     def close(self) -> None:
         """Write the file, if what it computes is right.
@@ -237,7 +243,7 @@ class Exporter:
                 self._checks(example.signature, example.given, example.keywords).check(imported)
 
     def _write(self, file: str) -> None:
-        parts = [exported.Part(example.signature, example.code) for example in self._examples]
+        parts = [exported.Part(example.signature, example.code, example.serves_all) for example in self._examples]
         text = exported.header_text(parts, self._metadata)
         tracing = self._examples[0]
 
@@ -259,7 +265,8 @@ class Exporter:
 
     def _run(self, given: Sequence[Flat], keywords: Sequence[str], arrays: Sequence[mx.array]) -> Flat:
         """Call the function with other arrays in the arguments, which need not have values."""
-        with unchanged_state(), explained("fl.export_function", self._fn):
+        unguarded = setting(exported.exporting, exported.Exporting(guards=False))
+        with unchanged_state(), explained("fl.export_function", self._fn), unguarded:
             return self._call(given, keywords, arrays)
 
     def _call(self, given: Sequence[Flat], keywords: Sequence[str], arrays: Sequence[mx.array]) -> Flat:

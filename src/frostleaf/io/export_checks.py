@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..core.structure import Flat, Structure
 from ..core.words import listed, shape_and_dtype
-from ..transforms.jit.serving import ROUND, NeedsShapes, Serving, around, reason
+from ..transforms.jit.serving import ROUND, NeedsShapes, Serving, around, without_rule
 from .signatures import Signature
 
 # What a length in the examples is replaced by, besides one: about twice as many rows, and one fewer, which is not one.
@@ -34,13 +34,17 @@ _SHAPES = (
     "keep a shape. Export it without, for each shape that is needed, with fl.exporter"
 )
 _STEPS = (
-    "{fn} can't be exported with shapeless: {where}, {error}. Export it without, for each shape that is needed, with "
-    "fl.exporter, or give an example that has more than one row. Layers of mlx.nn may keep a shape where those of "
-    "fl.convert(model) don't, as a Linear with a bias does, and mx.addmm"
+    "{fn} can't be exported with shapeless: {where}, {error}. {advice}. Or export it without shapeless, for each shape that is "
+    "needed, with fl.exporter"
+)
+_ONE_ROW = "Give examples that have more than one row"
+_LAYERS = (
+    "Layers of mlx.nn may keep a shape where those of fl.convert(model) don't, as a Linear with a bias does, and mx.addmm, and "
+    "a length that is read in Python is that of the example"
 )
 _NO_STREAM = "There is no Stream"  # as MLX words it
 _OTHER_THREAD = "MLX runs what it reads from a file in the main thread alone: export it there"
-_NO_RULE = "{fn} can't be exported with shapeless: {why}. Export it without, for each shape that is needed, with fl.exporter"
+_NO_RULE = "{fn} can't be exported with shapeless: {why}. {advice} without, for each shape that is needed, with fl.exporter"
 _EXAMPLE = "with the example arguments"
 
 
@@ -171,7 +175,8 @@ class Checks:
             serving.require(arrays)
         except NeedsShapes as error:
             unwritten = _in_our_words(error.__cause__, self.fn)
-            raise ValueError(unwritten or _STEPS.format(fn=self.fn, where=where, error=error)) from error
+            advice = error.advice or (_ONE_ROW if 1 in self._lengths(lambda length: length) else _LAYERS)
+            raise ValueError(unwritten or _STEPS.format(fn=self.fn, where=where, error=error, advice=advice)) from error
         except Exception as error:
             if where == _EXAMPLE:
                 raise
@@ -197,8 +202,9 @@ class Checks:
             found = imported(positional, named)
             mx.eval(found, expected.leaves)
         except (ValueError, RuntimeError) as error:
-            if isinstance(error, ValueError) and (why := reason(error)):
-                raise ValueError(_NO_RULE.format(fn=self.fn, why=why)) from error
+            if isinstance(error, ValueError) and (why := without_rule(error)):
+                advice = f"{why.advice}. Or export it" if why.advice else "Export it"
+                raise ValueError(_NO_RULE.format(fn=self.fn, why=why, advice=advice)) from error
             if _NO_STREAM in str(error):
                 said["advice"] = _OTHER_THREAD
             raise ValueError(_CANT_RUN.format(**said, error=error)) from error

@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import attrs
@@ -33,17 +34,26 @@ class Part(NamedTuple):
     Attributes:
         signature: What it takes.
         result: The structure of its result in JSON.
+        serves_all: Whether what it computes was traced for all lengths, in it or in a function from a file that it calls.
     """
 
     signature: Signature
     result: Any
+    serves_all: bool
 
 
 def header_text(parts: Iterable[Part], metadata: Any) -> str:
     """Return the text that MLX keeps in the file."""
     functions = [
-        {"names": each.names, "structure": each.facts, "arrays": each.leaves, "least": [*each.least.items()], "result": result}
-        for each, result in parts
+        {
+            "names": each.names,
+            "structure": each.facts,
+            "arrays": each.leaves,
+            "least": [*each.least.items()],
+            "result": result,
+            "serves_all": serves_all,
+        }
+        for each, result, serves_all in parts
     ]
     return json.dumps({_FORMAT: _VERSION, _METADATA: metadata, _FUNCTIONS: functions}, separators=(",", ":"))
 
@@ -82,8 +92,9 @@ def import_function(path: str | os.PathLike[str]) -> ImportedFunction:
     """Read a function of trees that :func:`export_function` or :func:`exporter` wrote.
 
     It takes trees of the structure, shapes and dtypes that it was exported with, and returns what the original returned:
-    numbers, tuples, lists, dicts and named tuples as they were, modules as those of the arguments are. It can be
-    differentiated, compiled and mapped like any other. MLX computes it in the main thread alone.
+    numbers, tuples, lists, dicts and named tuples as they were, modules as those of the arguments are. It can be compiled like
+    any other, and differentiated and mapped if it was exported without ``shapeless``: of what MLX traced for all lengths the
+    derivatives are wrong, and are refused. Export what computes them. MLX computes it in the main thread alone.
 
     Args:
         path: The file.
@@ -91,7 +102,8 @@ def import_function(path: str | os.PathLike[str]) -> ImportedFunction:
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged, or not written by these.
-        ValueError: When called, if the arguments are not such trees; the message names the paths where they differ.
+        ValueError: When called, if the arguments are not such trees; the message names the paths where they differ. When it is
+            differentiated or mapped, if it was exported with ``shapeless``.
 
     >>> import frostleaf as fl, mlx.core as mx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +134,45 @@ def import_function(path: str | os.PathLike[str]) -> ImportedFunction:
 def _part(code: Any) -> Part:
     leaves = [Leaf(path, name, dtype, tuple(shape), tuple(axes)) for path, name, dtype, shape, axes in code["arrays"]]
     facts = [Fact(*fact) for fact in code["structure"]]
-    return Part(Signature(code["names"], facts, leaves, {}, dict(code["least"])), code["result"])
+    return Part(Signature(code["names"], facts, leaves, {}, dict(code["least"])), code["result"], code["serves_all"])
+
+
+_DERIVED = (
+    "MLX can neither differentiate nor map a function that was exported with shapeless=True: of what it has traced for all "
+    "lengths it computes other derivatives. Export what computes them, such as fl.value_and_grad(fn), or export fn without "
+    "shapeless, for each shape that is needed, with fl.exporter"
+)
+
+
+@attrs.define
+class Exporting:
+    """What is found out of a function that is being exported.
+
+    Attributes:
+        guards: Whether what it calls is guarded, as it can't be in a file.
+        serves_all: Whether it has called a function from a file that was traced for all lengths.
+    """
+
+    guards: bool
+    serves_all: bool = False
+
+
+exporting: ContextVar[Exporting | None] = ContextVar("exporting", default=None)
+
+
+def _refuse(*_: Any) -> Any:
+    raise ValueError(_DERIVED)
+
+
+@mx.custom_function
+def _guard(arrays: list[mx.array]) -> list[mx.array]:
+    """Return arrays as they are, to be neither differentiated nor mapped."""
+    return arrays
+
+
+_guard.vjp(_refuse)
+_guard.jvp(_refuse)
+_guard.vmap(_refuse)
 
 
 _OTHER = "the function was exported for other arguments:\n{differences}"
@@ -160,7 +210,20 @@ class ImportedFunction:
             LookupError: If the result holds a named tuple whose module has not been imported.
         """
         number, (positional, keywords) = self._found(trees, named)
-        return unflatten(self._known[number][1], iter(self._function(positional, keywords)))
+        compute = self._guarded if self._parts[number].serves_all else self._function
+        return unflatten(self._known[number][1], iter(compute(positional, keywords)))
+
+    def _guarded(self, positional: Sequence[mx.array], keywords: Mapping[str, mx.array]) -> Sequence[mx.array]:
+        """Call MLX's function between guards: backward the last is met first, otherwise the first."""
+        around = exporting.get()
+        if around is not None:
+            around.serves_all = True
+            if not around.guards:
+                return self._function(positional, keywords)  # type: ignore[no-any-return]
+        arrays: Any = _guard([*positional, *keywords.values()])
+        named = dict(zip(keywords, arrays[len(positional) :], strict=True))
+        found = self._function(arrays[: len(positional)], named)
+        return _guard(found) if found else found  # type: ignore[return-value]  # MLX ends the process for no arrays
 
     def arguments(self, /, *trees: Any, **named: Any) -> tuple[list[mx.array], dict[str, mx.array]]:
         """Return the arrays of trees as MLX's own ``import_function`` takes them: by position, and by name.
@@ -190,15 +253,15 @@ class ImportedFunction:
     ) -> tuple[int, tuple[tuple[mx.array, ...], dict[str, mx.array]]]:
         """Return the number of the part that is for such arguments, and their arrays as MLX takes them."""
         positional, keywords = [flat_of(tree) for tree in trees], {name: flat_of(tree) for name, tree in named.items()}
-        for number, (signature, _) in enumerate(self._parts):
-            given = signature.in_order(positional, keywords)
+        for number, part in enumerate(self._parts):
+            given = part.signature.in_order(positional, keywords)
             if self._takes(number, given):
-                return number, signature.split([leaf for flat in given.values() for leaf in flat.leaves])
-        raise ValueError(self._refusal([signature.in_order(positional, keywords) for signature, _ in self._parts]))
+                return number, part.signature.split([leaf for flat in given.values() for leaf in flat.leaves])
+        raise ValueError(self._refusal([part.signature.in_order(positional, keywords) for part in self._parts]))
 
     def _takes(self, number: int, given: Mapping[str, Flat]) -> bool:
         """Return whether a part is for such arguments."""
-        signature, code = self._parts[number]
+        signature, code, _ = self._parts[number]
         structures = [flat.structure for flat in given.values()]
         arrays = [leaf for flat in given.values() for leaf in flat.leaves]
         kinds = [kind_of(leaf) for leaf in arrays]
@@ -221,4 +284,4 @@ class ImportedFunction:
         return message + _SHAPELESS * any(signature.has_other_lengths(given) for signature, given in pairs)
 
     def __repr__(self) -> str:
-        return f"import_function({' | '.join(str(signature) for signature, _ in self._parts)})"
+        return f"import_function({' | '.join(str(part.signature) for part in self._parts)})"

@@ -245,7 +245,7 @@ _TIED = "{name}, which is tied to {source!r}, whose array is used: rename={{{giv
 
 
 _DIVIDED = (
-    ". Each rank has a part of this model: load whole weights into the whole model, and divide that, such as "
+    " Each rank has a part of this model: load whole weights into the whole model, and divide that, such as "
     "fl.distributed.fully_shard(whole.load_weights(file)) with whole = fl.eval_shape(Model), which holds no arrays"
 )
 
@@ -270,7 +270,9 @@ def _check_weights(
     for name, array in current.items():
         new = weights[name]
         if new.shape != array.shape:
-            raise ValueError(f"Expected shape {array.shape} but received shape {new.shape} for parameter {name}{divided}")
+            raise ValueError(
+                f"Expected shape {array.shape} but received shape {new.shape} for parameter {name}{divided and '.' + divided}"
+            )
 
 
 _UNUSED = (

@@ -120,8 +120,8 @@ class MultiHeadAttention(Module):
             raise self._misfit(queries, keys, values, mask, error) from error
         try:
             scale = math.sqrt(1 / q.shape[-1])
-            if isinstance(mask, mx.array) and is_shapeless():
-                averages = _attend(q, k, v, scale, mask)
+            if is_shapeless() and (isinstance(mask, mx.array) or mask == "causal"):
+                averages = _attend(q, k, v, scale, _causal(q, k) if isinstance(mask, str) else mask)
             else:
                 averages = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
         except (TypeError, ValueError) as error:
@@ -159,6 +159,12 @@ class MultiHeadAttention(Module):
         """
         positions = mx.arange(N)
         return (positions[:, None] < positions).astype(dtype) * mx.finfo(dtype).min
+
+
+def _causal(q: mx.array, k: mx.array) -> mx.array:
+    """Return which keys each query sees, with positions counted from the last, whatever their number."""
+    left_q, left_k = (mx.cumsum(mx.ones_like(x.max(axis=-1), dtype=mx.int32), axis=-1, reverse=True) for x in (q, k))
+    return left_q[..., None] <= left_k[..., None, :]
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array) -> mx.array:

@@ -26,6 +26,9 @@ from .linear import Linear
 from .quantized import Quantized, QuantizedLinear, quantized, settings, undrawn
 from .shards import Sharded, segments_of, shard_of
 
+_OTHER_WAYS = (
+    '. Leave this layer whole, or divide it the other way: "all-to-sharded" divides its outputs, "sharded-to-all" its inputs'
+)
 _NOT_DIVIDED = "{cls} divides its {name} among the ranks of its group, and {count} can't be divided by {ranks}"
 
 
@@ -432,7 +435,7 @@ def _of_linear(cls: type[L], given: Module, kind: type[Module], segments: Any, g
     new: dict[str, Any] = {name: getattr(layer, name) for name in cls.__frostleaf__.children}
     for name, axis in cls.axes.items():
         if new[name] is not None:
-            new[name] = shard_of(new[name], Shard(group, axis, segments), name)
+            new[name] = shard_of(new[name], Shard(group, axis, segments), name, _OTHER_WAYS)
     new["segments"] = segments
     empty: L = make(columns, rows, False, **options)
     return evolve(empty, new, training=layer.training, frozen=metadata_of(layer).frozen)

@@ -85,6 +85,9 @@ def accumulate(opt: Optimizer, n: int) -> Accumulate:
     Between steps the model does not change. If the loss is a mean over the batch, a step is that of one batch ``n`` times as
     large, in the memory of a small one.
 
+    Gradients may be averaged over ranks outside or inside, ``accumulate(chain(average_gradients, opt), n)``: the steps are the
+    same up to rounding, and each update exchanges. Inside, the sum in the state is each rank's own: keep that of a whole step.
+
     Args:
         opt: Any optimizer.
         n: The number of updates in a step.

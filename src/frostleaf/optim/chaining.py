@@ -12,8 +12,11 @@ from ..core.words import describe
 from .clipping import ClipByGlobalNorm, ClipByValue
 from .contents import are_of_kinds, kinds_of
 from .optimizer import Optimizer, require_optimizer
+from .order import IN_A_CHAIN, is_average, require_averaged_first
 from .parameters import Parameters, with_alike
 from .wrapper import Wrapper
+
+Clip = ClipByGlobalNorm | ClipByValue
 
 OTHER_GRADIENTS = (
     "function {number} of the chain must return a dict with a gradient of the same shape for each that it is given, and did "
@@ -58,8 +61,15 @@ class Chain(Wrapper):
         return self.optimizer._update(parameters, gradients, state)
 
     def _not_elementwise(self) -> Iterator[Any]:
-        yield from (each for each in self.transforms if not isinstance(each, ClipByGlobalNorm | ClipByValue))
+        yield from (each for each in self.transforms if not isinstance(each, Clip))
         yield from super()._not_elementwise()
+
+    def _averaging(self) -> str | None:
+        return IN_A_CHAIN if any(map(is_average, self.transforms)) else super()._averaging()
+
+    def _require_averaged(self) -> None:
+        if not any(map(is_average, self.transforms)):
+            super()._require_averaged()
 
 
 def chain(*args: Any) -> Chain:
@@ -74,7 +84,8 @@ def chain(*args: Any) -> Chain:
 
     Raises:
         TypeError: If the last is not an optimizer, or one of the others can't be called or is one of MLX's schedules.
-        ValueError: In an update, if a function returns other paths or shapes.
+        ValueError: If gradients are clipped before they are averaged over ranks; in an update, if a function returns other
+            paths or shapes.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> opt = fl.optim.chain(lambda grads: fl.tree.map(mx.sign, grads), fl.optim.SGD(1.0))
@@ -93,6 +104,11 @@ def chain(*args: Any) -> Chain:
             )
         if getattr(each, "__module__", None) == cosine_decay.__module__:
             raise TypeError(A_SCHEDULE.format(number=number))
+    for place, each in enumerate(transforms):
+        if is_average(each):
+            break
+        if isinstance(each, Clip):
+            require_averaged_first(f"chain({each.written()}, ...)", Chain(tuple(transforms[place:]), optimizer)._averaging())
     return Chain(tuple(transforms), optimizer)
 
 

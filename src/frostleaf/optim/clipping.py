@@ -39,6 +39,10 @@ class ClipByGlobalNorm(Node):
     def __call__(self, gradients: Mapping[str, mx.array]) -> dict[str, mx.array]:
         return clip_grad_norm(dict(gradients), self.max_norm)[0]
 
+    def written(self) -> str:
+        """Return the call that makes it."""
+        return f"clip_by_global_norm({self.max_norm})"
+
     def __repr__(self) -> str:
         return text(self)
 
@@ -58,6 +62,10 @@ class ClipByValue(Node):
 
     def __call__(self, gradients: Mapping[str, mx.array]) -> dict[str, mx.array]:
         return {name: mx.clip(array, -self.max_value, self.max_value) for name, array in gradients.items()}
+
+    def written(self) -> str:
+        """Return the call that makes it."""
+        return f"clip_by_value({self.max_value})"
 
     def __repr__(self) -> str:
         return text(self)

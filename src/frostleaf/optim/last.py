@@ -21,12 +21,16 @@ class Last:
 
     Args:
         structure: That of the optimizer, with which this is kept.
+
+    Attributes:
+        is_averaged: Whether it is known that nothing in the optimizer lacks an average of gradients over the ranks.
     """
 
-    __slots__ = ("_is_of_mlx", "_kept", "_plain")
+    __slots__ = ("_is_of_mlx", "_kept", "_plain", "is_averaged")
 
     def __init__(self, structure: Structure) -> None:
         self._is_of_mlx = is_of_mlx(structure)
+        self.is_averaged = False
         self._kept: tuple[Callable[[], Any], Callable[[], Any]] = _nothing, _nothing
         self._plain: Signature | None = None
 

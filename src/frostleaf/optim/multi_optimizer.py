@@ -29,6 +29,10 @@ class MultiState(State):
     inner: tuple[Any, ...] = buffer()
 
 
+PARTLY_AVERAGED = (
+    "some of the optimizers average gradients over the ranks, and others would train with each rank's own: average those of "
+    "all, chain(average_gradients, multi(...)), with shard(opt) rather than shard(opt, average=True) inside"
+)
 COUNT = "{filters} filters go with {filters} optimizers, or with one more for what none of them selects; there are {optimizers}"
 
 
@@ -42,7 +46,8 @@ class MultiOptimizer(Optimizer):
 
     Raises:
         TypeError: If one of ``optimizers`` is something else, or a filter is not a selection.
-        ValueError: If their numbers don't fit; in ``init``, if there is no optimizer for a parameter, or a path leads nowhere.
+        ValueError: If their numbers don't fit, or some of them average gradients over ranks and others don't; in ``init``, if
+            there is no optimizer for a parameter, or a path leads nowhere.
 
     >>> import frostleaf as fl
     >>> opt = fl.optim.MultiOptimizer([fl.optim.Muon(0.02), fl.optim.AdamW(1e-3)], [lambda path, array: array.ndim == 2])
@@ -62,6 +67,8 @@ class MultiOptimizer(Optimizer):
             matcher(where)
         if not optimizers or len(optimizers) - len(filters) not in (0, 1):
             raise ValueError(COUNT.format(filters=len(filters), optimizers=len(optimizers)))
+        if len({each._averaging() is None for each in optimizers}) > 1:
+            raise ValueError(PARTLY_AVERAGED)
         self.optimizers, self.filters = tuple(optimizers), tuple(filters)
 
     def _init(self, parameters: Parameters) -> MultiState:
@@ -109,6 +116,13 @@ class MultiOptimizer(Optimizer):
 
     def _not_elementwise(self) -> Iterator[Any]:
         return (each for opt in self.optimizers for each in opt._not_elementwise())
+
+    def _averaging(self) -> str | None:
+        return self.optimizers[0]._averaging()
+
+    def _require_averaged(self) -> None:
+        for each in self.optimizers:
+            each._require_averaged()
 
     def _require_state(self, state: Any, method: str) -> None:
         super()._require_state(state, method)

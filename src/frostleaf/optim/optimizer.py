@@ -36,6 +36,8 @@ class _Beginning(Protocol[S_co]):
 
     def _parameters(self, model: Any, method: str) -> Parameters: ...
 
+    def _require_averaged(self) -> None: ...
+
 
 class SharedArrayWarning(UserWarning):
     """A model given to an optimizer has one array at several places that are not tied.
@@ -143,7 +145,7 @@ class Optimizer(Node):
 
         Raises:
             TypeError: If the model has only shapes, as :func:`frostleaf.eval_shape` returns it.
-            ValueError: If there are none.
+            ValueError: If there are none, or :func:`shard` is not told whether gradients are averaged over the ranks.
 
         Warns:
             SharedArrayWarning: If one array is several of these leaves. :meth:`Module.tie` makes them one.
@@ -154,6 +156,7 @@ class Optimizer(Node):
         >>> sorted(fl.optim.AdamW(1e-3).init(fl.nn.Linear(2, 2)).slots["weight"])
         ['m', 'v']
         """
+        self._require_averaged()
         parameters = self._parameters(model, "init")
         _warn_of_shared_arrays(parameters)
         _warn_of_untrained(parameters)
@@ -179,7 +182,8 @@ class Optimizer(Node):
 
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer, or is for another rule.
-            ValueError: If the gradients or the state don't belong to the model; the message names paths.
+            ValueError: If the gradients or the state don't belong to the model; the message names paths. If :func:`shard` is
+                not told whether gradients are averaged over the ranks.
 
         Warns:
             OtherHyperparametersWarning: If the state was made with another learning rate than this optimizer. A compiled step
@@ -196,6 +200,9 @@ class Optimizer(Node):
             raise TypeError(NO_STATE.format(optimizer=type(self).__name__))
         self._require_state(state, "update")
         last = flat_of(self).structure.remember(Last)
+        if not last.is_averaged:
+            self._require_averaged()
+            last.is_averaged = True
         parameters = parameters_of(model, last)
         self._require_match(parameters, state, "update")
         parameters, gradients = with_gradients(parameters, grads)
@@ -365,6 +372,13 @@ class Optimizer(Node):
     def _not_elementwise(self) -> Iterator[Any]:
         """Yield what is not known to update every number by itself: optimizers in this one, and functions of the gradients."""
         yield self
+
+    def _averaging(self) -> str | None:
+        """Return how the average of gradients over ranks that is inside is written around an optimizer, or ``None``."""
+        return None
+
+    def _require_averaged(self) -> None:
+        """Raise a ``ValueError`` if something in this must know whether gradients are averaged over the ranks, and does not."""
 
     def _require_state(self, state: Any, method: str) -> None:
         """Raise a ``TypeError`` unless this is a state of such an optimizer, for any model."""

@@ -59,7 +59,8 @@ class DynamicLossScale(_LossScale):
         \max(1, s / f) & \text{after one that is not finite} \end{cases}
 
     but never to infinity. Micikevicius et al., `Mixed precision training <https://arxiv.org/abs/1710.03740>`_. To skip the
-    gradients that are not finite, see :func:`skip_nonfinite`.
+    gradients that are not finite, see :func:`skip_nonfinite`. On several ranks look at gradients that have been averaged, so
+    that all have the same scale.
 
     Args:
         value: The initial :math:`s`. Default: ``2**15``.

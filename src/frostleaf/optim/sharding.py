@@ -21,6 +21,7 @@ from ..transforms.group import Group, as_group
 from .contents import are_arrays, renewed, static_in
 from .flattening import Flattened
 from .optimizer import NOT_A_STATE, OTHER_STATE, Optimizer, State, require_optimizer
+from .order import IN_A_CHAIN, is_average
 from .parameters import Parameters, groups_in, with_alike
 from .parts import Division, part_of, part_shape, parts_of_averages, wholes_of
 from .rule import ELEMENTWISE, Rule
@@ -74,11 +75,11 @@ class Sharded(StatefulWrapper):
     """
 
     group: Group = static()
-    average: bool = static()
+    average: bool | None = static()
 
     __state__ = ShardedState
 
-    def __init__(self, optimizer: Optimizer, group: Group, average: bool) -> None:
+    def __init__(self, optimizer: Optimizer, group: Group, average: bool | None) -> None:
         self.optimizer, self.group, self.average = optimizer, group, average
 
     @returns_copy("whole = opt.{name}(state)")
@@ -194,6 +195,13 @@ class Sharded(StatefulWrapper):
     def _not_elementwise(self) -> Iterator[Any]:
         yield self
 
+    def _averaging(self) -> str | None:
+        return "shard({}, average=True)" if self.average else super()._averaging()
+
+    def _require_averaged(self) -> None:
+        if self.average is None and self.group.size() > 1:
+            raise ValueError(NOT_TOLD)
+
     def _parts(self, parameters: Parameters) -> Parameters:
         """Return the parameters with this rank's part of each array."""
         if self.group.size() == 1:
@@ -294,16 +302,23 @@ def _has_flattened(structure: Structure) -> bool:
     return Flattened in kinds_below(structure)
 
 
+NOT_TOLD = (
+    "fl.optim.shard(opt) divides gradients that are the same on all ranks, and trains with mixtures of others. If each rank "
+    "has its own, write shard(opt, average=True), or chain(fl.distributed.average_gradients, shard(opt)). If they have been "
+    "averaged before, say shard(opt, average=False)"
+)
 NOT_ELEMENTWISE = (
     "{given} can't be sharded. Each rank would give its part of every array to {first}, which is not known to update every "
     "number by itself, as {known} do. {advice}. If yours does, say fl.optim.shard(opt, elementwise=True)"
 )
-A_FUNCTION = "Write chain({first}, shard(opt)) for it to see whole gradients"
-A_RULE = "Train with it what needs it, and shard the rest: fl.optim.multi({{where: {first}, '**': fl.optim.shard(other)}})"
+A_FUNCTION = "Write {instead} for it to see whole gradients"
+A_RULE = "Train with it what needs it, and shard the rest: {instead}"
+BEFORE = "chain({first}, shard(opt))"
+BESIDE = "fl.optim.multi({{where: {first}, '**': fl.optim.shard(other)}})"
 TWICE = "{given} is sharded already: fl.optim.shard takes an optimizer in which nothing is"
 
 
-def shard(opt: Optimizer, group: Any = None, *, average: bool = False, elementwise: bool | None = None) -> Sharded:
+def shard(opt: Optimizer, group: Any = None, *, average: bool | None = None, elementwise: bool | None = None) -> Sharded:
     r"""Return an optimizer of whose state each of :math:`N` ranks keeps :math:`1 / N`, with the same results.
 
     Each rank updates its part of every parameter, of which it keeps the state, and then all ranks exchange the parts. So the
@@ -329,7 +344,9 @@ def shard(opt: Optimizer, group: Any = None, *, average: bool = False, elementwi
         opt: An optimizer whose rules update every number by itself: SGD, RMSprop, Adagrad, AdaDelta, Adam, AdamW, Adamax, Lion,
             in any wrappers. With :func:`flatten` for a packed model.
         group: The ranks. Default: those of the whole job.
-        average: Whether the gradients are each rank's own, and to be averaged over the ranks. Default: ``False``.
+        average: Whether the gradients are each rank's own, and to be averaged over the ranks. ``False`` says that they are the
+            same on all of them. Default: ``None``, for an optimizer with ``average_gradients`` in front of it; on several ranks
+            one without refuses to begin.
         elementwise: Whether all rules and functions inside update every number by itself, for those of your own. Default: known
             for those of MLX and here.
 
@@ -350,6 +367,8 @@ def shard(opt: Optimizer, group: Any = None, *, average: bool = False, elementwi
         if elementwise is not True:
             known = ", ".join(sorted(rule.__name__ for rule in ELEMENTWISE))
             shown = describe(first.rule if isinstance(first, Rule) else first)
-            advice = (A_RULE if isinstance(first, Optimizer) else A_FUNCTION).format(first=shown)
+            advice, instead = (A_RULE, BESIDE) if isinstance(first, Optimizer) else (A_FUNCTION, BEFORE)
+            instead = instead.format(first=shown)
+            advice = advice.format(instead=IN_A_CHAIN.format(instead) if average and not is_average(first) else instead)
             raise ValueError(NOT_ELEMENTWISE.format(given=describe(opt), first=shown, known=known, advice=advice))
-    return Sharded(opt, as_group(group), require_bool("average", average))
+    return Sharded(opt, as_group(group), None if average is None else require_bool("average", average))

@@ -47,6 +47,12 @@ class Wrapper(Optimizer):
     def _not_elementwise(self) -> Iterator[Any]:
         return self.optimizer._not_elementwise()
 
+    def _averaging(self) -> str | None:
+        return self.optimizer._averaging()
+
+    def _require_averaged(self) -> None:
+        self.optimizer._require_averaged()
+
     def _require_state(self, state: Any, method: str) -> None:
         self.optimizer._require_state(state, method)
 

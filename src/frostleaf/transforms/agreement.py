@@ -31,6 +31,10 @@ _FUNCTION = "the function"
 _MARK = b"fl"
 _NOTHING = "nothing"
 
+# For a function that is called on some ranks alone, as in ``if rank == 0: print(checkpoints.steps())``.
+ON_EVERY_RANK = (
+    ". What ranks do together, each has to call: call it before the `if`, on every rank, and print the result on one"
+)
 NOT_REDUCED = "{name} takes arrays, and {path} is the number {value}, which it would leave as it is: write mx.array({value})"
 
 
@@ -133,7 +137,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advic
     if given is not None and (failed is not None or len(set(given)) > 1):
         texts = _texts(text, group)
         problems = {rank: text for rank, (each, text) in enumerate(zip(given, texts, strict=True)) if each[len(_MARK)]}
-        raise ValueError(_failure(name, problems) if problems else _difference(name, texts) + advice) from failed
+        raise ValueError(_failure(name, problems) if problems else _difference(name, texts, advice)) from failed
     if failed is not None:
         raise failed
     return made
@@ -166,9 +170,10 @@ def _failure(name: str, problems: Mapping[int, str]) -> str:
     return f"{name} on rank {rank}{others}: {problem}"
 
 
-def _difference(name: str, texts: list[str]) -> str:
+def _difference(name: str, texts: list[str], advice: str) -> str:
     by_rank = [dict(json.loads(text)) for text in texts]
-    if len({said[_FUNCTION] for said in by_rank}) > 1:  # so that nothing else can be alike
+    is_other = len({said[_FUNCTION] for said in by_rank}) > 1
+    if is_other:  # so that nothing else can be alike
         by_rank = [{_FUNCTION: said[_FUNCTION]} for said in by_rank]
     first = by_rank[0]
     found: dict[str, str] = {}
@@ -178,4 +183,5 @@ def _difference(name: str, texts: list[str]) -> str:
             if here != there:
                 found.setdefault(path, f"{path} is {here} on rank 0 and {there} on rank {rank}")
     shown = ", ".join([*found.values()][:_MOST]) + ", ..." * (len(found) > _MOST)
-    return f"{name} takes what is alike on all ranks: {shown or 'the order of the paths differs'}"
+    differs = f"{name} takes what is alike on all ranks: {shown or 'the order of the paths differs'}"
+    return differs + (ON_EVERY_RANK if is_other else advice)

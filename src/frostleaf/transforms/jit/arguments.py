@@ -263,12 +263,15 @@ _OF_OTHER_KINDS = (type, types.FunctionType, types.BuiltinFunctionType, types.Mo
 
 
 FOR_EACH_SHAPE = (
-    "{fn} is traced for each shape, although shapeless=True: {why}. If it need not depend on shapes, write x.reshape(-1, n), "
-    "x.flatten(1) and the like, without numbers from x.shape; else leave shapeless=True out, and pad to a few shapes."
+    "{fn} is traced for each shape, although shapeless=True: {why}. {advice}; else leave shapeless=True out, and pad to a few "
+    "shapes."
+)
+WITHOUT_SHAPES = (
+    "If it need not depend on shapes, write x.reshape(-1, n), x.flatten(1) and the like, without numbers from x.shape"
 )
 
 
-def warn_of_shapes(fn: Callable[..., Any], why: str) -> None:
+def warn_of_shapes(fn: Callable[..., Any], why: str, advice: str | None) -> None:
     """Warn that a function can't be traced without shapes."""
-    message = FOR_EACH_SHAPE.format(fn=function_name(fn), why=why)
+    message = FOR_EACH_SHAPE.format(fn=function_name(fn), why=why, advice=advice or WITHOUT_SHAPES)
     warnings.warn(message, RetraceWarning, stacklevel=level_of_caller())

@@ -270,7 +270,7 @@ class Jitted(Wrapped[P, R]):
             return program(given, key)  # type: ignore[no-any-return]
         except NeedsShapes as error:
             if not isinstance(error, NeedsTheseShapes):
-                warn_of_shapes(self._fn, str(error))
+                warn_of_shapes(self._fn, str(error), error.advice)
                 traces.retraces.end()
                 traces.shapeless = False
         return self._first_call(key, values, names, given, shapeless=False)  # type: ignore[no-any-return]

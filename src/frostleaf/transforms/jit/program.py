@@ -27,7 +27,7 @@ from .compiled import Dropped, Shell, changed, dropped
 from .explanation import History, Traced, remembered
 from .passing import Inputs, Origins, put_back
 from .retraces import Threads
-from .serving import NeedsShapes, Serving, reason
+from .serving import Serving, without_rule
 from .standing import standing_for_given
 from .weak import Given, Lent, restored, structure_of, weakened, with_structure
 
@@ -138,10 +138,10 @@ class Program:
         try:
             outputs, result, drawn = self._compute(given, carried)
         except ValueError as error:
-            why = reason(error) if self._serving is not None else None
-            if why is None:
+            refused = without_rule(error) if self._serving is not None else None
+            if refused is None:
                 raise
-            raise NeedsShapes(why) from error
+            raise refused from error
         finally:
             if weak:
                 _calls.structures.pop()

@@ -27,8 +27,38 @@ _NO_RULE = re.compile(r"\[Primitive::output_shapes\] (.+) cannot infer|Cannot co
 _UNSEEN = re.compile(r"Unable to get state for primitive (\w+)")
 
 
+_POSITIONS = "mx.cumsum(mx.ones_like(tokens), axis=1)"
+_OF_POSITIONS = (
+    f"For positions in rows of tokens write p = {_POSITIONS} rather than mx.arange(length), and as a causal mask "
+    'p[:, None, :, None] >= p[:, None, None, :], or "causal" in fl.nn.MultiHeadAttention'
+)
+_OF_THE_LAST = (
+    "What is sliced has lengths of its own. For the last of each row write mx.take_along_axis(x, last[..., None], axis=1) "
+    f"rather than x[:, -1:], with last = mx.argmax({_POSITIONS}, axis=1, keepdims=True)"
+)
+_OF_UNSEEN = "Call that outside of it"
+# What to write instead of an operation that keeps a shape.
+INSTEAD = {
+    "Arange": _OF_POSITIONS,
+    **dict.fromkeys(("Slice", "Gather"), _OF_THE_LAST),
+    **dict.fromkeys(("Load", "CustomTransforms"), _OF_UNSEEN),
+}
+
+
 class NeedsShapes(Exception):  # noqa: N818
-    """A trace can't serve all shapes. Its text says why."""
+    """A trace can't serve all shapes. Its text says why.
+
+    Args:
+        why: The text.
+        operation: What MLX calls the operation that can't be of other shapes.
+
+    Attributes:
+        advice: What to write instead, if that is known of the operation.
+    """
+
+    def __init__(self, why: str, operation: str = "") -> None:
+        super().__init__(why)
+        self.advice = INSTEAD.get(operation)
 
 
 class NeedsTheseShapes(NeedsShapes):
@@ -72,6 +102,10 @@ class Recorded(NamedTuple):
 
 NO_RULE = "MLX has no rule for the shape of what {name} returns"
 UNSEEN = "MLX does not show what {name} does, so that it can't be compared for other shapes"
+_UNSEEN_NAMES = {
+    "CustomTransforms": "fl.checkpoint, or a custom function, or one from a file,",
+    "Load": "a function from a file, or mx.load,",
+}
 STATIC = "what it returns besides arrays depends on the shapes"
 CONSTANTS = "it computes with numbers that depend on the shapes"
 STEPS = "with {arrays} it computes {step}, and with other shapes {other}"
@@ -149,7 +183,7 @@ class Serving:
         arrays = listed([shape_and_dtype(shape, dtype) for shape, (_, dtype) in zip(shapes, kinds, strict=True)])
         for step, other in zip(now.steps, begun.steps, strict=False):
             if step != other:
-                raise NeedsShapes(STEPS.format(arrays=arrays, step=step, other=other))
+                raise NeedsShapes(STEPS.format(arrays=arrays, step=step, other=other), step.name)
         if len(now.steps) != len(begun.steps) or now.results != begun.results:
             raise NeedsShapes(LENGTH.format(arrays=arrays, count=len(now.steps), other=len(begun.steps)))
         if len(now.constants) != len(begun.constants) or not all(map(_is_same, now.constants, begun.constants)):
@@ -178,15 +212,15 @@ class Serving:
                 raise
             found = _UNSEEN.search(str(error))
             name = found[1] if found else "the function"
-            name = "fl.checkpoint, or a custom function," if name == "CustomTransforms" else name
-            raise NeedsShapes(UNSEEN.format(name=name)) from error
+            raise NeedsShapes(UNSEEN.format(name=_UNSEEN_NAMES.get(name, name)), name) from error
         return _read(said, made[0])
 
 
-def reason(error: ValueError) -> str | None:
-    """Return why a trace can't serve all shapes if an error of MLX says that it can't."""
+def without_rule(error: ValueError) -> NeedsShapes | None:
+    """Return the error that says why a trace can't serve all shapes, if an error of MLX says that it can't."""
     found = _NO_RULE.search(str(error))
-    return found and NO_RULE.format(name=found[1] or found[2])
+    name = found and (found[1] or found[2])
+    return NeedsShapes(NO_RULE.format(name=name), name) if name else None
 
 
 def _differences(begun: Shapes, shapes: Shapes) -> tuple[Any, list[int]]:
