@@ -77,7 +77,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
     """
     rest = zip(structure.leaf_names(), leaves, strict=True)
     kind_of = functools.cache(shape_and_dtype)
-    writer = _Writer()
+    writer = Writer()
     facts: list[Fact] = []
     arrays: dict[str, str] = {}
     values: list[Any] = []
@@ -94,7 +94,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
         name = keystr(path)
         value = shape.value if isinstance(shape, Static) else None
         if isinstance(shape, Static) and built_in:
-            facts.append(Fact(name, "", writer._static(name, value)))
+            facts.append(Fact(name, "", writer.static(name, value)))
         elif type(value) in SCALARS:
             facts.append(Fact(name, "", value_kind(value)))
             values.append(value)
@@ -230,7 +230,7 @@ _UNSAFE = re.compile(r"[%/\\\x00-\x1f\x7f\ud800-\udfff]")
 Fallback = Callable[[Any, Callable[[Any], str]], str]
 
 
-class _Writer:
+class Writer:
     """Puts the places of a tree in words, and notes what it has none for.
 
     Attributes:
@@ -258,7 +258,7 @@ class _Writer:
             facts += [Fact(name, "shards", shards)] * bool(shards)
             prefix = f"{name}." if name else ""
             return facts + [
-                Fact(prefix + field, "static", self._static(prefix + field, value)) for field, value in metadata.static.items()
+                Fact(prefix + field, "static", self.static(prefix + field, value)) for field, value in metadata.static.items()
             ]
         if kind in (tuple, list):
             return [Fact(name, "", f"{kind.__name__} of {len(metadata.entries)}")]
@@ -267,7 +267,7 @@ class _Writer:
                 Fact(name, "", kind.__name__),
                 Fact(name, KEYS, ", ".join(self.canonical(key, fallback) for key in metadata.entries)),
             ]
-        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self._static(name, metadata.metadata))]
+        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self.static(name, metadata.metadata))]
 
     def canonical(self, value: Any, fallback: Fallback, around: tuple[int, ...] = ()) -> str:
         """Return a text that two values share if they are interchangeable; what ``fallback`` says of an unknown kind.
@@ -325,7 +325,7 @@ class _Writer:
         fields = declared_fields(value)
         return fallback(value, text) if fields is None else fields_text(value, fields, text)
 
-    def _static(self, path: str, value: Any) -> str:
+    def static(self, path: str, value: Any) -> str:
         """Return the text of a static value, which is never refused."""
 
         def fallback(each: Any, text: Callable[[Any], str]) -> str:

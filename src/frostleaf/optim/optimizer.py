@@ -21,6 +21,7 @@ from ..core.words import describe, listed
 from ..display.text import text
 from ..edits.freezing import unfrozen
 from ..module import Module
+from .agreeing import Given, agreed_update
 from .last import Last
 from .parameters import Parameters, parameters_of, telling, with_gradients, with_parameters
 
@@ -193,11 +194,15 @@ class Optimizer(Node):
         """
         if state is _MISSING:
             raise TypeError(NO_STATE.format(optimizer=type(self).__name__))
-        self._require_state(state, "update")
         last = flat_of(self).structure.remember(Last)
-        parameters = parameters_of(model, last)
-        self._require_match(parameters, state, "update")
-        parameters, gradients = with_gradients(parameters, grads)
+
+        def prepare() -> Given:
+            self._require_state(state, "update")
+            parameters = parameters_of(model, last)
+            self._require_match(parameters, state, "update")
+            return with_gradients(parameters, grads)
+
+        parameters, gradients = agreed_update(self, "update", prepare)
         with telling(parameters):
             new, after = self._update(parameters, gradients, state)
         return with_parameters(parameters, new, last, state), after
@@ -233,8 +238,13 @@ class Optimizer(Node):
         >>> slower.learning_rate(state), slower.learning_rate(slower.adapt(state, layer))
         (array(0.001, dtype=float32), array(0.0001, dtype=float32))
         """
-        self._require_state(state, "adapt")
-        return self._adapt(state, self._parameters(model, "adapt"))  # type: ignore[no-any-return]
+
+        def prepare() -> Given:
+            self._require_state(state, "adapt")
+            parameters = self._parameters(model, "adapt")
+            return parameters, parameters.arrays
+
+        return self._adapt(state, agreed_update(self, "adapt", prepare)[0])  # type: ignore[no-any-return]
 
     def learning_rate(self, state: Any) -> mx.array:
         """Return the learning rate in a state, float32, shape (): that of the last step, if there is a schedule.

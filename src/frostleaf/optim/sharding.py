@@ -16,8 +16,10 @@ from ..core.sharing import with_leaves
 from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe
 from ..nn.shards import Groups, told
+from ..transforms.agreement import Said, agreed, said_of_shards
 from ..transforms.context import setting
 from ..transforms.group import Group, as_group
+from .agreeing import Exchanging
 from .contents import are_arrays, renewed, static_in
 from .flattening import Flattened
 from .optimizer import NOT_A_STATE, OTHER_STATE, Optimizer, State, require_optimizer
@@ -60,7 +62,7 @@ OTHER_PARTS = (
 )
 
 
-class Sharded(StatefulWrapper):
+class Sharded(Exchanging, StatefulWrapper):
     """An optimizer of whose state each rank keeps a part, as made by :func:`shard`.
 
     >>> import frostleaf as fl
@@ -95,12 +97,22 @@ class Sharded(StatefulWrapper):
         >>> type(opt.gather(opt.init(fl.nn.Linear(2, 3)))).__name__
         'OptimizerState'
         """
-        self._require_state(state, "gather")
+
+        def prepare() -> tuple[None, Said]:
+            self._require_state(state, "gather")
+            self._require_divided(state, "gather")
+            flat, wholes = flat_of(state.inner), static_in(state, "division").shapes
+            parts = zip(flat.structure.leaf_names(), flat.leaves, wholes, strict=True)
+            return None, {
+                name: describe(part) if whole is None else f"{describe(part)} of {whole}" for name, part, whole in parts
+            }
+
+        agreed("opt.gather", self.group, prepare, own=True)
         return self._whole(state, "gather")
 
     @returns_copy("state = opt.{name}(whole)")
     def scatter(self, whole: Any, model: Any = None) -> ShardedState:
-        """Return this rank's part of a state of the optimizer that is not sharded. Nothing is exchanged.
+        """Return this rank's part of a state of the optimizer that is not sharded, on all ranks, each of which must call it.
 
         Args:
             whole: A state of ``opt.optimizer``, the same on all ranks, as :meth:`gather` returns it.
@@ -117,6 +129,13 @@ class Sharded(StatefulWrapper):
         >>> fl.tree.equal(opt.scatter(opt.gather(state)), state)
         True
         """
+
+        def prepare() -> tuple[ShardedState, Said]:
+            return self._scattered(whole, model), said_of_shards(whole)
+
+        return agreed("opt.scatter", self.group, prepare, own=True)
+
+    def _scattered(self, whole: Any, model: Any) -> ShardedState:
         if isinstance(whole, ShardedState):
             raise TypeError(f"scatter takes a whole state, from opt.gather(state), and was given {describe(whole)}")
         self.optimizer._require_state(whole, "scatter")
@@ -236,14 +255,17 @@ class Sharded(StatefulWrapper):
         return ShardedState(with_leaves(whole, leaves), Division(self.group.rank(), ranks, tuple(shapes)))
 
     def _whole(self, state: ShardedState, method: str) -> Any:
-        if not _is_divided(state):
-            raise ValueError(OTHER_STATE.format(optimizer=type(self).__name__, method=method, differences=OTHER_ARRAYS))
+        self._require_divided(state, method)
         leaves, shapes = [*flat_of(state.inner).leaves], static_in(state, "division").shapes
         places = [place for place, shape in enumerate(shapes) if shape is not None]
         wholes = wholes_of([leaves[place] for place in places], [shapes[place] for place in places], self.group)
         for place, whole in zip(places, wholes, strict=True):
             leaves[place] = whole
         return with_leaves(state.inner, leaves)
+
+    def _require_divided(self, state: ShardedState, method: str) -> None:
+        if not _is_divided(state):
+            raise ValueError(OTHER_STATE.format(optimizer=type(self).__name__, method=method, differences=OTHER_ARRAYS))
 
     def _shapes_of_whole(self, state: ShardedState) -> Any:
         """Return a state with the shapes and dtypes of the whole, whose numbers nothing reads."""
