@@ -169,5 +169,63 @@ def check_a_compiled_update_compares_nothing():
     assert step.trace_count == 1
 
 
+class Named(fl.Module):
+    w: mx.array
+    value: object = fl.static()
+
+
+class Opaque:
+    """Is told of by its class alone."""
+
+
+def check_static_values_are_compared():
+    layer = d.broadcast(fl.nn.Linear(2, 2))
+    double, triple = (lambda x: 2 * x), (lambda x: 3 * x)
+    pairs = [
+        (fl.nn.Dropout(0.2), fl.nn.Dropout(0.1), r"f\._?\w+ is 0\.\d+ on rank 0 and 0\.\d+ on rank"),
+        (fl.nn.Identity(), fl.nn.ReLU(), "f is frostleaf.nn.ReLU on rank 0 and frostleaf.nn.Identity on rank"),
+        (layer.freeze(), layer, r"f \(frozen\) is nothing on rank 0 and bias, weight on rank"),
+        (layer.eval(), layer, r"f \(mode\) is nothing on rank 0 and evaluation on rank"),
+        (fl.nn.GELU("tanh"), fl.nn.GELU(), "'none' on rank 0 and 'tanh' on rank"),
+        (triple, double, r"f is .*<lambda> with code \w+ on rank 0"),
+        (1.0, 1, "f is 1 on rank 0 and 1.0 on rank"),
+        ("b", "a", "f is 'a' on rank 0 and 'b' on rank"),
+        (Named(mx.ones(1), (1, "b")), Named(mx.ones(1), (1, "a")), r"f\.value is \(1, 'a'\) on rank 0"),
+        (Named(mx.ones(1), mx.float16), Named(mx.ones(1), mx.float32), r"f\.value is .*float32 on rank 0"),
+    ]
+    for last, others, said in pairs:
+        for compare in (d.require_same, d.broadcast):
+            ranks.everywhere(lambda: compare({"f": on_one(last, others)}), said)  # noqa: B023
+
+
+def check_static_values_of_other_processes_are_the_same():
+    values = (
+        fl.nn.relu, mx.exp, len, Opaque(), Opaque, functools.partial(fl.nn.gelu, Opaque()), frozenset(map(str, range(40))),
+        lambda x: x in {"a", "b", "c"}, {"k": [1, None]}, d.gather, fl.optim.cosine_decay(0.1, 3), GROUP, Opaque().__init__,
+        lambda x: [y for y in x if (lambda: y)()], ..., 1j, float("nan"), b"\xff", "\ud800", int, mx.float32, slice(1, 2),
+    )  # fmt: skip
+    for value in values:
+        for tree in (Named(mx.ones(1), value), {"f": value}):
+            d.require_same(tree)
+            d.broadcast(tree)
+    model = fl.nn.Transformer(8, 1, 1, 1)
+    d.require_same(d.broadcast(model))
+    d.require_same(d.fully_shard(d.broadcast(fl.nn.Linear(2, 2 * SIZE))))
+    d.require_same(fl.optim.Adam(0.1).init(d.broadcast(linear())))
+
+
+def check_what_waits_is_called_outside_of_traces():
+    for name, call in (("barrier", lambda x: d.barrier()), ("require_same", d.require_same)):
+        said = ranks.error_of(lambda: fl.jit(lambda x: (call(x), x.sum())[1])(mx.ones(2)), ValueError)  # noqa: B023
+        assert f"{name} waits for other ranks" in said, said
+        assert "mx.where" not in said
+        assert d.all_sum(mx.array(1)).item() == SIZE
+    d.barrier()
+
+
+def check_ranks_that_are_out_of_step_are_told_so():
+    differs(lambda: d.all_sum(mx.ones(2)) if LAST else d.barrier(), "out of step, as they are if one goes on after an error")
+
+
 if __name__ == "__main__":
     ranks.run(globals())
