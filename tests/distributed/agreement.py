@@ -63,6 +63,29 @@ def check_gathering_states():
     assert fl.tree.equal(d.shard(whole, divided), adam)
 
 
+def check_states_that_are_not_by_name_are_refused():
+    whole = fl.nn.Sequential(linear(), fl.nn.relu, linear())
+    rows = whole.at("layers.0").apply(lambda layer: d.shard_linear(layer, "all-to-sharded"))
+    flattened, plain = fl.optim.flatten(fl.optim.Adam(0.1)), fl.optim.Adam(0.1)
+    for model in (rows, d.fully_shard(whole), whole.at("layers.2").apply(d.fully_shard)):
+        for opt in (flattened, fl.optim.ema(flattened, 0.5)):
+            for state in (opt.init(model), (1, [opt.init(model)])):
+                ranks.everywhere(lambda: d.gather(state, model), r"vectors\.float32\.m is f32\[\d+\]", "can't be told")  # noqa: B023
+        ranks.everywhere(lambda: d.shard(flattened.init(whole), model), "can't be told")  # noqa: B023
+        packed = fl.optim.pack(model)
+        ranks.everywhere(lambda: d.gather(packed), r"packed\.unpack\(\)")  # noqa: B023
+        ranks.everywhere(lambda: d.gather({"a": packed}), "a has some")  # noqa: B023
+        ranks.everywhere(lambda: d.gather(flattened.init(packed), packed), r"packed\.unpack\(\)")  # noqa: B023
+        fails_on_one(lambda: d.gather(on_one(flattened, plain).init(model), model), "can't be told")  # noqa: B023
+    assert d.gather(fl.optim.pack(whole)).layout.places  # of whole arrays
+    state = flattened.init(whole)
+    assert fl.tree.equal(d.gather(state, whole), state)
+    multi = fl.optim.multi({"layers.0.**": plain, "layers.2.**": fl.optim.Adafactor()})
+    state, expected = multi.init(rows), multi.init(whole)
+    assert fl.tree.structure(d.gather(state, rows)) == fl.tree.structure(expected)
+    assert fl.tree.equal(d.gather(state, rows), expected)
+
+
 def check_dividing():
     way = "all-to-sharded"
     differs(lambda: d.shard_linear(linear(on_one(4, 2) * SIZE), way), r"weight is f32\[2,\d\].* and f32\[4,\d\]")

@@ -33,7 +33,7 @@ from ..transforms.agreement import Said, agreed, agreed_by_all, groups_among, sa
 from ..transforms.eval_shape import eval_shape
 from ..transforms.group import Group, as_group, in_use
 from ..transforms.shards import Segments, Shard, shards_in
-from .states import OF_A_MODEL, changed, has_state, places
+from .states import OF_A_MODEL, changed, has_state, places, require_unpacked
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Module)
@@ -134,6 +134,7 @@ def shard(tree: T, sharding: str | Sharding | Module, segments: Any = 1, group: 
     ranks = as_group(group)
 
     def of_state() -> tuple[Any, Said]:
+        require_unpacked(sharding)
         parts = changed(tree, places(sharding, _shapes_of_whole(sharding))[1], _part_of_array)
         return parts, {**_below("model ", said_of_shards(sharding)), **said_of_shards(tree)}
 
@@ -260,7 +261,9 @@ def gather(tree: T, model: Any = None) -> T:
         if model is None:
             if in_use and has_state(tree):
                 raise ValueError(OF_A_MODEL)
+            require_unpacked(tree)
             return None, said_of_shards(tree)
+        require_unpacked(model)
         changed(tree, places(model, _shapes_of_whole(model))[0], _as_it_is)
         return None, {**_below("model ", said_of_shards(model)), **said_of_shards(tree)}
 
