@@ -7,6 +7,7 @@ import mlx.core as mx
 import ranks
 
 import frostleaf as fl
+from frostleaf.transforms import agreement, collectives
 
 d = fl.distributed
 GROUP = d.init(timeout=30)
@@ -169,6 +170,28 @@ def check_updates_of_sharded_optimizers():
         assert fl.tree.equal(opt.update(model, model, state)[0], plain.update(model, model, plain.init(model))[0])
     differs(update(fl.optim.shard(fl.optim.SGD(on_one(0.5, 0.25))), net()), r"0\.25, .* on rank 0 and .* 0\.5, .* on rank")
     differs(update(fl.optim.shard(plain, average=LAST), net()), "average is False on rank 0 and True on rank")
+
+
+def check_an_update_compares_once():
+    compared = []
+
+    def all_gather(x, group):
+        compared.append(x.dtype)
+        return collectives.all_gather(x, group)
+
+    agreement.all_gather = all_gather
+    model, rest = net(), functools.partial(d.average_gradients, all_reduce_size=60)
+    for opt, count in (
+        (fl.optim.chain(d.average_gradients, fl.optim.SGD(0.1)), 1),
+        (fl.optim.chain(d.average_gradients, fl.optim.shard(fl.optim.SGD(0.1))), 1),
+        (fl.optim.shard(fl.optim.SGD(0.1), average=True), 1),
+        (fl.optim.chain(rest, fl.optim.shard(fl.optim.SGD(0.1))), 2),
+        (fl.optim.SGD(0.1), 0),
+    ):
+        update(opt, model)()
+        assert len(compared) == count, opt
+        compared.clear()
+    agreement.all_gather = collectives.all_gather
 
 
 def check_states_of_sharded_optimizers():

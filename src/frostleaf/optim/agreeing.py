@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
 
-from ..core.structure import Structure, flat_of, specs_in
+from ..core.structure import Kind, Structure, flat_of, specs_in
 from ..core.words import shape_and_dtype
 from ..io.alike import said_of_structure
-from ..transforms.agreement import Said, agreed
+from ..transforms.agreement import Said, agreed, settled
+from ..transforms.context import setting
 from ..transforms.group import Group
 from .contents import kinds_of
 from .parameters import Parameters, groups_in
@@ -39,6 +41,18 @@ def agreed_update(optimizer: Any, method: str, prepare: Callable[[], Given]) -> 
     return agreed(f"opt.{method}", known.group, said, own=True)
 
 
+def settling(optimizer: Any, parameters: Parameters, gradients: Mapping[str, mx.array]) -> AbstractContextManager[Any]:
+    """Tell what is called inside a ``with`` block that all ranks have gradients of these names, shapes and dtypes."""
+    group = flat_of(optimizer).structure.remember(_Known).group
+    if group is None:
+        return nullcontext()
+    return setting(settled, (group, parameters.names, _kinds(parameters, gradients)))
+
+
+def _kinds(parameters: Parameters, gradients: Mapping[str, mx.array]) -> Sequence[Kind]:
+    return parameters.kinds if gradients is parameters.alike else kinds_of(gradients.values())
+
+
 class _Known:
     """The ranks with which an optimizer exchanges what it updates, and what it has told of that last.
 
@@ -57,7 +71,7 @@ class _Known:
 
     def said_of(self, parameters: Parameters, gradients: Mapping[str, mx.array]) -> Said:
         """Say what is updated: by name the shape and dtype of each array, and of its gradient."""
-        given = parameters.kinds if gradients is parameters.alike else kinds_of(gradients.values())
+        given = _kinds(parameters, gradients)
         key = parameters.names, parameters.kinds, given, groups_in(parameters)
         if self._last[0] != key:
             names, kinds, _, groups = key

@@ -21,7 +21,7 @@ from ..core.words import describe, listed
 from ..display.text import text
 from ..edits.freezing import unfrozen
 from ..module import Module
-from .agreeing import Given, agreed_update
+from .agreeing import Given, agreed_update, settling
 from .last import Last
 from .parameters import Parameters, parameters_of, telling, with_gradients, with_parameters
 
@@ -203,7 +203,7 @@ class Optimizer(Node):
             return with_gradients(parameters, grads)
 
         parameters, gradients = agreed_update(self, "update", prepare)
-        with telling(parameters):
+        with telling(parameters), settling(self, parameters, gradients):
             new, after = self._update(parameters, gradients, state)
         return with_parameters(parameters, new, last, state), after
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from numbers import Number
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ import mlx.core as mx
 from ..core.instance import Instance
 from ..core.levels import entries_of
 from ..core.shapes import require_no_shapes
-from ..core.structure import Static, Structure, child_specs
+from ..core.structure import Kind, Static, Structure, child_specs, kind_of
 from ..core.words import Path, describe, keystr
 from ..tree.functions import flatten
 from .collectives import all_gather, is_evaluated, mapped, restore_tokens, tokens
@@ -26,6 +27,8 @@ T = TypeVar("T")
 # What each rank is about to give, by name: on all ranks the same.
 Said = Mapping[str, str]
 
+Settled = tuple[Group, Sequence[str], Sequence[Kind]]
+
 _MOST = 8
 _FUNCTION = "the function"
 # With what each exchange here begins, so that one of something else is noticed.
@@ -35,6 +38,9 @@ _AFTER_AN_ERROR = (
     ". The ranks are out of step, as they are if one goes on after an error that was raised on it alone, or calls something "
     "inside an if"
 )
+
+# While an optimizer updates what all ranks have agreed on: the ranks, and the names, shapes and dtypes of the gradients.
+settled: ContextVar[Settled | None] = ContextVar("settled", default=None)
 
 NOT_REDUCED = "{name} takes arrays, and {path} is the number {value}, which it would leave as it is: write mx.array({value})"
 
@@ -64,6 +70,15 @@ def taken_apart(name: str, tree: Any, shapes: bool = False) -> tuple[Apart, Said
     names = [path or "the array" for path in structure.leaf_names()]
     arrays = {path: describe(leaf) for path, leaf in zip(names, leaves, strict=True)}
     return Apart(leaves, structure, names), {**arrays, **structure.remember(_said_of_plain)}
+
+
+def is_settled(tree: Any, group: Group) -> bool:
+    """Return whether a tree is known to be alike on all ranks of a group: it is the gradients of an update."""
+    known = settled.get()
+    if known is None or known[0] != group:
+        return False
+    leaves, structure = flatten(tree)
+    return structure.leaf_names() == tuple(known[1]) and tuple(map(kind_of, leaves)) == tuple(known[2])
 
 
 def require_arrays(name: str, structure: Structure) -> None:
