@@ -69,7 +69,8 @@ def shard_linear(module: Module, sharding: str, segments: Any = 1, group: Any = 
         quantized. What was frozen is.
 
     Raises:
-        ValueError: If the layer is of another class, if there is no such way, or the layer can't be divided.
+        ValueError: If the layer is of another class, if there is no such way, or the layer can't be divided. On every rank, if
+            that is so on one, or they give unlike layers or arguments.
 
     >>> import frostleaf as fl
     >>> type(fl.distributed.shard_linear(fl.nn.Linear(2, 4), "all-to-sharded")).__name__
@@ -107,9 +108,10 @@ def _divided_layer(module: Any, sharding: str, segments: Any, group: Group) -> A
 def shard(tree: T, sharding: str | Sharding | Module, segments: Any = 1, group: Any = None) -> T:
     """Return a tree with this rank's part of each array, as MLX's ``shard_inplace`` makes of a module.
 
-    Nothing is exchanged in a call: the code around must know that it has parts. :func:`shard_linear` and :func:`fully_shard`
-    make modules that do. Modules note how their arrays are divided, for :func:`gather` and :func:`average_gradients`, and can't
-    be quantized any more: divide after that.
+    Modules with parts compute as before, and exchange nothing: the code around must know that they have parts.
+    :func:`shard_linear` and :func:`fully_shard` make modules that do. All ranks must call it, and are compared. Modules note
+    how their arrays are divided, for :func:`gather` and :func:`average_gradients`, and can't be quantized any more: divide
+    after that.
 
     Args:
         tree: Any tree. Of a module, the arrays that are saved.
@@ -124,7 +126,7 @@ def shard(tree: T, sharding: str | Sharding | Module, segments: Any = 1, group: 
 
     Raises:
         ValueError: If there is no such way, the function returns something else, or an array can't be divided so; the message
-            has its path.
+            has its path. On every rank, if that is so on one, or arrays or their parts are unlike.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> tree = {"experts": mx.ones((4, 6, 2)), "step": mx.array(0)}
@@ -209,7 +211,8 @@ def fully_shard(module: M, compute_dtype: mx.Dtype | None = None, group: Any = N
         group: The ranks. Default: all.
 
     Raises:
-        TypeError, ValueError: As ``FullyShardedModule`` does.
+        TypeError, ValueError: As ``FullyShardedModule`` does; a ``ValueError`` on every rank, if that is so on one, or modules
+            or dtypes are unlike.
 
     >>> import frostleaf as fl
     >>> fl.distributed.fully_shard(fl.nn.Linear(2, 4))  # on one rank here
@@ -250,7 +253,8 @@ def gather(tree: T, model: Any = None) -> T:
 
     Raises:
         ValueError: If there is a state without a model, on several ranks, or it is not one for that model, or one of
-            :func:`frostleaf.optim.shard`, which has its own ``gather``.
+            :func:`frostleaf.optim.shard`, which has its own ``gather``, or has arrays that are not those of one array of the
+            model, as that of :func:`frostleaf.optim.flatten`. On every rank, if that is so on one, or trees are unlike.
 
     >>> import frostleaf as fl
     >>> fl.distributed.gather(fl.nn.AllToShardedLinear(2, 4))

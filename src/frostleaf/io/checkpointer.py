@@ -90,8 +90,8 @@ class Checkpointer:
     started again goes on pruning. It keeps what an earlier run kept as its best, by whatever metric.
 
     With a group of several processes, rank 0 writes and reads, and tells the others what it finds or fails with: all see
-    the same and no disk is shared. All ranks call each method, alike: what differs is a ``ValueError`` on every rank. A
-    checkpoint has whole arrays, and is restored on any number of ranks::
+    the same and no disk is shared. All ranks call each method, alike: what differs, in the values of arrays too, is a
+    ``ValueError`` on every rank. A checkpoint has whole arrays, and is restored on any number of ranks::
 
         tree = fl.distributed.gather(model), opt.gather(state)  # of a sharded model, and of fl.optim.shard(...)
         checkpoints.save(step, tree)

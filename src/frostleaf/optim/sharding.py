@@ -90,7 +90,8 @@ class Sharded(Exchanging, StatefulWrapper):
 
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer.
-            ValueError: If it is that of another rank, or for another number of ranks.
+            ValueError: If it is that of another rank, or for another number of ranks. On every rank, if it fails on one, or
+                states are unlike.
 
         >>> import frostleaf as fl
         >>> opt = fl.optim.shard(fl.optim.Adam(0.1))
@@ -121,7 +122,8 @@ class Sharded(Exchanging, StatefulWrapper):
 
         Raises:
             TypeError: If ``whole`` is not the state of such an optimizer.
-            ValueError: If it does not belong to the model that was given; the message names paths.
+            ValueError: If it does not belong to the model that was given; the message names paths. On every rank, if it fails
+                on one, or states are unlike.
 
         >>> import frostleaf as fl
         >>> opt, model = fl.optim.shard(fl.optim.Adam(0.1)), fl.nn.Linear(2, 3)
