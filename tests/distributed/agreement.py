@@ -231,7 +231,7 @@ def check_static_values_are_compared():
         (fl.nn.Dropout(0.2), fl.nn.Dropout(0.1), r"f\._?\w+ is 0\.\d+ on rank 0 and 0\.\d+ on rank"),
         (fl.nn.Identity(), fl.nn.ReLU(), "f is frostleaf.nn.ReLU on rank 0 and frostleaf.nn.Identity on rank"),
         (layer.freeze(), layer, r"f \(frozen\) is nothing on rank 0 and bias, weight on rank"),
-        (layer.eval(), layer, r"f \(mode\) is nothing on rank 0 and evaluation on rank"),
+        (layer.eval(), layer, r"f \(mode\) is training on rank 0 and evaluation on rank"),
         (fl.nn.GELU("tanh"), fl.nn.GELU(), "'none' on rank 0 and 'tanh' on rank"),
         (triple, double, r"f is .*<lambda> with code \w+ on rank 0"),
         (1.0, 1, "f is 1 on rank 0 and 1.0 on rank"),

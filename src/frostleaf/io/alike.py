@@ -12,7 +12,7 @@ from ..core.structure import Static, Structure, specs_in
 from ..core.words import keystr
 from ..transforms.agreement import Said
 from ..transforms.group import Group
-from .description import Fallback, Writer
+from .description import TRAINING, Fallback, Writer
 
 
 def said_of_structure(structure: Structure) -> Said:
@@ -31,6 +31,7 @@ def _said_of(structure: Structure) -> Said:
         if isinstance(spec, Static):
             said[name or "the value"] = writer.static(name, spec.value)
         elif isinstance(spec, tuple) and isinstance(spec[1], Metadata):
+            said[f"{name or 'the module'} (mode)"] = TRAINING
             for path_of, aspect, text in writer.facts_of(name, spec, _by_class):
                 of = f" ({aspect})" if aspect not in ("", "static") else ""
                 said[(path_of or "the module") + of] = text

@@ -28,7 +28,7 @@ _LINES = 6
 _LONGEST = 80
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 KEYS = "keys"
-_TRAINING, _EVALUATION = "training", "evaluation"
+TRAINING, _EVALUATION = "training", "evaluation"
 
 
 class Fact(NamedTuple):
@@ -151,13 +151,13 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
     told = {each for path, aspect in found if aspect != KEYS for each in enclosing(path)}
     places = [(path, aspect) for path, aspect in found if aspect != KEYS or path not in told]
     # A mode that all of a module is in is told once.
-    modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
+    modes = {path: in_file.get((path, aspect), TRAINING) for path, aspect in places if aspect == "mode"}
     outer = {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
     places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
     lines = [_difference(place, in_file, in_like, given, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
     for number, (path, aspect) in enumerate(places[:_LINES]):
         if aspect == "mode" and path in outer.values():
-            lines[number] += _MODE.format(given=given, switch="train" if modes[path] == _TRAINING else "eval")
+            lines[number] += _MODE.format(given=given, switch="train" if modes[path] == TRAINING else "eval")
     if not places:  # they differ in their order, or in what no path shows, such as the keys 1 and "1" of one dict
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))
@@ -201,7 +201,7 @@ def _difference(
         known, others = (in_file, in_like) if place in in_file else (in_like, in_file)
         suggestion = nearest(path, [name for name, its in others if not its and (name, its) not in known])
     shown = f"{path or '(root)'} ({aspect})" if aspect else path or "(root)"
-    absent = _TRAINING if aspect == "mode" else "nothing"
+    absent = TRAINING if aspect == "mode" else "nothing"
     one, other = _excerpts(in_file.get(place, absent), in_like.get(place, absent))
     return f"{shown}: {one} in the file, {other} in {given}{suggestion}"
 
