@@ -426,7 +426,7 @@ def test_the_warning_does_not_grow_with_the_model(tmp_path: Path) -> None:
 def test_a_value_that_holds_itself_is_described() -> None:
     ring = Rate(1, [])
     ring.high.append(ring)
-    assert "Rate(high=[...], low=1)" in description._Writer()._static("", ring)
+    assert "Rate(high=[...], low=1)" in description.Writer().static("", ring)
 
 
 @pytest.mark.parametrize("path", ["r", "m.0"])

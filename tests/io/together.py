@@ -179,6 +179,41 @@ def check_shards_are_refused():
         assert checkpoints.steps() == [1]
 
 
+def check_other_values_are_refused():
+    whole = fl.nn.Linear(4, 2 * SIZE, key=mx.random.key(0))
+    model, opt = fl.distributed.shard_linear(whole, "all-to-sharded"), fl.optim.Adam(0.1)
+    _, state = opt.update(model, fl.tree.map(lambda leaf: mx.full(leaf.shape, RANK + 1.0), model), opt.init(model))
+    loose = fl.distributed.shard({"w": mx.arange(2.0 * SIZE)}, lambda *_: 0)
+    own = {"key": fl.distributed.local_key(mx.random.key(0)), "loss": mx.array(float(RANK)), "seen": RANK}
+    with fl.Checkpointer(folder_of_all(), group=GROUP) as checkpoints:
+        said = error(lambda: checkpoints.save(1, (fl.distributed.gather(model), state)), ValueError)
+        assert re.search(r"1\.slots\.weight\.m on rank 1", said)
+        assert "fl.distributed.gather(state, model)" in said
+        assert "w on rank 1" in error(lambda: checkpoints.save(1, loose), ValueError)
+        assert "of random keys save the one" in error(lambda: checkpoints.save(1, own), ValueError)
+        assert checkpoints.steps() == []
+        saved = fl.distributed.gather(state, model), {**own, "key": mx.random.key(0)}
+        for step in range(2):  # of the same objects
+            checkpoints.save(step, saved)
+        assert checkpoints.restore(fl.eval_shape(lambda: saved))[1][1]["loss"].item() == 0
+        tied = mx.array([mx.nan, -0.0])
+        checkpoints.save(
+            2,
+            {"w": [tied, tied, mx.zeros((0, 2)), mx.zeros((3, 2)).T]}
+            if RANK
+            else {"w": [tied] * 2 + [mx.zeros((0, 2)), mx.zeros((2, 3))]},
+        )
+        tied[0] = float(RANK)
+        assert "w.0 on rank 1" in error(lambda: checkpoints.save(3, {"w": [tied]}), ValueError)
+        checkpoints.save(4, {"w": mx.ones(2) if RANK == 0 else fl.ShapeDtypeStruct((2,))})
+        assert checkpoints.steps() == [0, 1, 2, 4][-3:]
+
+
+def check_a_bad_argument_of_one_rank_is_an_error_on_every_rank():
+    said = error(lambda: fl.Checkpointer("x", keep=0 if RANK else 3, group=GROUP), ValueError)
+    assert "keep is a whole number, 1 or more" in said
+
+
 def check_each_rank_may_save_its_own_shards():
     model = fl.distributed.fully_shard(fl.nn.Linear(3, 2 * SIZE, key=mx.random.key(0)))
     opt = fl.optim.Adam(0.1)

@@ -3,9 +3,8 @@
 The models are a sixteenth of the size that they stand for, and so is what the library takes for large.
 """
 
-import gc
-
 import functools
+import gc
 
 import mlx.core as mx
 import ranks

@@ -9,10 +9,10 @@ from typing import TypeVar
 from ..core.words import describe
 from ..nn.shards import groups_of
 from ..optim.order import averages
-from ..transforms.agreement import Apart, Said, agreed, require_arrays, taken_apart
+from ..transforms.agreement import Apart, Said, agreed, is_settled, require_arrays, taken_apart
 from ..transforms.collectives import BUCKET, AnyGroup, Stream, all_average
 from ..transforms.group import as_group
-from ..tree.functions import unflatten
+from ..tree.functions import flatten, unflatten
 from .reducing import in_buckets
 
 T = TypeVar("T")
@@ -59,7 +59,10 @@ def average_gradients(
         require_arrays("average_gradients", apart.structure)
         return apart, {"all_reduce_size": str(all_reduce_size), **said}
 
-    leaves, structure, _ = agreed("average_gradients", group, prepare)
+    if group.size() > 1 and all_reduce_size == BUCKET and is_settled(gradients, group):
+        leaves, structure = flatten(gradients)
+    else:
+        leaves, structure, _ = agreed("average_gradients", group, prepare)
     if group.size() == 1:
         return gradients
     average = functools.partial(all_average, group=group, stream=communication_stream)

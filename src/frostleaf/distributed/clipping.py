@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from ..core.dropped import returns_copy
 from ..optim.clipping import clipped, require_limit
+from ..transforms.agreement import Said, agreed, said_of_shards
 from ..transforms.group import as_group
 
 T = TypeVar("T")
@@ -30,11 +31,18 @@ def clip_grad_norm_sharded(gradients: T, max_norm: float, group: Any = None) -> 
         The gradients, in the dtypes they had, and the norm, of shape ().
 
     Raises:
-        ValueError: If ``max_norm`` is not a number, or negative.
+        ValueError: On every rank, if ``max_norm`` is not a number, negative, or not the same on all, or gradients are unlike;
+            the message names paths.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> grads, norm = fl.distributed.clip_grad_norm_sharded({"w": mx.array([3.0, 4.0])}, 1.0)  # on one rank here
     >>> grads["w"].round(4), norm
     (array([0.6, 0.8], dtype=float32), array(5, dtype=float32))
     """
-    return clipped(gradients, require_limit(max_norm, "max_norm", "clip_grad_norm_sharded"), (as_group(group),))
+    ranks = as_group(group)
+
+    def prepare() -> tuple[float, Said]:
+        limit = require_limit(max_norm, "max_norm", "clip_grad_norm_sharded")
+        return limit, {"max_norm": str(limit), **said_of_shards(gradients)}
+
+    return clipped(gradients, agreed("clip_grad_norm_sharded", ranks, prepare, own=True), (ranks,))

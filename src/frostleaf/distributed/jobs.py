@@ -5,9 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..transforms.agreement import agreed
-from ..transforms.collectives import AnyGroup, all_sum
+from ..transforms.collectives import NO_VALUES, AnyGroup, all_sum, is_evaluated
 from ..transforms.group import Group, as_group, world
-from ..transforms.peers import noticing, require_timeout, wait_everywhere
+from ..transforms.peers import require_timeout, wait_everywhere
 
 __all__ = ["Group", "barrier", "init"]
 
@@ -52,7 +52,7 @@ def barrier(group: AnyGroup = None) -> None:
 
     Raises:
         TypeError: If ``group`` is no group.
-        ValueError: On every rank, if one calls another function.
+        ValueError: On every rank, if one calls another function. In a function that is being traced.
         PeerLostError: If another process is lost.
 
     >>> import frostleaf as fl
@@ -60,6 +60,5 @@ def barrier(group: AnyGroup = None) -> None:
     """
     group = as_group(group)
     agreed("barrier", group, lambda: (None, {}))
-    if group.size() > 1:
-        with noticing():
-            mx.eval(all_sum(mx.array(0, mx.uint8), group))
+    if group.size() > 1 and not is_evaluated(all_sum(mx.array(0, mx.uint8), group)):
+        raise ValueError(NO_VALUES.format(name="barrier"))

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..core.words import describe, keystr
+from ..core.words import describe
+from ..io.alike import said_of_structure
 from ..nn.shards import groups_of
 from ..transforms import collectives
 from ..transforms.agreement import Apart, Said, agreed, taken_apart
-from ..transforms.collectives import AnyGroup
+from ..transforms.collectives import NO_VALUES, AnyGroup, is_evaluated
 from ..transforms.group import as_group
 from ..tree.functions import unflatten
 
@@ -35,8 +36,8 @@ def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
         group: The ranks. Default: those of the whole job.
 
     Raises:
-        ValueError: On every rank, if ``src`` is no rank or not the same on all, or trees are unlike, in the numbers and strings
-            in them too, or hold shards of larger arrays; the message names the paths.
+        ValueError: On every rank, if ``src`` is no rank or not the same on all, or trees are unlike, in their static values,
+            modes and frozen fields too, or hold shards of larger arrays; the message names the paths.
         TypeError: If there is one process, and a leaf is a shape without values.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -52,7 +53,7 @@ def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
         shard = next((path for path, groups in zip(apart.names, groups_of(tree), strict=True) if group in (groups or ())), None)
         if shard is not None:
             raise ValueError(f"{shard} is a shard, of which each rank has its own: broadcast the whole model, then divide it")
-        return apart, {"src": str(src), **said}
+        return apart, {"src": str(src), **said, **said_of_structure(apart.structure)}
 
     leaves, structure, _ = agreed("broadcast", group, prepare, GIVE_ALIKE)
     if group.size() == 1:
@@ -64,12 +65,15 @@ def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
 def require_same(tree: Any, group: AnyGroup = None) -> None:
     """Require that a tree is the same on all ranks, bit for bit, but for shards of larger arrays. All others are evaluated.
 
+    So are static values, modes and what is frozen: numbers by their values, functions by their names and code, and what no
+    other process can compare by its class.
+
     Args:
         tree: Any tree, such as a model and the state of its optimizer.
         group: The ranks. Default: those of the whole job.
 
     Raises:
-        ValueError: On every rank, if it is not; the message names the paths that differ.
+        ValueError: On every rank, if it is not; the message names the paths that differ. In a function that is being traced.
         TypeError: If there is one process, and a leaf is a shape without values.
 
     >>> import frostleaf as fl
@@ -81,10 +85,11 @@ def require_same(tree: Any, group: AnyGroup = None) -> None:
         (leaves, structure, names), said = taken_apart("require_same", tree)
         if group.size() == 1:
             return None, {}
-        static = {keystr(path): describe(value) for path, value in structure.static_values()}
+        if not is_evaluated(*leaves):
+            raise ValueError(NO_VALUES.format(name="require_same"))
         arrays = zip(names, leaves, groups_of(tree), strict=True)
         same = {path: f"{said[path]} with hash {_hash(leaf)}" for path, leaf, groups in arrays if group not in (groups or ())}
-        return None, {**static, **same}
+        return None, {**same, **said_of_structure(structure)}
 
     agreed("require_same", group, prepare)
 

@@ -29,10 +29,11 @@ from ..nn.linear import Linear
 from ..nn.lora import LoRALinear
 from ..nn.quantized import QuantizedLinear
 from ..nn.shards import segments_of, shard_of, whole_of, with_shards
+from ..transforms.agreement import Said, agreed, agreed_by_all, groups_among, said_of_shards
 from ..transforms.eval_shape import eval_shape
 from ..transforms.group import Group, as_group, in_use
 from ..transforms.shards import Segments, Shard, shards_in
-from .states import OF_A_MODEL, changed, has_state, places
+from .states import OF_A_MODEL, changed, has_state, places, require_unpacked
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Module)
@@ -68,12 +69,28 @@ def shard_linear(module: Module, sharding: str, segments: Any = 1, group: Any = 
         quantized. What was frozen is.
 
     Raises:
-        ValueError: If the layer is of another class, if there is no such way, or the layer can't be divided.
+        ValueError: If the layer is of another class, if there is no such way, or the layer can't be divided. On every rank, if
+            that is so on one, or they give unlike layers or arguments.
 
     >>> import frostleaf as fl
     >>> type(fl.distributed.shard_linear(fl.nn.Linear(2, 4), "all-to-sharded")).__name__
     'AllToShardedLinear'
     """
+    ranks = as_group(group)
+
+    def prepare() -> tuple[Any, Said]:
+        made = _divided_layer(module, sharding, segments, ranks)
+        return made, {
+            "sharding": sharding,
+            "segments": str(segments),
+            "the layer": type(module).__name__,
+            **said_of_shards(made),
+        }
+
+    return agreed("shard_linear", ranks, prepare, own=True)
+
+
+def _divided_layer(module: Any, sharding: str, segments: Any, group: Group) -> Any:
     _require_way(sharding)
     layer: Any = convert(module)
     outputs = sharding == "all-to-sharded"
@@ -91,9 +108,10 @@ def shard_linear(module: Module, sharding: str, segments: Any = 1, group: Any = 
 def shard(tree: T, sharding: str | Sharding | Module, segments: Any = 1, group: Any = None) -> T:
     """Return a tree with this rank's part of each array, as MLX's ``shard_inplace`` makes of a module.
 
-    Nothing is exchanged in a call: the code around must know that it has parts. :func:`shard_linear` and :func:`fully_shard`
-    make modules that do. Modules note how their arrays are divided, for :func:`gather` and :func:`average_gradients`, and can't
-    be quantized any more: divide after that.
+    Modules with parts compute as before, and exchange nothing: the code around must know that they have parts.
+    :func:`shard_linear` and :func:`fully_shard` make modules that do. All ranks must call it, and are compared. Modules note
+    how their arrays are divided, for :func:`gather` and :func:`average_gradients`, and can't be quantized any more: divide
+    after that.
 
     Args:
         tree: Any tree. Of a module, the arrays that are saved.
@@ -108,16 +126,30 @@ def shard(tree: T, sharding: str | Sharding | Module, segments: Any = 1, group: 
 
     Raises:
         ValueError: If there is no such way, the function returns something else, or an array can't be divided so; the message
-            has its path.
+            has its path. On every rank, if that is so on one, or arrays or their parts are unlike.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> tree = {"experts": mx.ones((4, 6, 2)), "step": mx.array(0)}
     >>> fl.distributed.shard(tree, lambda path, array: 0 if array.ndim else None)["experts"].shape  # on one rank here
     (4, 6, 2)
     """
-    ranks, given = as_group(group), segments_of(segments)
+    ranks = as_group(group)
+
+    def of_state() -> tuple[Any, Said]:
+        require_unpacked(sharding)
+        parts = changed(tree, places(sharding, _shapes_of_whole(sharding))[1], _part_of_array)
+        return parts, {**_below("model ", said_of_shards(sharding)), **said_of_shards(tree)}
+
+    def prepare() -> tuple[Any, Said]:
+        parts = _divided_tree(tree, sharding, segments_of(segments), ranks)
+        return parts, {**said_of_shards(tree), **_below("the part of ", said_of_shards(parts))}
+
     if isinstance(sharding, Module) and has_state(tree):
-        return changed(tree, places(sharding, _shapes_of_whole(sharding))[1], _part_of_array)  # type: ignore[no-any-return]
+        return agreed_by_all("shard", groups_among(sharding), of_state)  # type: ignore[no-any-return]
+    return agreed("shard", ranks, prepare, own=True)  # type: ignore[no-any-return]
+
+
+def _divided_tree(tree: Any, sharding: Any, segments: Segments, group: Group) -> Any:
     if in_use and has_state(tree):
         raise ValueError(OF_A_MODEL)
     if isinstance(sharding, str):
@@ -130,12 +162,12 @@ def shard(tree: T, sharding: str | Sharding | Module, segments: Any = 1, group: 
     saved, before = leaf_flags(flat.structure, persistent), shards_in(flat.structure)
     new, noted = [*flat.leaves], {}
     for number, (path, is_saved, divided) in enumerate(zip(flat.structure.leaf_paths(), saved, before, strict=True)):
-        shard = _shard_for(keystr(path), new[number], divides, ranks, given) if is_saved else None
+        shard = _shard_for(keystr(path), new[number], divides, group, segments) if is_saved else None
         if shard is not None:
             if divided:
                 raise ValueError(_DIVIDED.format(name=keystr(path), shard=listed(map(str, divided))))
             new[number], noted[path] = shard_of(new[number], shard, keystr(path), _STAYS_WHOLE), shard
-    return with_shards(with_leaves(tree, new), noted)  # type: ignore[no-any-return]
+    return with_shards(with_leaves(tree, new), noted)
 
 
 _STAYS_WHOLE = (
@@ -182,17 +214,24 @@ def fully_shard(module: M, compute_dtype: mx.Dtype | None = None, group: Any = N
         group: The ranks. Default: all.
 
     Raises:
-        TypeError, ValueError: As ``FullyShardedModule`` does.
+        TypeError, ValueError: As ``FullyShardedModule`` does; a ``ValueError`` on every rank, if that is so on one, or modules
+            or dtypes are unlike.
 
     >>> import frostleaf as fl
     >>> fl.distributed.fully_shard(fl.nn.Linear(2, 4))  # on one rank here
     Linear(weight=f32[4,2], bias=f32[4])
     """
     ranks = as_group(group)
-    if isinstance(module, FullyShardedModule) or (ranks.size() == 1 and isinstance(module, Module)):
+
+    def prepare() -> tuple[Any, Said]:
+        if isinstance(module, FullyShardedModule):
+            return module, said_of_shards(module)
+        wrapped: Any = FullyShardedModule(module, ranks, compute_dtype)
+        return wrapped if wrapped.divides else module, {"compute_dtype": str(compute_dtype), **said_of_shards(wrapped)}
+
+    if ranks.size() == 1 and isinstance(module, Module):
         return module
-    wrapped: Any = FullyShardedModule(module, ranks, compute_dtype)
-    return wrapped if wrapped.divides else module
+    return agreed("fully_shard", ranks, prepare, own=True)  # type: ignore[no-any-return]
 
 
 _WHOLE: dict[type, type] = {
@@ -217,29 +256,54 @@ def gather(tree: T, model: Any = None) -> T:
 
     Raises:
         ValueError: If there is a state without a model, on several ranks, or it is not one for that model, or one of
-            :func:`frostleaf.optim.shard`, which has its own ``gather``; or of a stack of divided models, whose arrays have an
-            axis more than was divided: ``fl.vmap(fl.distributed.gather)(stack)`` gathers each.
+            :func:`frostleaf.optim.shard`, which has its own ``gather``, or has arrays that are not those of one array of the
+            model, as that of :func:`frostleaf.optim.flatten`; or of a stack of divided models, whose arrays have an axis more
+            than was divided: ``fl.vmap(fl.distributed.gather)(stack)`` gathers each. On every rank, if that is so on one, or
+            trees are unlike.
 
     >>> import frostleaf as fl
     >>> fl.distributed.gather(fl.nn.AllToShardedLinear(2, 4))
     Linear(weight=f32[4,2], bias=f32[4])
     """
-    flat = flat_of(tree)
+
+    def prepare() -> tuple[None, Said]:
+        if model is None:
+            if in_use and has_state(tree):
+                raise ValueError(OF_A_MODEL)
+            require_unpacked(tree)
+            return None, said_of_shards(tree)
+        require_unpacked(model)
+        changed(tree, places(model, _shapes_of_whole(model))[0], _as_it_is)
+        return None, {**_below("model ", said_of_shards(model)), **said_of_shards(tree)}
+
+    has_arrays = any(isinstance(leaf, mx.array) for leaf in flat_of(tree).leaves)
+    agreed_by_all("gather", groups_among(tree if model is None else model) if has_arrays else [], prepare)
     if model is not None:
         return changed(tree, places(model, _shapes_of_whole(model))[0], _whole_array)  # type: ignore[no-any-return]
-    if in_use and has_state(tree):
-        raise ValueError(OF_A_MODEL)
+    return _whole_tree(tree)  # type: ignore[no-any-return]
+
+
+def _whole_tree(tree: Any) -> Any:
+    flat = flat_of(tree)
     divided = shards_in(flat.structure)
     leaves = [*flat.leaves]
     for number, (name, shards) in enumerate(zip(flat.structure.leaf_names(), divided, strict=True)):
         leaves[number] = _whole_array(leaves[number], shards, name)
     at = zip(flat.structure.leaf_paths(), divided, strict=True)
     whole = with_shards(with_leaves(tree, leaves), {path: None for path, shards in at if shards})
-    return change_modules(whole, _whole)  # type: ignore[no-any-return]
+    return change_modules(whole, _whole)
 
 
 def _shapes_of_whole(model: Any) -> Any:
-    return gather(eval_shape(lambda: model))
+    return _whole_tree(eval_shape(lambda: model))
+
+
+def _below(words: str, said: Said) -> Said:
+    return {f"{words}{path}": text for path, text in said.items()}
+
+
+def _as_it_is(array: Any, shards: Sequence[Shard], name: str) -> Any:
+    return array
 
 
 _A_STACK = (

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..core.sharing import with_leaves
-from ..core.structure import Structure, flat_of
+from ..core.structure import Structure, flat_of, specs_in
 from ..core.words import Path, describe, keystr
+from ..nn.shards import leaves_in
 from ..optim.optimizer import State
+from ..optim.packing import Packed
 from ..optim.sharding import ShardedState
 from ..transforms.shards import Shard, shards_in
 from ..tree.walk import rewrite
@@ -19,6 +21,15 @@ OF_A_MODEL = (
 )
 OF_SHARDED = "the state of fl.optim.shard(opt) is made whole by opt.gather(state), and divided by opt.scatter(whole)"
 OTHER_SHAPE = "{path} is {given}, and {name} of the model, which is divided, is {array}: what its parts are can't be told"
+NOT_BY_NAME = (
+    "{path} is {given}, which is not remembered of one array of the model, of which some are divided: what its parts are can't "
+    "be told. Train divided models with an optimizer that remembers something of each array by its name, not with "
+    "fl.optim.flatten(opt)"
+)
+OF_PACKED = (
+    "a packed tree does not tell which of its arrays are shards, and {path} has some: give the tree that packed.unpack() "
+    "returns, and of an optimizer's state one that was made for that"
+)
 
 
 class Place(NamedTuple):
@@ -57,12 +68,23 @@ def places(model: Any, whole: Any) -> tuple[dict[str, Place], dict[str, Place]]:
     )
 
 
+def require_unpacked(tree: Any) -> None:
+    """Require that no shards are packed.
+
+    Raises:
+        ValueError: If some are; the message has the path.
+    """
+    for path, spec in specs_in(flat_of(tree).structure):
+        if isinstance(spec, tuple) and spec[0] is Packed and any(shards_in(spec[1].static["layout"].structure)):
+            raise ValueError(OF_PACKED.format(path=keystr(path) or "what was given"))
+
+
 def changed(tree: Any, known: Mapping[str, Place], change: Callable[[Any, Sequence[Shard], str], Any]) -> Any:
     """Return states of optimizers with other arrays under the names of those of a model, and with its other names.
 
     Raises:
         ValueError: If there is no state of an optimizer, or one of :func:`frostleaf.optim.shard`, or an array in it has another
-            shape than that of the model, and not ``()``.
+            shape than that of the model, and not ``()``, or is not under the name of one.
     """
     flat = flat_of(tree)
     kinds = flat.structure.module_classes()
@@ -84,8 +106,12 @@ def changed(tree: Any, known: Mapping[str, Place], change: Callable[[Any, Sequen
 
 
 def _placed(leaves: Sequence[Any], structure: Structure, known: Mapping[str, Place]) -> Iterator[tuple[str, Any, Place | None]]:
-    for path, leaf in zip(structure.leaf_paths(), leaves, strict=True):
+    is_divided = any(place.shards for place in known.values())
+    in_state = leaves_in(structure, State)
+    for path, leaf, is_remembered in zip(structure.leaf_paths(), leaves, in_state, strict=True):
         name = next((entry for entry in path if entry in known), None)
+        if name is None and is_remembered and is_divided and leaf.ndim:
+            raise ValueError(NOT_BY_NAME.format(path=keystr(path), given=describe(leaf)))
         place = known[name] if name is not None and known[name].shards and leaf.ndim else None
         if place is not None and leaf.shape != place.shape:
             given = {"path": keystr(path), "given": describe(leaf), "name": name, "array": place.shape}

@@ -19,7 +19,6 @@ from ..transforms.collectives import AnyGroup
 from ..transforms.group import as_group
 from ..tree.differences import Diff
 from ..tree.selecting import Where
-from .atomic import require_path
 from .background import Background
 from .description import name_in_file
 from .directory import BEST, METRICS, STEP, TIME, Directory, Entry
@@ -28,8 +27,10 @@ from .first_rank import by_first, read_by_first, require_alike, said_of
 from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differences_of_arrays
 from .known import KnownArrays, Watched, stamp_of
 from .latest import restore_latest
-from .metrics import best_of, name_of_metric, numbers_in, whole
+from .metrics import best_of, numbers_in, whole
+from .options import options_of
 from .orbax import INSTEAD, refusal_of_argument
+from .own_values import Checksums
 from .partial import LoadReport
 from .pruning import kept
 from .safetensors import CheckpointError
@@ -90,8 +91,8 @@ class Checkpointer:
     started again goes on pruning. It keeps what an earlier run kept as its best, by whatever metric.
 
     With a group of several processes, rank 0 writes and reads, and tells the others what it finds or fails with: all see
-    the same and no disk is shared. All ranks call each method, alike: what differs is a ``ValueError`` on every rank. A
-    checkpoint has whole arrays, and is restored on any number of ranks::
+    the same and no disk is shared. All ranks call each method, alike: what differs, in the values of arrays too, is a
+    ``ValueError`` on every rank. A checkpoint has whole arrays, and is restored on any number of ranks::
 
         tree = fl.distributed.gather(model), opt.gather(state)  # of a sharded model, and of fl.optim.shard(...)
         checkpoints.save(step, tree)
@@ -139,16 +140,11 @@ class Checkpointer:
             raise TypeError(refusal_of_argument(next(iter(of_others))))
         ranks = None if group is None else as_group(group)
         self._group = ranks if ranks is not None and ranks.size() > 1 else None
-        self._keep = keep if keep is None else whole("keep", keep, 1)
-        self._every = whole("every", every, 1)
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
-        self._best, self._mode = name_of_metric(best), mode
-        # It stays the same when a link to it or the current directory changes.
-        path = require_path(directory, "fl.Checkpointer(directory)")
-        self._directory = Directory(os.path.realpath(os.path.expanduser(path)))
-        options = {"keep": keep, "every": every, "best": best, "mode": mode}
-        require_alike("__init__", self._group, lambda: {name: describe(value) for name, value in options.items()})
+
+        given = partial(options_of, directory, keep, every, best, mode)
+        require_alike("__init__", self._group, lambda: given().said())
+        self._keep, self._every, self._best, self._mode, path = given()
+        self._directory = Directory(path)
         by_first(self._group, self._directory.require_possible)
         self._process = os.getpid()
         self._mutex = threading.RLock()
@@ -159,7 +155,7 @@ class Checkpointer:
         self._unneeded: set[str] = set()
         # The times and steps of checkpoints that could not be read.
         self._broken: set[tuple[int, int]] = set()
-        self._arrays = KnownArrays()
+        self._arrays, self._checksums = KnownArrays(), Checksums()
         self._last_step: int | None = None
         self._background = Background()
         self._failure: CheckpointError | None = None
@@ -168,7 +164,8 @@ class Checkpointer:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
 
         The arrays are evaluated first. A checkpoint of the same step is replaced. With a group, a step that is not to be saved
-        exchanges nothing; others wait for all ranks, of which rank 0 gives the arrays and the metrics.
+        exchanges nothing; others wait for all ranks, of which rank 0 gives the metrics, scalars and numbers. Arrays must have
+        the same values on all ranks that do not give shapes in their place.
 
         Args:
             step: The number of the step, 0 or more.
@@ -179,7 +176,7 @@ class Checkpointer:
             CheckpointError: If the checkpoint before this one failed, or the step comes before the last.
             TypeError: If something in the tree can't be saved, or ``metrics`` are not numbers.
             ValueError: If ``step`` is not a step, two arrays of the tree have the same dotted name, or there are metrics
-                without the one that decides which is the best.
+                without the one that decides which is the best. On every rank, if ranks have unlike trees, or other values.
         """
         step = whole("step", step, 0)
         with self._checked_mutex():
@@ -188,6 +185,7 @@ class Checkpointer:
                     self._wait()
                 return False
             require_alike("save", self._group, lambda: {**said_of(tree, whole=True), "the step": str(step)}, _WHOLE_TREES)
+            self._checksums.require_same(tree, self._group)
             by_first(self._group, lambda: self._save(step, tree, metrics))
         return True
 

@@ -29,7 +29,7 @@ _LINES = 6
 _LONGEST = 80
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 KEYS, TIED = "keys", "tied"
-_TRAINING, _EVALUATION = "training", "evaluation"
+TRAINING, _EVALUATION = "training", "evaluation"
 
 
 class Fact(NamedTuple):
@@ -79,7 +79,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
     """
     rest = zip(structure.leaf_names(), leaves, strict=True)
     kind_of = functools.cache(shape_and_dtype)
-    writer = _Writer()
+    writer = Writer()
     facts: list[Fact] = []
     arrays: dict[str, str] = {}
     values: list[Any] = []
@@ -96,7 +96,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
         name = keystr(path)
         value = shape.value if isinstance(shape, Static) else None
         if isinstance(shape, Static) and built_in:
-            facts.append(Fact(name, "", writer._static(name, value)))
+            facts.append(Fact(name, "", writer.static(name, value)))
         elif type(value) in SCALARS:
             facts.append(Fact(name, "", value_kind(value)))
             values.append(value)
@@ -162,7 +162,7 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
     told = {each for path, aspect in found if aspect != KEYS for each in enclosing(path)}
     places = [(path, aspect) for path, aspect in found if aspect != KEYS or path not in told]
     # A mode that all of a module is in is told once.
-    modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
+    modes = {path: in_file.get((path, aspect), TRAINING) for path, aspect in places if aspect == "mode"}
     outer = {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
     places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
     objects = [place for place in places if _is_private_object(*place, in_file.get(place), in_like.get(place))]
@@ -170,7 +170,7 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
     lines = [_line(row, in_file, in_like, given, count < _SUGGESTIONS) for count, row in enumerate(rows[:_LINES])]
     for number, row in enumerate(rows[:_LINES]):
         if row.aspect == "mode" and row.path in outer.values():
-            lines[number] += _MODE.format(given=given, switch="train" if modes[row.path] == _TRAINING else "eval")
+            lines[number] += _MODE.format(given=given, switch="train" if modes[row.path] == TRAINING else "eval")
     lines += [_OBJECT.format(path=path, given=given) for path, _ in objects[: _LINES - len(lines)]]  # they say least
     if not places:  # they differ in their order, or in what no path shows, such as the keys 1 and "1" of one dict
         pairs = zip(file, like, strict=False)
@@ -221,7 +221,7 @@ class _Row(NamedTuple):
 def _rows(places: Iterable[tuple[str, str]], in_file: _Texts, in_like: _Texts) -> list[_Row]:
     rows: dict[tuple[str, ...], _Row] = {}
     for path, aspect in places:
-        absent = _TRAINING if aspect == "mode" else "nothing"
+        absent = TRAINING if aspect == "mode" else "nothing"
         texts = in_file.get((path, aspect), absent), in_like.get((path, aspect), absent)
         for name, one, other in unlike(*texts, _LONGEST) if aspect == "static" else [("", *texts)]:
             where = f"{path}.{name}" if name else path
@@ -266,7 +266,7 @@ _UNSAFE = re.compile(r"[%/\\\x00-\x1f\x7f\ud800-\udfff]")
 Fallback = Callable[[Any, Callable[[Any], str]], str]
 
 
-class _Writer:
+class Writer:
     """Puts the places of a tree in words, and notes what it has none for.
 
     Attributes:
@@ -294,7 +294,7 @@ class _Writer:
             facts += [Fact(name, "shards", shards)] * bool(shards)
             prefix = f"{name}." if name else ""
             return facts + [
-                Fact(prefix + field, "static", self._static(prefix + field, value)) for field, value in metadata.static.items()
+                Fact(prefix + field, "static", self.static(prefix + field, value)) for field, value in metadata.static.items()
             ]
         if kind in (tuple, list):
             return [Fact(name, "", f"{kind.__name__} of {len(metadata.entries)}")]
@@ -303,7 +303,7 @@ class _Writer:
                 Fact(name, "", kind.__name__),
                 Fact(name, KEYS, ", ".join(self.canonical(key, fallback) for key in metadata.entries)),
             ]
-        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self._static(name, metadata.metadata))]
+        return [Fact(name, "", self._class_name(kind)), Fact(name, "metadata", self.static(name, metadata.metadata))]
 
     def canonical(self, value: Any, fallback: Fallback, around: tuple[int, ...] = ()) -> str:
         """Return a text that two values share if they are interchangeable; what ``fallback`` says of an unknown kind.
@@ -361,7 +361,7 @@ class _Writer:
         fields = declared_fields(value)
         return fallback(value, text) if fields is None else fields_text(value, fields, text)
 
-    def _static(self, path: str, value: Any) -> str:
+    def static(self, path: str, value: Any) -> str:
         """Return the text of a static value, which is never refused."""
 
         def fallback(each: Any, text: Callable[[Any], str]) -> str:

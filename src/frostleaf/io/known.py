@@ -151,7 +151,7 @@ class KnownArrays:
             held = self._held.get(id(array))
             if held is None or held.place is None or held.object() is not array:
                 continue
-            if _one_memory(held.memory, memories[name]):
+            if one_memory(held.memory, memories[name]):
                 found[name] = held.place
         return found, self._watch(objects, memories)
 
@@ -198,7 +198,8 @@ class KnownArrays:
         return {name: (weakref.ref(array, partial(forget, id(array))), memories[name]) for name, array in objects.items()}
 
 
-def _one_memory(one: mx.array, other: mx.array) -> bool:
+def one_memory(one: mx.array, other: mx.array) -> bool:
+    """Return whether two evaluated arrays are the same elements in the same memory."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and _address(one) == _address(other) is not None
 
 

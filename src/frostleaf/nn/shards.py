@@ -66,7 +66,7 @@ def groups_of(tree: Any) -> tuple[Groups | None, ...]:
 
 
 def _groups_in(structure: Structure) -> tuple[Groups | None, ...]:
-    inside = _leaves_in(structure, Instance)
+    inside = leaves_in(structure, Instance)
     each = zip(shards_in(structure), inside, strict=True)
     return tuple([tuple([shard.group for shard in shards]) if is_inside else None for shards, is_inside in each])
 
@@ -81,7 +81,8 @@ def _groups_by_name(structure: Structure) -> Mapping[str, Groups]:
     return dict(zip(structure.leaf_names(), groups, strict=True)) if any(groups) else {}
 
 
-def _leaves_in(structure: Structure, kind: type) -> list[bool]:
+def leaves_in(structure: Structure, kind: type) -> list[bool]:
+    """Return for each leaf whether it is in a module of a class."""
     inside = [False] * structure.num_leaves
     spans = structure.remember(leaf_spans)
     for path, spec in specs_in(structure):
@@ -93,7 +94,7 @@ def _leaves_in(structure: Structure, kind: type) -> list[bool]:
 
 def saved_leaves(structure: Structure, but_in: type) -> Iterator[bool]:
     """Yield for each leaf whether it is saved with a model's parameters, and not in a module of a class."""
-    saved, inside = leaf_flags(structure, persistent), _leaves_in(structure, but_in)
+    saved, inside = leaf_flags(structure, persistent), leaves_in(structure, but_in)
     return (flag and not hidden for flag, hidden in zip(saved, inside, strict=True))
 
 

@@ -17,6 +17,7 @@ from ..core.fields import static
 from ..core.words import describe
 from ..display.text import text
 from ..nn.shards import Groups, groups_of
+from ..transforms.agreement import Said, agreed_by_all, groups_among, said_of_shards
 from ..transforms.collectives import all_sum
 from ..tree.functions import flatten, unflatten
 
@@ -97,7 +98,13 @@ def clip_grad_norm(grads: T, max_norm: float) -> tuple[T, mx.array]:
     >>> grads["w"].round(4), grads["b"], norm
     (array([0.6, 0.8], dtype=float32), None, array(5, dtype=float32))
     """
-    return clipped(grads, require_limit(max_norm, "max_norm", "clip_grad_norm"))
+    groups = groups_among(grads)
+
+    def prepare() -> tuple[float, Said]:
+        limit = require_limit(max_norm, "max_norm", "clip_grad_norm")
+        return limit, {"max_norm": str(limit), **said_of_shards(grads)} if groups else {}
+
+    return clipped(grads, agreed_by_all("clip_grad_norm", groups, prepare))
 
 
 def clipped(grads: T, limit: float, untold: Groups = ()) -> tuple[T, mx.array]:

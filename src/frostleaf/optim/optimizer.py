@@ -21,6 +21,7 @@ from ..core.words import describe, listed
 from ..display.text import text
 from ..edits.freezing import unfrozen
 from ..module import Module
+from .agreeing import Given, agreed_update, settling
 from .last import Last
 from .parameters import Parameters, parameters_of, telling, with_gradients, with_parameters
 
@@ -198,15 +199,19 @@ class Optimizer(Node):
         """
         if state is _MISSING:
             raise TypeError(NO_STATE.format(optimizer=type(self).__name__))
-        self._require_state(state, "update")
         last = flat_of(self).structure.remember(Last)
         if not last.is_averaged:
             self._require_averaged()
             last.is_averaged = True
-        parameters = parameters_of(model, last)
-        self._require_match(parameters, state, "update")
-        parameters, gradients = with_gradients(parameters, grads)
-        with telling(parameters):
+
+        def prepare() -> Given:
+            self._require_state(state, "update")
+            parameters = parameters_of(model, last)
+            self._require_match(parameters, state, "update")
+            return with_gradients(parameters, grads)
+
+        parameters, gradients = agreed_update(self, "update", prepare)
+        with telling(parameters), settling(self, parameters, gradients):
             new, after = self._update(parameters, gradients, state)
         return with_parameters(parameters, new, last, state), after
 
@@ -241,8 +246,13 @@ class Optimizer(Node):
         >>> slower.learning_rate(state), slower.learning_rate(slower.adapt(state, layer))
         (array(0.001, dtype=float32), array(0.0001, dtype=float32))
         """
-        self._require_state(state, "adapt")
-        return self._adapt(state, self._parameters(model, "adapt"))  # type: ignore[no-any-return]
+
+        def prepare() -> Given:
+            self._require_state(state, "adapt")
+            parameters = self._parameters(model, "adapt")
+            return parameters, parameters.arrays
+
+        return self._adapt(state, agreed_update(self, "adapt", prepare)[0])  # type: ignore[no-any-return]
 
     def learning_rate(self, state: Any) -> mx.array:
         """Return the learning rate in a state, float32, shape (): that of the last step, if there is a schedule.
@@ -310,8 +320,7 @@ class Optimizer(Node):
     def averaged(self, model: T, state: Any) -> T:
         """Return the model with the averages that :func:`ema` keeps in a state, and everything else as it is.
 
-        It is this optimizer's, or that of any optimizer in it: of ``accumulate(ema(opt, decay), n)``, ``chain``, ``masked``,
-        ``multi`` and ``skip_nonfinite``.
+        They are this optimizer's, or of one in it, as in ``accumulate(ema(opt, decay), n)``, ``chain``, ``masked``, ``multi``.
 
         Args:
             model: The model that ``state`` is for.
@@ -319,8 +328,7 @@ class Optimizer(Node):
 
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer.
-            ValueError: If it is not for this model, with paths; if none of the optimizers is of :func:`ema`, or it is in one of
-                :func:`shard`, which says what to write.
+            ValueError: If it is not for this model, with paths; if no optimizer is of :func:`ema`, or it is in :func:`shard`.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> opt = fl.optim.accumulate(fl.optim.ema(fl.optim.SGD(1.0), 0.75), 1)

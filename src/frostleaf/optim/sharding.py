@@ -16,8 +16,10 @@ from ..core.sharing import with_leaves
 from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe
 from ..nn.shards import Groups, told
+from ..transforms.agreement import Said, agreed, said_of_shards
 from ..transforms.context import setting
 from ..transforms.group import Group, as_group
+from .agreeing import Exchanging
 from .contents import are_arrays, renewed, static_in
 from .flattening import Flattened
 from .optimizer import NOT_A_STATE, OTHER_STATE, Optimizer, State, require_optimizer
@@ -66,7 +68,7 @@ OTHER_PARTS = (
 )
 
 
-class Sharded(StatefulWrapper):
+class Sharded(Exchanging, StatefulWrapper):
     """An optimizer of whose state each rank keeps a part, as made by :func:`shard`.
 
     >>> import frostleaf as fl
@@ -94,19 +96,30 @@ class Sharded(StatefulWrapper):
 
         Raises:
             TypeError: If ``state`` is not the state of such an optimizer.
-            ValueError: If it is that of another rank, or for another number of ranks.
+            ValueError: If it is that of another rank, or for another number of ranks. On every rank, if it fails on one, or
+                states are unlike.
 
         >>> import frostleaf as fl
         >>> opt = fl.optim.shard(fl.optim.Adam(0.1))
         >>> type(opt.gather(opt.init(fl.nn.Linear(2, 3)))).__name__
         'OptimizerState'
         """
-        self._require_state(state, "gather")
+
+        def prepare() -> tuple[None, Said]:
+            self._require_state(state, "gather")
+            self._require_divided(state, "gather")
+            flat, wholes = flat_of(state.inner), static_in(state, "division").shapes
+            parts = zip(flat.structure.leaf_names(), flat.leaves, wholes, strict=True)
+            return None, {
+                name: describe(part) if whole is None else f"{describe(part)} of {whole}" for name, part, whole in parts
+            }
+
+        agreed("opt.gather", self.group, prepare, own=True)
         return self._whole(state, "gather")
 
     @returns_copy("state = opt.{name}(whole)")
     def scatter(self, whole: Any, model: Any = None) -> ShardedState:
-        """Return this rank's part of a state of the optimizer that is not sharded. Nothing is exchanged.
+        """Return this rank's part of a state of the optimizer that is not sharded, on all ranks, each of which must call it.
 
         Args:
             whole: A state of ``opt.optimizer``, the same on all ranks, as :meth:`gather` returns it.
@@ -115,7 +128,8 @@ class Sharded(StatefulWrapper):
 
         Raises:
             TypeError: If ``whole`` is not the state of such an optimizer.
-            ValueError: If it does not belong to the model that was given; the message names paths.
+            ValueError: If it does not belong to the model that was given; the message names paths. On every rank, if it fails
+                on one, or states are unlike.
 
         >>> import frostleaf as fl
         >>> opt, model = fl.optim.shard(fl.optim.Adam(0.1)), fl.nn.Linear(2, 3)
@@ -123,6 +137,13 @@ class Sharded(StatefulWrapper):
         >>> fl.tree.equal(opt.scatter(opt.gather(state)), state)
         True
         """
+
+        def prepare() -> tuple[ShardedState, Said]:
+            return self._scattered(whole, model), said_of_shards(whole)
+
+        return agreed("opt.scatter", self.group, prepare, own=True)
+
+    def _scattered(self, whole: Any, model: Any) -> ShardedState:
         if isinstance(whole, ShardedState):
             raise TypeError(f"scatter takes a whole state, from opt.gather(state), and was given {describe(whole)}")
         self.optimizer._require_state(whole, "scatter")
@@ -252,14 +273,17 @@ class Sharded(StatefulWrapper):
         return ShardedState(with_leaves(whole, leaves), Division(self.group.rank(), ranks, tuple(shapes)))
 
     def _whole(self, state: ShardedState, method: str) -> Any:
-        if not _is_divided(state):
-            raise ValueError(OTHER_STATE.format(optimizer=type(self).__name__, method=method, differences=OTHER_ARRAYS))
+        self._require_divided(state, method)
         leaves, shapes = [*flat_of(state.inner).leaves], static_in(state, "division").shapes
         places = [place for place, shape in enumerate(shapes) if shape is not None]
         wholes = wholes_of([leaves[place] for place in places], [shapes[place] for place in places], self.group)
         for place, whole in zip(places, wholes, strict=True):
             leaves[place] = whole
         return with_leaves(state.inner, leaves)
+
+    def _require_divided(self, state: ShardedState, method: str) -> None:
+        if not _is_divided(state):
+            raise ValueError(OTHER_STATE.format(optimizer=type(self).__name__, method=method, differences=OTHER_ARRAYS))
 
     def _shapes_of_whole(self, state: ShardedState) -> Any:
         """Return a state with the shapes and dtypes of the whole, whose numbers nothing reads."""

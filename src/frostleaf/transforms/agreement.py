@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from numbers import Number
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,28 +14,35 @@ import mlx.core as mx
 from ..core.instance import Instance
 from ..core.levels import entries_of
 from ..core.shapes import require_no_shapes
-from ..core.structure import Static, Structure, child_specs
+from ..core.structure import Kind, Static, Structure, child_specs, kind_of
 from ..core.words import Path, describe, keystr
 from ..tree.functions import flatten
 from .collectives import all_gather, is_evaluated, mapped, restore_tokens, tokens
 from .group import Group
-from .peers import out_of_step
+from .peers import PeerLostError, out_of_step
+from .shards import shards_in
 
 T = TypeVar("T")
 
 # What each rank is about to give, by name: on all ranks the same.
 Said = Mapping[str, str]
 
+Settled = tuple[Group, Sequence[str], Sequence[Kind]]
+
 _MOST = 8
 _FUNCTION = "the function"
 # With what each exchange here begins, so that one of something else is noticed.
 _MARK = b"fl"
 _NOTHING = "nothing"
-
-# For a function that is called on some ranks alone, as in ``if rank == 0: print(checkpoints.steps())``.
-ON_EVERY_RANK = (
-    ". What ranks do together, each has to call: call it before the `if`, on every rank, and print the result on one"
+_OTHER_FUNCTIONS = (
+    ". The ranks are out of step, as they are if one goes on after an error that was raised on it alone, or calls something "
+    "inside an if. What ranks do together, each has to call: call it before the `if`, on every rank, and print the result on "
+    "one"
 )
+
+# While an optimizer updates what all ranks have agreed on: the ranks, and the names, shapes and dtypes of the gradients.
+settled: ContextVar[Settled | None] = ContextVar("settled", default=None)
+
 NOT_REDUCED = "{name} takes arrays, and {path} is the number {value}, which it would leave as it is: write mx.array({value})"
 
 
@@ -65,6 +73,15 @@ def taken_apart(name: str, tree: Any, shapes: bool = False) -> tuple[Apart, Said
     return Apart(leaves, structure, names), {**arrays, **structure.remember(_said_of_plain)}
 
 
+def is_settled(tree: Any, group: Group) -> bool:
+    """Return whether a tree is known to be alike on all ranks of a group: it is the gradients of an update."""
+    known = settled.get()
+    if known is None or known[0] != group:
+        return False
+    leaves, structure = flatten(tree)
+    return structure.leaf_names() == tuple(known[1]) and tuple(map(kind_of, leaves)) == tuple(known[2])
+
+
 def require_arrays(name: str, structure: Structure) -> None:
     """Require that no number is where an array may be meant: outside modules, of which numbers are settings.
 
@@ -75,6 +92,20 @@ def require_arrays(name: str, structure: Structure) -> None:
     if found:
         path, value = found[0]
         raise TypeError(NOT_REDUCED.format(name=name, path=path, value=describe(value)))
+
+
+def said_of_shards(tree: Any) -> Said:
+    """Say the shape and the dtype of each array of a tree, and how it is divided, by their paths."""
+    apart, said = taken_apart("", tree, shapes=True)
+    divided = zip(apart.names, shards_in(apart.structure), strict=True)
+    return {**said, **{name: f"{said[name]} as {', '.join(map(str, shards))}" for name, shards in divided if shards}}
+
+
+def groups_among(*trees: Any) -> list[Group]:
+    """Return the groups of several ranks among which arrays in trees are divided."""
+    structures = [flatten(tree)[1] for tree in trees]
+    found = (shard.group for structure in structures for shards in shards_in(structure) for shard in shards)
+    return [group for group in dict.fromkeys(found) if group.size() > 1]
 
 
 def is_number(value: Any) -> bool:
@@ -105,7 +136,7 @@ def _outside_modules(spec: Any, path: Path) -> Iterator[tuple[Path, Any]]:
             yield from _outside_modules(child, (*path, entry))
 
 
-def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advice: str = "") -> T:
+def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advice: str = "", own: bool = False) -> T:
     """Prepare what is to be exchanged, on all ranks or on none.
 
     One small exchange tells whether all ranks have said the same. It needs values: while a function is being traced, ranks are
@@ -116,6 +147,7 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advic
         group: The ranks.
         prepare: Returns what this rank gives, and what is to be the same on all ranks.
         advice: What to write if they say different things.
+        own: Whether a rank on which ``prepare`` fails raises that error, as it does without others.
 
     Raises:
         ValueError: On every rank, if ``prepare`` fails on one, or they say different things.
@@ -127,20 +159,29 @@ def agreed(name: str, group: Group, prepare: Callable[[], tuple[T, Said]], advic
     said: Said = {}
     try:
         made, said = prepare()
-    except (TypeError, ValueError) as error:
+    except PeerLostError:
+        raise
+    except Exception as error:
         failed = error
     text = json.dumps([(_FUNCTION, name), *said.items()]) if failed is None else str(failed)
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(_encoded(text), digest_size=16).digest()
     given = _exchanged(_MARK + bytes([failed is not None]) + digest, group)
     if given is not None and not all(each.startswith(_MARK) for each in given):
         raise out_of_step(name)
     if given is not None and (failed is not None or len(set(given)) > 1):
         texts = _texts(text, group)
+        if own and failed is not None:
+            raise failed
         problems = {rank: text for rank, (each, text) in enumerate(zip(given, texts, strict=True)) if each[len(_MARK)]}
         raise ValueError(_failure(name, problems) if problems else _difference(name, texts, advice)) from failed
     if failed is not None:
         raise failed
     return made
+
+
+def agreed_by_all(name: str, groups: Sequence[Group], prepare: Callable[[], tuple[T, Said]]) -> T:
+    """As :func:`agreed`, in each of some groups. A rank that fails raises its own error, and others a ``ValueError``."""
+    return [agreed(name, group, prepare, own=True) for group in groups][-1] if groups else prepare()[0]
 
 
 def _exchanged(data: bytes, group: Group) -> list[bytes] | None:
@@ -158,10 +199,14 @@ def _exchanged(data: bytes, group: Group) -> list[bytes] | None:
 
 def _texts(text: str, group: Group) -> list[str]:
     """Return what each rank says, of any length."""
-    data = text.encode()
+    data = _encoded(text)
     lengths = [int.from_bytes(each, "big") for each in _exchanged(len(data).to_bytes(8, "big"), group) or ()]
     texts = _exchanged(data.ljust(max(lengths)), group) or ()
     return [each[:length].decode() for each, length in zip(texts, lengths, strict=True)]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
 
 
 def _failure(name: str, problems: Mapping[int, str]) -> str:
@@ -172,9 +217,8 @@ def _failure(name: str, problems: Mapping[int, str]) -> str:
 
 def _difference(name: str, texts: list[str], advice: str) -> str:
     by_rank = [dict(json.loads(text)) for text in texts]
-    is_other = len({said[_FUNCTION] for said in by_rank}) > 1
-    if is_other:  # so that nothing else can be alike
-        by_rank = [{_FUNCTION: said[_FUNCTION]} for said in by_rank]
+    if len({said[_FUNCTION] for said in by_rank}) > 1:  # so that nothing else can be alike
+        by_rank, advice = [{_FUNCTION: said[_FUNCTION]} for said in by_rank], _OTHER_FUNCTIONS
     first = by_rank[0]
     found: dict[str, str] = {}
     for rank, said in enumerate(by_rank):
@@ -183,5 +227,4 @@ def _difference(name: str, texts: list[str], advice: str) -> str:
             if here != there:
                 found.setdefault(path, f"{path} is {here} on rank 0 and {there} on rank {rank}")
     shown = ", ".join([*found.values()][:_MOST]) + ", ..." * (len(found) > _MOST)
-    differs = f"{name} takes what is alike on all ranks: {shown or 'the order of the paths differs'}"
-    return differs + (ON_EVERY_RANK if is_other else advice)
+    return f"{name} takes what is alike on all ranks: {shown or 'the order of the paths differs'}{advice}"

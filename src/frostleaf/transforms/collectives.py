@@ -59,6 +59,12 @@ COMPILED = (
 )
 
 
+NO_VALUES = (
+    "{name} waits for other ranks, and was called in a function that is being traced, where nothing waits: call it outside of "
+    "fl.jit and the like, before or after the call of the function"
+)
+
+
 class _Order(NamedTuple):
     """What has been exchanged so far.
 
