@@ -147,10 +147,10 @@ def update(opt, model, grads=None, of=None):
 def check_updates_of_sharded_optimizers():
     plain = fl.optim.SGD(0.5)
     for wrap in (
-        fl.optim.shard,
+        functools.partial(fl.optim.shard, average=False),
         functools.partial(fl.optim.shard, average=True),
         lambda opt: fl.optim.chain(d.average_gradients, fl.optim.shard(opt)),
-        lambda opt: fl.optim.ema(fl.optim.shard(opt), 0.5),
+        lambda opt: fl.optim.ema(fl.optim.shard(opt, average=False), 0.5),
     ):
         opt, model = wrap(plain), net()
         differs(update(opt, on_one(net(7 * SIZE), model)), r"w is f32\[\d+\] with a gradient .* on rank 0 and f32\[\d+\]")
@@ -168,7 +168,7 @@ def check_updates_of_sharded_optimizers():
         fails_on_one(lambda: opt.update(model, model, on_one(plain.init(model), state)), "takes the state", TypeError)  # noqa: B023
         differs(lambda: opt.adapt(state, on_one(frozen, model)), r"\bb is f32.* and nothing")  # noqa: B023
         assert fl.tree.equal(opt.update(model, model, state)[0], plain.update(model, model, plain.init(model))[0])
-    differs(update(fl.optim.shard(fl.optim.SGD(on_one(0.5, 0.25))), net()), r"0\.25, .* on rank 0 and .* 0\.5, .* on rank")
+    differs(update(fl.optim.shard(fl.optim.SGD(on_one(0.5, 0.25)), average=False), net()), r"0\.25, .* on rank 0 and .* 0\.5, .* on rank")
     differs(update(fl.optim.shard(plain, average=LAST), net()), "average is False on rank 0 and True on rank")
 
 
@@ -195,7 +195,7 @@ def check_an_update_compares_once():
 
 
 def check_states_of_sharded_optimizers():
-    opt, model = fl.optim.shard(fl.optim.Adam(0.1)), net()
+    opt, model = fl.optim.shard(fl.optim.Adam(0.1), average=False), net()
     state, other = opt.init(model), opt.init(net(7 * SIZE))
     differs(lambda: opt.gather(on_one(other, state)), r"slots\.w\.m is f32\[6\] of \(\d+,\) on rank 0 and f32\[7\] of")
     whole = opt.gather(state)
