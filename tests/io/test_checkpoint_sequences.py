@@ -73,8 +73,8 @@ class Run:
     def stop(self) -> None:
         with suppress(fl.CheckpointError):
             self.checkpoints.wait()
-        if self.checkpoints._lock is not None:
-            self.checkpoints._lock.release()
+        if self.checkpoints._saving.lock is not None:
+            self.checkpoints._saving.lock.release()
 
     def edit(self, how: str) -> None:
         if how == "nothing":

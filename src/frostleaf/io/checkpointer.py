@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
@@ -20,30 +17,23 @@ from ..transforms.group import as_group
 from ..tree.differences import Diff
 from ..tree.selecting import Where
 from .atomic import require_path
-from .background import Background
 from .description import name_in_file
-from .directory import BEST, METRICS, STEP, TIME, Directory, Entry
-from .directory_lock import DirectoryLock
+from .directory import Directory
 from .first_rank import by_first, read_by_first, require_alike, said_of
 from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differences_of_arrays
-from .known import KnownArrays, Watched, stamp_of
+from .known import stamp_of
 from .latest import restore_latest
-from .metrics import best_of, name_of_metric, numbers_in, whole
+from .metrics import bests_of, name_of_metric, numbers_in, whole
 from .orbax import INSTEAD, refusal_of_argument
 from .partial import LoadReport
-from .pruning import kept
-from .safetensors import CheckpointError
-from .shards import Draft, write_checkpoint
-from .trees import Read, placed, read, take_snapshot
+from .pruning import Policy
+from .saving import Saving
+from .summary import Best
+from .trees import Read, placed, read
 
 T = TypeVar("T")
 J = TypeVar("J")
 
-
-_GOES_BACK = (
-    "step {step} comes before step {last}, which is in {directory} already, and going on would in time remove what was saved. "
-    "Call restore(like) to go on from the last, or restore(like, step=...) to go back, or save into another directory"
-)
 
 _WHOLE_TREES = (
     ". What is divided among ranks is saved whole: fl.distributed.gather(model), and of fl.optim.shard opt.gather(state), "
@@ -85,7 +75,8 @@ class Checkpointer:
     unless :meth:`restore` went back before it.
 
     Several processes may save to one directory, and what they save is one sequence of steps: a step that two of them save is
-    there once, and the latest is that of any. So runs that are to be told apart have a directory each. Each process removes
+    there once, and the latest is that of any. So runs that are to be told apart have a directory each, and one that begins
+    after others have saved restores first; only those that begin together, within a minute, need not. Each process removes
     only its own checkpoints, and those that existed when it first saved if nobody else was saving then, so that a run that is
     started again goes on pruning. It keeps what an earlier run kept as its best, by whatever metric.
 
@@ -105,6 +96,7 @@ class Checkpointer:
         every: Save only multiples of this, so that :meth:`save` can be called at each step. Default: ``1``.
         best: The name of the metric that decides which checkpoint is the best. Default: there is no best one.
         mode: Whether the best has the smallest metric, ``"min"``, or the largest, ``"max"``. Default: ``"min"``.
+        keep_best: How many of the best to keep. Default: ``1``.
         group: The processes for which rank 0 writes and reads, from :func:`frostleaf.distributed.init`. Default: ``None``, for
             this process by itself, whatever others do.
 
@@ -132,6 +124,7 @@ class Checkpointer:
         every: int = 1,
         best: str | None = None,
         mode: Literal["min", "max"] = "min",
+        keep_best: int = 1,
         group: AnyGroup = None,
         **of_others: Any,
     ) -> None:
@@ -139,30 +132,23 @@ class Checkpointer:
             raise TypeError(refusal_of_argument(next(iter(of_others))))
         ranks = None if group is None else as_group(group)
         self._group = ranks if ranks is not None and ranks.size() > 1 else None
-        self._keep = keep if keep is None else whole("keep", keep, 1)
         self._every = whole("every", every, 1)
         if mode not in ("min", "max"):
             raise ValueError(f"mode is 'min' or 'max', and was given as {describe(mode)}")
-        self._best, self._mode = name_of_metric(best), mode
+        count, metric = whole("keep_best", keep_best, 1), name_of_metric(best)
+        if metric is None and count > 1:
+            raise ValueError(f"keep_best={count} needs the name of the metric that says which are best: best='loss'")
+        chosen = None if metric is None else Best(metric, mode, count)
+        self._policy = Policy(keep if keep is None else whole("keep", keep, 1), chosen)
         # It stays the same when a link to it or the current directory changes.
         path = require_path(directory, "fl.Checkpointer(directory)")
         self._directory = Directory(os.path.realpath(os.path.expanduser(path)))
-        options = {"keep": keep, "every": every, "best": best, "mode": mode}
+        options = {"keep": keep, "every": every, "best": best, "mode": mode, "keep_best": keep_best}
         require_alike("__init__", self._group, lambda: {name: describe(value) for name, value in options.items()})
         by_first(self._group, self._directory.require_possible)
         self._process = os.getpid()
         self._mutex = threading.RLock()
-        self._lock: DirectoryLock | None = None
-        # The checkpoints that this one may remove.
-        self._own: dict[int, Entry] = {}
-        # Files that belong to none that is there. Removing them is tried until it succeeds.
-        self._unneeded: set[str] = set()
-        # The times and steps of checkpoints that could not be read.
-        self._broken: set[tuple[int, int]] = set()
-        self._arrays = KnownArrays()
-        self._last_step: int | None = None
-        self._background = Background()
-        self._failure: CheckpointError | None = None
+        self._saving = Saving(self._directory, self._policy)
 
     def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
@@ -184,7 +170,7 @@ class Checkpointer:
         step = whole("step", step, 0)
         with self._checked_mutex():
             if step % self._every:
-                if self._group is None and self._background.is_idle:
+                if self._group is None and self._saving.background.is_idle:
                     self._wait()
                 return False
             require_alike("save", self._group, lambda: {**said_of(tree, whole=True), "the step": str(step)}, _WHOLE_TREES)
@@ -278,10 +264,11 @@ class Checkpointer:
             ValueError: If the name of the metric was not given as ``best=``.
             CheckpointError: If saving failed.
         """
-        if self._best is None:
+        best = self._policy.best
+        if best is None:
             example = "fl.Checkpointer(directory, best='loss')"
             raise ValueError(f"best_step() needs the name of the metric that says which is best: {example}")
-        return self._for_all("best_step", lambda: best_of(self._directory.entries(), self._best, self._mode))
+        return self._for_all("best_step", lambda: next(iter(bests_of(self._directory.entries(), *best)), None))
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the metrics that were given when a step was saved.
@@ -361,7 +348,7 @@ class Checkpointer:
             # If this rank leaves by an error, the others are elsewhere.
             self.wait() if error is None else self._wait()
         finally:
-            self._lock = None  # what is still being written after an interrupt holds it
+            self._saving.lock = None  # what is still being written after an interrupt holds it
 
     if not TYPE_CHECKING:  # a checker that saw this would take every name for a method
 
@@ -370,7 +357,9 @@ class Checkpointer:
             raise AttributeError(f"Checkpointer has no attribute {name!r}{advice}", name=name, obj=self)
 
     def __repr__(self) -> str:
-        options = f"keep={self._keep}, every={self._every}, best={self._best!r}, mode={self._mode!r}"
+        best = self._policy.best
+        chosen = "" if best is None else f", best={best.metric!r}, mode={best.mode!r}, keep_best={best.keep}"
+        options = f"keep={self._policy.keep}, every={self._every}{chosen}"
         ranks = "" if self._group is None else f", group={self._group!r}"
         return f"Checkpointer({self._directory.path!r}, {options}{ranks})"
 
@@ -397,97 +386,26 @@ class Checkpointer:
 
     def _wait(self) -> None:
         with self._checked_mutex():
-            self._background.wait()
-            failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
+            self._saving.background.wait()
 
     def _save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None) -> None:
-        numbers = numbers_in(metrics)
-        if numbers and self._best is not None and self._best not in numbers:
-            raise ValueError(_NO_BEST.format(best=self._best, names=listed(numbers)))
+        numbers, best = numbers_in(metrics), self._policy.best
+        if numbers and best is not None and best.metric not in numbers:
+            raise ValueError(_NO_BEST.format(best=best.metric, names=listed(numbers)))
         self._wait()
-        if self._lock is None:
-            self._lock_directory()
-        if self._last_step is not None and step < self._last_step:
-            raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory.path))
-        now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
-        summary: dict[str, Any] = {STEP: step, TIME: now, METRICS: numbers}
-        if self._best is not None:
-            summary[BEST] = self._best, self._mode
-        snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
-        objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
-        known, watched = self._arrays.look_up(objects, snapshot.arrays)
-        draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
-        before, self._last_step = self._last_step, step
-        self._background.start(f"saving step {step}", partial(self._write, step, draft, watched, before), self._lock)
-
-    def _lock_directory(self) -> None:
-        """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
-        try:
-            os.makedirs(self._directory.path, exist_ok=True)
-            lock = DirectoryLock(self._directory.path)
-            try:
-                if lock.exclusive:
-                    self._own = self._directory.entries()
-                    self._directory.clean_up()
-            finally:
-                lock.share()
-        except OSError as error:
-            raise CheckpointError(f"{self._directory.path}: {error}") from error
-        self._lock = lock
-        if self._last_step is None:
-            self._last_step = max(self._own, default=None)
-            times = {info.time: step for step, info in (self._own or self._directory.entries()).items()}
-            if times:
-                self._arrays.know_file(self._directory.head(times[max(times)]))
-
-    def _write(self, step: int, draft: Draft, watched: Watched, before: int | None) -> None:
-        replaced: Entry | None = None
-        try:
-            replaced = self._directory.entry(step)
-            written = write_checkpoint(self._directory.head(step), draft)
-            self._arrays.know(written.places, watched)
-            entry = Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,), draft.summary.get(BEST))
-            self._has_written(step, entry, replaced)
-            with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
-                self._prune()
-        except Exception as error:
-            failure = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {error}"
-            self._failure = CheckpointError(failure)
-            self._failure.__cause__ = error
-            there = self._directory.entry(step)
-            if there is not None and there.time == draft.summary[TIME]:  # and perhaps not on the disk: older ones stay
-                self._has_written(step, there, replaced)
-            else:
-                self._last_step = before
-
-    def _has_written(self, step: int, entry: Entry, replaced: Entry | None) -> None:
-        for old in (replaced, self._own.get(step)):
-            self._unneeded.update((old and old.beside) or ())
-        self._own[step] = entry
-
-    def _prune(self) -> None:
-        self._unneeded = self._directory.remove(self._unneeded)
-        if self._keep is not None:
-            # One that somebody removed doesn't count as kept.
-            for step in self._own.keys() - {*self._directory.steps()}:
-                self._unneeded.update(self._own.pop(step).beside or ())
-            for step in self._own.keys() - kept(self._own, self._broken, self._keep, self._best, self._mode):
-                if self._directory.remove_head(step, self._own[step].time):  # else it is tried again after the next save
-                    self._unneeded.update(self._own.pop(step).beside or ())
-            self._unneeded = self._directory.remove(self._unneeded)
+        self._saving.save(step, tree, numbers)
 
     def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
         self._wait()
         if step is None:
-            step, found = restore_latest(self._directory, self._broken, lambda step: self._read(step, like, where, strict))
+            broken = self._saving.broken
+            step, found = restore_latest(self._directory, broken, lambda step: self._read(step, like, where, strict))
         else:
             try:
                 found = self._read(step, like, where, strict)
             except FileNotFoundError:
                 self._directory.no_checkpoint(step)
-        self._last_step = step
+        self._saving.last_step = step
         return step, found
 
     def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:
@@ -496,5 +414,5 @@ class Checkpointer:
         stamp = stamp_of(os.stat(file))
         found = read(file, like, where, strict)
         names = flat_of(like).structure.leaf_names() if found.names is None else found.names[: len(found.arrays)]
-        self._arrays.know_restored(file, stamp, dict(zip(map(name_in_file, names), found.arrays, strict=True)))
+        self._saving.arrays.know_restored(file, stamp, dict(zip(map(name_in_file, names), found.arrays, strict=True)))
         return found

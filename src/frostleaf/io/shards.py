@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from itertools import compress
@@ -20,17 +19,15 @@ from . import safetensors
 from .atomic import atomic_write, fsync, remove
 from .known import Place, Shard, Stamp, stamp_of
 from .parts import CHECKPOINT, DESCRIBED_IN, PARTS, Part, parts_text, read_parts
-from .safetensors import HEADER_CHECKSUM, METADATA, open_regular, read_header
+from .safetensors import HEADER_CHECKSUM, CheckpointError, open_regular, read_header
 from .sharded import INDEX, INDEX_ENDING
 from .sharing import Sharing, find_sharing
+from .summary import FILES, read_summary, summary_text
 from .trees import DESCRIBING, VERSION, WITH_PARTS, WITH_SHARING, Snapshot, versioned
 
 HEAD = re.compile(r"step-(\d{8,})\.safetensors")
 # A directory, or what earlier versions have written instead: files.
 BESIDE = re.compile(rf"(?P<checkpoint>{CHECKPOINT})(?:-\d+\.safetensors|\.safetensors\.index\.json)?")
-
-_SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
-_PEEK = 2**12
 
 # A file of its own isn't worth while for fewer bytes, nor is a file shared for the sake of a small part of it.
 _LEAST, _MOSTLY = 2**14, 0.75
@@ -109,37 +106,16 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
             files.write_index(places, sharing)
             files.flush()
             parts = {PARTS: parts_text(files.parts(places))}
-            files.write_head({}, {**_text_of(summary, files.names), **versioned(metadata, WITH_PARTS), **parts}, {})
+            files.write_head({}, {**summary_text(summary, files.names), **versioned(metadata, WITH_PARTS), **parts}, {})
         else:
             files.remove()  # none of which was linked
             metadata = versioned(metadata, WITH_SHARING if sharing else VERSION)
-            places = files.write_head(arrays, {**_text_of(summary, files.names), **metadata}, checksums)
+            places = files.write_head(arrays, {**summary_text(summary, files.names), **metadata}, checksums)
     except BaseException:
         if not files.are_named():  # the head may be there, though flushing the directory failed
             files.remove()
         raise
     return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names)
-
-
-def read_summary(head: str) -> dict[str, Any] | None:
-    """Return what a checkpoint says of itself, if it can be without reading all of its header; ``None`` if it says nothing.
-
-    Its ``files`` are the names of what is beside the head.
-
-    Raises:
-        OSError: If it can't be read.
-    """
-    with suppress(ValueError), open_regular(head) as file:
-        start = file.read(_PEEK)[8:].decode(errors="replace")
-        first = f'{{"{METADATA}":{{"{_SUMMARY}":'
-        with suppress(ValueError):  # it is longer
-            if start.startswith(first):
-                return _summary_of(json.JSONDecoder().raw_decode(start, len(first))[0])
-        # Others who write a header may put what it says in another order.
-        metadata = read_header(file).metadata
-        if _SUMMARY in metadata:
-            return _summary_of(metadata[_SUMMARY])
-    return None
 
 
 def files_named(head: str) -> list[str]:
@@ -149,28 +125,15 @@ def files_named(head: str) -> list[str]:
         OSError: If it can't be read.
         CheckpointError: If it is damaged.
     """
-    summary = read_summary(head)
-    if summary is not None:
-        return [name for name in summary["files"] if isinstance(name, str)]
+    with suppress(CheckpointError):
+        summary = read_summary(head)
+        if summary is not None:
+            return [*summary[FILES]]
     with open_regular(head) as file:
         names = [*dict.fromkeys(name.partition("/")[0] for name in read_parts(read_header(file)))]
     # Earlier versions wrote the files beside the head, and an index with them.
     shards = [found for name in names if name.endswith(".safetensors") and (found := BESIDE.fullmatch(name))]
     return [*names, *{f"{shard['checkpoint']}.safetensors{INDEX_ENDING}" for shard in shards}]
-
-
-def _summary_of(text: str) -> dict[str, Any] | None:
-    checksum, _, summary = text.partition(" ")
-    return json.loads(summary) if checksum == _checksum(summary) else None
-
-
-def _text_of(summary: Mapping[str, Any], files: list[str]) -> dict[str, str]:
-    text = json.dumps({**summary, "files": files})
-    return {_SUMMARY: f"{_checksum(text)} {text}"}
-
-
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
 
 
 class _Files:
