@@ -11,6 +11,7 @@ from ..core.words import Path, describe, keystr, listed
 from ..tree.selecting import Where, globs_in, is_path, matches_glob, require_found, require_no_alias, search
 from .alignment import aligned, is_moved
 from .description import SCALARS, Fact, array_kind, differences, enclosing, is_leaf, is_value
+from .safetensors import fail
 
 _SHOWN = 3
 _LONGEST = 1000
@@ -157,24 +158,28 @@ _SAME_NAME = (
 )
 
 
-def report_of(in_file: Iterable[Fact], in_like: Iterable[Fact], where: Where | None) -> LoadReport:
+def report_of(file: str, in_file: Iterable[Fact], in_like: Iterable[Fact], where: Where | None) -> LoadReport:
     """Return what is read of a file.
 
     Args:
+        file: The file.
         in_file: All facts about the tree in the file.
         in_like: Those about what is selected in ``like``.
         where: The selection.
 
     Raises:
         LookupError: If the selection has no array and no number.
-        ValueError: If two of either have the same dotted name.
+        ValueError: If two of ``like`` have the same dotted name.
+        CheckpointError: If two in the file have.
     """
     there, wanted = [Counter(fact.path for fact in facts if is_leaf(fact)) for facts in (in_file, in_like)]
     if where is not None and not wanted:
         raise LookupError(_NOTHING.format(where=describe(where)))
     taken = [name for name in wanted if name in there]
     for name in taken:
-        if there[name] > 1 or wanted[name] > 1:
+        if there[name] > 1:
+            fail(file, _SAME_NAME.format(name=name))
+        if wanted[name] > 1:
             raise ValueError(_SAME_NAME.format(name=name))
     left, new = [name for name in there if name not in wanted], [name for name in wanted if name not in there]
     return LoadReport(tuple(taken), tuple(left), tuple(new))

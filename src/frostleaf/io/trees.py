@@ -214,7 +214,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
             raise OtherStructureError(f"{contents.header.file}: {reason}")
         if strict and where is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
-        report = report_of(contents.facts, wanted, where)
+        report = report_of(contents.header.file, contents.facts, wanted, where)
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
         names = [name for name in report.taken if name not in values]
         taken = [name for name in report.taken if name in values]
@@ -344,9 +344,10 @@ def _read_contents(opened: Opened, likely: list[Fact]) -> _Contents:
     kind_of = functools.cache(shape_and_dtype)
     entries = {name: header.entries[sharing.stored(name)] for name in (*header.entries, *sharing.copies, *sharing.shared)}
     in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in entries.items()}
-    described = {name_in_file(fact.path): kind for fact in facts if (kind := array_kind(fact)) is not None}
+    described = [(name_in_file(fact.path), kind) for fact in facts if (kind := array_kind(fact)) is not None]
     values = _values(header)
-    if in_file != described or [*map(value_kind, values)] != [fact.text for fact in facts if is_value(fact)]:
+    are_arrays = len(described) == len(in_file) and dict(described) == in_file  # so that no name is there twice
+    if not are_arrays or [*map(value_kind, values)] != [fact.text for fact in facts if is_value(fact)]:
         fail(header.file, "the header describes other arrays or values than the file has")
     return _Contents(header, sharing, facts, values)
 
