@@ -238,7 +238,9 @@ def test_the_names_that_a_damaged_head_gives_its_files_are_not_removed(folder: P
 )
 def test_a_damaged_file_is_an_error_or_has_exactly_what_was_saved(count: int, seed: int, folder: Path) -> None:
     draw = random.Random(seed)
+    write_description(folder, nothing)
     files = [head_of(folder, 3), *shards_of(folder, 3)]
+    assert len(files) == 4
     contents = {path: path.read_bytes() for path in files}
     others = [path.read_bytes() for path in [head_of(folder, 2), *shards_of(folder, 2)]]
     refused = 0

@@ -13,7 +13,7 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 from checkpoints import left_over
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from laws.strategies import law
 
@@ -47,7 +47,8 @@ def killed_after(count: int) -> Iterator[None]:
 
         return call
 
-    with mock.patch.multiple(os, **{name: until_killed(getattr(os, name)) for name in ("link", "replace", "unlink", "fsync")}):
+    changes = ("link", "replace", "unlink", "fsync", "mkdir", "rmdir")
+    with mock.patch.multiple(os, **{name: until_killed(getattr(os, name)) for name in changes}):
         yield
 
 
@@ -158,3 +159,89 @@ def test_after_any_sequence_each_checkpoint_is_whole_and_nothing_else_is_there(
         else:
             run.restore(details[0])
     run.stop()
+
+
+class Shared:
+    """A directory to which two save, each with a number of checkpoints to keep."""
+
+    def __init__(self, folder: Path, keeps: tuple[int, int]) -> None:
+        self.folder, self.keeps = folder, keeps
+        self.saved: dict[int, list[Tree]] = {}
+        self.trees: list[Tree] = [{name: fresh(name) for name in SIZES}] * 2
+        self.checkpoints = [fl.Checkpointer(folder, keep=keep) for keep in keeps]
+        self.step, self.was_killed = 0, False
+
+    def start(self, who: int) -> None:
+        self.stop(who)
+        self.checkpoints[who] = fl.Checkpointer(self.folder, keep=self.keeps[who])
+
+    def stop(self, who: int) -> None:
+        with suppress(fl.CheckpointError):
+            self.checkpoints[who].wait()
+        if self.checkpoints[who]._lock is not None:
+            self.checkpoints[who]._lock.release()
+            self.checkpoints[who]._lock = None
+
+    def save(self, who: int, changed: str, again: bool) -> None:
+        self.step += not (again and self.step)
+        self.trees[who] = {name: fresh(name) if name in changed else array for name, array in self.trees[who].items()}
+        self.saved.setdefault(self.step, []).append(self.trees[who])
+        self.checkpoints[who].save(self.step, self.trees[who])
+
+    def restore(self, who: int) -> None:
+        if self.checkpoints[who].steps():
+            _, self.trees[who] = self.checkpoints[who].restore(LIKE)
+
+    def check(self) -> None:
+        there = fl.Checkpointer(self.folder)
+        for step in there.steps():
+            _, tree = there.restore(LIKE, step)
+            assert any(fl.tree.equal(tree, each) for each in self.saved[step]), step
+        if not self.was_killed:
+            assert not left_over(self.folder)
+            assert len(there.steps()) <= sum(self.keeps)
+
+
+BOTH = st.one_of(
+    st.tuples(st.integers(0, 1), st.just("save"), st.sampled_from(["", "a", "ab", "abc", "abcsmall"]), st.booleans()),
+    st.tuples(st.integers(0, 1), st.just("save"), st.sampled_from(["", "a", "ab", "abc", "abcsmall"]), st.booleans()),
+    st.tuples(st.integers(0, 1), st.just("kill"), st.sampled_from(["", "a", "abc"]), st.integers(0, 40)),
+    st.tuples(st.integers(0, 1), st.just("start")),
+    st.tuples(st.integers(0, 1), st.just("restore")),
+)
+
+
+@law
+@given(st.tuples(st.integers(1, 3), st.integers(1, 3)), st.lists(BOTH, min_size=2, max_size=10))
+@example((1, 2), [(0, "save", "a", False), (1, "save", "a", True), (0, "save", "a", True), (1, "kill", "abc", 12)])
+def test_after_any_sequence_of_two_each_checkpoint_is_whole_and_one_alone_leaves_nothing_else(
+    tmp_path_factory: Any, keeps: tuple[int, int], actions: list[Any]
+) -> None:
+    both = Shared(tmp_path_factory.mktemp("run"), keeps)
+    for who, action, *details in actions:
+        if action == "save":
+            both.save(who, *details)
+            both.checkpoints[who].wait()
+            assert both.step in both.checkpoints[1 - who].steps()
+        elif action == "kill":
+            changed, count = details
+            with killed_after(count):
+                both.save(who, changed, again=False)
+                both.stop(who)
+            both.was_killed = True
+            both.start(who)
+        elif action == "start":
+            both.start(who)
+        else:
+            both.restore(who)
+        both.check()
+    both.stop(0), both.stop(1)
+    keep, both.was_killed = both.keeps[0], False
+    both.start(0)
+    for _ in range(keep):  # alone, it takes over whatever there is
+        both.save(0, "a", again=False)
+        both.checkpoints[0].wait()
+        assert not left_over(both.folder)
+    assert both.checkpoints[0].steps() == [*range(both.step - keep + 1, both.step + 1)]
+    both.check()
+    both.stop(0)

@@ -520,3 +520,18 @@ def test_an_array_at_several_places_keeps_its_name_in_the_file(names: tuple[str,
         trees[step] = {first: other, second: again(kept), "step": step}
         assert save(checkpoints, step, trees[step]) < 2 * INDEX < kept.nbytes
     check(checkpoints, trees)
+
+
+def test_an_array_that_is_left_out_is_in_the_shared_file_and_not_in_the_checkpoint(tmp_path: Path) -> None:
+    tree = {name: numbers(0, ord(name)) for name in "abcdefgh"}
+    checkpoints = fl.Checkpointer(tmp_path, keep=None)
+    trees = {0: {**tree, "step": 0}, 1: {**{name: tree[name] for name in "bcdefgh"}, "step": 1}}
+    trees[2] = {**trees[1], "h": numbers(1), "step": 2}
+    for step, each in trees.items():
+        grown = save(checkpoints, step, each)
+        assert step == 0 or grown < tree["a"].nbytes + 2 * KIB
+    check(checkpoints, trees)
+    assert [(change.path, change.kind) for change in checkpoints.diff(0, 2)] == [("a", "removed"), ("h", "value")]
+    with pytest.raises(fl.OtherStructureError, match="a: nothing in the file"):
+        checkpoints.restore({**tree, "step": 0}, 2)
+    assert merged(tmp_path, 2).keys() == {*"bcdefgh"}

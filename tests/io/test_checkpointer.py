@@ -373,3 +373,10 @@ def test_many_damaged_checkpoints_are_each_read_a_few_times(tmp_path: Path, monk
     assert str(caught.value).endswith(" and 42 more")
     fl.save(tmp_path / "step-00000003.safetensors", {"w": mx.ones(1)})
     assert fl.Checkpointer(tmp_path).restore({"w": mx.zeros(1)})[0] == 3
+
+
+def test_a_step_under_a_name_of_more_digits_is_none(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / "step-000000001.safetensors").write_bytes((tmp_path / "step-00000001.safetensors").read_bytes())
+    assert checkpoints.steps() == [1]
+    assert [each.step for each in checkpoints.info()] == [1]

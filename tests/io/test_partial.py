@@ -450,3 +450,16 @@ def test_what_is_said_of_another_kind_keeps_the_numbers(tmp_path: Path) -> None:
         loaded = fl.load(file, like, where=where, strict=strict)
         loaded = loaded if strict else loaded[0]
         assert same(loaded, {**tree, "w": like["w"]})
+
+
+@pytest.mark.parametrize("where", ["**", "*.weight", fl.nn.Linear, "second"])
+def test_an_array_in_the_place_of_nothing_is_told(where: Any, tmp_path: Path) -> None:
+    def model(second: fl.nn.Linear) -> dict[str, fl.nn.Linear]:
+        return {"first": fl.nn.Linear(2, 2), "second": second}
+
+    without = model(fl.nn.Linear(2, 2).replace(weight=None))
+    fl.save(tmp_path / "run", model(fl.nn.Linear(2, 2)))
+    with pytest.raises(fl.OtherStructureError, match=r"second.weight: array f32\[2,2\] in the file"):
+        fl.load(tmp_path / "run", without, where=where)
+    fl.save(tmp_path / "run", without)
+    assert fl.load(tmp_path / "run", without, where=where)["second"].weight is None

@@ -68,8 +68,8 @@ class Checkpointer:
     so is what has another name than before. That NumPy has written into an array's memory isn't noticed.
 
     To take a checkpoint elsewhere, write ``fl.save(path, fl.load(head, like))``, or copy its head and its directory: the head
-    alone has no arrays, so that ``mx.load`` of it is empty. What a head in the directory names, under whatever name it was
-    copied there, stays. Copy nothing into a directory while a run begins there, which cleans up.
+    alone has no arrays. What a head names stays, under whatever name it was copied beside the others; what else is put into a
+    checkpoint's directory goes with it. Copy nothing into a directory while a run begins there, which cleans up.
 
     The latest checkpoint is the one that was saved last. Steps must not decrease: saving an earlier one is an error,
     unless :meth:`restore` went back before it.

@@ -27,7 +27,7 @@ SCALARS = (bool, int, float, complex, str, bytes)
 _LINES = 6
 _LONGEST = 80
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
-KEYS = "keys"
+KEYS, TIED = "keys", "tied"
 _TRAINING, _EVALUATION = "training", "evaluation"
 
 
@@ -253,7 +253,7 @@ class _Writer:
             facts += [Fact(name, "mode", _EVALUATION)] * (not metadata.training)
             facts += [Fact(name, "frozen", ", ".join(sorted(metadata.frozen)))] * bool(metadata.frozen)
             ties = ", ".join(f"{keystr(target)} to {keystr(source)}" for target, source in metadata.ties)
-            facts += [Fact(name, "tied", ties)] * bool(ties)
+            facts += [Fact(name, TIED, ties)] * bool(ties)
             shards = ", ".join(f"{keystr(path)} as {shard}" for path, shard in metadata.shards)
             facts += [Fact(name, "shards", shards)] * bool(shards)
             prefix = f"{name}." if name else ""

@@ -65,7 +65,7 @@ class Directory:
 
     def head(self, step: int) -> str:
         """Return the path of a checkpoint's head."""
-        return os.path.join(self.path, f"step-{step:08d}.safetensors")
+        return os.path.join(self.path, _head_name(step))
 
     def require_possible(self) -> None:
         """Raise a ``FileExistsError`` if a file is where the directory is to be."""
@@ -75,8 +75,8 @@ class Directory:
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in order."""
         names = os.listdir(self.path) if os.path.isdir(self.path) else []
-        steps = [int(found[1]) for found in map(HEAD.fullmatch, names) if found]
-        return sorted(step for step in steps if os.path.basename(self.head(step)) in names)
+        found = [int(match[1]) for match in map(HEAD.fullmatch, names) if match and match[0] == _head_name(int(match[1]))]
+        return sorted(found)
 
     def entries(self) -> dict[int, Entry]:
         """Return what there is, by step."""
@@ -182,6 +182,10 @@ class Directory:
         nothing = "none at all" if os.path.isdir(self.path) else "none at all, as there is no such directory"
         steps = listed(map(str, self.steps())) or nothing
         raise NoCheckpointError(f"{self.path} has no checkpoint{which}; it has {steps}") from None
+
+
+def _head_name(step: int) -> str:
+    return f"step-{step:08d}.safetensors"
 
 
 def _files_at(path: str) -> list[str]:

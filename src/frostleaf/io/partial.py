@@ -65,7 +65,8 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
     inside, outside, leaves = {*names}, set[str](), set[str]()
     for path, spec in specs:
         is_inside = path in chosen or any(path[:length] in found.values for length in range(len(path) + 1))
-        (inside if is_inside else outside).add(keystr(path))
+        if is_inside or spec is not None:  # where like has None, the file may have what is selected
+            (inside if is_inside else outside).add(keystr(path))
         if not isinstance(spec, tuple):
             leaves.add(keystr(path))
     holders = names - leaves

@@ -13,7 +13,8 @@ from .safetensors import METADATA, fail, open_regular, parse_json, read_header
 STEP, TIME, METRICS, BEST, FILES = "step", "saved", "metrics", "best", "files"
 
 _SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
-_PEEK = 2**12
+_FIRST = f'{{"{METADATA}":{{"{_SUMMARY}":'  # which the head begins with
+_PEEK, _DECODER = 2**12, json.JSONDecoder()
 _LATEST = 2**63  # nanoseconds
 
 
@@ -52,10 +53,9 @@ def read_summary(head: str) -> dict[str, Any] | None:
 def _text_in(head: str) -> str | None:
     with suppress(ValueError), open_regular(head) as file:
         start = file.read(_PEEK)[8:].decode(errors="replace")
-        first = f'{{"{METADATA}":{{"{_SUMMARY}":'
         with suppress(ValueError):  # it is longer
-            if start.startswith(first):
-                return str(json.JSONDecoder().raw_decode(start, len(first))[0])
+            if start.startswith(_FIRST):
+                return str(_DECODER.raw_decode(start, len(_FIRST))[0])
         # Others who write a header may put what it says in another order.
         return read_header(file).metadata.get(_SUMMARY)
     return None

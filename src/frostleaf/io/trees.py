@@ -18,6 +18,7 @@ from ..core.structure import flat_of, require_numbers, unflatten
 from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
 from ..tree.selecting import Where
 from . import safetensors
+from .advice import of_structure
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
@@ -211,7 +212,8 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         contents = _read_contents(opened, facts)
         reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
         if reason:
-            raise OtherStructureError(f"{contents.header.file}: {reason}")
+            advice = of_structure(contents.facts, facts, is_selected, where)
+            raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
         if strict and where is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
         report = report_of(contents.header.file, contents.facts, wanted, where)

@@ -23,6 +23,7 @@ from ..transforms.shards import Shard, shards_in
 from ..tree.comparison import equal
 from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
+from .advice import of_adapters, prefixes_of
 from .atomic import atomic_write, require_path
 
 
@@ -76,6 +77,7 @@ def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping
     advice = _renaming_advice(given, wanted, origins, rename)
     if not advice and all(name.endswith((".lora_a", ".lora_b")) for name in given):
         advice = _ADAPTERS
+    advice = advice or of_adapters(given, wanted)
     return _UNMATCHED.format(count=len(given), kind=type(module).__name__, names=names, advice=advice)
 
 
@@ -284,14 +286,11 @@ def _check_weights(
     divided = _DIVIDED if _parts_in(module) else ""
     if extra:
         names = _listed(extra, missing or current, origins, tied_places(module))
-        advice = divided or _renaming_advice(weights.keys(), current.keys(), origins, rename)
+        advice = divided or _renaming_advice(weights.keys(), current.keys(), origins, rename) or of_adapters(weights, current)
         raise ValueError(f"Received {len(extra)} parameters not in model: \n{names}.{advice}")
     if missing:
-        advice = (
-            divided
-            or _renaming_advice(weights.keys(), current.keys(), origins, rename)
-            or _tying_advice(module, missing, weights)
-        )
+        renaming = _renaming_advice(weights.keys(), current.keys(), origins, rename)
+        advice = divided or f"{renaming}{_tying_advice(module, missing, weights)}" or of_adapters(weights, current)
         raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.{advice}")
     for name, array in current.items():
         new = weights[name]
@@ -310,7 +309,7 @@ def _renaming_advice(given: Set[str], wanted: Set[str], origins: Mapping[str, st
         # What is left out may well be in other files only.
         unused = [name for name, new in rename.items() if new is not None and name not in origins.values()]
         return f"\n{_UNUSED.format(names=listed(map(repr, unused)))}." if unused else ""
-    if rename is None and (prefix := _prefix(given, wanted - given)):
+    if rename is None and (prefix := next(iter(prefixes_of(given, wanted - given)), "")):
         is_whole = all(prefix + name in given for name in wanted)
         others = (
             f" if name.startswith({prefix!r}) else None"
@@ -318,35 +317,36 @@ def _renaming_advice(given: Set[str], wanted: Set[str], origins: Mapping[str, st
             else ""
         )
         return f"\nThey begin with {prefix!r}: give rename=lambda name: name.removeprefix({prefix!r}){others}."
-    if rename is None and (prefix := _prefix(wanted, given - wanted)):
+    if rename is None and (prefix := next(iter(prefixes_of(wanted, given - wanted)), "")):
         return f"\nThe model's begin with {prefix!r}: give rename=lambda name: {prefix!r} + name."
     return ""
 
 
 _TIE = (
-    "\nIf {target!r} is to be the same array as {source!r}, which has its shape, tie them first: "
-    "model = model.tie({{{target!r}: {source!r}}})."
+    "\nIf {targets} is to be the same array as {sources}, which has its shape, tie them first: model = model.tie({{{ties}}})."
+)
+_TIES = (
+    "\nIf {targets} are to be the same arrays as {sources}, which have their shapes, tie them first: "
+    "model = model.tie({{{ties}}})."
 )
 
 
 def _tying_advice(module: Node, missing: Set[str], weights: Mapping[str, Any]) -> str:
-    """Return what to say where a matrix is missing, and one of its shape in a layer of another class is given, as for words."""
+    """Return what to say where matrices are missing, and such a one in a layer of another class is given, as for words."""
     flat = flat_of(module)
     paths = dict(zip(flat.structure.leaf_names(), flat.structure.leaf_paths(), strict=True))
-    target = min(missing)
-    if len(missing) > 1 or target not in paths:
+    ties: dict[str, str] = {}
+    for target in sorted(missing)[:_LINES]:
+        array = at_path(module, paths[target])
+        alike = [name for name in weights if name in paths and array.ndim > 1 and weights[name].shape == array.shape]
+        layers = {type(at_path(module, paths[name][:-1])) for name in (target, *alike)}
+        if len(alike) == 1 and len(layers) == 2:
+            ties[target] = alike[0]
+    if not ties:
         return ""
-    array, layer = at_path(module, paths[target]), at_path(module, paths[target][:-1])
-    alike = [name for name, each in weights.items() if name in paths and array.ndim > 1 and each.shape == array.shape]
-    others = [name for name in alike if type(at_path(module, paths[name][:-1])) is not type(layer)]
-    return _TIE.format(target=target, source=others[0]) if len(others) == len(alike) == 1 else ""
-
-
-def _prefix(longer: Set[str], names: Set[str]) -> str:
-    """Return the text that other names have before all of some names; an empty string if there are none, or no such text."""
-    first = min(names, default="")
-    prefixes = [name.removesuffix(first) for name in longer if names and name.endswith(f".{first}")]
-    return next((prefix for prefix in sorted(prefixes) if all(prefix + name in longer for name in names)), "")
+    pairs = ", ".join(f"{target!r}: {source!r}" for target, source in ties.items())
+    targets, sources = (" and ".join(map(repr, dict.fromkeys(names))) for names in (ties, ties.values()))
+    return (_TIE if len(ties) == 1 else _TIES).format(targets=targets, sources=sources, ties=pairs)
 
 
 def _listed(

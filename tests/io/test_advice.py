@@ -1,0 +1,150 @@
+"""What is said where a file's names are not those of the model: what it says to write works."""
+
+from __future__ import annotations
+
+import collections
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import frostleaf as fl
+
+
+class Model(fl.Module):
+    backbone: fl.nn.Linear
+    head: fl.nn.Linear
+
+
+class Words(fl.Module):
+    words: fl.nn.Embedding
+    head: fl.nn.Linear
+    other: fl.nn.Linear
+
+
+def model() -> Model:
+    return Model(fl.nn.Linear(2, 2), fl.nn.Linear(2, 3))
+
+
+def words() -> Words:
+    return Words(fl.nn.Embedding(5, 3), fl.nn.Linear(3, 5, bias=False), fl.nn.Linear(2, 3, bias=False))
+
+
+def refused(folder: Path, tree: Any, like: Any, **options: Any) -> str:
+    fl.save(folder / "run", tree)
+    with pytest.raises(fl.OtherStructureError) as raised:
+        fl.load(folder / "run", like, **options)
+    return str(raised.value)
+
+
+IN = {
+    "tuple": lambda model: (model, 1),
+    "second": lambda model: (mx.zeros(1), model),
+    "list": lambda model: [model],
+    "dict": lambda model: {"model": model, "step": 1},
+    "two": lambda model: {"model": [{"x": 1}, model]},
+    "with an average": lambda model: {"average": model, "model": model},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", [None, "backbone", "backbone.**", "**.weight"])
+@pytest.mark.parametrize("name", IN)
+def test_a_model_that_is_a_part_of_what_the_file_has(name: str, where: Any, tmp_path: Path) -> None:
+    saved, mine = model(), model()
+    for strict in (True, False):
+        message = refused(tmp_path, IN[name](saved), mine, where=where, strict=strict)
+        found = re.search(
+            r"The file has them below .*: give (.*) for like, where=(.*), and take (.*) of what is loaded$", message
+        )
+        assert found, message
+        like, selected, taken = found.groups()
+        loaded = fl.load(tmp_path / "run", eval(like, {"model": mine}), where=eval(selected))
+        part = eval(f"loaded{taken}", {"loaded": loaded})
+        assert fl.tree.equal(part.backbone.weight, saved.backbone.weight)
+        assert fl.tree.equal(part.head.weight, (mine if where and "backbone" in where else saved).head.weight)
+    assert ("'average', 'model'" in message) == (name == "with an average")
+
+
+@pytest.mark.parametrize("where", [None, "0", "0.backbone.**"])
+def test_a_model_in_more_than_the_file_has(where: Any, tmp_path: Path) -> None:
+    message = refused(tmp_path, model(), (model(),), where=where)
+    end = ", where='backbone.**'" if where == "0.backbone.**" else ""
+    assert message.endswith(f"The file has them without '0': give for like what is at '0' in it{end}")
+
+
+def test_below_what_is_no_container_nothing_is_said(tmp_path: Path) -> None:
+    pair = collections.namedtuple("Pair", "a b")
+    for tree in (pair(model(), 1), fl.nn.Sequential(model()), {1: model()}, {"a.b": model()}):
+        assert "The file has them" not in refused(tmp_path, tree, model(), where="backbone.**")
+
+
+def test_where_something_is_there_nothing_is_said_of_the_place(tmp_path: Path) -> None:
+    like = model()
+    tree = {"model": like, "backbone": fl.nn.Linear(2, 2, bias=False)}
+    assert "The file has them" not in refused(tmp_path, tree, like, where="backbone.**")
+
+
+def test_a_model_without_the_adapters_of_the_file_or_the_reverse(tmp_path: Path) -> None:
+    plain = model()
+    adapted = fl.lora(plain, "backbone", rank=2)
+    for where in (None, "backbone", "backbone.**"):
+        message = refused(tmp_path, adapted, plain, where=where)
+        assert re.search(r"model with adapters, and this one has none: make them first, fl.lora\(model, where, rank=", message)
+        message = refused(tmp_path, plain, adapted, where=where)
+        assert message.endswith("load into the model without them, and call fl.lora then")
+        changed = plain.at("head").set(fl.nn.Linear(2, 4))
+        assert ("adapters" in refused(tmp_path, adapted, changed, where="head")) is False
+    adapted.save_weights(tmp_path / "adapted.safetensors")
+    plain.save_weights(tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match=r"Received 4 parameters not in model(.|\n)*with adapters, and this one has none"):
+        plain.load_weights(tmp_path / "adapted.safetensors")
+    with pytest.raises(ValueError, match=r"Received 2 parameters not in model(.|\n)*without adapters, and this one has some"):
+        adapted.load_weights(tmp_path / "plain.safetensors")
+    with pytest.warns(fl.UnmatchedWeightsWarning, match="without adapters, and this one has some"):
+        fl.lora(plain, "**").load_weights(tmp_path / "plain.safetensors", strict=False)
+    adapted = fl.lora(plain, "backbone", rank=3)
+    assert "adapters" not in refused(tmp_path, fl.lora(plain, "backbone", rank=2), adapted)
+
+
+TIES = {"head.weight": "words.weight"}
+
+
+def test_ties_of_one_alone(tmp_path: Path) -> None:
+    like = words()
+    tied = like.tie(TIES)
+    for inside in (lambda tree: tree, lambda tree: {"x": tree}):
+        for where in (None, "**", fl.nn.Linear):
+            message = refused(tmp_path, inside(tied), inside(like), where=where)
+            assert "Arrays are tied in the file: tie the same first, as in model.tie({" in message
+            message = refused(tmp_path, inside(like), inside(tied), where=where)
+            assert "like has ties that the file has not: load into the model without them" in message
+    assert "model.tie({'head.weight': 'words.weight'})" in refused(tmp_path, tied, like, where="head.weight")
+    assert fl.tree.equal(fl.load(tmp_path / "run", like.tie(TIES)), tied)
+    other = like.at("other").set(fl.nn.Linear(2, 4, bias=False))
+    assert "Arrays are tied" not in refused(tmp_path, tied, other, where="other")
+
+
+@pytest.mark.parametrize("missing", [("head",), ("head", "other")])
+@pytest.mark.parametrize("rename", [None, {}, lambda name: name])
+def test_weights_whose_tied_matrices_are_missing(missing: tuple[str, ...], rename: Any) -> None:
+    like = words()
+    arrays = zip(fl.tree.paths(like), fl.tree.leaves(like), strict=True)
+    given = {name: array for name, array in arrays if name.split(".")[0] not in missing}
+    with pytest.raises(ValueError, match=r"Missing . parameters") as raised:
+        like.load_weights(given, rename=rename)
+    found = re.search(r"If 'head.weight' is to be the same array as 'words.weight', .*: model = (.*)\.$", str(raised.value))
+    assert found, raised.value
+    tied = eval(found[1], {"model": like})
+    if missing == ("head",):
+        assert fl.tree.equal(tied.load_weights(given, rename=rename), like.tie(TIES))
+
+
+def test_several_tied_matrices_are_told_at_once() -> None:
+    like = words().replace(other=fl.nn.Linear(3, 5, bias=False))
+    given = {"words.weight": mx.zeros((5, 3))}
+    with pytest.raises(ValueError, match=r"'head.weight' and 'other.weight' are to be the same arrays") as raised:
+        like.load_weights(given)
+    tied = eval(str(raised.value).rpartition("model = ")[2].rstrip("."), {"model": like})
+    assert fl.tree.equal(tied.load_weights(given).words.weight, given["words.weight"])
