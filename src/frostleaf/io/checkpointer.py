@@ -24,7 +24,7 @@ from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differen
 from .known import stamp_of
 from .latest import restore_latest
 from .metrics import bests_of, name_of_metric, numbers_in, whole
-from .orbax import INSTEAD, refusal_of_argument
+from .orbax import INSTEAD, refusal_in_save, refusal_of_argument
 from .partial import LoadReport
 from .pruning import Policy
 from .saving import Saving
@@ -150,7 +150,7 @@ class Checkpointer:
         self._mutex = threading.RLock()
         self._saving = Saving(self._directory, self._policy)
 
-    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
+    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None, **of_others: Any) -> bool:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
 
         The arrays are evaluated first. A checkpoint of the same step is replaced. With a group, a step that is not to be saved
@@ -167,6 +167,8 @@ class Checkpointer:
             ValueError: If ``step`` is not a step, two arrays of the tree have the same dotted name, or there are metrics
                 without the one that decides which is the best.
         """
+        if of_others:
+            raise TypeError(refusal_in_save(next(iter(of_others))))
         step = whole("step", step, 0)
         with self._checked_mutex():
             if step % self._every:
@@ -314,7 +316,8 @@ class Checkpointer:
     def diff(self, step: int, other: int) -> Diff:
         """Return which arrays of a checkpoint another has not, or has otherwise. Headers are read, and no array.
 
-        Values are compared by their checksums, of 32 bits.
+        Values are compared by their checksums, of 32 bits. Numbers that are no arrays, and what is frozen, are not looked at:
+        :func:`frostleaf.tree.diff` of the trees tells of them too.
 
         Args:
             step: The step before.
