@@ -51,9 +51,9 @@ class Checkpointer:
 
     Each is a file ``step-00000010.safetensors`` that :func:`frostleaf.load` reads too. A background thread writes it while
     training goes on; changes made to the tree meanwhile are not saved. One is written at a time: the next :meth:`save` waits
-    for it, so at most one tree is held in memory besides those in use. An error in the background is raised by the next call
-    of any method, once. A process that ends waits for the checkpoint it is writing; so does a ``with`` block, which also raises
-    the error.
+    for it, so at most one tree is held in memory besides those in use. An error in the background is raised by the next call of
+    any method, once; if there is none, it is written to standard error when the Checkpointer is dropped or the process ends. A
+    process that ends waits for the checkpoint it is writing; so does a ``with`` block, which also raises the error.
 
     An array that has not changed since the last checkpoint is not written again, nor looked at if it is the same object: what
     is frozen costs nothing, and what has changed its bytes and about 100 for its name, dtype and shape. The checkpoint then has
@@ -61,11 +61,11 @@ class Checkpointer:
     other programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes
     before in the order of the names. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs
     under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes. Without hard
-    links all is written each time; a tool that copies them as files makes a larger directory. A file is shared by a checkpoint
-    that needs three quarters of it or more, so that a checkpoint's own files have a third more than it needs at most; but an
-    array that was written again is in the files of older checkpoints as well, and while one is written, one more than ``keep``
-    are there: about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB are written again, and
-    so is what has another name than before. That NumPy has written into an array's memory isn't noticed.
+    links all is written each time, and a warning says so; a tool that copies them as files makes a larger directory. A file is
+    shared by a checkpoint that needs three quarters of it or more, so that a checkpoint's own files have a third more than it
+    needs at most; but an array that was written again is in the files of older checkpoints as well, and while one is written,
+    one more than ``keep`` are there: about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB
+    are written again, and so is what has another name than before. That NumPy has written into an array's memory isn't noticed.
 
     To take a checkpoint elsewhere, write ``fl.save(path, fl.load(head, like))``, or copy its head and its directory: the head
     alone has no arrays. What a head names stays, under whatever name it was copied beside the others; what else is put into a
@@ -102,7 +102,7 @@ class Checkpointer:
 
     Raises:
         TypeError: If ``group`` is no group, or ``best`` no name.
-        ValueError: If ``keep``, ``every`` or ``mode`` is none of these.
+        ValueError: If ``keep``, ``every``, ``mode`` or ``keep_best`` is none of these, or there are several best ones of no metric.
         FileExistsError: If ``directory`` is a file.
         RuntimeError: From each method, in a process that was forked after the Checkpointer was made.
 
@@ -163,7 +163,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: If the checkpoint before this one failed, or the step comes before the last.
-            TypeError: If something in the tree can't be saved, or ``metrics`` are not numbers.
+            TypeError: If something in the tree can't be saved, or ``metrics`` are not numbers, or given as arguments.
             ValueError: If ``step`` is not a step, two arrays of the tree have the same dotted name, or there are metrics
                 without the one that decides which is the best.
         """
@@ -260,7 +260,7 @@ class Checkpointer:
     def best_step(self) -> int | None:
         """Return the step with the best metric, or ``None`` if none has it. Of equal ones it is the one saved first.
 
-        ``nan`` is never the best.
+        ``nan`` is never the best. With ``None`` for a step, :meth:`restore` restores the latest.
 
         Raises:
             ValueError: If the name of the metric was not given as ``best=``.
@@ -389,7 +389,7 @@ class Checkpointer:
 
     def _wait(self) -> None:
         with self._checked_mutex():
-            self._saving.background.wait()
+            self._saving.wait()
 
     def _save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None) -> None:
         numbers, best = numbers_in(metrics), self._policy.best

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from ..core.structure import flat_of
+from ..core.words import level_of_caller
 from .background import Background
 from .directory import Directory, Entry, latest_of
 from .directory_lock import DirectoryLock
@@ -27,6 +29,11 @@ _GOES_BACK = (
 _GONE = (
     ". The directory that this Checkpointer saved to before is gone: it was moved, or removed. Make another Checkpointer, with "
     "its new path or to begin anew"
+)
+
+_NO_LINKS = (
+    "{directory} has no hard links (the error is: {error}), so that each checkpoint has the arrays that have not changed once "
+    "again. On another file system they would be stored once"
 )
 
 _TOGETHER = 60 * 10**9  # nanoseconds within which the processes of a job begin
@@ -60,6 +67,24 @@ class Saving:
         self._begun: dict[int, tuple[int, Entry | None]] = {}
         # Files that belong to none that is there. Removing them is tried until it succeeds.
         self._unneeded: set[str] = set()
+        self._refusal: OSError | None = None
+        self._has_warned = False
+
+    def wait(self) -> None:
+        """Wait until nothing is being written.
+
+        Raises:
+            CheckpointError: If something could not be written, once.
+
+        Warns:
+            RuntimeWarning: If nothing can be shared, once.
+        """
+        self.background.wait()
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None and not self._has_warned:
+            self._has_warned = True
+            text = _NO_LINKS.format(directory=self._directory.path, error=refusal.strerror)
+            warnings.warn(text, RuntimeWarning, stacklevel=level_of_caller())
 
     def save(self, step: int, tree: Any, metrics: dict[str, Any]) -> None:
         """Begin to save a tree. Nothing else is being written.
@@ -122,6 +147,7 @@ class Saving:
             written = write_checkpoint(self._directory.head(step), draft)
             entry = Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,), draft.summary.get(BEST))
             self._take(step, entry, replaced)
+            self._refusal = written.refusal
             self.arrays.know(written.places, watched)
             with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
                 self._prune()

@@ -60,10 +60,12 @@ class Written(NamedTuple):
     Attributes:
         places: Where each array is.
         beside: The names of what is beside the head.
+        refusal: Why the file system has not linked to a file that is shared, if it has not.
     """
 
     places: dict[str, Place]
     beside: list[str]
+    refusal: OSError | None
 
 
 def write_checkpoint(head: str, draft: Draft) -> Written:
@@ -115,7 +117,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         if not files.are_named():  # the head may be there, though flushing the directory failed
             files.remove()
         raise
-    return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names)
+    return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names, files.refusal)
 
 
 def files_named(head: str) -> list[str]:
@@ -145,6 +147,7 @@ class _Files:
 
     Attributes:
         names: The names of what is beside the head.
+        refusal: Why a link was not made.
     """
 
     def __init__(self, head: str, last: Set[str]) -> None:
@@ -154,12 +157,17 @@ class _Files:
         self._shards = 0
         self._parts: dict[str, Part] = {}  # besides the shards
         self.names: list[str] = []
+        self.refusal: OSError | None = None
 
     def link(self, shards: Iterable[Shard]) -> dict[Stamp, Shard]:
         """Give shards that are there another name, and return those of which it was possible."""
         linked: dict[Stamp, Shard] = {}
         for shard in shards:
-            if shard.link(self._next()):
+            try:
+                is_linked = shard.link(self._next())
+            except OSError as error:
+                is_linked, self.refusal = False, error.with_traceback(None)
+            if is_linked:
                 linked[shard.stamp] = shard
             else:
                 self._shards -= 1
