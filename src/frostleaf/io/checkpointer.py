@@ -102,7 +102,7 @@ class Checkpointer:
 
     Raises:
         TypeError: If ``group`` is no group, or ``best`` no name.
-        ValueError: If ``keep``, ``every``, ``mode`` or ``keep_best`` is none of these, or there are several best ones of no metric.
+        ValueError: If ``keep``, ``every``, ``mode`` or ``keep_best`` is none of these, or there is no metric for ``keep_best``.
         FileExistsError: If ``directory`` is a file.
         RuntimeError: From each method, in a process that was forked after the Checkpointer was made.
 
