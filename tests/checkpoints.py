@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 import frostleaf as fl
-from frostleaf.io import parts, safetensors, shards
+from frostleaf.io import names, parts, safetensors, shards
 from frostleaf.io.sharded import INDEX
 
 LIKE = {"w": mx.zeros(3)}
@@ -58,7 +58,7 @@ def nbytes(folder: Path) -> int:
 
 def left_over(folder: Path) -> set[str]:
     """Return the names of the files that no checkpoint of a directory needs."""
-    heads = [name for name in os.listdir(folder) if shards.HEAD.fullmatch(name)]
+    heads = [name for name in os.listdir(folder) if names.HEAD.fullmatch(name)]
     beside = {name for head in heads for name in (shards.read_summary(str(folder / head)) or {}).get("files", ())}
     needed = {*heads, ".frostleaf-lock"}
     for name in beside:
@@ -76,22 +76,22 @@ def as_before(folder: Path) -> None:
     """Let the checkpoints of a directory be as earlier versions wrote them: with files beside the heads, which name arrays."""
     for directory in [path for path in folder.iterdir() if path.is_dir()]:
         weight_map = json.loads((directory / INDEX).read_text())["weight_map"]
-        names = {each: f"{directory.name}-{each}" for each in sorted({*weight_map.values()})}
-        for each, name in names.items():
+        parts_of = {each: f"{directory.name}-{each}" for each in sorted({*weight_map.values()})}
+        for each, name in parts_of.items():
             (directory / each).rename(folder / name)
         (directory / INDEX).unlink()
         index = f"{directory.name}.safetensors.index.json"
-        (folder / index).write_text(json.dumps({"weight_map": {name: names[each] for name, each in weight_map.items()}}))
+        (folder / index).write_text(json.dumps({"weight_map": {name: parts_of[each] for name, each in weight_map.items()}}))
         directory.rmdir()
         head = folder / f"{directory.name[:-9]}.safetensors"
         with safetensors.open_regular(head) as file:
             texts = safetensors.read_header(file).metadata
         found = {}
-        for name in names.values():
+        for name in parts_of.values():
             with safetensors.open_regular(folder / name) as file:
                 checksum = safetensors.read_header(file).metadata["crc32.header"]
-            found[name] = [checksum, [each for each, its in weight_map.items() if names[its] == name]]
-        summary = json.dumps({**(shards.read_summary(str(head)) or {}), "files": [*names.values(), index]})
+            found[name] = [checksum, [each for each, its in weight_map.items() if parts_of[its] == name]]
+        summary = json.dumps({**(shards.read_summary(str(head)) or {}), "files": [*parts_of.values(), index]})
         texts["frostleaf.summary"] = f"{zlib.crc32(summary.encode()):08x} {summary}"
         texts |= {"frostleaf": "2", parts.PARTS: json.dumps(found)}
         safetensors.write(str(head), {}, {key: text for key, text in texts.items() if not key.startswith("crc32")})

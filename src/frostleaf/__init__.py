@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from .interop.to_mlx import to_mlx
     from .io.checkpointer import Checkpointer
     from .io.directory import NoCheckpointError
+    from .io.divided import PartialWeightsWarning
     from .io.export import export_function, exporter
     from .io.exported import import_function
     from .io.inventory import CheckpointInfo, CheckpointInfos
     from .io.partial import LoadReport
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
-    from .io.weights import PartialWeightsWarning, UnmatchedWeightsWarning
+    from .io.weights import UnmatchedWeightsWarning
     from .nn.dtypes import default_dtype
     from .nn.generation import generate
     from .nn.quantization import quantize
@@ -65,13 +66,14 @@ else:
             "interop.to_mlx": "to_mlx",
             "io.checkpointer": "Checkpointer",
             "io.directory": "NoCheckpointError",
+            "io.divided": "PartialWeightsWarning",
             "io.export": "export_function exporter",
             "io.exported": "import_function",
             "io.inventory": "CheckpointInfo CheckpointInfos",
             "io.partial": "LoadReport",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
-            "io.weights": "PartialWeightsWarning UnmatchedWeightsWarning",
+            "io.weights": "UnmatchedWeightsWarning",
             "nn.dtypes": "default_dtype",
             "nn.generation": "generate",
             "nn.quantization": "quantize",

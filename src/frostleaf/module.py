@@ -448,7 +448,7 @@ class Module(Keyed, Node, ShownTree):
                 Hugging Face's layout, or its ``model.safetensors.index.json``; or arrays by dotted name, as pairs or in a dict.
                 In a GGUF file MLX turns bfloat16, and ways of quantizing that it doesn't know, into float16.
             strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise other names are
-                ignored (with an :class:`frostleaf.UnmatchedWeightsWarning` if all are), and shapes. Default: ``True``.
+                ignored, and shapes, with an :class:`frostleaf.UnmatchedWeightsWarning` if nothing is read. Default: ``True``.
             rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
                 ``None`` for a name leaves its array out. Default: the names are the same.
 

@@ -33,7 +33,7 @@ def measured(opt):
         mx.clear_cache()
         mx.reset_peak_memory()
         *now[:], loss = step(*now, x)
-        fl.eval(now, loss)
+        fl.distributed.eval(now, loss)
     return mx.get_peak_memory() / size, fl.tree.nbytes(now[1]) / size
 
 

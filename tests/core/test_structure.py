@@ -413,8 +413,8 @@ def test_a_dict_in_the_global_namespace_is_sorted_still() -> None:
     assert optree.tree_leaves({"b": 1, "a": 2}) == [2, 1]
 
 
-def nested(levels, kind):
-    tree = kind(mx.zeros(1))
+def nested(levels, kind, innermost=None):
+    tree = kind(mx.zeros(1) if innermost is None else innermost)
     for _ in range(levels):
         tree = kind(tree)
     return tree
@@ -428,6 +428,10 @@ def cyclic():
 
 class Holder(fl.Module):
     inside: Any
+
+
+class Static(fl.Module):
+    config: Any = fl.static()
 
 
 class Assigned(fl.Module):
@@ -457,10 +461,7 @@ def test_a_tree_that_is_too_deep_says_so(make, kind, way):
 
 
 def deep() -> Any:
-    tree = fl.nn.Linear(1, 1)
-    for _ in range(900):
-        tree = Holder(tree)
-    return tree
+    return nested(sys.getrecursionlimit(), Holder)
 
 
 def endless_dict() -> Any:
@@ -479,11 +480,16 @@ WALKS = {
     "at": (lambda: deep().at("**.bias").get(), "Holder", "inside.inside.inside.inside"),
     "with_frozen": (lambda: deep().with_frozen("**.bias"), "Holder", "inside.inside.inside.inside"),
     "map_modules": (lambda: deep().map_modules(lambda path, module: None), "Holder", "inside.inside.inside.inside"),
+    "parameters": (lambda: deep().parameters(), "Holder", "inside.inside.inside.inside"),
+    "trainable_parameters": (lambda: deep().trainable_parameters(), "Holder", "inside.inside.inside.inside"),
+    "leaf_modules": (lambda: deep().leaf_modules(), "Holder", "inside.inside.inside.inside"),
     "diff": (lambda: fl.tree.diff(deep(), deep()), "Holder", "inside.inside.inside.inside"),
     "a constructor": (lambda: Holder(cyclic()), "list", "1.b.1.b"),
     "a constructor with an __init__": (lambda: Assigned(cyclic()), "list", "1.b.1.b"),
     "a dict in a constructor": (lambda: Holder(endless_dict()), "dict", "b.b.b.b"),
     "an edit": (lambda: Holder(mx.zeros(1)).replace(inside=cyclic()), "list", "1.b.1.b"),
+    "a tuple in a constructor": (lambda: Holder(nested(sys.getrecursionlimit(), lambda inner: (inner,))), "tuple", "0.0.0.0"),
+    "a static field": (lambda: Static(nested(sys.getrecursionlimit(), lambda inner: (inner,), 1)), "tuple", "0.0.0.0"),
 }
 
 

@@ -17,6 +17,9 @@ treescope = pytest.importorskip("treescope")
 import frostleaf as fl  # noqa: E402
 from frostleaf.display.treescope import ArrayAdapter  # noqa: E402
 
+# Treescope looks at all that NumPy has, whatever NumPy says of it.
+pytestmark = pytest.mark.filterwarnings("ignore:The chararray class is deprecated:DeprecationWarning")
+
 
 class Net(fl.Module):
     weight: Any

@@ -257,5 +257,47 @@ def check_the_order_costs_no_memory():
     assert mx.get_active_memory() - begun <= x.nbytes // SIZE + small
 
 
+def check_stages_are_what_a_later_exchange_waits_for():
+    large = mine(size=1 << 19)
+    fl.distributed.eval()
+
+    def two(x):
+        return collectives.all_sum(x), collectives.all_sum(x[:3]), collectives.all_sum(x * 2)
+
+    def waiting(x):
+        results = two(x)
+        collectives.add_stages()
+        return results
+
+    assert collectives.stages() == ()
+    for fn in (two, fl.jit(two)):
+        fn(large)
+        assert collectives.stages() == ()
+    for fn in (waiting, fl.jit(waiting), fl.jit(fl.jit(waiting)), fl.jit(lambda x: waiting(fl.vmap(mx.sin)(x)))):
+        fl.distributed.eval()
+        for call in (1, 2):
+            fn(large.reshape(-1, 4))
+            assert len(collectives.stages()) == 2 * call
+    pending = waiting(large)
+    fl.distributed.eval(collectives.all_sum(mine()))
+    assert collectives.stages() == ()
+    assert [each[0].item() for each in pending] == [EVERY, EVERY, 2 * EVERY]
+
+
+def check_stages_of_what_fails_are_forgotten():
+    large = mine(size=1 << 19)
+
+    def fails(x):
+        collectives.all_sum(x)
+        collectives.add_stages()
+        raise ArithmeticError
+
+    fl.distributed.eval()
+    for transformed in (fl.jit(fails), fl.vmap(fails), lambda x: fl.eval_shape(fails, x)):
+        ranks.error_of(lambda: transformed(large), ArithmeticError)  # noqa: B023
+        assert collectives.stages() == ()
+    fl.distributed.eval(collectives.all_sum(large))
+
+
 if __name__ == "__main__":
     ranks.run(globals())

@@ -35,12 +35,18 @@ def save(model):
         model.save_weights(f"{folder}/model.safetensors")
 
 
+def save_tree(tree):
+    with tempfile.TemporaryDirectory() as folder:
+        fl.save(f"{folder}/tree", tree)
+
+
 WAITING = {
     "all_sum": fl.distributed.all_sum,
     "broadcast": fl.distributed.broadcast,
     "shard_batch": lambda x: fl.distributed.shard_batch(mx.concatenate([x] * GROUP.size())),
     "barrier": lambda x: fl.distributed.barrier(),
     "save_weights": lambda x: save(fl.distributed.all_sum(fl.nn.Linear(2, 1))),
+    "save": lambda x: save_tree(fl.jit(fl.distributed.all_sum)(x)),
     "eval": lambda x: fl.eval(fl.jit(fl.distributed.all_sum)(x)),
 }
 

@@ -1,6 +1,7 @@
 """Checks of what people write from habit, run by each of several ranks."""
 
 import functools
+import itertools
 import re
 import tempfile
 import warnings
@@ -123,21 +124,25 @@ def check_layers_that_mlx_divided_are_known():
     assert mx.array_equal(fl.to_mlx(fl.from_mlx(alone))(x[:, :2]), alone(x[:, :2]))
 
 
+SAVED = {
+    "save_weights": lambda model, file: model.save_weights(file),
+    "save": lambda model, file: fl.save(file, {"model": model, "step": 3}),
+}
+
+
 def check_files_of_parts_are_told_of():
     with tempfile.TemporaryDirectory() as folder:
-        for number, model in enumerate(models()):
-            file = f"{folder}/{number}.safetensors"
+        for (name, save), (number, model) in itertools.product(SAVED.items(), enumerate(models())):
+            file = f"{folder}/{name}{number}.safetensors"
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                model.save_weights(file)
-                d.gather(model).save_weights(file)
-            if number == 4:  # the whole one
-                assert not caught
-                continue
-            (told,) = caught
-            assert told.category is fl.PartialWeightsWarning
-            assert re.search(rf"the part of rank {RANK} alone of .*weight.*fl\.distributed\.gather\(model\)", str(told.message))
-            assert told.filename == __file__
+                save(model, file)
+                save(d.gather(model), f"{folder}/whole.{name}{number}.safetensors")
+            told = [each for each in caught if each.category is fl.PartialWeightsWarning]
+            assert len(told) == (number != 4), (name, number, told)  # the last is whole
+            for each in told:
+                assert re.search(rf"the part of rank {RANK} alone of .*weight.*fl\.distributed\.gather\(", str(each.message))
+                assert each.filename == __file__
         whole = fl.lora(d.broadcast(fl.nn.Sequential(fl.nn.Linear(2 * SIZE, 4 * SIZE))), "layers.*", rank=SIZE)
         said = ranks.error_of(lambda: fl.save_adapters(d.fully_shard(whole), folder), ValueError)
         assert re.search(r"lora_a.*, of which each rank has a part.*fl\.distributed\.gather\(model\)", said)

@@ -1,6 +1,7 @@
 """Checks of exchanges and sharded layers together with the other parts of the library, run by each of several ranks."""
 
 import contextlib
+import math
 import tempfile
 import warnings
 
@@ -89,6 +90,7 @@ def check_what_exchanges_is_not_exported():
         (fl.jit(lambda model, x: model(x)), split(), drawn(3)),
         (lambda model, x: model(x), fl.distributed.fully_shard(whole()), drawn(3)),
         (averaged, whole(), drawn(3)),
+        (lambda model, x: model(x), split().layers[0], drawn(3)),  # of which the gradient alone exchanges
     ]
     with tempfile.TemporaryDirectory() as folder:
         for fn, *trees in functions:
@@ -176,6 +178,61 @@ def check_ensembles_of_models_that_are_divided():
     )
     assert fl.tree.allclose(fl.vmap(fl.grad(loss))(divided, x), expected, rtol=1e-5, atol=1e-5)
     assert fl.tree.allclose(fl.grad(lambda model: fl.vmap(loss)(model, x).sum())(divided), expected, rtol=1e-5, atol=1e-5)
+
+
+DIVIDED = {
+    "fully sharded": fl.distributed.fully_shard,
+    "all to sharded": lambda layer: fl.distributed.shard_linear(layer, "all-to-sharded"),
+    "sharded to all": lambda layer: fl.distributed.shard_linear(layer, "sharded-to-all"),
+    "arrays": lambda layer: fl.distributed.shard(layer, "all-to-sharded"),
+}
+
+
+def check_stacks_are_divided_and_gathered_one_by_one():
+    models = [fl.nn.Linear(12, 12, key=mx.random.key(seed)) for seed in (1, 2)]
+    stack = fl.tree.stack(models)
+    for name, divide in DIVIDED.items():
+        divided = [divide(model) for model in models]
+        for axis in (0, -1):
+            parts = fl.tree.stack(divided, axis)
+            assert fl.tree.equal(fl.vmap(fl.distributed.gather, axis)(parts), stack), name
+            for call in (lambda: fl.distributed.gather(parts), lambda: fl.distributed.gather(fl.eval_shape(lambda: parts))):  # noqa: B023
+                ranks.everywhere(call, r"can't gather .*weight", r"fl\.vmap\(fl\.distributed\.gather\)\(stack\)")
+        assert fl.tree.equal(fl.vmap(divide)(stack), fl.tree.stack(divided))
+        grads = fl.grad(lambda model: sum(leaf.square().sum() for leaf in fl.tree.leaves(model)))(fl.tree.stack(divided))
+        ranks.everywhere(lambda: fl.distributed.gather(grads), "can't gather")  # noqa: B023
+    x, divide = mx.ones((2, 12)), fl.distributed.fully_shard
+    for call in (
+        lambda: fl.tree.stack([divide(model) for model in models])(x),
+        lambda: fl.vmap(lambda model: model(x))(divide(fl.tree.stack(models * SIZE))),
+    ):
+        ranks.everywhere(call, r"arrays of a stack.*fl\.vmap\(fl\.distributed\.fully_shard\)")
+    for name in ("all to sharded", "sharded to all"):
+        ranks.everywhere(lambda: DIVIDED[name](stack), r"one Linear, .*fl\.vmap\(divide\)\(stack\)")  # noqa: B023
+
+
+def check_a_step_that_one_rank_skips_is_skipped_by_all():
+    adam, average = fl.optim.Adam(0.1), fl.distributed.average_gradients
+    model = whole()
+    grads = fl.tree.map(lambda leaf: mx.full(leaf.shape, math.nan if RANK else 1.0), model)
+    optimizers = [
+        fl.optim.skip_nonfinite(fl.optim.chain(average, adam)),
+        fl.optim.chain(average, fl.optim.skip_nonfinite(adam)),
+        fl.optim.skip_nonfinite(fl.optim.shard(adam, average=True)),
+        fl.optim.shard(fl.optim.skip_nonfinite(adam), average=True),
+        fl.optim.skip_nonfinite(fl.optim.masked(fl.optim.chain(average, adam), "layers.0.**")),
+    ]
+    for optimizer in optimizers:
+        for update in (optimizer.update, fl.jit(optimizer.update)):
+            after, state = update(model, grads, optimizer.init(model))
+            assert fl.tree.equal(after, model)
+            after, _ = update(model, fl.tree.map(mx.ones_like, model), state)
+            fl.distributed.require_same(after)
+            assert not fl.tree.equal(after, model)
+    if RANK == 0:  # alone
+        alone = fl.optim.skip_nonfinite(adam)
+        fl.eval(alone.update(model, grads, alone.init(model)))
+    assert fl.distributed.all_sum(mine(2)).tolist() == [EVERY] * 2
 
 
 def check_an_error_in_a_mapped_function_leaves_the_order_whole():

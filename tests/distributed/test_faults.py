@@ -12,7 +12,7 @@ LOOP = Path(__file__).with_name("faults.py")
 WAYS = [
     "all_sum",
     "save_weights",
-    *[pytest.param(way, marks=pytest.mark.long) for way in ("broadcast", "eval", "shard_batch", "barrier")],
+    *[pytest.param(way, marks=pytest.mark.long) for way in ("broadcast", "eval", "save", "shard_batch", "barrier")],
 ]
 STATUS = {"killed": -signal.SIGKILL, "ended": 3}
 

@@ -1,6 +1,7 @@
 """Checks of what exchanges whole trees, run by each of several ranks."""
 
 import functools
+import math
 
 import mlx.core as mx
 import mlx.nn
@@ -51,6 +52,22 @@ def check_one_object():
     assert isinstance(GROUP, fl.distributed.Group)
     fl.distributed.barrier()
     fl.distributed.barrier(GROUP.mlx)
+
+
+def check_extremes_are_nan_where_one_is_nan():
+    places = mx.arange(7)
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        x = places.astype(dtype) * (RANK + 1)
+        assert mx.isnan(fl.distributed.all_max(mx.where(places % SIZE == RANK, math.nan, x))).all()
+        for rank in range(SIZE):
+            hole = (places % SIZE == rank) & (rank == RANK)
+            tree = {"x": mx.where(hole, math.nan, x), "low": mx.full(3, -math.inf), "high": mx.full(3, math.inf)}
+            for extreme, times in ((fl.distributed.all_max, SIZE), (fl.distributed.all_min, 1)):
+                found = extreme(tree)
+                expected = mx.where(places % SIZE == rank, math.nan, places * times).astype(dtype)
+                assert mx.array_equal(found["x"], expected, equal_nan=True)
+                assert found["x"].dtype == dtype
+                assert (found["low"].tolist(), found["high"].tolist()) == ([-math.inf] * 3, [math.inf] * 3)
 
 
 def check_reductions_of_trees():

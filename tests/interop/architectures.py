@@ -143,6 +143,11 @@ _OWN: dict[str, dict[str, Any]] = {
     "plamo": {
         "n_shared_head": 2,
     },
+    "prism_hadamard_qwen35": {
+        "hidden_size": 128, "schema_version": 1, "tensor_namespace": "mlx-lm-text", "quantization": {"bits": 2, "group_size":
+        128, "mode": "affine"}, "modules": [{"path": "model.embed_tokens", "embedding": True, "dtype": "float16", "block": 0},
+        {"path": "model.layers.1.self_attn.q_proj", "embedding": False, "dtype": "float16", "block": 0}],
+    },
     "spark2_5": {
         "hidden_act": "gelu",
         "rope_parameters": {

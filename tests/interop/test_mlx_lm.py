@@ -25,7 +25,9 @@ def check(name, what, tmp_path):
 
     try:
         mx.eval(build()(mx.array(TOKENS)))
-    except Exception as error:
+    except RuntimeError as error:
+        if "No Metal back-end" not in str(error):
+            raise
         pytest.skip(f"MLX can't run it here: {error}")
     (CHECKS | SLOW_CHECKS)[what](build, *[tmp_path] * (what == "files"))
 

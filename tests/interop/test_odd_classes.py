@@ -29,6 +29,17 @@ def test_modules_that_a_method_returns():
     assert tree.back(given) is given
 
 
+def test_what_python_keeps_of_annotations_is_no_method():
+    def annotate(form):
+        return {"factor": int}
+
+    # As Python 3.14 makes a class with an annotation.
+    names = {"__annotate_func__": annotate, "__annotations_cache__": {"factor": int}, "factor": 2}
+    tree = fl.from_mlx(type("Annotated", (Base,), names)(inner=nn.Linear(3, 3)))
+    assert tree.factor == 2
+    assert not {"__annotate__", *names}.difference({"factor"}) & {name for cls in type(tree).__mro__ for name in vars(cls)}
+
+
 def test_bases_and_super():
     item = typing.TypeVar("item")
 

@@ -47,6 +47,10 @@ def listing(model, x):
     model.seen.append(x.shape)
 
 
+def in_a_set(model, x):
+    model.found.add(x.shape)
+
+
 def in_a_dict(model, x):
     model.table["last"] = x.shape
 
@@ -82,6 +86,45 @@ def recurrent(model, x):
 
 def counting_privately(model, x):
     model._count += 1
+
+
+def counting_in_a_dict(model, x):
+    model._counts["n"] += 1
+
+
+def counting_with_get(model, x):
+    model._counts["n"] = model._counts.get("n", 0) + 1
+
+
+def counting_in_a_list(model, x):
+    model._counts[0] += 1
+
+
+def counting_below(model, x):
+    model._counts["all"]["n"] += x.shape[0]
+
+
+def counting_by_name(model, x):
+    setattr(model, "_count", model._count + 1)  # noqa: B010
+
+
+def counting_by_computed_name(model, x):
+    for name in ("_count",):
+        setattr(model, name, getattr(model, name) + 1)
+
+
+class Counter:
+    """A helper that counts by itself."""
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self):
+        self.count += 1
+
+
+def counting_in_a_helper(model, x):
+    model._counter.add()
 
 
 def counting_an_array(model, x):
@@ -134,6 +177,13 @@ GOING_ON = [
     (averaging_a_parameter, {"mean": mx.zeros(4)}, "mean"),
     (recurrent, {"_state": mx.zeros((3, 4))}, "_state"),
     (counting_privately, {"_count": 0}, "_count"),
+    (counting_in_a_dict, {"_counts": {"n": 0}}, "_counts.n"),
+    (counting_with_get, {"_counts": {"n": 0}}, "_counts.n"),
+    (counting_in_a_list, {"_counts": [0]}, "_counts"),
+    (counting_below, {"_counts": {"all": {"n": 0}}}, "_counts.all.n"),
+    (counting_by_name, {"_count": 0}, "_count"),
+    (counting_by_computed_name, {"_count": 0}, "_count"),
+    (counting_in_a_helper, {"_counter": Counter()}, "_counter.count"),
     (counting_an_array, {"_count": mx.array(0)}, "_count"),
     (counting_in_place, {"_count": mx.array(0)}, "_count"),
     (writing, {"_rows": mx.zeros((2, 4))}, "_rows"),
@@ -154,6 +204,7 @@ CHANGES = [
     (annealing, {"beta": 1.0}, "beta"),
     (listing, {"seen": []}, "seen"),
     (in_a_dict, {"table": {}}, "table.last"),
+    (in_a_set, {"found": set()}, "found"),
     (below, {}, "inner.used"),
     (lambda model, x: setattr(model, "new", 1), {}, "new"),
     (normal, {"norm": nn.BatchNorm(4)}, "norm.running_mean, norm.running_var"),
@@ -232,6 +283,23 @@ def sizes(model, x):
     model._length = x.shape[0] + 1
 
 
+def remembered(model, x):
+    model._known.add(x.shape)
+    model._order.append(x.shape[0])
+
+
+def sizes_in_a_dict(model, x):
+    model._sizes["rows"] = x.shape[0] + 1
+    model._sizes["longest"] = max(model._sizes["longest"], x.shape[0])
+    setattr(model, "_length", x.shape[0] + 1)  # noqa: B010
+
+
+def counted_anew(model, x):
+    model._counts["n"] = 0
+    for _ in x:
+        model._counts["n"] += 1
+
+
 def begun_anew(model, x):
     model._at, model._total = 0, mx.zeros(4)
     for row in x:
@@ -274,6 +342,9 @@ def mode_of_all(model, x):
 KEPT = [
     (cast, {"_table": mx.zeros((3, 4))}),
     (sizes, {"_longest": 0, "_length": 3}),
+    (remembered, {"_known": set(), "_order": []}),
+    (sizes_in_a_dict, {"_sizes": {"rows": 0, "longest": 0}, "_length": 0}),
+    (counted_anew, {"_counts": {"n": 0}}),
     (begun_anew, {"_at": 0, "_total": mx.zeros(4)}),
     (weight_norm, {"gain": mx.ones((4, 1)), "direction": mx.ones((4, 4))}),
     (normed, {}),

@@ -150,6 +150,9 @@ class Layer(fl.Module):
 W = mx.array([1.0, 2.0])
 
 # Trees that are of one structure but for one thing, and what is said of it.
+# What follows the lines; tests/io/test_complaints.py tries it.
+REMEDIES = ("strict=False reads what both", "The arrays and numbers have the same names", "For numbers that grow in count")
+
 DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
     "dtype": (
         {"w": W},
@@ -270,7 +273,8 @@ DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_another_structure_is_an_error_that_says_where(name: str, tmp_path: Path) -> None:
     tree, like, lines = DIFFERENT[name]
-    assert reason(tmp_path, tree, like) == lines
+    found = reason(tmp_path, tree, like)
+    assert found == lines or (found[:-1] == lines and found[-1].startswith(REMEDIES))
 
 
 STATIC: list[Any] = [
@@ -389,8 +393,9 @@ def facts_of(value: Any) -> list[description.Fact]:
 
 @pytest.mark.parametrize("values", [(Path("a"), Path("b")), (Rate(1, range(2)), Rate(1, range(3)))], ids=["paths", "values"])
 def test_a_static_value_that_is_another_is_an_error_that_shows_both(values: tuple[Any, Any], tmp_path: Path) -> None:
-    (line,) = reason(tmp_path, Layer(W, kind=values[0]), Layer(W, kind=values[1]))
+    line, remedy = reason(tmp_path, Layer(W, kind=values[0]), Layer(W, kind=values[1]))
     assert line.startswith("kind (static): ")
+    assert remedy.startswith(REMEDIES)
     assert fl.load(tmp_path / "tree.safetensors", Layer(W * 0, kind=values[0])).kind == values[0]
 
 

@@ -51,6 +51,13 @@ def test_one_export_serves_all_lengths(case: str, rows: int, tmp_path: Path) -> 
     assert fl.tree.allclose(imported(*others), expected, rtol=1e-5, atol=2e-2 if case == "bfloat16" else 1e-5)
 
 
+@pytest.mark.parametrize("limit", [8, 50, 500, 5000, 50_000])
+def test_what_changes_from_a_number_of_rows_on_is_refused(limit: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"can't be exported with shapeless: with .* in the place of 3"):
+        fl.export_function(tmp_path / "f", lambda x: x * (1 if len(x) < limit else 100), batch(3), shapeless=True)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_length_of_one_is_refused_where_mlx_would_end_the_process(tmp_path: Path) -> None:
     model, x = fl.nn.Linear(4, 3), batch(1)
     summed = through(tmp_path, lambda x: x.sum(axis=0), batch(4), shapeless=True)

@@ -93,6 +93,24 @@ def test_no_token_attends_to_what_is_kept_longer_than_its_window():
     assert sorted(keys.flatten()[i].item() for i, seen in enumerate(mask.flatten().tolist()) if seen) == [5, 6, 7]
 
 
+@pytest.mark.parametrize("window", [None, 2, 3, 5])
+@pytest.mark.parametrize("lengths", [[1] * 12, [4, *[1] * 8]], ids=str)
+def test_tokens_that_are_kept_and_a_window_in_plain_attention(window, lengths):
+    size, keep = 5, 2
+    cache, all_of_it = fl.nn.RotatingKVCache(size, keep), drawn(sum(lengths), 0)
+    queries, position = mx.arange(sum(lengths))[:, None], mx.arange(sum(lengths))
+    seen = (position <= queries) & ((position < keep) | (queries - position < size - keep) | (queries < size))
+    if window is not None:
+        seen = seen & (queries - position < window)
+    expected = mx.fast.scaled_dot_product_attention(*all_of_it, scale=0.5, mask=seen)
+    start = 0
+    for length in lengths:
+        x = all_of_it[:, :, :, start : start + length]
+        out, cache = fl.stateful(lambda cache, x: attend(cache, *x, window_size=window), cache, x)
+        assert close(out, expected[:, :, start : start + length])
+        start += length
+
+
 class Attention(fl.Module):
     projection: fl.nn.Linear
     rope: fl.nn.RoPE
@@ -406,6 +424,35 @@ def test_a_file_with_a_cache_and_one_that_is_empty(tmp_path):
     with pytest.raises(fl.OtherStructureError, match=r"filled by a call, .* such as fl\.eval_shape\(fl\.stateful, lambda"):
         fl.load(path, like=empty)
     assert fl.tree.equal(fl.load(path, like=fl.eval_shape(fl.stateful, call, empty)[1]), cache)
+
+
+def test_what_a_file_with_a_growing_cache_says(theirs, tmp_path):
+    path, empty = f"{tmp_path}/cache.safetensors", fl.nn.GrowingCache(theirs.KVCache())
+    _, cache = fl.stateful(lambda cache: cache.update_and_fetch(*drawn(2, 0)[1:]), empty)
+    fl.save(path, cache)
+    with pytest.raises(fl.OtherStructureError) as caught:
+        fl.load(path, like=empty)
+    _, *lines, last = str(caught.value).splitlines()
+    assert lines == [
+        "_arrays.keys: array f32[2,2,256,4] in the file, nothing in like",
+        "_arrays.values: array f32[2,2,256,4] in the file, nothing in like",
+        "_form (static): an object in the file, another one in like",
+    ]
+    assert "filled by a call" in last
+
+
+def test_a_growing_cache_in_a_file_of_mlx_lm(theirs, tmp_path):
+    path, cache = f"{tmp_path}/cache.safetensors", fl.nn.GrowingCache(theirs.RotatingKVCache(4))
+    other = theirs.RotatingKVCache(4)
+    for seed, length in enumerate([3, 1, 1]):
+        other.update_and_fetch(*drawn(length, seed)[1:])
+        _, cache = fl.stateful(lambda cache, x: cache.update_and_fetch(*x[1:]), cache, drawn(length, seed))
+    theirs.save_prompt_cache(path, [cache.original.from_state(cache.state)])
+    (loaded,) = theirs.load_prompt_cache(path)
+    for each in (loaded, other):
+        each.update_and_fetch(*drawn(1, 9)[1:])
+    assert mx.array_equal(loaded.keys, other.keys)
+    assert loaded.offset == other.offset == 6
 
 
 def test_stateful_with_an_empty_cache_of_mlx_lm(theirs):

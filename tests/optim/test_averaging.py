@@ -116,3 +116,46 @@ def test_the_average_of_another_model_is_refused():
     assert str(raised.value) == NOT_A_STATE.format(optimizer="EMA", method="averaged", given="OptimizerState(...)")
     with pytest.raises(ValueError, match=r"average of 'bias' is f32\[2\] and the state has f32\[3\]"):
         opt.averaged(LAYER, state.replace(average={**state.average, "bias": mx.zeros(3)}))
+
+
+def of_parts(opt):
+    return optim.multi({"bias": optim.SGD(0.1), "**": opt})
+
+
+@pytest.mark.parametrize(
+    ("around", "averages"),
+    [
+        (lambda opt: optim.accumulate(opt, 1), {"weight", "bias"}),
+        (optim.skip_nonfinite, {"weight", "bias"}),
+        (lambda opt: optim.chain(optim.clip_by_value(100.0), opt), {"weight", "bias"}),
+        (lambda opt: optim.ema(optim.chain(optim.clip_by_value(100.0), opt.optimizer), opt.decay), {"weight", "bias"}),
+        (lambda opt: optim.masked(opt, "weight"), {"weight"}),
+        (of_parts, {"weight"}),
+        (lambda opt: optim.skip_nonfinite(optim.accumulate(of_parts(opt), 1)), {"weight"}),
+    ],
+)
+def test_what_is_around_it_hands_on_the_average(around, averages):
+    alone = optim.ema(optim.SGD(0.1), 0.75)
+    grads = fl.tree.map(mx.ones_like, LAYER)
+    expected = alone.averaged(*alone.update(LAYER, grads, alone.init(LAYER)))
+    opt = around(alone)
+    after, state = opt.update(LAYER, grads, opt.init(LAYER))
+    averaged = opt.averaged(after, state)
+    for name in ("weight", "bias"):
+        other = expected if name in averages else after
+        assert fl.tree.equal(getattr(averaged, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("opt", [optim.SGD(0.1), optim.accumulate(optim.SGD(0.1), 2), of_parts(optim.SGD(0.1))])
+def test_an_optimizer_without_an_average_names_ema(opt):
+    with pytest.raises(ValueError, match=r"keeps no average of the model: fl\.optim\.ema\(opt, decay\) makes"):
+        opt.averaged(LAYER, opt.init(LAYER))
+
+
+def test_the_average_of_a_sharded_state_is_asked_of_the_whole():
+    opt = optim.chain(optim.clip_by_value(1.0), optim.shard(optim.ema(optim.SGD(0.1), 0.75)))
+    state = opt.init(LAYER)
+    with pytest.raises(ValueError, match=r"opt\.optimizer\.averaged\(model, opt\.gather\(state\)\)"):
+        opt.averaged(LAYER, state)
+    sharded = opt.optimizer
+    assert fl.tree.equal(sharded.optimizer.averaged(LAYER, sharded.gather(state)), LAYER)

@@ -11,6 +11,7 @@ import frostleaf as fl
 from frostleaf import optim
 
 SCRIPT = Path(__file__).with_name("sharding.py")
+MEMORY = Path(__file__).with_name("sharding_memory.py")
 
 
 def test_two_ranks():
@@ -21,6 +22,16 @@ def test_two_ranks():
 @pytest.mark.parametrize("count", [3, 4])
 def test_more_ranks(count):
     ranks.require(SCRIPT, count, timeout=120)
+
+
+def test_a_step_peaks_lower_than_without_sharding():
+    ranks.require(MEMORY, 2, "in_a_jitted_step", timeout=120)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [2, 3])
+def test_steps_of_other_models_peak_lower(count):
+    ranks.require(MEMORY, count, timeout=300)
 
 
 @pytest.mark.parametrize("average", [False, True])

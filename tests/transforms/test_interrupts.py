@@ -69,6 +69,9 @@ class Interrupting:
         self._at = at
 
     def __enter__(self):
+        sys._getframe().f_trace_opcodes = (
+            True  # without one such frame beforehand, settrace of Python 3.12 tells of no instruction
+        )
         sys.settrace(self._call)
         return self
 

@@ -117,20 +117,20 @@ def close(
     values = node.__dict__
     for name in changed:
         value, is_static = values[name], name in definition.static
-        if _is_sound(value, is_static):
-            continue
         try:  # and no decorator, which would take as long as most values do
+            if _is_sound(value, is_static):
+                continue
             value = values[name] = freeze_containers(value)
+            if _is_sound(value, is_static):
+                continue
+            value = values[name] = _owned(value)
+            if is_static:
+                _check_static(cls, name, value)
+            else:
+                _check_child(cls, name, value)
         except RecursionError:
             tell_depth(value)
             raise
-        if _is_sound(value, is_static):
-            continue
-        value = values[name] = _owned(value)
-        if is_static:
-            _check_static(cls, name, value)
-        else:
-            _check_child(cls, name, value)
     if ties:
         ties_.follow(node, ties, old)
     children = definition.pick(values)

@@ -264,13 +264,11 @@ NO_ANNOTATION = (
 
 def _require_annotations(cls: type, base: type) -> None:
     """Raise a ``TypeError`` if a class or a base has an array or a module in its body that is no field and no ``ClassVar``."""
-    members = vars(base)
-    annotated = members.get("__annotations__", ())
-    for name, value in members.items():
-        if name.startswith("__") or name in annotated:
+    for name, value in [*vars(base).items()]:
+        if name.startswith("__"):
             continue
         is_held = isinstance(value, (*LEAF, Instance, list, tuple, dict)) or is_foreign_array(value)
-        if is_held and find_hidden(value):
+        if is_held and find_hidden(value) and name not in inspect.get_annotations(base):
             of_base = "" if base is cls else f" of its base {base.__name__}"
             raise TypeError(NO_ANNOTATION.format(cls=cls.__name__, name=name, value=describe(value), of_base=of_base))
 

@@ -7,7 +7,7 @@ import functools
 import operator
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, MappingView
 from typing import Any, NamedTuple
 
@@ -41,8 +41,9 @@ _SHOWING: dict[type, tuple[str, ...]] = {
 _EMPTY: tuple[dict[Any, Any], ...] = ({}, OrderedDict())
 _VIEWS = frozenset([type(view) for each in _EMPTY for view in (each.keys(), each.values(), each.items())])
 _DEEPEST = 8
-# Where the classes of iterators are that show nothing of what they will give. Others have attributes, as a data loader has.
-_SHOWING_NOTHING = {"builtins", "itertools", "_collections", "mlx.core"}
+# Where the classes of iterators are that show nothing of what they will give: a deque's is in another module since Python 3.12.
+# Others have attributes, as a data loader has.
+_SHOWING_NOTHING = {"builtins", "itertools", "mlx.core", type(iter(deque())).__module__}
 
 
 class Hidden(NamedTuple):

@@ -348,7 +348,10 @@ def _flatten(value: Any, leaves: list[mx.array]) -> Any:
 
 
 def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | None = None) -> Any:
-    """Put a tree together from a structure or a spec, leaves from an iterator, and ``static(value)`` for each static value."""
+    """Put a tree together from a structure or a spec, leaves from an iterator, and ``static(value)`` for each static value.
+
+    For a :class:`Deferred` spec the iterator gives all its leaves as a list, as what :func:`cuts_of` returns cuts them.
+    """
     if type(spec) is tuple:
         kind, metadata, specs = spec
         if type(specs) is int:
@@ -360,7 +363,7 @@ def unflatten(spec: Any, leaves: Iterator[Any], static: Callable[[Any], Any] | N
         return tuple(children) if kind is tuple else metadata.make(metadata.metadata, list(children))
     if type(spec) is Deferred:
         node = object.__new__(spec.kind)
-        keep_late(node, Flat(list(islice(leaves, spec.num_leaves)), spec.structure, spec.signature))
+        keep_late(node, Flat(next(leaves), spec.structure, spec.signature))
         return node
     if spec is mx.array:
         return next(leaves)
@@ -381,7 +384,7 @@ def unflatten_late(structure: Structure, leaves: Sequence[mx.array], signature: 
     The signature is that of the arrays, if it is known.
     """
     is_late = structure.is_of_module and structure.spec[0].__frostleaf__.deferrable
-    return unflatten(Deferred(structure, signature) if is_late else structure, iter(leaves))
+    return unflatten(Deferred(structure, signature), iter([[*leaves]])) if is_late else unflatten(structure, iter(leaves))
 
 
 def defer(spec: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:
@@ -406,6 +409,20 @@ def defer(spec: Any, leaves: Iterator[mx.array], shapeless: bool) -> Any:
     if isinstance(specs, int):
         return kind, metadata, len(list(islice(leaves, specs)))
     return kind, metadata, tuple([defer(each, leaves, shapeless) for each in specs])
+
+
+def cuts_of(spec: Any) -> list[int | slice]:
+    """Return what cuts the leaves of a spec into what :func:`unflatten` takes one after another; nothing if no module waits."""
+    cuts: list[int | slice] = []
+    end = 0
+    for _, each in specs_in(spec):
+        if type(each) is Deferred:
+            cuts.append(slice(end, end + each.num_leaves))
+            end += each.num_leaves
+        elif each is _ARRAY:
+            cuts.append(end)
+            end += 1
+    return cuts if slice in map(type, cuts) else []
 
 
 def specs_in(spec: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -50,7 +50,7 @@ def all_sum(tree: T, group: AnyGroup = None, stream: Stream = None) -> T:
 def all_max(tree: T, group: AnyGroup = None, stream: Stream = None) -> T:
     r"""Compute the maximum over all ranks of each number in a tree: :math:`y_i = \max_r x_{r,i}`.
 
-    As :func:`all_sum`, with the same arguments and errors. It is a constant for derivatives.
+    As :func:`all_sum`, with the same arguments and errors. It is a constant for derivatives, and nan where one of them is nan.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.distributed.all_max({"norm": mx.array([2.0, 3.0])})
@@ -62,7 +62,7 @@ def all_max(tree: T, group: AnyGroup = None, stream: Stream = None) -> T:
 def all_min(tree: T, group: AnyGroup = None, stream: Stream = None) -> T:
     r"""Compute the minimum over all ranks of each number in a tree: :math:`y_i = \min_r x_{r,i}`.
 
-    As :func:`all_sum`, with the same arguments and errors. It is a constant for derivatives.
+    As :func:`all_sum`, with the same arguments and errors. It is a constant for derivatives, and nan where one of them is nan.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.distributed.all_min({"norm": mx.array([2.0, 3.0])})

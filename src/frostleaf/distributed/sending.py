@@ -25,7 +25,8 @@ GIVE_ALIKE = (
 def broadcast(tree: T, src: int = 0, group: AnyGroup = None) -> T:
     """Return the arrays of one rank on all of them, bit for bit.
 
-    ``model = fl.distributed.broadcast(model)`` has all ranks begin with the same model, whatever they have drawn.
+    ``model = fl.distributed.broadcast(model)`` has all ranks begin with the same model, whatever they have drawn. What
+    is sent is a constant for derivatives.
 
     Args:
         tree: A tree of arrays, with the same shapes and dtypes on all ranks. Ranks other than ``src`` may give shapes,

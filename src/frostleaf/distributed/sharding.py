@@ -152,7 +152,7 @@ def _shard_for(name: str, array: mx.array, divides: Sharding, group: Group, segm
     axis, inside = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, segments)
     if type(axis) is not int:
         raise ValueError(_OTHER_ANSWER.format(answer=describe(answer), name=name))
-    return Shard(group, axis, segments_of(inside))
+    return Shard(group, axis, segments_of(inside), array.ndim)
 
 
 def _require_way(sharding: Any) -> None:
@@ -214,7 +214,8 @@ def gather(tree: T, model: Any = None) -> T:
 
     Raises:
         ValueError: If there is a state without a model, on several ranks, or it is not one for that model, or one of
-            :func:`frostleaf.optim.shard`, which has its own ``gather``.
+            :func:`frostleaf.optim.shard`, which has its own ``gather``; or of a stack of divided models, whose arrays have an
+            axis more than was divided: ``fl.vmap(fl.distributed.gather)(stack)`` gathers each.
 
     >>> import frostleaf as fl
     >>> fl.distributed.gather(fl.nn.AllToShardedLinear(2, 4))
@@ -227,8 +228,8 @@ def gather(tree: T, model: Any = None) -> T:
         raise ValueError(OF_A_MODEL)
     divided = shards_in(flat.structure)
     leaves = [*flat.leaves]
-    for number, shards in enumerate(divided):
-        leaves[number] = _whole_array(leaves[number], shards, "")
+    for number, (name, shards) in enumerate(zip(flat.structure.leaf_names(), divided, strict=True)):
+        leaves[number] = _whole_array(leaves[number], shards, name)
     at = zip(flat.structure.leaf_paths(), divided, strict=True)
     whole = with_shards(with_leaves(tree, leaves), {path: None for path, shards in at if shards})
     return change_modules(whole, _whole)  # type: ignore[no-any-return]
@@ -238,8 +239,16 @@ def _shapes_of_whole(model: Any) -> Any:
     return gather(eval_shape(lambda: model))
 
 
+_A_STACK = (
+    "can't gather {name}, {array}: each rank has its part of an array of {ndim} axes. Of a stack of divided models, as "
+    "fl.tree.stack makes it, gather each: write fl.vmap(fl.distributed.gather)(stack)"
+)
+
+
 def _whole_array(array: Any, shards: Sequence[Shard], name: str) -> Any:
     for shard in shards:
+        if shard.ndim not in (None, array.ndim):
+            raise ValueError(_A_STACK.format(name=name or "the array", array=describe(array), ndim=shard.ndim))
         array = whole_of(array, shard)
     return array
 
@@ -252,6 +261,7 @@ def _part_of_array(array: Any, shards: Sequence[Shard], name: str) -> Any:
 
 def _whole(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
     if isinstance(module, FullyShardedModule):
+        _require_no_stack(children[0], metadata.static["ndims_inside"])
         return children[0]
     kind: Any = _WHOLE.get(type(module))
     if kind is None:
@@ -261,3 +271,9 @@ def _whole(module: Any, metadata: Metadata, children: Sequence[Any]) -> Any:
     by_name = dict(zip(module.__frostleaf__.children, children, strict=True))
     whole = Metadata(static, metadata.training, metadata.frozen, metadata.ties)
     return definition.assemble(whole, [by_name[name] for name in definition.children])
+
+
+def _require_no_stack(module: Any, ndims: Sequence[int]) -> None:
+    if FullyShardedModule.stacked_axes(module, ndims):
+        flat = flat_of(module)
+        raise ValueError(_A_STACK.format(name=flat.structure.leaf_names()[0], array=describe(flat.leaves[0]), ndim=ndims[0]))

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
+from ..core.depth import tells_depth
 from ..core.dropped import require_no_count, require_no_tuner
 from ..core.instance import Metadata, children_in_fields, children_of, level_of, metadata_of
 from ..core.levels import tree_level
@@ -100,6 +101,7 @@ class _Key(str):
         return key
 
 
+@tells_depth
 def filter_and_map(
     module: Node,
     filter_fn: Filter,
@@ -151,11 +153,13 @@ def filter_and_map(
     return inside(module, ())
 
 
+@tells_depth
 def parameters(module: Node) -> dict[str, Any]:
     """Return the arrays that are saved with the model."""
     return _arrays_in(module, trainable=False)
 
 
+@tells_depth
 def trainable_parameters(module: Node) -> dict[str, Any]:
     """Return the parameters that are neither frozen nor buffers."""
     return _arrays_in(module, trainable=True)

@@ -16,6 +16,7 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.hidden import PLAIN
 from ..core.instance import metadata_of
+from ..core.kept import Kept
 from ..core.levels import one_level
 from ..core.registration import NAMESPACE, register_dataclass
 from ..core.shapes import LEAF
@@ -233,7 +234,7 @@ class _Lent:
 
     def _class_at(self, path: Path) -> type:
         found = _was(self._node, path)
-        return getattr(found, "__mlx__", type(found))
+        return getattr(found, "__mlx__", type(found.value if type(found) is Kept else found))
 
     def _changed(self) -> Iterator[Change]:
         found: list[tuple[Path, Any]]
@@ -248,7 +249,7 @@ class _Lent:
 def _was(node: Any, path: Path) -> Any:
     try:
         return at(node, path)
-    except (KeyError, IndexError):
+    except (LookupError, AttributeError):  # it is new, or inside of what is kept as one value
         return NOTHING
 
 

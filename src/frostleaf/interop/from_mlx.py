@@ -30,6 +30,14 @@ def from_mlx(module: MLXModule) -> Any:
     the module, and has its methods and attributes: the original code runs, in the original class. What code changes in a call
     is dropped, or comes back from :func:`frostleaf.stateful`. Neither the tree nor the module sees what is done to the other.
 
+    A call that changes what is dropped warns with an :class:`UncollectedStateWarning`. Of attributes whose names begin with
+    ``_``, which are mostly tables and memos that the next call makes again, it does so only for what goes on from one call to
+    the next: arrays computed from what was there and from the arguments, and numbers that the code of the class adds to
+    (``self._n += 1``, ``self._n["seen"] += 1``, ``setattr(self, name, getattr(self, name) + 1)``). Not told from a memo, and
+    dropped without a word, are private values that are only assigned (``self._done = True``), what is put in a private list,
+    dict or set without being such an array or number, and numbers counted through another name (``n = self._n; n[0] += 1``)
+    or by code that is not of the class. :func:`frostleaf.stateful` returns all of these.
+
     A module at two places is one: the other place is tied to the one whose arrays are trained, and an edit of either is made at
     both. An array that is at two places by itself has two leaves, since MLX trains them apart from the first step on; to train
     them as one, :meth:`Module.tie` them. Arrays whose names begin with ``_`` are leaves, and neither trained, cast nor saved.

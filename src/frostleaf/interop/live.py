@@ -53,6 +53,8 @@ class Slot:
         self.number = number
 
 
+# Where a module of MLX has the names of what is frozen in it.
+_NO_GRAD = "_no_grad"
 # Runs an iterator to its end.
 _exhaust: Any = deque(maxlen=0).extend
 
@@ -215,8 +217,9 @@ class Live:
             if now != state:
                 yield Change(place, each, each)
         for holder, saved, place in zip(self._holders, self._saved, self._where, strict=True):
-            if isinstance(holder, set) and holder != saved and vars(_below(self.root, place)).get("_no_grad") is holder:
-                yield Change(place, FROZEN, FROZEN)
+            if isinstance(holder, set) and holder != saved:
+                is_of_module = place[-1:] == (_NO_GRAD,)
+                yield Change(place[:-1], FROZEN, FROZEN) if is_of_module else Change(place, saved, holder)
 
     def written(self, leaves: Sequence[mx.array]) -> list[Change]:
         """Return the arrays that a call assigned into, as far as the code of their modules tells that it may have.
@@ -241,7 +244,7 @@ class Live:
     def _trains(self, module: Any, key: str) -> bool:
         if not isinstance(module, MLXModule) or not isinstance(dict.get(module, key), mx.array):
             return False
-        return key[:1] != "_" and key not in vars(module).get("_no_grad", ())
+        return key[:1] != "_" and key not in vars(module).get(_NO_GRAD, ())
 
     def _module(self, node: Any, path: Path, tied: bool) -> MLXModule:
         return self._original(node, path, tied) if isinstance(node, Wrapped) else self._twin(node, path, tied)
@@ -267,10 +270,9 @@ class Live:
                 put(holder, name, inner)
             else:
                 self._fill_in(holder, name, value, path, (name,), kinds, tied)
-        own["_no_grad"] = set(metadata.frozen)
+        own[_NO_GRAD] = set(metadata.frozen)
         own["_training"] = metadata.training
-        for holder in (live, own, own["_no_grad"]):
-            self._hold(holder, path)
+        self._hold_module(live, path)
         for holder, name, value in kept:
             self._memo[AT] = functools.partial(_below, live)
             copy = value.copy(self._memo)
@@ -288,11 +290,10 @@ class Live:
         if is_known:
             return made  # type: ignore[no-any-return]
         own = vars(made)
-        own["_no_grad"], own["_training"] = frozen_names(node), metadata.training
+        own[_NO_GRAD], own["_training"] = frozen_names(node), metadata.training
         if twin is None:
             self._keep(made, path)
-        for holder in (made, own, own["_no_grad"]):
-            self._hold(holder, path)
+        self._hold_module(made, path)
         for name, value in zip(node.__frostleaf__.children, children_in_fields(node), strict=True):
             if value is None and twin and not has_none(node):
                 continue
@@ -313,6 +314,12 @@ class Live:
     def _hold(self, holder: Any, place: Path) -> None:
         self._holders.append(holder)
         self._where.append(place)
+
+    def _hold_module(self, module: Any, path: Path) -> None:
+        own = vars(module)
+        self._hold(module, path)
+        self._hold(own, path)
+        self._hold(own[_NO_GRAD], (*path, _NO_GRAD))
 
     def _note_ties(self, metadata: Metadata, path: Path, tied: bool) -> bool:
         """Note the ties of a node at a path, and return whether it or what is around it has any."""

@@ -18,10 +18,11 @@ from .twins import has_other_names, replaced, shown_fields
 
 # What Python or MLX needs of a module that can change, and a tree has its own of.
 _OWN = {
-    "__annotations__", "__class_getitem__", "__delattr__", "__delitem__", "__dict__", "__dir__", "__doc__", "__eq__",
-    "__firstlineno__", "__getattribute__", "__getstate__", "__hash__", "__init__", "__init_subclass__", "__module__", "__new__",
-    "__orig_bases__", "__parameters__", "__qualname__", "__reduce__", "__reduce_ex__", "__repr__", "__setattr__", "__setitem__",
-    "__setstate__", "__slots__", "__static_attributes__", "__weakref__", "_extra_repr",
+    "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__", "__class_getitem__", "__delattr__",
+    "__delitem__", "__dict__", "__dir__", "__doc__", "__eq__", "__firstlineno__", "__getattribute__", "__getstate__",
+    "__hash__", "__init__", "__init_subclass__", "__module__", "__new__", "__orig_bases__", "__parameters__", "__qualname__",
+    "__reduce__", "__reduce_ex__", "__repr__", "__setattr__", "__setitem__", "__setstate__", "__slots__",
+    "__static_attributes__", "__weakref__", "_extra_repr",
 }  # fmt: skip
 _FORWARDED = {
     "__call__", "__contains__", "__ge__", "__getattr__", "__getitem__", "__gt__", "__iter__", "__le__", "__len__", "__lt__",

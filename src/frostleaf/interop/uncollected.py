@@ -13,7 +13,7 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.containers import arrays_in, static_key
 from ..core.kept import COMPILED
 from ..core.words import Path, keystr, listed
-from ..transforms.jit.code import names_renewed
+from ..transforms.jit.code import ANY, names_renewed
 from ..transforms.jit.passing import MOST_NAMES
 from ..transforms.stateful import warn_uncollected
 from .graphs import Graph, goes_on, is_from
@@ -91,13 +91,24 @@ def _is_next(change: Change, given: Sequence[mx.array], class_at: Callable[[Path
         pairs = [each for each in zip(old, new, strict=False) if each[0] is not each[1]]
         if any(_is_next_array(*each, given) for each in pairs):
             return True
+        if any(map(_are_numbers, pairs)) and _is_counted(change.path, class_at):
+            return True
         is_longer = len(new) > len(old) and not pairs
         return is_longer and any(is_from(each, given) for each in new[len(old) :] if isinstance(each, mx.array))
-    if {type(old), type(new)} <= {int, float}:
-        return change.path[-1] in renewed("counted", class_at(change.path[:-1]))
+    if _are_numbers((old, new)):
+        return _is_counted(change.path, class_at)
     if old is None and isinstance(new, mx.array):  # the first value, and the code has a way to make the next
         return change.path[-1] in renewed("computed", class_at(change.path[:-1])) and is_from(new, given)
     return _is_next_array(old, new, given)
+
+
+def _are_numbers(pair: tuple[Any, Any]) -> bool:
+    return {*map(type, pair)} <= {int, float}
+
+
+def _is_counted(path: Path, class_at: Callable[[Path], type]) -> bool:
+    """Return whether the code of a module may count what is at a path: an attribute of it, or an item of one."""
+    return any(renewed("counted", class_at(path[:at])) & {name, ANY} for at, name in enumerate(path))
 
 
 def _is_next_array(old: Any, new: Any, given: Sequence[mx.array]) -> bool:

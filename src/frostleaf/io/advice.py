@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 
 from ..core.words import listed
 from ..tree.selecting import Where
@@ -33,17 +33,17 @@ def of_adapters(given: Iterable[str], wanted: Iterable[str]) -> str:
 
 
 def of_structure(
-    in_file: Sequence[Fact], in_like: Sequence[Fact], is_selected: Callable[[Fact], bool], where: Where | None
+    in_file: Sequence[Fact], in_like: Sequence[Fact], there: Sequence[Fact], wanted: Sequence[Fact], where: Where | None
 ) -> str:
     """Return what to write if a file has another structure; an empty string if that can't be told.
 
     Args:
         in_file: All facts about the tree in the file.
         in_like: All facts about ``like``.
-        is_selected: Whether a fact is about what is selected.
+        there: Those of the first that are about what is selected.
+        wanted: Those of the second that are.
         where: The selection.
     """
-    there, wanted = [[*filter(is_selected, facts)] for facts in (in_file, in_like)]
     advice = _of_ties(in_file, in_like, {fact.path for fact in (*there, *wanted)})
     advice = advice or of_adapters(_leaves(there), _leaves(wanted))
     return advice or _of_place(in_file, _leaves(in_file), _leaves(wanted), where)

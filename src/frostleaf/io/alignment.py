@@ -46,7 +46,11 @@ def _is_of_script(name: str, other: str) -> bool:
     return name.startswith(f"{_SCRIPT}.") and other.endswith(name.removeprefix(_SCRIPT)) and other[0] not in "'\""
 
 
+def is_class(text: str) -> bool:
+    """Return whether a text is the name of a class in a module."""
+    return _TOKEN.fullmatch(text) is not None and text[0] not in "'\"" and "." in text
+
+
 def is_moved(one: str, other: str) -> bool:
     """Return whether two texts are the names of classes that only their modules tell apart."""
-    names = [text.rpartition(".") for text in (one, other) if _TOKEN.fullmatch(text) and text[0] not in "'\""]
-    return len(names) == 2 and names[0][2] == names[1][2] and all(module for module, *_ in names) and one != other
+    return one != other and is_class(one) and is_class(other) and one.rpartition(".")[2] == other.rpartition(".")[2]

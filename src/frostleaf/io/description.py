@@ -19,6 +19,7 @@ from ..core.levels import Recipe
 from ..core.structure import Static, Structure, flat_of, specs_in
 from ..core.words import keystr, nearest, shape_and_dtype
 from . import safetensors
+from .told import unlike
 from .values import declared_fields, fields_text, qualified_name, value_text
 
 # The leaves that are no arrays, and are saved with their values.
@@ -40,6 +41,7 @@ class Fact(NamedTuple):
 
 
 _NOTHING = Fact("", "", "nothing")
+_Texts = Mapping[tuple[str, str], str]  # by path and aspect
 
 
 class Description(NamedTuple):
@@ -127,10 +129,19 @@ def is_leaf(fact: Fact) -> bool:
     return not fact.aspect and fact.text.startswith((ARRAY, _VALUE))
 
 
+_CONTAINER = re.compile(r"(?:list|tuple) of \d+|dict|OrderedDict|mappingproxy")
+
+
+def is_container(fact: Fact) -> bool:
+    """Return whether a fact is about one of Python's containers."""
+    return not fact.aspect and _CONTAINER.fullmatch(fact.text) is not None
+
+
 _FILLED = (
     "what is private and another in like is filled by a call, as that of a cache: give like what the call makes, such as "
     "fl.eval_shape(fl.stateful, lambda cache: model(tokens, cache=cache), cache)[1], with as many tokens where the cache grows"
 )
+_OBJECT = "{path} (static): an object in the file, another one in {given}"
 _MODE = ", as for what is in it: give {given} with what .{switch}() returns there"
 
 
@@ -154,18 +165,27 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
     modes = {path: in_file.get((path, aspect), _TRAINING) for path, aspect in places if aspect == "mode"}
     outer = {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
     places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
-    lines = [_difference(place, in_file, in_like, given, count < _SUGGESTIONS) for count, place in enumerate(places[:_LINES])]
-    for number, (path, aspect) in enumerate(places[:_LINES]):
-        if aspect == "mode" and path in outer.values():
-            lines[number] += _MODE.format(given=given, switch="train" if modes[path] == _TRAINING else "eval")
+    objects = [place for place in places if _is_private_object(*place, in_file.get(place), in_like.get(place))]
+    rows = _rows([place for place in places if place not in objects], in_file, in_like)
+    lines = [_line(row, in_file, in_like, given, count < _SUGGESTIONS) for count, row in enumerate(rows[:_LINES])]
+    for number, row in enumerate(rows[:_LINES]):
+        if row.aspect == "mode" and row.path in outer.values():
+            lines[number] += _MODE.format(given=given, switch="train" if modes[row.path] == _TRAINING else "eval")
+    lines += [_OBJECT.format(path=path, given=given) for path, _ in objects[: _LINES - len(lines)]]  # they say least
     if not places:  # they differ in their order, or in what no path shows, such as the keys 1 and "1" of one dict
         pairs = zip(file, like, strict=False)
         one, other = next((pair for pair in pairs if pair[0] != pair[1]), (_NOTHING, _NOTHING))
         lines = [f"{one.path or '(root)'}: {one.text} in the file, where {given} has {other.path or '(root)'}: {other.text}"]
-    if len(places) > _LINES:
-        lines.append(f"and {len(places) - _LINES:,} more")
+    if len(rows) + len(objects) > _LINES:
+        lines.append(f"and {len(rows) + len(objects) - _LINES:,} more")
     filled = [path for path, aspect in places if _is_filled(in_file.get((path, aspect)), in_like.get((path, aspect)), aspect)]
     return [*lines, _FILLED] if any(name.startswith("_") for path in filled for name in path.split(".")) else lines
+
+
+def _is_private_object(path: str, aspect: str, one: str | None, other: str | None) -> bool:
+    """Return whether a place is a private attribute with an object in it whose text is too long to be read."""
+    is_private = path.rpartition(".")[2].startswith("_")
+    return bool(is_private and aspect == "static" and one and other and min(len(one), len(other)) > _LONGEST)
 
 
 def _is_filled(one: str | None, other: str | None, aspect: str) -> bool:
@@ -188,22 +208,38 @@ def enclosing(path: str) -> Iterator[str]:
             yield path[:end]
 
 
-def _difference(
-    place: tuple[str, str],
-    in_file: Mapping[tuple[str, str], str],
-    in_like: Mapping[tuple[str, str], str],
-    given: str,
-    suggest: bool,
-) -> str:
-    path, aspect = place
-    suggestion = ""
+class _Row(NamedTuple):
+    """A difference: where it is, what each of the two trees has, and how many more places of that name differ so."""
+
+    path: str
+    aspect: str
+    in_file: str
+    in_like: str
+    more: int = 0
+
+
+def _rows(places: Iterable[tuple[str, str]], in_file: _Texts, in_like: _Texts) -> list[_Row]:
+    rows: dict[tuple[str, ...], _Row] = {}
+    for path, aspect in places:
+        absent = _TRAINING if aspect == "mode" else "nothing"
+        texts = in_file.get((path, aspect), absent), in_like.get((path, aspect), absent)
+        for name, one, other in unlike(*texts, _LONGEST) if aspect == "static" else [("", *texts)]:
+            where = f"{path}.{name}" if name else path
+            # Many layers may hold one configuration.
+            key = (path.rpartition(".")[2], name, one, other) if aspect == "static" else (where, aspect)
+            rows[key] = rows[key]._replace(more=rows[key].more + 1) if key in rows else _Row(where, aspect, one, other)
+    return [*rows.values()]
+
+
+def _line(row: _Row, in_file: _Texts, in_like: _Texts, given: str, suggest: bool) -> str:
+    path, aspect, place = row.path, row.aspect, row[:2]
+    ending = f", and so at {row.more:,} more" if row.more else ""
     if suggest and not aspect and not (place in in_file and place in in_like):
         known, others = (in_file, in_like) if place in in_file else (in_like, in_file)
-        suggestion = nearest(path, [name for name, its in others if not its and (name, its) not in known])
+        ending = nearest(path, [name for name, its in others if not its and (name, its) not in known])
     shown = f"{path or '(root)'} ({aspect})" if aspect else path or "(root)"
-    absent = _TRAINING if aspect == "mode" else "nothing"
-    one, other = _excerpts(in_file.get(place, absent), in_like.get(place, absent))
-    return f"{shown}: {one} in the file, {other} in {given}{suggestion}"
+    one, other = _excerpts(row.in_file, row.in_like)
+    return f"{shown}: {one} in the file, {other} in {given}{ending}"
 
 
 def _excerpts(one: str, other: str) -> tuple[str, str]:

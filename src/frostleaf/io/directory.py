@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..core.words import dtype_name, listed
 from .atomic import remove, remove_temporaries
+from .names import BESIDE, HEAD
 from .safetensors import CheckpointError, fail
-from .shards import BESIDE, HEAD, files_named
+from .shards import files_named
 from .summary import BEST, FILES, METRICS, STEP, TIME, Best, is_summary, read_summary
 from .trees import load_metadata, saved_arrays
 

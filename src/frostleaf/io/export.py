@@ -7,14 +7,14 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
 from ..core.structure import Flat, Structure, flat_of, require_numbers, unflatten
 from ..core.words import describe, function_name, level_of_caller, listed
 from ..transforms import evaluation
-from ..transforms.binding import unbind
+from ..transforms.binding import REFUSED, unbind
 from ..transforms.collectives import has_exchange, refused, settle
 from ..transforms.context import override, setting
 from ..transforms.jit.captured import captured_arrays
@@ -24,10 +24,12 @@ from ..transforms.without_values import explained
 from ..transforms.wrapping import RUNS_LATER, require_runs_when_called
 from . import exported
 from .atomic import atomic_write, require_path
-from .export_checks import Checks, in_our_words
+from .export_checks import Checks, in_our_words, require_rows
 from .results import Parts
 from .signatures import Signature, require_shapeless, signature_of
 from .trees import UncomparedValueWarning
+
+T = TypeVar("T")
 
 
 def export_function(
@@ -47,11 +49,11 @@ def export_function(
 
     The file is kept if what it computes is what ``fn`` computes, with the examples and, if ``shapeless``, with three more
     lengths of what may vary: about twice as many rows, one fewer and a single one, drawn from the examples. ``fn`` is also
-    traced with round numbers of rows such as 192, and has to do the same with them. A single one is refused in calls where MLX
-    can't compute it (a sum over the batch); plain MLX ends the process when it is called with one there. Lengths that are
-    equal in the examples must be equal in each call, so that unlike lengths need unlike numbers in the examples. The file
-    replaces one of that name whole, or leaves it. What :func:`checkpoint` made runs as a plain function: MLX can't write that
-    something is computed again.
+    traced with round numbers of rows such as 192 and with 100,000, and has to do the same with them, or raise an error. One row
+    is refused in calls where MLX can't compute it (a sum over the batch); plain MLX ends the process when it is called with
+    one there. Lengths that are equal in the examples must be equal in each call, so that unlike lengths need unlike numbers in
+    the examples. The file replaces one of that name whole, or leaves it. What :func:`checkpoint` made runs as a plain function:
+    MLX can't write that something is computed again.
 
     MLX, in Python, C++ or Swift, takes the arrays of the first module (or, if there is none, of the first argument that is
     more than one array) by name, under the names that they have in a file of weights: ``fn(x, **mx.load(weights))`` for a
@@ -74,8 +76,9 @@ def export_function(
 
     Raises:
         TypeError: If an argument is none of these, or the result has something that neither JSON nor the arguments can hold.
-        ValueError: If ``fn`` draws random numbers from ``mx.random``, or MLX can't write it, or what the file computes differs;
-            the message says what to do.
+        ValueError: If ``fn`` draws random numbers from ``mx.random``, or MLX can't write it, or what the file computes differs,
+            or an array that it has from elsewhere is a part of another or transposed, which MLX would write as if it were not
+            (those in ``fn`` itself, its module and its bound arguments, are laid out anew); the message says what to do.
         FileNotFoundError: If the file's directory doesn't exist.
 
     Warns:
@@ -173,6 +176,9 @@ class Exporter:
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(_NOT_JSON.format(given=describe(metadata), error=error)) from None
         self._path, self._fn, self._shapeless, self._metadata = path, fn, shapeless, metadata
+        inner, bound, named = unbind(fn)
+        # MLX writes the memory of a constant as if it lay row by row.
+        self._bound = functools.partial(inner, *map(_by_rows, bound), **{name: _by_rows(each) for name, each in named.items()})
         self._examples: list[_Example] = []
 
     def __enter__(self) -> Exporter:
@@ -203,8 +209,8 @@ class Exporter:
                 raise ValueError(_DRAWS.format(fn=function_name(self._fn)))
             # With the result all that it is computed from, wherever the function has that from: the trace would have its
             # recipe, and with shapeless that of arrays of which it needs only the shape.
-            fn, bound, named = unbind(self._fn)
-            evaluation.eval(_leaves(given), result.leaves, captured_arrays(fn, [*bound, *named.values()]))
+            bound = self._bound
+            evaluation.eval(_leaves(given), result.leaves, captured_arrays(bound.func, [*bound.args, *bound.keywords.values()]))
             if self._shapeless:
                 signature = signature._replace(least=self._checks(signature, given, keywords).least())
         if signature.unknown:
@@ -242,7 +248,11 @@ class Exporter:
         is_shapeless, name = bool(self._shapeless), function_name(self._fn)
         with in_our_words(name), mx.exporter(file, on_leaves, shapeless=is_shapeless, metadata=text) as export:
             for tracing in self._examples:
-                positional, named = tracing.signature.split(_leaves(tracing.given))
+                # Other objects, since the function may have those of the examples from elsewhere as well.
+                arrays = [mx.stop_gradient(leaf) for leaf in _leaves(tracing.given)]
+                evaluation.eval(arrays)
+                positional, named = tracing.signature.split(arrays)
+                require_rows(name, on_leaves, positional, named)
                 export(positional, named)
 
     def _run(self, given: Sequence[Flat], keywords: Sequence[str], arrays: Sequence[mx.array]) -> Flat:
@@ -259,7 +269,7 @@ class Exporter:
         before = len(recorded)
         recording = setting(records, recorded)
         with override(plain=True, shapeless=bool(self._shapeless)), recording, setting(refused, self._no_exchange):
-            result = flat_of(self._fn(*trees[:count], **dict(zip(keywords, trees[count:], strict=True))))
+            result = flat_of(self._bound(*trees[:count], **dict(zip(keywords, trees[count:], strict=True))))
         if has_exchange(result.leaves):
             raise self._no_exchange()
         if len(recorded) > before:
@@ -272,6 +282,18 @@ class Exporter:
 
     def _checks(self, signature: Signature, given: list[Flat], keywords: list[str]) -> Checks:
         return Checks(function_name(self._fn), functools.partial(self._run, given, keywords), _leaves(given), signature)
+
+
+def _by_rows(tree: T) -> T:
+    """Return a tree of which each array lies in memory row by row. One that does so keeps its memory."""
+    try:
+        flat = flat_of(tree, hidden=True)
+    except REFUSED:
+        return tree
+    once = {id(leaf): mx.contiguous(leaf) for leaf in flat.leaves}
+    evaluation.eval([*once.values()])
+    laid_out: T = unflatten(flat.structure, iter([once[id(leaf)] for leaf in flat.leaves]))
+    return laid_out
 
 
 def _leaves(given: Sequence[Flat]) -> list[mx.array]:

@@ -11,12 +11,14 @@ import attrs
 import mlx.core as mx
 
 from ..core.structure import Flat, Structure
-from ..core.words import listed
+from ..core.words import listed, shape_and_dtype
 from ..transforms.jit.serving import ROUND, NeedsShapes, Serving, around, reason
 from .signatures import Signature
 
 # What a length in the examples is replaced by, besides one: about twice as many rows, and one fewer, which is not one.
 _OTHERS: list[Callable[[int], int]] = [lambda length: 2 * length + 1, lambda length: length - (length > 2)]
+# Far more rows than the examples have, with which nothing is computed: from some number on a function may do something else.
+_FAR = 99_991
 
 
 _FAILS = (
@@ -43,21 +45,22 @@ _EXAMPLE = "with the example arguments"
 
 
 _UNWRITTEN, _TWICE = re.compile(r"(?:serialize|get state for) primitive (\w+)"), "twice with the same signature"
-_WITHOUT_VALUES = "uncaptured inputs"
 _CANT_WRITE = (
-    "MLX can't write {primitive}, which {fn} computes, to a file. What has a derivative of its own (fl.checkpoint, "
-    "mx.checkpoint, mx.custom_function) is among what it can't, what makes processes exchange arrays, and what mx.compile made "
-    "and is called with constants. Leave it out of what is exported. If it made arrays that {fn} gets from elsewhere "
-    "and that have no values yet, call fl.eval(model) on what holds them"
+    "MLX can't write {primitive}, which {fn} computes, to a file. What makes processes exchange arrays is among what it can't, "
+    "and what mx.compile made and is called with constants. Leave it out of what is exported. If it made arrays that {fn} gets "
+    "from elsewhere and that have no values yet, call fl.eval(model) on what holds them"
+)
+_DERIVATIVE = (
+    "MLX can't write what has a derivative of its own (mx.checkpoint, mx.custom_function, and what fl.tree.ravel unravels) to "
+    "a file, which {fn} computes. Write fl.checkpoint for mx.checkpoint, which is written as a plain function, and export what "
+    "the others compute without it"
 )
 _READS = (
     "{fn} reads arrays from a file when it is called, which MLX can't write. Read them outside of it: what it computes with is "
     "then in the file as it is, or is an argument"
 )
-_LATE = (
-    "{fn} computes with arrays that it gets from elsewhere, and that have no values when it is traced. Call fl.eval(model) on "
-    "what holds them before, or pass them as arguments"
-)
+# What is said of a primitive of MLX.
+_UNWRITABLE = {"Load": _READS, "CustomTransforms": _DERIVATIVE}
 _ALIKE = (
     "two of the examples have arrays of the same names, shapes and dtypes, by which alone MLX tells which is meant: write them "
     "to two files"
@@ -74,16 +77,39 @@ def in_our_words(fn: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        unwritten = _UNWRITTEN.search(str(error))
-        if unwritten and unwritten[1] == "Load":
-            raise ValueError(_READS.format(fn=fn)) from error
-        if _WITHOUT_VALUES in str(error):
-            raise ValueError(_LATE.format(fn=fn)) from error
-        if unwritten:
-            raise ValueError(_CANT_WRITE.format(fn=fn, primitive=unwritten[1])) from error
-        if _TWICE in str(error):
-            raise ValueError(_ALIKE) from error
-        raise
+        said = _in_our_words(error, fn)
+        if said is None:
+            raise
+        raise ValueError(said) from error
+
+
+def _in_our_words(error: BaseException | None, fn: str) -> str | None:
+    unwritten = _UNWRITTEN.search(str(error))
+    if unwritten:
+        return _UNWRITABLE.get(unwritten[1], _CANT_WRITE).format(fn=fn, primitive=unwritten[1])
+    return _ALIKE if _TWICE in str(error) else None
+
+
+_NOT_BY_ROWS = (
+    "{fn} computes with an array {array} that it gets from elsewhere, and that is a part or a transposition of another, or "
+    "broadcast: MLX would write other numbers. Make it mx.contiguous(array) before, for a whole model "
+    "fl.tree.map(mx.contiguous, model), or pass it as an argument"
+)
+
+
+def require_rows(name: str, fn: Callable[..., Any], positional: Sequence[mx.array], named: Mapping[str, mx.array]) -> None:
+    """Require that the constants in a function lie in memory row by row, as MLX writes them. It is traced.
+
+    Raises:
+        ValueError: If one doesn't.
+    """
+    said: list[dict[str, Any]] = []
+    mx.export_function(said.append, fn, positional, named)
+    for each in said:
+        for _, constant in each["constants"] if each["type"] == "constants" else ():
+            if not memoryview(constant).c_contiguous:
+                array = shape_and_dtype(constant.shape, constant.dtype)
+                raise ValueError(_NOT_BY_ROWS.format(fn=name, array=array))
 
 
 @attrs.frozen
@@ -117,7 +143,8 @@ class Checks:
             self._require_lengths(serving, self._lengths(change))
         more = self._lengths(_OTHERS[0])
         sizes = sorted(more.values())
-        for each in [each for unit in ROUND for each in around(sizes, unit)]:
+        far = [_FAR + place for place in range(len(sizes))]
+        for each in [*[each for unit in ROUND for each in around(sizes, unit)], far]:
             new = dict(zip(sizes, each, strict=True))
             try:
                 self._require_lengths(serving, {length: new[size] for length, size in more.items()})
@@ -143,7 +170,8 @@ class Checks:
         try:
             serving.require(arrays)
         except NeedsShapes as error:
-            raise ValueError(_STEPS.format(fn=self.fn, where=where, error=error)) from error
+            unwritten = _in_our_words(error.__cause__, self.fn)
+            raise ValueError(unwritten or _STEPS.format(fn=self.fn, where=where, error=error)) from error
         except Exception as error:
             if where == _EXAMPLE:
                 raise
@@ -207,8 +235,9 @@ def _where(lengths: Mapping[int, int]) -> str:
     return f"with {listed(f'{new} in the place of {old}' for old, new in lengths.items())}"
 
 
-# Of the largest number: on a GPU, sums may come out a little otherwise each time.
+# Of the largest number: on a GPU, sums may come out a little otherwise each time, and factors may be rounded to 10 bits.
 _TOLERANCE = 16
+_EPS_OF_FACTORS = 2.0**-10
 
 
 def _is_close(one: mx.array, other: mx.array) -> bool:
@@ -218,7 +247,7 @@ def _is_close(one: mx.array, other: mx.array) -> bool:
         return True
     if not mx.issubdtype(one.dtype, mx.inexact):
         return False
-    is_complex = one.dtype == mx.complex64
-    tolerance = _TOLERANCE * mx.finfo(mx.float32 if is_complex else one.dtype).eps
+    eps = mx.finfo(mx.float32 if one.dtype == mx.complex64 else one.dtype).eps
+    tolerance = _TOLERANCE * (eps if mx.default_device().type == mx.cpu else max(eps, _EPS_OF_FACTORS))
     largest: Any = mx.max(mx.where(mx.isfinite(one), mx.abs(one), 0)).item()
     return bool(mx.allclose(one, other, rtol=tolerance, atol=tolerance * largest, equal_nan=True))

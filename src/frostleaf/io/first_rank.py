@@ -18,7 +18,8 @@ from .description import describe_tree
 from .directory import NoCheckpointError
 from .partial import LoadReport
 from .safetensors import CheckpointError
-from .trees import OtherStructureError, Read, decode_value, encode_value
+from .scalars import decode_value, encode_value
+from .trees import OtherStructureError, Read
 
 J = TypeVar("J")
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..core.instance import Metadata
 from ..core.structure import Static, flat_of, specs_in
 from ..core.words import Path, describe, keystr, listed
-from ..tree.selecting import Where, globs_in, is_path, matches_glob, require_found, require_no_alias, search
+from ..tree.selecting import Where, functions_in, globs_in, is_path, matches_glob, require_found, require_no_alias, search
 from .alignment import aligned, is_moved
-from .description import SCALARS, Fact, array_kind, differences, enclosing, is_leaf, is_value
+from .description import SCALARS, Fact, array_kind, enclosing, is_container, is_leaf
 from .safetensors import fail
 
 _SHOWN = 3
-_LONGEST = 1000
 
 
 class LoadReport(NamedTuple):
@@ -24,6 +24,8 @@ class LoadReport(NamedTuple):
         taken: What was read from the file.
         left: What the file has and was not read: the tree has no such place, or it was not selected.
         new: What the tree has and was selected, and the file has not: it is as it was.
+        differs: Where the file has another static value, function or class of a module than the tree, of what was selected: the
+            tree keeps its own, and may compute something else with what was taken.
 
     >>> import frostleaf as fl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -35,24 +37,30 @@ class LoadReport(NamedTuple):
     taken: tuple[str, ...]
     left: tuple[str, ...]
     new: tuple[str, ...]
+    differs: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        shown = {name: listed([f"{path!r:.80}" for path in paths], _SHOWN) for name, paths in self._asdict().items()}
+        fields = {name: paths for name, paths in self._asdict().items() if paths or name != "differs"}
+        shown = {name: listed([f"{path!r:.80}" for path in paths], _SHOWN) for name, paths in fields.items()}
         counted = [f"{len(getattr(self, name)):,} {name}{': ' * bool(paths)}{paths}" for name, paths in shown.items()]
         return f"{type(self).__name__}({'; '.join(counted)})"
 
 
-def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
-    """Return the function that says whether a fact about ``like``, or about the tree in a file, is about what is selected.
+Select = Callable[[Sequence[Fact], Sequence[Fact]], tuple[list[Fact], list[Fact]]]
 
-    That is what is selected in ``like``, with all that is in there, and in a file whatever else a glob fits.
+
+def selection(like: Any, where: Where | None) -> Select:
+    """Return the function that picks, of the facts about the tree in a file and about ``like``, those about what is selected.
+
+    That is what is selected in ``like``, with all that is in there, and in a file whatever else a glob fits. A module all of
+    whose arrays are selected, in both, counts as selected itself.
 
     Raises:
         LookupError: If the selection, or one of several, selects nothing.
         ValueError: If it selects by the name of a tied place only.
     """
     if where is None:
-        return lambda fact: True
+        return lambda in_file, in_like: ([*in_file], [*in_like])
     # One that ends in two stars selects arrays and numbers, and never what holds them.
     globs = [(matches_glob(glob), glob.split(".")[-1] == "**") for glob in globs_in(where)]
     found = search(like, where)
@@ -62,14 +70,18 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
     require_found(like, found._replace(missing=[part for part in found.missing if not _matches_any(part, values)]))
     require_no_alias(like, where)
     names = {keystr(path) for path in found.values}
-    inside, outside, leaves = {*names}, set[str](), set[str]()
+    inside, outside, leaves, modules = {*names}, set[str](), set[str](), set[str]()
     for path, spec in specs:
         is_inside = path in chosen or any(path[:length] in found.values for length in range(len(path) + 1))
-        if is_inside or spec is not None:  # where like has None, the file may have what is selected
+        if is_inside or spec is not None:  # where like has nothing, the file may have an array
             (inside if is_inside else outside).add(keystr(path))
         if not isinstance(spec, tuple):
             leaves.add(keystr(path))
+        elif isinstance(spec[1], Metadata):
+            modules.add(keystr(path))
     holders = names - leaves
+    # A function can't be asked about what only a file has.
+    asks = any(functions_in(where))
 
     def fits_glob(fact: Fact) -> bool:
         path = tuple(fact.path.split(".")) if fact.path else ()
@@ -78,78 +90,37 @@ def selector(like: Any, where: Where | None) -> Callable[[Fact], bool]:
             for matches, of_leaves in globs
         )
 
+    def is_known(fact: Fact) -> bool:
+        return fact.path in inside or fact.path in outside
+
     def is_selected(fact: Fact) -> bool:
         # A dot in a name may be one of a key: what like has by that name is known, and what only the file has may be in there.
-        known = fact.path in inside or fact.path in outside
-        return fact.path in inside if known else not holders.isdisjoint(enclosing(fact.path)) or fits_glob(fact)
+        return fact.path in inside if is_known(fact) else not holders.isdisjoint(enclosing(fact.path)) or fits_glob(fact)
 
-    return is_selected
+    def whole(facts: Iterable[Fact]) -> set[str]:
+        return modules - _holders_of(fact for fact in facts if not (is_selected(fact) or (asks and not is_known(fact))))
+
+    def select(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
+        selected = whole(in_file) & whole(in_like) & _holders_of(filter(is_selected, in_like))
+
+        def picked(fact: Fact) -> bool:
+            if is_selected(fact):
+                return True
+            is_of_module = not selected.isdisjoint([*enclosing(fact.path), fact.path])
+            return is_of_module and not (is_leaf(fact) and is_known(fact))
+
+        return [*filter(picked, in_file)], [*filter(picked, in_like)]
+
+    return select
+
+
+def _holders_of(facts: Iterable[Fact]) -> set[str]:
+    """Return the paths of all that holds one of the arrays that some facts are about."""
+    return {path for fact in facts if array_kind(fact) is not None for path in enclosing(fact.path)}
 
 
 def _matches_any(where: Where, paths: Iterable[Path]) -> bool:
     return isinstance(where, str) and not is_path(where) and any(map(matches_glob(where), paths))
-
-
-_OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
-_FREEZE_LATER = (
-    "\nThey differ in what is frozen: load into a model in which the same is frozen as in the file's, and freeze or unfreeze "
-    "the one that is loaded"
-)
-_NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
-_OTHER_KINDS = (
-    "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
-    "the file has{advice}"
-)
-_MOVED = (
-    "\nWhat is of the same class name may have moved to another module: strict=False reads by the names of arrays and numbers, "
-    "whatever the classes are"
-)
-_OTHER_DTYPES = "\nOnly dtypes differ: give like the dtypes that the file has, and cast what is loaded, as with .astype(...)"
-
-
-def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool) -> str:
-    """Return what keeps a file from being read, of the facts about what is selected; an empty string if nothing does."""
-    if strict:
-        if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
-            return ""
-        return _told(_OTHER_STRUCTURE, there, in_like) + _remedy(there, in_like)
-    saved, wanted = [{fact.path: fact for fact in facts if is_leaf(fact)} for facts in (in_file, in_like)]
-    common = [path for path in wanted if path in saved]
-    other = [path for path in common if saved[path] != wanted[path]]
-    if other:
-        one, two = [saved[path] for path in other], [wanted[path] for path in other]
-        return _told(_OTHER_KINDS, one, two, advice=_leave_out(other, wanted)) + _remedy(one, two)
-    return "" if common else _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()])
-
-
-def _leave_out(names: Sequence[str], wanted: Mapping[str, Fact]) -> str:
-    """Return what selects all that is wanted but some names; an empty string if that is nothing, or takes too long to say."""
-    left_out = {*names}
-    left = [fact for path, fact in wanted.items() if path not in left_out]
-    function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
-    # A function is asked about arrays alone.
-    parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
-    where = f"[{', '.join(parts)}]" if len(parts) > 1 else "".join(parts)
-    return f", or leave it out by where={where}" if 0 < len(where) <= _LONGEST else ""
-
-
-def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> str:
-    unfrozen, ours = [[fact for fact in facts if fact.aspect != "frozen"] for facts in (in_file, in_like)]
-    if unfrozen == ours:
-        return _FREEZE_LATER
-    wanted = {(fact.path, fact.aspect): fact for fact in in_like}
-    pairs = [(fact, wanted.get((fact.path, fact.aspect))) for fact in in_file]
-    other = [(fact, like) for fact, like in pairs if fact != like]
-    if any(like is not None and is_moved(fact.text, like.text) for fact, like in other):
-        return _MOVED
-    shapes = [[array_kind(fact) for fact in pair if fact is not None] for pair in other]
-    if len(in_file) == len(in_like) and all(len({kind and kind.partition("[")[2] for kind in each}) == 1 for each in shapes):
-        return _OTHER_DTYPES if all(None not in each for each in shapes) else ""
-    return ""
-
-
-def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:
-    return message.format(differences="\n".join(differences(in_file, in_like)), **others)
 
 
 _NOTHING = "where={where} selects no array, and no number"
@@ -159,12 +130,15 @@ _SAME_NAME = (
 )
 
 
-def report_of(file: str, in_file: Iterable[Fact], in_like: Iterable[Fact], where: Where | None) -> LoadReport:
+def report_of(
+    file: str, in_file: Iterable[Fact], selected: Sequence[Fact], in_like: Sequence[Fact], where: Where | None
+) -> LoadReport:
     """Return what is read of a file.
 
     Args:
         file: The file.
         in_file: All facts about the tree in the file.
+        selected: Those about what is selected.
         in_like: Those about what is selected in ``like``.
         where: The selection.
 
@@ -183,4 +157,23 @@ def report_of(file: str, in_file: Iterable[Fact], in_like: Iterable[Fact], where
         if wanted[name] > 1:
             raise ValueError(_SAME_NAME.format(name=name))
     left, new = [name for name in there if name not in wanted], [name for name in wanted if name not in there]
-    return LoadReport(tuple(taken), tuple(left), tuple(new))
+    return LoadReport(tuple(taken), tuple(left), tuple(new), static_differences(selected, in_like))
+
+
+def static_differences(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> tuple[str, ...]:
+    """Return the paths at which two trees have another static value, function or class of a module; of modules in both."""
+    there, wanted = [{fact[:2]: fact for fact in facts} for facts in (aligned(in_file, in_like), in_like)]
+    found: dict[str, None] = {}
+    for path, aspect in dict.fromkeys([*wanted, *there]):
+        holder = (path.rpartition(".")[0] if aspect == "static" else path, "")
+        one, other = there.get((path, aspect)), wanted.get((path, aspect))
+        if one == other or holder not in there or holder not in wanted:
+            continue
+        if aspect in ("static", "metadata") or (one and other and not aspect and _are_unlike(one, other)):
+            found[path] = None
+    return (*found,)
+
+
+def _are_unlike(one: Fact, other: Fact) -> bool:
+    """Return whether two facts are about a function, or a module, and another."""
+    return not any(is_leaf(fact) or is_container(fact) for fact in (one, other)) and not is_moved(one.text, other.text)

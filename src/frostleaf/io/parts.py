@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
+from .names import CHECKPOINT
 from .safetensors import HEADER_CHECKSUM, Header, fail, open_regular, parse_json, read_array, read_checksums, read_header
 
 T = TypeVar("T")
 
 PARTS, DESCRIBED_IN = "frostleaf.parts", "frostleaf.described"  # keys of the head's metadata
-CHECKPOINT = r"step-(?P<step>\d{8,})-[0-9a-f]{8}"  # what the names of all files of a checkpoint begin with, besides the head's
 
 _FILE_NAME = re.compile(rf"(?:{CHECKPOINT}/)?[^/\\\0]+\.safetensors")
 

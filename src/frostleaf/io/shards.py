@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from itertools import compress
@@ -18,16 +17,13 @@ from ..edits.freezing import frozen_leaves
 from . import safetensors
 from .atomic import atomic_write, fsync, remove
 from .known import Place, Shard, Stamp, stamp_of
-from .parts import CHECKPOINT, DESCRIBED_IN, PARTS, Part, parts_text, read_parts
+from .names import BESIDE
+from .parts import DESCRIBED_IN, PARTS, Part, parts_text, read_parts
 from .safetensors import HEADER_CHECKSUM, CheckpointError, open_regular, read_header
 from .sharded import INDEX, INDEX_ENDING
 from .sharing import Sharing, find_sharing
 from .summary import FILES, read_summary, summary_text
 from .trees import DESCRIBING, VERSION, WITH_PARTS, WITH_SHARING, Snapshot, versioned
-
-HEAD = re.compile(r"step-(\d{8,})\.safetensors")
-# A directory, or what earlier versions have written instead: files.
-BESIDE = re.compile(rf"(?P<checkpoint>{CHECKPOINT})(?:-\d+\.safetensors|\.safetensors\.index\.json)?")
 
 # A file of its own isn't worth while for fewer bytes, nor is a file shared for the sake of a small part of it.
 _LEAST, _MOSTLY = 2**14, 0.75

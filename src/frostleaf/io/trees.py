@@ -6,7 +6,8 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 import mlx.core as mx
@@ -16,15 +17,21 @@ from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import flat_of, require_numbers, unflatten
 from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
+from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
 from .advice import of_structure
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
-from .description import SCALARS, Fact, array_kind, describe_tree, is_value, name_in_file, value_kind
-from .partial import LoadReport, complaint, report_of, selector
+from .complaints import complaint
+from .description import SCALARS, Fact, array_kind, describe_tree, is_leaf, is_value, name_in_file, value_kind
+from .divided import warn_of_parts
+from .names import refusal_of_directory, refusal_of_part, require_there
+from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
+from .renaming import Rename, renamed
 from .safetensors import CheckpointError, fail, parse_json
+from .scalars import decode_value, encode_value
 from .sharing import COPIES, SHARED, Sharing, find_sharing, read_sharing
 
 T = TypeVar("T")
@@ -96,7 +103,8 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     ``mx.random.state[0][:] = tree["random"]`` to continue from it.
 
     Args:
-        path: The file, which is replaced if it exists. Any extension will do; other tools know ``.safetensors``.
+        path: The file, which is replaced if it exists. Any extension will do, with a warning if it is that of another format;
+            other tools know ``.safetensors``.
         tree: Any nesting of modules, optimizer states, tuples, lists, dicts and registered classes.
         metadata: A mapping of strings to anything that JSON can hold. :func:`load_metadata` returns it as JSON has it: tuples
             come back as lists. Default: nothing.
@@ -109,6 +117,8 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     Warns:
         UncomparedValueWarning: If a static value is of a class that doesn't say when two are equal, such as one without an
             ``__eq__``. Only its class is compared then.
+        PartialWeightsWarning: If arrays are parts of larger ones, of which other ranks have the rest.
+        UserWarning: If the name ends as those of another format do, such as ``.npz``.
 
     >>> import frostleaf as fl, tempfile
     >>> model = fl.nn.Linear(2, 3)
@@ -121,20 +131,43 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
     >>> fl.tree.equal(loaded, tree), loaded["epoch"]
     (True, 3)
     """
-    write_snapshot(require_path(path, "fl.save(path, tree)"), take_snapshot(tree, metadata))
+    name = require_path(path, "fl.save(path, tree)")
+    snapshot = take_snapshot(tree, metadata)
+    warn_of_parts(flat_of(tree).structure, name, "tree", "fl.save(path, whole)")
+    if name.endswith(_OF_OTHER_FORMATS):
+        warnings.warn(_NAMED_OTHERWISE.format(file=name), UserWarning, stacklevel=level_of_caller())
+    write_snapshot(name, snapshot)
 
 
-@overload
-def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: Literal[True] = True) -> T: ...
+_OF_OTHER_FORMATS = (".npz", ".npy", ".gguf", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".msgpack")
+_NAMED_OTHERWISE = (
+    "{file} gets a safetensors file, as fl.save writes no other: fl.load and load_weights read it, mx.load and others don't "
+    "under this name. End the name in .safetensors"
+)
+
+
 @overload
 def load(
-    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: Literal[False]
+    path: str | os.PathLike[str],
+    like: T,
+    *,
+    where: Where | None = None,
+    strict: Literal[True] = True,
+    rename: Rename | None = None,
+) -> T: ...
+@overload
+def load(
+    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: Literal[False], rename: Rename | None = None
 ) -> tuple[T, LoadReport]: ...
 @overload
-def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool) -> T | tuple[T, LoadReport]: ...
+def load(
+    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool, rename: Rename | None = None
+) -> T | tuple[T, LoadReport]: ...
 
 
-def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True) -> T | tuple[T, LoadReport]:
+def load(
+    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
+) -> T | tuple[T, LoadReport]:
     """Return the tree that :func:`save` wrote to a file, after checking it against its checksums and against ``like``.
 
     Arrays that were one object are one again, and others are not, whichever of those in ``like`` are.
@@ -148,9 +181,15 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
             fl.eval_shape(make_model))``.
         where: What to read, as for :meth:`Module.at`: a path, a glob, a class, a function of a path and an array, or a list of
             these. Only the bytes of that are read, and only that must have the same structure; a glob must fit nothing in the
-            file that ``like`` has not. Everything else is that of ``like``, the same objects. Default: everything.
+            file that ``like`` has not. A module all of whose arrays are selected, by whatever, must be the same in everything:
+            class, static fields, modes, frozen names. One of which only some are selected is not compared. Everything else is
+            that of ``like``, the same objects. Default: everything.
         strict: With ``False``, read what both trees have under one name, whatever else they have, and return a
-            :class:`LoadReport` as well. The rest is that of ``like``, and so is the structure. Default: ``True``.
+            :class:`LoadReport` as well, whose ``differs`` has where static values do. The rest is that of ``like``, and so is
+            the structure. Default: ``True``.
+        rename: A function from the dotted name of an array or number in the file to that in ``like``, or a mapping, which may
+            leave out names that stay; ``None`` for a name leaves it out. What holds them follows: ``rename=lambda name:
+            name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. Default: the same.
 
     Returns:
         The tree; with ``strict=False`` the tree and the report.
@@ -182,7 +221,16 @@ def load(path: str | os.PathLike[str], like: T, *, where: Where | None = None, s
     """
     name = require_path(path, "fl.load(path, like)")
     require_bool("strict", strict)
-    return placed(like, read(name, like, where, strict))  # type: ignore[no-any-return]
+    _require_file(name)
+    return placed(like, read(name, like, where, strict, rename))  # type: ignore[no-any-return]
+
+
+def _require_file(path: str) -> None:
+    """Say what to open, where a path is not that of a saved tree."""
+    require_there(path)
+    reason = refusal_of_directory(path) if os.path.isdir(path) else refusal_of_part(path)
+    if reason:
+        fail(path, reason)
 
 
 class Read(NamedTuple):
@@ -201,29 +249,59 @@ class Read(NamedTuple):
     report: LoadReport | None = None
 
 
-def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: bool) -> Read:
+def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: bool, rename: Rename | None = None) -> Read:
     """Return what :func:`load` puts into a tree, with the same arguments and errors."""
     flat = flat_of(like)
     facts = describe_tree(flat.structure, flat.leaves).facts
-    is_selected = selector(like, where)
-    wanted = [*filter(is_selected, facts)]
+    try:
+        select = selection(like, where)
+    except LookupError as error:
+        if advice := _what_holds(path, facts, where):
+            raise LookupError(f"{error}{advice}") from None
+        raise
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
-        reason = complaint([*filter(is_selected, contents.facts)], wanted, strict)
+        there, ours, origins = renamed(contents.facts, facts, rename)
+        selected, wanted = select(there, ours)
+        reason, remedy = complaint(selected, wanted, strict, facts)
         if reason:
-            advice = of_structure(contents.facts, facts, is_selected, where)
+            advice = of_structure(contents.facts, facts, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
-        if strict and where is None and are_in_one_order(contents.facts, facts):
+        if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
-        report = report_of(contents.header.file, contents.facts, wanted, where)
+        report = report_of(contents.header.file, there, selected, wanted, where)
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
-        names = [name for name in report.taken if name not in values]
-        taken = [name for name in report.taken if name in values]
-        arrays = _read_arrays(opened, contents, names)
-        return Read(arrays, [values[name] for name in taken], [*names, *taken], None if strict else report)
+        taken = {name: origins.get(name, name) for name in report.taken}
+        names = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
+        arrays = _read_arrays(opened, contents, [old for old in taken.values() if old not in values])
+        report = report._replace(left=_left(contents.facts, taken.values()))
+        return Read(arrays, [values[old] for old in taken.values() if old in values], names, None if strict else report)
 
     return read_opened(path, read_all)
+
+
+def _left(facts: Iterable[Fact], taken: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of what is not taken of a file, as they are there."""
+    names = {*taken}
+    return tuple([fact.path for fact in facts if is_leaf(fact) and fact.path not in names])
+
+
+_WHAT_HOLDS = " In the file that is what like is: give like={like}, and take {taken} of what is loaded"
+
+
+def _what_holds(path: str | os.PathLike[str], facts: list[Fact], where: Where | None) -> str:
+    """Return what to give, where ``like`` is what is selected in the file, rather than what holds it; else an empty string."""
+    place = where.removesuffix(".**") if isinstance(where, str) else ""
+    ours = {fact.path for fact in facts if is_leaf(fact)}
+    with suppress(OSError, CheckpointError):
+        there = read_opened(path, lambda opened: _read_contents(opened, []).facts)
+        inside = {fact.path.removeprefix(f"{place}.") for fact in there if is_leaf(fact) and fact.path.startswith(f"{place}.")}
+        if place and ours and inside == ours:
+            names = [*map(repr, place.split("."))]
+            like = "".join(f"{{{name}: " for name in names) + "like" + "}" * len(names)
+            return _WHAT_HOLDS.format(like=like, taken="".join(f"[{name}]" for name in names))
+    return ""
 
 
 def placed(like: Any, read: Read) -> Any:
@@ -256,7 +334,9 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     fl.load_metadata(f"{folder}/a.safetensors")
     {'epoch': 3}
     """
-    header = read_opened(require_path(path, "fl.load_metadata(path)"), lambda opened: opened.header)
+    name = require_path(path, "fl.load_metadata(path)")
+    _require_file(name)
+    header = read_opened(name, lambda opened: opened.header)
     _require_version(header)
     safetensors.read_checksums(header)
     metadata = parse_json(header.metadata.get(_METADATA, ""), header.file, constants=True)
@@ -304,7 +384,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
         _VALUES: json.dumps([encode_value(value) for value in values]),
         _METADATA: _encode_metadata(metadata),
     }
-    mx.eval(flat.leaves)
+    evaluation.eval(flat.leaves)
     # An assignment to a part of an array changes the array object, so others with the same memory are kept.
     kept = {id(leaf): leaf[...] for leaf in flat.leaves}
     return Snapshot({name: kept[id(leaf)] for name, leaf in zip(names, flat.leaves, strict=True)}, header_metadata)
@@ -347,9 +427,8 @@ def _read_contents(opened: Opened, likely: list[Fact]) -> _Contents:
     entries = {name: header.entries[sharing.stored(name)] for name in (*header.entries, *sharing.copies, *sharing.shared)}
     in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in entries.items()}
     described = [(name_in_file(fact.path), kind) for fact in facts if (kind := array_kind(fact)) is not None]
-    values = _values(header)
-    are_arrays = len(described) == len(in_file) and dict(described) == in_file  # so that no name is there twice
-    if not are_arrays or [*map(value_kind, values)] != [fact.text for fact in facts if is_value(fact)]:
+    values, kinds = _values(header), [fact.text for fact in facts if is_value(fact)]
+    if len(described) != len(in_file) or dict(described) != in_file or [*map(value_kind, values)] != kinds:
         fail(header.file, "the header describes other arrays or values than the file has")
     return _Contents(header, sharing, facts, values)
 
@@ -402,33 +481,6 @@ def _facts(header: safetensors.Header) -> list[Fact]:
         isinstance(fact, list) and len(fact) == 3 and all(isinstance(text, str) for text in fact) for fact in given
     )
     return [Fact(*fact) for fact in given] if well_formed else _fail_at(header, _STRUCTURE)
-
-
-def encode_value(value: Any) -> tuple[str, str]:
-    """Encode a number, a string or bytes exactly, as its type and a text."""
-    kind = type(value).__name__
-    if isinstance(value, str):  # it may have halves of surrogate pairs, which JSON confuses with whole ones
-        return kind, value.encode("utf-8", "surrogatepass").hex()
-    if isinstance(value, bytes):
-        return kind, value.hex()
-    if isinstance(value, complex):
-        return kind, f"{value.real!r} {value.imag!r}"
-    return kind, hex(value) if type(value) is int else repr(value)  # in decimal, an int may be too long for Python to read
-
-
-_DECODERS: dict[str, Callable[[str], Any]] = {
-    "bool": {"True": True, "False": False}.__getitem__,
-    "int": lambda text: int(text, 16),
-    "float": float,
-    "complex": lambda text: complex(*map(float, text.split())),
-    "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
-    "bytes": bytes.fromhex,
-}
-
-
-def decode_value(kind: str, text: str) -> Any:
-    """Return what :func:`encode_value` encoded."""
-    return _DECODERS[kind](text)
 
 
 def _values(header: safetensors.Header) -> list[Any]:

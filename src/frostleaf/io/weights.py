@@ -6,7 +6,7 @@ import errno
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, ItemsView, Iterable, Mapping, Set
+from collections.abc import ItemsView, Iterable, Mapping, Set
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -19,16 +19,20 @@ from ..core.structure import flat_of
 from ..core.words import Path, describe, keystr, level_of_caller, listed, nearest
 from ..edits.updating import persistent
 from ..transforms import evaluation
-from ..transforms.shards import Shard, shards_in
 from ..tree.comparison import equal
 from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
 from .advice import of_adapters, prefixes_of
 from .atomic import atomic_write, require_path
+from .divided import parts_in, warn_of_parts
+from .names import refusal_of_part, require_there
+from .renaming import Rename as Rename
+from .renaming import new_names
+from .safetensors import fail
 
 
 class UnmatchedWeightsWarning(UserWarning):
-    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing, as no weight has the name of a parameter.
+    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing: no weight has the name of a parameter, or none is.
 
     >>> import frostleaf as fl, mlx.core as mx, warnings
     >>> with warnings.catch_warnings(record=True) as caught:
@@ -40,7 +44,6 @@ class UnmatchedWeightsWarning(UserWarning):
 
 
 N = TypeVar("N", bound=Node)
-Rename = Callable[[str], str | None] | Mapping[str, str | None]
 
 _LINES = 8
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
@@ -48,7 +51,8 @@ _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 
 def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename | None) -> N:
     """Return the module with its parameters read from files or a list of pairs. See :meth:`Module.load_weights`."""
-    weights, origins = _rename(_read(file_or_weights), rename)
+    given = _read(file_or_weights)
+    weights, origins = _rename(given, rename)
     current = _named_parameters(module)
     weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
@@ -58,8 +62,8 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     if strict:
         _check_weights(module, weights, current, origins, rename)
         _check_placeholders(module, current)
-    elif weights and current and not new:
-        message = _unmatched(module, weights.keys(), current.keys(), origins, rename)
+    elif current and not new and (weights or not given):
+        message = _unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS
         warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
 
     flat = flat_of(module)
@@ -69,6 +73,10 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
 
 
 _UNMATCHED = "nothing was loaded, as none of the {count:,} weights has the name of a parameter of this {kind}: {names}.{advice}"
+_NO_WEIGHTS = (
+    "nothing was loaded, as there are no weights. Of a checkpoint in several files mx.load reads the head, which has names "
+    "alone: give load_weights its path"
+)
 _ADAPTERS = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
 
 
@@ -87,23 +95,6 @@ _FILE_AND_SHARDS = (
 )
 
 
-class PartialWeightsWarning(UserWarning):
-    """A file of weights was written with this rank's part of arrays, which a model that isn't divided can't load.
-
-    Files of parts are for models divided in the same way, each rank's in its own; MLX's divided layers load them too.
-
-    >>> import frostleaf as fl, warnings
-    >>> warnings.simplefilter("ignore", fl.PartialWeightsWarning)  # where files of parts are meant
-    """
-
-
-_PARTS = (
-    "{file} gets the part of rank {rank} alone of {names}. For a file of the whole model write whole = "
-    "fl.distributed.gather(model) on all ranks, and whole.save_weights(file) on one. Where files of parts are meant, with a "
-    "name for each rank, filter fl.PartialWeightsWarning"
-)
-
-
 def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: int | None) -> None:
     """Write the module's parameters to a file or a directory of files. See :meth:`Module.save_weights`."""
     name = require_path(file, "save_weights(file)")
@@ -117,7 +108,7 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
     for parameter, array in arrays.items():
         if isinstance(array, ShapeDtypeStruct):
             raise ValueError(f"can't save {parameter}, which is a ShapeDtypeStruct and has no numbers")
-    _warn_of_parts(module, arrays, name)
+    warn_of_parts(flat_of(module).structure, name, "model", "whole.save_weights(file)", arrays)
     evaluation.eval(arrays)  # MLX's writing would wait for other processes without notice
     if in_shards:
         sharded.write_directory(name, arrays, sharded.MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes)
@@ -125,21 +116,6 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
         formats.check_arrays(arrays, ending, name)
         with atomic_write(name) as temporary:
             formats.write_file(temporary, arrays, ending)
-
-
-def _parts_in(module: Node) -> dict[str, tuple[Shard, ...]]:
-    """Return how arrays are divided of which other ranks have parts, by their names."""
-    structure = flat_of(module).structure
-    places = zip(structure.leaf_names(), shards_in(structure), strict=True)
-    return {name: shards for name, shards in places if any(shard.group.size() > 1 for shard in shards)}
-
-
-def _warn_of_parts(module: Node, arrays: Mapping[str, mx.array], file: str) -> None:
-    parts = {name: shards for name, shards in _parts_in(module).items() if name in arrays}
-    if parts:
-        rank = next(iter(parts.values()))[0].group.rank()
-        text = _PARTS.format(file=file, rank=rank, names=listed([*parts]))
-        warnings.warn(text, PartialWeightsWarning, level_of_caller())
 
 
 _NOT_WEIGHTS = (
@@ -153,7 +129,9 @@ def _read(source: Any) -> dict[str, Any]:
     if isinstance(source, Mapping) and any(isinstance(value, Mapping | list | tuple) for value in source.values()):
         raise TypeError(_NOT_WEIGHTS.format(kind="nested dict"))
     if isinstance(source, list | tuple) and source and all(map(_is_file, source)):
-        return sharded.read_files([os.fspath(each) for each in source])
+        files = [os.fspath(each) for each in source]
+        _refuse_parts(files)
+        return sharded.read_files(files)
     if isinstance(source, list | tuple | Mapping | ItemsView):
         return _weights_of(source.items() if isinstance(source, Mapping) else source)
     if not isinstance(source, str | os.PathLike):
@@ -163,9 +141,17 @@ def _read(source: Any) -> dict[str, Any]:
         return sharded.read_index(name)
     if os.path.isdir(name):
         return sharded.read_directory(name)
+    require_there(name)
     if "." not in os.path.basename(name) and not os.path.exists(name):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    _refuse_parts([name])
     return formats.read_file(name)
+
+
+def _refuse_parts(files: Iterable[str]) -> None:
+    for file in files:
+        if reason := refusal_of_part(file):
+            fail(file, reason)
 
 
 def _is_file(value: Any) -> bool:
@@ -191,18 +177,7 @@ def _rename(weights: dict[str, Any], rename: Rename | None) -> tuple[dict[str, A
     """Return the weights by the model's names, and the original name of each."""
     if rename is None:
         return weights, {}
-    if not callable(rename) and not isinstance(rename, Mapping):
-        raise TypeError(f"rename is a function of a name, or a mapping of names, and was given as a {type(rename).__name__}")
-    origins: dict[str, str] = {}
-    for name in weights:
-        new = rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
-        if new is None:
-            continue
-        if not isinstance(new, str):
-            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
-        if new in origins:
-            raise ValueError(f"rename gives {new!r} for {origins[new]!r} and for {name!r}")
-        origins[new] = name
+    origins = new_names(weights, rename)
     return {new: weights[name] for new, name in origins.items()}, origins
 
 
@@ -283,7 +258,7 @@ def _check_weights(
     rename: Rename | None,
 ) -> None:
     extra, missing = weights.keys() - current.keys(), current.keys() - weights.keys()
-    divided = _DIVIDED if _parts_in(module) else ""
+    divided = _DIVIDED if parts_in(flat_of(module).structure) else ""
     if extra:
         names = _listed(extra, missing or current, origins, tied_places(module))
         advice = divided or _renaming_advice(weights.keys(), current.keys(), origins, rename) or of_adapters(weights, current)

@@ -229,7 +229,10 @@ class RotatingKVCache(_AttentionCache):
     """The keys and values of the last ``max_size`` tokens, for attention with a window: mlx-lm's ``RotatingKVCache``.
 
     As :class:`KVCache`, and new tokens overwrite the oldest, so there is always room. Attention must use the mask, since the
-    tokens are not in order.
+    tokens are not in order. Each token sees what is kept, and the last of the others; with a ``window_size`` only what is in
+    that window, so that it does not see what is kept once that is farther away. mlx-lm's shows other tokens there: once it has
+    turned, its mask for one token takes the slots of what is kept for such as turn, and with ``window_size=max_size`` it hides
+    nothing.
 
     Args:
         max_size: How many tokens each looks at, with itself.

@@ -41,6 +41,10 @@ class GrowingCache(Cache):
     It has the attributes and methods of the original. What these change, :func:`frostleaf.stateful` returns in a new cache, and
     the original stays as it is.
 
+    ``cache.original.from_state(cache.state)`` is a cache of mlx-lm with what this one holds. ``save_prompt_cache`` of mlx-lm
+    needs that, since it writes the names of classes: from a file with this class, ``load_prompt_cache`` raises a ``KeyError``.
+    :func:`frostleaf.save` writes one for this package.
+
     Args:
         cache: The original, empty or not.
 
@@ -78,6 +82,7 @@ class GrowingCache(Cache):
 
     @property
     def state(self) -> Any:
+        """What the original has as its state, by which ``from_state`` of its class makes another one."""
         return self.lend("state")
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import mlx.core as mx
 
@@ -16,7 +16,7 @@ from ..core.instance import metadata_of
 from ..core.shapes import LEAF
 from ..core.words import describe
 from ..module import Module
-from ..transforms.collectives import all_sum
+from ..transforms.collectives import all_sum, require_exchanges
 from ..transforms.group import Group, as_group
 from ..transforms.shards import Segments, Shard
 from .checks import misfit, size
@@ -42,6 +42,12 @@ def _own_key(key: mx.array | None, group: Group) -> mx.array | None:
     return key if group.size() == 1 else split(key, group.size())[group.rank()]
 
 
+def _with_summed_gradients(x: mx.array, group: Group) -> mx.array:
+    """Return an array whose gradient is the sum of those of all ranks."""
+    require_exchanges(group)  # as the gradient does, even if nobody asks for it
+    return cast(mx.array, _summing_gradients(group)(x))
+
+
 @functools.cache
 def _summing_gradients(group: Group) -> Callable[..., Any]:
     """Return a function that returns its argument, whose gradient is the sum of those of all ranks."""
@@ -61,6 +67,9 @@ def _summing_gradients(group: Group) -> Callable[..., Any]:
         return same(inputs), axes
 
     return same
+
+
+_NDIMS = {"weight": 2, "scales": 2, "biases": 2, "bias": 1}
 
 
 class AllToShardedLinear(Sharded):
@@ -97,6 +106,7 @@ class AllToShardedLinear(Sharded):
     """
 
     axes: ClassVar[Mapping[str, int]] = {"weight": 0, "bias": 0}
+    ndims: ClassVar[Mapping[str, int]] = _NDIMS
 
     weight: mx.array
     bias: mx.array | None
@@ -123,7 +133,7 @@ class AllToShardedLinear(Sharded):
 
     def __call__(self, x: mx.array) -> mx.array:
         _require_last(self, x, self.weight.shape[-1])
-        x = _summing_gradients(self.group)(x)
+        x = _with_summed_gradients(x, self.group)
         return x @ self.weight.T if self.bias is None else mx.addmm(self.bias, x, self.weight.T)
 
     @classmethod
@@ -179,6 +189,7 @@ class ShardedToAllLinear(Sharded):
     """
 
     axes: ClassVar[Mapping[str, int]] = {"weight": -1}
+    ndims: ClassVar[Mapping[str, int]] = _NDIMS
 
     weight: mx.array
     bias: mx.array | None
@@ -256,6 +267,7 @@ class QuantizedAllToShardedLinear(Quantized, Sharded):
     """
 
     axes: ClassVar[Mapping[str, int]] = {"weight": 0, "scales": 0, "biases": 0, "bias": 0}
+    ndims: ClassVar[Mapping[str, int]] = _NDIMS
 
     bias: mx.array | None = parameter(frozen=True)
     group: Group = static()
@@ -285,7 +297,7 @@ class QuantizedAllToShardedLinear(Quantized, Sharded):
 
     def __call__(self, x: mx.array) -> mx.array:
         _require_last(self, x, self.scales.shape[-1] * self.group_size)
-        y = self._product(_summing_gradients(self.group)(x))
+        y = self._product(_with_summed_gradients(x, self.group))
         return y if self.bias is None else y + self.bias
 
     @classmethod
@@ -336,6 +348,7 @@ class QuantizedShardedToAllLinear(Quantized, Sharded):
     """
 
     axes: ClassVar[Mapping[str, int]] = {"weight": -1, "scales": -1, "biases": -1}
+    ndims: ClassVar[Mapping[str, int]] = _NDIMS
 
     bias: mx.array | None = parameter(frozen=True)
     group: Group = static()
@@ -392,6 +405,11 @@ def _require_last(layer: Module, x: Any, dims: int) -> None:
         raise misfit(layer, f"[..., {dims}]", x)
 
 
+_A_STACK = (
+    "{cls} is made of one {kind}, and was given {given}. Of a stack of models, as fl.tree.stack makes it, divide each: write "
+    "fl.vmap(divide)(stack)"
+)
+
 L = TypeVar("L", bound=Sharded)
 
 
@@ -404,6 +422,8 @@ def _of_linear(cls: type[L], given: Module, kind: type[Module], segments: Any, g
     layer: Any = given
     make: Any = cls
     group, segments = as_group(group), segments_of(segments)
+    if layer.weight.ndim != cls.ndims["weight"]:
+        raise ValueError(_A_STACK.format(cls=cls.__name__, kind=kind.__name__, given=describe(given)))
     rows, columns = layer.weight.shape
     options: dict[str, Any] = {"group": group, **undrawn()}
     if isinstance(layer, Quantized):

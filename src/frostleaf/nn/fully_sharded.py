@@ -38,6 +38,13 @@ _BY_LAYERS = (
 )
 
 
+_A_STACK = (
+    "a FullyShardedModule holds the arrays of a stack, {module}, and can't tell which axis is divided. Of a stack of models, "
+    "as fl.tree.stack makes it, divide and call each: stack = fl.vmap(fl.distributed.fully_shard)(stack), then "
+    "fl.vmap(call)(stack, x)"
+)
+
+
 class FullyShardedModule(Sharded):
     r"""Hold a part of each array of a module, and put the whole together in each call.
 
@@ -62,7 +69,8 @@ class FullyShardedModule(Sharded):
 
     Raises:
         TypeError: If ``module`` is no module of frostleaf, or ``compute_dtype`` no floating-point dtype.
-        ValueError: If an array has no axis, or its first can't be divided by the number of ranks.
+        ValueError: If an array has no axis, or its first can't be divided by the number of ranks. In a call, if its arrays are
+            those of a stack.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> layer = fl.nn.FullyShardedModule(fl.nn.Linear(3, 2))  # on one rank here
@@ -76,6 +84,8 @@ class FullyShardedModule(Sharded):
     module: Any
     group: Group = static()
     compute_dtype: mx.Dtype | None = static()
+    # How many axes each array has in a call.
+    ndims_inside: tuple[int, ...] = static()
 
     def __init__(self, module: Module, group: Any = None, compute_dtype: mx.Dtype | None = None) -> None:
         if not isinstance(module, Node):
@@ -86,6 +96,7 @@ class FullyShardedModule(Sharded):
             raise TypeError(f"compute_dtype is a floating-point mx.Dtype or None, and was given as {describe(compute_dtype)}")
         self.group, self.compute_dtype = as_group(group), compute_dtype
         self.module = self._divided(module)
+        self.ndims_inside = tuple([leaf.ndim for leaf in flat_of(module).leaves])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._with_whole(lambda module: module, args, kwargs)
@@ -102,6 +113,15 @@ class FullyShardedModule(Sharded):
     @classmethod
     def _instead_of_reading(cls, name: str) -> str | None:
         return super()._instead_of_reading(name) or (None if name.startswith("_") else _INSIDE.format(name=name))
+
+    @staticmethod
+    def stacked_axes(module: Any, ndims: Sequence[int]) -> int:
+        """Return how many axes all arrays of the module inside have more than when it was divided: those of a stack."""
+        found = {leaf.ndim - ndim for leaf, ndim in zip(flat_of(module).leaves, ndims, strict=False)}
+        return found.pop() if len(found) == 1 else 0  # otherwise something was put in its place
+
+    def _shown_fields(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in ("module", "group", "compute_dtype")]
 
     @property
     def divides(self) -> bool:
@@ -122,6 +142,8 @@ class FullyShardedModule(Sharded):
 
     def _whole(self, module: Any, given: Sequence[mx.array]) -> Any:
         """Return the module with whole arrays, which are gathered once the arrays given are there."""
+        if self.stacked_axes(module, self.ndims_inside):
+            raise ValueError(_A_STACK.format(module=describe(module)))
         flat = flat_of(module)
         leaves, own = [*flat.leaves], flat.structure.remember(_divided_leaves)
         # What is gathered in one exchange: what is trained or not, whose gradients are exchanged or not, in one dtype.

@@ -12,7 +12,7 @@ from ..core.words import describe
 from .adapting import carry_over
 from .contents import are_of_kinds, renewed
 from .optimizer import Optimizer, State, array_differences, require_optimizer
-from .parameters import Parameters, parameters_of, with_parameters
+from .parameters import Parameters
 from .wrapper import StatefulWrapper
 
 T = TypeVar("T")
@@ -50,22 +50,8 @@ class EMA(StatefulWrapper):
     def __init__(self, optimizer: Optimizer, decay: float) -> None:
         self.optimizer, self.decay = optimizer, decay
 
-    def averaged(self, model: T, state: EMAState) -> T:
-        """Return the model with the averages of its trained parameters, and everything else as it is.
-
-        Args:
-            model: The model that ``state`` is for.
-            state: The state from the last update.
-
-        Raises:
-            TypeError: If ``state`` is not the state of such an optimizer.
-            ValueError: If it is not for this model; the message names paths.
-        """
-        self._require_state(state, "averaged")
-        parameters = parameters_of(model)
-        self._require_match(parameters, state, "averaged")
-        averages = {name: state.average[name].astype(array.dtype) for name, array in parameters.arrays.items()}
-        return with_parameters(parameters, averages)  # type: ignore[no-any-return]
+    def _averaged(self, parameters: Parameters, state: EMAState) -> Mapping[str, mx.array]:
+        return {name: state.average[name].astype(array.dtype) for name, array in parameters.arrays.items()}
 
     def _init(self, parameters: Parameters) -> EMAState:
         return EMAState(self.optimizer._init(parameters), _precise(parameters.arrays))
@@ -95,7 +81,8 @@ def ema(opt: Optimizer, decay: float) -> EMA:
     .. math:: \bar w_0 = w_0, \qquad \bar w_{t+1} = \beta \bar w_t + (1 - \beta) w_{t+1}
 
     ``opt.averaged(model, state)`` is the averaged model, which often does better than the model itself. The average moves with
-    every update; for one that moves with every step of :func:`accumulate` write ``accumulate(ema(opt, decay), n)``. Polyak and
+    every update; for one that moves with every step of :func:`accumulate` write ``accumulate(ema(opt, decay), n)``, whose
+    ``averaged`` is the same. Polyak and
     Juditsky, `Acceleration of stochastic approximation by averaging <https://doi.org/10.1137/0330046>`_, 1992, for the idea.
 
     Args:

@@ -41,6 +41,9 @@ class Masked(Wrapper):
     def _differences(self, parameters: Parameters, state: Any) -> Iterator[str]:
         return self.optimizer._differences(self._select(parameters), state)
 
+    def _averaged(self, parameters: Parameters, state: Any) -> Mapping[str, mx.array]:
+        return self.optimizer._averaged(self._select(parameters), state)
+
     def _adapt(self, state: Any, parameters: Parameters) -> Any:
         chosen = self._select(parameters)
         require_arrays(parameters.model, self.where)

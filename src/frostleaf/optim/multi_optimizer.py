@@ -83,6 +83,10 @@ class MultiOptimizer(Optimizer):
         for opt, group, inner in zip(self.optimizers, self._split(parameters), state.inner, strict=True):
             yield from opt._differences(group, inner)
 
+    def _averaged(self, parameters: Parameters, state: MultiState) -> Mapping[str, mx.array]:
+        each = zip(self.optimizers, self._split(parameters), state.inner, strict=True)
+        return {name: array for opt, group, inner in each for name, array in opt._averaged(group, inner).items()}
+
     def _adapt(self, state: MultiState, parameters: Parameters) -> MultiState:
         groups = self._split(parameters)
         require_arrays(parameters.model, self.filters)

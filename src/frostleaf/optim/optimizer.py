@@ -84,6 +84,7 @@ NOT_IN_STATE = (
 )
 
 
+NO_AVERAGE = "{optimizer} keeps no average of the model: fl.optim.ema(opt, decay) makes an optimizer that does"
 NEVER_CHANGES = (
     "an optimizer never changes, and what it remembers is in the state. Write state = optimizer.with_learning_rate(state, rate)"
     ", or make another optimizer and go on with state = other.adapt(state, model)."
@@ -299,6 +300,36 @@ class Optimizer(Node):
                 raise ValueError(NOT_IN_STATE.format(name=name, optimizer=describe(self), names=shown))
         return self._with_hyperparameters(state, values)  # type: ignore[no-any-return]
 
+    def averaged(self, model: T, state: Any) -> T:
+        """Return the model with the averages that :func:`ema` keeps in a state, and everything else as it is.
+
+        It is this optimizer's, or that of any optimizer in it: of ``accumulate(ema(opt, decay), n)``, ``chain``, ``masked``,
+        ``multi`` and ``skip_nonfinite``.
+
+        Args:
+            model: The model that ``state`` is for.
+            state: The state from the last update.
+
+        Raises:
+            TypeError: If ``state`` is not the state of such an optimizer.
+            ValueError: If it is not for this model, with paths; if none of the optimizers is of :func:`ema`, or it is in one of
+                :func:`shard`, which says what to write.
+
+        >>> import frostleaf as fl, mlx.core as mx
+        >>> opt = fl.optim.accumulate(fl.optim.ema(fl.optim.SGD(1.0), 0.75), 1)
+        >>> w = mx.array(0.0)
+        >>> w, state = opt.update(w, mx.array(-4.0), opt.init(w))
+        >>> w, opt.averaged(w, state)
+        (array(4, dtype=float32), array(1, dtype=float32))
+        """
+        self._require_state(state, "averaged")
+        parameters = parameters_of(model)
+        self._require_match(parameters, state, "averaged")
+        averages = self._averaged(parameters, state)
+        if not averages:
+            raise ValueError(NO_AVERAGE.format(optimizer=type(self).__name__))
+        return with_parameters(parameters, averages)  # type: ignore[no-any-return]
+
     def _init(self, parameters: Parameters) -> Any:
         """Return the initial state for the parameters, which may be none."""
         raise NotImplementedError
@@ -314,6 +345,10 @@ class Optimizer(Node):
     def _adapt(self, state: Any, parameters: Parameters) -> Any:
         """Return a state for the parameters, with what still applies of another state."""
         raise NotImplementedError
+
+    def _averaged(self, parameters: Parameters, state: Any) -> Mapping[str, mx.array]:
+        """Return the averages in a state by name, in the dtypes of the parameters; none of what none is kept."""
+        return {}
 
     def _learning_rate(self, state: Any) -> mx.array:
         """Return the learning rate in a state."""

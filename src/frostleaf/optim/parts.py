@@ -10,7 +10,7 @@ from itertools import accumulate
 import attrs
 import mlx.core as mx
 
-from ..transforms.collectives import BUCKET, all_average, all_gather, buckets
+from ..transforms.collectives import BUCKET, add_stages, all_average, all_gather, buckets
 from ..transforms.group import Group
 
 Shape = tuple[int, ...]
@@ -63,6 +63,7 @@ def part_of(array: mx.array, group: Group) -> mx.array:
 def wholes_of(parts: Sequence[mx.array], shapes: Sequence[Shape], group: Group) -> list[mx.array]:
     """Return the arrays of some shapes of which each rank gives its parts. Small ones of a dtype are sent together."""
     wholes = [*parts]
+    add_stages()
     for places in _together(parts, group.size()):
         together = [parts[place] for place in places]
         rows = all_gather(_end_to_end(together), group).reshape(group.size(), -1)

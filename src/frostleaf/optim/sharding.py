@@ -26,6 +26,11 @@ from .parts import Division, part_of, part_shape, parts_of_averages, wholes_of
 from .rule import ELEMENTWISE, Rule
 from .wrapper import StatefulWrapper
 
+AVERAGED_WHOLE = (
+    "each rank has a part of the averages in the state of fl.optim.shard: with that optimizer as opt, and on all ranks, write "
+    "opt.optimizer.averaged(model, opt.gather(state))"
+)
+
 
 class ShardedState(State):
     """What a sharded optimizer remembers: this rank's part of the state of the optimizer.
@@ -168,6 +173,9 @@ class Sharded(StatefulWrapper):
             known.key = key
         yield from found
 
+    def _averaged(self, parameters: Parameters, state: ShardedState) -> Mapping[str, mx.array]:
+        raise ValueError(AVERAGED_WHOLE)
+
     def _adapt(self, state: ShardedState, parameters: Parameters) -> ShardedState:
         whole = self.optimizer._adapt(self._whole(state, "adapt"), parameters)
         return self._part(whole, self.optimizer._init(self._parts(parameters)))
@@ -308,6 +316,7 @@ def shard(opt: Optimizer, group: Any = None, *, average: bool = False, elementwi
     ``chain(average_gradients, clip_by_global_norm(1.0), shard(AdamW(1e-3)))``. Or here, with ``average=True``, where each rank
     keeps its part of each average and drops the rest before the next is computed: a step then peaks lower by nearly the size of
     the gradients, and what needs averages stands inside: ``shard(chain(clip_by_global_norm(1.0), AdamW(1e-3)), average=True)``.
+    Evaluate steps by :func:`frostleaf.distributed.eval`: on the CPU, MLX otherwise makes room for all gradients at once.
 
     The state of whatever is inside is divided: ``shard(ema(opt, decay))`` and ``shard(accumulate(opt, n))`` divide averages and
     sums of gradients too, and compute the numbers that they do with ``shard`` inside. Clipping by the norm inside adds up the

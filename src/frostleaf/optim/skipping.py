@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from ..core.fields import buffer
 from ..nn.shards import groups_of
-from ..transforms.collectives import all_min
+from ..transforms.collectives import all_min, exchanged_since, tokens
+from ..transforms.group import Group
 from ..tree.functions import leaves
 from .contents import renewed
 from .optimizer import Optimizer, State, require_optimizer
@@ -52,8 +53,11 @@ class SkipNonfinite(StatefulWrapper):
     def _update(
         self, parameters: Parameters, gradients: Mapping[str, mx.array], state: SkipState
     ) -> tuple[dict[str, mx.array], SkipState]:
-        finite = all_finite(gradients)
+        finite, before = all_finite(gradients), tokens()
         new, inner = self.optimizer._update(parameters, gradients, state.inner)
+        group = exchanged_since(before)
+        if group is not None:  # each rank has seen its own gradients, and all take the same step
+            finite = _on_all(finite, group)
         skipped = state.skipped + mx.where(finite, 0, 1).astype(mx.uint32)
         after = renewed(state, inner=tree_where(finite, inner, state.inner), skipped=skipped)
         return arrays_where(finite, new, parameters.arrays), after
@@ -66,7 +70,7 @@ def skip_nonfinite(opt: Optimizer) -> SkipNonfinite:
     """Return an optimizer that skips a step, and counts it, if a gradient holds an infinity or a NaN.
 
     A skipped step changes nothing but the count, ``state.skipped``. This is for half precision, where gradients may overflow;
-    see :class:`DynamicLossScale`.
+    see :class:`DynamicLossScale`. Around an optimizer that averages gradients over ranks, all skip a step if one does.
 
     Args:
         opt: Any optimizer.
@@ -96,5 +100,9 @@ def all_finite(tree: Any) -> mx.array:
     found = [mx.isfinite(leaf).all() for leaf in leaves(tree)]
     finite = mx.stack(found).all() if found else mx.array(True)
     for group in dict.fromkeys([group for groups in groups_of(tree) for group in groups or ()]):
-        finite = all_min(finite.astype(mx.uint8), group).astype(mx.bool_)
+        finite = _on_all(finite, group)
     return finite
+
+
+def _on_all(finite: mx.array, group: Group) -> mx.array:
+    return all_min(finite.astype(mx.uint8), group).astype(mx.bool_)

@@ -32,6 +32,9 @@ class Wrapper(Optimizer):
     def _adapt(self, state: Any, parameters: Parameters) -> Any:
         return self.optimizer._adapt(state, parameters)
 
+    def _averaged(self, parameters: Parameters, state: Any) -> Mapping[str, mx.array]:
+        return self.optimizer._averaged(parameters, state)
+
     def _learning_rate(self, state: Any) -> mx.array:
         return self.optimizer._learning_rate(state)
 
@@ -53,6 +56,9 @@ class StatefulWrapper(Wrapper):
 
     def _differences(self, parameters: Parameters, state: Any) -> Iterator[str]:
         return self.optimizer._differences(parameters, state.inner)
+
+    def _averaged(self, parameters: Parameters, state: Any) -> Mapping[str, mx.array]:
+        return self.optimizer._averaged(parameters, state.inner)
 
     def _learning_rate(self, state: Any) -> mx.array:
         return self.optimizer._learning_rate(state.inner)

@@ -7,16 +7,20 @@ What the next exchange is to depend on is the *token*, an array of one byte. It 
 exchange before, and so keeps no array alive once that has been computed. Until then it keeps what that is computed from. An
 exchange reuses the memory of its argument, as without the token; its result is an array whose memory MLX may reuse only after
 a moment. So what is computed of it at once, as an average, stands before the token.
+
+On the CPU, MLX makes room for what it will compute long before it does: for all large exchanges up to the one that a result
+needs. Where one waits for all before it, those are :func:`stages`, which can be evaluated one after the other.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
@@ -30,6 +34,11 @@ Exchange = Callable[..., mx.array]
 
 # What is sent in one go, as in mlx.nn.average_gradients.
 BUCKET = 32 * 1024**2
+
+# An exchange of so many bytes may be a stage.
+_LARGE = 2 * 1024**2
+# No more stages are noted, for those who evaluate in another way.
+_MOST = 1024
 
 
 # For each call of ``vmap`` in which the function runs whose exchanges are made here, the outermost first: whether an array is
@@ -50,16 +59,28 @@ COMPILED = (
 )
 
 
-class _Thread(threading.local):
-    """What belongs to this thread, as arrays do that are not computed yet.
+class _Order(NamedTuple):
+    """What has been exchanged so far.
 
     Attributes:
-        token: What its next exchange depends on. ``None`` before the first.
-        is_traced: Whether it is tracing a function of which arrays are arguments that have no values.
+        token: What the next exchange depends on. ``None`` before the first.
+        large: The tokens after large exchanges, since the last stage.
+        stages: Those of which it is known that what came next waits for all of them.
+        is_traced: Whether a function is being traced of which arrays are arguments that have no values.
+        last: With which group something was exchanged last.
     """
 
     token: mx.array | None = None
+    large: tuple[mx.array, ...] = ()
+    stages: tuple[mx.array, ...] = ()
     is_traced: bool = False
+    last: Group | None = None
+
+
+class _Thread(threading.local):
+    """What belongs to this thread, as arrays do that are not computed yet."""
+
+    order = _Order()
 
 
 _thread = _Thread()
@@ -72,39 +93,66 @@ def tokens() -> list[mx.array]:
 
 def restore_tokens(kept: list[mx.array]) -> None:
     """Make what :func:`tokens` returned this thread's token again."""
-    _thread.token = kept[0] if kept else None
+    _thread.order = _thread.order._replace(token=kept[0] if kept else None)
+
+
+def exchanged_since(before: list[mx.array]) -> Group | None:
+    """Return with which group this thread has exchanged something last, if it has since :func:`tokens` returned ``before``."""
+    return _thread.order.last if before and tokens()[0] is not before[0] else None
 
 
 def _token() -> mx.array:
-    token = _thread.token
-    if token is None:
-        token = _thread.token = mx.array(0, mx.uint8)
-    return token
+    order = _thread.order
+    if order.token is None:
+        order = _thread.order = order._replace(token=mx.array(0, mx.uint8))
+    return cast(mx.array, order.token)
+
+
+def stages() -> tuple[mx.array, ...]:
+    """Return what this thread has noted as stages, in their order: arrays of one byte each."""
+    return _thread.order.stages
+
+
+def add_stages(others: Sequence[mx.array] = ()) -> None:
+    """Note stages: what is exchanged next, and is needed first, waits for all large exchanges so far.
+
+    Args:
+        others: Stages of a compiled function, which come after these.
+    """
+    order = _thread.order
+    if order.large or others:
+        noted = (*order.stages, *order.large, *others)[-_MOST:]
+        _thread.order = order._replace(large=(), stages=noted)
+
+
+def forget_stages() -> None:
+    """Forget what was noted, since it is evaluated."""
+    _thread.order = _thread.order._replace(large=(), stages=())
 
 
 class unchanged_tokens(Scope):  # noqa: N801
-    """Leave this thread's token as it was before a ``with`` block, in which arrays without values are exchanged."""
+    """Leave this thread's order as it was before a ``with`` block, in which arrays without values are exchanged."""
 
     def _enter(self, leaving: Leaving) -> None:
-        leaving().undo = functools.partial(_put_back, _thread.token, _thread.is_traced)
-        _thread.is_traced = True
+        leaving().undo = functools.partial(_put_back, _thread.order)
+        _thread.order = _Order(_thread.order.token, is_traced=True)
 
 
 class unless_it_fails:  # noqa: N801
-    """Leave this thread's token as it was before a ``with`` block that ends with an exception: it may have no value."""
+    """Leave this thread's order as it was before a ``with`` block that ends with an exception: it may have no values."""
 
     __slots__ = ("_before",)
 
     def __enter__(self) -> None:
-        self._before = _thread.token
+        self._before = _thread.order
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            _thread.token = self._before
+            _thread.order = self._before
 
 
-def _put_back(token: mx.array | None, is_traced: bool) -> None:
-    _thread.token, _thread.is_traced = token, is_traced
+def _put_back(order: _Order) -> None:
+    _thread.order = order
 
 
 def is_evaluated(*arrays: mx.array) -> bool:
@@ -114,7 +162,7 @@ def is_evaluated(*arrays: mx.array) -> bool:
         PeerLostError: If another process is lost.
         RuntimeError: If the last exchange was part of a function that ``mx.compile`` traced.
     """
-    if _thread.is_traced:
+    if _thread.order.is_traced:
         return False
     try:
         with noticing():
@@ -126,7 +174,7 @@ def is_evaluated(*arrays: mx.array) -> bool:
     except RuntimeError as error:
         if _NO_PRIMITIVE not in str(error):
             raise
-        _thread.token = None
+        _thread.order = _Order()
         raise RuntimeError(COMPILED) from error
     return True
 
@@ -171,13 +219,25 @@ def all_average(
 
 
 def all_max(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
-    """Return the maximum over the arrays of all processes, element by element, a constant for derivatives."""
-    return _exchanged(mx.stop_gradient(x), group, functools.partial(mx.distributed.all_max, stream=stream))
+    """Return the maximum over the arrays of all processes, element by element, constant for derivatives, with any nan."""
+    reduce = functools.partial(mx.distributed.all_max, stream=stream)
+    return _exchanged(mx.stop_gradient(x), group, functools.partial(_with_nan, reduce, -math.inf, 1))
 
 
 def all_min(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
-    """Return the minimum over the arrays of all processes, element by element, a constant for derivatives."""
-    return _exchanged(mx.stop_gradient(x), group, functools.partial(mx.distributed.all_min, stream=stream))
+    """Return the minimum over the arrays of all processes, element by element, constant for derivatives, with any nan."""
+    reduce = functools.partial(mx.distributed.all_min, stream=stream)
+    return _exchanged(mx.stop_gradient(x), group, functools.partial(_with_nan, reduce, math.inf, -1))
+
+
+def _with_nan(reduce: Exchange, neutral: float, mark: int, x: mx.array, group: mx.distributed.Group) -> mx.array:
+    """Return an extreme of arrays in which marks of nan are sent along: MLX may pass over a nan, or not, by where it stands."""
+    if not mx.issubdtype(x.dtype, mx.floating):
+        return reduce(x, group=group)
+    is_nan = mx.isnan(x)
+    sent = mx.stack([mx.where(is_nan, neutral, x), is_nan.astype(x.dtype) * mark])
+    extreme, marks = reduce(sent, group=group)
+    return mx.where(marks == mark, math.nan, extreme)
 
 
 def all_gather(x: mx.array, group: AnyGroup = None, stream: Stream = None) -> mx.array:
@@ -242,14 +302,23 @@ def _bytes_of(x: mx.array) -> mx.array:
     return mx.stop_gradient(x).reshape(-1).view(mx.uint8)
 
 
+def require_exchanges(group: Group) -> None:
+    """Require that arrays can be exchanged with a group where this is called.
+
+    Raises:
+        Exception: What :data:`refused` says, if they can't.
+    """
+    refuse = refused.get()
+    if refuse is not None and group.size() > 1:
+        raise refuse()
+
+
 def _exchanged(x: mx.array, group: AnyGroup, exchange: Exchange) -> mx.array:
     """Return what ``exchange`` makes of an array, after this thread's exchanges so far and before those to come."""
     group = as_group(group)
     if group.size() == 1:
         return x
-    refuse = refused.get()
-    if refuse is not None:
-        raise refuse()
+    require_exchanges(group)
     require_peers()
     return _at(len(mapped.get()), x, group, exchange)
 
@@ -270,7 +339,9 @@ def _ordered(x: mx.array, group: Group, exchange: Exchange) -> mx.array:
     result = exchange(mx.depends(x, token), group=group.mlx)
     # The two are computed together. No derivative follows the token from one exchange to another.
     ordered: Sequence[mx.array] = mx.depends([result, token], token)
-    _thread.token = mx.stop_gradient(ordered[1])
+    after, order = mx.stop_gradient(ordered[1]), _thread.order
+    large = (*order.large, after)[-_MOST:] if x.nbytes >= _LARGE else order.large
+    _thread.order = order._replace(token=after, large=large, last=group)
     return ordered[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -42,12 +43,16 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
     >>> mx.eval(fl.tree.leaves(model))
     """
     if at_once is None:
-        at_once = _AT_ONCE_ON_CPU if mx.default_device().type == mx.cpu else float("inf")
+        at_once = _at_once()
     elif not isinstance(at_once, int | float) or not at_once >= 0:
         raise ValueError(f"at_once is a number of bytes, 0 or more, and was {describe(at_once)}")
-    with explained(), noticing():
-        for piece in _pieces(leaves(trees), at_once):
-            mx.eval(piece)
+    _evaluate([], trees, at_once)
+
+
+def eval_after(stages: Iterable[mx.array], *trees: Any) -> None:
+    """Evaluate trees, as :func:`eval` does, and on the CPU one stage after the other before, which takes less memory."""
+    at_once = _at_once()
+    _evaluate(stages if at_once < math.inf else [], trees, at_once)
 
 
 def async_eval(*trees: Any) -> None:
@@ -58,6 +63,18 @@ def async_eval(*trees: Any) -> None:
     """
     with explained():
         mx.async_eval(leaves(trees))  # type: ignore[no-untyped-call]
+
+
+def _at_once() -> float:
+    return _AT_ONCE_ON_CPU if mx.default_device().type == mx.cpu else math.inf
+
+
+def _evaluate(stages: Iterable[mx.array], trees: Any, at_once: float) -> None:
+    with explained(), noticing():
+        for stage in stages:
+            mx.eval(stage)
+        for piece in _pieces(leaves(trees), at_once):
+            mx.eval(piece)
 
 
 def _pieces(arrays: Iterable[mx.array], nbytes: float) -> Iterator[list[mx.array]]:

@@ -25,11 +25,13 @@ class Shard(NamedTuple):
         group: The ranks.
         axis: The axis.
         segments: The segments of the whole axis.
+        ndim: How many axes the array has. ``None`` if that is not known.
     """
 
     group: Group
     axis: int
     segments: Segments = 1
+    ndim: int | None = None
 
     def __str__(self) -> str:
         inside = "" if self.segments == 1 else f" with segments {self.segments}"
@@ -41,16 +43,19 @@ class Divided:
 
     Attributes:
         axes: The fields whose arrays are divided, and along which axis.
+        ndims: How many axes these arrays have, where that is known.
     """
 
     axes: ClassVar[Mapping[str, int]]
+    ndims: ClassVar[Mapping[str, int]] = {}
 
     @classmethod
     def _shards_below(cls, metadata: Metadata, name: str, around: tuple[Shard, ...]) -> tuple[Shard, ...]:
         """Return how the arrays in a field are divided, given how the module is that holds them; the outermost first."""
         if name not in cls.axes:
             return around
-        return (*around, Shard(metadata.static["group"], cls.axes[name], metadata.static.get("segments", 1)))
+        shard = Shard(metadata.static["group"], cls.axes[name], metadata.static.get("segments", 1), cls.ndims.get(name))
+        return (*around, shard)
 
 
 def shards_in(structure: Structure) -> tuple[tuple[Shard, ...], ...]:

@@ -114,6 +114,11 @@ def globs_in(where: Where) -> list[str]:
     return [part for part in _parts(where) if isinstance(part, str) and not is_path(part)]
 
 
+def functions_in(where: Where) -> list[Callable[[str, Any], bool]]:
+    """Return those of several selections that are a function."""
+    return [part for part in _parts(where) if callable(part) and not isinstance(part, type)]
+
+
 class Found(NamedTuple):
     """What a selection selects in a tree.
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dis
+import re
 import types
 import weakref
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
 _CLOSURE = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
 _BETWEEN = ("PUSH_NULL", "PRECALL")
+ANY = "*"
+# What newer versions of Python call otherwise, and what they make of a subscript by a slice and of a call into the interpreter.
+_OTHER_NAMES = {"BINARY_SLICE": "BINARY_SUBSCR", "STORE_SLICE": "STORE_SUBSCR", "CALL_INTRINSIC_1": "INTRINSIC"}
+_NO_STEP = ("EXTENDED_ARG", "NOT_TAKEN")
+_TWO_ARGUMENTS = 2  # this bit says that super() is called with them
 
 
 class Use(NamedTuple):
@@ -57,6 +64,8 @@ def names_renewed(code: types.CodeType) -> frozenset[tuple[str, str]]:
 
     "computed" is what a statement assigns to an attribute that it computes with, as in ``self.n = self.n + 1``, and "counted"
     if no other in the same function begins it anew; "written" is what one may assign into, as in ``self.rows[0] = row``.
+    What is counted may be in an item, as in ``self.counts[key] += 1``, or have a name that is computed, as in ``setattr(self,
+    name, getattr(self, name) + 1)``: then the name is :data:`ANY`.
     """
     names = _renewed_of_code.get(code)
     if names is None:
@@ -74,6 +83,52 @@ def escapes(code: types.CodeType, name: str) -> bool:
     return any(use.name == name and not use.is_attribute and not use.onward for use in uses(code))
 
 
+class _Step(NamedTuple):
+    opname: str
+    argval: Any
+    argrepr: str
+
+
+def _blocks_of(code: types.CodeType) -> list[list[_Step]]:
+    """Return the instructions of code, and those of each comprehension in it, as Python 3.11 has them in any version.
+
+    Newer ones join two for local variables, and ``super()`` with what is read of it, and run a comprehension in the code around
+    it: they put aside what its variables were, and restore it after its loop.
+    """
+    own: list[_Step] = []
+    blocks, steps = [own], own
+    cells = {*code.co_cellvars, *code.co_freevars}
+    aside: set[str] = set()
+    loops = 0  # of a comprehension, that have begun and not ended
+    for each in dis.get_instructions(code):
+        name = _OTHER_NAMES.get(each.opname, each.opname)
+        if name == "LOAD_FAST_AND_CLEAR":
+            if steps is own:
+                own.append(_Step("CALL", None, ""))
+                blocks.append(steps := [])
+            if not loops:  # and not of a comprehension inside
+                aside.add(each.argval)
+        elif name == "LOAD_SUPER_ATTR":
+            if not (each.arg or 0) & _TWO_ARGUMENTS:
+                del steps[-2:]  # the class and the instance
+            steps += [_Step("CALL", None, ""), _Step("LOAD_ATTR", each.argval, each.argrepr)]
+        elif name not in _NO_STEP and not (name == "POP_TOP" and steps and steps[-1].opname.startswith("POP_JUMP")):
+            if steps is not own:
+                loops += (name == "FOR_ITER") - (name == "END_FOR")
+            joined = isinstance(each.argval, tuple) and re.findall("(?:LOAD|STORE)_FAST", name)
+            for opname, argval in zip(joined, each.argval, strict=True) if joined else [(name, each.argval)]:
+                step = _Step("LOAD_CLOSURE" if opname == "LOAD_FAST" and argval in cells else opname, argval, each.argrepr)
+                if loops or opname != "STORE_FAST":
+                    steps.append(step)
+                elif argval in aside:
+                    steps.append(step)
+                    aside.remove(argval)
+                    steps = steps if aside else own
+                else:  # of what the comprehension is assigned to, which may come first
+                    own.append(step)
+    return blocks
+
+
 # Code never changes, and most of what a new function reads is in code that an earlier one has read: in methods of layers.
 _names_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, Any]]] = weakref.WeakKeyDictionary()
 _renewed_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str, str]]] = weakref.WeakKeyDictionary()
@@ -81,8 +136,8 @@ _renewed_of_code: weakref.WeakKeyDictionary[types.CodeType, frozenset[tuple[str,
 
 def _names_in(code: types.CodeType) -> Iterator[tuple[str, Any]]:
     before, before_that = "", ""
-    instructions = list(dis.get_instructions(code))
-    for instruction in instructions:
+    blocks = _blocks_of(code)
+    for instruction in chain(*blocks):
         if instruction.opname in _GLOBAL:
             yield "global", instruction.argval
         elif instruction.opname in _CLOSURE:
@@ -96,17 +151,15 @@ def _names_in(code: types.CodeType) -> Iterator[tuple[str, Any]]:
             instruction.opname == "STORE_DEREF" and instruction.argval in code.co_freevars
         ):
             yield "assigned", instruction.argval
-        last = instruction.argval
-        if isinstance(last, tuple) and "LOAD_FAST" in instruction.opname:  # which may load two variables
-            last = last[-1]
-        before, before_that = last if isinstance(last, str) else "", before
-    yield from [("use", use) for use in _uses_in([each for each in instructions if each.opname not in _BETWEEN])]
+        before, before_that = instruction.argval if isinstance(instruction.argval, str) else "", before
+    for steps in blocks:
+        yield from [("use", use) for use in _uses_in([each for each in steps if each.opname not in _BETWEEN])]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from names_read(constant)
 
 
-def _uses_in(instructions: Sequence[dis.Instruction]) -> Iterator[Use]:
+def _uses_in(instructions: Sequence[_Step]) -> Iterator[Use]:
     start = 0  # of the latest variable, and the attributes read of it
     for at, each in enumerate(instructions):
         is_attribute = each.opname in _ATTRIBUTE
@@ -114,8 +167,6 @@ def _uses_in(instructions: Sequence[dis.Instruction]) -> Iterator[Use]:
             start = at
         if not is_attribute and "LOAD_FAST" not in each.opname and each.opname not in (*_GLOBAL, *_CLOSURE):
             continue
-        *others, name = each.argval if isinstance(each.argval, tuple) else (each.argval,)
-        yield from [Use(other, False, (), "") for other in others]
         end = at + 1
         while instructions[end].opname in _ATTRIBUTE:
             end += 1
@@ -123,32 +174,41 @@ def _uses_in(instructions: Sequence[dis.Instruction]) -> Iterator[Use]:
         if instructions[end].opname == "STORE_ATTR":
             onward = (*onward, instructions[end].argval)
         asked = instructions[start - 1]
-        is_given = start > 0 and asked.opname in _GLOBAL and not instructions[end].opname.startswith("BUILD")
-        yield Use(name, is_attribute, onward, asked.argval if is_given else "")
+        is_given = start > 0 and asked.opname in _GLOBAL and not instructions[end].opname.startswith(("BUILD", "GET_ITER"))
+        yield Use(each.argval, is_attribute, onward, asked.argval if is_given else "")
 
 
 def _renewed_in(code: types.CodeType) -> Iterator[tuple[str, str]]:
-    read: set[str] = set()
+    read: list[str] = []
+    said: set[Any] = set()  # the constants and the global names of a statement
     computed: set[str] = set()
+    counted: set[str] = set()
     begun: set[str] = set()
     is_computed = is_in_place = False
-    for each in dis.get_instructions(code):
+    for each in chain(*_blocks_of(code)):
         name = each.opname
         if name in _ATTRIBUTE:
-            read.add(each.argval)
+            read.append(each.argval)
+        elif name == "LOAD_CONST" or name in _GLOBAL:
+            said.add(each.argrepr.removeprefix("NULL + ").removesuffix(" + NULL").strip("'"))
         elif name.startswith(("BINARY_", "INPLACE_")) and name != "BINARY_SUBSCR" and each.argrepr != "[]":
             is_computed = True
             is_in_place = is_in_place or name.startswith("INPLACE_") or each.argrepr.endswith("=")
         elif name.startswith("CALL"):  # max(self.n, n) is no next value
+            if is_computed and "setattr" in said:
+                counted |= {ANY} if "getattr" in said else said.intersection(read)
             is_computed = False
         elif name.startswith(("STORE_", "POP_TOP", "RETURN")):
             if name == "STORE_ATTR":
                 (computed if is_computed and each.argval in read else begun).add(each.argval)
             if is_in_place or name == "STORE_SUBSCR":
                 yield from [("written", attribute) for attribute in read]
-            read, is_computed, is_in_place = set(), False, False
+            if name == "STORE_SUBSCR":
+                again = {attribute for attribute in read if is_in_place or read.count(attribute) > 1}
+                (counted if is_computed else begun).update(again if is_computed else read)
+            read, said, is_computed, is_in_place = [], set(), False, False
     yield from [("computed", attribute) for attribute in computed]
-    yield from [("counted", attribute) for attribute in computed - begun]
+    yield from [("counted", attribute) for attribute in (computed | counted) - begun]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from names_renewed(constant)

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..collectives import restore_tokens, settle, tokens, unchanged_tokens
+from ..collectives import restore_tokens, settle, stages, tokens, unchanged_tokens
 from ..context import appended
 from ..random import restore_state, saved_state, unchanged_state
 
@@ -27,7 +27,8 @@ class Shell:
 
     It returns what the function returns, arrays and an object, and the new random state in a list, which is empty if no numbers
     were drawn. MLX keeps the object with the trace, and returns it with each result of that trace. Where arrays are exchanged
-    with other processes, the token of that is given with the random state, in a list, and a new one returned after it.
+    with other processes, the token of that is given with the random state, in a list, and after it the stages up to there are
+    returned and a new token.
 
     MLX forgets a trace under a lock that the next call in that thread needs. No Python code may run meanwhile, as it would if
     the trace held the last reference to something with a ``__del__``. So its contents are held here for longer: the ``spec`` of
@@ -60,7 +61,7 @@ class Shell:
             restore_tokens(order)
             begun = [saved_state(), *tokens()]
             outputs, made = self.fn(given)
-            ended = [saved_state(), *tokens()]
+            ended = [saved_state(), *stages(), *tokens()]
         self.prune()
         self.held.traces.append((weakref.ref(made), made.spec, held))
         return outputs, made, changed(ended, begun)

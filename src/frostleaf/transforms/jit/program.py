@@ -12,9 +12,9 @@ import mlx.core as mx
 
 from ...core.containers import is_hashable
 from ...core.definition import Node
-from ...core.structure import Structure, defer, flat_of, unflatten
+from ...core.structure import Structure, cuts_of, defer, flat_of, unflatten
 from ...core.words import function_name, keystr
-from ..collectives import restore_tokens, tokens
+from ..collectives import add_stages, restore_tokens, stages, tokens
 from ..context import appended, context, override
 from ..group import in_use
 from ..peers import require_peers
@@ -108,10 +108,10 @@ class Program:
             else:
                 spec, static = out.structure.spec, _own
             kept = weakened(spec, lent.result)
-            exchanged = bool(changed(tokens(), begun))
+            exchanged = len(changed([*stages(), *tokens()], begun))
             computed, origins = inputs.separate(out.leaves)
             traced = Traced(labels, tuple(map(remembered, present)), arrays, context.get().dtype)
-            return computed, _Result(kept, kept is not spec, origins, exchanged, static, traced)
+            return computed, _Result(kept, kept is not spec, cuts_of(spec), origins, exchanged, static, traced)
 
         Shell.forget_retired()
         self._serving = Serving(on_other_leaves) if shapeless else None
@@ -152,7 +152,9 @@ class Program:
             self._note(traced, result)
         put_back(outputs, result.origins, given)
         spec = restored(result.spec, Given(present)) if result.is_weak else result.spec
-        out = unflatten(spec, iter(outputs), result.static)
+        # A slice is faster than as many steps of an iterator.
+        leaves = map(outputs.__getitem__, result.cuts) if result.cuts else iter(outputs)
+        out = unflatten(spec, leaves, result.static)
         if traced is not None:
             del result
             self._shell.prune()  # inside other transformations, MLX has already forgotten the trace
@@ -243,25 +245,30 @@ class _Result:
     Attributes:
         spec: The spec of the result, as in :class:`~frostleaf.core.structure.Structure`.
         is_weak: Whether it has weak forms in it, of what the arguments have.
+        cuts: What cuts its leaves for :func:`unflatten`; empty if nothing has to.
         origins: Which of its leaves are arguments passed through.
-        exchanged: Whether arrays are exchanged with other processes.
+        exchanged: How many stages there are, and one more, if arrays are exchanged with other processes.
         static: Makes the static values of each call: copies, where a caller could change them. ``None`` if no caller could.
         traced: What the function was traced for, then that this has been noted, until the trace is used again.
     """
 
     spec: Any
     is_weak: bool
+    cuts: list[int | slice]
     origins: Origins
-    exchanged: bool
+    exchanged: int
     static: Callable[[Any], Any] | None
     traced: Traced | Literal["noted"] | None
 
 
-def _hand_on(drawn: list[mx.array], exchanged: bool) -> None:
+def _hand_on(drawn: list[mx.array], exchanged: int) -> None:
     """Go on from the random state and the token that a call leaves behind, of those that it changes."""
     if exchanged:
         require_peers()
-        restore_tokens([drawn.pop()])
+        if exchanged > 1:
+            add_stages(drawn[-exchanged:-1])
+        restore_tokens([drawn[-1]])
+        del drawn[-exchanged:]
     if drawn:
         require_own_state()
         restore_state(drawn[0])

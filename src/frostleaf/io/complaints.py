@@ -1,0 +1,155 @@
+"""What keeps a file from being read into a tree, and what to write instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from .alignment import aligned, is_moved
+from .description import Fact, array_kind, differences, is_container, is_leaf, is_value
+
+_LONGEST = 1000
+_CANDIDATES = 10
+_LITERAL = re.compile(r"-?[\d.][\w.+-]*|True|False|None|'[^'\\]{0,40}'")
+
+_OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
+_FREEZE_LATER = (
+    "\nThey differ in what is frozen: load into a model in which the same is frozen as in the file's, and freeze or unfreeze "
+    "the one that is loaded"
+)
+_NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
+_OTHER_KINDS = (
+    "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
+    "the file has{advice}"
+)
+_MOVED = (
+    "\nWhat is of the same class name may have moved to another module: strict=False reads by the names of arrays and numbers, "
+    "whatever the classes are"
+)
+_OTHER_DTYPES = "\nOnly dtypes differ: give like the dtypes that the file has, and cast what is loaded, as with .astype(...)"
+_SAME_ARRAYS = (
+    "\nThe arrays and numbers have the same names and kinds: strict=False reads them, keeps all else as like has it, and "
+    "reports where that differs"
+)
+_SET_FIRST = ". To have what the file has, build like with it, or put it there first, as in {where}.set({value})"
+_COMMON = "\nstrict=False reads what both have under one name, and reports what else there is"
+_RENAMED = (
+    "\nfl.load(path, like, rename=lambda name: name.replace({old!r}, {new!r}), strict=False) reads what has another name now"
+)
+_GROWS = (
+    "\nFor numbers that grow in count, give like {kind} of {length} of them at {path!r}, or keep them in metadata= of fl.save, "
+    "which fl.load_metadata returns. strict=False reads what both have under one name, and reports what else there is"
+)
+
+
+def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact]) -> tuple[str, str]:
+    """Return what keeps a file from being read, and what to write instead; empty strings if nothing does.
+
+    Args:
+        in_file: The facts about what is selected of the tree in the file.
+        in_like: Those about what is selected of ``like``.
+        strict: Whether all of these must say the same.
+        like: All facts about ``like``.
+    """
+    if strict:
+        if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
+            return "", ""
+        return _told(_OTHER_STRUCTURE, there, in_like), _remedy(there, in_like, like)
+    saved, wanted = _leaves(in_file), _leaves(in_like)
+    common = [path for path in wanted if path in saved]
+    other = [path for path in common if saved[path] != wanted[path]]
+    if other:
+        one, two = [saved[path] for path in other], [wanted[path] for path in other]
+        return _told(_OTHER_KINDS, one, two, advice=_leave_out(other, wanted)), _remedy(one, two, like)
+    if common:
+        return "", ""
+    return _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()]), _renaming(saved, wanted)
+
+
+def _leaves(facts: Sequence[Fact]) -> dict[str, Fact]:
+    return {fact.path: fact for fact in facts if is_leaf(fact)}
+
+
+def _leave_out(names: Sequence[str], wanted: Mapping[str, Fact]) -> str:
+    """Return what selects all that is wanted but some names; an empty string if that is nothing, or takes too long to say."""
+    left_out = {*names}
+    left = [fact for path, fact in wanted.items() if path not in left_out]
+    function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
+    # A function is asked about arrays alone.
+    parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
+    where = f"[{', '.join(parts)}]" if len(parts) > 1 else "".join(parts)
+    return f", or leave it out by where={where}" if 0 < len(where) <= _LONGEST else ""
+
+
+_Pairs = Mapping[tuple[str, str], tuple[Fact | None, Fact | None]]  # what differs, by path and aspect
+
+
+def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[Fact]) -> str:
+    there, wanted = [{fact[:2]: fact for fact in facts} for facts in (in_file, in_like)]
+    keys = [key for key in dict.fromkeys([*there, *wanted]) if there.get(key) != wanted.get(key)]
+    pairs = {key: (there.get(key), wanted.get(key)) for key in keys}
+    aspects = {aspect for _, aspect in keys}
+    if not pairs:  # they differ in their order, or where two have one name
+        return ""
+    if aspects == {"frozen"}:
+        return _FREEZE_LATER
+    if any(one and other and is_moved(one.text, other.text) for one, other in pairs.values()):
+        return _MOVED
+    kinds = [[fact and array_kind(fact) for fact in pair] for pair in pairs.values()]
+    if all(one and other and one.partition("[")[2] == other.partition("[")[2] for one, other in kinds):
+        return _OTHER_DTYPES
+    saved, read = _leaves(in_file), _leaves(in_like)
+    if len(saved) + len(read) < sum(map(is_leaf, [*in_file, *in_like])):  # two have one name
+        return ""
+    if saved.keys().isdisjoint(read):
+        return _renaming(saved, read)
+    if any(saved[path] != read[path] for path in saved.keys() & read.keys()):
+        return ""
+    if saved.keys() != read.keys():
+        return _renaming(saved, read) or _lengthening(pairs) or _COMMON
+    return "" if aspects <= {"mode", "frozen"} else _SAME_ARRAYS + _setting(pairs, like)
+
+
+def _renaming(saved: Mapping[str, Fact], read: Mapping[str, Fact]) -> str:
+    """Return what to say where all that is in the file is in ``like``, if one name on the way there is another."""
+    name = min(saved.keys() - read.keys(), default="")
+    for other in sorted(read.keys() - saved.keys())[:_CANDIDATES]:
+        pairs = [pair for pair in zip(name.split("."), other.split("."), strict=False) if pair[0] != pair[1]]
+        if len(pairs) != 1:
+            continue
+        old, new = (f"{each}." for each in pairs[0])
+        if {path.replace(old, new): fact.text for path, fact in saved.items()} == {
+            path: fact.text for path, fact in read.items()
+        }:
+            return _RENAMED.format(old=old, new=new)
+    return ""
+
+
+def _lengthening(pairs: _Pairs) -> str:
+    """Return what to say of a list of numbers that is longer or shorter in the file; an empty string if there is none."""
+    numbers = {path.rpartition(".")[0] for (path, _), pair in pairs.items() if any(fact and is_value(fact) for fact in pair)}
+    for (path, _), (one, other) in pairs.items():
+        if path in numbers and one and other and is_container(one) and is_container(other):
+            kind, _, length = one.text.partition(" of ")
+            if length and other.text.startswith(kind):
+                return _GROWS.format(kind=f"a {kind}", length=length, path=path)
+    return ""
+
+
+def _setting(pairs: _Pairs, like: Sequence[Fact]) -> str:
+    """Return how to put a static value of the file into ``like``; an empty string if nothing differs that can be put there."""
+    containers = {fact.path for fact in like if is_container(fact)}
+    for (path, aspect), (one, other) in pairs.items():
+        if aspect != "static" or one is None or other is None:
+            continue
+        where, above, names = "like", "", path.split(".")
+        while above in containers:
+            name = names.pop(0)
+            where, above = f"{where}[{name if name.isdecimal() else repr(name)}]", f"{above}.{name}".removeprefix(".")
+        value = one.text if _LITERAL.fullmatch(one.text) else "..."
+        return _SET_FIRST.format(where=f"{where}.at({'.'.join(names)!r})", value=value)
+    return ""
+
+
+def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:
+    return message.format(differences="\n".join(differences(in_file, in_like)), **others)

@@ -1,0 +1,70 @@
+"""Other names for what a file has: the names that a model has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ..core.words import describe
+from .description import KEYS, Fact, enclosing, is_container, is_leaf
+
+Rename = Callable[[str], str | None] | Mapping[str, str | None]
+
+
+def new_names(names: Iterable[str], rename: Rename) -> dict[str, str]:
+    """Return the names in a file by their new names, without those that are left out.
+
+    Raises:
+        TypeError: If ``rename`` is neither a function nor a mapping, or gives neither a string nor ``None``.
+        ValueError: If two names become one.
+    """
+    if not callable(rename) and not isinstance(rename, Mapping):
+        raise TypeError(f"rename is a function of a name, or a mapping of names, and was given as a {type(rename).__name__}")
+    origins: dict[str, str] = {}
+    for name in names:
+        new = rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
+        if new is None:
+            continue
+        if not isinstance(new, str):
+            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
+        if new in origins:
+            raise ValueError(f"rename gives {new!r} for {origins[new]!r} and for {name!r}")
+        origins[new] = name
+    return origins
+
+
+def renamed(
+    facts: Sequence[Fact], like: Sequence[Fact], rename: Rename | None
+) -> tuple[Sequence[Fact], Sequence[Fact], dict[str, str]]:
+    """Return the facts about a tree under new names, those about ``like`` to compare them with, and by new name each old one.
+
+    What holds arrays and numbers goes where all of these go, or stays where they stay; else nothing is said of it. Nothing is
+    said of the keys of dicts, nor of containers that only one of the two trees has.
+    """
+    if rename is None:
+        return facts, like, {}
+    origins = new_names([fact.path for fact in facts if is_leaf(fact)], rename)
+    given = {old: new for new, old in origins.items()}
+    moved: dict[str, set[str]] = {}
+    for old, new in given.items():
+        for path in enclosing(old):
+            below = old[len(path) :] if path else f".{old}"
+            found = moved.setdefault(path, set())
+            if f".{new}".endswith(below):
+                found.add(f".{new}".removesuffix(below)[1:])
+    places = {path: min(found) for path, found in moved.items() if len(found) == 1}
+    places |= {path: path for path in moved if path not in places and path not in {*places.values()}}
+
+    def place(path: str) -> str | None:
+        above = next((each for each in reversed([*enclosing(path), path]) if each in moved), None)
+        if above is None or above not in places:
+            return None
+        return f"{places[above]}.{path[len(above) :].removeprefix('.')}".strip(".")
+
+    pairs = [(fact, given.get(fact.path) if is_leaf(fact) else place(fact.path)) for fact in facts]
+    new_facts = [fact._replace(path=path) for fact, path in pairs if path is not None]
+    return _of_both(new_facts, like), _of_both(like, new_facts), origins
+
+
+def _of_both(facts: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
+    paths = {fact.path for fact in others}
+    return [fact for fact in facts if fact.aspect != KEYS and (fact.path in paths or not is_container(fact))]
