@@ -1,8 +1,12 @@
 """Files that are replaced whole or not at all."""
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -105,6 +109,61 @@ def test_what_is_no_file_is_not_replaced(tmp_path, make):
             raise AssertionError("nothing is written")
     assert os.stat(path) == before
     assert os.listdir(tmp_path) == ["there"]
+
+
+@pytest.mark.parametrize("function", ["stat", "lstat"])
+def test_a_file_that_another_process_removes_while_it_is_looked_at_is_written(tmp_path, monkeypatch, function):
+    file, real = tmp_path / "a", getattr(os, function)
+
+    def removed(path, *given, **options):
+        status = real(path, *given, **options)
+        if os.fspath(path) == str(file):
+            file.unlink(missing_ok=True)
+        return status
+
+    file.write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, removed)
+        write(file, "new")
+    assert file.read_text() == "new"
+
+
+KILLED = (
+    "import os, signal, sys; from frostleaf.io.atomic import atomic_write\n"
+    "with atomic_write(sys.argv[1]) as temporary, open(temporary, 'w') as file:\n"
+    "    file.write('half'), file.flush(), print('ready', flush=True), sys.stdin.read()\n"
+)
+
+
+def test_what_a_killed_process_left_is_removed_by_who_writes_the_same_file_and_what_others_write_is_not(tmp_path):
+    file, other = tmp_path / "a", tmp_path / ".frostleaf-0123456789abcdef-b"
+    other.touch()
+    command = [sys.executable, "-c", KILLED, file]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        write(file, "new")
+        with atomic_write(file) as temporary:
+            shutil.copy(file, temporary)
+            write(file, "new")
+            assert len(os.listdir(tmp_path)) == 4
+        process.kill()
+    write(file, "newest")
+    assert {*os.listdir(tmp_path)} == {"a", other.name}
+    assert file.read_text() == "newest"
+
+
+def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    left = tmp_path / ".frostleaf-0123456789abcdef-a"
+    left.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refused)
+        write(tmp_path / "a", "new")
+        assert {*os.listdir(tmp_path)} == {"a", left.name}
+    write(tmp_path / "a", "new")
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_path_may_be_bytes(tmp_path):

@@ -74,8 +74,8 @@ class Run:
     def stop(self) -> None:
         with suppress(fl.CheckpointError):
             self.checkpoints.wait()
-        if self.checkpoints._lock is not None:
-            self.checkpoints._lock.release()
+        if self.checkpoints._saving.lock is not None:
+            self.checkpoints._saving.lock.release()
 
     def edit(self, how: str) -> None:
         if how == "nothing":
@@ -178,9 +178,9 @@ class Shared:
     def stop(self, who: int) -> None:
         with suppress(fl.CheckpointError):
             self.checkpoints[who].wait()
-        if self.checkpoints[who]._lock is not None:
-            self.checkpoints[who]._lock.release()
-            self.checkpoints[who]._lock = None
+        if self.checkpoints[who]._saving.lock is not None:
+            self.checkpoints[who]._saving.lock.release()
+            self.checkpoints[who]._saving.lock = None
 
     def save(self, who: int, changed: str, again: bool) -> None:
         self.step += not (again and self.step)

@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_a_metric_may_be_too_long_for_a_float(tmp_path: Path) -> None:
     assert checkpoints.steps() == [1, 3]
 
 
-@pytest.mark.parametrize("step", [True, np.int64(1), mx.array(1)], ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize("step", [np.int64(1), mx.array(1)], ids=lambda step: type(step).__name__)
 def test_a_step_comes_back_as_a_number(step: Any, tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, step, metrics=lambda step: {"a": 1})
     found, _ = checkpoints.restore(LIKE, step)
@@ -314,7 +315,7 @@ def test_going_back_makes_the_newest_what_was_saved_last(tmp_path: Path) -> None
 
 def test_a_clock_that_was_put_back_does_not_change_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = saved(tmp_path, 1)
-    monkeypatch.setattr(module.time, "time_ns", lambda: 0)
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
     checkpoints.save(2, tree(2))
     assert checkpoints.restore(LIKE)[0] == 2
 

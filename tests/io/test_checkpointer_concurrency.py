@@ -17,7 +17,7 @@ import pytest
 from checkpoints import LIKE, files, left_over, restored, saved, tree
 
 import frostleaf as fl
-from frostleaf.io import checkpointer as module
+from frostleaf.io import saving as module
 
 # In the background
 
@@ -154,9 +154,9 @@ def test_leaving_a_block_waits_and_raises(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("call", ["{}", "import atexit; atexit.register(lambda: {})"], ids=["before", "as it ends"])
 def test_a_process_that_ends_has_saved(call: str, tmp_path: Path) -> None:
     script = (
-        "import sys, time, mlx.core as mx, frostleaf as fl; from frostleaf.io import checkpointer\n"
-        "write = checkpointer.write_checkpoint\n"
-        "checkpointer.write_checkpoint = lambda *given: (time.sleep(0.2), write(*given))[1]\n"
+        "import sys, time, mlx.core as mx, frostleaf as fl; from frostleaf.io import saving\n"
+        "write = saving.write_checkpoint\n"
+        "saving.write_checkpoint = lambda *given: (time.sleep(0.2), write(*given))[1]\n"
         + call.format("fl.Checkpointer(sys.argv[1]).save(1, {'w': mx.full(3, 1.0)})")
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script, tmp_path], capture_output=True, text=True, check=True)
@@ -182,7 +182,7 @@ def test_those_who_live_do_not_remove_what_others_saved(tmp_path: Path) -> None:
 
 
 def test_two_who_save_the_same_step_leave_one_of_the_two_whole(tmp_path: Path) -> None:
-    one, other = saved(tmp_path, 1, keep=1), saved(tmp_path, 0, keep=1)
+    one, other = saved(tmp_path, 1, keep=1), fl.Checkpointer(tmp_path, keep=1)
     other.save(1, {"w": mx.full(3, 7.0)})
     other.wait()
     assert fl.tree.equal(one.restore(LIKE, 1)[1], {"w": mx.full(3, 7.0)})

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from checkpoints import LIKE, damage, files, saved, tree
+from hypothesis import given
+from hypothesis import strategies as st
+from laws.strategies import law
 
 import frostleaf as fl
 from frostleaf.io.known import KnownArrays
@@ -47,6 +52,56 @@ def test_the_best_of_one_run_is_replaced_by_a_better_one_of_a_later(tmp_path: Pa
         with fl.Checkpointer(tmp_path, keep=1, best="loss") as checkpoints:
             checkpoints.save(10 - step, tree(step), {"loss": step})
     assert files(tmp_path) == [8]
+
+
+@law
+@given(
+    st.lists(st.one_of(st.none(), st.just(math.nan), st.integers(-3, 3)), max_size=12),
+    st.integers(1, 4), st.integers(1, 4), st.sampled_from(["min", "max"]), st.integers(0, 12),
+)  # fmt: skip
+def test_the_best_and_the_latest_are_kept(losses: list[Any], keep: int, keep_best: int, mode: Any, again: int) -> None:
+    """They are, whatever the metrics, and if another run goes on after some steps."""
+    options = {"keep": keep, "best": "loss", "mode": mode, "keep_best": keep_best}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints, there = fl.Checkpointer(folder, **options), set[int]()
+        for step, loss in enumerate(losses):
+            if step == again:
+                checkpoints.__exit__(None, None, None)
+                checkpoints = fl.Checkpointer(folder, **options)
+            checkpoints.save(step, {"n": step}, None if loss is None else {"loss": loss})
+            numbers = {each: number for each in (*there, step) if (number := losses[each]) is not None and number == number}
+            best = sorted(numbers, key=lambda each: (numbers[each] if mode == "min" else -numbers[each], each))[:keep_best]
+            there = {*sorted({*there, step})[-keep:], *best}
+            assert {*checkpoints.steps()} == there
+            assert checkpoints.best_step() == (best[0] if best else None)
+
+
+def test_fewer_best_ones_are_kept_by_a_run_that_keeps_fewer(tmp_path: Path) -> None:
+    def save(steps: range, **options: Any) -> list[int]:
+        with fl.Checkpointer(tmp_path, keep=1, best="loss", **options) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, tree(step), {"loss": step % 5})
+        return files(tmp_path)
+
+    assert save(range(4), keep_best=3) == [0, 1, 2, 3]
+    assert save(range(4, 6), keep_best=2) == [0, 5]
+    with fl.Checkpointer(tmp_path, keep=1, best="accuracy") as checkpoints:
+        checkpoints.save(6, tree(6), {"accuracy": 1})
+    assert files(tmp_path) == [0, 5, 6]
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"keep_best": 0, "best": "loss"}, "keep_best is a whole number, 1 or more"),
+    ({"keep_best": 2}, r"keep_best=2 needs the name of the metric that says which are best: best='loss'"),
+])  # fmt: skip
+def test_how_many_best_ones_are_kept_is_a_number_of_those_with_a_metric(options: Any, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        fl.Checkpointer(tmp_path, **options)
+
+
+def test_metrics_that_are_given_as_arguments_are_told_where_to_write_them(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=re.escape("save() takes no argument 'loss': give metrics={'loss': ...}")):
+        fl.Checkpointer(tmp_path).save(1, LIKE, loss=0.3)
 
 
 @pytest.mark.parametrize("place", [-1, 20])
@@ -111,7 +166,16 @@ def test_names_of_other_libraries_are_told_of_ours(name: str, words: str, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("max_to_keep", ": give keep"), ("best_fn", ": give best, the name"), ("keeps", "; the nearest is 'keep'"), ("other", "")],
+    [
+        ("max_to_keep", ": give keep"),
+        ("save_total_limit", ": give keep"),
+        ("keep_n_best", ": give keep_best"),
+        ("metric_for_best_model", ": give best, the name"),
+        ("async_save", ": leave it out"),
+        ("best_fn", ": give best, the name"),
+        ("keeps", "; the nearest is 'keep'"),
+        ("other", ""),
+    ],
 )
 def test_arguments_of_other_libraries_are_told_of_ours(name: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=re.escape(f"Checkpointer() takes no argument {name!r}{words}")):
@@ -134,3 +198,16 @@ def test_what_is_dropped_is_forgotten_without_a_line_of_python_and_told_briefly(
         sys.setprofile(None)
     assert not known._held
     assert not called
+
+
+def test_where_no_array_differs_that_is_what_is_said(tmp_path: Path) -> None:
+    layer = fl.nn.Linear(2, 2)
+    checkpoints = fl.Checkpointer(tmp_path)
+    checkpoints.save(1, {"layer": layer, "n": 1})
+    checkpoints.save(2, {"layer": layer.freeze(), "n": 2})
+    checkpoints.save(3, {"layer": layer.freeze(), "n": 2, "w": mx.array(1)})
+    assert not checkpoints.diff(1, 2)
+    assert str(checkpoints.diff(1, 2)) == repr(checkpoints.diff(1, 2)) == "no array differs"
+    assert "no array differs" in checkpoints.diff(1, 2)._repr_html_()
+    assert str(checkpoints.diff(2, 3)) == "w: added nothing -> i32[]"
+    assert isinstance(checkpoints.diff(1, 2), fl.tree.Diff)

@@ -220,6 +220,10 @@ def check_each_rank_may_save_its_own_shards():
     mine = opt.update(model, fl.tree.map(mx.ones_like, model), opt.init(model))
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
         warnings.simplefilter("error")
+        said = error(lambda: checkpoints.save(1, mine), fl.PartialWeightsWarning)
+        assert f"gets the part of rank {RANK} alone of 0.module.weight" in said
+        assert checkpoints.steps() == []
+        warnings.simplefilter("ignore", fl.PartialWeightsWarning)  # what the warning says to do where that is meant
         checkpoints.save(1, mine)
         assert fl.tree.equal(checkpoints.restore(fl.eval_shape(lambda: mine)), (1, mine))
     assert works()

@@ -57,7 +57,7 @@ def diff_page(diff: Diff) -> Markup:
         ]
         for row in found[:_MOST]
     ]
-    title = f"{len(diff):,} changes" if len(diff) > 1 else "1 change" if diff else "no difference"
+    title = f"{len(diff):,} changes" if len(diff) > 1 else "1 change" if diff else repr(diff)
     head = ["path", "kind", "before", "after", *(["by"] if measured else [])]
     return page(_table(head, rows, len(found) - len(rows), int(measured)) if rows else None, title=title)
 

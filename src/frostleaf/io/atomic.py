@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -37,27 +39,28 @@ def atomic_write(file: str | os.PathLike[str], *, flush: bool = True) -> Iterato
 
     The temporary file is in the same directory. It is flushed to disk before it is renamed, and the directory after that, so a
     crash leaves the old file or the new one, whole. After an exception ``file`` is as it was. If ``file`` is a link, its target
-    is replaced. The mode of the old file is kept. That a temporary file can't be removed is no error.
+    is replaced. The mode of the old file is kept. That a temporary file can't be removed is no error. Those that processes have
+    left which were killed as they wrote the same file are removed.
 
     Args:
         file: The file.
         flush: Whether the directory is flushed. A later write to it has to do that otherwise. Default: ``True``.
 
     Raises:
-        FileNotFoundError: If the directory doesn't exist; the error names it.
+        FileNotFoundError: If the directory doesn't exist; the error names it. Or if nothing was written.
         OSError: If there is something of that name that is no file.
     """
     target = os.path.realpath(os.fsdecode(file))
     directory, name = os.path.split(target)
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, "Is a directory", os.fsdecode(file))
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise OSError(f"{os.fsdecode(file)} is not a file, but a device or the like, which a file would replace")
+    _require_file(target, os.fsdecode(file))
     suffix = os.fsdecode(os.fsencode(name)[-_LONGEST:])
-    temporary = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{suffix}")
     os.stat(directory)
+    _remove_left(directory, suffix)
+    temporary, handle = _new(directory, suffix)
     try:
         yield temporary
+        if not os.stat(temporary).st_mtime_ns:
+            raise FileNotFoundError(errno.ENOENT, "Nothing was written", os.fsdecode(file))
         fsync(temporary)
         with suppress(FileNotFoundError):  # there is none, or no longer
             shutil.copymode(target, temporary)
@@ -67,6 +70,50 @@ def atomic_write(file: str | os.PathLike[str], *, flush: bool = True) -> Iterato
     finally:
         with suppress(OSError):
             os.unlink(temporary)
+        os.close(handle)
+
+
+def _require_file(target: str, given: str) -> None:
+    with suppress(FileNotFoundError):  # also if another process removes it now
+        mode = os.stat(target).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "Is a directory", given)
+        if not stat.S_ISREG(mode):
+            raise OSError(f"{given} is not a file, but a device or the like, which a file would replace")
+
+
+def _new(directory: str, suffix: str) -> tuple[str, int]:
+    """Make a temporary file, and return its path and a handle that has its lock, for as long as this process lives."""
+    while True:
+        path = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{suffix}")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        _lock(handle)
+        os.utime(handle, ns=(0, 0))  # until somebody writes
+        if os.path.exists(path):  # nobody has thought before it was locked that it is left
+            return path, handle
+        os.close(handle)
+
+
+def _remove_left(directory: str, suffix: str) -> None:
+    """Remove the temporary files of a name that no process is writing."""
+    with suppress(OSError):
+        for entry in os.listdir(directory):
+            if entry.startswith(_PREFIX) and entry[len(_PREFIX) + _RANDOM + 1 :] == suffix:
+                path = os.path.join(directory, entry)
+                handle = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+                try:
+                    if _lock(handle):
+                        os.unlink(path)
+                finally:
+                    os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody else has it, or the file system has no locks
+        return False
+    return True
 
 
 def remove_temporaries(directory: str, selects: Callable[[str], Any]) -> None:

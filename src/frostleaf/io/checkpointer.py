@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -19,32 +17,24 @@ from ..transforms.collectives import AnyGroup
 from ..transforms.group import as_group
 from ..tree.differences import Diff
 from ..tree.selecting import Where
-from .background import Background
 from .description import name_in_file
-from .directory import BEST, METRICS, STEP, TIME, Directory, Entry
-from .directory_lock import DirectoryLock
+from .directory import Directory
+from .divided import warn_of_parts
 from .first_rank import by_first, read_by_first, require_alike, said_of
 from .inventory import CheckpointInfo, CheckpointInfos, bytes_of_files, differences_of_arrays
-from .known import KnownArrays, Watched, stamp_of
+from .known import stamp_of
 from .latest import restore_latest
-from .metrics import best_of, numbers_in, whole
+from .metrics import bests_of, numbers_in, whole
 from .options import options_of
-from .orbax import INSTEAD, refusal_of_argument
+from .orbax import INSTEAD, refusal_in_save, refusal_of_argument
 from .own_values import Checksums
 from .partial import LoadReport
-from .pruning import kept
-from .safetensors import CheckpointError
-from .shards import Draft, write_checkpoint
-from .trees import Read, placed, read, take_snapshot
+from .saving import Saving
+from .trees import Read, placed, read
 
 T = TypeVar("T")
 J = TypeVar("J")
 
-
-_GOES_BACK = (
-    "step {step} comes before step {last}, which is in {directory} already, and going on would in time remove what was saved. "
-    "Call restore(like) to go on from the last, or restore(like, step=...) to go back, or save into another directory"
-)
 
 _WHOLE_TREES = (
     ". What is divided among ranks is saved whole: fl.distributed.gather(model), and of fl.optim.shard opt.gather(state), "
@@ -62,9 +52,9 @@ class Checkpointer:
 
     Each is a file ``step-00000010.safetensors`` that :func:`frostleaf.load` reads too. A background thread writes it while
     training goes on; changes made to the tree meanwhile are not saved. One is written at a time: the next :meth:`save` waits
-    for it, so at most one tree is held in memory besides those in use. An error in the background is raised by the next call
-    of any method, once. A process that ends waits for the checkpoint it is writing; so does a ``with`` block, which also raises
-    the error.
+    for it, so at most one tree is held in memory besides those in use. An error in the background is raised by the next call of
+    any method, once; if there is none, it is written to standard error when the Checkpointer is dropped or the process ends. A
+    process that ends waits for the checkpoint it is writing; so does a ``with`` block, which also raises the error.
 
     An array that has not changed since the last checkpoint is not written again, nor looked at if it is the same object: what
     is frozen costs nothing, and what has changed its bytes and about 100 for its name, dtype and shape. The checkpoint then has
@@ -72,11 +62,11 @@ class Checkpointer:
     other programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes
     before in the order of the names. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs
     under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes. Without hard
-    links all is written each time; a tool that copies them as files makes a larger directory. A file is shared by a checkpoint
-    that needs three quarters of it or more, so that a checkpoint's own files have a third more than it needs at most; but an
-    array that was written again is in the files of older checkpoints as well, and while one is written, one more than ``keep``
-    are there: about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB are written again, and
-    so is what has another name than before. That NumPy has written into an array's memory isn't noticed.
+    links all is written each time, and a warning says so; a tool that copies them as files makes a larger directory. A file is
+    shared by a checkpoint that needs three quarters of it or more, so that a checkpoint's own files have a third more than it
+    needs at most; but an array that was written again is in the files of older checkpoints as well, and while one is written,
+    one more than ``keep`` are there: about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB
+    are written again, and so is what has another name than before. That NumPy has written into an array's memory isn't noticed.
 
     To take a checkpoint elsewhere, write ``fl.save(path, fl.load(head, like))``, or copy its head and its directory: the head
     alone has no arrays. What a head names stays, under whatever name it was copied beside the others; what else is put into a
@@ -86,7 +76,8 @@ class Checkpointer:
     unless :meth:`restore` went back before it.
 
     Several processes may save to one directory, and what they save is one sequence of steps: a step that two of them save is
-    there once, and the latest is that of any. So runs that are to be told apart have a directory each. Each process removes
+    there once, and the latest is that of any. So runs that are to be told apart have a directory each, and one that begins
+    after others have saved restores first; only those that begin together, within a minute, need not. Each process removes
     only its own checkpoints, and those that existed when it first saved if nobody else was saving then, so that a run that is
     started again goes on pruning. It keeps what an earlier run kept as its best, by whatever metric.
 
@@ -106,12 +97,13 @@ class Checkpointer:
         every: Save only multiples of this, so that :meth:`save` can be called at each step. Default: ``1``.
         best: The name of the metric that decides which checkpoint is the best. Default: there is no best one.
         mode: Whether the best has the smallest metric, ``"min"``, or the largest, ``"max"``. Default: ``"min"``.
+        keep_best: How many of the best to keep. Default: ``1``.
         group: The processes for which rank 0 writes and reads, from :func:`frostleaf.distributed.init`. Default: ``None``, for
             this process by itself, whatever others do.
 
     Raises:
         TypeError: If ``group`` is no group, or ``best`` no name.
-        ValueError: If ``keep``, ``every`` or ``mode`` is none of these.
+        ValueError: If ``keep``, ``every``, ``mode`` or ``keep_best`` is none of these, or there is no metric for ``keep_best``.
         FileExistsError: If ``directory`` is a file.
         RuntimeError: From each method, in a process that was forked after the Checkpointer was made.
 
@@ -133,6 +125,7 @@ class Checkpointer:
         every: int = 1,
         best: str | None = None,
         mode: Literal["min", "max"] = "min",
+        keep_best: int = 1,
         group: AnyGroup = None,
         **of_others: Any,
     ) -> None:
@@ -141,26 +134,17 @@ class Checkpointer:
         ranks = None if group is None else as_group(group)
         self._group = ranks if ranks is not None and ranks.size() > 1 else None
 
-        given = partial(options_of, directory, keep, every, best, mode)
+        given = partial(options_of, directory, keep, every, best, mode, keep_best)
         require_alike("__init__", self._group, lambda: given().said())
-        self._keep, self._every, self._best, self._mode, path = given()
-        self._directory = Directory(path)
+        options = given()
+        self._every, self._policy = options.every, options.policy()
+        self._directory = Directory(options.path)
         by_first(self._group, self._directory.require_possible)
         self._process = os.getpid()
         self._mutex = threading.RLock()
-        self._lock: DirectoryLock | None = None
-        # The checkpoints that this one may remove.
-        self._own: dict[int, Entry] = {}
-        # Files that belong to none that is there. Removing them is tried until it succeeds.
-        self._unneeded: set[str] = set()
-        # The times and steps of checkpoints that could not be read.
-        self._broken: set[tuple[int, int]] = set()
-        self._arrays, self._checksums = KnownArrays(), Checksums()
-        self._last_step: int | None = None
-        self._background = Background()
-        self._failure: CheckpointError | None = None
+        self._saving, self._checksums = Saving(self._directory, self._policy), Checksums()
 
-    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
+    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None, **of_others: Any) -> bool:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
 
         The arrays are evaluated first. A checkpoint of the same step is replaced. With a group, a step that is not to be saved
@@ -174,18 +158,25 @@ class Checkpointer:
 
         Raises:
             CheckpointError: If the checkpoint before this one failed, or the step comes before the last.
-            TypeError: If something in the tree can't be saved, or ``metrics`` are not numbers.
+            TypeError: If something in the tree can't be saved, or ``metrics`` are not numbers, or given as arguments.
             ValueError: If ``step`` is not a step, two arrays of the tree have the same dotted name, or there are metrics
                 without the one that decides which is the best. On every rank, if ranks have unlike trees, or other values.
+
+        Warns:
+            PartialWeightsWarning: Without a group, if arrays are parts of larger ones, of which other ranks have the rest.
         """
+        if of_others:
+            raise TypeError(refusal_in_save(next(iter(of_others))))
         step = whole("step", step, 0)
         with self._checked_mutex():
             if step % self._every:
-                if self._group is None and self._background.is_idle:
+                if self._group is None and self._saving.background.is_idle:
                     self._wait()
                 return False
             require_alike("save", self._group, lambda: {**said_of(tree, whole=True), "the step": str(step)}, _WHOLE_TREES)
             self._checksums.require_same(tree, self._group)
+            if self._group is None:
+                warn_of_parts(flat_of(tree).structure, self._directory.path, "tree", "checkpoints.save(step, whole)")
             by_first(self._group, lambda: self._save(step, tree, metrics))
         return True
 
@@ -270,16 +261,17 @@ class Checkpointer:
     def best_step(self) -> int | None:
         """Return the step with the best metric, or ``None`` if none has it. Of equal ones it is the one saved first.
 
-        ``nan`` is never the best.
+        ``nan`` is never the best. With ``None`` for a step, :meth:`restore` restores the latest.
 
         Raises:
             ValueError: If the name of the metric was not given as ``best=``.
             CheckpointError: If saving failed.
         """
-        if self._best is None:
+        best = self._policy.best
+        if best is None:
             example = "fl.Checkpointer(directory, best='loss')"
             raise ValueError(f"best_step() needs the name of the metric that says which is best: {example}")
-        return self._for_all("best_step", lambda: best_of(self._directory.entries(), self._best, self._mode))
+        return self._for_all("best_step", lambda: next(iter(bests_of(self._directory.entries(), *best)), None))
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the metrics that were given when a step was saved.
@@ -325,7 +317,8 @@ class Checkpointer:
     def diff(self, step: int, other: int) -> Diff:
         """Return which arrays of a checkpoint another has not, or has otherwise. Headers are read, and no array.
 
-        Values are compared by their checksums, of 32 bits.
+        Values are compared by their checksums, of 32 bits. Numbers that are no arrays, and what is frozen, are not looked at:
+        :func:`frostleaf.tree.diff` of the trees tells of them too.
 
         Args:
             step: The step before.
@@ -359,7 +352,7 @@ class Checkpointer:
             # If this rank leaves by an error, the others are elsewhere.
             self.wait() if error is None else self._wait()
         finally:
-            self._lock = None  # what is still being written after an interrupt holds it
+            self._saving.lock = None  # what is still being written after an interrupt holds it
 
     if not TYPE_CHECKING:  # a checker that saw this would take every name for a method
 
@@ -368,7 +361,9 @@ class Checkpointer:
             raise AttributeError(f"Checkpointer has no attribute {name!r}{advice}", name=name, obj=self)
 
     def __repr__(self) -> str:
-        options = f"keep={self._keep}, every={self._every}, best={self._best!r}, mode={self._mode!r}"
+        best = self._policy.best
+        chosen = "" if best is None else f", best={best.metric!r}, mode={best.mode!r}, keep_best={best.keep}"
+        options = f"keep={self._policy.keep}, every={self._every}{chosen}"
         ranks = "" if self._group is None else f", group={self._group!r}"
         return f"Checkpointer({self._directory.path!r}, {options}{ranks})"
 
@@ -395,97 +390,26 @@ class Checkpointer:
 
     def _wait(self) -> None:
         with self._checked_mutex():
-            self._background.wait()
-            failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
+            self._saving.wait()
 
     def _save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None) -> None:
-        numbers = numbers_in(metrics)
-        if numbers and self._best is not None and self._best not in numbers:
-            raise ValueError(_NO_BEST.format(best=self._best, names=listed(numbers)))
+        numbers, best = numbers_in(metrics), self._policy.best
+        if numbers and best is not None and best.metric not in numbers:
+            raise ValueError(_NO_BEST.format(best=best.metric, names=listed(numbers)))
         self._wait()
-        if self._lock is None:
-            self._lock_directory()
-        if self._last_step is not None and step < self._last_step:
-            raise CheckpointError(_GOES_BACK.format(step=step, last=self._last_step, directory=self._directory.path))
-        now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
-        summary: dict[str, Any] = {STEP: step, TIME: now, METRICS: numbers}
-        if self._best is not None:
-            summary[BEST] = self._best, self._mode
-        snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
-        objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
-        known, watched = self._arrays.look_up(objects, snapshot.arrays)
-        draft = Draft(snapshot, summary, flat.structure, known, self._arrays.last)
-        before, self._last_step = self._last_step, step
-        self._background.start(f"saving step {step}", partial(self._write, step, draft, watched, before), self._lock)
-
-    def _lock_directory(self) -> None:
-        """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
-        try:
-            os.makedirs(self._directory.path, exist_ok=True)
-            lock = DirectoryLock(self._directory.path)
-            try:
-                if lock.exclusive:
-                    self._own = self._directory.entries()
-                    self._directory.clean_up()
-            finally:
-                lock.share()
-        except OSError as error:
-            raise CheckpointError(f"{self._directory.path}: {error}") from error
-        self._lock = lock
-        if self._last_step is None:
-            self._last_step = max(self._own, default=None)
-            times = {info.time: step for step, info in (self._own or self._directory.entries()).items()}
-            if times:
-                self._arrays.know_file(self._directory.head(times[max(times)]))
-
-    def _write(self, step: int, draft: Draft, watched: Watched, before: int | None) -> None:
-        replaced: Entry | None = None
-        try:
-            replaced = self._directory.entry(step)
-            written = write_checkpoint(self._directory.head(step), draft)
-            self._arrays.know(written.places, watched)
-            entry = Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,), draft.summary.get(BEST))
-            self._has_written(step, entry, replaced)
-            with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
-                self._prune()
-        except Exception as error:
-            failure = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {error}"
-            self._failure = CheckpointError(failure)
-            self._failure.__cause__ = error
-            there = self._directory.entry(step)
-            if there is not None and there.time == draft.summary[TIME]:  # and perhaps not on the disk: older ones stay
-                self._has_written(step, there, replaced)
-            else:
-                self._last_step = before
-
-    def _has_written(self, step: int, entry: Entry, replaced: Entry | None) -> None:
-        for old in (replaced, self._own.get(step)):
-            self._unneeded.update((old and old.beside) or ())
-        self._own[step] = entry
-
-    def _prune(self) -> None:
-        self._unneeded = self._directory.remove(self._unneeded)
-        if self._keep is not None:
-            # One that somebody removed doesn't count as kept.
-            for step in self._own.keys() - {*self._directory.steps()}:
-                self._unneeded.update(self._own.pop(step).beside or ())
-            for step in self._own.keys() - kept(self._own, self._broken, self._keep, self._best, self._mode):
-                if self._directory.remove_head(step, self._own[step].time):  # else it is tried again after the next save
-                    self._unneeded.update(self._own.pop(step).beside or ())
-            self._unneeded = self._directory.remove(self._unneeded)
+        self._saving.save(step, tree, numbers)
 
     def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
         self._wait()
         if step is None:
-            step, found = restore_latest(self._directory, self._broken, lambda step: self._read(step, like, where, strict))
+            broken = self._saving.broken
+            step, found = restore_latest(self._directory, broken, lambda step: self._read(step, like, where, strict))
         else:
             try:
                 found = self._read(step, like, where, strict)
             except FileNotFoundError:
                 self._directory.no_checkpoint(step)
-        self._last_step = step
+        self._saving.last_step = step
         return step, found
 
     def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:
@@ -494,5 +418,5 @@ class Checkpointer:
         stamp = stamp_of(os.stat(file))
         found = read(file, like, where, strict)
         names = flat_of(like).structure.leaf_names() if found.names is None else found.names[: len(found.arrays)]
-        self._arrays.know_restored(file, stamp, dict(zip(map(name_in_file, names), found.arrays, strict=True)))
+        self._saving.arrays.know_restored(file, stamp, dict(zip(map(name_in_file, names), found.arrays, strict=True)))
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import operator
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -13,11 +12,9 @@ from ..core.words import dtype_name, listed
 from .atomic import remove, remove_temporaries
 from .names import BESIDE, HEAD
 from .safetensors import CheckpointError, fail
-from .shards import files_named, read_summary
+from .shards import files_named
+from .summary import BEST, FILES, METRICS, STEP, TIME, Best, is_summary, read_summary
 from .trees import load_metadata, saved_arrays
-
-# The keys of a checkpoint's metadata.
-STEP, TIME, METRICS, BEST, _FILES = "step", "saved", "metrics", "best", "files"
 
 
 class NoCheckpointError(CheckpointError, FileNotFoundError):
@@ -44,13 +41,18 @@ class Entry(NamedTuple):
         time: When it was saved, in nanoseconds.
         metrics: Its metrics.
         beside: The names of what it has beside the head, a directory of files; ``None`` if the head can't be read.
-        best: The metric and the mode by which the run that saved it chose its best, if it did.
+        best: By what the run that saved it chose its best, if it did.
     """
 
     time: int
     metrics: dict[str, Any]
     beside: tuple[str, ...] | None
-    best: tuple[str, str] | None = None
+    best: Best | None = None
+
+
+def latest_of(entries: Mapping[int, Entry]) -> int | None:
+    """Return the step that was saved last, or ``None`` if there is none."""
+    return max(((entry.time, step) for step, entry in entries.items()), default=(0, None))[1]
 
 
 class Directory:
@@ -84,19 +86,22 @@ class Directory:
     def entry(self, step: int) -> Entry | None:
         """Return what a checkpoint's head says, or ``None`` if there is no checkpoint."""
         head = self.head(step)
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             try:
-                summary = read_summary(head) or {_FILES: files_named(head), **load_metadata(head)}
-                beside = [name for name in summary[_FILES] if (found := BESIDE.fullmatch(name)) and int(found["step"]) == step]
-                best = summary.get(BEST) and (str(summary[BEST][0]), str(summary[BEST][1]))
-                return Entry(operator.index(summary[TIME]), dict(summary[METRICS]), (*beside,), best)
-            except (OSError, ValueError, LookupError, TypeError):  # damaged, written by somebody else, or missing
-                return Entry(os.lstat(head).st_mtime_ns, {}, None)
+                summary = read_summary(head) or {FILES: files_named(head), **load_metadata(head)}
+                if is_summary(summary):
+                    found = filter(None, map(BESIDE.fullmatch, summary[FILES]))
+                    beside = (*[each[0] for each in found if int(each["step"]) == step],)
+                    best = Best(*summary[BEST]) if BEST in summary else None
+                    return Entry(summary[TIME], summary[METRICS], beside, best)
+            except (OSError, ValueError):  # damaged
+                pass
+            return Entry(os.lstat(head).st_mtime_ns, {}, None)  # or written by somebody else
         return None
 
     def latest(self) -> int | None:
         """Return the step that was saved last, or ``None`` if there is none."""
-        return max(((entry.time, step) for step, entry in self.entries().items()), default=(0, None))[1]
+        return latest_of(self.entries())
 
     def files(self) -> dict[int, list[str]]:
         """Return the paths of each checkpoint's files."""

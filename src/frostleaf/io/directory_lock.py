@@ -23,6 +23,7 @@ class DirectoryLock:
 
     Attributes:
         exclusive: Whether nobody else has the lock. Until :meth:`share` is called, nobody else can get it.
+        shared_here: Whether somebody else in this process has it.
 
     Raises:
         OSError: If the directory can't be written to, or this thread is looking through it already, in what a signal
@@ -30,10 +31,12 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: str) -> None:
-        path = os.path.join(directory, LOCK)
+        path = self._path = os.path.join(directory, LOCK)
         self._taking: tuple[str, int] | None = path, threading.get_ident()
-        if any(lock._taking == self._taking for lock in [*_locks]):
+        others = [*_locks]
+        if any(lock._taking == self._taking for lock in others):
             raise OSError(_INTERRUPTED)  # to wait for it would be to wait for ever
+        self.shared_here = any(lock._path == path and lock.is_there() for lock in others)
         _locks.add(self)
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -46,6 +49,14 @@ class DirectoryLock:
         """Keep the lock, and let others have it too."""
         self._flock(fcntl.LOCK_SH)
         self._taking = None
+
+    def is_there(self) -> bool:
+        """Return whether this is the lock of the directory that has the name now."""
+        try:
+            is_open = hasattr(self, "release") and self.release.alive
+            return is_open and os.path.samestat(os.stat(self._path), os.fstat(self._handle))
+        except OSError:
+            return False
 
     def _flock(self, operation: int) -> bool:
         try:

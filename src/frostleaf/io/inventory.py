@@ -65,6 +65,11 @@ class CheckpointInfos(Shown, tuple[CheckpointInfo, ...]):
         return listed(map(str, self), _LINES, "\n") if self else "no checkpoints"
 
 
+class _ArraysDiff(Diff):
+    def __repr__(self) -> str:
+        return super().__repr__() if self else "no array differs"
+
+
 def bytes_of_files(files: Mapping[int, Iterable[str]]) -> dict[int, tuple[int, int]]:
     """Return for each of some groups of files how many bytes it has to itself, and how many in common with others.
 
@@ -111,4 +116,4 @@ def differences_of_arrays(saved_before: SavedArrays, saved_after: SavedArrays) -
                 changes.append(Change(path, "shape", one, other))
             elif checksum != its:
                 changes.append(Change(path, "value", one, other))
-    return Diff(changes)
+    return _ArraysDiff(changes)

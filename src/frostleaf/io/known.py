@@ -48,15 +48,17 @@ class Shard:
         self.nbytes = sum(entry.stop - entry.start for entry in header.entries.values())
 
     def link(self, path: str) -> bool:
-        """Give the file another name, and return whether it is still there and the file system can do so."""
+        """Give the file another name, and return whether it is still there.
+
+        Raises:
+            OSError: If the file system can't do so.
+        """
         for old in [*reversed(self.paths)]:
             try:
                 os.link(old, path)
             except FileNotFoundError:
                 self.paths.remove(old)
                 continue
-            except OSError:
-                return False
             if stamp_of(os.lstat(path)) == self.stamp:
                 self.paths, self.name = [old, path], os.path.basename(path)
                 return True

@@ -9,19 +9,24 @@ from typing import Any, TypeGuard
 from ..core.words import describe
 from .directory import Entry
 
+_NO_LARGER = 2**63  # a name of a file has room for it, and so has a number of 64 bits
+
 
 def whole(name: str, given: Any, least: int) -> int:
     """Return a whole number that was given under a name.
 
     Raises:
-        ValueError: If it is none, or less than the least.
+        ValueError: If it is none, or less than the least, or has more than 63 bits.
     """
     try:
-        number = int(operator.index(given))  # int, because index(True) is True
+        number = least - 1 if isinstance(given, bool) else operator.index(given)
     except TypeError:
         number = least - 1
     if number < least:
-        raise ValueError(f"{name} is a whole number, {least} or more, and was given as {describe(given)}")
+        advice = "; best_step() and latest_step() return one" if isinstance(given, str) and name == "step" else ""
+        raise ValueError(f"{name} is a whole number, {least} or more, and was given as {describe(given)}{advice}")
+    if number >= _NO_LARGER:
+        raise ValueError(f"{name} is a whole number below 2**63, and was given as {describe(given)}")
     return number
 
 
@@ -50,12 +55,12 @@ def numbers_in(metrics: Any) -> dict[str, Any]:
     raise TypeError(f"metrics is a mapping of names to numbers, and was given as {describe(metrics)}")
 
 
-def best_of(infos: Mapping[int, Entry], name: str | None, mode: str) -> int | None:
-    """Return the step with the best metric of a name, the first of equal ones; ``None`` if none has it."""
+def bests_of(entries: Mapping[int, Entry], name: str | None, mode: str, count: int) -> list[int]:
+    """Return the steps with the best metrics of a name, the best first, and of equal ones the first saved."""
     sign = 1 if mode == "min" else -1
-    numbers = {step: info.metrics.get(name) for step, info in infos.items() if name is not None}
-    ranked = [(sign * number, infos[step].time, step) for step, number in numbers.items() if _is_number(number)]
-    return min(ranked)[-1] if ranked else None
+    numbers = {step: entry.metrics.get(name) for step, entry in entries.items() if name is not None}
+    ranked = sorted((sign * number, entries[step].time, step) for step, number in numbers.items() if _is_number(number))
+    return [step for _, _, step in ranked[:count]]
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

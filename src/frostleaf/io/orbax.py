@@ -24,7 +24,13 @@ _ARGUMENTS = {
     "save_interval_steps": "give every",
     "best_fn": "give best, the name of a metric, and metrics to save(step, tree, metrics)",
     "best_mode": "give mode",
-    "save_top_k": "give keep, and best for the best one besides",
+    "save_top_k": "give best and keep_best, and keep for the latest ones besides",
+    "keep_n_best": "give keep_best, and best, the name of a metric",
+    "save_total_limit": "give keep",
+    "metric_for_best_model": "give best, the name of a metric",
+    "greater_is_better": "give mode='max', or mode='min'",
+    "save_steps": "give every",
+    "async_save": "leave it out: a background thread writes, and wait() waits for it",
     "monitor": "give best, the name of a metric",
     "options": "give keep, every, best and mode by themselves",
     "create": "leave it out: the first save creates the directory",
@@ -32,10 +38,15 @@ _ARGUMENTS = {
     "item_names": "save one tree, such as a dict of what there is",
     "enable_async_checkpointing": "leave it out: a background thread writes, and wait() waits for it",
 }
-_KNOWN = "directory", "keep", "every", "best", "mode", "group"
+_KNOWN = "directory", "keep", "every", "best", "mode", "keep_best", "group"
 
 
 def refusal_of_argument(name: str) -> str:
     """Return what is to be said to one who gives an argument that ``Checkpointer`` doesn't have."""
     advice = f": {_ARGUMENTS[name]}" if name in _ARGUMENTS else nearest(name, _KNOWN)
     return f"Checkpointer() takes no argument {name!r}{advice}"
+
+
+def refusal_in_save(name: str) -> str:
+    """Return what is to be said to one who gives an argument that ``Checkpointer.save`` doesn't have: a metric, most likely."""
+    return f"save() takes no argument {name!r}: give metrics={{{name!r}: ...}}"

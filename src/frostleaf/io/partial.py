@@ -12,6 +12,7 @@ from ..core.words import Path, describe, keystr, listed
 from ..tree.selecting import Where, functions_in, globs_in, is_path, matches_glob, require_found, require_no_alias, search
 from .alignment import aligned, is_moved
 from .description import SCALARS, Fact, array_kind, enclosing, is_container, is_leaf
+from .safetensors import fail
 
 _SHOWN = 3
 
@@ -129,10 +130,13 @@ _SAME_NAME = (
 )
 
 
-def report_of(in_file: Iterable[Fact], selected: Sequence[Fact], in_like: Sequence[Fact], where: Where | None) -> LoadReport:
+def report_of(
+    file: str, in_file: Iterable[Fact], selected: Sequence[Fact], in_like: Sequence[Fact], where: Where | None
+) -> LoadReport:
     """Return what is read of a file.
 
     Args:
+        file: The file.
         in_file: All facts about the tree in the file.
         selected: Those about what is selected.
         in_like: Those about what is selected in ``like``.
@@ -140,14 +144,17 @@ def report_of(in_file: Iterable[Fact], selected: Sequence[Fact], in_like: Sequen
 
     Raises:
         LookupError: If the selection has no array and no number.
-        ValueError: If two of either have the same dotted name.
+        ValueError: If two of ``like`` have the same dotted name.
+        CheckpointError: If two in the file have.
     """
     there, wanted = [Counter(fact.path for fact in facts if is_leaf(fact)) for facts in (in_file, in_like)]
     if where is not None and not wanted:
         raise LookupError(_NOTHING.format(where=describe(where)))
     taken = [name for name in wanted if name in there]
     for name in taken:
-        if there[name] > 1 or wanted[name] > 1:
+        if there[name] > 1:
+            fail(file, _SAME_NAME.format(name=name))
+        if wanted[name] > 1:
             raise ValueError(_SAME_NAME.format(name=name))
     left, new = [name for name in there if name not in wanted], [name for name in wanted if name not in there]
     return LoadReport(tuple(taken), tuple(left), tuple(new), static_differences(selected, in_like))

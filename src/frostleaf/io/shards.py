@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import zlib
 from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from itertools import compress
@@ -20,14 +19,11 @@ from .atomic import atomic_write, fsync, remove
 from .known import Place, Shard, Stamp, stamp_of
 from .names import BESIDE
 from .parts import DESCRIBED_IN, PARTS, Part, parts_text, read_parts
-from .safetensors import HEADER_CHECKSUM, METADATA, open_regular, read_header
+from .safetensors import HEADER_CHECKSUM, CheckpointError, open_regular, read_header
 from .sharded import INDEX, INDEX_ENDING
 from .sharing import Sharing, find_sharing
+from .summary import FILES, read_summary, summary_text
 from .trees import DESCRIBING, VERSION, WITH_PARTS, WITH_SHARING, Snapshot, versioned
-
-_SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
-_FIRST = f'{{"{METADATA}":{{"{_SUMMARY}":'  # which the head begins with
-_PEEK, _DECODER = 2**12, json.JSONDecoder()
 
 # A file of its own isn't worth while for fewer bytes, nor is a file shared for the sake of a small part of it.
 _LEAST, _MOSTLY = 2**14, 0.75
@@ -60,10 +56,12 @@ class Written(NamedTuple):
     Attributes:
         places: Where each array is.
         beside: The names of what is beside the head.
+        refusal: Why the file system has not linked to a file that is shared, if it has not.
     """
 
     places: dict[str, Place]
     beside: list[str]
+    refusal: OSError | None
 
 
 def write_checkpoint(head: str, draft: Draft) -> Written:
@@ -106,36 +104,16 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
             files.write_index(places, sharing)
             files.flush()
             parts = {PARTS: parts_text(files.parts(places))}
-            files.write_head({}, {**_text_of(summary, files.names), **versioned(metadata, WITH_PARTS), **parts}, {})
+            files.write_head({}, {**summary_text(summary, files.names), **versioned(metadata, WITH_PARTS), **parts}, {})
         else:
             files.remove()  # none of which was linked
             metadata = versioned(metadata, WITH_SHARING if sharing else VERSION)
-            places = files.write_head(arrays, {**_text_of(summary, files.names), **metadata}, checksums)
+            places = files.write_head(arrays, {**summary_text(summary, files.names), **metadata}, checksums)
     except BaseException:
         if not files.are_named():  # the head may be there, though flushing the directory failed
             files.remove()
         raise
-    return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names)
-
-
-def read_summary(head: str) -> dict[str, Any] | None:
-    """Return what a checkpoint says of itself, if it can be without reading all of its header; ``None`` if it says nothing.
-
-    Its ``files`` are the names of what is beside the head.
-
-    Raises:
-        OSError: If it can't be read.
-    """
-    with suppress(ValueError), open_regular(head) as file:
-        start = file.read(_PEEK)[8:].decode(errors="replace")
-        with suppress(ValueError):  # it is longer
-            if start.startswith(_FIRST):
-                return _summary_of(_DECODER.raw_decode(start, len(_FIRST))[0])
-        # Others who write a header may put what it says in another order.
-        metadata = read_header(file).metadata
-        if _SUMMARY in metadata:
-            return _summary_of(metadata[_SUMMARY])
-    return None
+    return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names, files.refusal)
 
 
 def files_named(head: str) -> list[str]:
@@ -145,28 +123,15 @@ def files_named(head: str) -> list[str]:
         OSError: If it can't be read.
         CheckpointError: If it is damaged.
     """
-    summary = read_summary(head)
-    if summary is not None:
-        return [name for name in summary["files"] if isinstance(name, str)]
+    with suppress(CheckpointError):
+        summary = read_summary(head)
+        if summary is not None:
+            return [*summary[FILES]]
     with open_regular(head) as file:
         names = [*dict.fromkeys(name.partition("/")[0] for name in read_parts(read_header(file)))]
     # Earlier versions wrote the files beside the head, and an index with them.
     shards = [found for name in names if name.endswith(".safetensors") and (found := BESIDE.fullmatch(name))]
     return [*names, *{f"{shard['checkpoint']}.safetensors{INDEX_ENDING}" for shard in shards}]
-
-
-def _summary_of(text: str) -> dict[str, Any] | None:
-    checksum, _, summary = text.partition(" ")
-    return json.loads(summary) if checksum == _checksum(summary) else None
-
-
-def _text_of(summary: Mapping[str, Any], files: list[str]) -> dict[str, str]:
-    text = json.dumps({**summary, "files": files})
-    return {_SUMMARY: f"{_checksum(text)} {text}"}
-
-
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
 
 
 class _Files:
@@ -178,6 +143,7 @@ class _Files:
 
     Attributes:
         names: The names of what is beside the head.
+        refusal: Why a link was not made.
     """
 
     def __init__(self, head: str, last: Set[str]) -> None:
@@ -187,12 +153,17 @@ class _Files:
         self._shards = 0
         self._parts: dict[str, Part] = {}  # besides the shards
         self.names: list[str] = []
+        self.refusal: OSError | None = None
 
     def link(self, shards: Iterable[Shard]) -> dict[Stamp, Shard]:
         """Give shards that are there another name, and return those of which it was possible."""
         linked: dict[Stamp, Shard] = {}
         for shard in shards:
-            if shard.link(self._next()):
+            try:
+                is_linked = shard.link(self._next())
+            except OSError as error:
+                is_linked, self.refusal = False, error.with_traceback(None)
+            if is_linked:
                 linked[shard.stamp] = shard
             else:
                 self._shards -= 1

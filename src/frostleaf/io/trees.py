@@ -270,7 +270,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
-        report = report_of(there, selected, wanted, where)
+        report = report_of(contents.header.file, there, selected, wanted, where)
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
         taken = {name: origins.get(name, name) for name in report.taken}
         names = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
@@ -426,9 +426,9 @@ def _read_contents(opened: Opened, likely: list[Fact]) -> _Contents:
     kind_of = functools.cache(shape_and_dtype)
     entries = {name: header.entries[sharing.stored(name)] for name in (*header.entries, *sharing.copies, *sharing.shared)}
     in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in entries.items()}
-    described = {name_in_file(fact.path): kind for fact in facts if (kind := array_kind(fact)) is not None}
-    values = _values(header)
-    if in_file != described or [*map(value_kind, values)] != [fact.text for fact in facts if is_value(fact)]:
+    described = [(name_in_file(fact.path), kind) for fact in facts if (kind := array_kind(fact)) is not None]
+    values, kinds = _values(header), [fact.text for fact in facts if is_value(fact)]
+    if len(described) != len(in_file) or dict(described) != in_file or [*map(value_kind, values)] != kinds:
         fail(header.file, "the header describes other arrays or values than the file has")
     return _Contents(header, sharing, facts, values)
 

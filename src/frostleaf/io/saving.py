@@ -1,0 +1,186 @@
+"""Write the checkpoints of a run in the background, one at a time, and remove those that are not kept."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from ..core.structure import flat_of
+from ..core.words import level_of_caller
+from .background import Background
+from .directory import Directory, Entry, latest_of
+from .directory_lock import DirectoryLock
+from .known import KnownArrays, Watched
+from .pruning import Policy, kept
+from .safetensors import CheckpointError
+from .shards import Draft, write_checkpoint
+from .summary import BEST, METRICS, STEP, TIME
+from .trees import take_snapshot
+
+_GOES_BACK = (
+    "step {step} comes before step {last}, which is in {directory} already, and going on would in time remove what was saved. "
+    "Call restore(like) to go on from the last, or restore(like, step=...) to go back, or save into another directory"
+)
+
+_GONE = (
+    ". The directory that this Checkpointer saved to before is gone: it was moved, or removed. Make another Checkpointer, with "
+    "its new path or to begin anew"
+)
+
+_NO_LINKS = (
+    "{directory} has no hard links (the error is: {error}), so that each checkpoint has the arrays that have not changed once "
+    "again. On another file system they would be stored once"
+)
+
+_TOGETHER = 60 * 10**9  # nanoseconds within which the processes of a job begin
+
+
+class Saving:
+    """The one who writes to a directory of checkpoints.
+
+    Args:
+        directory: The directory.
+        policy: Which checkpoints are kept.
+
+    Attributes:
+        background: What is writing, and what could not be written.
+        last_step: The step that was saved or restored last, if that is known.
+        broken: The times and steps of checkpoints that could not be read.
+        arrays: The arrays that are in files already.
+        lock: Held from the first save until it is set to ``None``.
+    """
+
+    def __init__(self, directory: Directory, policy: Policy) -> None:
+        self._directory, self._policy, self._made = directory, policy, time.time_ns()
+        self.background = Background()
+        self.last_step: int | None = None
+        self.broken: set[tuple[int, int]] = set()
+        self.arrays = KnownArrays()
+        self.lock: DirectoryLock | None = None
+        # The checkpoints that this one may remove.
+        self._own: dict[int, Entry] = {}
+        # Those that may be there, as they were begun: when, and what they replace.
+        self._begun: dict[int, tuple[int, Entry | None]] = {}
+        # Files that belong to none that is there. Removing them is tried until it succeeds.
+        self._unneeded: set[str] = set()
+        self._refusal: OSError | None = None
+        self._has_warned = False
+
+    def wait(self) -> None:
+        """Wait until nothing is being written.
+
+        Raises:
+            CheckpointError: If something could not be written, once.
+
+        Warns:
+            RuntimeWarning: If nothing can be shared, once.
+        """
+        self.background.wait()
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None and not self._has_warned:
+            self._has_warned = True
+            text = _NO_LINKS.format(directory=self._directory.path, error=refusal.strerror)
+            warnings.warn(text, RuntimeWarning, stacklevel=level_of_caller())
+
+    def save(self, step: int, tree: Any, metrics: dict[str, Any]) -> None:
+        """Begin to save a tree. Nothing else is being written.
+
+        Raises:
+            CheckpointError: If the step may not be saved here.
+            TypeError: If something in the tree can't be saved.
+        """
+        self._hold()
+        with suppress(OSError):
+            self._own_begun()
+        self._require_no_later(step)
+        now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
+        summary: dict[str, Any] = {STEP: step, TIME: now, METRICS: metrics}
+        if self._policy.best is not None:
+            summary[BEST] = self._policy.best
+        snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
+        objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
+        known, watched = self.arrays.look_up(objects, snapshot.arrays)
+        draft = Draft(snapshot, summary, flat.structure, known, self.arrays.last)
+        self.background.start(f"saving step {step}", partial(self._write, step, draft, watched), self.lock)
+
+    def _hold(self) -> None:
+        """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
+        if self.lock is not None and not self.lock.is_there() and os.path.isdir(self._directory.path):
+            self.lock, self.last_step, self._own = None, None, {}  # it is another directory
+        if self.lock is not None:
+            return
+        try:
+            os.makedirs(self._directory.path, exist_ok=True)
+            lock = DirectoryLock(self._directory.path)
+            try:
+                entries = self._directory.entries()
+                if lock.exclusive:
+                    self._own = entries
+                    self._directory.clean_up()
+            finally:
+                lock.share()
+        except OSError as error:
+            raise CheckpointError(f"{self._directory.path}: {error}") from error
+        self.lock = lock
+        latest = latest_of(entries)
+        if self.last_step is None and latest is not None:
+            if not (lock.exclusive or lock.shared_here):  # other processes may have begun together with this one
+                entries = {step: entry for step, entry in entries.items() if entry.time < self._made - _TOGETHER}
+            self.last_step = latest_of(entries)
+            self.arrays.know_file(self._directory.head(latest))
+
+    def _require_no_later(self, step: int) -> None:
+        if self.last_step is not None and step < self.last_step:
+            later = [each for each in self._directory.steps() if each > step]
+            if later:
+                last = self.last_step if self.last_step in later else later[-1]
+                raise CheckpointError(_GOES_BACK.format(step=step, last=last, directory=self._directory.path))
+
+    def _write(self, step: int, draft: Draft, watched: Watched) -> None:
+        try:
+            replaced = self._directory.entry(step)
+            self._begun[step] = draft.summary[TIME], replaced
+            written = write_checkpoint(self._directory.head(step), draft)
+            entry = Entry(draft.summary[TIME], draft.summary[METRICS], (*written.beside,), draft.summary.get(BEST))
+            self._take(step, entry, replaced)
+            self._refusal = written.refusal
+            self.arrays.know(written.places, watched)
+            with suppress(OSError):  # the checkpoint is there, whatever becomes of older ones
+                self._prune()
+        except Exception as error:
+            reason = f"{error}{'' if os.path.isdir(self._directory.path) else _GONE}"
+            said = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {reason}"
+            with suppress(OSError):
+                self._own_begun()  # it may be there, and perhaps not on the disk: older ones stay
+            raise CheckpointError(said) from error
+
+    def _own_begun(self) -> None:
+        """Take those that were begun, if they are there: an error or an interrupt may have come after that."""
+        for step, (begun, replaced) in [*self._begun.items()]:
+            there = self._directory.entry(step)
+            if there is not None and there.time == begun:
+                self._take(step, there, replaced)
+            self._begun.pop(step, None)
+
+    def _take(self, step: int, entry: Entry, replaced: Entry | None) -> None:
+        """Let a checkpoint that is there be one that this one may remove."""
+        for old in (replaced, self._own.get(step)):
+            if old is not None and old.time != entry.time:
+                self._unneeded.update(old.beside or ())
+        self._own[step], self.last_step = entry, step
+        self._begun.pop(step, None)
+
+    def _prune(self) -> None:
+        self._unneeded = self._directory.remove(self._unneeded)
+        if self._policy.keep is not None:
+            # One that somebody removed doesn't count as kept.
+            for step in self._own.keys() - {*self._directory.steps()}:
+                self._unneeded.update(self._own.pop(step).beside or ())
+            for step in self._own.keys() - kept(self._own, self.broken, self._policy):
+                if self._directory.remove_head(step, self._own[step].time):  # else it is tried again after the next save
+                    self._unneeded.update(self._own.pop(step).beside or ())
+            self._unneeded = self._directory.remove(self._unneeded)

@@ -1,0 +1,89 @@
+"""What a checkpoint says of itself, at the beginning of its head, where it can be read without all of its header."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from .safetensors import METADATA, fail, open_regular, parse_json, read_header
+
+STEP, TIME, METRICS, BEST, FILES = "step", "saved", "metrics", "best", "files"
+
+_SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
+_FIRST = f'{{"{METADATA}":{{"{_SUMMARY}":'  # which the head begins with
+_PEEK, _DECODER = 2**12, json.JSONDecoder()
+_LATEST = 2**63  # nanoseconds
+
+
+class Best(NamedTuple):
+    """By what a run chooses its best checkpoints.
+
+    Attributes:
+        metric: The name of the metric.
+        mode: Whether the best have the smallest, ``"min"``, or the largest, ``"max"``.
+        keep: How many of them are kept.
+    """
+
+    metric: str
+    mode: str
+    keep: int = 1
+
+
+def read_summary(head: str) -> dict[str, Any] | None:
+    """Return what a checkpoint says of itself, if it can be without reading all of its header; ``None`` if it says nothing.
+
+    Its ``files`` are the names of what is beside the head.
+
+    Raises:
+        OSError: If it can't be read.
+        CheckpointError: If it says what no checkpoint says.
+    """
+    checksum, _, text = (_text_in(head) or "").partition(" ")
+    if checksum != _checksum(text):
+        return None
+    given = parse_json(text, head, constants=True)
+    if not is_summary(given):
+        fail(head, f"the header's {_SUMMARY} isn't what it should be")
+    return given  # type: ignore[no-any-return]
+
+
+def _text_in(head: str) -> str | None:
+    with suppress(ValueError), open_regular(head) as file:
+        start = file.read(_PEEK)[8:].decode(errors="replace")
+        with suppress(ValueError):  # it is longer
+            if start.startswith(_FIRST):
+                return str(_DECODER.raw_decode(start, len(_FIRST))[0])
+        # Others who write a header may put what it says in another order.
+        return read_header(file).metadata.get(_SUMMARY)
+    return None
+
+
+def is_summary(given: Any) -> bool:
+    """Return whether something read from a file is what a checkpoint says of itself."""
+    if not isinstance(given, dict) or not {TIME, METRICS, FILES} <= given.keys():
+        return False
+    metrics, files, best = given[METRICS], given[FILES], given.get(BEST, ["", "min"])
+    return (
+        all(type(number) is int and 0 <= number < _LATEST for number in (given[TIME], given.get(STEP, 0)))
+        and isinstance(metrics, dict)
+        and all(isinstance(value, int | float) for value in metrics.values())
+        and isinstance(files, list)
+        and all(isinstance(name, str) for name in files)
+        and isinstance(best, list)
+        and [type(each) for each in best] in ([str, str], [str, str, int])
+        and best[1] in ("min", "max")
+        and min(best[2:], default=1) >= 1
+    )
+
+
+def summary_text(summary: Mapping[str, Any], files: list[str]) -> dict[str, str]:
+    """Return what the head's metadata are to begin with."""
+    text = json.dumps({**summary, FILES: files})
+    return {_SUMMARY: f"{_checksum(text)} {text}"}
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
