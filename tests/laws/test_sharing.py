@@ -126,6 +126,7 @@ def test_update_shares_what_it_does_not_name(selection: tuple[fl.Module, set[Pat
     assert all(now[path].ndim == dict(parts(module))[path].ndim + 1 for path in paths)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was loaded, as there are no weights:frostleaf.UnmatchedWeightsWarning")
 @law
 @given(selections())
 def test_load_weights_shares_what_it_does_not_name(selection: tuple[fl.Module, set[Path]]) -> None:
@@ -139,6 +140,7 @@ def test_load_weights_shares_what_it_does_not_name(selection: tuple[fl.Module, s
     assert_shares(module, after, named)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was loaded, as there are no weights:frostleaf.UnmatchedWeightsWarning")
 @law
 @given(modules())
 def test_loading_the_weights_that_are_there_returns_self(module: fl.Module) -> None:
@@ -272,6 +274,7 @@ FIRST = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:nothing was loaded, as there are no weights:frostleaf.UnmatchedWeightsWarning")
 @pytest.mark.parametrize("edit", NOTHING)
 def test_an_edit_that_changes_nothing_returns_self(edit: str) -> None:
     @law_for_each

@@ -102,12 +102,16 @@ def test_no_more_than_asked_for_is_computed_at_once_and_in_order(monkeypatch, at
     assert all(each is array for each, array in zip([each for piece in seen for each in piece], arrays, strict=True))
 
 
-@pytest.mark.parametrize(("device", "pieces"), [(mx.cpu, [2, 2, 1]), (mx.gpu, [5])], ids=["cpu", "gpu"])
-def test_pieces_are_the_default_where_waiting_for_them_costs_nothing(monkeypatch, device, pieces):
+@pytest.mark.parametrize(
+    ("device", "nbytes", "pieces"),
+    [(mx.cpu, 2**20, [2, 2, 1]), (mx.gpu, 2**20, [5]), (mx.gpu, 2**27, [2, 2, 1])],
+    ids=["cpu", "gpu", "gpu, large"],
+)
+def test_pieces_are_the_default_where_waiting_for_them_costs_nothing(monkeypatch, device, nbytes, pieces):
     evaluate, seen = mx.eval, []
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
     monkeypatch.setattr(mx, "eval", lambda piece: (seen.append(len(piece)), evaluate(piece)))
-    fl.eval([mx.zeros(2**20, mx.uint8) for _ in range(5)])
+    fl.eval([mx.broadcast_to(mx.zeros(1, mx.uint8), (nbytes,)) for _ in range(5)])
     assert seen == pieces
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,8 +12,8 @@ from ..tree.functions import leaves
 from .peers import noticing
 from .without_values import explained
 
-# On the CPU, waiting between pieces of this size costs next to nothing. A GPU would be idle meanwhile.
-_AT_ONCE_ON_CPU = 2 * 2**20
+# Waiting between pieces of this size costs next to nothing. A GPU is idle meanwhile, so that there it takes more.
+_AT_ONCE_ON_CPU, _AT_ONCE_ON_GPU = 2 * 2**20, 256 * 2**20
 
 
 def eval(*trees: Any, at_once: float | None = None) -> None:
@@ -29,7 +28,7 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
     Args:
         *trees: Any trees, computed in the order given.
         at_once: The most bytes of results to compute in one go (a larger array goes by itself). ``0`` is one array at a time,
-            ``float("inf")`` all in one go. Default: 2 MiB if MLX computes on the CPU, else all.
+            ``float("inf")`` all in one go. Default: 2 MiB if MLX computes on the CPU, else 256 MiB.
 
     Raises:
         ValueError: If ``at_once`` is not a number of bytes.
@@ -51,8 +50,7 @@ def eval(*trees: Any, at_once: float | None = None) -> None:
 
 def eval_after(stages: Iterable[mx.array], *trees: Any) -> None:
     """Evaluate trees, as :func:`eval` does, and on the CPU one stage after the other before, which takes less memory."""
-    at_once = _at_once()
-    _evaluate(stages if at_once < math.inf else [], trees, at_once)
+    _evaluate(stages if _is_on_cpu() else [], trees, _at_once())
 
 
 def async_eval(*trees: Any) -> None:
@@ -66,7 +64,11 @@ def async_eval(*trees: Any) -> None:
 
 
 def _at_once() -> float:
-    return _AT_ONCE_ON_CPU if mx.default_device().type == mx.cpu else math.inf
+    return _AT_ONCE_ON_CPU if _is_on_cpu() else _AT_ONCE_ON_GPU
+
+
+def _is_on_cpu() -> bool:
+    return mx.default_device().type == mx.cpu
 
 
 def _evaluate(stages: Iterable[mx.array], trees: Any, at_once: float) -> None:
