@@ -258,7 +258,7 @@ def require_found(tree: Any, found: Found) -> None:
         tied = _tied_only(tree, where, tied_leaves(tree))
         if tied is not None:
             raise LookupError(f"{tied[0]!r} is tied to {tied[1]!r}: select that, and the edit is made at both places")
-        numbered = _numbered(tree, where)
+        numbered = _numbered(_by_name(tree), where)
         if numbered is not None:
             raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}: {BY_NUMBER.format(*numbered)}")
         paths: list[str] = []
@@ -318,17 +318,19 @@ def require_no_alias(tree: Any, where: Where) -> None:
     """
     ties = tied_leaves(tree)
     there = _names_there(tree)
+    places: list[tuple[Path, Path]] | None = None
     for part in _parts(where):
         by_name_or_class = isinstance(part, str | type)  # a predicate is asked about arrays where they are
         if not by_name_or_class or part in there or any(mask(tree, part)):
             continue
         tied = _tied_only(tree, part, ties)
-        numbered = _numbered(tree, part) if isinstance(part, str) else None
         advice = ""
         if tied is not None:
             advice = f"{'It' if tied[0] == part else repr(tied[0])} is tied to {tied[1]!r}: select that"
-        elif numbered is not None:
-            advice = BY_NUMBER.format(*numbered)
+        elif isinstance(part, str):
+            places = _by_name(tree) if places is None else places
+            numbered = _numbered(places, part)
+            advice = BY_NUMBER.format(*numbered) if numbered is not None else ""
         if advice:
             raise ValueError(f"{describe(part)} selects no array of the {type(tree).__name__}. {advice}")
 
@@ -354,23 +356,24 @@ def _tied_only(tree: Any, where: Where, ties: Mapping[Path, Path]) -> tuple[str,
     )
 
 
-def _numbered(tree: Any, where: str) -> tuple[str, str] | None:
-    """Return the name of a place that ``where`` would select if fields of named tuples went by their names, and its path."""
-    matches = matches_glob(where)
+def _numbered(places: Iterable[tuple[Path, Path]], where: str) -> tuple[str, str] | None:
+    """Return the name of the first of some places that ``where`` would select by its name, and its path."""
+    return next(((keystr(name), keystr(path)) for name, path in places if matches_glob(where)(name)), None)
+
+
+def _by_name(tree: Any) -> list[tuple[Path, Path]]:
+    """Return the path of each place in named tuples as it would be if their fields went by their names, and its path."""
     holders: dict[Path, Any] = {}
     names: dict[Path, Path] = {}
-    found: list[tuple[str, str]] = []
 
     def enter(path: Path, value: Any) -> Any:
         holders[path] = value
         fields = getattr(holders[path[:-1]], "_fields", None) if path and isinstance(holders[path[:-1]], tuple) else None
         names[path] = (*names[path[:-1]], fields[path[-1]] if fields else path[-1]) if path else ()
-        if names[path] != path and matches(names[path]):
-            found.append((keystr(names[path]), keystr(path)))
-        return value if found else Descend
+        return Descend
 
     rewrite(tree, enter)
-    return found[0] if found else None
+    return [(name, path) for path, name in names.items() if name != path]
 
 
 def covers(where: Where, other: Where) -> bool:
