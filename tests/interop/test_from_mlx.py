@@ -212,7 +212,7 @@ def test_files(tmp_path):
     with pytest.raises(fl.OtherStructureError, match="args"):
         fl.load(tmp_path / "tree", like=fl.from_mlx(Model(Args(scaling={"type": "linear"}))))
     with pytest.raises(
-        fl.OtherStructureError, match=r"args \(static\): .*\(1\.0, 2\.0\).* in the file, .*\(1\.0, True\).* in like"
+        fl.OtherStructureError, match=r"args \(static\): .*\[1\.0, 2\.0\].* in the file, .*\[1\.0, True\].* in like"
     ):
         fl.load(tmp_path / "tree", like=fl.from_mlx(Model(Args(scaling={"type": "none", "factors": [1.0, True]}))))
     tree.save_weights(tmp_path / "w.npz")

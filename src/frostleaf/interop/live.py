@@ -304,12 +304,14 @@ class Live:
             put(made if is_item else own, name, value)
         return made  # type: ignore[no-any-return]
 
-    def _keep(self, running: Running, path: Path) -> None:
+    @functools.cached_property
+    def _whole(self) -> Any:
         shapes = [ShapeDtypeStruct((), mx.float32)] * self._structure.num_leaves  # of which nobody asks
-        whole = unflatten(self._structure.spec, iter(shapes))
-        running.keep(
-            flat_of(at(whole, path)).structure, Trees(self._class_for), functools.partial(module_of, class_for=self._class_for)
-        )
+        return unflatten(self._structure.spec, iter(shapes))
+
+    def _keep(self, running: Running, path: Path) -> None:
+        structure = flat_of(at(self._whole, path)).structure
+        running.keep(structure, Trees(self._class_for), functools.partial(module_of, class_for=self._class_for))
 
     def _hold(self, holder: Any, place: Path) -> None:
         self._holders.append(holder)
