@@ -64,7 +64,7 @@ def from_mlx(module: MLXModule) -> Any:
     Raises:
         TypeError: If it is something else.
         ValueError: If a module holds itself or what is above it, or a function with a module in its closure, or arrays in a
-            container that is neither a list nor a dict.
+            dict or list of a class of its own that has attributes beside its items.
 
     >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
     >>> model = fl.from_mlx(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
