@@ -32,7 +32,7 @@ from .checkpointed import is_computed_again
 from .freezing import NOTHING, Before, Freezer, handle_of, reaches
 from .layout import Wrapped, at, is_module
 from .live import Live
-from .uncollected import Change, warn_of
+from .uncollected import Change, are_copies, warn_of
 
 # Of the live module: what is to be done.
 Run = Callable[[Any], Any]
@@ -154,8 +154,8 @@ class _Lent:
             return
         same = self.live.is_unchanged()
         if self._recording:
-            if self._has_changed(same):
-                record_edit(self._called, self.after())
+            if self._has_changed(same) and (after := self.after()) is not self._node:
+                record_edit(self._called, after)
         else:
             written = self.live.written(self._flat.leaves)
             if written or not same:
@@ -185,6 +185,10 @@ class _Lent:
         handles = self.live.handles()
         assigned = self._begun.assigned(handles) if self._begun else set()
         own = {id(handle): leaf for handle, leaf in zip(handles, self._flat.leaves, strict=True)}
+        # Code that computes a function again for its gradient writes back what was there.
+        new = [(array, self._flat.leaves[number]) for array, number in self.live.retrained()]
+        is_copy = are_copies([(leaf, array) for array, leaf in new])
+        own.update((id(array), leaf) for (array, leaf), is_same in zip(new, is_copy, strict=True) if is_same)
 
         def leaf(array: mx.array) -> mx.array:
             before = own.get(id(array))

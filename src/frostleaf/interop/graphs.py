@@ -42,6 +42,10 @@ class Graph:
         self.computed = {*_SOURCE.findall(text)}
         self._made = {array: (labels.get(each, ""), given.get(each, [])) for each, array in _MADE.findall(text)}
 
+    def has(self, name: str) -> bool:
+        """Return whether an array has this name: one that has several is called by the last."""
+        return name in self.computed or name in self._made
+
     def is_copy(self, new: str, old: str) -> bool:
         """Return whether an array is another that is only passed on."""
         sources = [new]

@@ -186,7 +186,7 @@ class Live:
         Where it gave a module another array to train, as code that computes a function again for its gradient does, that code
         may still be using the module. Where it changed what is inside an object, that is not undone.
         """
-        if any(self._trains(*each) for each in self._replaced()) or not self._is_inside_unchanged():
+        if any(True for _ in self.retrained()) or not self._is_inside_unchanged():
             return False
         for holder, before in zip(self._holders, self._saved, strict=True):
             put_back(holder, before)
@@ -232,10 +232,11 @@ class Live:
                 found.append(Change((*self.paths[id(module)], key), old, new, self._trains(module, key)))
         return found
 
-    def _replaced(self) -> Iterator[tuple[Any, Any]]:
-        for (holder, key, _), place in zip(self._puts, self._places, strict=False):
-            if isinstance(holder, MLXModule) and dict.get(holder, key) is not self._expected[place]:
-                yield holder, key
+    def retrained(self) -> Iterator[tuple[mx.array, int]]:
+        """Yield the arrays to train that a call put in the place of others, and the numbers of those."""
+        for (holder, key, number), place in zip(self._puts, self._places, strict=False):
+            if self._trains(holder, key) and dict.get(holder, key) is not self._expected[place]:
+                yield dict.__getitem__(holder, key), number
 
     def _trains(self, module: Any, key: str) -> bool:
         if not isinstance(module, MLXModule) or not isinstance(dict.get(module, key), mx.array):

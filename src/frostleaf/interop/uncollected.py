@@ -14,7 +14,7 @@ from ..core.containers import arrays_in, static_key
 from ..core.kept import COMPILED
 from ..core.words import Path, keystr, listed
 from ..transforms.jit.code import ANY, names_renewed
-from ..transforms.jit.passing import MOST_NAMES
+from ..transforms.jit.passing import MOST_NAMES, graph_of
 from ..transforms.stateful import warn_uncollected
 from .graphs import Graph, goes_on, is_from
 from .layout import is_atom
@@ -141,15 +141,17 @@ def are_copies(pairs: Sequence[tuple[mx.array, mx.array]]) -> Iterator[bool]:
     """
     for start in range(0, len(pairs), MOST_NAMES // 2):
         some = pairs[start : start + MOST_NAMES // 2]
-        names = {f"old_{index}": old for index, (old, _) in enumerate(some)}
-        names |= {f"new_{index}": new for index, (_, new) in enumerate(some)}
+        names = {f"new_{index}": new for index, (_, new) in enumerate(some)}
+        names |= {f"old_{index}": old for index, (old, _) in enumerate(some)}  # by which the same array is called
         graph = Graph([new for _, new in some], names)
         for index, (old, new) in enumerate(some):
             before, after = f"old_{index}", f"new_{index}"
             if {before, after} <= graph.computed:
                 yield _are_alike(old, new) and _are_equal(old, new)
-            else:
+            elif graph.has(after):
                 yield graph.is_copy(after, before) and _are_alike(old, new)
+            else:
+                yield graph_of([new], old=old) == graph_of([old], old=old)
 
 
 def _are_alike(one: mx.array, other: mx.array) -> bool:
