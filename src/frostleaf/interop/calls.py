@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -31,8 +32,9 @@ from .caches import LentCache, lent_caches
 from .checkpointed import is_computed_again
 from .freezing import NOTHING, Before, Freezer, handle_of, reaches
 from .layout import Wrapped, at, is_module
+from .left import note_left
 from .live import Live
-from .uncollected import Change, are_copies, warn_of
+from .uncollected import FROZEN, Change, are_copies, is_made_again, warn_of
 
 # Of the live module: what is to be done.
 Run = Callable[[Any], Any]
@@ -155,6 +157,7 @@ class _Lent:
         same = self.live.is_unchanged()
         if self._recording:
             if self._has_changed(same) and (after := self.after()) is not self._node:
+                self._note(chain(self.live.changed(), self.live.written(self._flat.leaves)))
                 record_edit(self._called, after)
         else:
             written = self.live.written(self._flat.leaves)
@@ -234,7 +237,17 @@ class _Lent:
     def _warn(self, written: Sequence[Change]) -> None:
         """Warn of a change that nobody collects, unless it is one that original code makes again in the next call."""
         changes = [*(self.live.changed() if self._name == "__call__" else self._changed()), *written]
-        warn_of(type(self._node).__name__, self._name, changes, self.given, self._class_at)
+        self._note(warn_of(type(self._node).__name__, self._name, changes, self.given, self._class_at))
+
+    def _note(self, changes: Iterable[Change]) -> None:
+        """Note which attributes of the tree are not as the call left them."""
+        modules = {*self.live.paths.values()}
+        for change in changes:
+            if change.new is not FROZEN and change.path and not is_made_again(change):
+                above = next(path for end in range(len(change.path) - 1, -1, -1) if (path := change.path[:end]) in modules)
+                if isinstance(node := _was(self._called, above), Wrapped):
+                    method = f"{type(self._called).__name__}.{self._name}"
+                    note_left(node, change.path[len(above)], method, self._recording)
 
     def _class_at(self, path: Path) -> type:
         found = _was(self._node, path)

@@ -40,11 +40,11 @@ FROZEN: Any = object()
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, COMPILED)
 
 
-def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at: Callable[[Path], type]) -> None:
+def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at: Callable[[Path], type]) -> list[Change]:
     """Warn of those changes that are not of private names, functions that are made again, or copies of what was there.
 
     Of private names, and of what is made again in each call, of those that go on from what was there before: a random key that
-    is split, a mean that moves, a number that is counted up, a list that gets longer.
+    is split, a mean that moves, a number that is counted up, a list that gets longer. Return those of which nothing was said.
 
     Args:
         cls: The name of the class.
@@ -53,7 +53,7 @@ def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at
         given: The arguments.
         class_at: Returns the class of the module at a path.
     """
-    found = [each for each in changes if not _is_made_again(each)]
+    found = [each for each in changes if not is_made_again(each)]
     counted = [each for each in found if not _is_usual(each)]
     arrays = [(each.old, each.new) for each in counted if isinstance(each.old, mx.array) and isinstance(each.new, mx.array)]
     copies = {id(new) for (_, new), is_copy in zip(arrays, are_copies(arrays), strict=True) if is_copy}
@@ -61,10 +61,14 @@ def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at
     if usual:
         inputs = [*arrays_in(given)]
         counted += [each for each in usual if _is_next(each, inputs, class_at)]
-    changed = dict.fromkeys([_said(each) for each in counted if id(each.new) not in copies])
+    said = [each for each in counted if id(each.new) not in copies]
+    changed = dict.fromkeys(map(_said, said))
     if changed:
+        words = {"cls": cls, "name": name, "changed": listed([*changed], 3)}
         call = "model" if name == "__call__" else f"model.{name}"
-        warn_uncollected(UNCOLLECTED.format(cls=cls, name=name, changed=listed([*changed], 3), call=call))
+        warn_uncollected(UNCOLLECTED.format(**words, call=call, given="x" if name == "__call__" else "..."))
+    paths = {each.path for each in said}
+    return [each for each in found if each.path not in paths]
 
 
 def _said(change: Change) -> str:
@@ -77,7 +81,8 @@ def _is_usual(change: Change) -> bool:
     return change.is_usual or any(str(name).startswith("_") for name in change.path)
 
 
-def _is_made_again(change: Change) -> bool:
+def is_made_again(change: Change) -> bool:
+    """Return whether a change is of a function, or to what is equal."""
     _, old, new, _ = change
     if any(map(_is_function, _in(new))):
         return True
@@ -167,5 +172,5 @@ def _are_equal(one: mx.array, other: mx.array) -> bool:
 
 UNCOLLECTED = (
     "{cls}.{name} changed {changed}, and nobody collects it: the tree is as it was. Write fl.stateful({call}, ...), which "
-    "returns the changed model as well"
+    "returns the changed model as well, in a loss too: y, model = fl.stateful({call}, {given}), and read it from that model"
 )
