@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -237,7 +238,9 @@ class _Lent:
     def _warn(self, written: Sequence[Change]) -> None:
         """Warn of a change that nobody collects, unless it is one that original code makes again in the next call."""
         changes = [*(self.live.changed() if self._name == "__call__" else self._changed()), *written]
-        self._note(warn_of(type(self._node).__name__, self._name, changes, self.given, self._class_at))
+        runs_later = inspect.isgeneratorfunction(inspect.getattr_static(type(self.live.root), self._name, None))
+        cls = type(self._node).__name__
+        self._note(warn_of(cls, self._name, runs_later, changes, self.given, self._class_at))
 
     def _note(self, changes: Iterable[Change]) -> None:
         """Note which attributes of the tree are not as the call left them."""

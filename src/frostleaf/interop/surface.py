@@ -158,7 +158,7 @@ def _method(name: str, function: Callable[..., Any]) -> Any:
 
         @functools.wraps(function)
         def generated(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-            return generate(self, name, args, kwargs)
+            yield from generate(self, name, args, kwargs)
 
         return generated
 

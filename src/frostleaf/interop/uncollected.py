@@ -40,7 +40,9 @@ FROZEN: Any = object()
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, COMPILED)
 
 
-def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at: Callable[[Path], type]) -> list[Change]:
+def warn_of(
+    cls: str, name: str, runs_later: bool, changes: Iterable[Change], given: Any, class_at: Callable[[Path], type]
+) -> list[Change]:
     """Warn of those changes that are not of private names, functions that are made again, or copies of what was there.
 
     Of private names, and of what is made again in each call, of those that go on from what was there before: a random key that
@@ -49,6 +51,7 @@ def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at
     Args:
         cls: The name of the class.
         name: That of the method.
+        runs_later: Whether the method is a generator.
         changes: The changes.
         given: The arguments.
         class_at: Returns the class of the module at a path.
@@ -66,7 +69,8 @@ def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at
     if changed:
         words = {"cls": cls, "name": name, "changed": listed([*changed], 3)}
         call = "model" if name == "__call__" else f"model.{name}"
-        warn_uncollected(UNCOLLECTED.format(**words, call=call, given="x" if name == "__call__" else "..."))
+        written = f"lambda model: list({call}(...)), model" if runs_later else f"{call}, ..."
+        warn_uncollected(UNCOLLECTED.format(**words, call=written))
     paths = {each.path for each in said}
     return [each for each in found if each.path not in paths]
 
@@ -171,6 +175,6 @@ def _are_equal(one: mx.array, other: mx.array) -> bool:
 
 
 UNCOLLECTED = (
-    "{cls}.{name} changed {changed}, and nobody collects it: the tree is as it was. Write fl.stateful({call}, ...), which "
-    "returns the changed model as well, in a loss too: y, model = fl.stateful({call}, {given}), and read it from that model"
+    "{cls}.{name} changed {changed}, and nobody collects it: the tree is as it was. Write fl.stateful({call}), which "
+    "returns the changed model as well, in a loss too: y, model = fl.stateful({call}), and read it from that model"
 )
