@@ -1,5 +1,6 @@
 """What people write from habit, and what it says."""
 
+import contextlib
 import re
 
 import mlx.core as mx
@@ -29,6 +30,69 @@ class Steps(nn.Module):
 
     async def later(self, x):
         return self.lin(x)
+
+
+class Adapted(nn.Module):
+    """Is another while a block runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.adapted, self.inner = nn.Linear(3, 3), True, Steps()
+
+    def __call__(self, x):
+        return x + self.lin(x) if self.adapted else x
+
+    @contextlib.contextmanager
+    def disabled(self):
+        self.adapted = False
+        try:
+            yield
+        finally:
+            self.adapted = True
+
+    @contextlib.contextmanager
+    def giving(self):
+        self.adapted = False
+        yield self
+        self.adapted = True
+
+    @contextlib.contextmanager
+    def looking(self, x):
+        yield self.lin(x)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda call, tree: call(tree, X),
+        lambda call, tree: fl.stateful(call, tree, X)[0],
+        lambda call, tree: fl.jit(call)(tree, X),
+        lambda call, tree: fl.value_and_grad(lambda tree: call(tree, X).sum())(tree)[0],
+    ],
+)
+def test_a_block_that_changes_the_model_is_told(around):
+    def old(tree, x):
+        with tree.disabled():
+            return tree(x)
+
+    def edited(tree, x):
+        return tree.at("adapted").set(False)(x)
+
+    def given(tree, x):
+        with tree.giving() as changed:
+            return changed(x) + tree(x) - tree(x)
+
+    tree = fl.from_mlx(Adapted())
+    message = (
+        re.escape("Adapted.disabled changes adapted while its block runs") + r".* model\.at\('adapted'\)\.set\(False\) there"
+    )
+    with pytest.warns(fl.UncollectedStateWarning, match=message):
+        around(old, tree)
+    expected = around(lambda tree, x: x, tree)
+    for function in (edited, given):
+        assert mx.allclose(around(function, tree), expected)
+    with tree.looking(X) as seen:
+        assert mx.array_equal(seen, tree.lin(X))
 
 
 def generator(model):

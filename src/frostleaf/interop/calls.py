@@ -35,7 +35,8 @@ from .freezing import NOTHING, Before, Freezer, handle_of, reaches
 from .layout import Wrapped, at, is_module
 from .left import note_left
 from .live import Live
-from .uncollected import FROZEN, Change, are_copies, is_made_again, warn_of
+from .managed import Managed, is_generated
+from .uncollected import FROZEN, Change, are_copies, is_made_again, warn_of, warn_of_block
 
 # Of the live module: what is to be done.
 Run = Callable[[Any], Any]
@@ -211,10 +212,8 @@ class _Lent:
             return value
         if is_module(value):
             if id(value) in self.live.paths:
-                path = self.live.paths[id(value)]
-                node = at(self._node, path[:-1] if is_computed_again(value) else path)
                 # A method that changes its module and returns it, as one does in a chain of them, returns what it has become.
-                return shared(node, self.tree_of(value, self._before)) if self._recording and self._has_changed() else node
+                return self._node_of(value, self._recording and self._has_changed())
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)
@@ -233,7 +232,20 @@ class _Lent:
             return getattr(self.outward(value.__self__), value.__name__)
         # What will use the live module later, such as a function with it in its closure, has it for itself.
         self._is_kept = self._is_kept or reaches(value, self.live.own)
-        return value
+        return Managed(value, self._entered) if self._is_kept and is_generated(value) else value
+
+    def _node_of(self, module: MLXModule, has_changed: bool) -> Any:
+        """Return the module of the tree that one in the live module stands for, as it is now if it has changed."""
+        path = self.live.paths[id(module)]
+        node = at(self._node, path[:-1] if is_computed_again(module) else path)
+        return shared(node, self.tree_of(module, self._before)) if has_changed else node
+
+    def _entered(self, given: Any) -> Any:
+        """Return what a context manager gives its block: a module as it has been changed. Else warn if one has been."""
+        if is_module(given) and id(given) in self.live.paths:
+            return self._node_of(given, self._has_changed())
+        warn_of_block(type(self._called).__name__, self._name, self.live.changed())
+        return self.outward(given)
 
     def _warn(self, written: Sequence[Change]) -> None:
         """Warn of a change that nobody collects, unless it is one that original code makes again in the next call."""

@@ -12,7 +12,7 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.containers import arrays_in, static_key
 from ..core.kept import COMPILED
-from ..core.words import Path, keystr, listed
+from ..core.words import Path, describe, keystr, listed
 from ..transforms.jit.code import ANY, names_renewed
 from ..transforms.jit.passing import MOST_NAMES, graph_of
 from ..transforms.stateful import warn_uncollected
@@ -73,6 +73,22 @@ def warn_of(
         warn_uncollected(UNCOLLECTED.format(**words, call=written))
     paths = {each.path for each in said}
     return [each for each in found if each.path not in paths]
+
+
+def warn_of_block(cls: str, name: str, changes: Iterable[Change]) -> None:
+    """Warn of what a context manager changes until its block has run, which sees nothing of it in the tree.
+
+    Args:
+        cls: The name of the class.
+        name: That of the method.
+        changes: The changes.
+    """
+    found = [each for each in changes if not is_made_again(each)]
+    if found:
+        first = next((each for each in found if is_atom(each.new) and each.path), None)
+        edit = "model.replace(...)" if first is None else f"model.at({keystr(first.path)!r}).set({describe(first.new)})"
+        changed = listed([*dict.fromkeys(map(_said, found))], 3)
+        warn_uncollected(IN_A_BLOCK.format(cls=cls, name=name, changed=changed, edit=edit))
 
 
 def _said(change: Change) -> str:
@@ -173,6 +189,11 @@ def _are_equal(one: mx.array, other: mx.array) -> bool:
     except ValueError:  # they are being traced
         return False
 
+
+IN_A_BLOCK = (
+    "{cls}.{name} changes {changed} while its block runs, and the tree is in the block as it was. Call {edit} there, or let "
+    "the method yield self: with model.{name}(...) as changed"
+)
 
 UNCOLLECTED = (
     "{cls}.{name} changed {changed}, and nobody collects it: the tree is as it was. Write fl.stateful({call}), which "
