@@ -166,3 +166,27 @@ def test_other_functions_of_a_layer_are_refused() -> None:
     tree = stack("wrapped").at("layers.0").apply(fl.jit)
     with pytest.raises(TypeError, match=r"layers.0 is what fl.jit made of a layer.*Write fl.jit around the whole model"):
         tree(X)
+
+
+def test_weights_that_are_written_back_are_no_change() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return self.lin(x)
+
+    plain = fl.from_mlx(nn.Sequential(Plain()))
+    expected = plain(X)
+    gradient = fl.grad(lambda tree: tree(X).sum())(plain)
+    pytest.importorskip("mlx_lm.tuner.trainer").grad_checkpoint(Plain())
+    tree, norm = plain, fl.nn.BatchNorm(4)
+    for each in (tree, tree.layers[0]):
+        out, after = fl.stateful(each, X)
+        assert same(out, expected)
+        assert after is each
+    out, after = fl.stateful(lambda norm: norm(mx.tile(tree(X), (2, 1))), norm)
+    assert same(after.running_mean, fl.stateful(norm, mx.tile(expected, (2, 1)))[1].running_mean)
+    assert same(fl.grad(lambda tree: fl.stateful(tree, X)[0].sum())(tree), gradient)
+    assert same(fl.jit(lambda tree, x: fl.stateful(tree, x)[0])(tree, X), expected)

@@ -150,6 +150,22 @@ def observing(model, x):
     model._most = mx.maximum(model._most, mx.abs(x).max())
 
 
+def scattering(model, x):
+    model._rows = model._rows.at[mx.array([0, 1])].add(1.0)
+
+
+def scattering_into_a_slice(model, x):
+    model._rows = model._rows.at[:1].add(1.0)
+
+
+def scattering_along_an_axis(model, x):
+    model._rows = mx.put_along_axis(model._rows, mx.argmax(x, axis=1, keepdims=True)[:2], x[:2, :1], axis=1)
+
+
+def scattering_the_most(model, x):
+    model._rows = model._rows.at[mx.array([0, 1])].maximum(x[:2])
+
+
 def history(model, x):
     model._seen.append(model.inner(x))
 
@@ -189,6 +205,10 @@ GOING_ON = [
     (writing, {"_rows": mx.zeros((2, 4))}, "_rows"),
     (from_the_second_on, {"_sum": None}, "_sum"),
     (observing, {"_most": mx.array(0.0)}, "_most"),
+    (scattering, {"_rows": mx.zeros((2, 4))}, "_rows"),
+    (scattering_into_a_slice, {"_rows": mx.zeros((2, 4))}, "_rows"),
+    (scattering_along_an_axis, {"_rows": mx.zeros((2, 4))}, "_rows"),
+    (scattering_the_most, {"_rows": mx.zeros((2, 4))}, "_rows"),
     (history, {"_seen": []}, "_seen"),
     (growing, {"_rows": mx.zeros((2, 4))}, "_rows"),
     (in_a_list, {"_means": [mx.array(0.0)]}, "_means"),
@@ -331,6 +351,11 @@ def filled(model, x):
     model._tables.append(mx.arange(4))
 
 
+def scattered(model, x):
+    table = mx.zeros(4).at[mx.array([0, 1])].add(1.0).at[:1].add(2.0)
+    model._table = mx.put_along_axis(table, mx.array([2]), mx.ones(1), axis=0).view(mx.uint32)
+
+
 def mode_of_all(model, x):
     was = model.training
     model.eval()
@@ -352,6 +377,7 @@ KEPT = [
     (zero_row, {}),
     (longer_table, {"_table": mx.arange(3)}),
     (filled, {"_tables": []}),
+    (scattered, {"_table": mx.zeros(4, mx.uint32)}),
     (mode_of_all, {}),
     (memo, {"_table": {}}),
     (function, {"memo": {}}),

@@ -39,11 +39,15 @@ COUNTED_BY_MLX = (
 )
 # What does the same here as the functions of MLX and mlx-lm in these of their modules.
 _INSTEAD = {
-    "mlx.nn.utils": "fl.value_and_grad(fn)(model, ...), fl.checkpoint(model), or fl.distributed.average_gradients(gradients)",
+    "mlx.nn.utils": (
+        "fl.value_and_grad(fn)(model, ...), fl.checkpoint(model), or fl.distributed.average_gradients(gradients); to code that "
+        "trains in place, such as that of mlx-lm, give fl.to_mlx(model)"
+    ),
     "mlx.nn.layers.quantized": "model = fl.quantize(model, ...)",
     "mlx_lm.tuner.utils": (
         "adapted = fl.lora(model, where, ...), or fl.load_adapters(model, ...): without adapters, model is as it was"
     ),
+    "mlx_lm.utils": "model = fl.from_mlx(dequantize_model(fl.to_mlx(model)))",
     "mlx.optimizers.optimizers": (
         "model, state = opt.update(model, grads, state), with an optimizer of fl.optim, and fl.optim.clip_grad_norm(grads, ...)"
     ),
@@ -109,10 +113,10 @@ def asked_by_mlx(cls: type, name: str, caller: FrameType) -> str | None:
     return ASKED_BY_MLX.format(caller=module, cls=cls.__name__, name=name, write=_INSTEAD.get(module, _ANY_INSTEAD))
 
 
-def require_no_tuner(method: str, caller: FrameType | None) -> None:
-    """Raise a ``TypeError`` if mlx-lm's tuner calls a method, which looks for layers to replace, and would not find them."""
+def require_no_search(method: str, caller: FrameType | None) -> None:
+    """Raise a ``TypeError`` if code of mlx-lm calls a method that looks for layers to replace, and would not find them."""
     module = str(caller.f_globals.get("__name__")) if caller else ""
-    if module == "mlx_lm.tuner.utils":
+    if module in ("mlx_lm.tuner.utils", "mlx_lm.utils"):
         raise TypeError(DROPPED_BY_MLX.format(caller=module, method=method, write=_INSTEAD[module]))
 
 

@@ -13,7 +13,7 @@ from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.depth import tells_depth
-from ..core.dropped import require_no_count, require_no_tuner
+from ..core.dropped import require_no_count, require_no_search
 from ..core.instance import Metadata, children_in_fields, children_of, level_of, metadata_of
 from ..core.levels import tree_level
 from ..core.shapes import LEAF
@@ -214,7 +214,7 @@ def leaf_modules(module: Node) -> dict[str, Any]:
 
 def named_modules(module: Node) -> list[tuple[str, Any]]:
     """Return each module with its path, in MLX's order."""
-    require_no_tuner("Module.named_modules", sys._getframe(1).f_back)
+    require_no_search("Module.named_modules", sys._getframe(1).f_back)
     found: list[tuple[str, Any]] = []
     waiting: list[tuple[str, Any]] = [("", module)]
     while waiting:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -31,8 +33,10 @@ from .caches import LentCache, lent_caches
 from .checkpointed import is_computed_again
 from .freezing import NOTHING, Before, Freezer, handle_of, reaches
 from .layout import Wrapped, at, is_module
+from .left import note_left
 from .live import Live
-from .uncollected import Change, warn_of
+from .managed import Managed, is_generated
+from .uncollected import FROZEN, Change, are_copies, is_made_again, warn_of, warn_of_block
 
 # Of the live module: what is to be done.
 Run = Callable[[Any], Any]
@@ -154,8 +158,9 @@ class _Lent:
             return
         same = self.live.is_unchanged()
         if self._recording:
-            if self._has_changed(same):
-                record_edit(self._called, self.after())
+            if self._has_changed(same) and (after := self.after()) is not self._node:
+                self._note(chain(self.live.changed(), self.live.written(self._flat.leaves)))
+                record_edit(self._called, after)
         else:
             written = self.live.written(self._flat.leaves)
             if written or not same:
@@ -185,6 +190,10 @@ class _Lent:
         handles = self.live.handles()
         assigned = self._begun.assigned(handles) if self._begun else set()
         own = {id(handle): leaf for handle, leaf in zip(handles, self._flat.leaves, strict=True)}
+        # Code that computes a function again for its gradient writes back what was there.
+        new = [(array, self._flat.leaves[number]) for array, number in self.live.retrained()]
+        is_copy = are_copies([(leaf, array) for array, leaf in new])
+        own.update((id(array), leaf) for (array, leaf), is_same in zip(new, is_copy, strict=True) if is_same)
 
         def leaf(array: mx.array) -> mx.array:
             before = own.get(id(array))
@@ -203,10 +212,8 @@ class _Lent:
             return value
         if is_module(value):
             if id(value) in self.live.paths:
-                path = self.live.paths[id(value)]
-                node = at(self._node, path[:-1] if is_computed_again(value) else path)
                 # A method that changes its module and returns it, as one does in a chain of them, returns what it has become.
-                return shared(node, self.tree_of(value, self._before)) if self._recording and self._has_changed() else node
+                return self._node_of(value, self._recording and self._has_changed())
             if any(each is value for each in given):
                 return value
             return Freezer(type(self._node).__class_for__, handle_of).tree(value)
@@ -225,12 +232,37 @@ class _Lent:
             return getattr(self.outward(value.__self__), value.__name__)
         # What will use the live module later, such as a function with it in its closure, has it for itself.
         self._is_kept = self._is_kept or reaches(value, self.live.own)
-        return value
+        return Managed(value, self._entered) if self._is_kept and is_generated(value) else value
+
+    def _node_of(self, module: MLXModule, has_changed: bool) -> Any:
+        """Return the module of the tree that one in the live module stands for, as it is now if it has changed."""
+        path = self.live.paths[id(module)]
+        node = at(self._node, path[:-1] if is_computed_again(module) else path)
+        return shared(node, self.tree_of(module, self._before)) if has_changed else node
+
+    def _entered(self, given: Any) -> Any:
+        """Return what a context manager gives its block: a module as it has been changed. Else warn if one has been."""
+        if is_module(given) and id(given) in self.live.paths:
+            return self._node_of(given, self._has_changed())
+        warn_of_block(type(self._called).__name__, self._name, self.live.changed())
+        return self.outward(given)
 
     def _warn(self, written: Sequence[Change]) -> None:
         """Warn of a change that nobody collects, unless it is one that original code makes again in the next call."""
         changes = [*(self.live.changed() if self._name == "__call__" else self._changed()), *written]
-        warn_of(type(self._node).__name__, self._name, changes, self.given, self._class_at)
+        runs_later = inspect.isgeneratorfunction(inspect.getattr_static(type(self.live.root), self._name, None))
+        cls = type(self._node).__name__
+        self._note(warn_of(cls, self._name, runs_later, changes, self.given, self._class_at))
+
+    def _note(self, changes: Iterable[Change]) -> None:
+        """Note which attributes of the tree are not as the call left them."""
+        modules = {*self.live.paths.values()}
+        for change in changes:
+            if change.new is not FROZEN and change.path and not is_made_again(change):
+                above = next(path for end in range(len(change.path) - 1, -1, -1) if (path := change.path[:end]) in modules)
+                if isinstance(node := _was(self._called, above), Wrapped):
+                    method = f"{type(self._called).__name__}.{self._name}"
+                    note_left(node, change.path[len(above)], method, self._recording)
 
     def _class_at(self, path: Path) -> type:
         found = _was(self._node, path)

@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 
 from ..core.instance import Metadata
 from ..core.sharing import change_modules, remade
+from ..core.words import class_name
 from ..transforms.shards import Divided
-from .layout import Wrapped
+from .layout import Wrapped, is_module
 from .twins import native
 
 T = TypeVar("T")
+
+NO_TREE = "fl.convert takes a tree, and was given {given}: give it fl.from_mlx(model)"
 
 
 def convert(tree: T) -> T:
@@ -25,6 +28,9 @@ def convert(tree: T) -> T:
     Args:
         tree: Any tree.
 
+    Raises:
+        TypeError: If it is a module of ``mlx.nn`` itself.
+
     >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
     >>> model = fl.convert(fl.from_mlx(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.25))))
     >>> model
@@ -32,6 +38,8 @@ def convert(tree: T) -> T:
     >>> type(model) is fl.nn.Sequential
     True
     """
+    if is_module(tree):
+        raise TypeError(NO_TREE.format(given=class_name(tree)))
     return change_modules(tree, _converted)  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import types
 import weakref
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -19,10 +18,11 @@ from ..core.hidden import PLAIN, inside_of, is_opaque
 from ..core.instance import Metadata, Ties, metadata_of
 from ..core.kept import COMPILED, Kept, Place, slots_of
 from ..core.pickling import is_importable
-from ..core.words import Path, keystr
+from ..core.words import Path, keystr, listed, with_article
 from ..transforms.checkpoint import checkpoint
 from ..tree.walk import at_path, source_of
 from .checkpointed import KEPT, WRAPPED, is_computed_again, plain_class
+from .holders import base_of
 from .layout import CHILD, HIDDEN, IN_TUPLE, STATIC, Layout, Wrapped, is_atom, is_module
 from .natives import native_of
 from .twins import native
@@ -45,12 +45,12 @@ INSIDE = (
     "weights. Make the function a method of the class"
 )
 BESIDE = "{place} holds {cls} at {other}, which is not below it: give that module to the call that needs it"
-NO_CONTAINER = "{place} is a {kind}, which holds arrays or modules and is neither a list nor a dict"
+NO_CONTAINER = (
+    "{place} is {kind}, which holds arrays or modules, and a tree of it would lose its {lost}. Write {base}(...) there"
+)
 
 _OWN = ("_no_grad", "_training", KEPT)
 _CONTAINERS = (list, dict)
-# Those of other classes that are made again from what is in them.
-_OTHERS = (tuple, OrderedDict, defaultdict)
 # What equals another only if it is the same.
 _FUNCTIONS = (types.BuiltinFunctionType, type(mx.tanh), types.ModuleType)
 NOTHING: Any = object()
@@ -234,8 +234,7 @@ class Freezer:
             return self._static(value, (*path, *inside), None, path)
         kind = type(value)
         if kind not in _CONTAINERS:
-            if kind not in _OTHERS and not hasattr(value, "_fields"):
-                raise ValueError(NO_CONTAINER.format(place=keystr((*path, *inside)), kind=kind.__name__))
+            _require_items_alone(value, (*path, *inside))
             others.append((inside, kind))
         if isinstance(value, dict):
             return MappingProxyType({key: self._child(each, path, (*inside, key), others) for key, each in value.items()})
@@ -281,6 +280,19 @@ class Freezer:
         if there[: len(path)] != path:
             raise ValueError(BESIDE.format(place=keystr(place), cls=_named(other), other=keystr(there)))
         return there[len(path) :]
+
+
+def _require_items_alone(value: Any, place: Path) -> None:
+    """Raise if a container is not made again of what is in it and its class."""
+    kind = type(value)
+    is_tuple = isinstance(value, tuple)
+    lost = [*getattr(value, "__dict__", ()), *[name for name, _ in slots_of(value)]]
+    if is_tuple and kind is not tuple and not hasattr(value, "_fields"):
+        lost = ["class"]
+    if lost:
+        base = tuple if is_tuple else base_of(value)
+        words = {"kind": with_article(kind.__name__), "lost": listed(lost, 3), "base": base.__name__}
+        raise ValueError(NO_CONTAINER.format(place=keystr(place), **words))
 
 
 def _frozen_names(names: set[str] | None, children: tuple[str, ...]) -> frozenset[str]:

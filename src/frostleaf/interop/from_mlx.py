@@ -38,6 +38,27 @@ def from_mlx(module: MLXModule) -> Any:
     dict or set without being such an array or number, and numbers counted through another name (``n = self._n; n[0] += 1``)
     or by code that is not of the class. :func:`frostleaf.stateful` returns all of these.
 
+    What a call leaves in an attribute for its caller, such as an auxiliary loss, is in the model that :func:`stateful` returns,
+    and not in the one that was called. While a function of the model runs in :func:`stateful`, :func:`recorded` returns the
+    model with it. Where such an attribute is read from the tree that was called, a warning says so.
+
+    >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
+    >>> class Routed(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.inner, self.aux_loss = nn.Linear(2, 2), 0.0
+    ...     def __call__(self, x):
+    ...         y = self.inner(x)
+    ...         self.aux_loss = y.square().mean()
+    ...         return y
+    >>> def loss_fn(model, x):
+    ...     y, model = fl.stateful(model, x)
+    ...     return y.mean() + model.aux_loss
+    >>> loss, gradients = fl.value_and_grad(loss_fn)(fl.from_mlx(Routed()), mx.ones((3, 2)))
+    >>> def same_loss_fn(model, x):
+    ...     return model(x).mean() + fl.recorded(model).aux_loss
+    >>> loss, model = fl.stateful(same_loss_fn, fl.from_mlx(Routed()), mx.ones((3, 2)))
+
     A module at two places is one: the other place is tied to the one whose arrays are trained, and an edit of either is made at
     both. An array that is at two places by itself has two leaves, since MLX trains them apart from the first step on; to train
     them as one, :meth:`Module.tie` them. Arrays whose names begin with ``_`` are leaves, and neither trained, cast nor saved.
@@ -64,7 +85,7 @@ def from_mlx(module: MLXModule) -> Any:
     Raises:
         TypeError: If it is something else.
         ValueError: If a module holds itself or what is above it, or a function with a module in its closure, or arrays in a
-            container that is neither a list nor a dict.
+            dict or list of a class of its own that has attributes beside its items.
 
     >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
     >>> model = fl.from_mlx(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))

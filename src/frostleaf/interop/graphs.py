@@ -10,13 +10,14 @@ import mlx.core as mx
 from ..transforms.jit.passing import MOST_NAMES, graph_of
 
 _SOURCE = re.compile(r'rank=source; "(\w+)"')
-_LABEL = re.compile(r'(\d+) \[label ="(\w+)"')
+# Names of operations may have spaces and more: "Scatter Sum".
+_LABEL = re.compile(r'(\d+) \[label ="([^"]*)"')
 _TAKEN = re.compile(r'"(\w+)" -> (\d+)')
 _MADE = re.compile(r'(\d+) -> "(\w+)"')
 # These give out what they are given.
 _PASSING = {"Copy", "Depends", "StopGradient"}
 # These bring something new to a value that is not among what they are given.
-_ADDING = re.compile("Add|Subtract|RandomBits")
+_ADDING = re.compile("Add|Subtract|RandomBits|(Scatter|ScatterAxis|SliceUpdate) Sum")
 # So do these, unless that is a constant: a bound, a row that is kept at zero, one more block of a table.
 _JOINING = {"Concatenate", "Maximum", "Minimum", "Scatter", "ScatterAxis", "Select", "SliceUpdate"}
 
@@ -39,7 +40,11 @@ class Graph:
             given.setdefault(operation, []).append(array)
         labels = dict(_LABEL.findall(text))
         self.computed = {*_SOURCE.findall(text)}
-        self._made = {array: (labels[each], given.get(each, [])) for each, array in _MADE.findall(text)}
+        self._made = {array: (labels.get(each, ""), given.get(each, [])) for each, array in _MADE.findall(text)}
+
+    def has(self, name: str) -> bool:
+        """Return whether an array has this name: one that has several is called by the last."""
+        return name in self.computed or name in self._made
 
     def is_copy(self, new: str, old: str) -> bool:
         """Return whether an array is another that is only passed on."""
@@ -68,7 +73,7 @@ class Graph:
             others = [operand for operand in operands if operand not in from_old]
             if operation == "RandomBits" or (others and _ADDING.search(operation)):
                 return True
-            if operation in _JOINING and any(operand in from_given for operand in others):
+            if operation.partition(" ")[0] in _JOINING and any(operand in from_given for operand in others):
                 return True
             # What an array is divided by, such as its norm, says how much of it there is.
             kept = operands[:1] if operation == "Divide" and operands[0] in from_old else operands

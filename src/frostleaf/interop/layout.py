@@ -15,6 +15,7 @@ from ..core.instance import Instance, field_values, level_of
 from ..core.kept import AT, Kept
 from ..core.words import Path
 from ..module import Module
+from .left import warn_if_left
 
 # What a module of MLX has under a name: arrays or modules in its dict; no arrays; arrays in its dict that are no parameters,
 # since they are in a tuple; or arrays that are not in its dict.
@@ -105,6 +106,7 @@ class Field:
         if node is None:
             return self
         level_of(node)
+        warn_if_left(node, self._name)
         value = node.__dict__[self._name]
         return value.copy({AT: lambda path: at(node, path)}) if type(value) is Kept else value
 

@@ -29,6 +29,7 @@ from ..transforms.jit.passing import Inputs, graph_of
 from ..tree.walk import source_of
 from .checkpointed import WRAPPED, computed_again, held, is_computed_again
 from .freezing import handle_of
+from .holders import put, put_back, saved, target, values_in
 from .layout import HIDDEN, STATIC, Layout, Wrapped, at
 from .running import Running, Trees, running_class
 from .twins import frozen_names, has_none, mlx_class, static_of_twin
@@ -96,13 +97,13 @@ class Live:
         tree = unflatten(structure.spec, iter([Slot(number) for number in range(structure.num_leaves)]))
         self.root = self._module(tree, (), False)
         self.paths = {number: source_of(path, self._ties) for number, path in self.paths.items()} if self._ties else self.paths
-        self._saved = [_saved(holder) for holder in self._holders]
+        self._saved = [*map(saved, self._holders)]
         # All that is in dicts and lists is looked through in one go, sets are compared.
         ordered = [each for each in self._holders if not isinstance(each, set)]
         self._ordered = [
             each for each in zip(self._holders, self._saved, self._where, strict=True) if not isinstance(each[0], set)
         ]
-        self._views = [*(dict.values(each) if isinstance(each, dict) else each for each in ordered), (_END,)]
+        self._views = [*map(values_in, ordered), (_END,)]
         self._sets = [each for each in self._holders if isinstance(each, set)]
         self._saved_sets = [each for each in self._saved if isinstance(each, set)]
         self._are_sets_empty = not any(self._saved_sets)
@@ -185,15 +186,10 @@ class Live:
         Where it gave a module another array to train, as code that computes a function again for its gradient does, that code
         may still be using the module. Where it changed what is inside an object, that is not undone.
         """
-        if any(self._trains(*each) for each in self._replaced()) or not self._is_inside_unchanged():
+        if any(True for _ in self.retrained()) or not self._is_inside_unchanged():
             return False
-        for holder, saved in zip(self._holders, self._saved, strict=True):
-            if isinstance(holder, dict):
-                dict.clear(holder)
-                dict.update(holder, saved)
-            else:
-                holder.clear()
-                (holder.update if isinstance(holder, set) else holder.extend)(saved)
+        for holder, before in zip(self._holders, self._saved, strict=True):
+            put_back(holder, before)
         return True
 
     def changed(self) -> Iterator[Change]:
@@ -203,10 +199,10 @@ class Live:
         again for its gradient leaves such copies, and code that casts weights or keeps them in bounds does so in each call.
         """
         expected = iter(self._expected)
-        for holder, saved, place in self._ordered:
-            before = [*islice(expected, len(saved))]
+        for holder, keys, place in self._ordered:
+            before = [*islice(expected, len(keys))]
             if isinstance(holder, dict):
-                was = dict(zip(saved, before, strict=True))
+                was = dict(zip(keys, before, strict=True))
                 for key in {**was, **dict(dict.items(holder))}:
                     old, new = was.get(key), dict.get(holder, key)
                     if old is not new:
@@ -216,10 +212,10 @@ class Live:
         for each, now, state, place in zip(self._watched, self._states_now(), self._states, self._watched_where, strict=True):
             if now != state:
                 yield Change(place, each, each)
-        for holder, saved, place in zip(self._holders, self._saved, self._where, strict=True):
-            if isinstance(holder, set) and holder != saved:
+        for holder, before, place in zip(self._holders, self._saved, self._where, strict=True):
+            if isinstance(holder, set) and holder != before:
                 is_of_module = place[-1:] == (_NO_GRAD,)
-                yield Change(place[:-1], FROZEN, FROZEN) if is_of_module else Change(place, saved, holder)
+                yield Change(place[:-1], FROZEN, FROZEN) if is_of_module else Change(place, before, holder)
 
     def written(self, leaves: Sequence[mx.array]) -> list[Change]:
         """Return the arrays that a call assigned into, as far as the code of their modules tells that it may have.
@@ -236,10 +232,11 @@ class Live:
                 found.append(Change((*self.paths[id(module)], key), old, new, self._trains(module, key)))
         return found
 
-    def _replaced(self) -> Iterator[tuple[Any, Any]]:
-        for (holder, key, _), place in zip(self._puts, self._places, strict=False):
-            if isinstance(holder, MLXModule) and dict.get(holder, key) is not self._expected[place]:
-                yield holder, key
+    def retrained(self) -> Iterator[tuple[mx.array, int]]:
+        """Yield the arrays to train that a call put in the place of others, and the numbers of those."""
+        for (holder, key, number), place in zip(self._puts, self._places, strict=False):
+            if self._trains(holder, key) and dict.get(holder, key) is not self._expected[place]:
+                yield dict.__getitem__(holder, key), number
 
     def _trains(self, module: Any, key: str) -> bool:
         if not isinstance(module, MLXModule) or not isinstance(dict.get(module, key), mx.array):
@@ -358,7 +355,8 @@ class Live:
                 computed_again(module, Trees(self._class_for, self.nodes.get(id(module))))
             put(holder, key, module)
         elif type(value) is MappingProxyType:
-            new: Any = kinds.get(inside, dict)()
+            kind: Any = kinds.get(inside, dict)
+            new = kind.__new__(kind)
             self._hold(new, (*path, *inside))
             for name, each in value.items():
                 self._fill_in(new, name, each, path, (*inside, name), kinds, tied)
@@ -375,11 +373,12 @@ class Live:
     def _fill_sequence(
         self, holder: Any, key: Any, value: Any, path: Path, inside: Path, kinds: Mapping[Path, type], tied: bool
     ) -> None:
-        items: list[Any] = [None] * len(value)
+        kind: Any = kinds.get(inside, list)
+        items: Any = kind.__new__(kind) if issubclass(kind, list) else []
+        list.extend(items, [None] * len(value))
         for index, each in enumerate(value):
             self._fill_in(items, index, each, path, (*inside, index), kinds, tied)
-        kind = kinds.get(inside, list)
-        if kind is list:
+        if issubclass(kind, list):
             self._hold(items, (*path, *inside))
             put(holder, key, items)
         else:
@@ -415,32 +414,6 @@ _NOT_TRACKED = (type, types.ModuleType, types.FunctionType, COMPILED, MLXModule)
 
 def _is_other_array(new: Any, old: Any) -> bool:
     return isinstance(new, mx.array) and isinstance(old, mx.array) and new.shape == old.shape
-
-
-def _saved(holder: Any) -> Any:
-    return dict(dict.items(holder)) if isinstance(holder, dict) else holder.copy()
-
-
-def put(holder: Any, key: Any, value: Any) -> None:
-    """Put a value in a dict or a list, without what a class has in the place of their methods."""
-    (dict if isinstance(holder, dict) else list).__setitem__(holder, key, value)
-
-
-class _Plain:
-    """Assigns to items of a dict whose class has a way of its own."""
-
-    __slots__ = ("_holder",)
-
-    def __init__(self, holder: Any) -> None:
-        self._holder = holder
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        put(self._holder, key, value)
-
-
-def target(holder: Any) -> Any:
-    """Return what an assignment ``[key] = value`` does with what :func:`put` does."""
-    return holder if type(holder).__setitem__ in (dict.__setitem__, list.__setitem__) else _Plain(holder)
 
 
 def _has_arrays(value: Any) -> bool:

@@ -12,8 +12,10 @@ from typing import Any, Generic, Protocol
 from mlx.nn.layers.base import Module as MLXModule
 
 from ..edits.keys import REFUSED
+from ..transforms.jit.code import names_assigned, names_renewed
 from .calls import call, edited, generate, read, run, wait_for
 from .layout import STATIC, Field, Layout, LayoutType, Method, Wrapped, declared
+from .left import warn_if_code_reads_left
 from .twins import has_other_names, replaced, shown_fields
 
 # What Python or MLX needs of a module that can change, and a tree has its own of.
@@ -73,7 +75,7 @@ def _define(layout: Layout) -> Any:
     for name, place in layout.places:
         if hasattr(Wrapped, name):
             members[name] = Method(name)
-        elif place == STATIC or hasattr(surface, name):
+        elif place == STATIC or hasattr(surface, name) or name in _changed_in_calls(layout.kind):
             members[name] = Field(name)
     return LayoutType(surface.__name__, (surface,), members, declared=fields)
 
@@ -112,6 +114,16 @@ def _own_bases(kind: type) -> Iterator[type]:
     yield from [base for base in kind.__mro__ if base not in MLXModule.__mro__ and base not in (Generic, Protocol)]
 
 
+@functools.cache
+def _changed_in_calls(kind: type) -> set[str]:
+    """Return the names of attributes to which the code of a class assigns, or into which, but for that of layers of MLX."""
+    bases = [base for base in _own_bases(kind) if not base.__module__.startswith("mlx.nn.")]
+    functions = [value for base in bases for name, value in vars(base).items() if name != "__init__"]
+    codes = [each.__code__ for each in functions if isinstance(each, types.FunctionType)]
+    written = {name for code in codes for how, name in names_renewed(code) if how == "written"}
+    return written.union(*map(names_assigned, codes))
+
+
 def _learn(cls: Any, name: str) -> bool:
     """Give the class of wrapped modules what its class in MLX has been given since. Return whether there is such a thing."""
     base = next((base for base in _own_bases(cls.__mlx__) if name in vars(base)), None)
@@ -127,8 +139,18 @@ def _member(kind: type, name: str, value: Any) -> Any:
     if isinstance(value, classmethod | staticmethod):
         return staticmethod(getattr(kind, name))
     if isinstance(value, property | functools.cached_property):
-        return property(lambda node: read(node, name), doc=value.__doc__)
+        return _property(name, value)
     return value
+
+
+def _property(name: str, value: Any) -> property:
+    getter = value.fget if isinstance(value, property) else value.func
+
+    def get(node: Any) -> Any:
+        warn_if_code_reads_left(node, getter)
+        return read(node, name)
+
+    return property(get, doc=value.__doc__)
 
 
 def _method(name: str, function: Callable[..., Any]) -> Any:
@@ -136,7 +158,7 @@ def _method(name: str, function: Callable[..., Any]) -> Any:
 
         @functools.wraps(function)
         def generated(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-            return generate(self, name, args, kwargs)
+            yield from generate(self, name, args, kwargs)
 
         return generated
 

@@ -12,9 +12,9 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.containers import arrays_in, static_key
 from ..core.kept import COMPILED
-from ..core.words import Path, keystr, listed
+from ..core.words import Path, describe, keystr, listed
 from ..transforms.jit.code import ANY, names_renewed
-from ..transforms.jit.passing import MOST_NAMES
+from ..transforms.jit.passing import MOST_NAMES, graph_of
 from ..transforms.stateful import warn_uncollected
 from .graphs import Graph, goes_on, is_from
 from .layout import is_atom
@@ -40,20 +40,23 @@ FROZEN: Any = object()
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, COMPILED)
 
 
-def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at: Callable[[Path], type]) -> None:
+def warn_of(
+    cls: str, name: str, runs_later: bool, changes: Iterable[Change], given: Any, class_at: Callable[[Path], type]
+) -> list[Change]:
     """Warn of those changes that are not of private names, functions that are made again, or copies of what was there.
 
     Of private names, and of what is made again in each call, of those that go on from what was there before: a random key that
-    is split, a mean that moves, a number that is counted up, a list that gets longer.
+    is split, a mean that moves, a number that is counted up, a list that gets longer. Return those of which nothing was said.
 
     Args:
         cls: The name of the class.
         name: That of the method.
+        runs_later: Whether the method is a generator.
         changes: The changes.
         given: The arguments.
         class_at: Returns the class of the module at a path.
     """
-    found = [each for each in changes if not _is_made_again(each)]
+    found = [each for each in changes if not is_made_again(each)]
     counted = [each for each in found if not _is_usual(each)]
     arrays = [(each.old, each.new) for each in counted if isinstance(each.old, mx.array) and isinstance(each.new, mx.array)]
     copies = {id(new) for (_, new), is_copy in zip(arrays, are_copies(arrays), strict=True) if is_copy}
@@ -61,10 +64,31 @@ def warn_of(cls: str, name: str, changes: Iterable[Change], given: Any, class_at
     if usual:
         inputs = [*arrays_in(given)]
         counted += [each for each in usual if _is_next(each, inputs, class_at)]
-    changed = dict.fromkeys([_said(each) for each in counted if id(each.new) not in copies])
+    said = [each for each in counted if id(each.new) not in copies]
+    changed = dict.fromkeys(map(_said, said))
     if changed:
+        words = {"cls": cls, "name": name, "changed": listed([*changed], 3)}
         call = "model" if name == "__call__" else f"model.{name}"
-        warn_uncollected(UNCOLLECTED.format(cls=cls, name=name, changed=listed([*changed], 3), call=call))
+        written = f"lambda model: list({call}(...)), model" if runs_later else f"{call}, ..."
+        warn_uncollected(UNCOLLECTED.format(**words, call=written))
+    paths = {each.path for each in said}
+    return [each for each in found if each.path not in paths]
+
+
+def warn_of_block(cls: str, name: str, changes: Iterable[Change]) -> None:
+    """Warn of what a context manager changes until its block has run, which sees nothing of it in the tree.
+
+    Args:
+        cls: The name of the class.
+        name: That of the method.
+        changes: The changes.
+    """
+    found = [each for each in changes if not is_made_again(each)]
+    if found:
+        first = next((each for each in found if is_atom(each.new) and each.path), None)
+        edit = "model.replace(...)" if first is None else f"model.at({keystr(first.path)!r}).set({describe(first.new)})"
+        changed = listed([*dict.fromkeys(map(_said, found))], 3)
+        warn_uncollected(IN_A_BLOCK.format(cls=cls, name=name, changed=changed, edit=edit))
 
 
 def _said(change: Change) -> str:
@@ -77,7 +101,8 @@ def _is_usual(change: Change) -> bool:
     return change.is_usual or any(str(name).startswith("_") for name in change.path)
 
 
-def _is_made_again(change: Change) -> bool:
+def is_made_again(change: Change) -> bool:
+    """Return whether a change is of a function, or to what is equal."""
     _, old, new, _ = change
     if any(map(_is_function, _in(new))):
         return True
@@ -141,15 +166,17 @@ def are_copies(pairs: Sequence[tuple[mx.array, mx.array]]) -> Iterator[bool]:
     """
     for start in range(0, len(pairs), MOST_NAMES // 2):
         some = pairs[start : start + MOST_NAMES // 2]
-        names = {f"old_{index}": old for index, (old, _) in enumerate(some)}
-        names |= {f"new_{index}": new for index, (_, new) in enumerate(some)}
+        names = {f"new_{index}": new for index, (_, new) in enumerate(some)}
+        names |= {f"old_{index}": old for index, (old, _) in enumerate(some)}  # by which the same array is called
         graph = Graph([new for _, new in some], names)
         for index, (old, new) in enumerate(some):
             before, after = f"old_{index}", f"new_{index}"
             if {before, after} <= graph.computed:
                 yield _are_alike(old, new) and _are_equal(old, new)
-            else:
+            elif graph.has(after):
                 yield graph.is_copy(after, before) and _are_alike(old, new)
+            else:
+                yield graph_of([new], old=old) == graph_of([old], old=old)
 
 
 def _are_alike(one: mx.array, other: mx.array) -> bool:
@@ -163,7 +190,12 @@ def _are_equal(one: mx.array, other: mx.array) -> bool:
         return False
 
 
+IN_A_BLOCK = (
+    "{cls}.{name} changes {changed} while its block runs, and the tree is in the block as it was. Call {edit} there, or let "
+    "the method yield self: with model.{name}(...) as changed"
+)
+
 UNCOLLECTED = (
-    "{cls}.{name} changed {changed}, and nobody collects it: the tree is as it was. Write fl.stateful({call}, ...), which "
-    "returns the changed model as well"
+    "{cls}.{name} changed {changed}, and nobody collects it: the tree is as it was. Write fl.stateful({call}), which "
+    "returns the changed model as well, in a loss too: y, model = fl.stateful({call}), and read it from that model"
 )

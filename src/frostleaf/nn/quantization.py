@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import optree
+from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.arguments import require_callable
 from ..core.definition import Node
@@ -71,7 +72,8 @@ def quantize(
     (True, Linear(weight=f32[2,64], bias=f32[2]))
     """
     if one_level(model) is None:
-        raise TypeError(f"fl.quantize takes a module, or a tree that holds modules, and was given {class_name(model)}")
+        advice = ": give it fl.from_mlx(model)" if isinstance(model, MLXModule) else ""
+        raise TypeError(f"fl.quantize takes a module, or a tree that holds modules, and was given {class_name(model)}{advice}")
     if class_predicate is not None:
         require_callable("class_predicate", class_predicate, "a path and a layer")
     options = {"group_size": group_size, "bits": bits, "mode": mode, "quantize_input": quantize_input}

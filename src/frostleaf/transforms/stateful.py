@@ -24,6 +24,7 @@ from ..core.structure import Structure, child_specs, flat_of, specs_in
 from ..core.words import Path, level_of_caller, nearest, with_article
 from ..tree.walk import at_path, field_level, nodes_in
 from .context import override, setting
+from .wrapping import RUNS_LATER, require_runs_when_called
 
 M = TypeVar("M", bound=Node)
 R = TypeVar("R")
@@ -73,7 +74,7 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
         ``loss, encoder, decoder = fl.stateful(loss_fn, encoder, decoder, x)``.
 
     Raises:
-        TypeError: If there is no module.
+        TypeError: If there is no module, or if the function is a generator or coroutine function.
         RuntimeError: If a module that is in none of these recorded a buffer.
 
     >>> import frostleaf as fl, mlx.core as mx
@@ -95,6 +96,7 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
         advice = "" if cache is None else f". In its arguments is {with_article(type(cache).__name__)}. {CACHE}"
         advice = PARTIAL if isinstance(model, functools.partial) else advice
         raise TypeError(NO_MODULE.format(given=type(model).__name__, advice=advice))
+    require_runs_when_called(call if bound else model, RUNS_LATER_HERE)
     recorders = [
         flat_of(owner).structure.remember(_recorders) if has else {} for owner, has in zip(owners, has_modules, strict=True)
     ]
@@ -117,6 +119,12 @@ def stateful(model: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 NO_MODULE = "fl.stateful takes a module, a bound method of one or a function of one, and was given {given}{advice}"
 PARTIAL = ". Give it what the partial function is of, and the arguments after that"
+
+
+RUNS_LATER_HERE = (
+    f"{RUNS_LATER.format(transformation='fl.stateful')} For what yields, write fl.stateful(lambda model: list(model.steps(x)), "
+    "model)"
+)
 
 
 def _has_modules(tree: Any) -> bool:
