@@ -10,7 +10,7 @@ import frostleaf as fl
 from frostleaf.transforms import agreement, collectives
 
 d = fl.distributed
-GROUP = d.init(timeout=30)
+GROUP = d.init()
 RANK, SIZE = GROUP.rank(), GROUP.size()
 LAST = RANK == SIZE - 1
 
@@ -275,4 +275,5 @@ def check_ranks_that_are_out_of_step_are_told_so():
 
 
 if __name__ == "__main__":
+    d.init(timeout=30)
     ranks.run(globals())

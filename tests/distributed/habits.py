@@ -81,7 +81,7 @@ def check_a_state_without_its_model_is_refused():
     for call in (lambda: d.gather(state), lambda: d.gather((model, state)), lambda: d.shard(state, lambda *_: 0)):
         ranks.everywhere(call, r"fl\.distributed\.gather\(state, model\)")
     sharded = fl.optim.shard(fl.optim.Adam(0.1), average=False)
-    ranks.everywhere(lambda: d.gather(sharded.init(model), model), r"opt\.gather\(state\)")
+    ranks.everywhere(lambda: d.gather(sharded.init(model), model), r"sharded\.gather\(state\)")
     ranks.everywhere(lambda: d.gather(model, model), "has none")
     other = fl.optim.Adam(0.1).init(d.gather(model))
     ranks.everywhere(

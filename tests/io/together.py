@@ -174,7 +174,7 @@ def check_shards_are_refused():
         said = error(lambda: checkpoints.save(1, [model]), ValueError)
         assert "0.module.weight is a shard of a larger array, 1/" in said
         assert "fl.distributed.gather(tree)" in said
-        assert "opt.gather(state)" in error(lambda: checkpoints.save(1, state), ValueError)
+        assert "sharded.gather(state)" in error(lambda: checkpoints.save(1, state), ValueError)
         checkpoints.save(1, (fl.distributed.gather(model), opt.gather(state)))
         assert checkpoints.steps() == [1]
 

@@ -46,6 +46,23 @@ def test_one_process_divides_nothing(name, average):
     assert fl.tree.equal(opt.scatter(whole), state)
 
 
+@pytest.mark.parametrize("name", ["gather", "scatter"])
+def test_what_is_around_a_sharded_optimizer_says_how_its_state_is_made_whole(name):
+    model, sharded = fl.nn.Linear(3, 2, key=mx.random.key(0)), optim.shard(optim.AdamW(0.1))
+    for around in (
+        lambda opt: optim.chain(optim.clip_by_value(1.0), opt),
+        lambda opt: optim.ema(opt, 0.5),
+        optim.skip_nonfinite,
+    ):
+        with pytest.raises(AttributeError, match=r"sharded\.gather\(state\).*state\.replace\(inner=sharded\.gather"):
+            getattr(around(sharded), name)
+    state = optim.chain(optim.clip_by_value(1.0), sharded).init(model)
+    assert fl.tree.equal(sharded.scatter(sharded.gather(state)), state)
+    state = optim.ema(sharded, 0.5).init(model)
+    whole = state.replace(inner=sharded.gather(state.inner))
+    assert fl.tree.equal(whole.inner, sharded.optimizer.init(model))
+
+
 def test_a_packed_model_on_one_process():
     model = optim.pack(fl.nn.Linear(3, 2, key=mx.random.key(0)))
     plain = optim.flatten(optim.AdamW(0.1))

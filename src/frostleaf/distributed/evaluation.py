@@ -25,7 +25,8 @@ def eval(*trees: Any, timeout: float | None = None) -> None:
     Args:
         *trees: Any trees.
         timeout: For how many seconds to wait. Longer than any step takes, with the first, which compiles, among them. Default:
-            that of :func:`init`, or for ever.
+            that of :func:`init`, or for ever. Only that of :func:`init` ends other waits too: before arrays are exchanged
+            outside of :func:`frostleaf.jit` ranks are compared, which waits for the slowest.
 
     Raises:
         PeerLostError: If another process is lost. Every exchange after that raises it at once.

@@ -19,7 +19,10 @@ OF_A_MODEL = (
     "the state of an optimizer does not tell how its arrays are divided; the model that it is for does. Give both: "
     "fl.distributed.gather(state, model), and shard(whole, model) for the way back"
 )
-OF_SHARDED = "the state of fl.optim.shard(opt) is made whole by opt.gather(state), and divided by opt.scatter(whole)"
+OF_SHARDED = (
+    "the state of sharded = fl.optim.shard(opt) is made whole by sharded.gather(state), and divided by sharded.scatter(whole); "
+    "in accumulate, ema and the like it is state.inner"
+)
 OTHER_SHAPE = "{path} is {given}, and {name} of the model, which is divided, is {array}: what its parts are can't be told"
 NOT_BY_NAME = (
     "{path} is {given}, which is not remembered of one array of the model, of which some are divided: what its parts are can't "

@@ -37,8 +37,12 @@ J = TypeVar("J")
 
 
 _WHOLE_TREES = (
-    ". What is divided among ranks is saved whole: fl.distributed.gather(model), and of fl.optim.shard opt.gather(state), "
-    "which all ranks call"
+    ". What is divided among ranks is saved whole: fl.distributed.gather(model), and of sharded = fl.optim.shard(opt) "
+    "sharded.gather(state), which all ranks call; in accumulate, ema and the like it is state.inner"
+)
+_WHOLE_LIKE = (
+    ". A checkpoint has whole arrays, and so has like: fl.eval_shape(Model), and of sharded = fl.optim.shard(opt) "
+    "sharded.gather(sharded.init(model)); what is restored is divided then, by sharded.scatter(state)"
 )
 
 _NO_BEST = (
@@ -253,7 +257,7 @@ class Checkpointer:
             return {**said_of(like), "the step": str(at), "where=": describe(where), "strict=": str(strict)}
 
         with self._checked_mutex():
-            require_alike("restore", self._group, said)
+            require_alike("restore", self._group, said, _WHOLE_LIKE)
             step, found = read_by_first(self._group, like, lambda: self._restore(at, like, where, strict))
         loaded = placed(like, found)
         return (step, loaded) if found.report is None else (step, *loaded)

@@ -12,7 +12,7 @@ from ..core.structure import Structure, flat_of
 from ..transforms import collectives
 from ..transforms.agreement import Said, agreed
 from ..transforms.group import Group
-from ..transforms.peers import noticing
+from ..transforms.peers import noticing, waiting
 from ..transforms.shards import shards_in
 from .description import describe_tree
 from .directory import NoCheckpointError
@@ -131,6 +131,6 @@ def _received(array: mx.array, group: Group) -> mx.array:
     if not array.size:
         return array
     received = collectives.broadcast(array, 0, group)
-    with noticing():
+    with noticing(), waiting():
         mx.eval(received)
     return received

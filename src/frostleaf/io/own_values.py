@@ -11,7 +11,7 @@ import mlx.core as mx
 from ..core.structure import flat_of
 from ..transforms.collectives import all_gather
 from ..transforms.group import Group
-from ..transforms.peers import noticing
+from ..transforms.peers import noticing, waiting
 from .known import one_memory
 from .safetensors import checksum_of
 
@@ -52,11 +52,11 @@ class Checksums:
             return
         flat = flat_of(tree)
         given = [leaf if isinstance(leaf, mx.array) and leaf.ndim else None for leaf in flat.leaves]
-        with noticing():
+        with noticing(), waiting():
             mx.eval([leaf for leaf in given if leaf is not None])
         mine = [[0, 0] if leaf is None else [1, self._of(leaf)] for leaf in given]
         gathered = all_gather(mx.array(mine, mx.uint32).reshape(1, -1, 2), group)
-        with noticing():
+        with noticing(), waiting():
             mx.eval(gathered)
         by_rank = [dict(zip(flat.structure.leaf_names(), row, strict=True)) for row in cast(Any, gathered.tolist())]
         found = [

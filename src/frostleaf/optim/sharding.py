@@ -362,7 +362,8 @@ def shard(opt: Optimizer, group: Any = None, *, average: bool | None = None, ele
     squares of the ranks' parts, in another order than outside.
 
     ``opt.gather(state)`` is the state without sharding, which belongs in a checkpoint, and ``opt.scatter(whole)`` the way back,
-    on any number of ranks. With one process all of this exchanges and divides nothing.
+    on any number of ranks; in a chain keep the ``shard(...)`` inside, which has them, and in other wrappers give it
+    ``state.inner``. With one process all of this exchanges and divides nothing.
 
     Args:
         opt: An optimizer whose rules update every number by itself: SGD, RMSprop, Adagrad, AdaDelta, Adam, AdamW, Adamax, Lion,

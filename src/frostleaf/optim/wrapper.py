@@ -15,6 +15,12 @@ from .parameters import Parameters
 T = TypeVar("T")
 
 
+OF_THE_INNER = (
+    "keep the optimizer inside, sharded = fl.optim.shard(...): sharded.gather(state) and sharded.scatter(state) in a chain, "
+    "and in accumulate, ema and the like state.replace(inner=sharded.gather(state.inner))"
+)
+
+
 class Wrapper(Optimizer):
     """An optimizer around another, with the state of the other."""
 
@@ -49,6 +55,10 @@ class Wrapper(Optimizer):
 
     def _averaging(self) -> str | None:
         return self.optimizer._averaging()
+
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return OF_THE_INNER if name in ("gather", "scatter") else super()._instead_of_reading(name)
 
     def _require_averaged(self) -> None:
         self.optimizer._require_averaged()

@@ -26,7 +26,7 @@ import mlx.core as mx
 
 from .context import Leaving, Scope
 from .group import Group, as_group, in_use
-from .peers import noticing, require_peers
+from .peers import noticing, require_peers, waiting
 
 AnyGroup = Group | mx.distributed.Group | None
 Stream = mx.Stream | mx.Device | None
@@ -171,7 +171,7 @@ def is_evaluated(*arrays: mx.array) -> bool:
     if _thread.order.is_traced:
         return False
     try:
-        with noticing():
+        with noticing(), waiting():
             mx.eval(arrays)
     except ValueError as error:
         if _IN_A_TRACE not in str(error):

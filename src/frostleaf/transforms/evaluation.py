@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..core.words import describe
 from ..tree.functions import leaves
-from .peers import noticing
+from .peers import noticing, waiting
 from .without_values import explained
 
 # Waiting between pieces of this size costs next to nothing. A GPU is idle meanwhile, so that there it takes more.
@@ -72,7 +72,7 @@ def _is_on_cpu() -> bool:
 
 
 def _evaluate(stages: Iterable[mx.array], trees: Any, at_once: float) -> None:
-    with explained(), noticing():
+    with explained(), noticing(), waiting():
         for stage in stages:
             mx.eval(stage)
         for piece in _pieces(leaves(trees), at_once):

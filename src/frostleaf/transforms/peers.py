@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import sys
@@ -11,7 +12,8 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from ..core.words import describe
-from .group import world
+from .context import Leaving, Scope
+from .group import in_use, world
 
 
 class PeerLostError(RuntimeError):
@@ -57,11 +59,10 @@ class Patience(NamedTuple):
     name: str
     seconds: float
 
-    def watch(self) -> threading.Timer:
-        """Return what will end this process after that time, unless it is cancelled."""
+    def timer(self) -> threading.Timer:
+        """Return what ends this process after that time, once it is started, unless it is cancelled."""
         timer = threading.Timer(min(self.seconds, threading.TIMEOUT_MAX), self._end)
         timer.daemon = True
-        timer.start()
         return timer
 
     def _end(self) -> None:
@@ -119,17 +120,31 @@ def out_of_step(name: str) -> PeerLostError:
 
 
 class noticing:  # noqa: N801
-    """Evaluate arrays in a ``with`` block, and notice if another process is lost, or keeps this one waiting for too long."""
+    """Notice in a ``with`` block, in which arrays are evaluated, if another process is lost."""
 
-    __slots__ = ("_timer",)
+    __slots__ = ()
 
     def __enter__(self) -> None:
-        waits = patience.get() or next(iter(_everywhere), None)
-        self._timer = None if waits is None else waits.watch()
+        pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         if isinstance(error, RuntimeError) and _OF_A_TRANSPORT.match(str(error)):
             _lost.append(str(error))
             raise PeerLostError(LOST.format(error=error)) from error
+
+
+class waiting(Scope):  # noqa: N801
+    """End this process if others keep it waiting in a ``with`` block for too long."""
+
+    def _enter(self, leaving: Leaving) -> None:
+        waits = (patience.get() or next(iter(_everywhere), None)) if in_use else None
+        timers = [] if waits is None else [waits.timer()]
+        leaving().undo = functools.partial(_cancel, timers)
+        with contextlib.suppress(RuntimeError):  # the process ends, and no thread can be started any more
+            for timer in timers:
+                timer.start()
+
+
+def _cancel(timers: list[threading.Timer]) -> None:
+    for timer in timers:
+        timer.cancel()
