@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +184,126 @@ def test_an_idle_process_does_not_let_another_begin_anew(tmp_path: Path, monkeyp
         assert again.restore(LIKE)[0] == 0
         assert again.save(1, tree(1))
         assert again.steps() == [0, 1, 2, 3]
+
+
+TRAINS_ON = (
+    "import sys, mlx.core as mx, frostleaf as fl\n"
+    "with fl.Checkpointer(sys.argv[1], keep=2) as checkpoints:\n"
+    "    step, _ = checkpoints.restore({'w': mx.zeros(3)})\n"
+    "    for step in range(step + 1, step + 11): checkpoints.save(step, {'w': mx.full(3, float(step))})\n"
+)
+
+
+def train_on_here(folder: Path) -> None:
+    with fl.Checkpointer(folder, keep=2) as checkpoints:
+        step, _ = checkpoints.restore(LIKE)
+        for each in range(step + 1, step + 11):
+            checkpoints.save(each, tree(each))
+
+
+TRAIN_ON: dict[str, Callable[[Path], Any]] = {
+    "in this process": train_on_here,
+    "in another": lambda folder: subprocess.run([sys.executable, "-c", TRAINS_ON, folder], check=True),
+}
+
+
+@pytest.mark.parametrize("how", TRAIN_ON)
+@pytest.mark.parametrize("before", [lambda one: one.restore(LIKE), lambda one: one.restore(LIKE, 8)], ids=["last", "back"])
+def test_what_others_saved_since_one_restored_is_the_last_again(how: str, before: Any, tmp_path: Path) -> None:
+    with saved(tmp_path, 8, 9, keep=2):
+        pass
+    early = fl.Checkpointer(tmp_path, keep=2)
+    before(early)
+    TRAIN_ON[how](tmp_path)
+    for _ in range(2):
+        with pytest.raises(fl.CheckpointError, match="step 10 comes before step 19"):
+            early.save(10, tree(10))
+    assert files(tmp_path) == [18, 19]
+    assert early.restore(LIKE)[0] == 19
+    assert early.save(20, tree(20))
+    assert early.steps() == [19, 20]
+    early.restore(LIKE, 19)  # and going back on purpose stays possible
+    assert early.save(19, tree(19))
+    assert early.steps() == [19, 20]
+
+
+@pytest.mark.parametrize("how", TRAIN_ON)
+def test_what_others_saved_since_a_block_ended_is_the_last_again(how: str, tmp_path: Path) -> None:
+    with saved(tmp_path, 8, 9, keep=2) as first:
+        pass
+    TRAIN_ON[how](tmp_path)
+    with pytest.raises(fl.CheckpointError, match="step 10 comes before step 19"):
+        first.save(10, tree(10))
+    assert files(tmp_path) == [18, 19]
+
+
+def test_what_another_of_this_process_saved_since_one_saved_is_the_last_again(tmp_path: Path) -> None:
+    first = saved(tmp_path, 8, 9, keep=2)
+    train_on_here(tmp_path)
+    assert files(tmp_path) == [18, 19]
+    with pytest.raises(fl.CheckpointError, match="step 10 comes before step 19"):
+        first.save(10, tree(10))
+    assert files(tmp_path) == [18, 19]
+
+
+def test_what_to_do_is_said_to_those_who_begin_anew(tmp_path: Path) -> None:
+    saved(tmp_path / "run", 0, 4)
+    with pytest.raises(fl.CheckpointError, match="To begin anew, save into another directory, or remove this one") as caught:
+        fl.Checkpointer(tmp_path / "run").save(0, tree(0))
+    said = re.search(r"shutil\.rmtree\('(.*?)'\)", str(caught.value))
+    assert said is not None
+    shutil.rmtree(said[1])
+    assert saved(tmp_path / "run", 0).steps() == [0]
+
+
+# Runs that go on in one process
+
+
+def go_on(folder: Path) -> fl.Checkpointer:
+    checkpoints = fl.Checkpointer(folder, keep=2)
+    step = 0 if checkpoints.latest_step() is None else checkpoints.restore(LIKE)[0]
+    for each in range(step + 1, step + 4):
+        checkpoints.save(each, tree(each))
+    return checkpoints
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["idle", "still saving"])
+@pytest.mark.parametrize("kept", ["all", "the first", "the last"])
+def test_those_who_restore_take_over_from_others_of_this_process(kept: str, waits: bool, tmp_path: Path) -> None:
+    live: list[fl.Checkpointer] = []
+    for number in range(4):
+        checkpoints = go_on(tmp_path)
+        if waits:
+            checkpoints.wait()
+        if kept == "all" or number == 0 or kept == "the last":
+            live = [*([] if kept == "the last" else live), checkpoints]
+    checkpoints.wait()
+    assert len(checkpoints.steps()) == 2
+    assert not left_over(tmp_path)
+    first = live[0]
+    assert first.restore(LIKE)[0] == checkpoints.latest_step()
+    step = checkpoints.steps()[-1]
+    assert first.save(step + 1, tree(step + 1))
+    assert first.steps() == [step, step + 1]
+
+
+def test_those_who_restore_take_over_from_others_of_this_process_though_another_lives(tmp_path: Path) -> None:
+    with Other(tmp_path, 1) as other:
+        other.save()
+        live = [go_on(tmp_path) for _ in range(3)]
+        assert live[-1].steps() == [1, 9, 10]
+
+
+def test_two_of_this_process_that_begin_together_each_keep_their_own(tmp_path: Path) -> None:
+    with saved(tmp_path, 1, keep=1):
+        pass
+    one, other = fl.Checkpointer(tmp_path, keep=1), fl.Checkpointer(tmp_path, keep=1)
+    one.restore(LIKE), other.restore(LIKE)
+    for step in (2, 4, 6):
+        for each, its in ((one, step), (other, step + 1)):
+            each.save(its, tree(its))
+            each.wait()
+    assert files(tmp_path) == [6, 7]
 
 
 def test_going_on_from_the_latest_step_is_always_going_on(tmp_path: Path) -> None:

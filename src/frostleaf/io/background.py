@@ -58,10 +58,14 @@ class Background:
         Raises:
             Exception: What a function has raised, the first of those that were not raised yet.
         """
+        self.finish()
+        self._failures.raise_next()
+
+    def finish(self) -> None:
+        """Wait until nothing is running, and leave what was raised to those who call :meth:`wait`."""
         for job in [*self._jobs]:
             job.wait()
             self._jobs.discard(job)
-        self._failures.raise_next()
 
 
 class _Job:

@@ -77,13 +77,15 @@ class Checkpointer:
     checkpoint's directory goes with it. Copy nothing into a directory while a run begins there, which cleans up.
 
     The latest checkpoint is the one that was saved last. Steps must not decrease: saving an earlier one is an error,
-    unless :meth:`restore` went back before it.
+    unless :meth:`restore` went back before it. It goes back before what was there then, not before what a later run saved.
 
     Several processes may save to one directory, and what they save is one sequence of steps: a step that two of them save is
     there once, and the latest is that of any. So runs that are to be told apart have a directory each, and one that begins
     after others have saved restores first; only those that begin together, within a minute, need not. Each process removes
     only its own checkpoints, and those that existed when it first saved if nobody else was saving then, so that a run that is
-    started again goes on pruning. It keeps what an earlier run kept as its best, by whatever metric.
+    started again goes on pruning. A process that has saved and lives on keeps its own, though it saves no more. Within one
+    process, whoever restores and goes on from there takes over what other Checkpointers of it saved, so that a cell can be run
+    again. A run keeps what an earlier run kept as its best, by whatever metric.
 
     With a group of several processes, rank 0 writes and reads, and tells the others what it finds or fails with: all see
     the same and no disk is shared. All ranks call each method, alike: what differs, in the values of arrays too, is a
@@ -227,6 +229,8 @@ class Checkpointer:
         self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool = True
     ) -> tuple[int, T] | tuple[int, T, LoadReport]:
         """Restore a tree, and return its step and the tree. Saving goes on from there.
+
+        What other Checkpointers of this process are writing to the directory is waited for.
 
         Args:
             like: A tree of the same structure, as for :func:`frostleaf.load`.
@@ -405,6 +409,7 @@ class Checkpointer:
 
     def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
         self._wait()
+        seen = self._saving.seen()
         if step is None:
             broken = self._saving.broken
             step, found = restore_latest(self._directory, broken, lambda step: self._read(step, like, where, strict))
@@ -413,7 +418,7 @@ class Checkpointer:
                 found = self._read(step, like, where, strict)
             except FileNotFoundError:
                 self._directory.no_checkpoint(step)
-        self._saving.last_step = step
+        self._saving.restored(step, seen)
         return step, found
 
     def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:

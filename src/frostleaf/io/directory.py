@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..core.words import dtype_name, listed
 from .atomic import remove, remove_temporaries
+from .known import Stamp, stamp_of
 from .names import BESIDE, HEAD
 from .safetensors import CheckpointError, fail
 from .shards import files_named
@@ -78,6 +79,14 @@ class Directory:
         names = os.listdir(self.path) if os.path.isdir(self.path) else []
         found = [int(match[1]) for match in map(HEAD.fullmatch, names) if match and match[0] == _head_name(int(match[1]))]
         return sorted(found)
+
+    def stamps(self) -> dict[int, Stamp]:
+        """Return by step what tells each checkpoint's head from any other."""
+        stamps: dict[int, Stamp] = {}
+        for step in self.steps():
+            with suppress(FileNotFoundError):
+                stamps[step] = stamp_of(os.stat(self.head(step)))
+        return stamps
 
     def entries(self) -> dict[int, Entry]:
         """Return what there is, by step."""

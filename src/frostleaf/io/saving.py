@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+import weakref
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from ..core.words import level_of_caller
 from .background import Background
 from .directory import Directory, Entry, latest_of
 from .directory_lock import DirectoryLock
-from .known import KnownArrays, Watched
+from .known import KnownArrays, Stamp, Watched
 from .pruning import Policy, kept
 from .safetensors import CheckpointError
 from .shards import Draft, write_checkpoint
@@ -23,7 +24,8 @@ from .trees import take_snapshot
 
 _GOES_BACK = (
     "step {step} comes before step {last}, which is in {directory} already, and going on would in time remove what was saved. "
-    "Call restore(like) to go on from the last, or restore(like, step=...) to go back, or save into another directory"
+    "To begin anew, save into another directory, or remove this one before with shutil.rmtree({directory!r}). To go on from "
+    "the last, call restore(like) first, and to go back restore(like, step=...)"
 )
 
 _GONE = (
@@ -61,6 +63,10 @@ class Saving:
         self.broken: set[tuple[int, int]] = set()
         self.arrays = KnownArrays()
         self.lock: DirectoryLock | None = None
+        # Whether it goes on from what was restored, and has not saved yet.
+        self._goes_on = False
+        # What was there when it restored or saved: it may go before that, and not before what others have saved since.
+        self._seen: dict[int, Stamp] = {}
         # The checkpoints that this one may remove.
         self._own: dict[int, Entry] = {}
         # Those that may be there, as they were begun: when, and what they replace.
@@ -69,6 +75,7 @@ class Saving:
         self._unneeded: set[str] = set()
         self._refusal: OSError | None = None
         self._has_warned = False
+        _of_this_process.add(self)
 
     def wait(self) -> None:
         """Wait until nothing is being written.
@@ -86,6 +93,15 @@ class Saving:
             text = _NO_LINKS.format(directory=self._directory.path, error=refusal.strerror)
             warnings.warn(text, RuntimeWarning, stacklevel=level_of_caller())
 
+    def seen(self) -> dict[int, Stamp]:
+        """Return what is in the directory, with all that this process is writing there."""
+        self._others_finished()
+        return self._directory.stamps()
+
+    def restored(self, step: int, seen: dict[int, Stamp]) -> None:
+        """Go on from a step, knowing what :meth:`seen` has returned before it was restored."""
+        self.last_step, self._seen, self._goes_on = step, seen, True
+
     def save(self, step: int, tree: Any, metrics: dict[str, Any]) -> None:
         """Begin to save a tree. Nothing else is being written.
 
@@ -93,10 +109,16 @@ class Saving:
             CheckpointError: If the step may not be saved here.
             TypeError: If something in the tree can't be saved.
         """
-        self._hold()
+        was_held = self.lock is not None
+        lock = self._hold()  # kept until it is given to what writes, as others of this process may let go of it here
         with suppress(OSError):
             self._own_begun()
-        self._require_no_later(step)
+        try:
+            self._require_no_later(step)
+        except CheckpointError:
+            if not was_held:
+                self.lock, self._own = None, {}
+            raise
         now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
         summary: dict[str, Any] = {STEP: step, TIME: now, METRICS: metrics}
         if self._policy.best is not None:
@@ -105,16 +127,21 @@ class Saving:
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self.arrays.look_up(objects, snapshot.arrays)
         draft = Draft(snapshot, summary, flat.structure, known, self.arrays.last)
-        self.background.start(f"saving step {step}", partial(self._write, step, draft, watched), self.lock)
+        self.background.start(f"saving step {step}", partial(self._write, step, draft, watched), lock)
 
-    def _hold(self) -> None:
+    def _hold(self) -> DirectoryLock:
         """Lock the directory, and if nobody else has locked it, take over the checkpoints in it."""
-        if self.lock is not None and not self.lock.is_there() and os.path.isdir(self._directory.path):
+        held = self.lock
+        if held is not None and not held.is_there() and os.path.isdir(self._directory.path):
             self.lock, self.last_step, self._own = None, None, {}  # it is another directory
-        if self.lock is not None:
-            return
+            held = None
+        if held is not None:
+            return held
         try:
             os.makedirs(self._directory.path, exist_ok=True)
+            later = self._saved_since()
+            if self._goes_on and not later:
+                self._take_turn()
             lock = DirectoryLock(self._directory.path)
             try:
                 entries = self._directory.entries()
@@ -127,11 +154,32 @@ class Saving:
             raise CheckpointError(f"{self._directory.path}: {error}") from error
         self.lock = lock
         latest = latest_of(entries)
+        alone = lock.exclusive or lock.shared_here  # else other processes may have begun together with this one
         if self.last_step is None and latest is not None:
-            if not (lock.exclusive or lock.shared_here):  # other processes may have begun together with this one
+            if not alone:
                 entries = {step: entry for step, entry in entries.items() if entry.time < self._made - _TOGETHER}
             self.last_step = latest_of(entries)
             self.arrays.know_file(self._directory.head(latest))
+        elif later and alone:
+            self.last_step = latest_of({step: entry for step, entry in entries.items() if step in later})
+        return lock
+
+    def _saved_since(self) -> set[int]:
+        """Return the steps that others have saved since this one restored or saved."""
+        return {step for step, stamp in self._directory.stamps().items() if self._seen.get(step) != stamp}
+
+    def _take_turn(self) -> None:
+        """Take over from others of this process, once they have written what they are writing."""
+        for other in self._others_finished():
+            self._own.update(other._own)
+            other.lock, other._own = None, {}
+
+    def _others_finished(self) -> list[Saving]:
+        """Return others of this process who save to the directory, once they have written what they are writing."""
+        others = [each for each in _of_this_process if each is not self and each._directory.path == self._directory.path]
+        for other in others:
+            other.background.finish()
+        return others
 
     def _require_no_later(self, step: int) -> None:
         if self.last_step is not None and step < self.last_step:
@@ -172,15 +220,22 @@ class Saving:
             if old is not None and old.time != entry.time:
                 self._unneeded.update(old.beside or ())
         self._own[step], self.last_step = entry, step
+        self._goes_on = False
+        with suppress(OSError):
+            self._seen = self._directory.stamps()
         self._begun.pop(step, None)
 
     def _prune(self) -> None:
         self._unneeded = self._directory.remove(self._unneeded)
         if self._policy.keep is not None:
+            own = self._own  # another of this process may begin to go on from here
             # One that somebody removed doesn't count as kept.
-            for step in self._own.keys() - {*self._directory.steps()}:
-                self._unneeded.update(self._own.pop(step).beside or ())
-            for step in self._own.keys() - kept(self._own, self.broken, self._policy):
-                if self._directory.remove_head(step, self._own[step].time):  # else it is tried again after the next save
-                    self._unneeded.update(self._own.pop(step).beside or ())
+            for step in own.keys() - {*self._directory.steps()}:
+                self._unneeded.update(own.pop(step).beside or ())
+            for step in own.keys() - kept(own, self.broken, self._policy):
+                if self._directory.remove_head(step, own[step].time):  # else it is tried again after the next save
+                    self._unneeded.update(own.pop(step).beside or ())
             self._unneeded = self._directory.remove(self._unneeded)
+
+
+_of_this_process: weakref.WeakSet[Saving] = weakref.WeakSet()

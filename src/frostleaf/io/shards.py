@@ -78,13 +78,16 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
     # An array at several places keeps the name that it has in a file already.
     in_files = {name for name, place in {**last, **known}.items() if place.name == name}
     sharing, checksums = find_sharing(snapshot.arrays, checksums_known, in_files)
+    equal = {name: place for name in checksums if (place := _place_of(name, checksums[name], draft)) is not None}
+    # For other programs each object has its name, unless its bytes are in a file under the other name already.
+    for name, other in sharing.copies.items():
+        place = _place_of(name, checksums[other], draft)
+        if place is not None:
+            equal[name] = place
+        if place is not None or other not in equal:
+            checksums[name] = checksums[other]
+    sharing = sharing._replace(copies={name: other for name, other in sharing.copies.items() if name not in checksums})
     arrays = {name: snapshot.arrays[name] for name in checksums}
-    equal: dict[str, Place] = {}
-    for name, array in arrays.items():
-        if name in known and known[name].name == name:
-            equal[name] = known[name]
-        elif name in last and last[name].is_of(name, array, checksums[name]):
-            equal[name] = last[name]
     metadata = {**snapshot.metadata, **sharing.texts()}
     files = _Files(head, {os.path.dirname(path) for shard in {place.shard for place in last.values()} for path in shard.paths})
     try:
@@ -114,6 +117,14 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
             files.remove()
         raise
     return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names, files.refusal)
+
+
+def _place_of(name: str, checksum: int, draft: Draft) -> Place | None:
+    """Return where an array is under its name in a file already, or ``None``."""
+    known, last = draft.known.get(name), draft.last.get(name)
+    if known is not None and known.name == name:
+        return known
+    return last if last is not None and last.is_of(name, draft.snapshot.arrays[name], checksum) else None
 
 
 def files_named(head: str) -> list[str]:
