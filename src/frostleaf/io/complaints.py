@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from .alignment import aligned, is_moved
 from .description import Fact, array_kind, differences, is_container, is_leaf, is_value
+from .packed import PACKED_ADVICE, otherwise_packed
 
 _LONGEST = 1000
 _CANDIDATES = 10
@@ -42,15 +43,34 @@ _GROWS = (
 )
 
 
-def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact]) -> tuple[str, str]:
+def complaint(
+    in_file: Sequence[Fact],
+    in_like: Sequence[Fact],
+    strict: bool,
+    file: Sequence[Fact],
+    like: Sequence[Fact],
+    origins: Mapping[str, str],
+) -> tuple[str, str]:
     """Return what keeps a file from being read, and what to write instead; empty strings if nothing does.
 
     Args:
         in_file: The facts about what is selected of the tree in the file.
         in_like: Those about what is selected of ``like``.
         strict: Whether all of these must say the same.
+        file: All facts about the tree in the file, under the names that it has there.
         like: All facts about ``like``.
+        origins: The names in the file by those in ``like``, where these are others.
     """
+    reason, remedy = _complaint(in_file, in_like, strict, like)
+    if file == like:  # so is what is packed
+        return reason, remedy
+    told, names = otherwise_packed(file, like, _leaves(in_file).keys() & _leaves(in_like).keys(), origins)
+    if not names:
+        return reason, remedy
+    return reason or told, PACKED_ADVICE + _leave_out(names, _leaves(in_like))
+
+
+def _complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact]) -> tuple[str, str]:
     if strict:
         if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
             return "", ""

@@ -264,7 +264,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         contents = _read_contents(opened, facts)
         there, ours, origins = renamed(contents.facts, facts, rename)
         selected, wanted = select(there, ours)
-        reason, remedy = complaint(selected, wanted, strict, facts)
+        reason, remedy = complaint(selected, wanted, strict, contents.facts, facts, origins)
         if reason:
             advice = of_structure(contents.facts, facts, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
