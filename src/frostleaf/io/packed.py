@@ -14,8 +14,8 @@ _PACKED = {"vectors", "large", "rest"}
 
 _OTHER_ARRAYS = "what is packed end to end is of other arrays in the file than in like, or of these in another order:\n{lines}"
 PACKED_ADVICE = (
-    "\nstrict=False and rename= would read the numbers in the file's order, as those of other arrays: give like what was saved, "
-    "as opt.init(model) of the model then, and go on with opt.adapt(state, model), which carries over by name, or with "
+    "\nstrict=False and rename= would read the numbers in the file's order, as those of other arrays: give like what was "
+    "saved, as opt.init(model) of the model then, and go on with opt.adapt(state, model), which carries over by name, or with "
     "model.unpack() of a packed model"
 )
 
