@@ -110,3 +110,38 @@ def test_what_is_selected_rather_than_what_holds_it_is_told(where: str, tmp_path
         assert fl.tree.equal(taken, whole["model"]["0"])
     with pytest.raises(LookupError, match="selects nothing"):
         fl.load(tmp_path / "none", like, where=where)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "model.safetensors.index.json"])
+def test_weights_that_are_no_tree_are_told_of_what_reads_them(name: str, tmp_path: Path) -> None:
+    model = net()
+    if name.endswith(".npz"):
+        model.save_weights(tmp_path / name)
+    else:
+        model.save_weights(tmp_path, max_shard_bytes=30_000)
+    for read in (lambda path: fl.load(path, model), fl.load_metadata):
+        with pytest.raises(fl.CheckpointError, match="is no file of fl") as caught:
+            read(tmp_path / name)
+    code = re.search(r"model\.load_weights\(.*?\)", str(caught.value))
+    assert code is not None
+    assert fl.tree.equal(eval(code[0], {"model": net(1)}), model)
+
+
+@pytest.mark.filterwarnings("ignore:.*gets a safetensors file")
+@pytest.mark.parametrize("name", ["a.npz", "a.gguf", "a.safetensors.index.json"])
+def test_a_tree_is_read_whatever_its_name(name: str, tmp_path: Path) -> None:
+    fl.save(tmp_path / name, net())
+    assert fl.tree.equal(fl.load(tmp_path / name, net(1)), net())
+    with pytest.raises(FileNotFoundError):
+        fl.load(tmp_path / f"other-{name}", net())
+
+
+def test_the_index_of_a_checkpoint_is_told_of_its_head(run: tuple[Path, Any]) -> None:
+    folder, model = run
+    (index,) = [*folder.glob("step-00000002*.index.json"), *folder.glob("step-00000002-*/*.index.json")]
+    with pytest.raises(fl.CheckpointError, match="is the index of a checkpoint's weights") as caught:
+        fl.load(index, net(1))
+    found = re.search(r"in '(\S+)', (model\.load_weights\(.*?\))", str(caught.value))
+    assert found is not None
+    assert fl.tree.equal(fl.load(found[1], net(1)), model)
+    assert fl.tree.equal(eval(found[2], {"model": net(1)}), model)

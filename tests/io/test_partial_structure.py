@@ -76,6 +76,17 @@ def test_so_must_one_of_a_wrapped_model(where: Any, tmp_path: Path) -> None:
         fl.load(saved(wrapped(), tmp_path), wrapped(rope_theta=500.0), where=where)
 
 
+def test_a_layer_of_a_model_with_fewer_is_read_as_is_said(tmp_path: Path) -> None:
+    model, like = wrapped(), wrapped(num_hidden_layers=2)
+    with pytest.raises(fl.OtherStructureError, match=r"args\.num_hidden_layers.*\n(.*\n)*.*strict=False is right") as error:
+        fl.load(saved(model, tmp_path), like, where="model.layers.0")
+    assert ".set(" not in str(error.value)
+    loaded, report = fl.load(tmp_path / "a.safetensors", like, where="model.layers.0", strict=False)
+    assert fl.tree.equal(fl.tree.leaves(loaded.model.layers[0]), fl.tree.leaves(model.model.layers[0]))
+    assert loaded.model.layers[1] is like.model.layers[1]
+    assert report.differs == ("model.layers.0.args",)
+
+
 @pytest.mark.parametrize("where", ["a", "a.**", "**", lambda path, array: True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_what_only_one_of_two_modules_has_is_told(where: Any, bias: bool, tmp_path: Path) -> None:
@@ -174,3 +185,22 @@ def test_a_checkpointer_reports_it_too(tmp_path: Path) -> None:
         _, _, report = checkpoints.restore(net(), strict=False)
     assert report.differs == ("encoder.layers.0.attention.num_heads",)
     assert repr(report).endswith("0 left; 0 new; 1 differs: 'encoder.layers.0.attention.num_heads')")
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+@pytest.mark.parametrize("where", [None, "**", "encoder.layers.0", "norm", ["norm", "head"], "encoder.**"])
+@pytest.mark.parametrize("around", ["like", "{'run': [like], 'n': 1}"])
+def test_what_is_said_of_modes_switches_them(around: str, where: Any, evaluated: bool, tmp_path: Path) -> None:
+    if where is not None and around != "like":
+        where = [f"run.0.{each}" for each in ([where] if isinstance(where, str) else where)]
+    tree, like = (eval(around, {"like": net().train(mode)}) for mode in (not evaluated, evaluated))
+    file = saved(tree, tmp_path)
+    for _ in range(2):  # one module after the other
+        with pytest.raises(fl.OtherStructureError) as error:
+            fl.load(file, like, where=where)
+        code = str(error.value).rpartition("\n")[2].partition(" has the mode")[0]
+        new = eval(code, {"like": like})
+        like = new if around == "like" else {"run": [new], "n": 1}
+        if "and so at 1 more" not in str(error.value):
+            break
+    assert fl.tree.structure(fl.load(file, like, where=where)) == fl.tree.structure(like)

@@ -118,3 +118,47 @@ def test_what_is_renamed_is_compared(tmp_path: Path) -> None:
 def test_other_renames_are_refused(rename: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=message):
         fl.load(saved({"a": mx.ones(2), "b": mx.ones(2)}, tmp_path), {"x": mx.ones(2)}, rename=rename)
+
+
+def only(*prefixes: str) -> Any:
+    return lambda name: name if name.startswith(prefixes) else None
+
+
+ADAM = fl.optim.Adam(1e-3)
+MODEL = fl.nn.Linear(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("tree", "like", "rename"),
+    [
+        ({"model": MODEL, "state": ADAM.init(MODEL), "n": 1}, {"model": MODEL}, only("model.")),
+        ({"model": MODEL, "state": ADAM.init(MODEL), "n": 1}, {"model": MODEL, "n": 0}, only("model.", "n")),
+        ({"a": MODEL, "b": layers()}, {"a": MODEL}, only("a.")),
+        ({"a": {"b": layers(), "c": MODEL}}, {"a": {"c": MODEL}}, only("a.c.")),
+        ((MODEL, ADAM.init(MODEL)), (MODEL,), only("0.")),
+        ([MODEL, [1, 2]], [MODEL, [0]], only("0.", "1.0")),
+        ((MODEL, layers()), {"x": MODEL, "y": layers()}, lambda name: {"0": "x", "1": "y"}[name[0]] + name[1:]),
+        ({"x": MODEL, "y": layers()}, (layers(), MODEL), lambda name: {"y": "0", "x": "1"}[name[0]] + name[1:]),
+        ({"encoder": layers(), "head": layers(), "n": 0}, {"head": layers()}, only("head.")),
+    ],
+)
+def test_what_holds_what_is_left_out_is_left_out(tree: Any, like: Any, rename: Any, tmp_path: Path) -> None:
+    loaded, report = fl.load(saved(tree, tmp_path), like, rename=rename, strict=False)
+    assert not report.new
+    assert fl.tree.equal(fl.load(tmp_path / "a", like, rename=rename), loaded)
+
+
+@pytest.mark.parametrize(
+    ("tree", "like", "rename"),
+    [
+        ({"a": layers(), "b": MODEL}, {"a": layers(4), "n": 1}, only("a.")),
+        ({"a": layers(4), "b": MODEL}, {"a": layers()}, only("a.")),
+        ({"a": (MODEL, fl.nn.ReLU()), "b": MODEL}, {"a": (MODEL, fl.nn.Tanh())}, only("a.")),
+        ({"a": [MODEL], "b": MODEL}, {"a": (MODEL,)}, only("a.")),
+        ({"a": [MODEL], "b": MODEL}, {"c": (MODEL,)}, lambda name: f"c{name[1:]}" if name[0] == "a" else None),
+        ({"a": MODEL, "b": MODEL}, {"a": MODEL, "b": MODEL}, only("a.")),
+    ],
+)
+def test_what_is_not_left_out_is_compared(tree: Any, like: Any, rename: Any, tmp_path: Path) -> None:
+    with pytest.raises(fl.OtherStructureError):
+        fl.load(saved(tree, tmp_path), like, rename=rename)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .alignment import aligned, is_moved
-from .description import Fact, array_kind, differences, is_container, is_leaf, is_value
+from .description import Fact, array_kind, differences, enclosing, is_container, is_leaf, is_value
+from .packed import PACKED_ADVICE, otherwise_packed
 
 _LONGEST = 1000
 _CANDIDATES = 10
@@ -32,6 +33,11 @@ _SAME_ARRAYS = (
     "reports where that differs"
 )
 _SET_FIRST = ". To have what the file has, build like with it, or put it there first, as in {where}.set({value})"
+_HELD_BY_ALL = (
+    ". To have what the file has, build like with it: many modules hold what differs in {path!r}. If what is read doesn't "
+    "compute with that, as with the number of layers, strict=False is right"
+)
+_SWITCH = "\n{switched} has the mode of the file there{more}"
 _COMMON = "\nstrict=False reads what both have under one name, and reports what else there is"
 _RENAMED = (
     "\nfl.load(path, like, rename=lambda name: name.replace({old!r}, {new!r}), strict=False) reads what has another name now"
@@ -42,15 +48,34 @@ _GROWS = (
 )
 
 
-def complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact]) -> tuple[str, str]:
+def complaint(
+    in_file: Sequence[Fact],
+    in_like: Sequence[Fact],
+    strict: bool,
+    file: Sequence[Fact],
+    like: Sequence[Fact],
+    origins: Mapping[str, str],
+) -> tuple[str, str]:
     """Return what keeps a file from being read, and what to write instead; empty strings if nothing does.
 
     Args:
         in_file: The facts about what is selected of the tree in the file.
         in_like: Those about what is selected of ``like``.
         strict: Whether all of these must say the same.
+        file: All facts about the tree in the file, under the names that it has there.
         like: All facts about ``like``.
+        origins: The names in the file by those in ``like``, where these are others.
     """
+    reason, remedy = _complaint(in_file, in_like, strict, like)
+    if file == like:  # so is what is packed
+        return reason, remedy
+    told, names = otherwise_packed(file, like, _leaves(in_file).keys() & _leaves(in_like).keys(), origins)
+    if not names:
+        return reason, remedy
+    return reason or told, PACKED_ADVICE + _leave_out(names, _leaves(in_like))
+
+
+def _complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact]) -> tuple[str, str]:
     if strict:
         if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
             return "", ""
@@ -107,7 +132,7 @@ def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[Fac
         return ""
     if saved.keys() != read.keys():
         return _renaming(saved, read) or _lengthening(pairs) or _COMMON
-    return "" if aspects <= {"mode", "frozen"} else _SAME_ARRAYS + _setting(pairs, like)
+    return _switching(pairs, like) if aspects <= {"mode", "frozen"} else _SAME_ARRAYS + _setting(pairs, like)
 
 
 def _renaming(saved: Mapping[str, Fact], read: Mapping[str, Fact]) -> str:
@@ -136,19 +161,40 @@ def _lengthening(pairs: _Pairs) -> str:
     return ""
 
 
+def _switching(pairs: _Pairs, like: Sequence[Fact]) -> str:
+    """Return how to put a module of ``like`` into the mode that it has in the file; an empty string if none has another."""
+    modes = {path: None for path, aspect in pairs if aspect == "mode"}
+    outer = [path for path in modes if modes.keys().isdisjoint(enclosing(path))]
+    if not outer:
+        return ""
+    # What is said of a mode is that it is evaluation.
+    call = "eval()" if pairs[outer[0], "mode"][0] else "train()"
+    where, name = _place(outer[0], like)
+    switched = f"{where}.at({name!r}).apply(lambda module: module.{call})" if name else f"{where}.{call}"
+    return _SWITCH.format(switched=switched, more=f", and so at {len(outer) - 1:,} more" * (len(outer) > 1))
+
+
 def _setting(pairs: _Pairs, like: Sequence[Fact]) -> str:
     """Return how to put a static value of the file into ``like``; an empty string if nothing differs that can be put there."""
-    containers = {fact.path for fact in like if is_container(fact)}
     for (path, aspect), (one, other) in pairs.items():
         if aspect != "static" or one is None or other is None:
             continue
-        where, above, names = "like", "", path.split(".")
-        while above in containers:
-            name = names.pop(0)
-            where, above = f"{where}[{name if name.isdecimal() else repr(name)}]", f"{above}.{name}".removeprefix(".")
+        if "(" in other.text and sum(fact.aspect == "static" and fact.text == other.text for fact in like) > 1:
+            return _HELD_BY_ALL.format(path=path)
+        where, name = _place(path, like)
         value = one.text if _LITERAL.fullmatch(one.text) else "..."
-        return _SET_FIRST.format(where=f"{where}.at({'.'.join(names)!r})", value=value)
+        return _SET_FIRST.format(where=f"{where}.at({name!r})", value=value)
     return ""
+
+
+def _place(path: str, like: Sequence[Fact]) -> tuple[str, str]:
+    """Return the code for the outermost module around a place of ``like``, and the name of the place in there."""
+    containers = {fact.path for fact in like if is_container(fact)}
+    where, above, names = "like", "", path.split(".") if path else []
+    while names and above in containers:
+        name = names.pop(0)
+        where, above = f"{where}[{name if name.isdecimal() else repr(name)}]", f"{above}.{name}".removeprefix(".")
+    return where, ".".join(names)
 
 
 def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 import mlx.core as mx
 
 from .gguf import GGUF_DTYPES, MAX_AXES, read_gguf
+from .names import begins_with_header
 from .npz import fits_npz, read_npz, write_npz
 from .parts import PARTS, Opened, read_opened
-from .safetensors import fail, open_regular
+from .safetensors import fail
 from .sharing import read_sharing
 
 ENDINGS = (".npz", ".safetensors", ".gguf")
@@ -43,18 +44,12 @@ def read_file(file: str) -> dict[str, mx.array]:
         CheckpointError: If it is not a complete file of its format.
     """
     # fl.save writes a safetensors file, whatever its name.
-    ending = ".safetensors" if ending_of(file) == ".safetensors" or _begins_with_header(file) else ending_of(file)
+    ending = ".safetensors" if ending_of(file) == ".safetensors" or begins_with_header(file) else ending_of(file)
     if ending == ".npz":
         return read_npz(file)
     if ending == ".gguf":
         return read_gguf(file)
     return read_opened(file, _read_safetensors)
-
-
-def _begins_with_header(file: str) -> bool:
-    """Return whether a file begins as a safetensors file does, with eight bytes and an object of JSON."""
-    with open_regular(file) as handle:
-        return handle.read(9)[8:] == b"{"
 
 
 def _read_safetensors(opened: Opened) -> dict[str, mx.array]:

@@ -6,6 +6,8 @@ import errno
 import os
 import re
 
+from .safetensors import open_regular
+
 HEAD = re.compile(r"step-(\d{8,})\.safetensors")
 CHECKPOINT = r"step-(?P<step>\d{8,})-[0-9a-f]{8}"  # what the names of all files of a checkpoint begin with, besides the head's
 # A directory, or what earlier versions have written instead: files.
@@ -13,14 +15,22 @@ BESIDE = re.compile(rf"(?P<checkpoint>{CHECKPOINT})(?:-\d+\.safetensors|\.safete
 
 _ENDING = ".safetensors"
 _PART = "is a part of the checkpoint {head}, and may have arrays of earlier steps: {advice}"
+_INDEX = ".safetensors.index.json"
+_OF_HEAD = (
+    "is the index of a checkpoint's weights: fl.load reads the tree in {head!r}, model.load_weights({path!r}) the weights"
+)
+_OTHER = "is no file of fl.save, which fl.load reads: model.load_weights({path!r}) reads weights from it"
 _OF_CHECKPOINTS = "is a directory of checkpoints: fl.Checkpointer({path!r}).restore(like) reads the last, fl.load a file {head}"
 _OF_WEIGHTS = "is a directory: of weights, model.load_weights({path!r}) reads them"
 
 
 def part_of(path: str) -> str | None:
     """Return the path of the head of the checkpoint that a file is named as a part of; ``None`` if it isn't so named."""
-    if not path.endswith(_ENDING):
-        return None
+    return _head_of(path) if path.endswith(_ENDING) else None
+
+
+def _head_of(path: str) -> str | None:
+    """Return the path of the head of the checkpoint whose files a file is named as one of, or stands among."""
     directory = os.path.dirname(path)
     for place in (path, directory):
         found = BESIDE.fullmatch(os.path.basename(place))
@@ -36,6 +46,20 @@ def refusal_of_part(path: str) -> str:
         return ""
     there = os.path.exists(head)
     return _PART.format(head=os.path.basename(head), advice="give that" if there else "copy that here too, and give it")
+
+
+def refusal_of_format(path: str) -> str:
+    """Return what reads a file whose name and first bytes are those of weights, and no tree; else an empty string."""
+    if not path.endswith((_INDEX, ".npz", ".gguf")) or begins_with_header(path):
+        return ""
+    head = _head_of(path)
+    return (_OF_HEAD if head and os.path.exists(head) else _OTHER).format(path=path, head=head)
+
+
+def begins_with_header(file: str) -> bool:
+    """Return whether a file begins as a safetensors file does, with eight bytes and an object of JSON."""
+    with open_regular(file) as handle:
+        return handle.read(9)[8:] == b"{"
 
 
 def refusal_of_directory(path: str) -> str:

@@ -37,34 +37,45 @@ def renamed(
 ) -> tuple[Sequence[Fact], Sequence[Fact], dict[str, str]]:
     """Return the facts about a tree under new names, those about ``like`` to compare them with, and by new name each old one.
 
-    What holds arrays and numbers goes where all of these go, or stays where they stay; else nothing is said of it. Nothing is
-    said of the keys of dicts, nor of containers that only one of the two trees has.
+    What holds arrays and numbers goes where all of these go, or stays where they stay; else nothing is said of it, nor where
+    all of these are left out. Nothing is said of the keys of dicts, nor of containers that only one of the two trees has, or
+    from which something is taken or left out.
     """
     if rename is None:
         return facts, like, {}
     origins = new_names([fact.path for fact in facts if is_leaf(fact)], rename)
     given = {old: new for new, old in origins.items()}
     moved: dict[str, set[str]] = {}
-    for old, new in given.items():
+    parted: set[str] = set()  # what holds something that doesn't follow it
+    for old in [fact.path for fact in facts if is_leaf(fact)]:
+        new = given.get(old)
+        if new is None:
+            parted.update(enclosing(old))
+            continue
         for path in enclosing(old):
             below = old[len(path) :] if path else f".{old}"
             found = moved.setdefault(path, set())
             if f".{new}".endswith(below):
                 found.add(f".{new}".removesuffix(below)[1:])
+            else:
+                parted.add(path)
     places = {path: min(found) for path, found in moved.items() if len(found) == 1}
     places |= {path: path for path in moved if path not in places and path not in {*places.values()}}
 
     def place(path: str) -> str | None:
-        above = next((each for each in reversed([*enclosing(path), path]) if each in moved), None)
-        if above is None or above not in places:
+        around = [*enclosing(path), path]
+        above = next((each for each in reversed(around) if each in moved), None)
+        left_out = any(each in parted and each not in moved for each in around)
+        if left_out or above is None or above not in places:
             return None
         return f"{places[above]}.{path[len(above) :].removeprefix('.')}".strip(".")
 
-    pairs = [(fact, given.get(fact.path) if is_leaf(fact) else place(fact.path)) for fact in facts]
+    whole = [fact for fact in facts if not (is_container(fact) and fact.path in parted)]
+    pairs = [(fact, given.get(fact.path) if is_leaf(fact) else place(fact.path)) for fact in whole]
     new_facts = [fact._replace(path=path) for fact, path in pairs if path is not None]
     return _of_both(new_facts, like), _of_both(like, new_facts), origins
 
 
 def _of_both(facts: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
-    paths = {fact.path for fact in others}
+    paths = {fact.path for fact in others if fact.aspect != KEYS}
     return [fact for fact in facts if fact.aspect != KEYS and (fact.path in paths or not is_container(fact))]

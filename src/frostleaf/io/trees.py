@@ -26,7 +26,7 @@ from .atomic import atomic_write, require_path
 from .complaints import complaint
 from .description import SCALARS, Fact, array_kind, describe_tree, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
-from .names import refusal_of_directory, refusal_of_part, require_there
+from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
 from .renaming import Rename, renamed
@@ -228,7 +228,7 @@ def load(
 def _require_file(path: str) -> None:
     """Say what to open, where a path is not that of a saved tree."""
     require_there(path)
-    reason = refusal_of_directory(path) if os.path.isdir(path) else refusal_of_part(path)
+    reason = refusal_of_directory(path) if os.path.isdir(path) else refusal_of_part(path) or refusal_of_format(path)
     if reason:
         fail(path, reason)
 
@@ -264,7 +264,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         contents = _read_contents(opened, facts)
         there, ours, origins = renamed(contents.facts, facts, rename)
         selected, wanted = select(there, ours)
-        reason, remedy = complaint(selected, wanted, strict, facts)
+        reason, remedy = complaint(selected, wanted, strict, contents.facts, facts, origins)
         if reason:
             advice = of_structure(contents.facts, facts, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")

@@ -1,0 +1,60 @@
+"""Arrays that are packed end to end: their numbers are those of the same arrays only where these lie in the same order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from .description import Fact, differences, enclosing
+
+# What says which arrays lie in the vectors of a packed model, or of an optimizer's state.
+_LAYOUT = re.compile(r"frostleaf\.optim\.(?:packing\.)?(?:TrainedArrays|_Layout)\(")
+_PACKING = "frostleaf.optim."  # the classes that hold one
+_PACKED = {"vectors", "large", "rest"}
+
+_OTHER_ARRAYS = "what is packed end to end is of other arrays in the file than in like, or of these in another order:\n{lines}"
+PACKED_ADVICE = (
+    "\nstrict=False and rename= would read the numbers in the file's order, as those of other arrays: give like what was "
+    "saved, as opt.init(model) of the model then, and go on with opt.adapt(state, model), which carries over by name, or with "
+    "model.unpack() of a packed model"
+)
+
+
+def otherwise_packed(
+    in_file: Sequence[Fact], in_like: Sequence[Fact], names: Iterable[str], origins: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """Return what to say of vectors in which ``like`` has other arrays than the file, and their names in ``like``, if any.
+
+    Args:
+        in_file: All facts about the tree in the file, under the names that it has there.
+        in_like: All facts about ``like``.
+        names: The names in ``like`` of what is to be read.
+        origins: The names in the file by these, where they are others.
+    """
+    there, here = _layouts(in_file), _layouts(in_like)
+    if not there and not here:
+        return "", []
+    of_file, of_like = _nearest(in_file, there), _nearest(in_like, here)
+    found = sorted([name for name in names if of_file(origins.get(name, name)) != of_like(name)])
+    return _OTHER_ARRAYS.format(lines="\n".join(differences([*there.values()], [*here.values()]))), found
+
+
+def _layouts(facts: Sequence[Fact]) -> dict[str, Fact]:
+    return {fact.path: fact for fact in facts if fact.aspect == "static" and _LAYOUT.match(fact.text)}
+
+
+def _nearest(facts: Sequence[Fact], layouts: Mapping[str, Fact]) -> Callable[[str], list[tuple[str, str]]]:
+    """Return the function that gives, for a name, what is packed in the innermost state or model around it that packs."""
+    packing = {fact.path for fact in facts if not fact.aspect and fact.text.startswith(_PACKING)}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path, fact in layouts.items():
+        # A packed model says of what classes it is as well: before the last semicolon.
+        order = fact.text.partition("(")[2].rpartition("; ")[2]
+        for above in packing.intersection(enclosing(path)):
+            found.setdefault(above, []).append((path[len(above) :].removeprefix("."), order))
+
+    def of(name: str) -> list[tuple[str, str]]:
+        above = max(found.keys() & {*enclosing(name)}, key=len, default=None)
+        return [] if above is None or _PACKED.isdisjoint(name[len(above) :].split(".")) else found[above]
+
+    return of
