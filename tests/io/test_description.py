@@ -151,7 +151,10 @@ W = mx.array([1.0, 2.0])
 
 # Trees that are of one structure but for one thing, and what is said of it.
 # What follows the lines; tests/io/test_complaints.py tries it.
-REMEDIES = ("strict=False reads what both", "The arrays and numbers have the same names", "For numbers that grow in count")
+REMEDIES = (
+    "strict=False reads what both", "The arrays and numbers have the same names", "For numbers that grow in count",
+    "For the mode of the file give like",
+)  # fmt: skip
 
 DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
     "dtype": (

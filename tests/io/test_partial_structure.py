@@ -198,7 +198,7 @@ def test_what_is_said_of_modes_switches_them(around: str, where: Any, evaluated:
     for _ in range(2):  # one module after the other
         with pytest.raises(fl.OtherStructureError) as error:
             fl.load(file, like, where=where)
-        code = str(error.value).rpartition("\n")[2].partition(" has the mode")[0]
+        code = str(error.value).rpartition("\nFor the mode of the file give ")[2].partition(" there")[0]
         new = eval(code, {"like": like})
         like = new if around == "like" else {"run": [new], "n": 1}
         if "and so at 1 more" not in str(error.value):

@@ -37,7 +37,7 @@ _HELD_BY_ALL = (
     ". To have what the file has, build like with it: many modules hold what differs in {path!r}. If what is read doesn't "
     "compute with that, as with the number of layers, strict=False is right"
 )
-_SWITCH = "\n{switched} has the mode of the file there{more}"
+_SWITCH = "\nFor the mode of the file give {switched} there{more}"
 _COMMON = "\nstrict=False reads what both have under one name, and reports what else there is"
 _RENAMED = (
     "\nfl.load(path, like, rename=lambda name: name.replace({old!r}, {new!r}), strict=False) reads what has another name now"
