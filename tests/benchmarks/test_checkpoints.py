@@ -77,6 +77,7 @@ def test_save_of_a_model_that_is_mostly_frozen(arrays, size, tmp_path, table):
         whole = before
     table.add(f"the second checkpoint / the first, {what}", later, first, "ms")
     table.add("its bytes / the first's", grown, [whole] * ROUNDS, "MB")
+    table.add("its bytes / those of what changed, and 64 KB", grown, [run.changing + 2**16] * ROUNDS, "MB")
     # The header of a file says of each array in it its name, dtype, shape, place and checksum.
     names = HEADER * run.count
     what = f"its bytes / those of what changed, {HEADER} for each of these {run.count:,} arrays, and 64 KB"

@@ -170,12 +170,12 @@ class Shared:
         self.trees: list[Tree] = [{name: fresh(name) for name in SIZES}] * 2
         self.checkpoints = [fl.Checkpointer(folder, keep=keep) for keep in keeps]
         self.step, self.was_killed = 0, False
-        # Whether one ended while the other had the directory, so that its checkpoints stay until that one has ended too.
-        self.has_ended = False
+        # How many stay, of those who ended while the other had the directory, until that one has ended too.
+        self.left = 0
 
     def start(self, who: int) -> None:
         self.stop(who)
-        self.has_ended |= self.checkpoints[1 - who]._saving.lock is not None
+        self.left += self.keeps[who] * (self.checkpoints[1 - who]._saving.lock is not None)
         self.checkpoints[who] = fl.Checkpointer(self.folder, keep=self.keeps[who])
 
     def stop(self, who: int) -> None:
@@ -202,7 +202,7 @@ class Shared:
             assert any(fl.tree.equal(tree, each) for each in self.saved[step]), step
         if not self.was_killed:
             assert not left_over(self.folder)
-            assert self.has_ended or len(there.steps()) <= sum(self.keeps)
+            assert len(there.steps()) <= sum(self.keeps) + self.left
 
 
 BOTH = st.one_of(
@@ -240,7 +240,7 @@ def test_after_any_sequence_of_two_each_checkpoint_is_whole_and_one_alone_leaves
             both.restore(who)
         both.check()
     both.stop(0), both.stop(1)
-    keep, both.was_killed, both.has_ended = both.keeps[0], False, False
+    keep, both.was_killed, both.left = both.keeps[0], False, 0
     both.start(0)
     for _ in range(keep):  # alone, it takes over whatever there is
         both.save(0, "a", again=False)
