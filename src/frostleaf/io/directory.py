@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import heapq
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
@@ -76,45 +78,64 @@ class Directory:
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in order."""
-        names = os.listdir(self.path) if os.path.isdir(self.path) else []
-        found = [int(match[1]) for match in map(HEAD.fullmatch, names) if match and match[0] == _head_name(int(match[1]))]
-        return sorted(found)
+        return [*self._heads()]
+
+    def _heads(self) -> dict[int, str]:
+        """Return the paths of the heads by step, in order."""
+        try:
+            names = os.listdir(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        found = sorted((int(match[1]), name) for name in names if (match := HEAD.fullmatch(name)))
+        return {step: os.path.join(self.path, name) for step, name in found}
 
     def stamps(self) -> dict[int, Stamp]:
         """Return by step what tells each checkpoint's head from any other."""
         stamps: dict[int, Stamp] = {}
-        for step in self.steps():
+        for step, head in self._heads().items():
             with suppress(FileNotFoundError):
-                stamps[step] = stamp_of(os.stat(self.head(step)))
+                stamps[step] = stamp_of(os.stat(head))
         return stamps
 
     def entries(self) -> dict[int, Entry]:
         """Return what there is, by step."""
-        return {step: entry for step in self.steps() if (entry := self.entry(step)) is not None}
+        return {step: entry for step, head in self._heads().items() if (entry := _entry_of(step, head)) is not None}
 
     def entry(self, step: int) -> Entry | None:
         """Return what a checkpoint's head says, or ``None`` if there is no checkpoint."""
-        head = self.head(step)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            try:
-                summary = read_summary(head) or {FILES: files_named(head), **load_metadata(head)}
-                if is_summary(summary):
-                    found = filter(None, map(BESIDE.fullmatch, summary[FILES]))
-                    beside = (*[each[0] for each in found if int(each["step"]) == step],)
-                    best = Best(*summary[BEST]) if BEST in summary else None
-                    return Entry(summary[TIME], summary[METRICS], beside, best)
-            except (OSError, ValueError):  # damaged
-                pass
-            return Entry(os.lstat(head).st_mtime_ns, {}, None)  # or written by somebody else
-        return None
+        return _entry_of(step, self.head(step))
 
     def latest(self) -> int | None:
         """Return the step that was saved last, or ``None`` if there is none."""
-        return latest_of(self.entries())
+        return next(self.from_the_latest(), (0, None))[1]
+
+    def from_the_latest(self) -> Iterator[tuple[int, int]]:
+        """Yield the times and steps of what there is, from the one that was saved last, reading as few heads as that takes.
+
+        What was changed last is read first. No other can have been saved after it was changed, which is when it was written, or
+        later, whatever tools have done to it.
+        """
+        unread: list[tuple[float, int, str]] = []
+        for step, head in self._heads().items():
+            with suppress(FileNotFoundError):
+                unread.append((os.stat(head).st_ctime_ns, step, head))
+        unread.sort()
+        found: list[tuple[int, int, bool]] = []  # a heap, of negative numbers and whether it is known when it was saved
+        while unread or found:
+            if unread and (not found or not found[0][2] or unread[-1][0] >= -found[0][0]):
+                changed, step, head = unread.pop()
+                entry = _entry_of(step, head)
+                if entry is not None:
+                    heapq.heappush(found, (-entry.time, -step, entry.beside is not None))
+                    if entry.time > changed:  # by another clock, or a coarser one
+                        unread = [(math.inf, step, head) for _, step, head in unread]
+            else:
+                time, step, _ = heapq.heappop(found)
+                yield -time, -step
 
     def files(self) -> dict[int, list[str]]:
         """Return the paths of each checkpoint's files."""
-        files = {step: [self.head(step)] for step in self.steps()}
+        files = {step: [head] for step, head in self._heads().items()}
         for name in os.listdir(self.path) if files else []:
             found = BESIDE.fullmatch(name)
             if found and int(found["step"]) in files:
@@ -196,6 +217,24 @@ class Directory:
 
 def _head_name(step: int) -> str:
     return f"step-{step:08d}.safetensors"
+
+
+def _entry_of(step: int, head: str) -> Entry | None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            summary = read_summary(head)
+            if summary is None:  # an earlier version wrote it
+                summary = {FILES: files_named(head), **load_metadata(head)}
+                summary = summary if is_summary(summary) else None
+            if summary is not None:
+                found = filter(None, map(BESIDE.fullmatch, summary[FILES]))
+                beside = (*[each[0] for each in found if int(each["step"]) == step],)
+                best = Best(*summary[BEST]) if BEST in summary else None
+                return Entry(summary[TIME], summary[METRICS], beside, best)
+        except (OSError, ValueError):  # damaged
+            pass
+        return Entry(os.lstat(head).st_mtime_ns, {}, None)  # or written by somebody else
+    return None
 
 
 def _files_at(path: str) -> list[str]:

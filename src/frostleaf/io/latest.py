@@ -30,14 +30,19 @@ def restore_latest(directory: Directory, broken: set[tuple[int, int]], load_step
         RuntimeWarning: Of each that can't be read.
     """
     reasons: dict[tuple[int, int], str] = {}  # by time and step, as another may have been saved meanwhile
-    while found := {(info.time, step) for step, info in directory.entries().items()} - {*reasons}:
-        for each in sorted(found, reverse=True):
+    is_complete = False
+    while not is_complete:
+        is_complete = True
+        for each in directory.from_the_latest():
+            if each in reasons:
+                continue
             step = each[1]
             try:
                 return step, load_step(step)
             except FileNotFoundError:
                 reasons[each] = "it was removed while it was to be read"
-                break  # others save and prune: what is there now?
+                is_complete = False  # others save and prune: what is there now?
+                break
             except OtherStructureError:
                 raise
             except (CheckpointError, OSError) as error:

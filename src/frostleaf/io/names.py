@@ -6,10 +6,12 @@ import errno
 import os
 import re
 
-from .safetensors import open_regular
+from .safetensors import read_beginning
 
-HEAD = re.compile(r"step-(\d{8,})\.safetensors")
-CHECKPOINT = r"step-(?P<step>\d{8,})-[0-9a-f]{8}"  # what the names of all files of a checkpoint begin with, besides the head's
+_STEP = r"[0-9]{8}|[1-9][0-9]{8,}"
+HEAD = re.compile(rf"step-({_STEP})\.safetensors")
+# What the names of all files of a checkpoint begin with, besides the head's.
+CHECKPOINT = rf"step-(?P<step>{_STEP})-[0-9a-f]{{8}}"
 # A directory, or what earlier versions have written instead: files.
 BESIDE = re.compile(rf"(?P<checkpoint>{CHECKPOINT})(?:-\d+\.safetensors|\.safetensors\.index\.json)?")
 
@@ -58,8 +60,7 @@ def refusal_of_format(path: str) -> str:
 
 def begins_with_header(file: str) -> bool:
     """Return whether a file begins as a safetensors file does, with eight bytes and an object of JSON."""
-    with open_regular(file) as handle:
-        return handle.read(9)[8:] == b"{"
+    return read_beginning(file, 9)[8:] == b"{"
 
 
 def refusal_of_directory(path: str) -> str:

@@ -7,8 +7,7 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from io import BufferedReader
 from typing import Any, NamedTuple, NoReturn
 
@@ -77,16 +76,28 @@ def fail(file: str | os.PathLike[str], reason: str) -> NoReturn:
     raise CheckpointError(f"{os.fspath(file)}: {reason}") from None
 
 
-@contextmanager
-def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
-    """Open a regular file for reading, and close it when the block ends.
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading.
 
     Raises:
         FileNotFoundError: If there is none.
         CheckpointError: If it is a directory, a pipe or a device.
     """
-    with open(path, "rb", opener=_open) as file:
-        yield file
+    return open(path, "rb", opener=_open)
+
+
+def read_beginning(path: str, length: int) -> bytes:
+    """Return the first bytes of a regular file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CheckpointError: If it is a directory, a pipe or a device.
+    """
+    handle = _open(path, os.O_RDONLY)
+    try:
+        return os.read(handle, length)
+    finally:
+        os.close(handle)
 
 
 def _open(path: str, flags: int) -> int:
@@ -307,7 +318,7 @@ def parse_json(text: str | bytes, file: str, *, constants: bool = False) -> Any:
     """
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
-        return json.loads(decoded, object_pairs_hook=_unique_keys, parse_constant=float if constants else _refuse_constant)
+        return (_LENIENT if constants else _STRICT).decode(decoded)
     except (ValueError, RecursionError) as error:
         fail(file, f"the header can't be read: {error}")
 
@@ -323,3 +334,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+_LENIENT = json.JSONDecoder(object_pairs_hook=_unique_keys)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .safetensors import METADATA, fail, open_regular, parse_json, read_header
+from .safetensors import METADATA, fail, open_regular, parse_json, read_beginning, read_header
 
 STEP, TIME, METRICS, BEST, FILES = "step", "saved", "metrics", "best", "files"
 
 _SUMMARY = "frostleaf.summary"  # the first key of the head's metadata
-_FIRST = f'{{"{METADATA}":{{"{_SUMMARY}":'  # which the head begins with
-_PEEK, _DECODER = 2**12, json.JSONDecoder()
+# What a head begins with, after its length: a string of JSON.
+_BEGINNING = re.compile(rf'.{{8}}{{"{METADATA}":{{"{_SUMMARY}":("[^"\\]*(?:\\.[^"\\]*)*")'.encode(), re.DOTALL)
+_PEEK = 2**12
 _LATEST = 2**63  # nanoseconds
 
 
@@ -51,13 +53,14 @@ def read_summary(head: str) -> dict[str, Any] | None:
 
 
 def _text_in(head: str) -> str | None:
-    with suppress(ValueError), open_regular(head) as file:
-        start = file.read(_PEEK)[8:].decode(errors="replace")
-        with suppress(ValueError):  # it is longer
-            if start.startswith(_FIRST):
-                return str(_DECODER.raw_decode(start, len(_FIRST))[0])
-        # Others who write a header may put what it says in another order.
-        return read_header(file).metadata.get(_SUMMARY)
+    with suppress(ValueError):
+        found = _BEGINNING.match(read_beginning(head, _PEEK))
+        if found:
+            with suppress(ValueError):
+                return str(json.loads(found[1].decode()))
+        # It is longer, or somebody wrote the header in another order.
+        with open_regular(head) as file:
+            return read_header(file).metadata.get(_SUMMARY)
     return None
 
 
