@@ -96,4 +96,4 @@ def test_restore_of_one_of_a_hundred(arrays, tmp_path, table, interleaved):
         return fl.Checkpointer(run.folder).restore(run.tree)
 
     taken = interleaved(lambda: restored(chain), lambda: restored(one), rounds=ROUNDS)
-    table.add(f"restoring the last of 100 checkpoints of {arrays:,} arrays / of one", *taken, "ms", limit=1.5)
+    table.add(f"restoring the last of 100 checkpoints of {arrays:,} arrays / of one", *taken, "ms", limit=1.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import json
 import re
 import types
 import typing
@@ -52,12 +53,14 @@ class Description(NamedTuple):
         arrays: The dtype and shape of each array by its name in the file, in order. A ``ShapeDtypeStruct`` counts as an array.
         values: The leaves that are numbers, strings and bytes, in order.
         unknown: The class of each static value of which it is all that can be told, by path.
+        is_lasting: Whether all static values are of kinds that never change.
     """
 
     facts: list[Fact]
     arrays: dict[str, str]
     values: list[Any]
     unknown: dict[str, str]
+    is_lasting: bool
 
 
 _SAME_NAME = (
@@ -102,11 +105,16 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
             values.append(value)
         else:
             facts += writer.facts_of(name, shape, functools.partial(_refuse, name or ROOT))
-    return Description(facts, arrays, values, writer.unknown)
+    return Description(facts, arrays, values, writer.unknown, writer.is_lasting)
 
 
 ARRAY, _VALUE, _NONE = "array ", "a Python ", "None"
 ROOT = "the root"
+
+
+def facts_text(facts: list[Fact]) -> str:
+    """Return facts as a checkpoint has them."""
+    return json.dumps(facts, separators=(",", ":"))
 
 
 def array_kind(fact: Fact) -> str | None:
@@ -271,10 +279,12 @@ class Writer:
 
     Attributes:
         unknown: The class of each static value that is described by its class alone, by path.
+        is_lasting: Whether nothing was put in words that may change.
     """
 
     def __init__(self) -> None:
         self.unknown: dict[str, str] = {}
+        self.is_lasting = True
         self._class_name = functools.cache(qualified_name)
 
     def facts_of(self, name: str, shape: Any, fallback: Fallback) -> list[Fact]:
@@ -334,6 +344,15 @@ class Writer:
             return str(value)
         if isinstance(value, tuple):
             return f"({texts(value)})" if type(value) is tuple else f"{qualified_name(type(value))}({texts(value)})"
+        if (origin := typing.get_origin(value)) is not None:  # such as list[int]
+            return f"{text(origin)}[{texts(typing.get_args(value))}]"
+        owner = value.__self__ if isinstance(value, types.MethodType | types.BuiltinMethodType) else None
+        is_method = not isinstance(owner, types.ModuleType | None)
+        if callable(value) and not is_method and isinstance(getattr(value, "__qualname__", None), str):
+            return qualified_name(value)
+        self.is_lasting = False
+        if is_method:
+            return f"{text(owner)}.{value.__name__}"
         if isinstance(value, list):
             return f"[{texts(value)}]"
         if type(value) in (set, frozenset):
@@ -342,13 +361,6 @@ class Writer:
             return f"{type(value).__name__}({', '.join(f'{text(key)}: {text(item)}' for key, item in value.items())})"
         if isinstance(value, functools.partial):
             return f"partial({text(value.func)}, {text(value.args)}, {text(value.keywords)})"
-        owner = value.__self__ if isinstance(value, types.MethodType | types.BuiltinMethodType) else None
-        if not isinstance(owner, types.ModuleType | None):
-            return f"{text(owner)}.{value.__name__}"
-        if (origin := typing.get_origin(value)) is not None:  # such as list[int]
-            return f"{text(origin)}[{texts(typing.get_args(value))}]"
-        if callable(value) and isinstance(getattr(value, "__qualname__", None), str):
-            return qualified_name(value)
         if isinstance(value, Structure):
             shapes = [(keystr(path), shape) for path, shape in specs_in(value)]
             facts = [fact for name, shape in shapes if shape is not mx.array for fact in self.facts_of(name, shape, fallback)]

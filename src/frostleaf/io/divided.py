@@ -29,7 +29,7 @@ _PARTS = (
 def parts_in(structure: Structure) -> dict[str, tuple[Shard, ...]]:
     """Return how arrays are divided of which other ranks have parts, by their names."""
     places = zip(structure.leaf_names(), shards_in(structure), strict=True)
-    return {name: shards for name, shards in places if any(shard.group.size() > 1 for shard in shards)}
+    return {name: shards for name, shards in places if shards and any(shard.group.size() > 1 for shard in shards)}
 
 
 def warn_of_parts(structure: Structure, file: str, tree: str, save: str, among: Container[str] | None = None) -> None:

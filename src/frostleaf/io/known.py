@@ -97,6 +97,10 @@ class Place(NamedTuple):
         """The bytes of the array."""
         return self.entry.stop - self.entry.start
 
+    def at(self, shard: Shard) -> Place:
+        """Return the same place, of the file as it is known otherwise."""
+        return self if self.shard is shard else self._replace(shard=shard)
+
     def is_of(self, name: str, array: mx.array, checksum: int) -> bool:
         """Return whether an array of this name and checksum is written here. Its bytes are compared, if all else is equal."""
         entry = self.entry
@@ -149,13 +153,15 @@ class KnownArrays:
         """
         self._look_through()
         found: dict[str, Place] = {}
+        known: dict[str, tuple[weakref.ref[mx.array], mx.array]] = {}
         for name, array in objects.items():
             held = self._held.get(id(array))
-            if held is None or held.place is None or held.object() is not array:
-                continue
-            if one_memory(held.memory, memories[name]):
-                found[name] = held.place
-        return found, self._watch(objects, memories)
+            if held is not None and held.object() is array and one_memory(held.memory, memories[name]):
+                known[name] = held.object, held.memory
+                if held.place is not None:
+                    found[name] = held.place
+        others = {name: array for name, array in objects.items() if name not in known}
+        return found, {**known, **self._watch(others, memories)}
 
     def know(self, places: Mapping[str, Place], watched: Watched) -> None:
         """Know where arrays have been written, each until its object is dropped."""
@@ -191,7 +197,8 @@ class KnownArrays:
 
     def _hold(self, object: weakref.ref[mx.array], memory: mx.array, place: Place | None) -> None:
         array = object()  # it lives at least until this ends, and is forgotten when it is dropped
-        if array is not None:
+        held = self._held.get(id(array))
+        if array is not None and not (held is not None and held.object is object and held.place is place):
             self._held[id(array)] = _Held(object, memory, place)
 
     def _watch(self, objects: Mapping[str, mx.array], memories: Mapping[str, mx.array]) -> Watched:

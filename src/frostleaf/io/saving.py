@@ -13,6 +13,7 @@ from typing import Any
 from ..core.structure import flat_of
 from ..core.words import level_of_caller
 from .background import Background
+from .describing import Describer
 from .directory import Directory, Entry, latest_of
 from .directory_lock import DirectoryLock
 from .known import KnownArrays, Stamp, Watched
@@ -67,6 +68,7 @@ class Saving:
         self._goes_on = False
         # What was there when it restored or saved: it may go before that, and not before what others have saved since.
         self._seen: dict[int, Stamp] = {}
+        self._describer = Describer()
         # The checkpoints that this one may remove.
         self._own: dict[int, Entry] = {}
         # Those that may be there, as they were begun: when, and what they replace.
@@ -123,7 +125,7 @@ class Saving:
         summary: dict[str, Any] = {STEP: step, TIME: now, METRICS: metrics}
         if self._policy.best is not None:
             summary[BEST] = self._policy.best
-        snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
+        snapshot, flat = take_snapshot(tree, summary, self._describer), flat_of(tree)
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self.arrays.look_up(objects, snapshot.arrays)
         draft = Draft(snapshot, summary, flat.structure, known, self.arrays.last)

@@ -92,7 +92,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
     files = _Files(head, {os.path.dirname(path) for shard in {place.shard for place in last.values()} for path in shard.paths})
     try:
         linked = files.link(_worth_sharing(equal.values()))
-        places = {name: place._replace(shard=linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
+        places = {name: place.at(linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
         rest = {name: array for name, array in arrays.items() if name not in places}
         # What has stayed tells more than what is frozen.
         steady = {*equal} if places else {*equal, *compress(snapshot.arrays, structure.remember(frozen_leaves))}

@@ -68,17 +68,21 @@ def find_sharing(
     shared = one_objects(arrays)
     copies: dict[str, str] = {}
     stored: dict[str, int] = {}
-    alike: dict[object, list[str]] = {}
+    alike: dict[object, str] = {}
+    more: dict[str, list[str]] = {}  # others that have the checksum of the first, as two arrays may well have
     for name, array in arrays.items():
         if name in shared:
             continue
         checksum = given[name] if name in given else checksum_of(array)
-        # Two arrays may well have one checksum.
-        others = alike.setdefault((array.dtype, array.shape, checksum), []) if array.nbytes >= _WORTH else []
-        place = next((other for other in others if _same_bytes(array, arrays[other])), None)
+        first_of_these = alike.setdefault((array.dtype, array.shape, checksum), name) if array.nbytes >= _WORTH else name
+        place = None
+        if first_of_these != name:
+            others = more.setdefault(first_of_these, [first_of_these])
+            place = next((other for other in others if _same_bytes(array, arrays[other])), None)
+            if place is None:
+                others.append(name)
         if place is None:
             stored[name] = checksum
-            others.append(name)
         else:
             copies[name] = place
     return Sharing(shared, copies), stored

@@ -15,7 +15,7 @@ import mlx.core as mx
 from ..core.arguments import require_bool
 from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import with_values
-from ..core.structure import flat_of, require_numbers, unflatten
+from ..core.structure import flat_of, unflatten
 from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
 from ..transforms import evaluation
 from ..tree.selecting import Where
@@ -24,7 +24,8 @@ from .advice import of_structure
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .complaints import complaint
-from .description import SCALARS, Fact, array_kind, describe_tree, is_leaf, is_value, name_in_file, value_kind
+from .describing import Describer
+from .description import SCALARS, Fact, array_kind, describe_tree, facts_text, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
 from .partial import LoadReport, report_of, selection
@@ -369,18 +370,17 @@ _UNCOMPARED = (
 )
 
 
-def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None) -> Snapshot:
+def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None, describer: Describer | None = None) -> Snapshot:
     """Evaluate a tree's arrays and return them with what else is saved. Later assignments to the arrays don't change it."""
     flat = flat_of(tree)
-    facts, names, values, unknown = describe_tree(flat.structure, flat.leaves)
-    require_numbers(flat)
+    text, names, values, unknown = (describer or Describer()).describe(flat)
     if unknown:
         shown = " or ".join(f"{place} ({kind})" for place, kind in [*unknown.items()][:_SHOWN])
         more = f" (and {len(unknown) - _SHOWN} more)" if len(unknown) > _SHOWN else ""
         warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=level_of_caller())
     header_metadata = {
         _FORMAT: VERSION,
-        _STRUCTURE: _encode_facts(facts),
+        _STRUCTURE: text,
         _VALUES: json.dumps([encode_value(value) for value in values]),
         _METADATA: _encode_metadata(metadata),
     }
@@ -422,7 +422,7 @@ class _Contents(NamedTuple):
 def _read_contents(opened: Opened, likely: list[Fact]) -> _Contents:
     """Return what a file says of itself. No facts are made if they are the likely ones."""
     header, sharing = _read_header(opened)
-    facts = likely if header.metadata.get(_STRUCTURE) == _encode_facts(likely) else _facts(header)
+    facts = likely if header.metadata.get(_STRUCTURE) == facts_text(likely) else _facts(header)
     kind_of = functools.cache(shape_and_dtype)
     entries = {name: header.entries[sharing.stored(name)] for name in (*header.entries, *sharing.copies, *sharing.shared)}
     in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in entries.items()}
@@ -469,10 +469,6 @@ def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
 def versioned(metadata: Mapping[str, str], version: str) -> dict[str, str]:
     """Return a header's metadata with the version that those who read it have to know."""
     return {**metadata, _FORMAT: version}
-
-
-def _encode_facts(facts: list[Fact]) -> str:
-    return json.dumps(facts, separators=(",", ":"))
 
 
 def _facts(header: safetensors.Header) -> list[Fact]:

@@ -80,6 +80,9 @@ def _shards_below(spec: Any, path: Path, around: tuple[Shard, ...], noted: Mappi
         noted: What that module notes of its arrays, by their paths.
     """
     if isinstance(spec, Structure):
+        if spec.is_of_module and not around:
+            yield from shards_in(spec)
+            return
         spec = spec.spec
     if spec is mx.array:
         yield (*around, noted[path]) if path in noted else around
