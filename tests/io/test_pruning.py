@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from checkpoints import LIKE, damage, files, saved, tree
+from checkpoints import LIKE, damage, files, left_over, restored, saved, tree
 from hypothesis import given
 from hypothesis import strategies as st
 from laws.strategies import law
@@ -211,3 +212,38 @@ def test_where_no_array_differs_that_is_what_is_said(tmp_path: Path) -> None:
     assert "no array differs" in checkpoints.diff(1, 2)._repr_html_()
     assert str(checkpoints.diff(2, 3)) == "w: added nothing -> i32[]"
     assert isinstance(checkpoints.diff(1, 2), fl.tree.Diff)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_step_stays_as_long_as_one_of_the_checkpointers_of_a_process_wants_it(waits: bool, tmp_path: Path) -> None:
+    by_loss = fl.Checkpointer(tmp_path, keep=1, best="loss")
+    by_accuracy = fl.Checkpointer(tmp_path, keep=1, best="accuracy", mode="max")
+    milestones = fl.Checkpointer(tmp_path, keep=None, every=5)
+    for step in range(13):
+        metrics = {"loss": abs(step - 3), "accuracy": -abs(step - 6)}
+        for checkpoints in (by_loss, by_accuracy, milestones):
+            checkpoints.save(step, tree(step), metrics)
+            if waits:
+                checkpoints.wait()
+    for checkpoints in (by_loss, by_accuracy, milestones):
+        checkpoints.wait()
+    wanted = {0, 3, 5, 6, 10, 12}
+    assert wanted <= {*by_loss.steps()} <= {*wanted, 11}  # which goes when the one who saved it last saves again
+    assert (by_loss.best_step(), by_accuracy.best_step()) == (3, 6)
+    assert not left_over(tmp_path)
+    for step in by_loss.steps():
+        assert restored(tmp_path, step) == step
+
+
+def test_what_a_checkpointer_wanted_goes_when_that_is_dropped(tmp_path: Path) -> None:
+    checkpoints, other = fl.Checkpointer(tmp_path, keep=1), fl.Checkpointer(tmp_path, keep=None)
+    for step in range(3):
+        for each in (checkpoints, other):
+            each.save(step, tree(step))
+            each.wait()
+    del each, other
+    gc.collect()
+    for step in range(3, 5):
+        checkpoints.save(step, tree(step))
+    checkpoints.wait()
+    assert checkpoints.steps() == [0, 1, 2, 4]  # of a Checkpointer that is gone, as those of another process

@@ -77,7 +77,7 @@ class Saving:
         self._unneeded: set[str] = set()
         self._refusal: OSError | None = None
         self._has_warned = False
-        _of_this_process.add(self)
+        _of_this_process.append(weakref.ref(self, _of_this_process.remove))
 
     def wait(self) -> None:
         """Wait until nothing is being written.
@@ -178,10 +178,20 @@ class Saving:
 
     def _others_finished(self) -> list[Saving]:
         """Return others of this process who save to the directory, once they have written what they are writing."""
-        others = [each for each in _of_this_process if each is not self and each._directory.path == self._directory.path]
+        others = self._others()
         for other in others:
             other.background.finish()
         return others
+
+    def _others(self) -> list[Saving]:
+        """Return others of this process who save to the directory."""
+        found = [each() for each in [*_of_this_process]]
+        return [each for each in found if each not in (self, None) and each._directory.path == self._directory.path]
+
+    def _wanted(self) -> set[int]:
+        """Return the steps that stay by what this one keeps, whoever saved them last."""
+        begun = {*self._begun}  # first, as they become its own
+        return begun | kept({**self._own}, self.broken, self._policy)
 
     def _require_no_later(self, step: int) -> None:
         if self.last_step is not None and step < self.last_step:
@@ -234,10 +244,11 @@ class Saving:
             # One that somebody removed doesn't count as kept.
             for step in own.keys() - {*self._directory.steps()}:
                 self._unneeded.update(own.pop(step).beside or ())
-            for step in own.keys() - kept(own, self.broken, self._policy):
+            wanted = kept(own, self.broken, self._policy).union(*[each._wanted() for each in self._others()])
+            for step in own.keys() - wanted:
                 if self._directory.remove_head(step, own[step].time):  # else it is tried again after the next save
                     self._unneeded.update(own.pop(step).beside or ())
             self._unneeded = self._directory.remove(self._unneeded)
 
 
-_of_this_process: weakref.WeakSet[Saving] = weakref.WeakSet()
+_of_this_process: list[weakref.ref[Saving]] = []  # any thread may look at it
