@@ -14,9 +14,8 @@ import mlx.core as mx
 
 from ..core.arguments import require_bool
 from ..core.shapes import ShapeDtypeStruct
-from ..core.sharing import with_values
-from ..core.structure import flat_of, require_numbers, unflatten
-from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
+from ..core.structure import flat_of, require_numbers
+from ..core.words import describe, level_of_caller, shape_and_dtype
 from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
@@ -24,11 +23,12 @@ from .advice import of_structure
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .complaints import complaint
-from .description import SCALARS, Fact, array_kind, describe_tree, is_leaf, is_value, name_in_file, value_kind
+from .description import Fact, array_kind, describe_tree, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
+from .placing import Read, placed
 from .renaming import Rename, renamed
 from .safetensors import CheckpointError, fail, parse_json
 from .scalars import decode_value, encode_value
@@ -233,22 +233,6 @@ def _require_file(path: str) -> None:
         fail(path, reason)
 
 
-class Read(NamedTuple):
-    """What was read of a file for a tree.
-
-    Attributes:
-        arrays: Arrays, evaluated; what was one object is one.
-        values: Numbers, strings and bytes.
-        names: The dotted names of the arrays and then the values, or ``None`` if these are all in the order of the tree.
-        report: What :func:`load` is to report, or ``None``.
-    """
-
-    arrays: list[mx.array]
-    values: list[Any]
-    names: list[str] | None = None
-    report: LoadReport | None = None
-
-
 def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: bool, rename: Rename | None = None) -> Read:
     """Return what :func:`load` puts into a tree, with the same arguments and errors."""
     flat = flat_of(like)
@@ -269,14 +253,16 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
             advice = of_structure(contents.facts, facts, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
-            return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
+            names = flat.structure.leaf_names()
+            return Read(_read_arrays(opened, contents, names), contents.values, stored=names)
         report = report_of(contents.header.file, there, selected, wanted, where)
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
         taken = {name: origins.get(name, name) for name in report.taken}
-        names = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
-        arrays = _read_arrays(opened, contents, [old for old in taken.values() if old not in values])
+        places = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
+        stored = [old for old in taken.values() if old not in values]
+        numbers = [values[old] for old in taken.values() if old in values]
         report = report._replace(left=_left(contents.facts, taken.values()))
-        return Read(arrays, [values[old] for old in taken.values() if old in values], names, None if strict else report)
+        return Read(_read_arrays(opened, contents, stored), numbers, places, None if strict else report, stored)
 
     return read_opened(path, read_all)
 
@@ -302,23 +288,6 @@ def _what_holds(path: str | os.PathLike[str], facts: list[Fact], where: Where | 
             like = "".join(f"{{{name}: " for name in names) + "like" + "}" * len(names)
             return _WHAT_HOLDS.format(like=like, taken="".join(f"[{name}]" for name in names))
     return ""
-
-
-def placed(like: Any, read: Read) -> Any:
-    """Return the tree that :func:`load` returns, and with a report that too."""
-    structure = flat_of(like).structure
-    if read.names is None:
-        values = iter(read.values)
-
-        def restored(value: Any) -> Any:
-            return next(values) if type(value) in SCALARS else value
-
-        return unflatten(structure, iter(read.arrays), restored)
-    paths = [*structure.leaf_paths(), *[path for path, value in structure.static_values() if type(value) in SCALARS]]
-    places = {keystr(path): path for path in paths}
-    new = zip(read.names, [*read.arrays, *read.values], strict=True)
-    tree = with_values(like, {places[name]: value for name, value in new}, convert=False)
-    return tree if read.report is None else (tree, read.report)
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
