@@ -16,6 +16,7 @@ from ..core.arguments import require_bool
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of, require_numbers
 from ..core.words import describe, level_of_caller, shape_and_dtype
+from ..edits.freezing import parameter_names
 from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
@@ -185,8 +186,8 @@ def load(
             class, static fields, modes, frozen names. One of which only some are selected is not compared. Everything else is
             that of ``like``, the same objects. Default: everything.
         strict: With ``False``, read what both trees have under one name, whatever else they have, and return a
-            :class:`LoadReport` as well, whose ``differs`` has where static values do. The rest is that of ``like``, and so is
-            the structure. Default: ``True``.
+            :class:`LoadReport` as well, whose ``differs`` has where static values, modes and what is frozen do. The rest is
+            that of ``like``, and so is the structure. Default: ``True``.
         rename: A function from the dotted name of an array or number in the file to that in ``like``, or a mapping, which may
             leave out names that stay; ``None`` for a name leaves it out. What holds them follows: ``rename=lambda name:
             name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. Default: the same.
@@ -250,12 +251,12 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         selected, wanted = select(there, ours)
         reason, remedy = complaint(selected, wanted, strict, contents.facts, facts, origins)
         if reason:
-            advice = of_structure(contents.facts, facts, selected, wanted, where) or remedy
+            advice = of_structure(there, ours, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             names = flat.structure.leaf_names()
             return Read(_read_arrays(opened, contents, names), contents.values, stored=names)
-        report = report_of(contents.header.file, there, selected, wanted, where)
+        report = report_of(contents.header.file, there, selected, wanted, where, parameter_names(flat.structure))
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
         taken = {name: origins.get(name, name) for name in report.taken}
         places = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
