@@ -15,22 +15,37 @@ _BETWEEN = re.compile("(, | to )")
 Rename = Callable[[str], str | None] | Mapping[str, str | None]
 
 
+def renaming(rename: Rename) -> Callable[[str], str | None]:
+    """Return the function that gives the new name for a name, or ``None`` to leave it out.
+
+    Raises:
+        TypeError: If ``rename`` is neither a function nor a mapping; the function, if it gives neither a string nor ``None``.
+    """
+    if not callable(rename) and not isinstance(rename, Mapping):
+        raise TypeError(f"rename is a function of a name, or a mapping of names, and was given as a {type(rename).__name__}")
+
+    def new_name(name: str) -> str | None:
+        new = rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
+        if not isinstance(new, str | None):
+            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
+        return new
+
+    return new_name
+
+
 def new_names(names: Iterable[str], rename: Rename) -> dict[str, str]:
     """Return the names in a file by their new names, without those that are left out.
 
     Raises:
-        TypeError: If ``rename`` is neither a function nor a mapping, or gives neither a string nor ``None``.
+        TypeError: As :func:`renaming` says.
         ValueError: If two names become one.
     """
-    if not callable(rename) and not isinstance(rename, Mapping):
-        raise TypeError(f"rename is a function of a name, or a mapping of names, and was given as a {type(rename).__name__}")
+    new_name = renaming(rename)
     origins: dict[str, str] = {}
     for name in names:
-        new = rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
+        new = new_name(name)
         if new is None:
             continue
-        if not isinstance(new, str):
-            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
         if new in origins:
             raise ValueError(f"rename gives {new!r} for {origins[new]!r} and for {name!r}")
         origins[new] = name

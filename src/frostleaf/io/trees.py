@@ -27,6 +27,7 @@ from .complaints import complaint
 from .description import Fact, array_kind, describe_tree, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
+from .packed_names import with_new_names
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
 from .placing import Read, placed
@@ -190,7 +191,8 @@ def load(
             that of ``like``, and so is the structure. Default: ``True``.
         rename: A function from the dotted name of an array or number in the file to that in ``like``, or a mapping, which may
             leave out names that stay; ``None`` for a name leaves it out. What holds them follows: ``rename=lambda name:
-            name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. Default: the same.
+            name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. It is asked about what
+            is packed (:func:`frostleaf.optim.flatten`) as if it were not. Default: the same.
 
     Returns:
         The tree; with ``strict=False`` the tree and the report.
@@ -247,9 +249,10 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
-        there, ours, origins = renamed(contents.facts, facts, rename)
+        in_file = with_new_names(contents.facts, rename)
+        there, ours, origins = renamed(in_file, facts, rename)
         selected, wanted = select(there, ours)
-        reason, remedy = complaint(selected, wanted, strict, contents.facts, facts, origins)
+        reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins)
         if reason:
             advice = of_structure(there, ours, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
