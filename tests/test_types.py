@@ -204,6 +204,9 @@ def read(flag: bool) -> None:
     assert_type(checkpoints.restore(model, 3, where="layer.**"), tuple[int, Model])
     assert_type(checkpoints.restore(model, strict=False), tuple[int, Model, fl.LoadReport])
     assert_type(checkpoints.restore(model, strict=flag), tuple[int, Model] | tuple[int, Model, fl.LoadReport])
+    assert_type(checkpoints.restore(model, rename={"a": "b", "c": None}), tuple[int, Model])
+    assert_type(checkpoints.restore(model, strict=False, rename=str.lower), tuple[int, Model, fl.LoadReport])
+    checkpoints.restore(model, rename=3)  # error
     assert_type(checkpoints.info()[0].own, int)
     assert_type(checkpoints.diff(1, 2)[0].path, str)
     fl.load("run", model, "layer.**")  # error

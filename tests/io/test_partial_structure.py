@@ -162,7 +162,7 @@ def adapted(scale: float) -> Any:
         (adapted(20.0), adapted(10.0), ("layers.0.scale",)),
         (net().at("encoder.layers.0.activation").set(mx.tanh), net(), ("encoder.layers.0.activation",)),
         (Encoder(fl.nn.Linear(2, 2)), Pair(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)), ("", "scale")),
-        (net(), net().eval().freeze(), ()),
+        (net(), net().eval().freeze(), ("(root) (mode)", "(root) (frozen)")),
         ([fl.nn.Linear(2, 2)], [fl.nn.Linear(2, 2), fl.nn.RMSNorm(2)], ()),
     ],
 )

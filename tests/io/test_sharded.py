@@ -367,6 +367,31 @@ def test_arrays_that_the_index_does_not_name_are_passed_over(tmp_path: Path) -> 
     assert mx.array_equal(loaded.bias, linear(2).bias)
 
 
+@pytest.mark.parametrize("given", ["a directory", "its path", "the index"])
+@pytest.mark.parametrize("has", [False, True])
+def test_an_index_that_lacks_a_name_is_named(given: str, has: bool, tmp_path: Path) -> None:
+    model = bag(2, 3)
+    mx.save_safetensors(str(tmp_path / "a.safetensors"), {"ws.0": model.ws[0]} | ({"ws.1": model.ws[1]} if has else {}))
+    index(tmp_path, {"weight_map": {"ws.0": "a.safetensors"}})
+    source = {"a directory": tmp_path, "its path": f"{tmp_path}/", "the index": tmp_path / INDEX}[given]
+    with pytest.raises(ValueError, match=r"^Missing 1 parameters: \nws\.1\.\n") as caught:
+        model.load_weights(source)
+    assert str(tmp_path / INDEX) in str(caught.value)
+    assert ("a.safetensors, which it names, has 'ws.1' too: name it there" in str(caught.value)) == has
+    if has:
+        assert fl.tree.equal(bag(2, 3).load_weights([tmp_path / "a.safetensors"]), model)
+    assert model.load_weights(source, strict=False).ws[1] is model.ws[1]
+
+
+def test_what_is_not_read_by_an_index_says_nothing_of_one(tmp_path: Path) -> None:
+    index(tmp_path, {"weight_map": {"ws.0": "model.safetensors"}})
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"ws.0": mx.zeros(2)})
+    for source in (tmp_path, tmp_path / "model.safetensors", [tmp_path / "model.safetensors"], {"ws.0": mx.zeros(2)}):
+        with pytest.raises(ValueError, match=r"Missing 1 parameters") as caught:
+            bag(2, 3).load_weights(source)
+        assert "index" not in str(caught.value)
+
+
 def test_an_old_file_that_can_not_be_removed_is_no_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str) -> None:
         raise PermissionError(path)

@@ -94,6 +94,29 @@ def check_parts_are_restored():
         assert (report.taken, report.left, report.new) == (("a",), ("b", "n"), ("c",))
 
 
+def check_what_has_another_name_is_restored():
+    saved = {"encoder": {"w": mx.ones(2), "v": mx.zeros(3)}, "n": 5}
+    like = {"backbone": {"w": mx.full(2, 7.0), "v": mx.full(3, 7.0 + RANK)}, "n": 0}
+    by_name = {"encoder.w": "backbone.w", "encoder.v": "backbone.v"}
+    with fl.Checkpointer(folder_of_all(), group=GROUP) as checkpoints:
+        checkpoints.save(1, saved)
+        for rename in (lambda name: name.replace("encoder", "backbone"), dict([*by_name.items()][:: 1 - 2 * (RANK % 2)])):
+            _, found = checkpoints.restore(like, rename=rename)
+            assert fl.tree.equal(found["backbone"], saved["encoder"])
+            assert found["n"] == 5
+            # Each process has its own order of a set.
+            _, found = checkpoints.restore(like, where={"backbone.w", "n", "*.w", "**.w"}, rename=rename)
+            assert found["backbone"]["v"] is like["backbone"]["v"]
+        _, _, report = checkpoints.restore(like, rename=by_name, strict=False)
+        assert report.taken == ("backbone.w", "backbone.v", "n")
+        said = error(lambda: checkpoints.restore(like, rename=by_name if RANK else {"encoder.w": None}), ValueError)
+        assert "rename= is dict('encoder.w': None) on rank 0 and dict('encoder.v': " in said
+        assert "rename is a function" in error(lambda: checkpoints.restore(like, rename=3), TypeError)
+        assert "rename gives 'x' for" in error(lambda: checkpoints.restore(like, rename=lambda name: "x"), ValueError)
+        checkpoints.save(2, checkpoints.restore(like, rename=by_name)[1])
+        assert fl.tree.equal(checkpoints.restore(like)[1]["backbone"], saved["encoder"])
+
+
 def error(fn, kind):
     said = ranks.error_of(fn, kind)
     assert works()

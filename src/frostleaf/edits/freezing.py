@@ -170,6 +170,16 @@ def frozen_leaves(structure: Structure) -> tuple[bool, ...]:
     return tuple([parameter and frozen for parameter, frozen in structure.remember(_status)])
 
 
+def parameter_names(structure: Structure) -> frozenset[str]:
+    """Return the dotted names of the leaves that are parameters, frozen or not."""
+    return structure.remember(_parameter_names)
+
+
+def _parameter_names(structure: Structure) -> frozenset[str]:
+    status = structure.remember(_status)
+    return frozenset([name for name, (parameter, _) in zip(structure.leaf_names(), status, strict=True) if parameter])
+
+
 _SOURCE_STAYS = (
     "{target!r} is tied to {source!r}, which is not selected and would stay {now}: select that as well, or instead, "
     "or untie the place first"

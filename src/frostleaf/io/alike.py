@@ -23,6 +23,11 @@ def said_of_structure(structure: Structure) -> Said:
     return structure.remember(_said_of)
 
 
+def said_of_value(value: Any) -> str:
+    """Say what an argument is, as :func:`said_of_structure` says of a static value."""
+    return _Writer().static("", value)
+
+
 def _said_of(structure: Structure) -> Said:
     writer = _Writer()
     said = {}

@@ -17,6 +17,7 @@ from ..transforms.collectives import AnyGroup
 from ..transforms.group import as_group
 from ..tree.differences import Diff
 from ..tree.selecting import Where
+from .alike import said_of_value
 from .description import name_in_file
 from .directory import Directory
 from .divided import warn_of_parts
@@ -29,8 +30,10 @@ from .options import options_of
 from .orbax import INSTEAD, refusal_in_save, refusal_of_argument
 from .own_values import Checksums
 from .partial import LoadReport
+from .placing import Read, placed
+from .renaming import Rename
 from .saving import Saving
-from .trees import Read, placed, read
+from .trees import read
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -216,19 +219,31 @@ class Checkpointer:
 
     @overload
     def restore(
-        self, like: T, step: int | None = None, *, where: Where | None = None, strict: Literal[True] = True
+        self,
+        like: T,
+        step: int | None = None,
+        *,
+        where: Where | None = None,
+        strict: Literal[True] = True,
+        rename: Rename | None = None,
     ) -> tuple[int, T]: ...
     @overload
     def restore(
-        self, like: T, step: int | None = None, *, where: Where | None = None, strict: Literal[False]
+        self,
+        like: T,
+        step: int | None = None,
+        *,
+        where: Where | None = None,
+        strict: Literal[False],
+        rename: Rename | None = None,
     ) -> tuple[int, T, LoadReport]: ...
     @overload
     def restore(
-        self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool
+        self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool, rename: Rename | None = None
     ) -> tuple[int, T] | tuple[int, T, LoadReport]: ...
 
     def restore(
-        self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool = True
+        self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
     ) -> tuple[int, T] | tuple[int, T, LoadReport]:
         """Restore a tree, and return its step and the tree. Saving goes on from there.
 
@@ -241,6 +256,8 @@ class Checkpointer:
             where: What to restore, as for :func:`frostleaf.load`; the rest is that of ``like``. Default: everything.
             strict: With ``False``, restore what both trees have, as :func:`frostleaf.load` does, and return a
                 :class:`LoadReport` as well. Default: ``True``.
+            rename: The names in ``like`` of what the checkpoint has under others, as for :func:`frostleaf.load`. What is saved
+                from then on has those of the tree. Default: the same.
 
         Returns:
             The step and the tree; with ``strict=False`` the step, the tree and the report.
@@ -250,6 +267,8 @@ class Checkpointer:
             CheckpointError: If the checkpoint of this step is damaged, or all are; if it is of another structure than ``like``;
                 or if saving failed.
             LookupError: If ``where`` selects nothing.
+            TypeError: If ``rename`` is neither a function nor a mapping, or gives neither a string nor ``None``.
+            ValueError: If ``rename`` gives one name twice. On every rank, if ranks give unlike arguments.
 
         >>> import frostleaf as fl, mlx.core as mx, tempfile
         >>> with tempfile.TemporaryDirectory() as folder, fl.Checkpointer(folder) as checkpoints:
@@ -260,11 +279,16 @@ class Checkpointer:
         at = step if step is None else whole("step", step, 0)
 
         def said() -> Said:
-            return {**said_of(like), "the step": str(at), "where=": describe(where), "strict=": str(strict)}
+            by_name = dict(sorted(rename.items())) if isinstance(rename, Mapping) else rename
+            choices = {"where=": said_of_value(where), "strict=": str(strict), "rename=": said_of_value(by_name)}
+            return {**said_of(like), "the step": str(at), **choices}
+
+        def read_file(file: str) -> Read:
+            return read(file, like, where, strict, rename)
 
         with self._checked_mutex():
             require_alike("restore", self._group, said, _WHOLE_LIKE)
-            step, found = read_by_first(self._group, like, lambda: self._restore(at, like, where, strict))
+            step, found = read_by_first(self._group, like, lambda: self._restore(at, read_file))
         loaded = placed(like, found)
         return (step, loaded) if found.report is None else (step, *loaded)
 
@@ -409,25 +433,23 @@ class Checkpointer:
         self._wait()
         self._saving.save(step, tree, numbers)
 
-    def _restore(self, step: int | None, like: Any, where: Where | None, strict: bool) -> tuple[int, Read]:
+    def _restore(self, step: int | None, read_file: Callable[[str], Read]) -> tuple[int, Read]:
         self._wait()
         seen = self._saving.seen()
         if step is None:
-            broken = self._saving.broken
-            step, found = restore_latest(self._directory, broken, lambda step: self._read(step, like, where, strict))
+            step, found = restore_latest(self._directory, self._saving.broken, lambda step: self._read(step, read_file))
         else:
             try:
-                found = self._read(step, like, where, strict)
+                found = self._read(step, read_file)
             except FileNotFoundError:
                 self._directory.no_checkpoint(step)
         self._saving.restored(step, seen)
         return step, found
 
-    def _read(self, step: int, like: Any, where: Where | None, strict: bool) -> Read:
+    def _read(self, step: int, read_file: Callable[[str], Read]) -> Read:
         file = self._directory.head(step)
         self._directory.require_named_rightly(step)
         stamp = stamp_of(os.stat(file))
-        found = read(file, like, where, strict)
-        names = flat_of(like).structure.leaf_names() if found.names is None else found.names[: len(found.arrays)]
-        self._saving.arrays.know_restored(file, stamp, dict(zip(map(name_in_file, names), found.arrays, strict=True)))
+        found = read_file(file)
+        self._saving.arrays.know_restored(file, stamp, dict(zip(map(name_in_file, found.stored), found.arrays, strict=True)))
         return found

@@ -10,7 +10,7 @@ import types
 import typing
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
@@ -42,6 +42,7 @@ class Fact(NamedTuple):
 
 
 _NOTHING = Fact("", "", "nothing")
+T = TypeVar("T")
 _Texts = Mapping[tuple[str, str], str]  # by path and aspect
 
 
@@ -171,7 +172,7 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
     places = [(path, aspect) for path, aspect in found if aspect != KEYS or path not in told]
     # A mode that all of a module is in is told once.
     modes = {path: in_file.get((path, aspect), TRAINING) for path, aspect in places if aspect == "mode"}
-    outer = {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
+    outer = outer_modes(modes)
     places = [(path, aspect) for path, aspect in places if aspect != "mode" or outer[path] is None]
     objects = [place for place in places if _is_private_object(*place, in_file.get(place), in_like.get(place))]
     rows = _rows([place for place in places if place not in objects], in_file, in_like)
@@ -188,6 +189,11 @@ def differences(file: Sequence[Fact], like: Sequence[Fact], given: str = "like")
         lines.append(f"and {len(rows) + len(objects) - _LINES:,} more")
     filled = [path for path, aspect in places if _is_filled(in_file.get((path, aspect)), in_like.get((path, aspect)), aspect)]
     return [*lines, _FILLED] if any(name.startswith("_") for path in filled for name in path.split(".")) else lines
+
+
+def outer_modes(modes: Mapping[str, T]) -> dict[str, str | None]:
+    """Return for the path of each module in another mode the outermost around it that is in the same, or ``None``."""
+    return {path: next((each for each in enclosing(path) if modes.get(each) == mode), None) for path, mode in modes.items()}
 
 
 def _is_private_object(path: str, aspect: str, one: str | None, other: str | None) -> bool:
@@ -245,9 +251,13 @@ def _line(row: _Row, in_file: _Texts, in_like: _Texts, given: str, suggest: bool
     if suggest and not aspect and not (place in in_file and place in in_like):
         known, others = (in_file, in_like) if place in in_file else (in_like, in_file)
         ending = nearest(path, [name for name, its in others if not its and (name, its) not in known])
-    shown = f"{path or '(root)'} ({aspect})" if aspect else path or "(root)"
     one, other = _excerpts(row.in_file, row.in_like)
-    return f"{shown}: {one} in the file, {other} in {given}{ending}"
+    return f"{shown_place(path, aspect)}: {one} in the file, {other} in {given}{ending}"
+
+
+def shown_place(path: str, aspect: str) -> str:
+    """Return how a person reads what a fact is about."""
+    return f"{path or '(root)'} ({aspect})" if aspect else path or "(root)"
 
 
 def _excerpts(one: str, other: str) -> tuple[str, str]:

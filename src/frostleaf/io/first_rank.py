@@ -17,9 +17,10 @@ from ..transforms.shards import shards_in
 from .description import describe_tree
 from .directory import NoCheckpointError
 from .partial import LoadReport
+from .placing import Read
 from .safetensors import CheckpointError
 from .scalars import decode_value, encode_value
-from .trees import OtherStructureError, Read
+from .trees import OtherStructureError
 
 J = TypeVar("J")
 

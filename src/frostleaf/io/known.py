@@ -171,7 +171,7 @@ class KnownArrays:
             self._hold(object, memory, places[name])
 
     def know_restored(self, path: str, stamp: Stamp, objects: Mapping[str, mx.array]) -> None:
-        """Know that arrays are those of a checkpoint. Its headers are read when something is looked up."""
+        """Know that arrays are those of a checkpoint, by its names. Its headers are read when something is looked up."""
         watched = self._watch(objects, {name: array[...] for name, array in objects.items()})
         for object, memory in watched.values():
             self._hold(object, memory, None)

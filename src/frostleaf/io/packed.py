@@ -14,8 +14,9 @@ _PACKED = {"vectors", "large", "rest"}
 
 _OTHER_ARRAYS = "what is packed end to end is of other arrays in the file than in like, or of these in another order:\n{lines}"
 PACKED_ADVICE = (
-    "\nstrict=False and rename= would read the numbers in the file's order, as those of other arrays: give like what was "
-    "saved, as opt.init(model) of the model then, and go on with opt.adapt(state, model), which carries over by name, or with "
+    "\nstrict=False would read the numbers in the file's order, as those of other arrays: give like the arrays that were saved "
+    "in their order, as opt.init(model) of the model then, with rename= for those that have other names now, which is asked "
+    "about each as if it were not packed, and go on with opt.adapt(state, model), which carries over by name, or with "
     "model.unpack() of a packed model"
 )
 
@@ -31,7 +32,7 @@ def otherwise_packed(
         names: The names in ``like`` of what is to be read.
         origins: The names in the file by these, where they are others.
     """
-    there, here = _layouts(in_file), _layouts(in_like)
+    there, here = layouts_in(in_file), layouts_in(in_like)
     if not there and not here:
         return "", []
     of_file, of_like = _nearest(in_file, there), _nearest(in_like, here)
@@ -39,7 +40,8 @@ def otherwise_packed(
     return _OTHER_ARRAYS.format(lines="\n".join(differences([*there.values()], [*here.values()]))), found
 
 
-def _layouts(facts: Sequence[Fact]) -> dict[str, Fact]:
+def layouts_in(facts: Sequence[Fact]) -> dict[str, Fact]:
+    """Return the facts that say which arrays are packed, by path."""
     return {fact.path: fact for fact in facts if fact.aspect == "static" and _LAYOUT.match(fact.text)}
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 from ..core.instance import Metadata
 from ..core.structure import Static, flat_of, specs_in
 from ..core.words import Path, describe, keystr, listed
 from ..tree.selecting import Where, functions_in, globs_in, is_path, matches_glob, require_found, require_no_alias, search
-from .alignment import aligned, is_moved
-from .description import SCALARS, Fact, array_kind, enclosing, is_container, is_leaf
+from .description import SCALARS, Fact, array_kind, enclosing, is_leaf
+from .differing import differing
 from .safetensors import fail
 
 _SHOWN = 3
@@ -25,7 +25,8 @@ class LoadReport(NamedTuple):
         left: What the file has and was not read: the tree has no such place, or it was not selected.
         new: What the tree has and was selected, and the file has not: it is as it was.
         differs: Where the file has another static value, function or class of a module than the tree, of what was selected: the
-            tree keeps its own, and may compute something else with what was taken.
+            tree keeps its own, and may compute something else with what was taken. Then, as ``"encoder (mode)"``, which modules
+            are in another mode, and as ``"encoder (frozen)"``, of which other arrays are frozen: all of a module is told once.
 
     >>> import frostleaf as fl, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +132,12 @@ _SAME_NAME = (
 
 
 def report_of(
-    file: str, in_file: Iterable[Fact], selected: Sequence[Fact], in_like: Sequence[Fact], where: Where | None
+    file: str,
+    in_file: Iterable[Fact],
+    selected: Sequence[Fact],
+    in_like: Sequence[Fact],
+    where: Where | None,
+    parameters: Set[str],
 ) -> LoadReport:
     """Return what is read of a file.
 
@@ -141,6 +147,7 @@ def report_of(
         selected: Those about what is selected.
         in_like: Those about what is selected in ``like``.
         where: The selection.
+        parameters: The names of the arrays of ``like`` that can be frozen.
 
     Raises:
         LookupError: If the selection has no array and no number.
@@ -157,23 +164,4 @@ def report_of(
         if wanted[name] > 1:
             raise ValueError(_SAME_NAME.format(name=name))
     left, new = [name for name in there if name not in wanted], [name for name in wanted if name not in there]
-    return LoadReport(tuple(taken), tuple(left), tuple(new), static_differences(selected, in_like))
-
-
-def static_differences(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> tuple[str, ...]:
-    """Return the paths at which two trees have another static value, function or class of a module; of modules in both."""
-    there, wanted = [{fact[:2]: fact for fact in facts} for facts in (aligned(in_file, in_like), in_like)]
-    found: dict[str, None] = {}
-    for path, aspect in dict.fromkeys([*wanted, *there]):
-        holder = (path.rpartition(".")[0] if aspect == "static" else path, "")
-        one, other = there.get((path, aspect)), wanted.get((path, aspect))
-        if one == other or holder not in there or holder not in wanted:
-            continue
-        if aspect in ("static", "metadata") or (one and other and not aspect and _are_unlike(one, other)):
-            found[path] = None
-    return (*found,)
-
-
-def _are_unlike(one: Fact, other: Fact) -> bool:
-    """Return whether two facts are about a function, or a module, and another."""
-    return not any(is_leaf(fact) or is_container(fact) for fact in (one, other)) and not is_moved(one.text, other.text)
+    return LoadReport(tuple(taken), tuple(left), tuple(new), differing(selected, in_like, parameters))

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..core.words import describe
-from .description import KEYS, Fact, enclosing, is_container, is_leaf
+from .description import KEYS, TIED, Fact, enclosing, is_container, is_leaf
+
+# What says something of arrays by their names in what it is about.
+_NAMING = ("frozen", TIED)
+_BETWEEN = re.compile("(, | to )")
 
 Rename = Callable[[str], str | None] | Mapping[str, str | None]
+
+
+def renaming(rename: Rename) -> Callable[[str], str | None]:
+    """Return the function that gives the new name for a name, or ``None`` to leave it out.
+
+    Raises:
+        TypeError: If ``rename`` is neither a function nor a mapping; the function, if it gives neither a string nor ``None``.
+    """
+    if not callable(rename) and not isinstance(rename, Mapping):
+        raise TypeError(f"rename is a function of a name, or a mapping of names, and was given as a {type(rename).__name__}")
+
+    def new_name(name: str) -> str | None:
+        new = rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
+        if not isinstance(new, str | None):
+            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
+        return new
+
+    return new_name
 
 
 def new_names(names: Iterable[str], rename: Rename) -> dict[str, str]:
     """Return the names in a file by their new names, without those that are left out.
 
     Raises:
-        TypeError: If ``rename`` is neither a function nor a mapping, or gives neither a string nor ``None``.
+        TypeError: As :func:`renaming` says.
         ValueError: If two names become one.
     """
-    if not callable(rename) and not isinstance(rename, Mapping):
-        raise TypeError(f"rename is a function of a name, or a mapping of names, and was given as a {type(rename).__name__}")
+    new_name = renaming(rename)
     origins: dict[str, str] = {}
     for name in names:
-        new = rename.get(name, name) if isinstance(rename, Mapping) else rename(name)
+        new = new_name(name)
         if new is None:
             continue
-        if not isinstance(new, str):
-            raise TypeError(f"rename gave {describe(new)} for {name!r}, where a string or None is needed")
         if new in origins:
             raise ValueError(f"rename gives {new!r} for {origins[new]!r} and for {name!r}")
         origins[new] = name
@@ -39,7 +59,7 @@ def renamed(
 
     What holds arrays and numbers goes where all of these go, or stays where they stay; else nothing is said of it, nor where
     all of these are left out. Nothing is said of the keys of dicts, nor of containers that only one of the two trees has, or
-    from which something is taken or left out.
+    from which something is taken or left out. What is frozen or tied in a module is so under its new name.
     """
     if rename is None:
         return facts, like, {}
@@ -70,9 +90,19 @@ def renamed(
             return None
         return f"{places[above]}.{path[len(above) :].removeprefix('.')}".strip(".")
 
+    def named(fact: Fact, path: str) -> Fact:
+        if fact.aspect not in _NAMING:
+            return fact._replace(path=path)
+        above, below = [f"{each}." if each else "" for each in (fact.path, path)]
+        parts = _BETWEEN.split(fact.text)
+        for at, name in enumerate(parts[::2]):
+            new = given.get(above + name) or place(above + name) or ""
+            parts[2 * at] = new.removeprefix(below) if new.startswith(below) else name
+        return Fact(path, fact.aspect, "".join(parts) if fact.aspect == TIED else ", ".join(sorted(parts[::2])))
+
     whole = [fact for fact in facts if not (is_container(fact) and fact.path in parted)]
     pairs = [(fact, given.get(fact.path) if is_leaf(fact) else place(fact.path)) for fact in whole]
-    new_facts = [fact._replace(path=path) for fact, path in pairs if path is not None]
+    new_facts = [named(fact, path) for fact, path in pairs if path is not None]
     return _of_both(new_facts, like), _of_both(like, new_facts), origins
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -106,6 +106,28 @@ def read_index(index: str) -> dict[str, mx.array]:
             if _version(index) == before:
                 return arrays
         # Another process has just saved a model here, and removed the files of the old one.
+
+
+_NAMED = "\nThe weights are those that {index} names{others}."
+_OTHERS = ", and {file}, which it names, has {name!r:.80} too: name it there, or give load_weights a list of the files"
+
+
+def missing_in_index(path: Any, names: Set[str]) -> str:
+    """Return what to say of names that the weights of a path lack, if an index says which these are; else an empty string."""
+    if not isinstance(path, str | os.PathLike):
+        return ""
+    index = os.fspath(path)
+    if os.path.isdir(index) and not os.path.exists(os.path.join(index, SINGLE)):
+        index = os.path.join(index, INDEX)
+    if not index.endswith(INDEX_ENDING):
+        return ""
+    with suppress(OSError, ValueError):
+        directory = os.path.dirname(index)
+        for file in dict.fromkeys(_read_index(index)[0].values()):
+            for name in sorted(names & read_file(os.path.join(directory, file)).keys()):
+                return _NAMED.format(index=index, others=_OTHERS.format(file=file, name=name))
+        return _NAMED.format(index=index, others="")
+    return ""
 
 
 def write_directory(directory: str, arrays: Mapping[str, mx.array], limit: int) -> None:

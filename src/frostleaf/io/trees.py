@@ -14,9 +14,9 @@ import mlx.core as mx
 
 from ..core.arguments import require_bool
 from ..core.shapes import ShapeDtypeStruct
-from ..core.sharing import with_values
-from ..core.structure import flat_of, unflatten
-from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
+from ..core.structure import flat_of
+from ..core.words import describe, level_of_caller, shape_and_dtype
+from ..edits.freezing import parameter_names
 from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
@@ -25,11 +25,13 @@ from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .complaints import complaint
 from .describing import Describer
-from .description import SCALARS, Fact, array_kind, describe_tree, facts_text, is_leaf, is_value, name_in_file, value_kind
+from .description import Fact, array_kind, describe_tree, facts_text, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
+from .packed_names import with_new_names
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
+from .placing import Read, placed
 from .renaming import Rename, renamed
 from .safetensors import CheckpointError, fail, parse_json
 from .scalars import decode_value, encode_value
@@ -186,11 +188,12 @@ def load(
             class, static fields, modes, frozen names. One of which only some are selected is not compared. Everything else is
             that of ``like``, the same objects. Default: everything.
         strict: With ``False``, read what both trees have under one name, whatever else they have, and return a
-            :class:`LoadReport` as well, whose ``differs`` has where static values do. The rest is that of ``like``, and so is
-            the structure. Default: ``True``.
+            :class:`LoadReport` as well, whose ``differs`` has where static values, modes and what is frozen do. The rest is
+            that of ``like``, and so is the structure. Default: ``True``.
         rename: A function from the dotted name of an array or number in the file to that in ``like``, or a mapping, which may
             leave out names that stay; ``None`` for a name leaves it out. What holds them follows: ``rename=lambda name:
-            name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. Default: the same.
+            name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. It is asked about what
+            is packed (:func:`frostleaf.optim.flatten`) as if it were not. Default: the same.
 
     Returns:
         The tree; with ``strict=False`` the tree and the report.
@@ -234,22 +237,6 @@ def _require_file(path: str) -> None:
         fail(path, reason)
 
 
-class Read(NamedTuple):
-    """What was read of a file for a tree.
-
-    Attributes:
-        arrays: Arrays, evaluated; what was one object is one.
-        values: Numbers, strings and bytes.
-        names: The dotted names of the arrays and then the values, or ``None`` if these are all in the order of the tree.
-        report: What :func:`load` is to report, or ``None``.
-    """
-
-    arrays: list[mx.array]
-    values: list[Any]
-    names: list[str] | None = None
-    report: LoadReport | None = None
-
-
 def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: bool, rename: Rename | None = None) -> Read:
     """Return what :func:`load` puts into a tree, with the same arguments and errors."""
     flat = flat_of(like)
@@ -263,21 +250,24 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
-        there, ours, origins = renamed(contents.facts, facts, rename)
+        in_file = with_new_names(contents.facts, rename)
+        there, ours, origins = renamed(in_file, facts, rename)
         selected, wanted = select(there, ours)
-        reason, remedy = complaint(selected, wanted, strict, contents.facts, facts, origins)
+        reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins)
         if reason:
-            advice = of_structure(contents.facts, facts, selected, wanted, where) or remedy
+            advice = of_structure(there, ours, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
-            return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
-        report = report_of(contents.header.file, there, selected, wanted, where)
+            names = flat.structure.leaf_names()
+            return Read(_read_arrays(opened, contents, names), contents.values, stored=names)
+        report = report_of(contents.header.file, there, selected, wanted, where, parameter_names(flat.structure))
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
         taken = {name: origins.get(name, name) for name in report.taken}
-        names = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
-        arrays = _read_arrays(opened, contents, [old for old in taken.values() if old not in values])
+        places = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
+        stored = [old for old in taken.values() if old not in values]
+        numbers = [values[old] for old in taken.values() if old in values]
         report = report._replace(left=_left(contents.facts, taken.values()))
-        return Read(arrays, [values[old] for old in taken.values() if old in values], names, None if strict else report)
+        return Read(_read_arrays(opened, contents, stored), numbers, places, None if strict else report, stored)
 
     return read_opened(path, read_all)
 
@@ -303,23 +293,6 @@ def _what_holds(path: str | os.PathLike[str], facts: list[Fact], where: Where | 
             like = "".join(f"{{{name}: " for name in names) + "like" + "}" * len(names)
             return _WHAT_HOLDS.format(like=like, taken="".join(f"[{name}]" for name in names))
     return ""
-
-
-def placed(like: Any, read: Read) -> Any:
-    """Return the tree that :func:`load` returns, and with a report that too."""
-    structure = flat_of(like).structure
-    if read.names is None:
-        values = iter(read.values)
-
-        def restored(value: Any) -> Any:
-            return next(values) if type(value) in SCALARS else value
-
-        return unflatten(structure, iter(read.arrays), restored)
-    paths = [*structure.leaf_paths(), *[path for path, value in structure.static_values() if type(value) in SCALARS]]
-    places = {keystr(path): path for path in paths}
-    new = zip(read.names, [*read.arrays, *read.values], strict=True)
-    tree = with_values(like, {places[name]: value for name, value in new}, convert=False)
-    return tree if read.report is None else (tree, read.report)
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
         if not isinstance(value, mx.array):
             raise ValueError(f"Expected mx.array but received {type(value)} for parameter {name}: give mx.array(...)")
     if strict:
-        _check_weights(module, weights, current, origins, rename)
+        _check_weights(module, weights, current, origins, rename, file_or_weights)
         _check_placeholders(module, current)
     elif current and not new and (weights or not given):
         message = _unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS
@@ -256,6 +256,7 @@ def _check_weights(
     current: Mapping[str, mx.array],
     origins: Mapping[str, str],
     rename: Rename | None,
+    source: Any,
 ) -> None:
     extra, missing = weights.keys() - current.keys(), current.keys() - weights.keys()
     divided = _DIVIDED if parts_in(flat_of(module).structure) else ""
@@ -266,7 +267,8 @@ def _check_weights(
     if missing:
         renaming = _renaming_advice(weights.keys(), current.keys(), origins, rename)
         advice = divided or f"{renaming}{_tying_advice(module, missing, weights)}" or of_adapters(weights, current)
-        raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.{advice}")
+        index = sharded.missing_in_index(source, missing)
+        raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.{advice}{index}")
     for name, array in current.items():
         new = weights[name]
         if new.shape != array.shape:
