@@ -189,9 +189,9 @@ class Saving:
         return [each for each in found if each not in (self, None) and each._directory.path == self._directory.path]
 
     def _wanted(self) -> set[int]:
-        """Return the steps that stay by what this one keeps, whoever saved them last."""
+        """Return the steps that stay by what this one keeps until it lets go of the directory, whoever saved them last."""
         begun = {*self._begun}  # first, as they become its own
-        return begun | kept({**self._own}, self.broken, self._policy)
+        return begun if self.lock is None else begun | kept({**self._own}, self.broken, self._policy)
 
     def _require_no_later(self, step: int) -> None:
         if self.last_step is not None and step < self.last_step:
@@ -238,13 +238,18 @@ class Saving:
         self._begun.pop(step, None)
 
     def _prune(self) -> None:
+        own, others = self._own, self._others()  # another of this process may begin to go on from here
+        for step in own.keys() & {step for other in others for step in [*other._own]}:
+            there = self._directory.entry(step)
+            if own[step].beside and there is not None and there.time != own[step].time:  # the other has replaced it
+                self._unneeded.update(own[step].beside or ())
+                own[step] = own[step]._replace(beside=())
         self._unneeded = self._directory.remove(self._unneeded)
         if self._policy.keep is not None:
-            own = self._own  # another of this process may begin to go on from here
             # One that somebody removed doesn't count as kept.
             for step in own.keys() - {*self._directory.steps()}:
                 self._unneeded.update(own.pop(step).beside or ())
-            wanted = kept(own, self.broken, self._policy).union(*[each._wanted() for each in self._others()])
+            wanted = kept(own, self.broken, self._policy).union(*[other._wanted() for other in others])
             for step in own.keys() - wanted:
                 if self._directory.remove_head(step, own[step].time):  # else it is tried again after the next save
                     self._unneeded.update(own.pop(step).beside or ())
