@@ -84,3 +84,20 @@ def test_what_is_one_object_is_in_the_files_once(tmp_path: Path) -> None:
     assert found["a"] is found["b"]
     assert found["c"] is found["d"]
     assert found["a"] is not found["c"]
+
+
+def test_what_stays_under_another_name_is_written_once_more_and_not_again(tmp_path: Path) -> None:
+    size, written = 25_000, []
+    arrays = iter(mx.random.normal((2 * 9 + 1, size)))
+    best = next(arrays)
+    with fl.Checkpointer(tmp_path, keep=None) as checkpoints:
+        for step in range(9):
+            model, moment = next(arrays), next(arrays)
+            best = model if step == 4 else best
+            before = nbytes(tmp_path)
+            checkpoints.save(step, {"model": model, "best": best, "moment": moment})
+            checkpoints.wait()
+            written.append(round((nbytes(tmp_path) - before) / size / 4, 1))
+    # First it isn't known what will stay; the best of step 4 has its own name from step 5 on.
+    assert written == [3, 3, 2, 2, 2, 3, 2, 2, 2]
+    assert not left_over(tmp_path)

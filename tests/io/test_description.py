@@ -249,7 +249,7 @@ DIFFERENT: dict[str, tuple[Any, Any, list[str]]] = {
         [
             "(root) (tied): layers.1.weight to layers.0.weight in the file, nothing in like",
             "layers.1.weight: None in the file, array f32[2,2] in like",
-            "Arrays are tied in the file: tie the same first, as in model.tie({'layers.1.weight': 'layers.0.weight'})",
+            "Arrays are tied in the file: tie the same first, as in like.tie({'layers.1.weight': 'layers.0.weight'})",
         ],
     ),
     "a static value": ([Layer(W, kind=1)], [Layer(W, kind=True)], ["0.kind (static): 1 in the file, True in like"]),

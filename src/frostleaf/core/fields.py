@@ -13,6 +13,7 @@ KIND = "frostleaf.kind"
 PERSISTENT = "frostleaf.persistent"
 FROZEN = "frostleaf.frozen"
 CAST = "frostleaf.cast"
+MEANING = "frostleaf.meaning"
 
 
 def parameter(*given: NoReturn, frozen: bool = False, **options: Any) -> Any:
@@ -121,6 +122,11 @@ def frozen(attribute: attrs.Attribute[Any]) -> bool:
 def cast(attribute: attrs.Attribute[Any]) -> bool:
     """Return whether the field's arrays are cast by default."""
     return attribute.metadata.get(CAST) is not False
+
+
+def gives_meaning(attribute: attrs.Attribute[Any]) -> bool:
+    """Return whether the arrays beside a static field mean something else if its value is another."""
+    return bool(attribute.metadata.get(MEANING, False))
 
 
 def is_state(attribute: attrs.Attribute[Any]) -> bool:

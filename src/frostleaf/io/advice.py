@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from ..core.words import listed
 from ..tree.selecting import Where
-from .description import KEYS, TIED, Fact, is_leaf
+from .description import KEYS, TIED, Fact, is_container, is_leaf
 
 _ADAPTERS = ("lora_a", "lora_b")
 _SHOWN = 8
@@ -18,7 +18,7 @@ _NOT_ADAPTED = (
 _NOT_YET_ADAPTED = (
     "\nThey are of a model without adapters, and this one has some: load into the model without them, and call fl.lora then"
 )
-_TIED_IN_FILE = "\nArrays are tied in the file: tie the same first, as in model.tie({{{ties}}})"
+_TIED_IN_FILE = "\nArrays are tied in the file: tie the same first, {advice}"
 _TIED_IN_LIKE = "\nlike has ties that the file has not: load into the model without them, and tie what is loaded"
 _BELOW = "\nThe file has them below {places}: give {like} for like{where}, and take {taken} of what is loaded"
 _ABOVE = "\nThe file has them without {place!r}: give for like what is at {place!r} in it{where}"
@@ -55,10 +55,24 @@ def _leaves(facts: Iterable[Fact]) -> set[str]:
 
 def _of_ties(in_file: Sequence[Fact], in_like: Sequence[Fact], selected: Set[str]) -> str:
     there, here = [_ties(facts, selected) for facts in (in_file, in_like)]
-    missing = [f"{target!r}: {source!r}" for target, source in there.items() if here.get(target) != source]
+    missing = {target: source for target, source in there.items() if here.get(target) != source}
+    ties: dict[str, dict[str, str]] = {}  # by the module that is to have them
+    for target, source in missing.items():
+        where, name = place_in(target, in_like)
+        above = target.removesuffix(name)
+        if source.startswith(above):
+            ties.setdefault(where, {})[name] = source.removeprefix(above)
     if missing:
-        return _TIED_IN_FILE.format(ties=", ".join(missing[:_SHOWN]) + ", ..." * (len(missing) > _SHOWN))
+        calls = [f"{where}.tie({_shown(names)})" for where, names in ties.items()]
+        return _TIED_IN_FILE.format(
+            advice=f"as in {listed(calls)}" if calls else f"of which all are in one module: {_shown(missing)}"
+        )
     return _TIED_IN_LIKE if there != here else ""
+
+
+def _shown(names: Mapping[str, str]) -> str:
+    pairs = [f"{target!r}: {source!r}" for target, source in names.items()]
+    return f"{{{', '.join(pairs[:_SHOWN])}{', ...' * (len(pairs) > _SHOWN)}}}"
 
 
 def _ties(facts: Sequence[Fact], selected: Set[str]) -> dict[str, str]:
@@ -111,3 +125,13 @@ def prefixes_of(longer: Set[str], names: Set[str]) -> list[str]:
     first = min(names, default="")
     prefixes = [name.removesuffix(first) for name in longer if names and name.endswith(f".{first}")]
     return [prefix for prefix in sorted(prefixes) if all(prefix + name in longer for name in names)]
+
+
+def place_in(path: str, like: Sequence[Fact]) -> tuple[str, str]:
+    """Return the code for the outermost module around a place of ``like``, and the name of the place in there."""
+    containers = {fact.path for fact in like if is_container(fact)}
+    where, above, names = "like", "", path.split(".") if path else []
+    while names and above in containers:
+        name = names.pop(0)
+        where, above = f"{where}[{name if name.isdecimal() else repr(name)}]", f"{above}.{name}".removeprefix(".")
+    return where, ".".join(names)

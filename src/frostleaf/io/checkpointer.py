@@ -69,11 +69,13 @@ class Checkpointer:
     other programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes
     before in the order of the names. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs
     under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes. Without hard
-    links all is written each time, and a warning says so; a tool that copies them as files makes a larger directory. A file is
-    shared by a checkpoint that needs three quarters of it or more, so that a checkpoint's own files have a third more than it
-    needs at most; but an array that was written again is in the files of older checkpoints as well, and while one is written,
-    one more than ``keep`` are there: about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB
-    are written again, and so is what has another name than before. That NumPy has written into an array's memory isn't noticed.
+    links all is written each time, and a warning says so; a tool that copies them as files makes a larger directory.
+
+    A file is shared by a checkpoint that needs three quarters of it or more. What it needs of others is written once more, into
+    a file of what has stayed: when other arrays begin to change than before, or when one has another name. So a checkpoint's
+    own files have a third more than it needs at most; but an array that was written again is in the files of older checkpoints
+    as well, and while one is written, one more than ``keep`` are there: about 2.2 times what the checkpoints need is the most
+    that was measured. Less than 16 KiB are written each time. That NumPy has written into an array's memory isn't noticed.
 
     To take a checkpoint elsewhere, write ``fl.save(path, fl.load(head, like))``, or copy its head and its directory: the head
     alone has no arrays. What a head names stays, under whatever name it was copied beside the others; what else is put into a

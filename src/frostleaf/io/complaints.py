@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from ..core.words import listed
+from .advice import place_in
 from .alignment import aligned, is_moved
 from .description import Fact, array_kind, differences, enclosing, is_container, is_leaf, is_value
+from .meanings import without_meaning
 from .packed import PACKED_ADVICE, otherwise_packed
 
 _LONGEST = 1000
@@ -38,6 +41,9 @@ _HELD_BY_ALL = (
     "compute with that, as with the number of layers, strict=False is right"
 )
 _SWITCH = "\nFor the mode of the file give {switched} there{more}"
+_OTHER_MEANING = "\nThe numbers beside {paths} mean something else in the file, as that is another there: {advice}"
+_REST = "strict=False keeps those of like, and reads the rest"
+_NO_REST = "go on from those of like, or give like as it is in the file"
 _COMMON = "\nstrict=False reads what both have under one name, and reports what else there is"
 _RENAMED = (
     "\nfl.load(path, like, rename=lambda name: name.replace({old!r}, {new!r}), strict=False) reads what has another name now"
@@ -55,6 +61,7 @@ def complaint(
     file: Sequence[Fact],
     like: Sequence[Fact],
     origins: Mapping[str, str],
+    foreign: Mapping[str, str],
 ) -> tuple[str, str]:
     """Return what keeps a file from being read, and what to write instead; empty strings if nothing does.
 
@@ -65,8 +72,14 @@ def complaint(
         file: All facts about the tree in the file, under the names that it has there.
         like: All facts about ``like``.
         origins: The names in the file by those in ``like``, where these are others.
+        foreign: The modules whose arrays mean something else in the file, and for each the static value that tells so.
     """
     reason, remedy = _complaint(in_file, in_like, strict, like)
+    if reason and foreign:
+        deciding = [[fact for fact in facts if fact.path in foreign.values()] for facts in (in_file, in_like)]
+        rest = without_meaning([*_leaves(in_like).values()], foreign)
+        advice = _OTHER_MEANING.format(paths=listed(map(repr, foreign.values())), advice=_REST if rest else _NO_REST)
+        return reason if rest else _told(_OTHER_STRUCTURE, *deciding), advice
     if file == like:  # so is what is packed
         return reason, remedy
     told, names = otherwise_packed(file, like, _leaves(in_file).keys() & _leaves(in_like).keys(), origins)
@@ -169,7 +182,7 @@ def _switching(pairs: _Pairs, like: Sequence[Fact]) -> str:
         return ""
     # What is said of a mode is that it is evaluation.
     call = "eval()" if pairs[outer[0], "mode"][0] else "train()"
-    where, name = _place(outer[0], like)
+    where, name = place_in(outer[0], like)
     switched = f"{where}.at({name!r}).apply(lambda module: module.{call})" if name else f"{where}.{call}"
     return _SWITCH.format(switched=switched, more=f", and so at {len(outer) - 1:,} more" * (len(outer) > 1))
 
@@ -181,20 +194,10 @@ def _setting(pairs: _Pairs, like: Sequence[Fact]) -> str:
             continue
         if "(" in other.text and sum(fact.aspect == "static" and fact.text == other.text for fact in like) > 1:
             return _HELD_BY_ALL.format(path=path)
-        where, name = _place(path, like)
+        where, name = place_in(path, like)
         value = one.text if _LITERAL.fullmatch(one.text) else "..."
         return _SET_FIRST.format(where=f"{where}.at({name!r})", value=value)
     return ""
-
-
-def _place(path: str, like: Sequence[Fact]) -> tuple[str, str]:
-    """Return the code for the outermost module around a place of ``like``, and the name of the place in there."""
-    containers = {fact.path for fact in like if is_container(fact)}
-    where, above, names = "like", "", path.split(".") if path else []
-    while names and above in containers:
-        name = names.pop(0)
-        where, above = f"{where}[{name if name.isdecimal() else repr(name)}]", f"{above}.{name}".removeprefix(".")
-    return where, ".".join(names)
 
 
 def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:

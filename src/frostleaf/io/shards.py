@@ -95,7 +95,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         places = {name: place.at(linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
         rest = {name: array for name, array in arrays.items() if name not in places}
         # What has stayed tells more than what is frozen.
-        steady = {*equal} if places else {*equal, *compress(snapshot.arrays, structure.remember(frozen_leaves))}
+        steady = {*equal, *known} if places else {*equal, *known, *compress(snapshot.arrays, structure.remember(frozen_leaves))}
         settled = {name: array for name, array in rest.items() if name in steady}
         if _nbytes(settled) < _LEAST:
             settled = {}

@@ -27,6 +27,7 @@ from .complaints import complaint
 from .describing import Describer
 from .description import Fact, array_kind, describe_tree, facts_text, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
+from .meanings import other_meanings, with_deciding, without_meaning
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
 from .packed_names import with_new_names
 from .partial import LoadReport, report_of, selection
@@ -189,7 +190,8 @@ def load(
             that of ``like``, the same objects. Default: everything.
         strict: With ``False``, read what both trees have under one name, whatever else they have, and return a
             :class:`LoadReport` as well, whose ``differs`` has where static values, modes and what is frozen do. The rest is
-            that of ``like``, and so is the structure. Default: ``True``.
+            that of ``like``, and so is the structure. What an optimizer remembers is read for the same rule alone. Default:
+            ``True``.
         rename: A function from the dotted name of an array or number in the file to that in ``like``, or a mapping, which may
             leave out names that stay; ``None`` for a name leaves it out. What holds them follows: ``rename=lambda name:
             name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. It is asked about what
@@ -252,8 +254,13 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         contents = _read_contents(opened, facts)
         in_file = with_new_names(contents.facts, rename)
         there, ours, origins = renamed(in_file, facts, rename)
+        foreign = other_meanings(flat.structure, there, ours)
         selected, wanted = select(there, ours)
-        reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins)
+        if strict:
+            selected, wanted = with_deciding(selected, there, foreign), with_deciding(wanted, ours, foreign)
+        else:
+            there, selected = without_meaning(there, foreign), without_meaning(selected, foreign)
+        reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins, foreign)
         if reason:
             advice = of_structure(there, ours, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")

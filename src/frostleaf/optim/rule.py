@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import mlx.optimizers
 
-from ..core.fields import buffer, static
+from ..core.fields import MEANING, buffer, static
 from ..core.hidden import find_hidden
 from ..core.instance import Instance
 from ..core.structure import Structure, flat_of
@@ -80,7 +80,7 @@ class OptimizerState(State):
     hyperparameters: Mapping[str, mx.array] = buffer(cast=False)
     configured: tuple[mx.array, ...] = buffer(cast=False)
     slots: Mapping[str, Mapping[str, mx.array]] = buffer(cast=True)  # as the parameters are
-    rule: str = static()
+    rule: str = static(metadata={MEANING: True})
 
 
 NOT_A_RATE = (
