@@ -444,9 +444,10 @@ class Module(Keyed, Node, ShownTree):
         weights goes unnoticed. :func:`frostleaf.load` notices it in a file that :func:`frostleaf.save` wrote.
 
         Args:
-            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file, or a list of them; of a directory in
-                Hugging Face's layout, or its ``model.safetensors.index.json``; or arrays by dotted name, as pairs or in a dict.
-                In a GGUF file MLX turns bfloat16, and ways of quantizing that it doesn't know, into float16.
+            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file, or a list of them, under any name that
+                isn't another format's; of a directory in Hugging Face's layout, or its ``model.safetensors.index.json``; or
+                arrays by dotted name, as pairs or in a dict. In a GGUF file MLX turns bfloat16, and ways of quantizing that it
+                doesn't know, into float16.
             strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise other names are
                 ignored, and shapes, with an :class:`frostleaf.UnmatchedWeightsWarning` if nothing is read. Default: ``True``.
             rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
@@ -454,7 +455,7 @@ class Module(Keyed, Node, ShownTree):
 
         Raises:
             ValueError: If ``strict`` and a name is extra or missing, or a value is no array or of another shape; if two names
-                become one; if a file has an unknown ending. It is a :class:`frostleaf.CheckpointError` if a file is broken.
+                become one; if a file is of no known format. It is a :class:`frostleaf.CheckpointError` if a file is broken.
             FileNotFoundError: If a file does not exist.
             TypeError: If ``file_or_weights`` or ``rename`` is something else.
 

@@ -67,10 +67,11 @@ def test_the_weights_of_a_saved_run_are_renamed_as_the_error_says(tmp_path: Path
     assert fl.tree.equal(other.load_weights(tmp_path / "run.safetensors", rename=rename), model)
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x.gguf", "x.safetensors"])
+@pytest.mark.parametrize("name", ["x.npz", "x.gguf", "x.safetensors", "x.pt", "x.pkl", "x.h5", "x.ckpt", "x.bin", "x.eqx", "x"])
 def test_a_saved_tree_is_read_whatever_its_name_ends_with(name: str, tmp_path: Path) -> None:
     model = fl.nn.Linear(2, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fl.save(tmp_path / name, model)
-    assert fl.tree.equal(fl.nn.Linear(2, 2).load_weights(tmp_path / name), model)
+    for given in (tmp_path / name, str(tmp_path / name), [str(tmp_path / name)]):
+        assert fl.tree.equal(fl.nn.Linear(2, 2).load_weights(given), model)

@@ -155,7 +155,9 @@ def _refuse_parts(files: Iterable[str]) -> None:
 
 
 def _is_file(value: Any) -> bool:
-    return isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith(formats.ENDINGS))
+    return isinstance(value, os.PathLike) or (
+        isinstance(value, str) and (value.endswith(formats.ENDINGS) or os.path.isfile(value))
+    )
 
 
 _PAIRS = "give pairs of a dotted name and an array"
