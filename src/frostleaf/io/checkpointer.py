@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
+from ..core.arguments import refusing
 from ..core.structure import flat_of
 from ..core.words import describe, listed
 from ..transforms.agreement import Said
@@ -26,7 +27,7 @@ from .known import stamp_of
 from .latest import restore_latest
 from .metrics import bests_of, numbers_in, whole
 from .options import options_of
-from .orbax import INSTEAD, refusal_in_save, refusal_of_argument
+from .orbax import INSTEAD, refusal_in_restore, refusal_in_save, refusal_of_arguments
 from .own_values import Checksums
 from .partial import LoadReport
 from .saving import Saving
@@ -123,6 +124,7 @@ class Checkpointer:
     (4, {'w': array(4, dtype=int32)})
     """
 
+    @refusing(refusal_of_arguments)
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -133,10 +135,7 @@ class Checkpointer:
         mode: Literal["min", "max"] = "min",
         keep_best: int = 1,
         group: AnyGroup = None,
-        **of_others: Any,
     ) -> None:
-        if of_others:
-            raise TypeError(refusal_of_argument(next(iter(of_others))))
         ranks = None if group is None else as_group(group)
         self._group = ranks if ranks is not None and ranks.size() > 1 else None
 
@@ -150,7 +149,8 @@ class Checkpointer:
         self._mutex = threading.RLock()
         self._saving, self._checksums = Saving(self._directory, self._policy), Checksums()
 
-    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None, **of_others: Any) -> bool:
+    @refusing(refusal_in_save)
+    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
 
         The arrays are evaluated first. A checkpoint of the same step is replaced. With a group, a step that is not to be saved
@@ -171,8 +171,6 @@ class Checkpointer:
         Warns:
             PartialWeightsWarning: Without a group, if arrays are parts of larger ones, of which other ranks have the rest.
         """
-        if of_others:
-            raise TypeError(refusal_in_save(next(iter(of_others))))
         step = whole("step", step, 0)
         with self._checked_mutex():
             if step % self._every:
@@ -225,6 +223,7 @@ class Checkpointer:
         self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool
     ) -> tuple[int, T] | tuple[int, T, LoadReport]: ...
 
+    @refusing(refusal_in_restore)
     def restore(
         self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool = True
     ) -> tuple[int, T] | tuple[int, T, LoadReport]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 import mlx.core as mx
 
-from ..core.arguments import require_bool
+from ..core.arguments import refusing, require_bool
 from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import flat_of, unflatten
@@ -27,6 +27,7 @@ from .complaints import complaint
 from .describing import Describer
 from .description import SCALARS, Fact, array_kind, describe_tree, facts_text, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
+from .habits import refusal_in_load, refusal_in_save
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
@@ -84,6 +85,7 @@ class Snapshot(NamedTuple):
     metadata: dict[str, str]
 
 
+@refusing(refusal_in_save)
 def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | None = None) -> None:
     """Save a tree to a file from which :func:`load` restores it, bit for bit.
 
@@ -166,6 +168,7 @@ def load(
 ) -> T | tuple[T, LoadReport]: ...
 
 
+@refusing(refusal_in_load)
 def load(
     path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
 ) -> T | tuple[T, LoadReport]:
