@@ -148,3 +148,48 @@ def test_several_tied_matrices_are_told_at_once() -> None:
         like.load_weights(given)
     tied = eval(str(raised.value).rpartition("model = ")[2].rstrip("."), {"model": like})
     assert fl.tree.equal(tied.load_weights(given).words.weight, given["words.weight"])
+
+
+def make(size: int = 2) -> Model:
+    return Model(fl.nn.Linear(size, size), fl.nn.Linear(size, 3))
+
+
+class Net(fl.Module):
+    layer: fl.nn.Linear
+
+    def __init__(self, size: int = 2) -> None:
+        self.layer = fl.nn.Linear(size, size)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("like", "words"),
+    [
+        (Net, "the class Net,"),
+        ({"layer": fl.nn.Linear}, "the class Linear at 'layer',"),
+        (make, "the function make,"),
+        (lambda: Net(3), "the function make,"),
+    ],
+)
+def test_a_class_or_function_instead_of_what_it_makes(like: Any, words: str, strict: bool, tmp_path: Path) -> None:
+    message = refused(tmp_path, {"layer": fl.nn.Linear(2, 2)} if isinstance(like, dict) else Net(), like, strict=strict)
+    assert f"like has {words} and none of what it makes: give fl.eval_shape(" in message
+
+
+def test_what_a_class_makes_is_restored_as_the_message_says(tmp_path: Path) -> None:
+    for given, saved in (((), Net()), ((3,), Net(3))):
+        with fl.Checkpointer(tmp_path) as checkpoints:
+            checkpoints.save(1, saved)
+            with pytest.raises(fl.OtherStructureError, match="like has the class Net, and none") as raised:
+                checkpoints.restore(Net)
+            found = re.search(r"give (fl.eval_shape)\((Net)\)", str(raised.value))
+            assert found
+            like = eval(found[1])(eval(found[2]), *given)
+            assert fl.tree.equal(checkpoints.restore(like)[1], saved)
+
+
+def test_functions_and_classes_that_are_structure_are_not_told_of(tmp_path: Path) -> None:
+    tree = {"function": make, "class": Net, "w": mx.ones(2)}
+    assert "what it makes" not in refused(tmp_path, tree, {**tree, "w": mx.ones(3)})
+    assert "what it makes" not in refused(tmp_path, tree, {**tree, "function": model})
+    assert fl.tree.equal(fl.load(tmp_path / "run", {**tree, "w": mx.zeros(2)}), tree)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
+from functools import partial
+from types import FunctionType
+from typing import Any
 
-from ..core.words import listed
+from ..core.words import Path, keystr, listed
 from ..tree.selecting import Where
-from .description import KEYS, TIED, Fact, is_leaf
+from .description import KEYS, TIED, Fact, enclosing, is_leaf
 
 _ADAPTERS = ("lora_a", "lora_b")
 _SHOWN = 8
@@ -22,6 +25,29 @@ _TIED_IN_FILE = "\nArrays are tied in the file: tie the same first, as in model.
 _TIED_IN_LIKE = "\nlike has ties that the file has not: load into the model without them, and tie what is loaded"
 _BELOW = "\nThe file has them below {places}: give {like} for like{where}, and take {taken} of what is loaded"
 _ABOVE = "\nThe file has them without {place!r}: give for like what is at {place!r} in it{where}"
+
+
+_NOT_MADE = (
+    "\nlike has {kind} {name}{place}, and none of what it makes: give fl.eval_shape({name}) instead, with its arguments if it "
+    "has any, as in fl.eval_shape({name}, 2, 3)"
+)
+
+
+def of_maker(values: Iterable[tuple[Path, Any]], in_file: Sequence[Fact]) -> str:
+    """Return what to write if ``like`` has a class or function where the file has what one makes; an empty string otherwise.
+
+    Args:
+        values: The static values in ``like``, with their paths.
+        in_file: All facts about the tree in the file.
+    """
+    holders = {above for fact in in_file if is_leaf(fact) for above in enclosing(fact.path)}
+    for path, value in values:
+        if keystr(path) in holders and isinstance(value, type | FunctionType | partial):
+            kind = "the class" if isinstance(value, type) else "the function"
+            name = getattr(value, "__name__", "")
+            place = f" at {keystr(path)!r:.80}" if path else ""
+            return _NOT_MADE.format(kind=kind, name=name if name.isidentifier() else "make", place=place)
+    return ""
 
 
 def of_adapters(given: Iterable[str], wanted: Iterable[str]) -> str:

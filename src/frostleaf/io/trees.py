@@ -20,7 +20,7 @@ from ..core.words import describe, keystr, level_of_caller, shape_and_dtype
 from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
-from .advice import of_structure
+from .advice import of_maker, of_structure
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .complaints import complaint
@@ -270,7 +270,8 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         selected, wanted = select(there, ours)
         reason, remedy = complaint(selected, wanted, strict, contents.facts, facts, origins)
         if reason:
-            advice = of_structure(contents.facts, facts, selected, wanted, where) or remedy
+            advice = of_maker(flat.structure.static_values(), contents.facts)
+            advice = advice or of_structure(contents.facts, facts, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             return Read(_read_arrays(opened, contents, flat.structure.leaf_names()), contents.values)
