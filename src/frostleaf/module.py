@@ -449,7 +449,8 @@ class Module(Keyed, Node, ShownTree):
                 arrays by dotted name, as pairs or in a dict. In a GGUF file MLX turns bfloat16, and ways of quantizing that it
                 doesn't know, into float16.
             strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise other names are
-                ignored, and shapes, with an :class:`frostleaf.UnmatchedWeightsWarning` if nothing is read. Default: ``True``.
+                ignored, and shapes, as by MLX. ``mx.load(file).keys() ^ {*fl.tree.paths(model)}`` are the names of one alone.
+                Default: ``True``.
             rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
                 ``None`` for a name leaves its array out. Default: the names are the same.
 
@@ -458,6 +459,10 @@ class Module(Keyed, Node, ShownTree):
                 become one; if a file is of no known format. It is a :class:`frostleaf.CheckpointError` if a file is broken.
             FileNotFoundError: If a file does not exist.
             TypeError: If ``file_or_weights`` or ``rename`` is something else.
+
+        Warns:
+            UnmatchedWeightsWarning: If not ``strict`` and nothing is read, or something where the model has another shape, or
+                integers for floating-point numbers or the reverse.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> given = {"fc.W": mx.ones((2, 1)), "fc.b": mx.ones(2)}

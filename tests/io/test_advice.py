@@ -193,3 +193,33 @@ def test_functions_and_classes_that_are_structure_are_not_told_of(tmp_path: Path
     assert "what it makes" not in refused(tmp_path, tree, {**tree, "w": mx.ones(3)})
     assert "what it makes" not in refused(tmp_path, tree, {**tree, "function": model})
     assert fl.tree.equal(fl.load(tmp_path / "run", {**tree, "w": mx.zeros(2)}), tree)
+
+
+def wide() -> Model:
+    return Model(fl.nn.Linear(32, 32), fl.nn.Linear(32, 3))
+
+
+@pytest.mark.parametrize("make", [wide, lambda: fl.nn.Linear(32, 2), lambda: fl.nn.Embedding(3, 32)])
+@pytest.mark.parametrize("options", [{"group_size": 32, "bits": 8}, {"mode": "mxfp4"}])
+def test_a_quantized_model_for_one_that_is_not_or_the_reverse(make: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    plain = make()
+    small = fl.quantize(plain, **options)
+    small.save_weights(tmp_path / "small.safetensors")
+    plain.save_weights(tmp_path / "plain.safetensors")
+    words = r"of a quantized model, and this one isn't: quantize it first, fl.quantize\(model, group_size="
+    with pytest.raises(ValueError, match=rf"parameters not in model(.|\n)*{words}"):
+        plain.load_weights(tmp_path / "small.safetensors")
+    assert re.search(words, refused(tmp_path, small, plain))
+    assert fl.tree.equal(fl.quantize(make(), **options).load_weights(tmp_path / "small.safetensors"), small)
+    words = "isn't quantized, and this one is: load into the model without that, and call fl.quantize then"
+    with pytest.raises(ValueError, match=rf"Missing . parameters(.|\n)*{words}"):
+        small.load_weights(tmp_path / "plain.safetensors")
+    assert words in refused(tmp_path, plain, small)
+    assert fl.tree.equal(fl.quantize(make().load_weights(tmp_path / "plain.safetensors"), **options), small)
+
+
+def test_models_that_are_both_quantized_or_not_are_told_nothing_of_that(tmp_path: Path) -> None:
+    plain, other = wide(), fl.nn.Sequential(fl.nn.Linear(32, 2))
+    for one, two in ((plain, other), (fl.quantize(plain, 32), fl.quantize(other, 32)), (fl.quantize(plain, 32), other)):
+        assert "quantize" not in refused(tmp_path, one, two)
+    assert "quantize" not in refused(tmp_path, plain, plain.at("head").set(fl.nn.Linear(32, 4)))

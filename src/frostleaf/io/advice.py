@@ -21,6 +21,13 @@ _NOT_ADAPTED = (
 _NOT_YET_ADAPTED = (
     "\nThey are of a model without adapters, and this one has some: load into the model without them, and call fl.lora then"
 )
+_NOT_QUANTIZED = (
+    "\nThey are of a quantized model, and this one isn't: quantize it first, fl.quantize(model, group_size=..., bits=...), as "
+    "that one was, and load into what that returns"
+)
+_NOT_YET_QUANTIZED = (
+    "\nThey are of a model that isn't quantized, and this one is: load into the model without that, and call fl.quantize then"
+)
 _TIED_IN_FILE = "\nArrays are tied in the file: tie the same first, as in model.tie({{{ties}}})"
 _TIED_IN_LIKE = "\nlike has ties that the file has not: load into the model without them, and tie what is loaded"
 _BELOW = "\nThe file has them below {places}: give {like} for like{where}, and take {taken} of what is loaded"
@@ -50,8 +57,21 @@ def of_maker(values: Iterable[tuple[Path, Any]], in_file: Sequence[Fact]) -> str
     return ""
 
 
-def of_adapters(given: Iterable[str], wanted: Iterable[str]) -> str:
-    """Return what to do if of two models, whose names are given, one has adapters; an empty string otherwise."""
+def of_layers(given: Set[str], wanted: Set[str]) -> str:
+    """Return what to do if of two models, whose names are given, one has adapters, or is quantized; else an empty string."""
+    return _of_adapters(given, wanted) or of_quantized(given, wanted)
+
+
+def of_quantized(given: Set[str], wanted: Set[str]) -> str:
+    """Return what to do if of two models one has scales for a weight that both have; an empty string otherwise."""
+    common = {name.removesuffix("weight") for name in given & wanted if name.rpartition(".")[2] == "weight"}
+    has, has_to_have = ({layer for layer in common if f"{layer}scales" in names} for names in (given, wanted))
+    if has == has_to_have:
+        return ""
+    return _NOT_QUANTIZED if has - has_to_have else _NOT_YET_QUANTIZED
+
+
+def _of_adapters(given: Iterable[str], wanted: Iterable[str]) -> str:
     has, has_to_have = (any(name.rpartition(".")[2] in _ADAPTERS for name in names) for names in (given, wanted))
     if has == has_to_have:
         return ""
@@ -71,7 +91,7 @@ def of_structure(
         where: The selection.
     """
     advice = _of_ties(in_file, in_like, {fact.path for fact in (*there, *wanted)})
-    advice = advice or of_adapters(_leaves(there), _leaves(wanted))
+    advice = advice or of_layers(_leaves(there), _leaves(wanted))
     return advice or _of_place(in_file, _leaves(in_file), _leaves(wanted), where)
 
 
