@@ -438,10 +438,11 @@ class Module(Keyed, Node, ShownTree):
         """Load the parameters of a copy from a file, a directory, or a list.
 
         The arrays have the dtypes of the file. A safetensors file is read as its arrays are first used (``fl.eval`` reads all),
-        in the thread that loaded it, so that no second copy of the model is in memory. The model need not be built either: a
-        :class:`frostleaf.ShapeDtypeStruct`, which :func:`frostleaf.eval_shape` returns for an array, is filled from the file.
-        Headers are checked before anything is read. Numbers have a checksum in ``.npz`` only: a flipped bit in another file of
-        weights goes unnoticed. :func:`frostleaf.load` notices it in a file that :func:`frostleaf.save` wrote.
+        in the thread that loaded it, so that no second copy of the model is in memory. Until then nobody may write into it, as
+        ``cp`` does; to save to the same path is safe, since that puts another file in its place. The model need not be built
+        either: a :class:`frostleaf.ShapeDtypeStruct`, which :func:`frostleaf.eval_shape` returns for an array, is filled from
+        the file. Headers are checked before anything is read. Numbers have a checksum in ``.npz`` only: a flipped bit in
+        another file of weights goes unnoticed. :func:`frostleaf.load` notices it in a file that :func:`frostleaf.save` wrote.
 
         Args:
             file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file, or a list of them, under any name that

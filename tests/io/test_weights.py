@@ -638,3 +638,22 @@ def test_a_matrix_that_a_file_has_once_is_told_of_ties(left_out: str, is_said: b
         ties = {left_out: ({"head.weight", "words.weight"} - {left_out}).pop()}
         assert str(ties) in str(caught.value)
         model.tie(ties).load_weights(weights)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_was_loaded_stays_when_other_weights_are_saved_in_its_place(place: str, tmp_path: Path) -> None:
+    file = f"{tmp_path}/{place}"
+    old, new = linear(), linear(5)
+    old.save_weights(file)
+    loaded = linear(1).load_weights(file)
+    new.save_weights(file)
+    assert fl.tree.equal(loaded, old)
+    loaded = linear(1).load_weights(file)
+    doubled = loaded.apply(lambda array: array * 2)
+    doubled.save_weights(file)
+    assert fl.tree.equal(linear(1).load_weights(file), new.apply(lambda array: array * 2))
+    assert fl.tree.equal(loaded, new)
+    if place.endswith(".safetensors"):
+        loaded = linear(1).load_weights(file)
+        fl.save(file, old)
+        assert fl.tree.equal(loaded, doubled)

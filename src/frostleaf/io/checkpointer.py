@@ -65,13 +65,15 @@ class Checkpointer:
     is frozen costs nothing, and what has changed its bytes and about 100 for its name, dtype and shape. The checkpoint then has
     a directory besides, ``step-00000010-*``, in Hugging Face's layout of a model: files of arrays, and an index of them for
     other programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes
-    before in the order of the names. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs
-    under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes. Without hard
-    links all is written each time, and a warning says so; a tool that copies them as files makes a larger directory. A file is
-    shared by a checkpoint that needs three quarters of it or more, so that a checkpoint's own files have a third more than it
-    needs at most; but an array that was written again is in the files of older checkpoints as well, and while one is written,
-    one more than ``keep`` are there: about 2.2 times what the checkpoints need is the most that was measured. Less than 16 KiB
-    are written again, and so is what has another name than before. That NumPy has written into an array's memory isn't noticed.
+    before in the order of the names, so that a program that reads all files in any order, as mlx-lm does, may not have this
+    directory: ``save_weights`` writes one for it. Files in which checkpoints agree are hard links, so that each checkpoint has
+    all it needs under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes.
+    Without hard links all is written each time, and a warning says so; a tool that copies them as files makes a larger
+    directory. A file is shared by a checkpoint that needs three quarters of it or more, so that a checkpoint's own files have a
+    third more than it needs at most; but an array that was written again is in the files of older checkpoints as well, and
+    while one is written, one more than ``keep`` are there: about 2.2 times what the checkpoints need is the most that was
+    measured. Less than 16 KiB are written again, and so is what has another name than before. That NumPy has written into an
+    array's memory isn't noticed.
 
     To take a checkpoint elsewhere, write ``fl.save(path, fl.load(head, like))``, or copy its head and its directory: the head
     alone has no arrays. What a head names stays, under whatever name it was copied beside the others; what else is put into a
@@ -201,9 +203,10 @@ class Checkpointer:
         return self._for_all("steps", self._directory.steps)
 
     def latest_step(self) -> int | None:
-        """Return the step that was saved last, which :meth:`restore` restores, or ``None`` if there is none.
+        """Return the step that was saved last, which :meth:`restore` tries first, or ``None`` if there is none.
 
-        It is the largest one, unless a run has gone back to an earlier.
+        It is the largest one, unless a run has gone back to an earlier. Its arrays are not looked at, and :meth:`restore`
+        passes over it if they are damaged: go on from the step that it returns.
 
         Raises:
             CheckpointError: If saving failed.
