@@ -253,7 +253,7 @@ def write(
         for name in entries:
             file.write(bytes_of(arrays[name]))
     base = len(header)
-    placed = {name: entry._replace(start=base + entry.start, stop=base + entry.stop) for name, entry in entries.items()}
+    placed = {name: entries[name]._replace(start=base + entries[name].start, stop=base + entries[name].stop) for name in arrays}
     return Header(path, placed, texts)
 
 
