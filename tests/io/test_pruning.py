@@ -107,7 +107,7 @@ def test_metrics_that_are_given_as_arguments_are_told_where_to_write_them(tmp_pa
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"force": True}, "a Checkpointer without every= saves each step that it is given"),
+        ({"force": True}, "leave every= out of Checkpointer(...), and call save for the steps to save"),
         ({"args": 1}, "give one tree"),
         ({"items": {}}, "give one tree"),
         ({"save_kwargs": {}}, "give one tree"),

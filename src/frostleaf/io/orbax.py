@@ -22,7 +22,7 @@ INSTEAD = {
 }
 
 _KEPT_APART = "save these with a second Checkpointer as well, of another directory, with keep=None and its own every"
-_EACH = "a Checkpointer without every= saves each step that it is given: give it those, as if step % 5 == 0 or step == last"
+_EACH = "leave every= out of Checkpointer(...), and call save for the steps to save: if step % 5 == 0 or step == last"
 _TREE = "give one tree, such as a dict of what there is, and after it the metrics: save(step, tree, metrics)"
 _LIKE = "give restore(like), or restore(like, step), where like is a tree of the structure that was saved"
 
