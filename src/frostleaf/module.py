@@ -438,25 +438,32 @@ class Module(Keyed, Node, ShownTree):
         """Load the parameters of a copy from a file, a directory, or a list.
 
         The arrays have the dtypes of the file. A safetensors file is read as its arrays are first used (``fl.eval`` reads all),
-        in the thread that loaded it, so that no second copy of the model is in memory. The model need not be built either: a
-        :class:`frostleaf.ShapeDtypeStruct`, which :func:`frostleaf.eval_shape` returns for an array, is filled from the file.
-        Headers are checked before anything is read. Numbers have a checksum in ``.npz`` only: a flipped bit in another file of
-        weights goes unnoticed. :func:`frostleaf.load` notices it in a file that :func:`frostleaf.save` wrote.
+        in the thread that loaded it, so that no second copy of the model is in memory. Until then nobody may write into it, as
+        ``cp`` does; to save to the same path is safe, since that puts another file in its place. The model need not be built
+        either: a :class:`frostleaf.ShapeDtypeStruct`, which :func:`frostleaf.eval_shape` returns for an array, is filled from
+        the file. Headers are checked before anything is read. Numbers have a checksum in ``.npz`` only: a flipped bit in
+        another file of weights goes unnoticed. :func:`frostleaf.load` notices it in a file that :func:`frostleaf.save` wrote.
 
         Args:
-            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file, or a list of them; of a directory in
-                Hugging Face's layout, or its ``model.safetensors.index.json``; or arrays by dotted name, as pairs or in a dict.
-                In a GGUF file MLX turns bfloat16, and ways of quantizing that it doesn't know, into float16.
+            file_or_weights: The path of a ``.npz``, ``.safetensors`` or ``.gguf`` file, or a list of them, under any name that
+                isn't another format's; of a directory in Hugging Face's layout, or its ``model.safetensors.index.json``; or
+                arrays by dotted name, as pairs or in a dict. In a GGUF file MLX turns bfloat16, and ways of quantizing that it
+                doesn't know, into float16.
             strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise other names are
-                ignored, and shapes, with an :class:`frostleaf.UnmatchedWeightsWarning` if nothing is read. Default: ``True``.
+                ignored, and shapes, as by MLX. ``mx.load(file).keys() ^ {*fl.tree.paths(model)}`` are the names of one alone.
+                Default: ``True``.
             rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
                 ``None`` for a name leaves its array out. Default: the names are the same.
 
         Raises:
             ValueError: If ``strict`` and a name is extra or missing, or a value is no array or of another shape; if two names
-                become one; if a file has an unknown ending. It is a :class:`frostleaf.CheckpointError` if a file is broken.
+                become one; if a file is of no known format. It is a :class:`frostleaf.CheckpointError` if a file is broken.
             FileNotFoundError: If a file does not exist.
             TypeError: If ``file_or_weights`` or ``rename`` is something else.
+
+        Warns:
+            UnmatchedWeightsWarning: If not ``strict`` and nothing is read, or something where the model has another shape, or
+                integers for floating-point numbers or the reverse.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> given = {"fc.W": mx.ones((2, 1)), "fc.b": mx.ones(2)}

@@ -149,3 +149,78 @@ def test_several_tied_matrices_are_told_at_once() -> None:
         like.load_weights(given)
     tied = eval(str(raised.value).rpartition("model = ")[2].rstrip("."), {"model": like})
     assert fl.tree.equal(tied.load_weights(given).words.weight, given["words.weight"])
+
+
+def make(size: int = 2) -> Model:
+    return Model(fl.nn.Linear(size, size), fl.nn.Linear(size, 3))
+
+
+class Net(fl.Module):
+    layer: fl.nn.Linear
+
+    def __init__(self, size: int = 2) -> None:
+        self.layer = fl.nn.Linear(size, size)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("like", "words"),
+    [
+        (Net, "the class Net,"),
+        ({"layer": fl.nn.Linear}, "the class Linear at 'layer',"),
+        (make, "the function make,"),
+        (lambda: Net(3), "the function make,"),
+    ],
+)
+def test_a_class_or_function_instead_of_what_it_makes(like: Any, words: str, strict: bool, tmp_path: Path) -> None:
+    message = refused(tmp_path, {"layer": fl.nn.Linear(2, 2)} if isinstance(like, dict) else Net(), like, strict=strict)
+    assert f"like has {words} and none of what it makes: give fl.eval_shape(" in message
+
+
+def test_what_a_class_makes_is_restored_as_the_message_says(tmp_path: Path) -> None:
+    for given, saved in (((), Net()), ((3,), Net(3))):
+        with fl.Checkpointer(tmp_path) as checkpoints:
+            checkpoints.save(1, saved)
+            with pytest.raises(fl.OtherStructureError, match="like has the class Net, and none") as raised:
+                checkpoints.restore(Net)
+            found = re.search(r"give (fl.eval_shape)\((Net)\)", str(raised.value))
+            assert found
+            like = eval(found[1])(eval(found[2]), *given)
+            assert fl.tree.equal(checkpoints.restore(like)[1], saved)
+
+
+def test_functions_and_classes_that_are_structure_are_not_told_of(tmp_path: Path) -> None:
+    tree = {"function": make, "class": Net, "w": mx.ones(2)}
+    assert "what it makes" not in refused(tmp_path, tree, {**tree, "w": mx.ones(3)})
+    assert "what it makes" not in refused(tmp_path, tree, {**tree, "function": model})
+    assert fl.tree.equal(fl.load(tmp_path / "run", {**tree, "w": mx.zeros(2)}), tree)
+
+
+def wide() -> Model:
+    return Model(fl.nn.Linear(32, 32), fl.nn.Linear(32, 3))
+
+
+@pytest.mark.parametrize("make", [wide, lambda: fl.nn.Linear(32, 2), lambda: fl.nn.Embedding(3, 32)])
+@pytest.mark.parametrize("options", [{"group_size": 32, "bits": 8}, {"mode": "mxfp4"}])
+def test_a_quantized_model_for_one_that_is_not_or_the_reverse(make: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    plain = make()
+    small = fl.quantize(plain, **options)
+    small.save_weights(tmp_path / "small.safetensors")
+    plain.save_weights(tmp_path / "plain.safetensors")
+    words = r"of a quantized model, and this one isn't: quantize it first, fl.quantize\(model, group_size="
+    with pytest.raises(ValueError, match=rf"parameters not in model(.|\n)*{words}"):
+        plain.load_weights(tmp_path / "small.safetensors")
+    assert re.search(words, refused(tmp_path, small, plain))
+    assert fl.tree.equal(fl.quantize(make(), **options).load_weights(tmp_path / "small.safetensors"), small)
+    words = "isn't quantized, and this one is: load into the model without that, and call fl.quantize then"
+    with pytest.raises(ValueError, match=rf"Missing . parameters(.|\n)*{words}"):
+        small.load_weights(tmp_path / "plain.safetensors")
+    assert words in refused(tmp_path, plain, small)
+    assert fl.tree.equal(fl.quantize(make().load_weights(tmp_path / "plain.safetensors"), **options), small)
+
+
+def test_models_that_are_both_quantized_or_not_are_told_nothing_of_that(tmp_path: Path) -> None:
+    plain, other = wide(), fl.nn.Sequential(fl.nn.Linear(32, 2))
+    for one, two in ((plain, other), (fl.quantize(plain, 32), fl.quantize(other, 32)), (fl.quantize(plain, 32), other)):
+        assert "quantize" not in refused(tmp_path, one, two)
+    assert "quantize" not in refused(tmp_path, plain, plain.at("head").set(fl.nn.Linear(32, 4)))

@@ -271,3 +271,19 @@ def test_a_lock_that_somebody_else_made_is_shared(tmp_path: Path) -> None:
     (tmp_path / ".frostleaf-lock").chmod(0o444)
     save(tmp_path, 2)
     check(tmp_path, 1, 2)
+
+
+def test_what_reads_all_files_of_a_model_in_any_order_finds_none_and_is_given_others(tmp_path: Path) -> None:
+    layer = fl.nn.Linear(80, 80)
+    new = layer.at("bias").set(mx.ones(80))
+    with fl.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(1, layer)
+        checkpoints.save(2, new)
+    (folder,) = tmp_path.glob("step-00000002-*")
+    assert len([*folder.glob("*.safetensors")]) == 2
+    assert not [*folder.glob("model*.safetensors")]  # as mlx_lm.utils.load_model looks for them
+    fl.nn.Linear(80, 80).load_weights(head_of(tmp_path, 2)).save_weights(tmp_path / "model", max_shard_bytes=10_000)
+    arrays: dict[str, mx.array] = {}
+    for file in (tmp_path / "model").glob("model*.safetensors"):
+        arrays.update(mx.load(str(file)))
+    assert fl.tree.equal(fl.nn.Linear(80, 80).load_weights(arrays), new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,18 @@ def test_a_list_that_has_grown_is_read_into_one_of_its_length(count: int, others
     assert f"give like a list of {count} of them at 'history', or keep them in metadata= of fl.save" in text
     assert fl.tree.equal(fl.load(tmp_path / "a.safetensors", {"history": [0.0] * count, "w": mx.zeros(2)}), tree)
     fl.load(tmp_path / "a.safetensors", {"history": [0.0] * others, "w": mx.zeros(2)}, strict=False)
+
+
+@pytest.mark.parametrize("others", [[], [0.0] * 9])
+def test_a_list_that_grows_is_kept_in_a_string_as_the_message_says(others: list[float], tmp_path: Path) -> None:
+    with fl.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(1, {"history": [0.5], "w": mx.ones(2)})
+        with pytest.raises(fl.OtherStructureError, match=r"in a Checkpointer too: save json\.dumps.*, and give like ''"):
+            checkpoints.restore({"history": others, "w": mx.zeros(2)})
+        for count in (2, 3):
+            checkpoints.save(count, {"history": json.dumps([0.5] * count), "w": mx.ones(2)})
+            step, tree = checkpoints.restore({"history": "", "w": mx.zeros(2)})
+            assert (step, json.loads(tree["history"])) == (count, [0.5] * count)
 
 
 @pytest.mark.parametrize(

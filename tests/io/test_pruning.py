@@ -105,6 +105,48 @@ def test_metrics_that_are_given_as_arguments_are_told_where_to_write_them(tmp_pa
         fl.Checkpointer(tmp_path).save(1, LIKE, loss=0.3)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"force": True}, "leave every= out of Checkpointer(...), and call save for the steps to save"),
+        ({"args": 1}, "give one tree"),
+        ({"items": {}}, "give one tree"),
+        ({"save_kwargs": {}}, "give one tree"),
+        ({"a": 1, "b": 2}, "give metrics={'a': ..., 'b': ...}"),
+    ],
+)
+def test_arguments_of_save_of_other_libraries_are_told_of_ours(given: Any, words: str, tmp_path: Path) -> None:
+    checkpoints: Any = fl.Checkpointer(tmp_path, every=5)
+    for trees in ([LIKE], []):
+        with pytest.raises(TypeError, match=re.escape(f"save() takes no argument {next(iter(given))!r}: {words}")):
+            checkpoints.save(7, *trees, **given)
+    assert checkpoints.steps() == []
+
+
+@pytest.mark.parametrize(("given", "words"), [({"args": 1}, "give restore(like)"), ({"other": 1}, "its arguments are like,")])
+def test_arguments_of_restore_of_other_libraries_are_told_of_ours(given: Any, words: str, tmp_path: Path) -> None:
+    checkpoints: Any = fl.Checkpointer(tmp_path)
+    with pytest.raises(TypeError, match=re.escape(f"restore() takes no argument {next(iter(given))!r}: {words}")):
+        checkpoints.restore(7, **given)
+
+
+def test_a_last_step_that_is_no_multiple_is_saved_as_the_message_says(tmp_path: Path) -> None:
+    last = 7
+    with fl.Checkpointer(tmp_path, keep=None) as checkpoints:
+        for step in range(last + 1):
+            if step % 5 == 0 or step == last:
+                checkpoints.save(step, LIKE)
+    assert files(tmp_path) == [0, 5, 7]
+
+
+def test_multiples_of_a_period_stay_in_a_second_directory_as_the_message_says(tmp_path: Path) -> None:
+    with fl.Checkpointer(tmp_path / "a", keep=1) as latest, fl.Checkpointer(tmp_path / "b", keep=None, every=2) as kept:
+        for step in range(4):
+            for checkpoints in (latest, kept):
+                checkpoints.save(step, LIKE)
+    assert (files(tmp_path / "a"), files(tmp_path / "b")) == ([3], [0, 2])
+
+
 @pytest.mark.parametrize("place", [-1, 20])
 def test_a_broken_checkpoint_does_not_count_as_kept(place: int, tmp_path: Path) -> None:
     with saved(tmp_path, 1, 2, 3, keep=2):
@@ -174,6 +216,14 @@ def test_names_of_other_libraries_are_told_of_ours(name: str, words: str, tmp_pa
         ("metric_for_best_model", ": give best, the name"),
         ("async_save", ": leave it out"),
         ("best_fn", ": give best, the name"),
+        ("every_n_train_steps", ": give every"),
+        ("save_best_only", ": give best, the name of a metric, and keep=1"),
+        ("monitor", ": give best, the name"),
+        ("metric", ": give best, the name"),
+        ("dirpath", ": give it first, as directory"),
+        ("prefix", ": leave it out: the files are step-00000010.safetensors"),
+        ("cleanup", ": leave it out"),
+        ("keep_period", ": save these with a second Checkpointer as well"),
         ("keeps", "; the nearest is 'keep'"),
         ("other", ""),
     ],

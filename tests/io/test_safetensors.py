@@ -10,6 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from safetensors import safe_open
+from safetensors.mlx import save_file
 
 import frostleaf as fl
 from frostleaf.io import safetensors
@@ -238,3 +240,83 @@ def test_a_file_without_checksums_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(raw(entry()))
     with pytest.raises(fl.CheckpointError, match="a: the header has no valid checksums"):
         read_checksums(read(tmp_path / "a"))
+
+
+MANY = {
+    "z": mx.ones((2, 3)), "a": mx.arange(4, dtype=mx.uint8), "layers.10": mx.zeros(3, mx.float16), "layers.2": mx.ones(()),
+    "none": mx.zeros((0, 2)), "c": mx.ones(2, mx.complex64), "y": mx.full((2, 3), 2.0), "i": mx.arange(3),
+}  # fmt: skip
+
+
+def rewritten_by_mlx(file: Path) -> None:
+    arrays, metadata = mx.load(str(file), return_metadata=True)
+    mx.eval(arrays)
+    mx.save_safetensors(str(file), arrays, metadata)
+
+
+def rewritten_by_hugging_face(file: Path) -> None:
+    with safe_open(file, "mlx") as opened:
+        arrays, metadata = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    save_file(arrays, file, metadata)
+
+
+def backwards(file: Path) -> None:
+    """Write a file again with its arrays and its header in the opposite order."""
+    data = file.read_bytes()
+    base = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:base])
+    metadata, blobs = header.pop("__metadata__"), []
+    for about in reversed(header.values()):
+        start, stop = about["data_offsets"]
+        about["data_offsets"] = [sum(map(len, blobs)), sum(map(len, blobs)) + stop - start]
+        blobs.append(data[base + start : base + stop])
+    text = json.dumps(dict(reversed([("__metadata__", dict(reversed(metadata.items()))), *header.items()]))).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(blobs))
+
+
+@pytest.mark.parametrize("rewrite", [rewritten_by_mlx, rewritten_by_hugging_face, backwards])
+def test_a_tree_that_another_program_has_written_anew_in_another_order_is_read(rewrite: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    tree = {"arrays": MANY, "model": fl.nn.Linear(20, 20), "n": 1}
+    fl.save(file, {**tree, "again": tree["model"]}, {"epoch": 1})
+    before = file.read_bytes()
+    rewrite(file)
+    assert file.read_bytes() != before
+    loaded = fl.load(file, {**tree, "again": tree["model"]})
+    assert fl.tree.equal(loaded, {**tree, "again": tree["model"]})
+    assert loaded["again"] is loaded["model"] or loaded["again"].weight is loaded["model"].weight
+    assert fl.load_metadata(file) == {"epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"F32"', b'"I32"'), (b"[2, 3]", b"[3, 2]"), (b"epoch", b"epocg"), (b'"y":', b'"x":')]
+)
+def test_damage_of_a_file_in_another_order_is_found(old: bytes, new: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    fl.save(file, MANY, {"epoch": 1})
+    backwards(file)
+    data = file.read_bytes()
+    assert old in data
+    file.write_bytes(data.replace(old, new, 1))
+    with pytest.raises(fl.CheckpointError, match="the header"):
+        fl.load(file, MANY)
+
+
+def test_arrays_that_have_changed_their_places_are_found_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    fl.save(file, {"y": mx.ones(2), "z": mx.zeros(2)})
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b'"y":{', b'"?":{').replace(b'"z":{', b'"y":{').replace(b'"?":{', b'"z":{'))
+    with pytest.raises(fl.CheckpointError, match="array 'y' is damaged"):
+        fl.load(file, {"y": mx.ones(2), "z": mx.zeros(2)})
+
+
+def test_other_metadata_are_told_of_load_weights(tmp_path: Path) -> None:
+    file, model = tmp_path / "a.safetensors", fl.nn.Linear(2, 2)
+    fl.save(file, model)
+    arrays, metadata = mx.load(str(file), return_metadata=True)
+    mx.eval(arrays)
+    mx.save_safetensors(str(file), arrays, {**metadata, "format": "mlx"})
+    with pytest.raises(fl.CheckpointError, match=r"another program has written the file anew.* model.load_weights reads"):
+        fl.load(file, model)
+    assert fl.tree.equal(fl.nn.Linear(2, 2).load_weights(file), model)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 import frostleaf as fl
@@ -67,10 +69,90 @@ def test_the_weights_of_a_saved_run_are_renamed_as_the_error_says(tmp_path: Path
     assert fl.tree.equal(other.load_weights(tmp_path / "run.safetensors", rename=rename), model)
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x.gguf", "x.safetensors"])
+@pytest.mark.parametrize("name", ["x.npz", "x.gguf", "x.safetensors", "x.pt", "x.pkl", "x.h5", "x.ckpt", "x.bin", "x.eqx", "x"])
 def test_a_saved_tree_is_read_whatever_its_name_ends_with(name: str, tmp_path: Path) -> None:
     model = fl.nn.Linear(2, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fl.save(tmp_path / name, model)
-    assert fl.tree.equal(fl.nn.Linear(2, 2).load_weights(tmp_path / name), model)
+    for given in (tmp_path / name, str(tmp_path / name), [str(tmp_path / name)]):
+        assert fl.tree.equal(fl.nn.Linear(2, 2).load_weights(given), model)
+
+
+def wide(seed: int = 0) -> Any:
+    return fl.nn.Sequential(*[fl.nn.Linear(32, 32, key=key) for key in mx.random.split(mx.random.key(seed), 2)])
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"weight": mx.ones((3, 2))}, r"the model has another shape, .*: 'weight' f32\[3,2\] for f32\[2,2\]\."),
+        ({"weight": mx.ones((2, 2), mx.uint32)}, r"'weight' u32\[2,2\] for f32\[2,2\]\."),
+        (
+            {"weight": mx.ones((2, 2), mx.bool_), "bias": mx.ones((1, 2))},
+            r"'weight' bool\[2,2\] .*'bias' f32\[1,2\] for",
+        ),
+    ],
+)
+@pytest.mark.parametrize("blank", [True, False])
+def test_what_has_another_shape_or_kind_is_told_and_loaded_as_by_mlx(weights: Any, words: str, blank: bool) -> None:
+    model = fl.nn.Linear(2, 2)
+    given = fl.eval_shape(fl.nn.Linear, 2, 2) if blank else model
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=words) as seen:
+        loaded = given.load_weights(weights, strict=False)
+    assert seen[0].filename == __file__
+    assert len(str(seen[0].message)) < 600
+    theirs = nn.Linear(2, 2)
+    theirs.load_weights([*weights.items()], strict=False)
+    for name in weights:
+        assert getattr(loaded, name) is weights[name]
+        assert fl.tree.equal(getattr(loaded, name), theirs[name])
+    code = re.search(r"as (rename=.*) does$", str(seen[0].message))
+    assert code is not None
+    if len(weights) == 1:
+        assert model.load_weights(weights, False, rename={"weight": None}) is model
+        assert code[1] == "rename={'weight': None}"
+
+
+def test_the_name_in_the_file_is_the_one_to_leave_out() -> None:
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=r"'weight' f32\[3\] .*as rename={'w': None} does"):
+        _ = fl.nn.Linear(2, 2).load_weights({"w": mx.ones(3), "bias": mx.ones(2)}, False, rename={"w": "weight"})
+
+
+def test_packed_weights_are_told_of_quantize_and_many_are_counted() -> None:
+    model = wide()
+    small = fl.quantize(model, 32, 8)
+    weights = dict(zip(fl.tree.paths(small), fl.tree.leaves(small), strict=True))
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=r"u32\[32,8\] for f32\[32,32\](.|\n)*fl.quantize\(model"):
+        assert model.load_weights(weights, strict=False) is not model
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=r"f32\[32,32\] for u32\[32,8\](.|\n)*into the model without that"):
+        _ = small.load_weights(dict(zip(fl.tree.paths(model), fl.tree.leaves(model), strict=True)), False)
+    many = fl.nn.Sequential(*[fl.nn.Linear(2, 2) for _ in range(50)])
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=r"'layers\.0\.bias' .* and 47 more"):
+        _ = many.load_weights({f"layers.{index}.bias": mx.ones(3) for index in range(50)}, strict=False)
+
+
+class Odd(fl.Module):
+    scale: mx.array
+    later: mx.array
+    mask: mx.array
+    ids: mx.array
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32, mx.complex64])
+def test_other_floats_integers_and_arrays_of_one_are_not_told(dtype: mx.Dtype) -> None:
+    odd = Odd(mx.array(1.0), mx.zeros(0), mx.zeros(2, mx.bool_), mx.zeros(2, mx.int32))
+    given = {"scale": mx.ones(1, dtype), "later": mx.ones((2, 2)), "mask": mx.ones(2, mx.uint8), "ids": mx.ones(2, mx.int64)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _ = odd.load_weights(given, strict=False)
+        _ = fl.nn.Linear(2, 2).load_weights({"weight": mx.ones((2, 2), dtype)}, strict=False)
+        _ = fl.eval_shape(lambda: odd).load_weights({"scale": mx.ones(())}, False)
+        nets = fl.from_mlx(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm(2)))
+        _ = nets.load_weights(dict(zip(fl.tree.paths(nets), fl.tree.leaves(nets), strict=True)), strict=False)
+
+
+def test_the_names_of_one_alone_are_found_as_the_docstring_says(tmp_path: Path) -> None:
+    model = fl.nn.Linear(2, 2)
+    mx.savez(tmp_path / "a.npz", weight=mx.ones((2, 2)), other=mx.ones(1))
+    assert mx.load(str(tmp_path / "a.npz")).keys() ^ {*fl.tree.paths(model)} == {"bias", "other"}

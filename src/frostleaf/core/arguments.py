@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from .words import describe
 
@@ -16,6 +18,32 @@ def require_bool(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} is True or False, and was given as {describe(value)}")
     return value
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def refusing(reason: Callable[[Sequence[str]], str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator: arguments that a function doesn't have, as other libraries have them, are a ``TypeError``.
+
+    Args:
+        reason: Returns its message for their names.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        code = function.__code__
+        names = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **given: P.kwargs) -> R:
+            if not given.keys() <= names:
+                raise TypeError(reason([name for name in given if name not in names]))
+            return function(*args, **given)
+
+        return checked
+
+    return decorate
 
 
 def require_callable(name: str, value: Any, of: str) -> None:

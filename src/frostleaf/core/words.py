@@ -199,6 +199,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; the nearest is {close[0]!r}" if close else ""
 
 
+def by_name(names: Mapping[str, str]) -> dict[str, str]:
+    """Return what to say for each name, from names by what to say for them.
+
+    >>> by_name({"give a": "x y", "give b": "z"})
+    {'x': 'give a', 'y': 'give a', 'z': 'give b'}
+    """
+    return {name: advice for advice, listed in names.items() for name in listed.split()}
+
+
 def nearest_paths(path: str, paths: Iterable[str]) -> str:
     """Return ``". The nearest paths are 'x', 'y'"`` for a message, or an empty string if no path is near."""
     close = difflib.get_close_matches(path, list(paths), n=3, cutoff=0.4)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
+from types import FunctionType
+from typing import Any
 
-from ..core.words import listed
+from ..core.words import Path, keystr, listed
 from ..tree.selecting import Where
-from .description import KEYS, TIED, Fact, is_container, is_leaf
+from .description import KEYS, TIED, Fact, enclosing, is_container, is_leaf
 
 _ADAPTERS = ("lora_a", "lora_b")
 _SHOWN = 8
@@ -18,14 +21,57 @@ _NOT_ADAPTED = (
 _NOT_YET_ADAPTED = (
     "\nThey are of a model without adapters, and this one has some: load into the model without them, and call fl.lora then"
 )
+_NOT_QUANTIZED = (
+    "\nThey are of a quantized model, and this one isn't: quantize it first, fl.quantize(model, group_size=..., bits=...), as "
+    "that one was, and load into what that returns"
+)
+_NOT_YET_QUANTIZED = (
+    "\nThey are of a model that isn't quantized, and this one is: load into the model without that, and call fl.quantize then"
+)
 _TIED_IN_FILE = "\nArrays are tied in the file: tie the same first, {advice}"
 _TIED_IN_LIKE = "\nlike has ties that the file has not: load into the model without them, and tie what is loaded"
 _BELOW = "\nThe file has them below {places}: give {like} for like{where}, and take {taken} of what is loaded"
 _ABOVE = "\nThe file has them without {place!r}: give for like what is at {place!r} in it{where}"
 
 
-def of_adapters(given: Iterable[str], wanted: Iterable[str]) -> str:
-    """Return what to do if of two models, whose names are given, one has adapters; an empty string otherwise."""
+_NOT_MADE = (
+    "\nlike has {kind} {name}{place}, and none of what it makes: give fl.eval_shape({name}) instead, with its arguments if it "
+    "has any, as in fl.eval_shape({name}, 2, 3)"
+)
+
+
+def of_maker(values: Iterable[tuple[Path, Any]], in_file: Sequence[Fact]) -> str:
+    """Return what to write if ``like`` has a class or function where the file has what one makes; an empty string otherwise.
+
+    Args:
+        values: The static values in ``like``, with their paths.
+        in_file: All facts about the tree in the file.
+    """
+    holders = {above for fact in in_file if is_leaf(fact) for above in enclosing(fact.path)}
+    for path, value in values:
+        if keystr(path) in holders and isinstance(value, type | FunctionType | partial):
+            kind = "the class" if isinstance(value, type) else "the function"
+            name = getattr(value, "__name__", "")
+            place = f" at {keystr(path)!r:.80}" if path else ""
+            return _NOT_MADE.format(kind=kind, name=name if name.isidentifier() else "make", place=place)
+    return ""
+
+
+def of_layers(given: Set[str], wanted: Set[str]) -> str:
+    """Return what to do if of two models, whose names are given, one has adapters, or is quantized; else an empty string."""
+    return _of_adapters(given, wanted) or of_quantized(given, wanted)
+
+
+def of_quantized(given: Set[str], wanted: Set[str]) -> str:
+    """Return what to do if of two models one has scales for a weight that both have; an empty string otherwise."""
+    common = {name.removesuffix("weight") for name in given & wanted if name.rpartition(".")[2] == "weight"}
+    has, has_to_have = ({layer for layer in common if f"{layer}scales" in names} for names in (given, wanted))
+    if has == has_to_have:
+        return ""
+    return _NOT_QUANTIZED if has - has_to_have else _NOT_YET_QUANTIZED
+
+
+def _of_adapters(given: Iterable[str], wanted: Iterable[str]) -> str:
     has, has_to_have = (any(name.rpartition(".")[2] in _ADAPTERS for name in names) for names in (given, wanted))
     if has == has_to_have:
         return ""
@@ -45,7 +91,7 @@ def of_structure(
         where: The selection.
     """
     advice = _of_ties(in_file, in_like, {fact.path for fact in (*there, *wanted)})
-    advice = advice or of_adapters(_leaves(there), _leaves(wanted))
+    advice = advice or of_layers(_leaves(there), _leaves(wanted))
     return advice or _of_place(in_file, _leaves(in_file), _leaves(wanted), where)
 
 

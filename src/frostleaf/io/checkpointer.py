@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
+from ..core.arguments import refusing
 from ..core.structure import flat_of
 from ..core.words import describe, listed
 from ..transforms.agreement import Said
@@ -27,7 +28,7 @@ from .known import stamp_of
 from .latest import restore_latest
 from .metrics import bests_of, numbers_in, whole
 from .options import options_of
-from .orbax import INSTEAD, refusal_in_save, refusal_of_argument
+from .orbax import INSTEAD, refusal_in_restore, refusal_in_save, refusal_of_arguments
 from .own_values import Checksums
 from .partial import LoadReport
 from .placing import Read, placed
@@ -67,9 +68,11 @@ class Checkpointer:
     is frozen costs nothing, and what has changed its bytes and about 100 for its name, dtype and shape. The checkpoint then has
     a directory besides, ``step-00000010-*``, in Hugging Face's layout of a model: files of arrays, and an index of them for
     other programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes
-    before in the order of the names. Files in which checkpoints agree are hard links, so that each checkpoint has all it needs
-    under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes. Without hard
-    links all is written each time, and a warning says so; a tool that copies them as files makes a larger directory.
+    before in the order of the names, so that a program that reads all files in any order, as mlx-lm does, may not have this
+    directory: ``save_weights`` writes one for it. Files in which checkpoints agree are hard links, so that each checkpoint has
+    all it needs under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes.
+    Without hard links all is written each time, and a warning says so; a tool that copies them as files makes a larger
+    directory.
 
     A file is shared by a checkpoint that needs three quarters of it or more. What it needs of others is written once more, into
     a file of what has stayed: when other arrays begin to change than before, or when one has another name. So a checkpoint's
@@ -130,6 +133,7 @@ class Checkpointer:
     (4, {'w': array(4, dtype=int32)})
     """
 
+    @refusing(refusal_of_arguments)
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -140,10 +144,7 @@ class Checkpointer:
         mode: Literal["min", "max"] = "min",
         keep_best: int = 1,
         group: AnyGroup = None,
-        **of_others: Any,
     ) -> None:
-        if of_others:
-            raise TypeError(refusal_of_argument(next(iter(of_others))))
         ranks = None if group is None else as_group(group)
         self._group = ranks if ranks is not None and ranks.size() > 1 else None
 
@@ -157,7 +158,8 @@ class Checkpointer:
         self._mutex = threading.RLock()
         self._saving, self._checksums = Saving(self._directory, self._policy), Checksums()
 
-    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None, **of_others: Any) -> bool:
+    @refusing(refusal_in_save)
+    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
 
         The arrays are evaluated first. A checkpoint of the same step is replaced. With a group, a step that is not to be saved
@@ -178,8 +180,6 @@ class Checkpointer:
         Warns:
             PartialWeightsWarning: Without a group, if arrays are parts of larger ones, of which other ranks have the rest.
         """
-        if of_others:
-            raise TypeError(refusal_in_save(next(iter(of_others))))
         step = whole("step", step, 0)
         with self._checked_mutex():
             if step % self._every:
@@ -210,9 +210,10 @@ class Checkpointer:
         return self._for_all("steps", self._directory.steps)
 
     def latest_step(self) -> int | None:
-        """Return the step that was saved last, which :meth:`restore` restores, or ``None`` if there is none.
+        """Return the step that was saved last, which :meth:`restore` tries first, or ``None`` if there is none.
 
-        It is the largest one, unless a run has gone back to an earlier.
+        It is the largest one, unless a run has gone back to an earlier. Its arrays are not looked at, and :meth:`restore`
+        passes over it if they are damaged: go on from the step that it returns.
 
         Raises:
             CheckpointError: If saving failed.
@@ -244,6 +245,7 @@ class Checkpointer:
         self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool, rename: Rename | None = None
     ) -> tuple[int, T] | tuple[int, T, LoadReport]: ...
 
+    @refusing(refusal_in_restore)
     def restore(
         self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
     ) -> tuple[int, T] | tuple[int, T, LoadReport]:

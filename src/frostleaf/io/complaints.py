@@ -50,7 +50,8 @@ _RENAMED = (
 )
 _GROWS = (
     "\nFor numbers that grow in count, give like {kind} of {length} of them at {path!r}, or keep them in metadata= of fl.save, "
-    "which fl.load_metadata returns. strict=False reads what both have under one name, and reports what else there is"
+    "which fl.load_metadata returns. A string holds any number of them, in a Checkpointer too: save json.dumps(...) "
+    "of them there, and give like ''. strict=False reads what both have under one name, and reports what else there is"
 )
 
 

@@ -1,14 +1,15 @@
-"""Read and write named arrays in one file, in the format that its ending names."""
+"""Read and write named arrays in one file, in the format that its ending names, or its first bytes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 
+from .first_bytes import identify
 from .gguf import GGUF_DTYPES, MAX_AXES, read_gguf
-from .names import begins_with_header
 from .npz import fits_npz, read_npz, write_npz
 from .parts import PARTS, Opened, read_opened
 from .safetensors import fail
@@ -40,16 +41,32 @@ def read_file(file: str) -> dict[str, mx.array]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If its name has another ending.
+        ValueError: If neither the ending of its name nor its first bytes are those of a format.
         CheckpointError: If it is not a complete file of its format.
     """
-    # fl.save writes a safetensors file, whatever its name.
-    ending = ".safetensors" if ending_of(file) == ".safetensors" or begins_with_header(file) else ending_of(file)
+    ending = _format_to_read(file)
     if ending == ".npz":
         return read_npz(file)
     if ending == ".gguf":
         return read_gguf(file)
     return read_opened(file, _read_safetensors)
+
+
+_OF_ANOTHER = "is a {found} file by its first bytes, and a {named} file by its name: give it the ending {found}"
+
+
+def _format_to_read(file: str) -> str:
+    named = next((ending for ending in ENDINGS if file.endswith(ending)), "")
+    if not named and not os.path.exists(file):
+        return ending_of(file)
+    found, reason = identify(file)
+    if reason:
+        fail(file, reason)
+    if found == ".safetensors":  # fl.save writes one, whatever its name
+        return found
+    if named and found and named != found:
+        fail(file, _OF_ANOTHER.format(found=found, named=named))
+    return found or named or ending_of(file)
 
 
 def _read_safetensors(opened: Opened) -> dict[str, mx.array]:

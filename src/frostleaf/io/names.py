@@ -6,7 +6,7 @@ import errno
 import os
 import re
 
-from .safetensors import read_beginning
+from .first_bytes import identify
 
 _STEP = r"[0-9]{8}|[1-9][0-9]{8,}"
 HEAD = re.compile(rf"step-({_STEP})\.safetensors")
@@ -51,16 +51,14 @@ def refusal_of_part(path: str) -> str:
 
 
 def refusal_of_format(path: str) -> str:
-    """Return what reads a file whose name and first bytes are those of weights, and no tree; else an empty string."""
-    if not path.endswith((_INDEX, ".npz", ".gguf")) or begins_with_header(path):
+    """Return what reads a file whose name or first bytes are those of something else than a tree; else an empty string."""
+    if not os.path.exists(path):
         return ""
+    found, other = identify(path)
+    if other or found == _ENDING or not (found or path.endswith((_INDEX, ".npz", ".gguf"))):
+        return other
     head = _head_of(path)
     return (_OF_HEAD if head and os.path.exists(head) else _OTHER).format(path=path, head=head)
-
-
-def begins_with_header(file: str) -> bool:
-    """Return whether a file begins as a safetensors file does, with eight bytes and an object of JSON."""
-    return read_beginning(file, 9)[8:] == b"{"
 
 
 def refusal_of_directory(path: str) -> str:

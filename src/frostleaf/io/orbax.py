@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..core.words import nearest
+from collections.abc import Sequence
+
+from ..core.words import by_name, nearest
 
 # Of methods and attributes.
 INSTEAD = {
@@ -19,34 +21,63 @@ INSTEAD = {
     "reload": "leave it out: each method looks at the directory",
 }
 
-_ARGUMENTS = {
-    "max_to_keep": "give keep",
-    "save_interval_steps": "give every",
-    "best_fn": "give best, the name of a metric, and metrics to save(step, tree, metrics)",
-    "best_mode": "give mode",
-    "save_top_k": "give best and keep_best, and keep for the latest ones besides",
-    "keep_n_best": "give keep_best, and best, the name of a metric",
-    "save_total_limit": "give keep",
-    "metric_for_best_model": "give best, the name of a metric",
-    "greater_is_better": "give mode='max', or mode='min'",
-    "save_steps": "give every",
-    "async_save": "leave it out: a background thread writes, and wait() waits for it",
-    "monitor": "give best, the name of a metric",
-    "options": "give keep, every, best and mode by themselves",
-    "create": "leave it out: the first save creates the directory",
-    "step_prefix": "leave it out: the files are step-00000010.safetensors",
-    "item_names": "save one tree, such as a dict of what there is",
-    "enable_async_checkpointing": "leave it out: a background thread writes, and wait() waits for it",
-}
+_KEPT_APART = "save these with a second Checkpointer as well, of another directory, with keep=None and its own every"
+_EACH = "leave every= out of Checkpointer(...), and call save for the steps to save: if step % 5 == 0 or step == last"
+_TREE = "give one tree, such as a dict of what there is, and after it the metrics: save(step, tree, metrics)"
+_LIKE = "give restore(like), or restore(like, step), where like is a tree of the structure that was saved"
+
+_ARGUMENTS = by_name(
+    {
+        "give keep": "max_to_keep save_total_limit max_checkpoints keep_checkpoint_max",
+        "give every": "save_interval_steps save_steps every_n_train_steps every_n_steps save_freq save_every period",
+        "give every, in the steps that save(step, tree) counts": "every_n_epochs",
+        "give best, the name of a metric, and metrics to save(step, tree, metrics)": "best_fn",
+        "give best, the name of a metric": "metric_for_best_model monitor metric best_metric",
+        "give mode": "best_mode",
+        "give mode='max', or mode='min'": "greater_is_better",
+        "give best and keep_best, and keep for the latest ones besides": "save_top_k keep_top_k",
+        "give keep_best, and best, the name of a metric": "keep_n_best",
+        "give best, the name of a metric, and keep=1: the latest one is kept besides": "save_best_only",
+        "give keep, every, best and mode by themselves": "options",
+        "give it first, as directory": "dirpath path root root_dir ckpt_dir checkpoint_dir output_dir folder",
+        "leave it out: the files are step-00000010.safetensors": "filename prefix step_prefix step_name_format",
+        "leave it out: the first save creates the directory": "create",
+        "leave it out: what was left by a process that was killed is removed": "cleanup cleanup_tmp_directories",
+        "leave it out: a background thread writes, and wait() waits for it": "async_save enable_async_checkpointing",
+        "leave it out: a step that is saved again is replaced": "overwrite force enable_version_counter",
+        "leave it out: the latest ones are kept, and keep says how many": "save_last",
+        "leave it out, and give the model alone to save(step, model)": "save_weights_only",
+        "save one tree, such as a dict of what there is": "item_names item_handlers",
+        _KEPT_APART: "keep_period keep_time_interval keep_every_n_steps keep_checkpoint_every_n_hours",
+    }
+)
 _KNOWN = "directory", "keep", "every", "best", "mode", "keep_best", "group"
 
+_OF_SAVE = by_name(
+    {
+        _EACH: "force",
+        _TREE: "args items item state params save_kwargs",
+        "leave it out: a step that is saved again is replaced": "overwrite",
+        "put it into the tree, as json.dumps(...) of it": "custom_metadata metadata",
+    }
+)
+_RESTORE = "its arguments are like, step, where and strict"
+_OF_RESTORE = by_name({_LIKE: "args items item target restore_kwargs abstract_state"})
 
-def refusal_of_argument(name: str) -> str:
-    """Return what is to be said to one who gives an argument that ``Checkpointer`` doesn't have."""
+
+def refusal_of_arguments(names: Sequence[str]) -> str:
+    """Return what is to be said to one who gives arguments that ``Checkpointer`` doesn't have."""
+    name = names[0]
     advice = f": {_ARGUMENTS[name]}" if name in _ARGUMENTS else nearest(name, _KNOWN)
     return f"Checkpointer() takes no argument {name!r}{advice}"
 
 
-def refusal_in_save(name: str) -> str:
-    """Return what is to be said to one who gives an argument that ``Checkpointer.save`` doesn't have: a metric, most likely."""
-    return f"save() takes no argument {name!r}: give metrics={{{name!r}: ...}}"
+def refusal_in_save(names: Sequence[str]) -> str:
+    """Return what is to be said to one who gives arguments that ``Checkpointer.save`` doesn't have: metrics, most likely."""
+    metrics = ", ".join(f"{name!r}: ..." for name in names)
+    return f"save() takes no argument {names[0]!r}: {_OF_SAVE.get(names[0], f'give metrics={{{metrics}}}')}"
+
+
+def refusal_in_restore(names: Sequence[str]) -> str:
+    """Return what is to be said to one who gives arguments that ``Checkpointer.restore`` doesn't have."""
+    return f"restore() takes no argument {names[0]!r}: {_OF_RESTORE.get(names[0], _RESTORE)}"

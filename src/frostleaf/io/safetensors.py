@@ -169,6 +169,10 @@ def _are_counts(values: Any, limit: int) -> bool:
     return isinstance(values, list) and not [value for value in values if type(value) is not int or not 0 <= value <= limit]
 
 
+_DAMAGED_HEADER = (
+    "the header is damaged: it doesn't have the checksum that it was saved with. If another program has written the file anew, "
+    "with other metadata, model.load_weights reads the arrays"
+)
 _NO_CHECKSUMS = "the header has no valid checksums: the file was damaged, or isn't a checkpoint of frostleaf"
 
 
@@ -180,8 +184,10 @@ def read_checksums(header: Header) -> dict[str, int]:
     """
     if HEADER_CHECKSUM not in header.metadata:
         fail(header.file, _NO_CHECKSUMS)
-    if header.metadata[HEADER_CHECKSUM] != _header_checksum(header.entries, header.metadata):
-        fail(header.file, "the header is damaged: it doesn't have the checksum that it was saved with")
+    given, texts = header.metadata[HEADER_CHECKSUM], header.metadata
+    # Another program may have written the arrays in another order. Each still has its own checksum.
+    if given != _header_checksum(header.entries, texts) and given != _header_checksum(_laid_out(header.entries), texts):
+        fail(header.file, _DAMAGED_HEADER)
     try:
         checksums = [int(text, 16) for text in header.metadata.get(CHECKSUMS, "").split()]
         return dict(zip(sorted(header.entries), checksums, strict=True))
@@ -236,13 +242,7 @@ def write(
     Raises:
         ValueError: If names and metadata are longer than a header may be.
     """
-    # The largest elements come first, so that each array begins at a multiple of its element size.
-    order = sorted(arrays, key=lambda name: -arrays[name].dtype.size)
-    entries: dict[str, Entry] = {}
-    end = 0
-    for name in order:
-        start, end = end, end + arrays[name].nbytes
-        entries[name] = Entry(arrays[name].dtype, arrays[name].shape, start, end)
+    entries = _laid_out(arrays)
     if checksums is None:
         checksums = {name: checksum_of(array) for name, array in arrays.items()}
     described = _json_entries(entries)
@@ -250,11 +250,23 @@ def write(
     header = _encode_header(described, texts, path)
     with open(path, "wb") as file:
         file.write(header)
-        for name in order:
+        for name in entries:
             file.write(bytes_of(arrays[name]))
     base = len(header)
-    placed = {name: entry._replace(start=base + entry.start, stop=base + entry.stop) for name, entry in entries.items()}
+    placed = {name: entries[name]._replace(start=base + entries[name].start, stop=base + entries[name].stop) for name in arrays}
     return Header(path, placed, texts)
+
+
+def _laid_out(arrays: Mapping[str, mx.array | Entry]) -> dict[str, Entry]:
+    """Return where :func:`write` puts arrays, in this order, whatever theirs is."""
+    entries: dict[str, Entry] = {}
+    end = 0
+    # The largest elements come first, so that each array begins at a multiple of its element size.
+    for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.size, name)):
+        dtype, shape = arrays[name].dtype, arrays[name].shape
+        start, end = end, end + math.prod(shape) * dtype.size
+        entries[name] = Entry(dtype, shape, start, end)
+    return entries
 
 
 def without_arrays(metadata: Mapping[str, str], path: str) -> tuple[bytes, Header]:

@@ -241,6 +241,7 @@ class _Files:
 
     def _next(self) -> str:
         self._shards += 1
+        # Not model*.safetensors: mlx-lm would read all of these, in any order, and so older versions of some arrays.
         return self._path(f"{self._shards:0{_DIGITS}d}.safetensors")
 
     def _path(self, name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 import mlx.core as mx
 
-from ..core.arguments import require_bool
+from ..core.arguments import refusing, require_bool
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of
 from ..core.words import describe, level_of_caller, shape_and_dtype
@@ -20,13 +20,14 @@ from ..edits.freezing import parameter_names
 from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
-from .advice import of_structure
+from .advice import of_maker, of_structure
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .complaints import complaint
 from .describing import Describer
 from .description import Fact, array_kind, describe_tree, facts_text, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
+from .habits import refusal_in_load, refusal_in_save
 from .meanings import other_meanings, with_deciding, without_meaning
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
 from .packed_names import with_new_names
@@ -87,6 +88,7 @@ class Snapshot(NamedTuple):
     metadata: dict[str, str]
 
 
+@refusing(refusal_in_save)
 def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | None = None) -> None:
     """Save a tree to a file from which :func:`load` restores it, bit for bit.
 
@@ -169,6 +171,7 @@ def load(
 ) -> T | tuple[T, LoadReport]: ...
 
 
+@refusing(refusal_in_load)
 def load(
     path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
 ) -> T | tuple[T, LoadReport]:
@@ -262,7 +265,8 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
             there, selected = without_meaning(there, foreign), without_meaning(selected, foreign)
         reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins, foreign)
         if reason:
-            advice = of_structure(there, ours, selected, wanted, where) or remedy
+            advice = of_maker(flat.structure.static_values(), in_file)
+            advice = advice or of_structure(there, ours, selected, wanted, where) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             names = flat.structure.leaf_names()

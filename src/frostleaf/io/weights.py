@@ -16,13 +16,13 @@ from ..core.definition import Node
 from ..core.shapes import ShapeDtypeStruct
 from ..core.sharing import has_ties, with_leaves
 from ..core.structure import flat_of
-from ..core.words import Path, describe, keystr, level_of_caller, listed, nearest
+from ..core.words import Path, describe, keystr, level_of_caller, listed, nearest, shape_and_dtype
 from ..edits.updating import persistent
 from ..transforms import evaluation
 from ..tree.comparison import equal
 from ..tree.walk import at_path, tied_leaves, tied_places
 from . import formats, sharded
-from .advice import of_adapters, prefixes_of
+from .advice import of_layers, prefixes_of
 from .atomic import atomic_write, require_path
 from .divided import parts_in, warn_of_parts
 from .names import refusal_of_part, require_there
@@ -32,7 +32,10 @@ from .safetensors import fail
 
 
 class UnmatchedWeightsWarning(UserWarning):
-    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing: no weight has the name of a parameter, or none is.
+    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing, or what is none for its place.
+
+    Nothing is loaded if no weight has the name of a parameter, or there is none. An array is none for its place if the model
+    has another shape there, or integers where it has floating-point numbers, or the reverse.
 
     >>> import frostleaf as fl, mlx.core as mx, warnings
     >>> with warnings.catch_warnings(record=True) as caught:
@@ -65,6 +68,9 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     elif current and not new and (weights or not given):
         message = _unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS
         warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
+    elif unlike := [name for name in new if _is_unlike(new[name], current[name])]:
+        message = _unlike(module, unlike, weights, current, origins)
+        warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
 
     flat = flat_of(module)
     named = zip(flat.structure.leaf_names(), flat.leaves, flat.structure.remember(persistent), strict=True)
@@ -85,8 +91,33 @@ def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping
     advice = _renaming_advice(given, wanted, origins, rename)
     if not advice and all(name.endswith((".lora_a", ".lora_b")) for name in given):
         advice = _ADAPTERS
-    advice = advice or of_adapters(given, wanted)
+    advice = advice or of_layers(given, wanted)
     return _UNMATCHED.format(count=len(given), kind=type(module).__name__, names=names, advice=advice)
+
+
+_UNLIKE = (
+    "the model has another shape, or integers for floats or the reverse, where these were loaded, as strict=False and MLX's "
+    "load whatever has the name: {names}.{advice}"
+)
+_LEFT_OUT = " For {name!r} to stay as it is, let rename give None for {given!r}, as rename={{{given!r}: None}} does"
+
+
+def _is_unlike(new: mx.array, old: mx.array | ShapeDtypeStruct) -> bool:
+    """Return whether an array is none for the place of another: not if both have one number, or the place has none yet."""
+    if not old.size or new.size == old.size == 1:
+        return False
+    return new.shape != old.shape or mx.issubdtype(new.dtype, mx.inexact) != mx.issubdtype(old.dtype, mx.inexact)
+
+
+def _unlike(
+    module: Node, unlike: list[str], weights: Mapping[str, Any], current: Mapping[str, Any], origins: Mapping[str, str]
+) -> str:
+    kinds = [[shape_and_dtype(arrays[name].shape, arrays[name].dtype) for arrays in (weights, current)] for name in unlike]
+    names = [f"{name!r:.80} {new} for {old}" for name, (new, old) in zip(unlike, kinds, strict=True)]
+    name = unlike[0]
+    advice = _DIVIDED if parts_in(flat_of(module).structure) else of_layers(weights.keys(), current.keys())
+    advice = advice or _LEFT_OUT.format(name=name, given=origins.get(name, name))
+    return _UNLIKE.format(names=listed(names, _SUGGESTIONS - 2), advice=advice)
 
 
 _FILE_AND_SHARDS = (
@@ -155,7 +186,9 @@ def _refuse_parts(files: Iterable[str]) -> None:
 
 
 def _is_file(value: Any) -> bool:
-    return isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith(formats.ENDINGS))
+    return isinstance(value, os.PathLike) or (
+        isinstance(value, str) and (value.endswith(formats.ENDINGS) or os.path.isfile(value))
+    )
 
 
 _PAIRS = "give pairs of a dotted name and an array"
@@ -262,11 +295,15 @@ def _check_weights(
     divided = _DIVIDED if parts_in(flat_of(module).structure) else ""
     if extra:
         names = _listed(extra, missing or current, origins, tied_places(module))
-        advice = divided or _renaming_advice(weights.keys(), current.keys(), origins, rename) or of_adapters(weights, current)
+        advice = (
+            divided
+            or _renaming_advice(weights.keys(), current.keys(), origins, rename)
+            or of_layers(weights.keys(), current.keys())
+        )
         raise ValueError(f"Received {len(extra)} parameters not in model: \n{names}.{advice}")
     if missing:
         renaming = _renaming_advice(weights.keys(), current.keys(), origins, rename)
-        advice = divided or f"{renaming}{_tying_advice(module, missing, weights)}" or of_adapters(weights, current)
+        advice = divided or f"{renaming}{_tying_advice(module, missing, weights)}" or of_layers(weights.keys(), current.keys())
         index = sharded.missing_in_index(source, missing)
         raise ValueError(f"Missing {len(missing)} parameters: \n{_listed(missing, (), origins)}.{advice}{index}")
     for name, array in current.items():
