@@ -210,9 +210,10 @@ def test_a_step_that_could_not_be_saved_is_not_the_last(tmp_path: Path, monkeypa
         checkpoints.save(39, tree_of(39))
 
 
-def test_what_a_copy_of_a_head_names_stays_for_as_long_as_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["best.safetensors", "best", "step-00000002.safetensors.bak", ".best.ckpt"])
+def test_what_a_copy_of_a_head_names_stays_for_as_long_as_it(name: str, tmp_path: Path) -> None:
     checkpoints = fl.Checkpointer(tmp_path, keep=1)
-    best, renamed = tmp_path / "best.safetensors", head_of(tmp_path, 70)
+    best, renamed = tmp_path / name, head_of(tmp_path, 70)
     for step in range(1, 7):
         checkpoints.save(step, tree_of(step))
         checkpoints.wait()
@@ -228,6 +229,29 @@ def test_what_a_copy_of_a_head_names_stays_for_as_long_as_it(tmp_path: Path) -> 
     best.unlink(), renamed.unlink()
     save(tmp_path, 73, keep=1)
     check(tmp_path, 73)
+    assert not left_over(tmp_path)
+
+
+def test_while_a_copy_of_a_head_can_not_be_read_nothing_that_it_may_name_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, best, opened = fl.Checkpointer(tmp_path, keep=1), tmp_path / "best.safetensors", os.open
+
+    def fails(path: Any, *given: Any, **options: Any) -> int:
+        if os.fspath(path) == str(best):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *given, **options)
+
+    for step in range(1, 6):
+        checkpoints.save(step, tree_of(step)), checkpoints.wait()
+        if step == 2:
+            best.write_bytes(head_of(tmp_path, 2).read_bytes())
+            monkeypatch.setattr(os, "open", fails)
+        if step == 3:
+            monkeypatch.undo()
+    assert fl.tree.equal(fl.load(best, LIKE), tree_of(2))
+    best.unlink()
+    checkpoints.save(6, tree_of(6)), checkpoints.wait()
     assert not left_over(tmp_path)
 
 

@@ -17,7 +17,7 @@ import pytest
 from checkpoints import as_before, left_over, nbytes
 
 import frostleaf as fl
-from frostleaf.io import sharing
+from frostleaf.io import safetensors, sharing
 from frostleaf.io.sharded import read_index
 
 KIB = 1024
@@ -451,6 +451,14 @@ def test_diff_says_which_arrays_changed(tmp_path: Path) -> None:
         checkpoints.diff(0, 7)
     with pytest.raises(ValueError, match="other is a whole number"):
         checkpoints.diff(0, "1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [*safetensors.DTYPES.values()], ids=str)
+def test_diff_knows_every_dtype(dtype: mx.Dtype, tmp_path: Path) -> None:
+    checkpoints = fl.Checkpointer(tmp_path)
+    zero, one = ({"a": mx.array(number).astype(dtype, stream=mx.cpu)} for number in (0, 1))
+    save(checkpoints, 0, zero), save(checkpoints, 1, one)
+    assert [(change.path, change.kind) for change in checkpoints.diff(0, 1)] == [("a", "value")]
 
 
 def test_restore_takes_what_both_have(tmp_path: Path) -> None:

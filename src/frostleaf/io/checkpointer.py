@@ -29,8 +29,9 @@ from .options import options_of
 from .orbax import INSTEAD, refusal_in_save, refusal_of_argument
 from .own_values import Checksums
 from .partial import LoadReport
+from .safetensors import CheckpointError
 from .saving import Saving
-from .trees import Read, placed, read
+from .trees import OtherStructureError, Read, placed, read
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -425,7 +426,13 @@ class Checkpointer:
         file = self._directory.head(step)
         self._directory.require_named_rightly(step)
         stamp = stamp_of(os.stat(file))
-        found = read(file, like, where, strict)
+        try:
+            found = read(file, like, where, strict)
+        except OtherStructureError:
+            raise
+        except CheckpointError:  # what is damaged is not to be shared with those to come
+            self._saving.arrays.forget()
+            raise
         names = flat_of(like).structure.leaf_names() if found.names is None else found.names[: len(found.arrays)]
         self._saving.arrays.know_restored(file, stamp, dict(zip(map(name_in_file, names), found.arrays, strict=True)))
         return found

@@ -171,6 +171,11 @@ class KnownArrays:
             self._hold(object, memory, None)
         self._restored = _Restored(path, stamp, {name: object for name, (object, _) in watched.items()})
 
+    def forget(self) -> None:
+        """Know of no array where it is: what is written next is written whole."""
+        self.last, self._restored = {}, None
+        self._held.clear()
+
     def know_file(self, path: str) -> None:
         """Know what is in a checkpoint, if it can be read."""
         with suppress(OSError, ValueError):

@@ -71,6 +71,8 @@ class Saving:
         self._own: dict[int, Entry] = {}
         # Those that may be there, as they were begun: when, and what they replace.
         self._begun: dict[int, tuple[int, Entry | None]] = {}
+        # What may belong to those of them that could not be read.
+        self._of_unclear: dict[int, list[str]] = {}
         # Files that belong to none that is there. Removing them is tried until it succeeds.
         self._unneeded: set[str] = set()
         self._refusal: OSError | None = None
@@ -147,7 +149,7 @@ class Saving:
                 entries = self._directory.entries()
                 if lock.exclusive:
                     self._own = entries
-                    self._directory.clean_up()
+                    self._of_unclear = self._directory.clean_up()
             finally:
                 lock.share()
         except OSError as error:
@@ -172,6 +174,7 @@ class Saving:
         """Take over from others of this process, once they have written what they are writing."""
         for other in self._others_finished():
             self._own.update(other._own)
+            self._of_unclear.update(other._of_unclear)
             other.lock, other._own = None, {}
 
     def _others_finished(self) -> list[Saving]:
@@ -218,7 +221,7 @@ class Saving:
         """Let a checkpoint that is there be one that this one may remove."""
         for old in (replaced, self._own.get(step)):
             if old is not None and old.time != entry.time:
-                self._unneeded.update(old.beside or ())
+                self._need_not(step, old)
         self._own[step], self.last_step = entry, step
         self._goes_on = False
         with suppress(OSError):
@@ -231,11 +234,15 @@ class Saving:
             own = self._own  # another of this process may begin to go on from here
             # One that somebody removed doesn't count as kept.
             for step in own.keys() - {*self._directory.steps()}:
-                self._unneeded.update(own.pop(step).beside or ())
+                self._need_not(step, own.pop(step))
             for step in own.keys() - kept(own, self.broken, self._policy):
                 if self._directory.remove_head(step, own[step].time):  # else it is tried again after the next save
-                    self._unneeded.update(own.pop(step).beside or ())
+                    self._need_not(step, own.pop(step))
             self._unneeded = self._directory.remove(self._unneeded)
+
+    def _need_not(self, step: int, entry: Entry) -> None:
+        """Let the files of a checkpoint that is not there any more be removed."""
+        self._unneeded.update(self._of_unclear.pop(step, ()) if entry.beside is None else entry.beside)
 
 
 _of_this_process: weakref.WeakSet[Saving] = weakref.WeakSet()
