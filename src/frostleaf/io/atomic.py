@@ -87,11 +87,17 @@ def _new(directory: str, suffix: str) -> tuple[str, int]:
     while True:
         path = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{suffix}")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        _lock(handle)
-        os.utime(handle, ns=(0, 0))  # until somebody writes
-        if os.path.exists(path):  # nobody has thought before it was locked that it is left
+        try:
+            _lock(handle)
+            os.utime(handle, ns=(0, 0))  # until somebody writes
+            os.stat(path)
             return path, handle
-        os.close(handle)
+        except FileNotFoundError:  # somebody has thought before it was locked that it is left
+            os.close(handle)
+        except OSError:
+            os.close(handle)
+            os.unlink(path)
+            raise
 
 
 def _remove_left(directory: str, suffix: str) -> None:
@@ -116,6 +122,11 @@ def _lock(handle: int) -> bool:
     return True
 
 
+def is_temporary(name: str) -> bool:
+    """Return whether a file of this name is one that :func:`atomic_write` has not renamed yet, or never will."""
+    return name.startswith(_PREFIX)
+
+
 def remove_temporaries(directory: str, selects: Callable[[str], Any]) -> None:
     """Remove the temporary files in a directory that :func:`atomic_write` would rename to a selected name, if it can."""
     for entry in os.listdir(directory):
@@ -125,13 +136,17 @@ def remove_temporaries(directory: str, selects: Callable[[str], Any]) -> None:
 
 
 def remove(path: str) -> bool:
-    """Remove a file, or a directory with all that is in it, and return whether nothing is there any more."""
+    """Remove a file, or a directory with all that is in it, and return whether it is known that nothing is there any more."""
     with suppress(OSError):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             os.unlink(path)
-    return not os.path.lexists(path)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False
 
 
 def fsync(path: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 from ..core.words import dtype_name, listed
-from .atomic import remove, remove_temporaries
+from .atomic import is_temporary, remove, remove_temporaries
 from .known import Stamp, stamp_of
 from .names import BESIDE, HEAD
 from .safetensors import CheckpointError, fail
@@ -69,6 +69,11 @@ class Directory:
         """Return the path of a checkpoint's head."""
         return os.path.join(self.path, _head_name(step))
 
+    def new_beside(self, step: int) -> str:
+        """Return a name for the directory of a checkpoint's files, which no other has."""
+        # Another process may save the same step, and this one may be replacing it: no two have a name in common.
+        return f"{_head_name(step).removesuffix('.safetensors')}-{os.urandom(4).hex()}"
+
     def require_possible(self) -> None:
         """Raise a ``FileExistsError`` if a file is where the directory is to be."""
         if os.path.lexists(self.path) and not os.path.isdir(self.path):
@@ -76,7 +81,9 @@ class Directory:
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in order."""
-        names = os.listdir(self.path) if os.path.isdir(self.path) else []
+        names: list[str] = []
+        with suppress(FileNotFoundError, NotADirectoryError):
+            names = os.listdir(self.path)
         found = [int(match[1]) for match in map(HEAD.fullmatch, names) if match and match[0] == _head_name(int(match[1]))]
         return sorted(found)
 
@@ -135,10 +142,16 @@ class Directory:
         """
         named: set[str] = set()
         with os.scandir(self.path) as found:
-            for each in found:
-                if each.is_file() and not BESIDE.fullmatch(each.name):
-                    with suppress(FileNotFoundError, PermissionError, ValueError, KeyError, TypeError):  # it is no checkpoint
-                        named.update(files_named(each.path))
+            names = [each.name for each in found if each.is_file() and not BESIDE.fullmatch(each.name)]
+        for name in names:
+            if not is_temporary(name):
+                try:
+                    named.update(files_named(os.path.join(self.path, name)))
+                except (FileNotFoundError, ValueError, KeyError, TypeError):  # it is no checkpoint
+                    pass
+                except PermissionError:
+                    if HEAD.fullmatch(name):  # and no file that somebody else keeps to himself
+                        raise
         return named
 
     def remove_head(self, step: int, time: int) -> bool:

@@ -128,7 +128,7 @@ class Saving:
         snapshot, flat = take_snapshot(tree, summary), flat_of(tree)
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self.arrays.look_up(objects, snapshot.arrays)
-        draft = Draft(snapshot, summary, flat.structure, known, self.arrays.last)
+        draft = Draft(snapshot, self._directory.new_beside(step), summary, flat.structure, known, self.arrays.last)
         self.background.start(f"saving step {step}", partial(self._write, step, draft, watched), lock)
 
     def _hold(self) -> DirectoryLock:
@@ -207,6 +207,7 @@ class Saving:
             said = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {reason}"
             with suppress(OSError):
                 self._own_begun()  # it may be there, and perhaps not on the disk: older ones stay
+            self._unneeded.add(draft.beside)  # unless it is there
             raise CheckpointError(said) from error
 
     def _own_begun(self) -> None:
@@ -215,7 +216,8 @@ class Saving:
             there = self._directory.entry(step)
             if there is not None and there.time == begun:
                 self._take(step, there, replaced)
-            self._begun.pop(step, None)
+            if there is None or there.beside is not None:  # else it can't be read, perhaps for a moment
+                self._begun.pop(step, None)
 
     def _take(self, step: int, entry: Entry, replaced: Entry | None) -> None:
         """Let a checkpoint that is there be one that this one may remove."""
