@@ -17,7 +17,7 @@ import pytest
 from checkpoints import as_before, left_over, nbytes
 
 import frostleaf as fl
-from frostleaf.io import safetensors, sharing
+from frostleaf.io import known, safetensors, shards, sharing
 from frostleaf.io.sharded import read_index
 
 KIB = 1024
@@ -261,6 +261,19 @@ def test_files_that_are_gone_or_others_are_written_again(tmp_path: Path) -> None
     assert save(checkpoints, 2, trees[2]) > 8 * tree["head"].nbytes
     assert save(checkpoints, 3, trees[3]) < tree["head"].nbytes + INDEX
     check(checkpoints, {step: trees[step] for step in (1, 2, 3)})
+
+
+def test_files_that_a_file_system_with_coarse_times_does_not_tell_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives a file the number of another that was removed within the same second."""
+    for module in (known, shards):
+        monkeypatch.setattr(module, "stamp_of", lambda status: (status.st_dev, 0, status.st_size, 0))
+    checkpoints, tree = fl.Checkpointer(tmp_path, keep=None), {}
+    for step, name in enumerate("abcdc"):
+        tree[name] = numbers(step)
+        save(checkpoints, step, tree)
+        assert fl.tree.equal(checkpoints.restore(tree, step)[1], tree)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP], ids=errno.errorcode.get)

@@ -18,6 +18,7 @@ from .safetensors import HEADER_CHECKSUM, Entry, Header, bytes_of, open_regular
 _CHUNK = 2**20
 
 Stamp = tuple[int, int, int, int]
+File = tuple[Stamp, str]
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
@@ -33,6 +34,7 @@ class Shard:
         name: The last of them, without the directory.
         stamp: What tells it from other files of these names.
         header: The checksum of its header.
+        file: What tells it from other files, also from those that were there before, where times are coarse.
         age: What is larger for a file that was written later.
         names: The names of its arrays.
         nbytes: The bytes of its arrays.
@@ -43,6 +45,7 @@ class Shard:
         self.name = os.path.basename(header.file)
         self.stamp = stamp
         self.header = header.metadata[HEADER_CHECKSUM]
+        self.file = stamp, self.header
         self.age = stamp[-1], self.name
         self.names = header.entries.keys()
         self.nbytes = sum(entry.stop - entry.start for entry in header.entries.values())
@@ -88,9 +91,9 @@ class Place(NamedTuple):
     checksum: int
 
     @property
-    def stamp(self) -> Stamp:
+    def file(self) -> File:
         """What tells the file from others."""
-        return self.shard.stamp
+        return self.shard.file
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,7 @@ from ..core.structure import Structure
 from ..edits.freezing import frozen_leaves
 from . import safetensors
 from .atomic import atomic_write, fsync, remove
-from .known import Place, Shard, Stamp, stamp_of
+from .known import File, Place, Shard, stamp_of
 from .names import BESIDE
 from .parts import DESCRIBED_IN, PARTS, Part, parts_text, read_parts
 from .safetensors import HEADER_CHECKSUM, CheckpointError, open_regular, read_header
@@ -97,7 +97,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
     )
     try:
         linked = files.link(_worth_sharing(equal.values()))
-        places = {name: place._replace(shard=linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
+        places = {name: place._replace(shard=linked[place.file]) for name, place in equal.items() if place.file in linked}
         rest = {name: array for name, array in arrays.items() if name not in places}
         # What has stayed tells more than what is frozen.
         steady = {*equal} if places else {*equal, *compress(snapshot.arrays, structure.remember(frozen_leaves))}
@@ -171,16 +171,16 @@ class _Files:
         self.names: list[str] = []
         self.refusal: OSError | None = None
 
-    def link(self, shards: Iterable[Shard]) -> dict[Stamp, Shard]:
+    def link(self, shards: Iterable[Shard]) -> dict[File, Shard]:
         """Give shards that are there another name, and return those of which it was possible."""
-        linked: dict[Stamp, Shard] = {}
+        linked: dict[File, Shard] = {}
         for shard in shards:
             try:
                 is_linked = shard.link(self._next())
             except OSError as error:
                 is_linked, self.refusal = False, error.with_traceback(None)
             if is_linked:
-                linked[shard.stamp] = shard
+                linked[shard.file] = shard
             else:
                 self._shards -= 1
         return linked
@@ -290,17 +290,17 @@ def _worth_sharing(places: Iterable[Place]) -> list[Shard]:
     A shard also has arrays that another has in a newer version. Whoever reads all of them in this order and keeps the last of
     each name has what is needed: a shard that would not fit in is left out.
     """
-    needed: dict[Stamp, list[Place]] = {}
+    needed: dict[File, list[Place]] = {}
     for place in places:
-        needed.setdefault(place.stamp, []).append(place)
-    nbytes = {stamp: sum(place.nbytes for place in found) for stamp, found in needed.items()}
+        needed.setdefault(place.file, []).append(place)
+    nbytes = {file: sum(place.nbytes for place in found) for file, found in needed.items()}
     chosen: list[Shard] = []
     current: dict[str, tuple[float, str]] = {}  # the age of the shard that each array is to be read from
     passed: dict[str, tuple[float, str]] = {}  # and of the newest that has it otherwise
-    for stamp in sorted(needed, key=lambda stamp: -nbytes[stamp]):
-        shard, names = needed[stamp][0].shard, {place.name for place in needed[stamp]}
+    for file in sorted(needed, key=lambda file: -nbytes[file]):
+        shard, names = needed[file][0].shard, {place.name for place in needed[file]}
         others = shard.names - names
-        if nbytes[stamp] < max(_LEAST, _MOSTLY * shard.nbytes) or len(chosen) == _MOST_SHARED:
+        if nbytes[file] < max(_LEAST, _MOSTLY * shard.nbytes) or len(chosen) == _MOST_SHARED:
             continue
         if all(current.get(name, _NEWEST) > shard.age for name in others) and all(
             passed.get(name, _OLDEST) < shard.age for name in names
