@@ -263,6 +263,20 @@ def test_files_that_are_gone_or_others_are_written_again(tmp_path: Path) -> None
     check(checkpoints, {step: trees[step] for step in (1, 2, 3)})
 
 
+@pytest.mark.parametrize("count", [3, 70])
+def test_what_only_the_best_checkpoint_has_any_more_is_not_written_again(count: int, tmp_path: Path) -> None:
+    checkpoints, still = fl.Checkpointer(tmp_path, keep=1, best="loss"), numbers(0)
+    for step in range(count):
+        checkpoints.save(step, {"still": still, "step": step}, {"loss": step}), checkpoints.wait()
+    for step in range(count, count + 2):
+        checkpoints.save(step, {"step": step}, {"loss": step}), checkpoints.wait()
+    before = nbytes(tmp_path)
+    checkpoints.save(count + 2, {"still": still, "step": 0}, {"loss": count}), checkpoints.wait()
+    assert checkpoints.steps() == [0, count + 2]
+    assert nbytes(tmp_path) - before < 16 * KIB
+    assert not left_over(tmp_path)
+
+
 def test_files_that_a_file_system_with_coarse_times_does_not_tell_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

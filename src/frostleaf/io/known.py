@@ -16,6 +16,7 @@ from .parts import Opened, read_opened
 from .safetensors import HEADER_CHECKSUM, Entry, Header, bytes_of, open_regular
 
 _CHUNK = 2**20
+_MOST_NAMES = 32  # of a file, of which the first may be those of the best checkpoints, which are kept for long
 
 Stamp = tuple[int, int, int, int]
 File = tuple[Stamp, str]
@@ -63,7 +64,11 @@ class Shard:
                 self.paths.remove(old)
                 continue
             if stamp_of(os.lstat(path)) == self.stamp:
-                self.paths, self.name = [old, path], os.path.basename(path)
+                self.paths.append(path)
+                self.name = os.path.basename(path)
+                if len(self.paths) > _MOST_NAMES:
+                    there = [*filter(os.path.lexists, self.paths)]
+                    self.paths = [*there[: _MOST_NAMES // 2], *there[-_MOST_NAMES // 2 :]]
                 return True
             os.unlink(path)
             self.paths.remove(old)
@@ -71,7 +76,7 @@ class Shard:
 
     def has(self, entry: Entry, array: mx.array) -> bool:
         """Return whether an array has the bytes that this file has at a place."""
-        for path in self.paths:
+        for path in reversed(self.paths):
             with suppress(OSError, ValueError), open_regular(path) as file:
                 if stamp_of(os.fstat(file.fileno())) == self.stamp:
                     file.seek(entry.start)

@@ -93,7 +93,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
     arrays = {name: snapshot.arrays[name] for name in checksums}
     metadata = {**snapshot.metadata, **sharing.texts()}
     files = _Files(
-        head, beside, {os.path.dirname(path) for shard in {place.shard for place in last.values()} for path in shard.paths}
+        head, beside, {os.path.dirname(path) for shard in {place.shard for place in last.values()} for path in shard.paths[-2:]}
     )
     try:
         linked = files.link(_worth_sharing(equal.values()))
