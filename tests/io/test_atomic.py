@@ -172,6 +172,24 @@ def test_a_path_may_be_bytes(tmp_path):
     assert (tmp_path / "file").read_text() == "new"
 
 
+def test_a_temporary_file_that_another_process_is_about_to_remove_is_not_the_one_that_is_written(tmp_path, monkeypatch):
+    flock, others = fcntl.flock, []
+
+    def after_another(handle, operation):
+        if not others:
+            (name,) = os.listdir(tmp_path)
+            others.append(os.open(tmp_path / name, os.O_RDWR))
+            flock(others[0], operation)
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_another)
+    with atomic_write(tmp_path / "a") as temporary, open(temporary, "w") as handle:
+        assert not os.path.samestat(os.fstat(others[0]), os.stat(temporary))
+        handle.write("new")
+    assert (tmp_path / "a").read_text() == "new"
+    os.close(others[0])
+
+
 @pytest.mark.parametrize("name", ["stat", "utime"])
 def test_nothing_is_left_where_the_disk_fails_as_the_temporary_file_is_made(name, tmp_path, monkeypatch):
     function = getattr(os, name)

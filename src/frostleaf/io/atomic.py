@@ -88,16 +88,18 @@ def _new(directory: str, suffix: str) -> tuple[str, int]:
         path = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{suffix}")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            _lock(handle)
+            is_free = _lock(handle) is not False  # else somebody thinks that it is left, and is about to remove it
             os.utime(handle, ns=(0, 0))  # until somebody writes
             os.stat(path)
-            return path, handle
-        except FileNotFoundError:  # somebody has thought before it was locked that it is left
-            os.close(handle)
+        except FileNotFoundError:  # somebody has thought so before it was locked
+            is_free = False
         except OSError:
             os.close(handle)
             os.unlink(path)
             raise
+        if is_free:
+            return path, handle
+        os.close(handle)
 
 
 def _remove_left(directory: str, suffix: str) -> None:
@@ -114,11 +116,14 @@ def _remove_left(directory: str, suffix: str) -> None:
                     os.close(handle)
 
 
-def _lock(handle: int) -> bool:
+def _lock(handle: int) -> bool | None:
+    """Lock a file, and return whether it could be; ``None`` if the file system has no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody else has it, or the file system has no locks
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
