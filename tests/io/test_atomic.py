@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from frostleaf.io.atomic import atomic_write, remove_temporaries
+from frostleaf.io.atomic import atomic_write, remove, remove_temporaries
 
 
 def write(file, text):
@@ -170,6 +170,54 @@ def test_a_path_may_be_bytes(tmp_path):
     with atomic_write(os.fsencode(tmp_path / "file")) as temporary, open(temporary, "w") as handle:
         handle.write("new")
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_temporary_file_that_another_process_is_about_to_remove_is_not_the_one_that_is_written(tmp_path, monkeypatch):
+    flock, others = fcntl.flock, []
+
+    def after_another(handle, operation):
+        if not others:
+            (name,) = os.listdir(tmp_path)
+            others.append(os.open(tmp_path / name, os.O_RDWR))
+            flock(others[0], operation)
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_another)
+    with atomic_write(tmp_path / "a") as temporary, open(temporary, "w") as handle:
+        assert not os.path.samestat(os.fstat(others[0]), os.stat(temporary))
+        handle.write("new")
+    assert (tmp_path / "a").read_text() == "new"
+    os.close(others[0])
+
+
+@pytest.mark.parametrize("name", ["stat", "utime"])
+def test_nothing_is_left_where_the_disk_fails_as_the_temporary_file_is_made(name, tmp_path, monkeypatch):
+    function = getattr(os, name)
+
+    def fails(path, *given, **options):
+        if isinstance(path, int) or os.path.basename(path).startswith(".frostleaf-"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return function(path, *given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fails)
+        with pytest.raises(OSError, match="Stale"):
+            write(tmp_path / "a", "new")
+    assert not os.listdir(tmp_path)
+
+
+def test_what_the_disk_can_not_tell_of_does_not_count_as_removed(tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    (tmp_path / "a").touch()
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "lstat"):
+            patch.setattr(os, name, fails)
+        assert not remove(str(tmp_path / "a"))
+    for _ in range(2):
+        assert remove(str(tmp_path / "a"))
+    assert not os.listdir(tmp_path)
 
 
 def test_what_can_not_be_removed_is_no_error(tmp_path, monkeypatch):

@@ -277,3 +277,37 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(size: int, fo
     assert checkpoints.steps() == [2, 3, 4]
     assert not left_over(folder)
     assert fl.tree.equal(checkpoints.restore(LIKE), (4, tree_of(4)))
+
+
+@pytest.mark.parametrize("steps", [(3,), (4, 5, 6)])
+def test_nothing_is_left_of_a_checkpoint_that_could_not_be_read_once_it_is_replaced_or_removed(
+    steps: tuple[int, ...], folder: Path
+) -> None:
+    head = head_of(folder, 3)
+    content = bytearray(head.read_bytes())
+    content[20] ^= 1
+    replace(head, bytes(content))
+    checkpoints = fl.Checkpointer(folder)
+    with pytest.warns(RuntimeWarning, match="step 3 is passed over"):
+        checkpoints.restore(LIKE)
+    for step in steps:
+        checkpoints.save(step, tree_of(step)), checkpoints.wait()
+    assert checkpoints.steps() == ([1, 2, 3] if steps == (3,) else [4, 5, 6])
+    assert not left_over(folder)
+
+
+def test_what_was_found_to_be_damaged_is_written_again(folder: Path) -> None:
+    """A disk that fails changes bytes, and no time."""
+    checkpoints, tree = fl.Checkpointer(folder, keep=None), tree_of(3)
+    for step in (4, 5):
+        checkpoints.save(step, tree), checkpoints.wait()
+    shard = shards_of(folder, 5)[0]
+    before = shard.stat()
+    with shard.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes([shard.read_bytes()[-100] ^ 1]))
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(fl.CheckpointError, match="is damaged"):
+        checkpoints.restore(LIKE, 5)
+    checkpoints.save(6, tree)
+    assert fl.tree.equal(checkpoints.restore(LIKE, 6)[1], tree)

@@ -14,7 +14,7 @@ import pytest
 from checkpoints import files_in, left_over
 
 import frostleaf as fl
-from frostleaf.io import atomic, checkpointer, parts, safetensors
+from frostleaf.io import atomic, checkpointer, parts, safetensors, saving
 
 LIKE = {"still": mx.zeros(5000), "changes": mx.zeros(5000)}
 STILL = mx.arange(5000).astype(mx.float32)
@@ -196,6 +196,83 @@ def test_a_checkpoint_whose_directory_could_not_be_flushed_is_whole(
     assert not left_over(tmp_path)
 
 
+def test_what_a_failed_checkpoint_could_not_remove_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = fl.Checkpointer(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, tree_of(step)), checkpoints.wait()
+    with monkeypatch.context() as patch:
+        fail_when(patch, lambda path: "step-00000003.safetensors" in path)
+        patch.setattr(os, "rmdir", lambda *given, **options: os.listdir("/nothing"))
+        checkpoints.save(3, tree_of(3))
+        with pytest.raises(fl.CheckpointError, match="step 3 could not be saved"):
+            checkpoints.wait()
+        assert left_over(tmp_path)
+    checkpoints.save(4, tree_of(4)), checkpoints.wait()
+    check(tmp_path, 1, 2, 4)
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 2], ids=["new", "replaced"])
+def test_a_head_that_can_not_be_read_after_it_was_written_keeps_its_files(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, head, opened = fl.Checkpointer(tmp_path, keep=2), head_of(tmp_path, step), os.open
+    for each in (1, 2):
+        checkpoints.save(each, tree_of(each)), checkpoints.wait()
+    before = head.read_bytes() if step == 2 else None
+
+    def fails(path: Any, *given: Any, **options: Any) -> int:
+        if os.path.dirname(path) == str(tmp_path) and os.fspath(path) == str(head):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return opened(path, *given, **options)
+
+    with monkeypatch.context() as patch:
+        fail_when(patch, lambda path: path == str(tmp_path) and head.exists() and head.read_bytes() != before)
+        replace = os.replace
+        patch.setattr(os, "replace", lambda *given: (replace(*given), patch.setattr(os, "open", fails)))
+        checkpoints.save(step, {**tree_of(step), "still": STILL})
+        with pytest.raises(fl.CheckpointError, match=f"step {step} could not be saved"):
+            checkpoints.wait()
+    check(tmp_path, *range(1, step + 1))
+    for each in (4, 5):
+        checkpoints.save(each, tree_of(each)), checkpoints.wait()
+    check(tmp_path, 4, 5)
+    assert not left_over(tmp_path)
+
+
+def test_a_disk_that_fails_for_a_moment_takes_no_checkpoint_from_those_that_are_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = fl.Checkpointer(tmp_path, keep=2)
+    for step in range(1, 8):
+        with monkeypatch.context() as patch:
+            if step == 3:
+                patch.setattr(saving.Saving, "_prune", failing_for(tmp_path, saving.Saving._prune))
+            checkpoints.save(step, tree_of(step)), checkpoints.wait()
+    check(tmp_path, 6, 7)
+    assert not left_over(tmp_path)
+
+
+def failing_for(folder: Path, function: Any) -> Any:
+    """Return a function during which the disk knows nothing of a directory."""
+
+    def call(*given: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("stat", "listdir", "scandir"):
+                patch.setattr(os, name, fails(getattr(os, name)))
+            function(*given)
+
+    def fails(of_os: Any) -> Any:
+        def call(path: Any, *given: Any, **options: Any) -> Any:
+            if os.fspath(path) == str(folder):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return of_os(path, *given, **options)
+
+        return call
+
+    return call
+
+
 def test_a_step_that_could_not_be_saved_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = save(tmp_path, 1)
     with monkeypatch.context() as patch:
@@ -210,9 +287,10 @@ def test_a_step_that_could_not_be_saved_is_not_the_last(tmp_path: Path, monkeypa
         checkpoints.save(39, tree_of(39))
 
 
-def test_what_a_copy_of_a_head_names_stays_for_as_long_as_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["best.safetensors", "best", "step-00000002.safetensors.bak", ".best.ckpt"])
+def test_what_a_copy_of_a_head_names_stays_for_as_long_as_it(name: str, tmp_path: Path) -> None:
     checkpoints = fl.Checkpointer(tmp_path, keep=1)
-    best, renamed = tmp_path / "best.safetensors", head_of(tmp_path, 70)
+    best, renamed = tmp_path / name, head_of(tmp_path, 70)
     for step in range(1, 7):
         checkpoints.save(step, tree_of(step))
         checkpoints.wait()
@@ -228,6 +306,29 @@ def test_what_a_copy_of_a_head_names_stays_for_as_long_as_it(tmp_path: Path) -> 
     best.unlink(), renamed.unlink()
     save(tmp_path, 73, keep=1)
     check(tmp_path, 73)
+    assert not left_over(tmp_path)
+
+
+def test_while_a_copy_of_a_head_can_not_be_read_nothing_that_it_may_name_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, best, opened = fl.Checkpointer(tmp_path, keep=1), tmp_path / "best.safetensors", os.open
+
+    def fails(path: Any, *given: Any, **options: Any) -> int:
+        if os.fspath(path) == str(best):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *given, **options)
+
+    for step in range(1, 6):
+        checkpoints.save(step, tree_of(step)), checkpoints.wait()
+        if step == 2:
+            best.write_bytes(head_of(tmp_path, 2).read_bytes())
+            monkeypatch.setattr(os, "open", fails)
+        if step == 3:
+            monkeypatch.undo()
+    assert fl.tree.equal(fl.load(best, LIKE), tree_of(2))
+    best.unlink()
+    checkpoints.save(6, tree_of(6)), checkpoints.wait()
     assert not left_over(tmp_path)
 
 

@@ -17,7 +17,7 @@ import pytest
 from checkpoints import as_before, left_over, nbytes
 
 import frostleaf as fl
-from frostleaf.io import sharing
+from frostleaf.io import known, safetensors, shards, sharing
 from frostleaf.io.sharded import read_index
 
 KIB = 1024
@@ -263,6 +263,33 @@ def test_files_that_are_gone_or_others_are_written_again(tmp_path: Path) -> None
     check(checkpoints, {step: trees[step] for step in (1, 2, 3)})
 
 
+@pytest.mark.parametrize("count", [3, 70])
+def test_what_only_the_best_checkpoint_has_any_more_is_not_written_again(count: int, tmp_path: Path) -> None:
+    checkpoints, still = fl.Checkpointer(tmp_path, keep=1, best="loss"), numbers(0)
+    for step in range(count):
+        checkpoints.save(step, {"still": still, "step": step}, {"loss": step}), checkpoints.wait()
+    for step in range(count, count + 2):
+        checkpoints.save(step, {"step": step}, {"loss": step}), checkpoints.wait()
+    before = nbytes(tmp_path)
+    checkpoints.save(count + 2, {"still": still, "step": 0}, {"loss": count}), checkpoints.wait()
+    assert checkpoints.steps() == [0, count + 2]
+    assert nbytes(tmp_path) - before < 16 * KIB
+    assert not left_over(tmp_path)
+
+
+def test_files_that_a_file_system_with_coarse_times_does_not_tell_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives a file the number of another that was removed within the same second."""
+    for module in (known, shards):
+        monkeypatch.setattr(module, "stamp_of", lambda status: (status.st_dev, 0, status.st_size, 0))
+    checkpoints, tree = fl.Checkpointer(tmp_path, keep=None), {}
+    for step, name in enumerate("abcdc"):
+        tree[name] = numbers(step)
+        save(checkpoints, step, tree)
+        assert fl.tree.equal(checkpoints.restore(tree, step)[1], tree)
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP], ids=errno.errorcode.get)
 def test_without_hard_links_everything_is_written(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -451,6 +478,14 @@ def test_diff_says_which_arrays_changed(tmp_path: Path) -> None:
         checkpoints.diff(0, 7)
     with pytest.raises(ValueError, match="other is a whole number"):
         checkpoints.diff(0, "1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [*safetensors.DTYPES.values()], ids=str)
+def test_diff_knows_every_dtype(dtype: mx.Dtype, tmp_path: Path) -> None:
+    checkpoints = fl.Checkpointer(tmp_path)
+    zero, one = ({"a": mx.array(number).astype(dtype, stream=mx.cpu)} for number in (0, 1))
+    save(checkpoints, 0, zero), save(checkpoints, 1, one)
+    assert [(change.path, change.kind) for change in checkpoints.diff(0, 1)] == [("a", "value")]
 
 
 def test_restore_takes_what_both_have(tmp_path: Path) -> None:

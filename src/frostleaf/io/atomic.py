@@ -87,9 +87,17 @@ def _new(directory: str, suffix: str) -> tuple[str, int]:
     while True:
         path = os.path.join(directory, f"{_PREFIX}{os.urandom(_RANDOM // 2).hex()}-{suffix}")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        _lock(handle)
-        os.utime(handle, ns=(0, 0))  # until somebody writes
-        if os.path.exists(path):  # nobody has thought before it was locked that it is left
+        try:
+            is_free = _lock(handle) is not False  # else somebody thinks that it is left, and is about to remove it
+            os.utime(handle, ns=(0, 0))  # until somebody writes
+            os.stat(path)
+        except FileNotFoundError:  # somebody has thought so before it was locked
+            is_free = False
+        except OSError:
+            os.close(handle)
+            os.unlink(path)
+            raise
+        if is_free:
             return path, handle
         os.close(handle)
 
@@ -108,12 +116,20 @@ def _remove_left(directory: str, suffix: str) -> None:
                     os.close(handle)
 
 
-def _lock(handle: int) -> bool:
+def _lock(handle: int) -> bool | None:
+    """Lock a file, and return whether it could be; ``None`` if the file system has no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody else has it, or the file system has no locks
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file of this name is one that :func:`atomic_write` has not renamed yet, or never will."""
+    return name.startswith(_PREFIX)
 
 
 def remove_temporaries(directory: str, selects: Callable[[str], Any]) -> None:
@@ -125,13 +141,17 @@ def remove_temporaries(directory: str, selects: Callable[[str], Any]) -> None:
 
 
 def remove(path: str) -> bool:
-    """Remove a file, or a directory with all that is in it, and return whether nothing is there any more."""
+    """Remove a file, or a directory with all that is in it, and return whether it is known that nothing is there any more."""
     with suppress(OSError):
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             os.unlink(path)
-    return not os.path.lexists(path)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False
 
 
 def fsync(path: str) -> None:

@@ -33,8 +33,9 @@ from .own_values import Checksums
 from .partial import LoadReport
 from .placing import Read, placed
 from .renaming import Rename
+from .safetensors import CheckpointError
 from .saving import Saving
-from .trees import read
+from .trees import OtherStructureError, read
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -454,6 +455,12 @@ class Checkpointer:
         file = self._directory.head(step)
         self._directory.require_named_rightly(step)
         stamp = stamp_of(os.stat(file))
-        found = read_file(file)
+        try:
+            found = read_file(file)
+        except OtherStructureError:
+            raise
+        except CheckpointError:  # what is damaged is not to be shared with those to come
+            self._saving.arrays.forget()
+            raise
         self._saving.arrays.know_restored(file, stamp, dict(zip(map(name_in_file, found.stored), found.arrays, strict=True)))
         return found

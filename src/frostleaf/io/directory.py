@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 from ..core.words import dtype_name, listed
-from .atomic import remove, remove_temporaries
+from .atomic import is_temporary, remove, remove_temporaries
 from .known import Stamp, stamp_of
 from .names import BESIDE, HEAD
 from .safetensors import CheckpointError, fail
@@ -70,6 +70,11 @@ class Directory:
     def head(self, step: int) -> str:
         """Return the path of a checkpoint's head."""
         return os.path.join(self.path, _head_name(step))
+
+    def new_beside(self, step: int) -> str:
+        """Return a name for the directory of a checkpoint's files, which no other has."""
+        # Another process may save the same step, and this one may be replacing it: no two have a name in common.
+        return f"{_head_name(step).removesuffix('.safetensors')}-{os.urandom(4).hex()}"
 
     def require_possible(self) -> None:
         """Raise a ``FileExistsError`` if a file is where the directory is to be."""
@@ -149,12 +154,23 @@ class Directory:
         return needed | {name for name in given - needed if not remove(os.path.join(self.path, name))}
 
     def _named(self) -> set[str]:
-        """Return the names that the files in the directory have for what is beside them, as copies of a head do too."""
+        """Return the names that the files in the directory have for what is beside them, as copies of a head do too.
+
+        Raises:
+            OSError: If a file that may be such a copy can't be read now.
+        """
         named: set[str] = set()
-        for name in os.listdir(self.path):
-            if name.endswith(".safetensors") and not BESIDE.fullmatch(name):
-                with suppress(OSError, ValueError, KeyError, TypeError):  # it is no checkpoint
+        with os.scandir(self.path) as found:
+            names = [each.name for each in found if each.is_file() and not BESIDE.fullmatch(each.name)]
+        for name in names:
+            if not is_temporary(name):
+                try:
                     named.update(files_named(os.path.join(self.path, name)))
+                except (FileNotFoundError, ValueError, KeyError, TypeError):  # it is no checkpoint
+                    pass
+                except PermissionError:
+                    if HEAD.fullmatch(name):  # and no file that somebody else keeps to himself
+                        raise
         return named
 
     def remove_head(self, step: int, time: int) -> bool:
@@ -172,13 +188,18 @@ class Directory:
                 return False
         return True
 
-    def clean_up(self) -> None:
-        """Remove what those who were killed have left. Nobody may be saving."""
+    def clean_up(self) -> dict[int, list[str]]:
+        """Remove what those who were killed have left. Nobody may be saving.
+
+        Return by step the names of what is beside each head that can't be read, which may be that checkpoint's.
+        """
         remove_temporaries(self.path, lambda name: HEAD.fullmatch(name) or BESIDE.fullmatch(name))
-        entries = self.entries()
-        unclear = {step for step, entry in entries.items() if entry.beside is None}
-        found = [*filter(None, map(BESIDE.fullmatch, os.listdir(self.path)))]
-        self.remove(each[0] for each in found if int(each["step"]) not in unclear)
+        unclear: dict[int, list[str]] = {step: [] for step, entry in self.entries().items() if entry.beside is None}
+        left: list[str] = []
+        for found in filter(None, map(BESIDE.fullmatch, os.listdir(self.path))):
+            unclear.get(int(found["step"]), left).append(found[0])
+        self.remove(left)
+        return unclear
 
     def metrics(self, step: int) -> dict[str, Any]:
         """Return the metrics of a checkpoint, which may not be there."""

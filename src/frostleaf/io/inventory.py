@@ -9,16 +9,16 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import mlx.core as mx
-
 from ..core.shapes import ShapeDtypeStruct
 from ..core.shown import Shown
-from ..core.words import in_a_line, listed
+from ..core.words import dtype_name, in_a_line, listed
 from ..tree.comparison import MISSING
 from ..tree.differences import Change, Diff
 from .directory import SavedArrays
+from .safetensors import DTYPES
 
 _LINES = 100
+_BY_NAME = {dtype_name(dtype): dtype for dtype in DTYPES.values()}
 
 
 class CheckpointInfo(NamedTuple):
@@ -96,10 +96,7 @@ def bytes_of_files(files: Mapping[int, Iterable[str]]) -> dict[int, tuple[int, i
 def differences_of_arrays(saved_before: SavedArrays, saved_after: SavedArrays) -> Diff:
     """Return in what arrays differ, of which shape, dtype and checksum are known, by path."""
     before, after = (
-        {
-            path: (ShapeDtypeStruct(tuple(shape), getattr(mx, dtype)), checksum)
-            for path, (shape, dtype, checksum) in saved.items()
-        }
+        {path: (ShapeDtypeStruct(tuple(shape), _BY_NAME[dtype]), checksum) for path, (shape, dtype, checksum) in saved.items()}
         for saved in (saved_before, saved_after)
     )
     changes: list[Change] = []

@@ -16,8 +16,10 @@ from .parts import Opened, read_opened
 from .safetensors import HEADER_CHECKSUM, Entry, Header, bytes_of, open_regular
 
 _CHUNK = 2**20
+_MOST_NAMES = 32  # of a file, of which the first may be those of the best checkpoints, which are kept for long
 
 Stamp = tuple[int, int, int, int]
+File = tuple[Stamp, str]
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
@@ -33,6 +35,7 @@ class Shard:
         name: The last of them, without the directory.
         stamp: What tells it from other files of these names.
         header: The checksum of its header.
+        file: What tells it from other files, also from those that were there before, where times are coarse.
         age: What is larger for a file that was written later.
         names: The names of its arrays.
         nbytes: The bytes of its arrays.
@@ -43,6 +46,7 @@ class Shard:
         self.name = os.path.basename(header.file)
         self.stamp = stamp
         self.header = header.metadata[HEADER_CHECKSUM]
+        self.file = stamp, self.header
         self.age = stamp[-1], self.name
         self.names = header.entries.keys()
         self.nbytes = sum(entry.stop - entry.start for entry in header.entries.values())
@@ -60,7 +64,11 @@ class Shard:
                 self.paths.remove(old)
                 continue
             if stamp_of(os.lstat(path)) == self.stamp:
-                self.paths, self.name = [old, path], os.path.basename(path)
+                self.paths.append(path)
+                self.name = os.path.basename(path)
+                if len(self.paths) > _MOST_NAMES:
+                    there = [*filter(os.path.lexists, self.paths)]
+                    self.paths = [*there[: _MOST_NAMES // 2], *there[-_MOST_NAMES // 2 :]]
                 return True
             os.unlink(path)
             self.paths.remove(old)
@@ -68,7 +76,7 @@ class Shard:
 
     def has(self, entry: Entry, array: mx.array) -> bool:
         """Return whether an array has the bytes that this file has at a place."""
-        for path in self.paths:
+        for path in reversed(self.paths):
             with suppress(OSError, ValueError), open_regular(path) as file:
                 if stamp_of(os.fstat(file.fileno())) == self.stamp:
                     file.seek(entry.start)
@@ -88,9 +96,9 @@ class Place(NamedTuple):
     checksum: int
 
     @property
-    def stamp(self) -> Stamp:
+    def file(self) -> File:
         """What tells the file from others."""
-        return self.shard.stamp
+        return self.shard.file
 
     @property
     def nbytes(self) -> int:
@@ -176,6 +184,11 @@ class KnownArrays:
         for object, memory in watched.values():
             self._hold(object, memory, None)
         self._restored = _Restored(path, stamp, {name: object for name, (object, _) in watched.items()})
+
+    def forget(self) -> None:
+        """Know of no array where it is: what is written next is written whole."""
+        self.last, self._restored = {}, None
+        self._held.clear()
 
     def know_file(self, path: str) -> None:
         """Know what is in a checkpoint, if it can be read."""

@@ -73,6 +73,8 @@ class Saving:
         self._own: dict[int, Entry] = {}
         # Those that may be there, as they were begun: when, and what they replace.
         self._begun: dict[int, tuple[int, Entry | None]] = {}
+        # What may belong to those of them that could not be read.
+        self._of_unclear: dict[int, list[str]] = {}
         # Files that belong to none that is there. Removing them is tried until it succeeds.
         self._unneeded: set[str] = set()
         self._refusal: OSError | None = None
@@ -128,7 +130,7 @@ class Saving:
         snapshot, flat = take_snapshot(tree, summary, self._describer), flat_of(tree)
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self.arrays.look_up(objects, snapshot.arrays)
-        draft = Draft(snapshot, summary, flat.structure, known, self.arrays.last)
+        draft = Draft(snapshot, self._directory.new_beside(step), summary, flat.structure, known, self.arrays.last)
         self.background.start(f"saving step {step}", partial(self._write, step, draft, watched), lock)
 
     def _hold(self) -> DirectoryLock:
@@ -149,7 +151,7 @@ class Saving:
                 entries = self._directory.entries()
                 if lock.exclusive:
                     self._own = entries
-                    self._directory.clean_up()
+                    self._of_unclear = self._directory.clean_up()
             finally:
                 lock.share()
         except OSError as error:
@@ -174,6 +176,7 @@ class Saving:
         """Take over from others of this process, once they have written what they are writing."""
         for other in self._others_finished():
             self._own.update(other._own)
+            self._of_unclear.update(other._of_unclear)
             other.lock, other._own = None, {}
 
     def _others_finished(self) -> list[Saving]:
@@ -216,6 +219,7 @@ class Saving:
             said = f"the checkpoint of step {step} could not be saved in {self._directory.path}: {reason}"
             with suppress(OSError):
                 self._own_begun()  # it may be there, and perhaps not on the disk: older ones stay
+            self._unneeded.add(draft.beside)  # unless it is there
             raise CheckpointError(said) from error
 
     def _own_begun(self) -> None:
@@ -224,13 +228,14 @@ class Saving:
             there = self._directory.entry(step)
             if there is not None and there.time == begun:
                 self._take(step, there, replaced)
-            self._begun.pop(step, None)
+            if there is None or there.beside is not None:  # else it can't be read, perhaps for a moment
+                self._begun.pop(step, None)
 
     def _take(self, step: int, entry: Entry, replaced: Entry | None) -> None:
         """Let a checkpoint that is there be one that this one may remove."""
         for old in (replaced, self._own.get(step)):
             if old is not None and old.time != entry.time:
-                self._unneeded.update(old.beside or ())
+                self._need_not(step, old)
         self._own[step], self.last_step = entry, step
         self._goes_on = False
         with suppress(OSError):
@@ -248,12 +253,16 @@ class Saving:
         if self._policy.keep is not None:
             # One that somebody removed doesn't count as kept.
             for step in own.keys() - {*self._directory.steps()}:
-                self._unneeded.update(own.pop(step).beside or ())
+                self._need_not(step, own.pop(step))
             wanted = kept(own, self.broken, self._policy).union(*[other._wanted() for other in others])
             for step in own.keys() - wanted:
                 if self._directory.remove_head(step, own[step].time):  # else it is tried again after the next save
-                    self._unneeded.update(own.pop(step).beside or ())
+                    self._need_not(step, own.pop(step))
             self._unneeded = self._directory.remove(self._unneeded)
+
+    def _need_not(self, step: int, entry: Entry) -> None:
+        """Let the files of a checkpoint that is not there any more be removed."""
+        self._unneeded.update(self._of_unclear.pop(step, ()) if entry.beside is None else entry.beside)
 
 
 _of_this_process: list[weakref.ref[Saving]] = []  # any thread may look at it

@@ -16,7 +16,7 @@ from ..core.structure import Structure
 from ..edits.freezing import frozen_leaves
 from . import safetensors
 from .atomic import atomic_write, fsync, remove
-from .known import Place, Shard, Stamp, stamp_of
+from .known import File, Place, Shard, stamp_of
 from .names import BESIDE
 from .parts import DESCRIBED_IN, PARTS, Part, parts_text, read_parts
 from .safetensors import HEADER_CHECKSUM, CheckpointError, open_regular, read_header
@@ -37,6 +37,7 @@ class Draft(NamedTuple):
 
     Attributes:
         snapshot: The tree.
+        beside: The name of the directory that its files get beside the head, if it has others.
         summary: What :func:`read_summary` is to return.
         structure: The tree's structure. What is frozen isn't expected to change.
         known: Where some of the arrays are written already.
@@ -44,6 +45,7 @@ class Draft(NamedTuple):
     """
 
     snapshot: Snapshot
+    beside: str
     summary: Mapping[str, Any]
     structure: Structure
     known: Mapping[str, Place]
@@ -67,13 +69,14 @@ class Written(NamedTuple):
 def write_checkpoint(head: str, draft: Draft) -> Written:
     """Write a checkpoint without the arrays that are in files already, which get another name, by a hard link.
 
-    It is there as soon as its head is. After an error nothing is left of it, unless the head is there: then all is.
+    It is there as soon as its head is. After an error nothing is left of it, unless the head is there: then all is. What could
+    not be removed then, or may not yet, is in the directory beside it.
 
     Args:
         head: The path of its head, which is its only file if it shares nothing and is not frozen in part.
         draft: What to write.
     """
-    snapshot, summary, structure, known, last = draft
+    snapshot, beside, summary, structure, known, last = draft
     checksums_known = {name: place.checksum for name, place in known.items()}
     # An array at several places keeps the name that it has in a file already.
     in_files = {name for name, place in {**last, **known}.items() if place.name == name}
@@ -89,10 +92,12 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
     sharing = sharing._replace(copies={name: other for name, other in sharing.copies.items() if name not in checksums})
     arrays = {name: snapshot.arrays[name] for name in checksums}
     metadata = {**snapshot.metadata, **sharing.texts()}
-    files = _Files(head, {os.path.dirname(path) for shard in {place.shard for place in last.values()} for path in shard.paths})
+    files = _Files(
+        head, beside, {os.path.dirname(path) for shard in {place.shard for place in last.values()} for path in shard.paths[-2:]}
+    )
     try:
         linked = files.link(_worth_sharing(equal.values()))
-        places = {name: place.at(linked[place.stamp]) for name, place in equal.items() if place.stamp in linked}
+        places = {name: place.at(linked[place.file]) for name, place in equal.items() if place.file in linked}
         rest = {name: array for name, array in arrays.items() if name not in places}
         # What has stayed tells more than what is frozen.
         steady = {*equal, *known} if places else {*equal, *known, *compress(snapshot.arrays, structure.remember(frozen_leaves))}
@@ -113,7 +118,7 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
             metadata = versioned(metadata, WITH_SHARING if sharing else VERSION)
             places = files.write_head(arrays, {**summary_text(summary, files.names), **metadata}, checksums)
     except BaseException:
-        if not files.are_named():  # the head may be there, though flushing the directory failed
+        if not files.may_be_named():  # the head may be there, though flushing the directory failed
             files.remove()
         raise
     return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names, files.refusal)
@@ -149,7 +154,8 @@ class _Files:
     """The files of a checkpoint that is being written.
 
     Args:
-        head: The path of its head. The others are in a directory of their own beside it.
+        head: The path of its head.
+        beside: The name of the directory that the others get beside it.
         last: The directories in which the last checkpoint has its files.
 
     Attributes:
@@ -157,25 +163,24 @@ class _Files:
         refusal: Why a link was not made.
     """
 
-    def __init__(self, head: str, last: Set[str]) -> None:
+    def __init__(self, head: str, beside: str, last: Set[str]) -> None:
         self._head, self._last = head, last
-        # Another process may save the same step, and this one may be replacing it: no two have a name in common.
-        self._directory = f"{head.removesuffix('.safetensors')}-{os.urandom(4).hex()}"
+        self._directory = os.path.join(os.path.dirname(head), beside)
         self._shards = 0
         self._parts: dict[str, Part] = {}  # besides the shards
         self.names: list[str] = []
         self.refusal: OSError | None = None
 
-    def link(self, shards: Iterable[Shard]) -> dict[Stamp, Shard]:
+    def link(self, shards: Iterable[Shard]) -> dict[File, Shard]:
         """Give shards that are there another name, and return those of which it was possible."""
-        linked: dict[Stamp, Shard] = {}
+        linked: dict[File, Shard] = {}
         for shard in shards:
             try:
                 is_linked = shard.link(self._next())
             except OSError as error:
                 is_linked, self.refusal = False, error.with_traceback(None)
             if is_linked:
-                linked[shard.stamp] = shard
+                linked[shard.file] = shard
             else:
                 self._shards -= 1
         return linked
@@ -229,11 +234,14 @@ class _Files:
         """Write the head, and return the places of the arrays that are in it."""
         return _write(self._head, arrays, metadata, checksums)
 
-    def are_named(self) -> bool:
-        """Return whether the head that is there names these files."""
-        with suppress(OSError, ValueError):
+    def may_be_named(self) -> bool:
+        """Return whether the head that is there names these files, or can't be read now."""
+        try:
             return bool(self.names) and files_named(self._head) == self.names
-        return False
+        except (FileNotFoundError, ValueError):
+            return False
+        except OSError:
+            return True
 
     def remove(self) -> None:
         """Remove the files besides the head."""
@@ -283,17 +291,17 @@ def _worth_sharing(places: Iterable[Place]) -> list[Shard]:
     A shard also has arrays that another has in a newer version. Whoever reads all of them in this order and keeps the last of
     each name has what is needed: a shard that would not fit in is left out.
     """
-    needed: dict[Stamp, list[Place]] = {}
+    needed: dict[File, list[Place]] = {}
     for place in places:
-        needed.setdefault(place.stamp, []).append(place)
-    nbytes = {stamp: sum(place.nbytes for place in found) for stamp, found in needed.items()}
+        needed.setdefault(place.file, []).append(place)
+    nbytes = {file: sum(place.nbytes for place in found) for file, found in needed.items()}
     chosen: list[Shard] = []
     current: dict[str, tuple[float, str]] = {}  # the age of the shard that each array is to be read from
     passed: dict[str, tuple[float, str]] = {}  # and of the newest that has it otherwise
-    for stamp in sorted(needed, key=lambda stamp: -nbytes[stamp]):
-        shard, names = needed[stamp][0].shard, {place.name for place in needed[stamp]}
+    for file in sorted(needed, key=lambda file: -nbytes[file]):
+        shard, names = needed[file][0].shard, {place.name for place in needed[file]}
         others = shard.names - names
-        if nbytes[stamp] < max(_LEAST, _MOSTLY * shard.nbytes) or len(chosen) == _MOST_SHARED:
+        if nbytes[file] < max(_LEAST, _MOSTLY * shard.nbytes) or len(chosen) == _MOST_SHARED:
             continue
         if all(current.get(name, _NEWEST) > shard.age for name in others) and all(
             passed.get(name, _OLDEST) < shard.age for name in names
