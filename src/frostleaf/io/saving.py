@@ -35,7 +35,7 @@ _GONE = (
 )
 
 _NO_LINKS = (
-    "{directory} has no hard links (the error is: {error}), so that each checkpoint has the arrays that have not changed once "
+    "no hard link could be made in {directory} (the error is: {error}), so that checkpoints have arrays that did not change once "
     "again. On another file system they would be stored once"
 )
 
