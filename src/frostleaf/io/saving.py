@@ -35,8 +35,8 @@ _GONE = (
 )
 
 _NO_LINKS = (
-    "no hard link could be made in {directory} (the error is: {error}), so that checkpoints have arrays that did not change once "
-    "again. On another file system they would be stored once"
+    "no hard link could be made in {directory} (the error is: {error}), so that checkpoints have arrays that did not change "
+    "once again. On another file system they would be stored once"
 )
 
 _TOGETHER = 60 * 10**9  # nanoseconds within which the processes of a job begin
