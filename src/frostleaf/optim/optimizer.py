@@ -219,9 +219,9 @@ class Optimizer(Node):
     def adapt(self, state: S, model: Any) -> S:
         """Return the state for this optimizer and a model that was frozen, unfrozen or changed, with what applies carried over.
 
-        What is remembered of a parameter applies if its name, shape and dtype are the same; for other parameters it is that of
-        a new state. Step counts are carried over. So are hyperparameters such as the learning rate, with what was changed in
-        the state, but for those that this optimizer was given another value of than the one that the state is from.
+        What is remembered of a parameter applies if its name and shape are the same, cast where its dtype is another; for other
+        parameters it is that of a new state. Step counts are carried over. So are hyperparameters such as the learning rate, as
+        changed in the state, but for those that this optimizer was given another value of than the one that the state is from.
 
         A state keeps its learning rate wherever it is passed, through a file as well, and :meth:`update` uses that one. To
         resume with another, adapt what was restored, or change it with :meth:`with_learning_rate`. A schedule is not in the
