@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
-from ..core.instance import children_in_fields, children_of, metadata_of
+from ..core.instance import children_in_fields, children_of
 from ..core.leaves import leaf_flags
 from ..core.shapes import LEAF
 from ..core.sharing import has_ties, with_leaves, with_values
@@ -75,7 +75,7 @@ def update(module: N, parameters: Any, strict: bool) -> N:
 def _as_parameters(new: Any) -> Any:
     """Return the parameters of a module of either kind, whose items are more than these, and anything else as it is."""
     if isinstance(new, MLXModule):
-        return new.parameters()
+        return new.parameters()  # type: ignore[no-untyped-call]
     return parameters(new) if isinstance(new, Node) else new
 
 

@@ -80,7 +80,8 @@ def load_adapters(model: N, directory: str | os.PathLike[str]) -> N:
     """Adapt a model as :func:`frostleaf.lora` does, and read the adapters that mlx-lm or :func:`save_adapters` has saved.
 
     The layers are those that the files have arrays for. Adapters of one base may be loaded side by side: they share its arrays.
-    What mlx-lm saved of a model trained in full is loaded into the weights. To read arrays into adapters that are there, write
+    What mlx-lm saved of a model trained in full is loaded into the weights. The adapters are in training mode, as in mlx-lm:
+    write ``fl.load_adapters(model, directory).eval()`` to generate. To read arrays into adapters that are there, write
     ``model.load_weights(f"{directory}/adapters.safetensors", strict=False)``.
 
     Args:

@@ -76,7 +76,8 @@ def lora(
     :class:`frostleaf.nn.LoRAEmbedding` afterwards; with ``dora`` inside a :class:`frostleaf.nn.DoRALinear` or
     :class:`frostleaf.nn.DoRAEmbedding`. Quantized layers may be adapted too (QLoRA). Adapters that are there already are as
     trainable as they were. A layer that is tied stays so, by its new path. A net that stands at two
-    places as a whole is adapted once.
+    places as a whole is adapted once. The adapters are in training mode and drop, as in mlx-lm, whatever the mode of the model,
+    which mlx-lm loads in evaluation mode: write ``.eval()`` before you generate.
 
     In a model that :func:`frostleaf.from_mlx` made, layers of ``mlx.nn`` may be selected too, and mlx-lm's layers of experts,
     which its own code adapts. :func:`frostleaf.to_mlx` gives such a model back with the adapters of mlx-lm, where this is
@@ -139,7 +140,8 @@ def lora(
 def fuse(model: N, dequantize: bool = False) -> N:
     """Merge the adapters of a model into the weights of the layers that they hold, in a copy that shares the rest.
 
-    A model without adapters is returned as it is. The layers stay frozen if they were: ``unfreeze`` makes them trainable.
+    A model without adapters is returned as it is. The layers keep their mode, and stay frozen if they were: ``unfreeze`` makes
+    them trainable.
     Where a weight was tied, it is changed at the adapted place alone and not tied any more.
 
     Args:
