@@ -14,6 +14,7 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.instance import Metadata, Ties, metadata_of
+from ..core.leaves import require_seen
 from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import Structure, flat_of, specs_in
@@ -201,10 +202,11 @@ def trained_paths(model: Any) -> set[Path]:
 
 
 def require_module(function: str, model: Any) -> None:
-    """Raise a ``TypeError`` if what a function was given as a model is none."""
+    """Raise a ``TypeError`` if what a function was given as a model is none, or keeps one without its layers."""
     if not isinstance(model, Node):
         advice = ": give it fl.from_mlx(model)" if isinstance(model, MLXModule) else ""
         raise TypeError(f"{function} takes a model first, and was given {class_name(model)}{advice}")
+    require_seen(function, model)
 
 
 _DIVIDED = "{function} takes whole layers, and {array} is a shard, {shard}: {advice}"
