@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from .words import describe
+
+# The default of an argument that must be given, so that its message can say what to write.
+MISSING: Any = attrs.NOTHING
 
 
 def require_bool(name: str, value: Any) -> bool:

@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
+from ..core.arguments import MISSING
 from ..core.structure import flat_of
 from ..core.words import describe, listed
 from ..transforms.agreement import Said
@@ -27,13 +28,13 @@ from .known import stamp_of
 from .latest import restore_latest
 from .metrics import bests_of, numbers_in, whole
 from .options import options_of
-from .orbax import INSTEAD, refusal_in_save, refusal_of_argument
+from .orbax import INSTEAD, refusal_in_save, refusal_of_argument, refusal_without_tree
 from .own_values import Checksums
 from .partial import LoadReport
 from .placing import Read, placed
 from .renaming import Rename
 from .saving import Saving
-from .trees import read
+from .trees import read, require_like
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -157,7 +158,7 @@ class Checkpointer:
         self._mutex = threading.RLock()
         self._saving, self._checksums = Saving(self._directory, self._policy), Checksums()
 
-    def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None, **of_others: Any) -> bool:
+    def save(self, step: int, tree: Any = MISSING, metrics: Mapping[str, Any] | None = None, **of_others: Any) -> bool:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
 
         The arrays are evaluated first. A checkpoint of the same step is replaced. With a group, a step that is not to be saved
@@ -178,6 +179,8 @@ class Checkpointer:
         Warns:
             PartialWeightsWarning: Without a group, if arrays are parts of larger ones, of which other ranks have the rest.
         """
+        if tree is MISSING:
+            raise TypeError(refusal_without_tree(of_others))
         if of_others:
             raise TypeError(refusal_in_save(next(iter(of_others))))
         step = whole("step", step, 0)
@@ -245,7 +248,13 @@ class Checkpointer:
     ) -> tuple[int, T] | tuple[int, T, LoadReport]: ...
 
     def restore(
-        self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
+        self,
+        like: T = MISSING,
+        step: int | None = None,
+        *,
+        where: Where | None = None,
+        strict: bool = True,
+        rename: Rename | None = None,
     ) -> tuple[int, T] | tuple[int, T, LoadReport]:
         """Restore a tree, and return its step and the tree. Saving goes on from there.
 
@@ -278,6 +287,7 @@ class Checkpointer:
         ...     checkpoints.restore({"a": mx.array(0), "c": mx.array(3)}, strict=False)
         (5, {'a': array(1, dtype=int32), 'c': array(3, dtype=int32)}, LoadReport(1 taken: 'a'; 1 left: 'b'; 1 new: 'c'))
         """
+        require_like(like, "restore(like)")
         at = step if step is None else whole("step", step, 0)
 
         def said() -> Said:

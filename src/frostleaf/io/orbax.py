@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..core.words import nearest
 
 # Of methods and attributes.
@@ -12,6 +14,13 @@ INSTEAD = {
     "close": "write wait(), or use it in a with block; the lock is let go when the Checkpointer is dropped",
     "load": "write restore(like), which returns the step and the tree",
     "restore_latest": "write restore(like), which restores the latest",
+    "restore_best": "write restore(like, step=checkpoints.best_step())",
+    "latest": "write latest_step(), or restore(like), which restores the latest",
+    "latest_checkpoint": "write latest_step(), or restore(like), which restores the latest",
+    "best": "write best_step()",
+    "best_checkpoint": "write best_step(), and restore(like, step=checkpoints.best_step())",
+    "best_model_path": "write best_step(), and restore(like, step=checkpoints.best_step())",
+    "save_checkpoint": "write save(step, tree)",
     "should_save": "give every=, and call save(step, tree) at each step, which returns whether it saves",
     "directory": "keep the path that it was given; repr shows it",
     "item_metadata": "write metrics(step) or info()",
@@ -45,6 +54,12 @@ def refusal_of_argument(name: str) -> str:
     """Return what is to be said to one who gives an argument that ``Checkpointer`` doesn't have."""
     advice = f": {_ARGUMENTS[name]}" if name in _ARGUMENTS else nearest(name, _KNOWN)
     return f"Checkpointer() takes no argument {name!r}{advice}"
+
+
+def refusal_without_tree(names: Collection[str]) -> str:
+    """Return what is to be said to one who gives ``Checkpointer.save`` no tree, but perhaps the parts of one by name."""
+    parts = ", ".join(f"{name!r}: {name}" for name in names)
+    return f"save() takes a step and a tree: write save(step, {'{' + parts + '}' if parts else 'tree'})"
 
 
 def refusal_in_save(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 import mlx.core as mx
 
-from ..core.arguments import require_bool
+from ..core.arguments import MISSING, require_bool
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of
 from ..core.words import describe, level_of_caller, shape_and_dtype
@@ -170,7 +170,12 @@ def load(
 
 
 def load(
-    path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
+    path: str | os.PathLike[str],
+    like: T = MISSING,
+    *,
+    where: Where | None = None,
+    strict: bool = True,
+    rename: Rename | None = None,
 ) -> T | tuple[T, LoadReport]:
     """Return the tree that :func:`save` wrote to a file, after checking it against its checksums and against ``like``.
 
@@ -226,9 +231,22 @@ def load(
     weights: nothing in the file, array f32[2] in like; the nearest is 'weight'
     """
     name = require_path(path, "fl.load(path, like)")
+    require_like(like, "fl.load(path, like)")
     require_bool("strict", strict)
     _require_file(name)
     return placed(like, read(name, like, where, strict, rename))  # type: ignore[no-any-return]
+
+
+_NO_LIKE = (
+    "{call} takes as like a tree of the structure that was saved, such as a new model, or fl.eval_shape(make_model). Without "
+    "one, mx.load(file) reads the arrays by their names"
+)
+
+
+def require_like(like: Any, call: str) -> None:
+    """Raise a ``TypeError`` if no tree is given to restore. ``call`` is the call as it should be written."""
+    if like is MISSING:
+        raise TypeError(_NO_LIKE.format(call=call))
 
 
 def _require_file(path: str) -> None:
