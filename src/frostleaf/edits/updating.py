@@ -18,8 +18,8 @@ from ..core.shapes import LEAF
 from ..core.sharing import has_ties, with_leaves, with_values
 from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr, nearest
-from ..tree.asking import warn_if_asked_in_vain
 from ..tree.comparison import equal
+from ..tree.selecting import warn_if_asked_in_vain
 from ..tree.walk import rewrite, tied_leaves
 from .views import Filter, filter_and_map, is_content, node_children, parameters
 

@@ -19,7 +19,7 @@ from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of
 from ..core.words import Path, class_name, describe, keystr, listed
 from ..transforms.eval_shape import eval_shape
-from ..tree.asking import warn_if_asked_in_vain
+from ..tree.selecting import warn_if_asked_in_vain
 from ..tree.walk import Descend, rewrite
 
 T = TypeVar("T")

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, NamedTuple, TypeGuard
+
+from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
 from ..core.instance import metadata_of
 from ..core.leaves import leaf_spans, unseen_in
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
-from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, listed, nearest, nearest_paths
-from .asking import asked_for
+from ..core.words import (
+    BUILD_AGAIN,
+    Path,
+    describe,
+    is_defined_again,
+    keystr,
+    level_of_caller,
+    nearest,
+    nearest_class,
+    nearest_glob,
+    nearest_paths,
+)
 from .walk import Descend, field_level, nodes_in, rewrite, tied_leaves, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
@@ -236,8 +248,6 @@ def places(value: Any, name: str, path: Path = (), tied: frozenset[Path] = froze
 
 
 ENDING = ", whose paths begin at the model, like {path!r}. For all that end so, write {glob!r}"
-NAMESAKE = ", whose layers of that name are {other}: select by that class, not by {cls}"
-KIN = ", which has layers of {others}: select by {such}"
 ASKED = ", which is called with arrays, and none is an instance of {cls}. For all layers of a class, select by it: at({cls})"
 BY_NUMBER = "{!r} is {!r}, since the fields of a named tuple go by their numbers"
 
@@ -265,43 +275,19 @@ def require_found(tree: Any, found: Found) -> None:
         ending = next((path for path in paths if is_path(where) and path.endswith(f".{where}")), None)
         glob = f"**.{where}"
         suggestion = ENDING.format(path=ending, glob=glob) if ending else nearest_paths(where, filter(None, paths))
-        suggestion = suggestion or _nearest_glob(where, paths)
+        suggestion = suggestion or nearest_glob(where, paths)
     elif isinstance(where, type):
-        suggestion = _nearest_class(where, [*dict.fromkeys(_classes_in(tree))])
+        suggestion = nearest_class(where, [*dict.fromkeys(_classes_in(tree))])
     elif asked := asked_for(where, [*_classes_in(tree)]):
         suggestion = ASKED.format(cls=asked[0])
     unseen = f", {whole}" if (whole := unseen_in(tree)) else ""
     raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{unseen}{suggestion}.")
 
 
-def _nearest_glob(where: str, paths: Iterable[str]) -> str:
-    """Say which glob is meant if a name in it is none of the tree's, but near one; or return an empty string."""
-    names = {name for path in paths for name in path.split(".")}
-    strange = [name for name in where.split(".") if name not in names and "*" not in name]
-    close = {name: difflib.get_close_matches(name, sorted(names), n=1) for name in strange}
-    if not any(close.values()):
-        return ""
-    meant = ".".join([*close.get(name, ()), name][0] for name in where.split("."))
-    return f". The nearest glob is {meant!r}"
-
-
-def _nearest_class(where: type, kinds: Collection[type]) -> str:
-    """Say which classes of a tree have the name of another, or are made of it, as a quantized layer is; or return nothing."""
-    for kind in kinds:
-        if kind.__name__ == where.__name__:
-            return NAMESAKE.format(cls=_full_name(where), other=_full_name(kind))
-    made = [_full_name(kind) for kind in kinds if kind.__name__.endswith(where.__name__)]
-    return KIN.format(others=listed(made, separator=" and "), such="that" if len(made) == 1 else "these") if made else ""
-
-
 def _classes_in(tree: Any) -> Iterator[type]:
     """Yield the class of each module in a tree, and that of MLX for which it stands."""
     for node in nodes_in(tree):
         yield getattr(type(node), "__mlx__", type(node))
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def require_arrays(tree: Any, where: Where) -> None:
@@ -464,3 +450,45 @@ def matches_glob(glob: str) -> Callable[[Path], bool]:
         return len(parts) in known[path]
 
     return matches
+
+
+IN_VAIN = (
+    "{fn} selects nothing, and asks for instances of {cls}, a class of MLX. No layer of a wrapped model is one, though some "
+    "stand for one. Write model.at({cls}), or issubclass(layer.__mlx__, {cls})"
+)
+
+
+def warn_if_asked_in_vain(function: Any, tree: Any) -> None:
+    """Warn of a function that selected no layer, and asks for a class of MLX that layers of a tree stand for."""
+    if not _asks(function):
+        return
+    kinds = {type(node).__mlx__ for node in nodes_in(tree) if hasattr(type(node), "__mlx__")}
+    for cls in asked_for(function, kinds):
+        warnings.warn(IN_VAIN.format(fn=describe(function), cls=cls), UserWarning, stacklevel=level_of_caller())
+        return
+
+
+def asked_for(function: Any, kinds: Iterable[type]) -> list[str]:
+    """Return the names of the classes that a function asks for with ``isinstance``, and of which one of some kinds is."""
+    if not _asks(function):
+        return []
+    known = inspect.getclosurevars(function)
+    values = [*known.nonlocals.values(), *known.globals.values()]
+    for value in values:
+        if type(value) is ModuleType:  # whose own modules come after
+            found = [getattr(value, name, None) for name in function.__code__.co_names]
+            values += [each for each in found if not any(each is value for value in values)]
+    classes = [each for value in values for each in _modules_among(value)]
+    return [each.__name__ for each in classes if any(issubclass(kind, each) for kind in kinds)]
+
+
+def _asks(function: Any) -> bool:
+    return type(function) is FunctionType and isinstance.__name__ in function.__code__.co_names
+
+
+def _modules_among(value: Any) -> Iterator[type]:
+    if isinstance(value, type) and issubclass(value, MLXModule | Node):
+        yield value
+    elif type(value) is tuple:  # as isinstance takes them
+        for each in value:
+            yield from _modules_among(each)
