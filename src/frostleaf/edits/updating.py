@@ -190,10 +190,10 @@ def _replacements(
             whole = dict(zip(target.__frostleaf__.children, children_in_fields(target), strict=True))
             children = whole if what == _MODULE else children_of(target)
             there = [name for name, each in children.items() if is_content(each)]
-            # MLX has an empty branch for each string or number in a list.
-            static = {name: getattr(target, name) for name in target.__frostleaf__.static if name in new}
-            branches = {name: each for name, each in static.items() if isinstance(each, list | tuple | Mapping)}
-            children, there = {**children, **branches}, [*there, *branches]
+            if others := new.keys() & target.__frostleaf__.static:  # MLX has an empty branch for each string of a list
+                static = {name: getattr(target, name) for name in others}
+                branches = {name: each for name, each in static.items() if isinstance(each, list | tuple | Mapping)}
+                children, there = {**children, **branches}, [*there, *branches]
         for name in new:
             if strict and name not in there:
                 near = nearest(str(name), map(str, there))

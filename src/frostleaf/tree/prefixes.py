@@ -114,8 +114,10 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
     if isinstance(other, Mapping):
         # A function that is given a whole dict may depend on the order of its items. Here the order does not matter.
         entries = node[0].entries
-        on_one_side = [tree.get(key, other.get(key)) for key in other.keys() ^ set(entries)]
+        if other.keys() == set(entries):
+            return [other[entry] for entry in entries]
         # MLX's parameters() have empty branches for what holds none, which ours leave out.
+        on_one_side = [tree.get(key, other.get(key)) for key in other.keys() ^ set(entries)]
         return None if tree_flatten(on_one_side) else [other.get(entry, _NOTHING) for entry in entries]
     if isinstance(node[0], Metadata):
         # A copy that is frozen, in another mode, or tied at other places has the same arrays.
