@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 import types
 
 import mlx.core as mx
@@ -115,3 +116,16 @@ def test_nothing_prints_a_memory_address():
         fl.optim.shard(sgd).init(model),
     ]
     assert not [text for text in map(repr, values) if " at 0x" in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("save_weights", "model.save_weights(file)"), ("load_weights", "model = model.load_weights(file)"),
+        ("savez", "fl.save(file, tree)"), ("linear_to_lora_layers", "fl.lora(model, where, ...)"),
+        ("freeze", "model = model.freeze(...)"), ("tree_unflatten", "fl.tree.unflatten(structure, leaves)"),
+    ],
+)  # fmt: skip
+def test_functions_of_mlx_and_mlx_lm_say_what_to_write(name, write):
+    with pytest.raises(AttributeError, match=rf"has no attribute '{name}'. Write .*{re.escape(write)}"):
+        getattr(fl, name)

@@ -254,7 +254,16 @@ LAYER, BIG, X = fl.nn.Linear(2, 1), fl.nn.Linear(64, 64), mx.ones((3, 2))
 GRADS = {"weight": mx.ones((1, 2)), "bias": mx.ones(1)}
 BY_MLX = {
     "value_and_grad": (lambda: nn.value_and_grad(LAYER, loss)(LAYER, X), "fl.value_and_grad(fn)(model, ...)"),
+    "value_and_grad with nothing to train": (
+        lambda: nn.value_and_grad(LAYER.freeze(), lambda x: loss(LAYER, x))(X),
+        "fl.value_and_grad(fn)(model, ...)",
+    ),
+    "value_and_grad of a wrapped model with nothing to train": (
+        lambda: nn.value_and_grad(fl.from_mlx(nn.Linear(2, 1).freeze()), lambda x: loss(LAYER, x))(X),
+        "fl.value_and_grad(fn)(model, ...)",
+    ),
     "checkpoint": (lambda: nn.utils.checkpoint(LAYER)(X), "fl.checkpoint(model)"),
+    "checkpoint with nothing to train": (lambda: nn.utils.checkpoint(LAYER.freeze())(X), "fl.checkpoint(model)"),
     "quantize": (lambda: nn.quantize(BIG), "model = fl.quantize(model, ...)"),
     "quantize what is inside": (lambda: nn.quantize(fl.nn.Sequential(BIG)), "model = fl.quantize(model, ...)"),
     "quantize with nothing to do": (lambda: nn.quantize(fl.nn.ReLU()), "fl.quantize"),

@@ -430,6 +430,25 @@ def test_a_class_of_the_same_name_is_told() -> None:
         model.at(nn.Conv1d).get()
 
 
+@pytest.mark.parametrize("make", [lambda model: model, fl.convert], ids=["wrapped", "native"])
+@pytest.mark.parametrize("select", [lambda model, where: model.at(where).get(), fl.lora], ids=["at", "lora"])
+def test_a_class_of_which_only_what_is_made_of_it_is_there_is_told(make: Any, select: Any) -> None:
+    model = nn.Sequential(nn.Embedding(4, 32), nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 2)))
+    nn.quantize(model, group_size=32)
+    model = make(fl.from_mlx(model))
+    own = nn if make is not fl.convert else fl.nn
+    for where in (nn.Linear, fl.nn.Linear, nn.Embedding):
+        found = getattr(own, f"Quantized{where.__name__}")
+        name = f"{found.__module__}.{found.__qualname__}"
+        message = f"^{where.__name__} selects nothing in this Sequential, which has layers of {name}: select by that."
+        with pytest.raises(LookupError, match=message):
+            select(model, where)
+        assert select(model, found)
+    mixed = fl.nn.Sequential(fl.nn.QuantizedLinear(64, 2), fl.nn.LoRAEmbedding(3, 2), fl.nn.QQLinear(32, 32))
+    with pytest.raises(LookupError, match=r"layers of .*\.QuantizedLinear and .*\.QQLinear: select by these\.$"):
+        select(mixed, fl.nn.Linear)
+
+
 def test_without_a_near_path_none_is_suggested() -> None:
     with pytest.raises(LookupError, match=r"^'zzzzzzzz' selects nothing in this Net\.$"):
         NET.at("zzzzzzzz").get()

@@ -407,3 +407,59 @@ def test_update_modules_goes_into_a_registered_node() -> None:
     assert bag.update_modules({"ws": {"a": new}}).ws.cells[0] is new
     assert bag.update_modules({"ws": {"b": [new]}}).ws.cells[1][0] is new
     assert bag.update_modules(bag.leaf_modules()) is bag
+
+
+class Named(nn.Module):
+    """Has lists and dicts without arrays, for which MLX has branches without arrays."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(2, 2), nn.Linear(2, 2, bias=False)
+        self.names, self.options, self._private, self.pair = ["a", "b"], {"a": 1, "b": [2, {"c": None}]}, ["c"], ("d",)
+        self.layers = [{"kinds": ["e"], "fc": nn.Linear(2, 1)}, nn.relu]
+        if tied:
+            self.head.weight = self.fc.weight
+
+
+GIVEN: dict[str, Callable[[Any], Any]] = {
+    "parameters": lambda m: m.parameters(),
+    "trainable parameters": lambda m: m.trainable_parameters(),
+    "a module": lambda m: m,
+    "modules inside": lambda m: {"fc": m.fc, "head": m.head, "layers": [{"fc": m.layers[0]["fc"], "kinds": [{}]}, {}]},
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("given", GIVEN)
+def test_a_wrapped_model_takes_what_mlx_says_are_the_parameters_of_another(given: str, tied: bool) -> None:
+    source, target = Named(tied), Named(tied)
+    assert "names" in source.parameters()
+    new = GIVEN[given](source)
+    assert fl.tree.equal(fl.from_mlx(target).update(new), fl.from_mlx(source))
+    assert fl.tree.equal(fl.from_mlx(target).update({"layers": [{"kinds": [{}]}], "names": []}), fl.from_mlx(target))
+
+
+@pytest.mark.parametrize("strict", STRICT)
+@pytest.mark.parametrize("method", ["update", "update_modules"])
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"names": [{}, {}]}, {"names": [{}]}, {"names": [{}, {}, {}]}, {"names": NEW}, {"names": ["a", "b"]}, {"names": [NEW]},
+        {"names": {}}, {"options": {"a": {}}}, {"options": {"a": NEW}}, {"options": {"b": [{}, {"c": {}}]}}, {"nams": [{}]},
+        {"options": {"z": {}}}, {"_private": [{}]}, {"layers": [{"kinds": [{}]}]}, {"layers": [{}, {}, {}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_branch_without_arrays_is_what_it_is_in_mlx(method: str, new: Any, strict: bool) -> None:
+    ours, theirs = fl.from_mlx(Named()), Named()
+    kind, value = outcome(lambda m: getattr(m, method)(new, strict=strict), ours)
+    expected, _ = outcome(lambda m: getattr(m, method)(new, strict=strict), theirs)
+    assert kind == expected
+    assert value is (ours if kind == "returned" else ValueError)
+
+
+def test_the_advice_of_load_weights_works_for_the_parameters_of_mlx() -> None:
+    source, target = Named(), fl.from_mlx(Named())
+    with pytest.raises(TypeError, match="For nested dicts of arrays, such as parameters\\(\\) returns, there is update"):
+        target.load_weights(source.parameters())
+    assert fl.tree.equal(target.update(source.parameters()), fl.from_mlx(source))

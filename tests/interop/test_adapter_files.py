@@ -239,3 +239,31 @@ def test_a_model_that_has_the_adapters_is_refused(tmp_path: Path) -> None:
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="adapter_config"):
         fl.load_adapters(built(fl.nn), tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["adapters.safetensors", "all.npz"])
+@pytest.mark.parametrize("folder", ["", "run/", "run/2/"])
+def test_a_file_where_a_directory_goes_is_told(name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = "takes a directory, which has adapters.safetensors and adapter_config.json, as mlx-lm does, and was given a file, "
+    message = f"{files}{folder + name!r}: give {folder[:-1] or '.'!r}"
+    for give in (lambda path: fl.save_adapters(filled(head()), path), lambda path: fl.load_adapters(built(fl.nn), path)):
+        with pytest.raises(NotADirectoryError, match=re.escape(message)):
+            give(folder + name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_no_directory(tmp_path: Path) -> None:
+    fl.save_adapters(filled(head()), tmp_path)
+    advice = re.escape(f"give {str(tmp_path)!r}, or read the file into adapters that are there with model.load_weights(file, s")
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        with pytest.raises(NotADirectoryError, match=advice):
+            fl.load_adapters(built(fl.nn), tmp_path / name)
+        with pytest.raises(NotADirectoryError, match=re.escape(f"give {str(tmp_path)!r}") + "$"):
+            fl.save_adapters(filled(head()), tmp_path / name)
+
+
+def test_a_directory_that_is_named_like_a_file_is_one(tmp_path: Path) -> None:
+    (tmp_path / "run.npz").mkdir()
+    fl.save_adapters(filled(head()), tmp_path / "run.npz")
+    assert fl.tree.equal(fl.load_adapters(built(fl.nn), tmp_path / "run.npz"), filled(head()))

@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -380,3 +381,29 @@ def test_a_step_under_a_name_of_more_digits_is_none(tmp_path: Path) -> None:
     (tmp_path / "step-000000001.safetensors").write_bytes((tmp_path / "step-00000001.safetensors").read_bytes())
     assert checkpoints.steps() == [1]
     assert [each.step for each in checkpoints.info()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda checkpoints: checkpoints.save(0, model=1, state=2), "save(step, {'model': model, 'state': state})"),
+        (lambda checkpoints: checkpoints.save(0), "save() takes a step and a tree: write save(step, tree)"),
+        (lambda checkpoints: checkpoints.save({"w": mx.zeros(1)}), "save() takes a step and a tree: write save(step, tree)"),
+        (lambda checkpoints: checkpoints.restore(), "restore(like) takes as like a tree of the structure that was saved"),
+        (lambda checkpoints: checkpoints.restore(step=1), "restore(like) takes as like a tree of the structure that was saved"),
+    ],
+)
+def test_a_tree_that_is_left_out_is_asked_for(call: Any, message: str, tmp_path: Path) -> None:
+    checkpoints = fl.Checkpointer(tmp_path)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call(checkpoints)
+    assert checkpoints.steps() == []
+
+
+def test_what_the_advice_names_works(tmp_path: Path) -> None:
+    like = {"w": mx.zeros(1)}
+    with fl.Checkpointer(tmp_path, best="loss") as checkpoints:
+        for step, loss in ((1, 0.1), (2, 0.3)):
+            checkpoints.save(step, {"w": mx.array([float(step)])}, {"loss": loss})
+        assert checkpoints.restore(like, step=checkpoints.best_step())[0] == 1
+        assert checkpoints.latest_step() == 2

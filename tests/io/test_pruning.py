@@ -199,6 +199,9 @@ def test_the_latest_step_is_the_one_that_was_saved_last(tmp_path: Path) -> None:
         ("all_steps", "write steps()"),
         ("wait_until_finished", "write wait()"),
         ("close", "write wait(), or use it in a with block"),
+        ("latest", "write latest_step(), or restore(like)"),
+        ("best", "write best_step()"),
+        ("restore_best", "write restore(like, step=checkpoints.best_step())"),
     ],
 )
 def test_names_of_other_libraries_are_told_of_ours(name: str, words: str, tmp_path: Path) -> None:

@@ -434,3 +434,11 @@ def test_a_path_may_be_bytes(tmp_path: Path) -> None:
         checkpoints.save(2, tree)
     assert fl.tree.equal(fl.Checkpointer(folder).restore({"w": mx.zeros(2), "n": 0}), (2, tree))
     assert len(fl.Checkpointer(folder).info()) == 2
+
+
+def test_loading_without_a_tree_asks_for_one(tmp_path: Path) -> None:
+    file = str(tmp_path / "a.safetensors")
+    fl.save(file, {"w": mx.ones(2)})
+    with pytest.raises(TypeError, match=r"takes as like a tree .* Without one, mx\.load\(file\) reads the arrays"):
+        fl.load(file)  # type: ignore[call-overload]
+    assert mx.array_equal(mx.load(file)["w"], mx.ones(2))

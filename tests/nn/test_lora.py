@@ -141,9 +141,10 @@ def test_dora_of_three_bits() -> None:
 
 
 def test_a_layer_of_another_training_mode() -> None:
-    adapted = fl.nn.LoRALinear.from_base(fl.nn.Linear(2, 3).eval(), dropout=0.5)
-    assert not adapted.training
-    assert not adapted.dropout.training
+    ours = fl.nn.LoRALinear.from_base(fl.nn.Linear(2, 3).eval(), dropout=0.5)
+    theirs = lora.LoRALinear.from_base(mlx.nn.Linear(2, 3).eval(), dropout=0.5)
+    for adapted in (ours, theirs):
+        assert (adapted.training, adapted.dropout.training, adapted.linear.training) == (True, True, False)
 
 
 @pytest.mark.parametrize(

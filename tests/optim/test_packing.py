@@ -370,3 +370,54 @@ def test_an_optimizer_is_told_how_to_differentiate():
 def test_an_optimizer_is_refused(optimizer):
     with pytest.raises(TypeError, match=r"pack takes a model, and was given .*: write fl\.optim\.flatten for an optimizer"):
         fl.optim.pack(optimizer)
+
+
+OF_THE_MODEL = {
+    "call": lambda packed: packed(mx.ones(2)),
+    "jit": lambda packed: fl.jit(packed)(mx.ones(2)),
+    "grad": lambda packed: fl.grad(lambda model: model(mx.ones(2)).sum())(packed),
+    "summary": lambda packed: fl.summary(packed, mx.ones(2)),
+    "stateful": lambda packed: fl.stateful(packed, mx.ones(2)),
+    "eval_shape": lambda packed: fl.eval_shape(packed, mx.ones(2)),
+    "export_function": lambda packed: fl.export_function("model.mlxfn", packed, mx.ones(2)),
+    "fuse": fl.fuse,
+    "lora": lambda packed: fl.lora(packed, "**.q_proj"),
+    "lora of a class": lambda packed: fl.lora(packed, fl.nn.Linear),
+    "save_adapters": lambda packed: fl.save_adapters(packed, "adapters"),
+    "load_adapters": lambda packed: fl.load_adapters(packed, "adapters"),
+    "quantize": fl.quantize,
+    "quantize in a tree": lambda packed: fl.quantize({"model": [packed]}),
+    "convert": fl.convert,
+    "convert in a tree": lambda packed: fl.convert((packed, None)),
+    "to_mlx": fl.to_mlx,
+    "generate": lambda packed: list(fl.generate(packed, mx.array([1]), 2)),
+    "save_weights": lambda packed: packed.save_weights("model.safetensors"),
+    "load_weights": lambda packed: packed.load_weights("model.safetensors", strict=False),
+    "load_weights of pairs": lambda packed: packed.load_weights([("layers.0.bias", mx.ones(2))]),
+    "update": lambda packed: packed.update({"layers": [{"bias": mx.ones(2)}]}),
+    "update_modules": lambda packed: packed.update_modules({"layers": [fl.nn.Linear(2, 2)]}),
+    "map_modules": lambda packed: packed.map_modules(lambda path, module: None),
+    "tie": lambda packed: packed.tie({"layers.0.weight": "layers.1.weight"}),
+    "untie": lambda packed: packed.untie(),
+    "at a path": lambda packed: packed.at("layers.0.bias").get(),
+    "at a glob": lambda packed: packed.at("**.bias").get(),
+    "at a class": lambda packed: packed.at(fl.nn.Linear).get(),
+    "at a predicate": lambda packed: packed.at(lambda path, array: path.endswith("bias")).get(),
+    "with_frozen": lambda packed: packed.with_frozen("**.bias"),
+    "an attribute": lambda packed: packed.layers,
+}
+
+
+@pytest.mark.parametrize("use", OF_THE_MODEL)
+@pytest.mark.parametrize("max_size", [0, 4096])
+def test_what_is_for_the_model_says_to_unpack_it_first(use, max_size, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packed = optim.pack(fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)).at("layers.0").freeze(), max_size)
+    with pytest.raises((TypeError, LookupError, AttributeError), match=r"write packed\.unpack\(\)"):
+        OF_THE_MODEL[use](packed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_name_of_a_vector_is_said():
+    with pytest.raises(LookupError, match=r"The nearest paths are 'vectors.float32'"):
+        optim.pack(fl.nn.Linear(2, 2)).at("vectors.flaot32").get()

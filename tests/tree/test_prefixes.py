@@ -4,6 +4,8 @@ import re
 from types import MappingProxyType
 
 import mlx.core as mx
+import mlx.nn
+import mlx.utils
 import pytest
 
 import frostleaf as fl
@@ -76,3 +78,37 @@ def test_what_goes_with_a_whole_module_is_not_looked_up_in_it(prefix, monkeypatc
     found = [axis for _, _, axis in broadcast_prefix(prefix, tree, "other")]
     assert found == ([0, 0, None, None] if prefix == (0, None) else [prefix] * 4)
     assert all(isinstance(each, tuple) for each in opened)
+
+
+@pytest.mark.parametrize("empty", [{}, [], (), [{}, {}], {"a": [{}, ()]}], ids=repr)
+def test_a_branch_with_nothing_in_it_goes_with_none(empty):
+    """MLX's parameters() have them for lists of strings."""
+    tree, other = {"a": A, "b": {"c": B}}, {"b": {"c": B + 1, "names": empty}, "kinds": empty, "a": A + 1}
+    added, back = fl.tree.map(mx.add, tree, other), fl.tree.map(mx.add, other, tree)
+    assert added.keys() == {"a", "b"}
+    assert mx.array_equal(added["a"], A + A + 1)
+    assert mx.array_equal(back["b"]["c"], B + B + 1)
+    assert back["kinds"] == empty
+
+
+@pytest.mark.parametrize("value", [None, 1, "text", [None], {"d": A}, fl.nn.Identity(), [{}, A]], ids=repr)
+def test_a_branch_with_something_in_it_does_not(value):
+    tree = {"a": A}
+    for one, other in ((tree, {"a": A, "b": value}), ({"a": A, "b": value}, tree)):
+        with pytest.raises(ValueError, match=r"At the root: dict of . \(.*\) where there is dict of"):
+            fl.tree.map(lambda *values: values[0], one, other)
+
+
+def test_gradients_of_mlx_go_with_our_parameters():
+    class Named(mlx.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.names = mlx.nn.Linear(1, 1), ["a", "b"]
+
+    model = Named()
+    ours = fl.from_mlx(model)
+    gradients = mlx.nn.value_and_grad(model, lambda x: model.fc(x).sum())(A)[1]
+    assert gradients["names"] == [{}, {}]
+    stepped = fl.tree.map(lambda array, gradient: array - gradient, ours.parameters(), gradients)
+    expected = mlx.utils.tree_map(lambda array, gradient: array - gradient, model.parameters(), gradients)
+    assert fl.tree.equal(ours.update(stepped), ours.update(expected))

@@ -6,7 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+import attrs
+
 from .words import describe
+
+# The default of an argument that must be given, so that its message can say what to write.
+MISSING: Any = attrs.NOTHING
 
 
 def require_bool(name: str, value: Any) -> bool:
@@ -24,21 +29,29 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def refusing(reason: Callable[[Sequence[str]], str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def refusing(
+    reason: Callable[[Sequence[str]], str], without: Callable[[Sequence[str]], str] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator: arguments that a function doesn't have, as other libraries have them, are a ``TypeError``.
 
     Args:
         reason: Returns its message for their names.
+        without: Returns the message, for these names, of the ``TypeError`` where an argument is left out that has no default.
+            Default: Python's.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         code = function.__code__
         names = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
+        needed = code.co_varnames[: code.co_argcount - len(function.__defaults__ or ())]
 
         @functools.wraps(function)
         def checked(*args: P.args, **given: P.kwargs) -> R:
-            if not given.keys() <= names:
-                raise TypeError(reason([name for name in given if name not in names]))
+            others = [name for name in given if name not in names]
+            if without is not None and not given.keys() >= {*needed[len(args) :]}:
+                raise TypeError(without(others))
+            if others:
+                raise TypeError(reason(others))
             return function(*args, **given)
 
         return checked

@@ -120,6 +120,13 @@ def require_no_search(method: str, caller: FrameType | None) -> None:
         raise TypeError(DROPPED_BY_MLX.format(caller=module, method=method, write=_INSTEAD[module]))
 
 
+def require_no_training(caller: FrameType | None) -> None:
+    """Raise a ``TypeError`` if code of MLX asks for what is trained, which it would update in place, if there is anything."""
+    module = str(caller.f_globals.get("__name__")) if caller else ""
+    if module == "mlx.nn.utils":
+        raise TypeError(DROPPED_BY_MLX.format(caller=module, method="Module.update", write=_INSTEAD[module]))
+
+
 def require_no_count(method: str, caller: FrameType | None) -> None:
     """Raise a ``TypeError`` if mlx-lm counts arrays with a method: it asks modules for names that frozen ones have not."""
     module = str(caller.f_globals.get("__name__")) if caller else ""

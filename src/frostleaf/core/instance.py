@@ -211,6 +211,8 @@ class Instance:
     __slots__ = ("_frostleaf_flat", "_frostleaf_level")
 
     __frostleaf__: ClassVar[Definition]
+    # Of a class that keeps a model in another form, without its layers and names: what to write for the model.
+    _unseen: ClassVar[str | None] = None
 
     if not TYPE_CHECKING:  # a checker that saw this would take every name for an attribute
 

@@ -8,7 +8,7 @@ import gc
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
@@ -212,6 +212,34 @@ def nearest_paths(path: str, paths: Iterable[str]) -> str:
     """Return ``". The nearest paths are 'x', 'y'"`` for a message, or an empty string if no path is near."""
     close = difflib.get_close_matches(path, list(paths), n=3, cutoff=0.4)
     return f". The nearest paths are {', '.join(map(repr, close))}" if close else ""
+
+
+def nearest_glob(where: str, paths: Iterable[str]) -> str:
+    """Say which glob is meant if a name in it is none of the tree's, but near one; or return an empty string."""
+    names = {name for path in paths for name in path.split(".")}
+    strange = [name for name in where.split(".") if name not in names and "*" not in name]
+    close = {name: difflib.get_close_matches(name, sorted(names), n=1) for name in strange}
+    if not any(close.values()):
+        return ""
+    meant = ".".join([*close.get(name, ()), name][0] for name in where.split("."))
+    return f". The nearest glob is {meant!r}"
+
+
+NAMESAKE = ", whose layers of that name are {other}: select by that class, not by {cls}"
+KIN = ", which has layers of {others}: select by {such}"
+
+
+def nearest_class(where: type, kinds: Sequence[type]) -> str:
+    """Say which classes of a tree have the name of another, or are made of it, as a quantized layer is; or return nothing."""
+    for kind in kinds:
+        if kind.__name__ == where.__name__:
+            return NAMESAKE.format(cls=_full_name(where), other=_full_name(kind))
+    made = [_full_name(kind) for kind in kinds if kind.__name__.endswith(where.__name__)]
+    return KIN.format(others=listed(made, separator=" and "), such="that" if len(made) == 1 else "these") if made else ""
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def level_of_caller() -> int:

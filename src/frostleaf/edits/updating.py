@@ -65,10 +65,18 @@ def update(module: N, parameters: Any, strict: bool) -> N:
             raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
         return new
 
+    parameters = _as_parameters(parameters)
     if strict and flat_of(module).structure.remember(has_ties):
         parameters = _without_tied(parameters, tied_leaves(module, of_mlx=True))
     new = dict(_replacements(module, parameters, strict, new_leaf, "parameter"))
     return with_values(module, new)  # type: ignore[no-any-return]
+
+
+def _as_parameters(new: Any) -> Any:
+    """Return the parameters of a module of either kind, whose items are more than these, and anything else as it is."""
+    if isinstance(new, MLXModule):
+        return new.parameters()  # type: ignore[no-untyped-call]
+    return parameters(new) if isinstance(new, Node) else new
 
 
 _ANOTHER = (
@@ -88,6 +96,7 @@ def _without_tied(parameters: Any, ties: Mapping[Path, Path]) -> Any:
         return value
 
     def rest(value: Any, path: Path) -> Any:
+        value = _as_parameters(value)
         source, left = ties.get(path), value
         if isinstance(value, Mapping):
             inside = {name: rest(each, (*path, name)) for name, each in value.items()}
@@ -119,7 +128,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
             return _DESCEND
         if strict and new != {}:
             raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
-        return current
+        return _DESCEND
 
     new = dict(_replacements(module, modules, strict, new_leaf, _MODULE))
     return with_values(module, new)  # type: ignore[no-any-return]
@@ -165,8 +174,8 @@ def _replacements(
     If strict, names that ``target`` doesn't have and values that can't be there are errors, in MLX's words.
     """
     at = f" in {keystr(path)}" if path else ""
-    if isinstance(new, Node):
-        new = parameters(new)
+    if isinstance(new, Node) or (isinstance(new, MLXModule) and what != _MODULE):
+        new = _as_parameters(new)
     elif (given := node_children(new)) is not None:
         new = {name: value for name, value in given.items() if is_content(value)}
     if (named := node_children(target)) is not None:
@@ -181,6 +190,10 @@ def _replacements(
             whole = dict(zip(target.__frostleaf__.children, children_in_fields(target), strict=True))
             children = whole if what == _MODULE else children_of(target)
             there = [name for name, each in children.items() if is_content(each)]
+            if others := new.keys() & target.__frostleaf__.static:  # MLX has an empty branch for each string of a list
+                static = {name: getattr(target, name) for name in others}
+                branches = {name: each for name, each in static.items() if isinstance(each, list | tuple | Mapping)}
+                children, there = {**children, **branches}, [*there, *branches]
         for name in new:
             if strict and name not in there:
                 near = nearest(str(name), map(str, there))

@@ -13,7 +13,7 @@ from ..core import fields
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.depth import tells_depth
-from ..core.dropped import require_no_count, require_no_search
+from ..core.dropped import require_no_count, require_no_search, require_no_training
 from ..core.instance import Metadata, children_in_fields, children_of, level_of, metadata_of
 from ..core.levels import tree_level
 from ..core.shapes import LEAF
@@ -153,16 +153,20 @@ def filter_and_map(
     return inside(module, ())
 
 
-@tells_depth
 def parameters(module: Node) -> dict[str, Any]:
     """Return the arrays that are saved with the model."""
-    return _arrays_in(module, trainable=False)
+    return _all_arrays_in(module, False)
+
+
+def trainable_parameters(module: Node) -> dict[str, Any]:
+    """Return the parameters that are neither frozen nor buffers."""
+    require_no_training(sys._getframe(1).f_back)
+    return _all_arrays_in(module, True)
 
 
 @tells_depth
-def trainable_parameters(module: Node) -> dict[str, Any]:
-    """Return the parameters that are neither frozen nor buffers."""
-    return _arrays_in(module, trainable=True)
+def _all_arrays_in(module: Node, trainable: bool) -> dict[str, Any]:
+    return _arrays_in(module, trainable)
 
 
 def _arrays_in(node: Node, trainable: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..core.structure import flat_of
 from ..core.words import describe, keystr, listed, nearest
 from ..edits.views import named_modules
 from ..io.atomic import atomic_write, require_path
-from ..io.formats import check_arrays, read_file, write_file
+from ..io.formats import ENDINGS, check_arrays, read_file, write_file
 from ..io.safetensors import fail
 from ..io.weights import load_weights
 from ..transforms.shards import shards_in
@@ -47,7 +47,7 @@ def save_adapters(model: Node, directory: str | os.PathLike[str]) -> None:
         ValueError: If the model has no adapters, or is one itself; if each rank has a part of them; if they differ in rank,
             scale, dropout or kind; if other parameters are trainable, which mlx-lm's files have no place for; if only shapes
             are known.
-        OSError: If the directory can't be made.
+        OSError: If the directory can't be made, or is a file or named like one of weights.
 
     >>> import frostleaf as fl, os, tempfile
     >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 3))
@@ -58,9 +58,8 @@ def save_adapters(model: Node, directory: str | os.PathLike[str]) -> None:
     (['adapter_config.json', 'adapters.safetensors'], True)
     """
     require_module("fl.save_adapters", model)
-    require_path(directory, "fl.save_adapters(model, directory)")
+    path = _directory(directory, "fl.save_adapters")
     config, arrays = _contents(model)
-    path = os.fsdecode(directory)
     os.makedirs(path, exist_ok=True)
     config_file, weights_file = os.path.join(path, _CONFIG), os.path.join(path, _WEIGHTS)
     check_arrays(arrays, ".safetensors", weights_file)
@@ -80,7 +79,8 @@ def load_adapters(model: N, directory: str | os.PathLike[str]) -> N:
     """Adapt a model as :func:`frostleaf.lora` does, and read the adapters that mlx-lm or :func:`save_adapters` has saved.
 
     The layers are those that the files have arrays for. Adapters of one base may be loaded side by side: they share its arrays.
-    What mlx-lm saved of a model trained in full is loaded into the weights. To read arrays into adapters that are there, write
+    What mlx-lm saved of a model trained in full is loaded into the weights. The adapters are in training mode, as in mlx-lm:
+    write ``fl.load_adapters(model, directory).eval()`` to generate. To read arrays into adapters that are there, write
     ``model.load_weights(f"{directory}/adapters.safetensors", strict=False)``.
 
     Args:
@@ -91,7 +91,7 @@ def load_adapters(model: N, directory: str | os.PathLike[str]) -> N:
         TypeError: If ``model`` is no module, or ``directory`` no path.
         ValueError: If the files don't fit each other or the model, or a layer is adapted already.
         CheckpointError: If a file is damaged.
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file, or ``directory`` is one.
 
     >>> import frostleaf as fl, tempfile
     >>> model = fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 3))
@@ -101,8 +101,7 @@ def load_adapters(model: N, directory: str | os.PathLike[str]) -> N:
     array([[...]], dtype=float32)
     """
     require_module("fl.load_adapters", model)
-    require_path(directory, "fl.load_adapters(model, directory)")
-    path = os.fsdecode(directory)
+    path = _directory(directory, "fl.load_adapters", _ONE_FILE)
     config_file, file = os.path.join(path, _CONFIG), os.path.join(path, _WEIGHTS)
     kind, options = _read_config(config_file)
     weights = read_file(file)
@@ -118,6 +117,23 @@ def load_adapters(model: N, directory: str | os.PathLike[str]) -> N:
         raise ValueError(f"{file} has no {listed(sorted(missing))}")
     _check(file, weights, expected)
     return load_weights(adapted, [*weights.items()], False, None)
+
+
+_NO_DIRECTORY = (
+    "{function} takes a directory, which has {weights} and {config}, as mlx-lm does, and was given a file, {path!r}: give "
+    "{around!r}{more}"
+)
+_ONE_FILE = ", or read the file into adapters that are there with model.load_weights(file, strict=False)"
+
+
+def _directory(given: Any, function: str, more: str = "") -> str:
+    """Return the path of a directory of adapters as text, unless it is that of a file, or would be."""
+    path = require_path(given, f"{function}(model, directory)")
+    is_file = not os.path.isdir(path) and (os.path.exists(path) or os.path.splitext(path)[1] in ENDINGS)
+    if is_file:
+        files = {"weights": _WEIGHTS, "config": _CONFIG, "around": os.path.dirname(path) or "."}
+        raise NotADirectoryError(_NO_DIRECTORY.format(function=function, path=path, more=more, **files))
+    return path
 
 
 _NO_ADAPTERS = "this {cls} has no adapters to save: make some with fl.lora, or save the whole model with fl.save"

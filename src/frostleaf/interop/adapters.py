@@ -14,6 +14,7 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.instance import Metadata, Ties, metadata_of
+from ..core.leaves import require_seen
 from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import Structure, flat_of, specs_in
@@ -76,7 +77,8 @@ def lora(
     :class:`frostleaf.nn.LoRAEmbedding` afterwards; with ``dora`` inside a :class:`frostleaf.nn.DoRALinear` or
     :class:`frostleaf.nn.DoRAEmbedding`. Quantized layers may be adapted too (QLoRA). Adapters that are there already are as
     trainable as they were. A layer that is tied stays so, by its new path. A net that stands at two
-    places as a whole is adapted once.
+    places as a whole is adapted once. The adapters are in training mode and drop, as in mlx-lm, whatever the mode of the model,
+    which mlx-lm loads in evaluation mode: write ``.eval()`` before you generate.
 
     In a model that :func:`frostleaf.from_mlx` made, layers of ``mlx.nn`` may be selected too, and mlx-lm's layers of experts,
     which its own code adapts. :func:`frostleaf.to_mlx` gives such a model back with the adapters of mlx-lm, where this is
@@ -139,7 +141,8 @@ def lora(
 def fuse(model: N, dequantize: bool = False) -> N:
     """Merge the adapters of a model into the weights of the layers that they hold, in a copy that shares the rest.
 
-    A model without adapters is returned as it is. The layers stay frozen if they were: ``unfreeze`` makes them trainable.
+    A model without adapters is returned as it is. The layers keep their mode, and stay frozen if they were: ``unfreeze`` makes
+    them trainable.
     Where a weight was tied, it is changed at the adapted place alone and not tied any more.
 
     Args:
@@ -199,10 +202,11 @@ def trained_paths(model: Any) -> set[Path]:
 
 
 def require_module(function: str, model: Any) -> None:
-    """Raise a ``TypeError`` if what a function was given as a model is none."""
+    """Raise a ``TypeError`` if what a function was given as a model is none, or keeps one without its layers."""
     if not isinstance(model, Node):
         advice = ": give it fl.from_mlx(model)" if isinstance(model, MLXModule) else ""
         raise TypeError(f"{function} takes a model first, and was given {class_name(model)}{advice}")
+    require_seen(function, model)
 
 
 _DIVIDED = "{function} takes whole layers, and {array} is a shard, {shard}: {advice}"

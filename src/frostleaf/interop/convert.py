@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from ..core.instance import Metadata
+from ..core.leaves import require_seen
 from ..core.sharing import change_modules, remade
 from ..core.words import class_name
 from ..transforms.shards import Divided
@@ -29,7 +30,7 @@ def convert(tree: T) -> T:
         tree: Any tree.
 
     Raises:
-        TypeError: If it is a module of ``mlx.nn`` itself.
+        TypeError: If it is a module of ``mlx.nn`` itself, or a packed model.
 
     >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
     >>> model = fl.convert(fl.from_mlx(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.25))))
@@ -40,6 +41,7 @@ def convert(tree: T) -> T:
     """
     if is_module(tree):
         raise TypeError(NO_TREE.format(given=class_name(tree)))
+    require_seen("fl.convert", tree)
     return change_modules(tree, _converted)  # type: ignore[no-any-return]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
+from ..core.leaves import require_seen
 from ..core.structure import flat_of, require_numbers
 from ..core.words import describe
 from .live import module_of
@@ -26,7 +27,7 @@ def to_mlx(module: Node) -> Any:
         module: The tree.
 
     Raises:
-        TypeError: If it is something else, or holds shapes in the place of arrays.
+        TypeError: If it is something else, or a packed model, or holds shapes in the place of arrays.
 
     >>> import frostleaf as fl, mlx.core as mx, mlx.nn as nn
     >>> fl.to_mlx(fl.nn.Sequential(fl.nn.Linear(2, 3), fl.nn.ReLU()))
@@ -39,5 +40,6 @@ def to_mlx(module: Node) -> Any:
         is_there = isinstance(module, MLXModule)
         given = f"a {type(module).__name__}, which is of mlx.nn already" if is_there else describe(module)
         raise TypeError(NO_TREE.format(given=given))
+    require_seen("fl.to_mlx", module)
     require_numbers(flat_of(module))
     return module_of(module, class_for)

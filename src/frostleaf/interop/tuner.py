@@ -71,8 +71,9 @@ def fused(adapter: Any, dequantize: bool) -> Any:
         return adapter.fuse(dequantize)
     with unchanged_state():  # mlx-lm draws a weight that it drops
         new = made_from(adapter, lambda live: live.fuse(dequantize=dequantize))
-    frozen = metadata_of(getattr(adapter, held_name(adapter))).frozen & {*new.__frostleaf__.children}
-    return evolve(train(new, adapter.training), frozen=metadata_of(new).frozen | frozen)
+    held = getattr(adapter, held_name(adapter))
+    frozen = metadata_of(held).frozen & {*new.__frostleaf__.children}
+    return evolve(train(new, held.training), frozen=metadata_of(new).frozen | frozen)
 
 
 def original_way(layer: Wrapped) -> Adapt | None:
@@ -93,4 +94,4 @@ def _adapted(make: Callable[..., Any], layer: Wrapped, *, key: mx.array | None, 
     else:
         with rng(key):
             adapter = made_from(layer, lambda live: make(live, **options))
-    return evolve(train(adapter, layer.training), {held_name(adapter): layer})
+    return evolve(adapter, {held_name(adapter): layer})

@@ -28,7 +28,14 @@ from .known import stamp_of
 from .latest import restore_latest
 from .metrics import bests_of, numbers_in, whole
 from .options import options_of
-from .orbax import INSTEAD, refusal_in_restore, refusal_in_save, refusal_of_arguments
+from .orbax import (
+    INSTEAD,
+    refusal_in_restore,
+    refusal_in_save,
+    refusal_of_arguments,
+    refusal_without_like,
+    refusal_without_tree,
+)
 from .own_values import Checksums
 from .partial import LoadReport
 from .placing import Read, placed
@@ -159,7 +166,7 @@ class Checkpointer:
         self._mutex = threading.RLock()
         self._saving, self._checksums = Saving(self._directory, self._policy), Checksums()
 
-    @refusing(refusal_in_save)
+    @refusing(refusal_in_save, refusal_without_tree)
     def save(self, step: int, tree: Any, metrics: Mapping[str, Any] | None = None) -> bool:
         """Begin to save a tree in the background, and return whether the step is one to be saved.
 
@@ -246,7 +253,7 @@ class Checkpointer:
         self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool, rename: Rename | None = None
     ) -> tuple[int, T] | tuple[int, T, LoadReport]: ...
 
-    @refusing(refusal_in_restore)
+    @refusing(refusal_in_restore, refusal_without_like)
     def restore(
         self, like: T, step: int | None = None, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
     ) -> tuple[int, T] | tuple[int, T, LoadReport]:

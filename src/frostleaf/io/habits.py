@@ -26,6 +26,10 @@ _OF_LOAD = by_name(
         "leave it out: fl.load reads what fl.save wrote": "format",
     }
 )
+NO_LIKE = (
+    "{call} takes as like a tree of the structure that was saved, such as a new model, or fl.eval_shape(make_model). Without "
+    "one, mx.load(file) reads the arrays by their names"
+)
 _KNOWN = "path", "like", "where", "strict", "rename"
 
 
@@ -40,3 +44,8 @@ def refusal_in_load(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives arguments that ``load`` doesn't have."""
     advice = f": {_OF_LOAD[names[0]]}" if names[0] in _OF_LOAD else nearest(names[0], _KNOWN)
     return f"fl.load takes no argument {names[0]!r:.80}{advice}"
+
+
+def refusal_without_like(names: Sequence[str]) -> str:
+    """Return what is to be said to one who gives ``load`` no tree."""
+    return refusal_in_load(names) if names else NO_LIKE.format(call="fl.load(path, like)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.words import by_name, nearest
+from .habits import NO_LIKE
 
 # Of methods and attributes.
 INSTEAD = {
@@ -14,6 +15,13 @@ INSTEAD = {
     "close": "write wait(), or use it in a with block; the lock is let go when the Checkpointer is dropped",
     "load": "write restore(like), which returns the step and the tree",
     "restore_latest": "write restore(like), which restores the latest",
+    "restore_best": "write restore(like, step=checkpoints.best_step())",
+    "latest": "write latest_step(), or restore(like), which restores the latest",
+    "latest_checkpoint": "write latest_step(), or restore(like), which restores the latest",
+    "best": "write best_step()",
+    "best_checkpoint": "write best_step(), and restore(like, step=checkpoints.best_step())",
+    "best_model_path": "write best_step(), and restore(like, step=checkpoints.best_step())",
+    "save_checkpoint": "write save(step, tree)",
     "should_save": "give every=, and call save(step, tree) at each step, which returns whether it saves",
     "directory": "keep the path that it was given; repr shows it",
     "item_metadata": "write metrics(step) or info()",
@@ -72,6 +80,12 @@ def refusal_of_arguments(names: Sequence[str]) -> str:
     return f"Checkpointer() takes no argument {name!r}{advice}"
 
 
+def refusal_without_tree(names: Sequence[str]) -> str:
+    """Return what is to be said to one who gives ``Checkpointer.save`` no tree, but perhaps the parts of one by name."""
+    parts = ", ".join(f"{name!r}: {name}" for name in names)
+    return f"save() takes a step and a tree: write save(step, {'{' + parts + '}' if parts else 'tree'})"
+
+
 def refusal_in_save(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives arguments that ``Checkpointer.save`` doesn't have: metrics, most likely."""
     metrics = ", ".join(f"{name!r}: ..." for name in names)
@@ -81,3 +95,8 @@ def refusal_in_save(names: Sequence[str]) -> str:
 def refusal_in_restore(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives arguments that ``Checkpointer.restore`` doesn't have."""
     return f"restore() takes no argument {names[0]!r}: {_OF_RESTORE.get(names[0], _RESTORE)}"
+
+
+def refusal_without_like(names: Sequence[str]) -> str:
+    """Return what is to be said to one who gives ``Checkpointer.restore`` no tree."""
+    return refusal_in_restore(names) if names else NO_LIKE.format(call="restore(like)")

@@ -27,7 +27,7 @@ from .complaints import complaint
 from .describing import Describer
 from .description import Fact, array_kind, describe_tree, facts_text, is_leaf, is_value, name_in_file, value_kind
 from .divided import warn_of_parts
-from .habits import refusal_in_load, refusal_in_save
+from .habits import refusal_in_load, refusal_in_save, refusal_without_like
 from .meanings import other_meanings, with_deciding, without_meaning
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
 from .packed_names import with_new_names
@@ -171,7 +171,7 @@ def load(
 ) -> T | tuple[T, LoadReport]: ...
 
 
-@refusing(refusal_in_load)
+@refusing(refusal_in_load, refusal_without_like)
 def load(
     path: str | os.PathLike[str], like: T, *, where: Where | None = None, strict: bool = True, rename: Rename | None = None
 ) -> T | tuple[T, LoadReport]:

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.hidden import cache_classes
+from ..core.leaves import require_seen
 from ..core.words import describe
 from .cache import Cache, KVCache, RotatingKVCache, padded
 from .cache_growing import GrowingCache
@@ -73,6 +74,7 @@ def make_cache(model: Any, max_size: int | None, prompt_cache: Any = None) -> li
     >>> fl.nn.make_cache(Model(), 16, [first, cache[1]])[0].offset
     array(3, dtype=int32)
     """
+    require_seen("fl.nn.make_cache", model)
     name = type(model).__name__
     if max_size is not None and type(model).__module__ in _COUNTING:
         raise NoFixedSizeError(COUNTING.format(model=name, module=type(model).__module__))

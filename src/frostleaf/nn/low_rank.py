@@ -36,7 +36,7 @@ class Adapter(Module):
 
     @classmethod
     def _around(cls, layer: Any, r: int, dropout: float, scale: float, dtype: mx.Dtype | None, key: mx.array | None) -> Self:
-        """Return an adapter that holds a layer, in the same training mode."""
+        """Return an adapter that holds a layer, which stays in its mode. As mlx-lm's, the adapter is in training mode."""
         weight: Any = getattr(layer, "weight", None)
         if getattr(weight, "ndim", 0) != 2:
             held = "" if weight is None else f", whose weight is {describe(weight)}"
@@ -45,7 +45,7 @@ class Adapter(Module):
         sizes = (rows, columns) if cls.held == "embedding" else (columns, rows)
         # It draws the weight of a layer that is dropped, as mlx-lm's does: so the same seed gives the same adapters.
         adapter = cls(*sizes, r, dropout, scale, dtype=dtype, key=key)  # type: ignore[call-arg]
-        return evolve(adapter if layer.training else adapter.eval(), adapter._holding(layer))
+        return evolve(adapter, adapter._holding(layer))
 
     def _holding(self, layer: Any) -> dict[str, Any]:
         """Return the fields that depend on the layer held."""

@@ -12,6 +12,7 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.dropped import returns_copy
+from ..core.leaves import require_seen
 from ..core.levels import one_level
 from ..core.registration import NAMESPACE
 from ..core.shapes import ShapeDtypeStruct
@@ -54,7 +55,8 @@ def quantize(
             arguments for ``to_quantized`` instead of the above. Default: whether the layer has that method.
 
     Raises:
-        TypeError: If ``model`` is neither a module nor a container, or ``to_quantized`` has no option of a name that is given.
+        TypeError: If ``model`` is neither a module nor a container, or is packed; if ``to_quantized`` has no option of a name
+            that is given.
         ValueError: If the predicate returns something else, or selects a layer without ``to_quantized``; if a layer can't be
             quantized this way, for example because ``group_size`` does not divide its width.
         NotImplementedError: If ``quantize_input`` and a selected layer has a bias.
@@ -74,6 +76,7 @@ def quantize(
     if one_level(model) is None:
         advice = ": give it fl.from_mlx(model)" if isinstance(model, MLXModule) else ""
         raise TypeError(f"fl.quantize takes a module, or a tree that holds modules, and was given {class_name(model)}{advice}")
+    require_seen("fl.quantize", model)
     if class_predicate is not None:
         require_callable("class_predicate", class_predicate, "a path and a layer")
     options = {"group_size": group_size, "bits": bits, "mode": mode, "quantize_input": quantize_input}

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import compress
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import attrs
 import mlx.core as mx
 
+from ..core.arguments import MISSING
 from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.fields import is_bare
@@ -108,9 +108,6 @@ IN_THE_STATE = (
 )
 
 
-_MISSING: Any = attrs.NOTHING
-
-
 class State(Module):
     """The base of what optimizers remember."""
 
@@ -164,7 +161,7 @@ class Optimizer(Node):
         return self._init(parameters)
 
     @returns_copy("model, state = opt.update(model, grads, state)")
-    def update(self, model: T, grads: Any, state: S = _MISSING) -> tuple[T, S]:
+    def update(self, model: T, grads: Any, state: S = MISSING) -> tuple[T, S]:
         """Take one step: return the model and the state after it.
 
         MLX computes them when they are needed. ``fl.eval(model, state)`` computes them now; ``mx.eval`` can't look into them.
@@ -197,7 +194,7 @@ class Optimizer(Node):
         >>> params, state.step
         ({'w': array(2, dtype=float32)}, array(1, dtype=uint64))
         """
-        if state is _MISSING:
+        if state is MISSING:
             raise TypeError(NO_STATE.format(optimizer=type(self).__name__))
         last = flat_of(self).structure.remember(Last)
         if not last.is_averaged:
@@ -219,9 +216,9 @@ class Optimizer(Node):
     def adapt(self, state: S, model: Any) -> S:
         """Return the state for this optimizer and a model that was frozen, unfrozen or changed, with what applies carried over.
 
-        What is remembered of a parameter applies if its name, shape and dtype are the same; for other parameters it is that of
-        a new state. Step counts are carried over. So are hyperparameters such as the learning rate, with what was changed in
-        the state, but for those that this optimizer was given another value of than the one that the state is from.
+        What is remembered of a parameter applies if its name and shape are the same, cast where its dtype is another; for other
+        parameters it is that of a new state. Step counts are carried over. So are hyperparameters such as the learning rate, as
+        changed in the state, but for those that this optimizer was given another value of than the one that the state is from.
 
         A state keeps its learning rate wherever it is passed, through a file as well, and :meth:`update` uses that one. To
         resume with another, adapt what was restored, or change it with :meth:`with_learning_rate`. A schedule is not in the

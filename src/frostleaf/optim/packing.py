@@ -9,6 +9,7 @@ import attrs
 import mlx.core as mx
 
 from ..core.fields import buffer, static
+from ..core.leaves import require_seen
 from ..core.structure import Structure
 from ..core.words import describe, dtype_name
 from ..edits.freezing import trainable
@@ -44,10 +45,20 @@ class _Layout:
 KEEPS_MODE = "packed modules keep the mode in which they were packed: write packed.unpack().eval(), not packed.eval()"
 
 
+def _of_the_model(name: str) -> Any:
+    """Return a method that says that it is one of the model, and how to get that."""
+
+    def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+        require_seen(name, self)
+
+    return refused
+
+
 class Packed(Module, Generic[T]):
     """A tree whose small trainable arrays are laid end to end, as made by :func:`pack`. It is a tree itself.
 
-    The modules in it keep their mode and what they have frozen. Freezing a vector freezes every array in it.
+    The modules in it keep their mode and what they have frozen. Freezing a vector freezes every array in it. What looks for
+    layers or names, and a call, is an error that says to unpack it first.
 
     Attributes:
         vectors: By the name of a dtype (``"float32"``), a vector of all small trainable arrays of that dtype.
@@ -63,6 +74,16 @@ class Packed(Module, Generic[T]):
     large: tuple[mx.array, ...]
     rest: tuple[mx.array, ...] = buffer(cast=True)  # frozen parameters among them
     layout: _Layout = static()
+
+    _unseen = "whose arrays are laid end to end: write packed.unpack() first"
+    __call__ = _of_the_model("a call")
+    load_weights = _of_the_model("load_weights")
+    map_modules = _of_the_model("map_modules")
+    save_weights = _of_the_model("save_weights")
+    tie = _of_the_model("tie")
+    untie = _of_the_model("untie")
+    update = _of_the_model("update")
+    update_modules = _of_the_model("update_modules")
 
     def unpack(self) -> T:
         """Return the tree. Its small arrays are views of the vectors, not copies.
@@ -81,6 +102,10 @@ class Packed(Module, Generic[T]):
         for place, vector in self.vectors.items():
             arrays[place] = iter(split(vector, self.layout.shapes_of(place)))
         return unflatten(self.layout.structure, [next(arrays[place]) for place in self.layout.places])  # type: ignore[no-any-return]
+
+    @classmethod
+    def _instead_of_reading(cls, name: str) -> str | None:
+        return super()._instead_of_reading(name) or (None if name.startswith("_") else f"write packed.unpack().{name}")
 
     def __repr__(self) -> str:
         shown = {place: getattr(vector, "shape", vector) for place, vector in self.vectors.items()}

@@ -20,6 +20,7 @@ from ..core.words import describe, level_of_caller
 from ..nn.shards import told
 from ..transforms.jit.passing import graph_of
 from ..transforms.jit.standing import given_for
+from .adapting import old_or_fresh
 from .contents import Contents, Known, Slots, renewed, slots_of, static_in, take_apart
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
@@ -222,8 +223,8 @@ class Rule(Optimizer):
         fresh = self._carried(self._init(parameters), state)
         slots = dict(fresh.slots)
         for name in slots.keys() & state.slots.keys():
-            if not any(_slot_differences(name, slots[name], state.slots[name])):
-                slots[name] = state.slots[name]
+            if not any(_slot_differences(name, slots[name], state.slots[name], any_dtype=True)):
+                slots[name] = {key: old_or_fresh(state.slots[name][key], array) for key, array in slots[name].items()}
         return fresh.replace(slots=slots)
 
     def _carried(self, fresh: S, state: OptimizerState) -> S:

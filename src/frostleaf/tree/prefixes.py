@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..core.hidden import is_foreign_array
 from ..core.instance import Metadata, children_in_fields, level_of, metadata_of
@@ -113,7 +114,11 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
     if isinstance(other, Mapping):
         # A function that is given a whole dict may depend on the order of its items. Here the order does not matter.
         entries = node[0].entries
-        return [other[entry] for entry in entries] if other.keys() == set(entries) else None
+        if other.keys() == set(entries):
+            return [other[entry] for entry in entries]
+        # MLX's parameters() have empty branches for what holds none, which ours leave out.
+        on_one_side = [tree.get(key, other.get(key)) for key in other.keys() ^ set(entries)]
+        return None if tree_flatten(on_one_side) else [other.get(entry, _NOTHING) for entry in entries]
     if isinstance(node[0], Metadata):
         # A copy that is frozen, in another mode, or tied at other places has the same arrays.
         if there[0].static_key != node[0].static_key:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 import re
@@ -16,10 +15,21 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
 from ..core.instance import metadata_of
-from ..core.leaves import leaf_spans
+from ..core.leaves import leaf_spans, unseen_in
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
-from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, level_of_caller, nearest, nearest_paths
+from ..core.words import (
+    BUILD_AGAIN,
+    Path,
+    describe,
+    is_defined_again,
+    keystr,
+    level_of_caller,
+    nearest,
+    nearest_class,
+    nearest_glob,
+    nearest_paths,
+)
 from .walk import Descend, field_level, nodes_in, rewrite, tied_leaves, ties_in
 
 Where = str | type | Callable[[str, Any], bool] | Sequence[Any]
@@ -238,7 +248,6 @@ def places(value: Any, name: str, path: Path = (), tied: frozenset[Path] = froze
 
 
 ENDING = ", whose paths begin at the model, like {path!r}. For all that end so, write {glob!r}"
-NAMESAKE = ", whose layers of that name are {other}: select by that class, not by {cls}"
 ASKED = ", which is called with arrays, and none is an instance of {cls}. For all layers of a class, select by it: at({cls})"
 BY_NUMBER = "{!r} is {!r}, since the fields of a named tuple go by their numbers"
 
@@ -266,34 +275,19 @@ def require_found(tree: Any, found: Found) -> None:
         ending = next((path for path in paths if is_path(where) and path.endswith(f".{where}")), None)
         glob = f"**.{where}"
         suggestion = ENDING.format(path=ending, glob=glob) if ending else nearest_paths(where, filter(None, paths))
-        suggestion = suggestion or _nearest_glob(where, paths)
+        suggestion = suggestion or nearest_glob(where, paths)
     elif isinstance(where, type):
-        other = next((kind for kind in _classes_in(tree) if kind.__name__ == where.__name__), None)
-        suggestion = NAMESAKE.format(cls=_full_name(where), other=_full_name(other)) if other else ""
+        suggestion = nearest_class(where, [*dict.fromkeys(_classes_in(tree))])
     elif asked := asked_for(where, [*_classes_in(tree)]):
         suggestion = ASKED.format(cls=asked[0])
-    raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{suggestion}.")
-
-
-def _nearest_glob(where: str, paths: Iterable[str]) -> str:
-    """Say which glob is meant if a name in it is none of the tree's, but near one; or return an empty string."""
-    names = {name for path in paths for name in path.split(".")}
-    strange = [name for name in where.split(".") if name not in names and "*" not in name]
-    close = {name: difflib.get_close_matches(name, sorted(names), n=1) for name in strange}
-    if not any(close.values()):
-        return ""
-    meant = ".".join([*close.get(name, ()), name][0] for name in where.split("."))
-    return f". The nearest glob is {meant!r}"
+    unseen = f", {whole}" if (whole := unseen_in(tree)) else ""
+    raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{unseen}{suggestion}.")
 
 
 def _classes_in(tree: Any) -> Iterator[type]:
     """Yield the class of each module in a tree, and that of MLX for which it stands."""
     for node in nodes_in(tree):
         yield getattr(type(node), "__mlx__", type(node))
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def require_arrays(tree: Any, where: Where) -> None:
