@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..core.words import listed
+from ..tree.selecting import matches_glob
 from .advice import place_in
 from .alignment import aligned, is_moved
 from .description import Fact, array_kind, differences, enclosing, is_container, is_leaf, is_value
@@ -14,6 +15,7 @@ from .packed import PACKED_ADVICE, otherwise_packed
 
 _LONGEST = 1000
 _CANDIDATES = 10
+_SETTINGS = 4
 _LITERAL = re.compile(r"-?[\d.][\w.+-]*|True|False|None|'[^'\\]{0,40}'")
 
 _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
@@ -35,7 +37,7 @@ _SAME_ARRAYS = (
     "\nThe arrays and numbers have the same names and kinds: strict=False reads them, keeps all else as like has it, and "
     "reports where that differs"
 )
-_SET_FIRST = ". To have what the file has, build like with it, or put it there first, as in {where}.set({value})"
+_SET_FIRST = ". To have what the file has, build like with it, or put it there first, as in {set}"
 _HELD_BY_ALL = (
     ". To have what the file has, build like with it: many modules hold what differs in {path!r}. If what is read doesn't "
     "compute with that, as with the number of layers, strict=False is right"
@@ -85,7 +87,10 @@ def complaint(
     told, names = otherwise_packed(file, like, _leaves(in_file).keys() & _leaves(in_like).keys(), origins)
     if not names:
         return reason, remedy
-    return reason or told, PACKED_ADVICE + _leave_out(names, _leaves(in_like))
+    wanted = _leaves(in_like)
+    return reason or told, PACKED_ADVICE + _leave_out(
+        names, {path: wanted[path] for path in _leaves(in_file) if path in wanted}
+    )
 
 
 def _complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact]) -> tuple[str, str]:
@@ -98,7 +103,9 @@ def _complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, l
     other = [path for path in common if saved[path] != wanted[path]]
     if other:
         one, two = [saved[path] for path in other], [wanted[path] for path in other]
-        return _told(_OTHER_KINDS, one, two, advice=_leave_out(other, wanted)), _remedy(one, two, like)
+        remedy = _remedy(one, two, like)
+        left_out = "" if remedy == _OTHER_DTYPES else _leave_out(other, {path: wanted[path] for path in common})
+        return _told(_OTHER_KINDS, one, two, advice=left_out), remedy
     if common:
         return "", ""
     return _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()]), _renaming(saved, wanted)
@@ -175,29 +182,72 @@ def _lengthening(pairs: _Pairs) -> str:
 
 
 def _switching(pairs: _Pairs, like: Sequence[Fact]) -> str:
-    """Return how to put a module of ``like`` into the mode that it has in the file; an empty string if none has another."""
-    modes = {path: None for path, aspect in pairs if aspect == "mode"}
+    """Return how to put modules of ``like`` into the mode that they have in the file; an empty string if none has another."""
+    modes = {path: pairs[path, aspect][0] is not None for path, aspect in pairs if aspect == "mode"}
     outer = [path for path in modes if modes.keys().isdisjoint(enclosing(path))]
     if not outer:
         return ""
     # What is said of a mode is that it is evaluation.
-    call = "eval()" if pairs[outer[0], "mode"][0] else "train()"
-    where, name = place_in(outer[0], like)
-    switched = f"{where}.at({name!r}).apply(lambda module: module.{call})" if name else f"{where}.{call}"
-    return _SWITCH.format(switched=switched, more=f", and so at {len(outer) - 1:,} more" * (len(outer) > 1))
+    call = "eval()" if modes[outer[0]] else "train()"
+    where, selector, count = _selecting([path for path in outer if modes[path] == modes[outer[0]]], like)
+    switched = f"{where}.at({selector}).apply(lambda module: module.{call})" if selector else f"{where}.{call}"
+    more = len(outer) - count
+    return _SWITCH.format(switched=switched, more=f", and so at {more:,} more" * (more > 0))
 
 
 def _setting(pairs: _Pairs, like: Sequence[Fact]) -> str:
-    """Return how to put a static value of the file into ``like``; an empty string if nothing differs that can be put there."""
+    """Return how to put static values of the file into ``like``; an empty string if nothing differs that can be put there."""
+    groups: dict[tuple[str, ...], list[str]] = {}  # the places that differ in the same way
     for (path, aspect), (one, other) in pairs.items():
         if aspect != "static" or one is None or other is None:
             continue
         if "(" in other.text and sum(fact.aspect == "static" and fact.text == other.text for fact in like) > 1:
+            if groups:
+                break
             return _HELD_BY_ALL.format(path=path)
-        where, name = place_in(path, like)
-        value = one.text if _LITERAL.fullmatch(one.text) else "..."
-        return _SET_FIRST.format(where=f"{where}.at({name!r})", value=value)
-    return ""
+        groups.setdefault((place_in(path, like)[0], path.rpartition(".")[2], one.text, other.text), []).append(path)
+    if not groups:
+        return ""
+    first = next(iter(groups))[0]
+    calls = ""
+    for (where, _, text, _), paths in [*groups.items()][:_SETTINGS]:
+        if where == first:
+            calls += f".at({_selecting(paths, like)[1]}).set({text if _LITERAL.fullmatch(text) else '...'})"
+    return _SET_FIRST.format(set=first + calls)
+
+
+def _selecting(paths: Sequence[str], like: Sequence[Fact]) -> tuple[str, str, int]:
+    """Return the code for a module of ``like``, the code that selects those of some places that are in there, and their count.
+
+    That is a glob where one fits these places alone, or a list; the first place if that takes too long to say. It is an empty
+    text if the first place is the module itself.
+    """
+    where, name = place_in(paths[0], like)
+    if not name:
+        return where, "", 1
+    above = paths[0].removesuffix(name)
+    names = [path.removeprefix(above) for path in paths if path.startswith(above)]
+    if len(names) > 1:
+        there = {fact.path.removeprefix(above) for fact in like if fact.path.startswith(above)}
+        fitting = (glob for glob in _globs(names) if {*filter(_matches(glob), there)} == {*names})
+        selector = repr(next(fitting, names))
+        if len(selector) <= _LONGEST:
+            return where, selector, len(names)
+    return where, repr(name), 1
+
+
+def _globs(names: Sequence[str]) -> Iterator[str]:
+    """Yield globs that fit some names: with a star for each part in which they differ, and for all before the last part."""
+    parts = [name.split(".") for name in names]
+    if len({*map(len, parts)}) == 1:
+        yield ".".join([each[0] if len({*each}) == 1 else "*" for each in zip(*parts, strict=True)])
+    if len({each[-1] for each in parts}) == 1:
+        yield f"**.{parts[0][-1]}"
+
+
+def _matches(glob: str) -> Callable[[str], bool]:
+    matches = matches_glob(glob)
+    return lambda name: matches(tuple(name.split(".")))
 
 
 def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:

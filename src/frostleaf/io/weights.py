@@ -25,10 +25,11 @@ from . import formats, sharded
 from .advice import of_adapters, prefixes_of
 from .atomic import atomic_write, require_path
 from .divided import parts_in, warn_of_parts
-from .names import refusal_of_part, require_there
+from .names import head_of, refusal_of_part, require_there
 from .renaming import Rename as Rename
 from .renaming import new_names
 from .safetensors import fail
+from .ties import followed
 
 
 class UnmatchedWeightsWarning(UserWarning):
@@ -54,6 +55,13 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     given = _read(file_or_weights)
     weights, origins = _rename(given, rename)
     current = _named_parameters(module)
+    if missing := current.keys() - weights.keys():
+        tied = followed(_ties_in(file_or_weights), missing, rename)
+        # What is read under another name has that one.
+        weights = {
+            name: value for name, value in weights.items() if name in current or origins.get(name, name) not in tied.values()
+        }
+        weights |= {name: given[source] for name, source in tied.items() if source in given}
     weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
     for name, value in new.items():
@@ -77,15 +85,11 @@ _NO_WEIGHTS = (
     "nothing was loaded, as there are no weights. Of a checkpoint in several files mx.load reads the head, which has names "
     "alone: give load_weights its path"
 )
-_ADAPTERS = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
 
 
 def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping[str, str], rename: Rename | None) -> str:
     names = listed([f"{name!r:.80}{nearest(name, wanted)}" for name in sorted(given)[:_SUGGESTIONS]], _SUGGESTIONS - 2)
-    advice = _renaming_advice(given, wanted, origins, rename)
-    if not advice and all(name.endswith((".lora_a", ".lora_b")) for name in given):
-        advice = _ADAPTERS
-    advice = advice or of_adapters(given, wanted)
+    advice = _renaming_advice(given, wanted, origins, rename) or of_adapters(given, wanted)
     return _UNMATCHED.format(count=len(given), kind=type(module).__name__, names=names, advice=advice)
 
 
@@ -146,6 +150,16 @@ def _read(source: Any) -> dict[str, Any]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     _refuse_parts([name])
     return formats.read_file(name)
+
+
+def _ties_in(source: Any) -> dict[str, str]:
+    """Return for the names of tied places in files the names in these for what is there."""
+    several = isinstance(source, list | tuple) and all(map(_is_file, source))
+    paths = [os.fspath(each) for each in (source if several else [source]) if isinstance(each, str | os.PathLike)]
+    # What is tied in a checkpoint its head says, which stands beside the directory of its weights.
+    files = [head_of(path) or (os.path.join(path, sharded.SINGLE) if os.path.isdir(path) else path) for path in paths]
+    there = [file for file in files if os.path.exists(file) and not file.endswith(sharded.INDEX_ENDING)]
+    return {name: place for file in there for name, place in formats.tied_names_in(file).items()}
 
 
 def _refuse_parts(files: Iterable[str]) -> None:
