@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 
 from ..core.words import listed
 from ..tree.selecting import Where
-from .description import KEYS, Fact, array_kind, is_container, is_leaf
+from .description import KEYS, NONE, Fact, array_kind, is_container, is_leaf, shape_in
 from .ties import ties_in
 
 _ADAPTERS = ("lora_a", "lora_b")
@@ -91,7 +91,7 @@ def of_structure(
         strict: Whether the same has to be tied.
     """
     advice = _of_ties(in_file, in_like, {fact.path for fact in (*there, *wanted)}) if strict else ""
-    advice = advice or _of_packed(there, wanted)
+    advice = advice or _of_packed(there, wanted, in_like)
     advice = advice or of_adapters(_leaves(there), _leaves(wanted))
     return advice or _of_place(in_file, _leaves(in_file), _leaves(wanted), where)
 
@@ -104,7 +104,7 @@ def _of_ties(in_file: Sequence[Fact], in_like: Sequence[Fact], selected: Set[str
     there, here = [
         {target: source for target, source in ties_in(facts).items() if target in selected} for facts in (in_file, in_like)
     ]
-    kinds = {fact.path: (array_kind(fact) or "").partition("[")[2] or fact.text for fact in in_like if not fact.aspect}
+    kinds = {fact.path: shape_in(fact.text) for fact in in_like if not fact.aspect}
     # Only what is of one shape, or of one class, can be one.
     missing = [(target, source) for target, source in there.items() if here.get(target) != source and target in kinds]
     missing = [(target, source) for target, source in missing if kinds[target] == kinds.get(source)]
@@ -123,20 +123,25 @@ def _of_ties(in_file: Sequence[Fact], in_like: Sequence[Fact], selected: Set[str
         )
     if missing:
         return _ONE_MODULE.format(target=missing[0][0], source=missing[0][1])
-    return _TIED_IN_LIKE if any(there.get(target) != source for target, source in here.items()) else ""
+    untied = {fact.path for fact in in_file if not fact.aspect and fact.text != NONE} | there.keys()
+    return _TIED_IN_LIKE if any(there.get(target) != source and target in untied for target, source in here.items()) else ""
 
 
-def _of_packed(there: Sequence[Fact], wanted: Sequence[Fact]) -> str:
-    in_file, in_like = [{fact.path: fact.text for fact in facts if not fact.aspect} for facts in (there, wanted)]
+def _of_packed(there: Sequence[Fact], wanted: Sequence[Fact], like: Sequence[Fact]) -> str:
+    in_file, in_like = [{fact.path: fact.text for fact in facts if _is_module(fact)} for facts in (there, wanted)]
     for path in [path for path in in_file if path in in_like]:
         is_packed = [facts[path] == _PACKED for facts in (in_file, in_like)]
         if is_packed[0] != is_packed[1]:
-            place, (outer, name) = f" at {path!r}" if path else "", place_in(path, wanted)
+            place, (outer, name) = f" at {path!r}" if path else "", place_in(path, like)
             here = f"{outer}.at({name!r}).get()" if name else outer
             if is_packed[0]:
                 return _PACKED_IN_FILE.format(place=place, like=f"fl.optim.pack({here})")
             return _PACKED_IN_LIKE.format(place=place, like=f"{here}.unpack()")
     return ""
+
+
+def _is_module(fact: Fact) -> bool:
+    return not (fact.aspect or fact.text == NONE or is_leaf(fact) or is_container(fact))
 
 
 def _shown(names: Mapping[str, str]) -> str:

@@ -76,24 +76,24 @@ def complaint(
         origins: The names in the file by those in ``like``, where these are others.
         foreign: The modules whose arrays mean something else in the file, and for each the static value that tells so.
     """
-    reason, remedy = _complaint(in_file, in_like, strict, like)
+    common = _leaves(in_file).keys() & _leaves(in_like).keys()
+    told, packed = ("", []) if file == like else otherwise_packed(file, like, common, origins)
+    reason, remedy = _complaint(in_file, in_like, strict, like, packed)
     if reason and foreign:
         deciding = [[fact for fact in facts if fact.path in foreign.values()] for facts in (in_file, in_like)]
         rest = without_meaning([*_leaves(in_like).values()], foreign)
         advice = _OTHER_MEANING.format(paths=listed(map(repr, foreign.values())), advice=_REST if rest else _NO_REST)
         return reason if rest else _told(_OTHER_STRUCTURE, *deciding), advice
-    if file == like:  # so is what is packed
+    if not packed:
         return reason, remedy
-    told, names = otherwise_packed(file, like, _leaves(in_file).keys() & _leaves(in_like).keys(), origins)
-    if not names:
-        return reason, remedy
-    wanted = _leaves(in_like)
-    return reason or told, PACKED_ADVICE + _leave_out(
-        names, {path: wanted[path] for path in _leaves(in_file) if path in wanted}
-    )
+    if reason and not strict:  # which says what to leave out
+        return reason, PACKED_ADVICE
+    return reason or told, PACKED_ADVICE + _leave_out(packed, _leaves(in_file), _leaves(in_like))
 
 
-def _complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact]) -> tuple[str, str]:
+def _complaint(
+    in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact], packed: Sequence[str]
+) -> tuple[str, str]:
     if strict:
         if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
             return "", ""
@@ -104,7 +104,7 @@ def _complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, l
     if other:
         one, two = [saved[path] for path in other], [wanted[path] for path in other]
         remedy = _remedy(one, two, like)
-        left_out = "" if remedy == _OTHER_DTYPES else _leave_out(other, {path: wanted[path] for path in common})
+        left_out = "" if remedy == _OTHER_DTYPES else _leave_out([*dict.fromkeys([*other, *packed])], saved, wanted)
         return _told(_OTHER_KINDS, one, two, advice=left_out), remedy
     if common:
         return "", ""
@@ -115,10 +115,10 @@ def _leaves(facts: Sequence[Fact]) -> dict[str, Fact]:
     return {fact.path: fact for fact in facts if is_leaf(fact)}
 
 
-def _leave_out(names: Sequence[str], wanted: Mapping[str, Fact]) -> str:
-    """Return what selects all that is wanted but some names; an empty string if that is nothing, or takes too long to say."""
+def _leave_out(names: Sequence[str], saved: Mapping[str, Fact], wanted: Mapping[str, Fact]) -> str:
+    """Return what selects all that both have but some names; an empty string if that is nothing, or takes too long to say."""
     left_out = {*names}
-    left = [fact for path, fact in wanted.items() if path not in left_out]
+    left = [fact for path, fact in wanted.items() if path in saved and path not in left_out]
     function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
     # A function is asked about arrays alone.
     parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]

@@ -139,6 +139,11 @@ def array_kind(fact: Fact) -> str | None:
     return fact.text.removeprefix(ARRAY) if not fact.aspect and fact.text.startswith(ARRAY) else None
 
 
+def shape_in(text: str) -> str:
+    """Return what the text about an array says of its shape; of anything else the text."""
+    return text.partition("[")[2] if text.startswith(ARRAY) else text
+
+
 def value_kind(value: Any) -> str:
     """Return what a fact says of a number, a string or bytes."""
     return f"{_VALUE}{type(value).__name__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from .description import NONE, TIED, Fact, enclosing, is_leaf
+from .description import NONE, TIED, Fact, enclosing, is_leaf, shape_in
 from .renaming import Rename, new_names
 
 
@@ -50,6 +50,8 @@ def with_tied(
 ) -> tuple[Sequence[Fact], dict[str, str]]:
     """Return the facts about a tree in a file with those about what ``like`` has at its tied places, and by name their sources.
 
+    What is of another shape there, as a new head is, is not the array of the source.
+
     Args:
         there: The facts, under new names.
         like: The facts about the tree that is compared with it.
@@ -59,9 +61,8 @@ def with_tied(
     known = {fact.path for fact in there if is_leaf(fact)}
     missing = [fact.path for fact in like if is_leaf(fact) and fact.path not in known]
     sources = followed(tied_names(in_file), missing, rename) if missing else {}
-    if not sources:
-        return there, {}
-    texts = {fact.path: fact.text for fact in in_file if is_leaf(fact)}
+    texts, wanted = [{fact.path: fact.text for fact in facts if is_leaf(fact)} for facts in (in_file, like)]
+    sources = {name: source for name, source in sources.items() if shape_in(texts[source]) == shape_in(wanted[name])}
     nothing = {each for name in sources for each in (*enclosing(name), name)}  # is said of what is tied, and around these
     rest = [fact for fact in there if fact.text != NONE or fact.path not in nothing]
     return [*rest, *[Fact(name, "", texts[source]) for name, source in sources.items()]], sources

@@ -56,12 +56,7 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     weights, origins = _rename(given, rename)
     current = _named_parameters(module)
     if missing := current.keys() - weights.keys():
-        tied = followed(_ties_in(file_or_weights), missing, rename)
-        # What is read under another name has that one.
-        weights = {
-            name: value for name, value in weights.items() if name in current or origins.get(name, name) not in tied.values()
-        }
-        weights |= {name: given[source] for name, source in tied.items() if source in given}
+        weights = _with_tied(weights, given, origins, current, followed(_ties_in(file_or_weights), missing, rename))
     weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
     for name, value in new.items():
@@ -160,6 +155,20 @@ def _ties_in(source: Any) -> dict[str, str]:
     files = [head_of(path) or (os.path.join(path, sharded.SINGLE) if os.path.isdir(path) else path) for path in paths]
     there = [file for file in files if os.path.exists(file) and not file.endswith(sharded.INDEX_ENDING)]
     return {name: place for file in there for name, place in formats.tied_names_in(file).items()}
+
+
+def _with_tied(
+    weights: dict[str, Any],
+    given: Mapping[str, Any],
+    origins: Mapping[str, str],
+    current: Mapping[str, mx.array],
+    ties: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the weights with those for other places that are tied to what is given, where that has their shape."""
+    pairs = [(name, given[source]) for name, source in ties.items() if source in given]
+    tied = {name: array for name, array in pairs if array.shape == current[name].shape}
+    read = {ties[name] for name in tied}  # by other names, and may have no place of their own
+    return {name: value for name, value in weights.items() if name in current or origins.get(name, name) not in read} | tied
 
 
 def _refuse_parts(files: Iterable[str]) -> None:
