@@ -230,6 +230,20 @@ def test_load_weights_of_a_part_of_the_tree(strict: bool, tmp_path: Path) -> Non
         like.load_weights(file, rename=lambda name: None if "head" in name else below(name))
 
 
+@pytest.mark.parametrize("rename", [None, {}, lambda name: name.removeprefix("m.")])
+def test_what_leaves_out_a_tied_name_goes_with_the_renaming(rename: Any) -> None:
+    start = "m." if callable(rename) else ""
+    given = {f"{start}{name}": array for name, array in zip(fl.tree.paths(words(1)), fl.tree.leaves(words(1)), strict=True)}
+    with pytest.raises(ValueError, match="head.weight, which is tied to 'words.weight', whose array is used") as raised:
+        tied(2).load_weights(given, rename=rename)
+    advice = str(raised.value).partition("whose array is used: ")[2]
+    if callable(rename):
+        assert advice == "a rename that gives None for 'm.head.weight' leaves it out."
+        return
+    loaded = tied(2).load_weights(given, rename=eval(advice.removeprefix("rename=").removesuffix(" leaves it out.")))
+    assert fl.tree.equal(loaded.words, words(1).words)
+
+
 def test_in_a_model_of_mlx_lm(tmp_path: Path) -> None:
     llama = pytest.importorskip("mlx_lm.models.llama")
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 16, "num_attention_heads": 2}

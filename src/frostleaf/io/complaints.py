@@ -88,7 +88,7 @@ def complaint(
         return reason, remedy
     if reason and not strict:  # which says what to leave out
         return reason, PACKED_ADVICE
-    return reason or told, PACKED_ADVICE + _leave_out(packed, _leaves(in_file), _leaves(in_like))
+    return reason or told, PACKED_ADVICE + _leave_out(packed, _leaves(in_file), _leaves(in_like), like)
 
 
 def _complaint(
@@ -104,7 +104,7 @@ def _complaint(
     if other:
         one, two = [saved[path] for path in other], [wanted[path] for path in other]
         remedy = _remedy(one, two, like)
-        left_out = "" if remedy == _OTHER_DTYPES else _leave_out([*dict.fromkeys([*other, *packed])], saved, wanted)
+        left_out = "" if remedy == _OTHER_DTYPES else _leave_out([*dict.fromkeys([*other, *packed])], saved, wanted, like)
         return _told(_OTHER_KINDS, one, two, advice=left_out), remedy
     if common:
         return "", ""
@@ -115,13 +115,16 @@ def _leaves(facts: Sequence[Fact]) -> dict[str, Fact]:
     return {fact.path: fact for fact in facts if is_leaf(fact)}
 
 
-def _leave_out(names: Sequence[str], saved: Mapping[str, Fact], wanted: Mapping[str, Fact]) -> str:
+def _leave_out(names: Sequence[str], saved: Mapping[str, Fact], wanted: Mapping[str, Fact], like: Sequence[Fact]) -> str:
     """Return what selects all that both have but some names; an empty string if that is nothing, or takes too long to say."""
     left_out = {*names}
     left = [fact for path, fact in wanted.items() if path in saved and path not in left_out]
     function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
-    # A function is asked about arrays alone.
-    parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
+    if _leaves(like).keys() <= wanted.keys():
+        # A function is asked about arrays alone.
+        parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
+    else:  # of what is selected
+        parts = [repr(fact.path) for fact in left]
     where = f"[{', '.join(parts)}]" if len(parts) > 1 else "".join(parts)
     return f", or leave it out by where={where}" if 0 < len(where) <= _LONGEST else ""
 

@@ -264,7 +264,7 @@ def _check_placeholders(module: Node, loaded: Mapping[str, Any]) -> None:
         raise ValueError(_NOT_SAVED.format(names=listed(remaining), name=remaining[0]))
 
 
-_TIED = "{name}, which is tied to {source!r}, whose array is used: rename={{{given!r}: None}} leaves it out"
+_TIED = "{name}, which is tied to {source!r}, whose array is used: {leave_out} leaves it out"
 
 
 _DIVIDED = (
@@ -284,7 +284,7 @@ def _check_weights(
     extra, missing = weights.keys() - current.keys(), current.keys() - weights.keys()
     divided = _DIVIDED if parts_in(flat_of(module).structure) else ""
     if extra:
-        names = _listed(extra, missing or current, origins, tied_places(module))
+        names = _listed(extra, missing or current, origins, tied_places(module), rename)
         advice = divided or _renaming_advice(weights.keys(), current.keys(), origins, rename) or of_adapters(weights, current)
         raise ValueError(f"Received {len(extra)} parameters not in model: \n{names}.{advice}")
     if missing:
@@ -352,13 +352,20 @@ def _tying_advice(module: Node, missing: Set[str], weights: Mapping[str, Any]) -
 
 
 def _listed(
-    names: Iterable[str], others: Iterable[str], origins: Mapping[str, str], tied: Mapping[str, str] = MappingProxyType({})
+    names: Iterable[str],
+    others: Iterable[str],
+    origins: Mapping[str, str],
+    tied: Mapping[str, str] = MappingProxyType({}),
+    rename: Rename | None = None,
 ) -> str:
     lines = []
     ordered = sorted(names)
     for count, name in enumerate(ordered[:_LINES]):
         if name in tied:
-            lines.append(_TIED.format(name=name, source=tied[name], given=origins.get(name, name)))
+            given = origins.get(name, name)
+            # A mapping would take the place of a function that gives other names.
+            leave_out = f"a rename that gives None for {given!r}" if callable(rename) else f"rename={{{given!r}: None}}"
+            lines.append(_TIED.format(name=name, source=tied[name], leave_out=leave_out))
             continue
         origin = f" (given as {origins[name]!r})" if origins.get(name, name) != name else ""
         lines.append(f"{name}{origin}{nearest(name, others) if count < _SUGGESTIONS else ''}")
