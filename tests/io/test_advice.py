@@ -108,6 +108,69 @@ def test_a_model_without_the_adapters_of_the_file_or_the_reverse(tmp_path: Path)
     assert "adapters" not in refused(tmp_path, fl.lora(plain, "backbone", rank=2), adapted)
 
 
+ALONE = "load into the model without them, and call fl.lora then"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_is_not_of_a_model_without_adapters_is_not_said_to_be(strict: bool, tmp_path: Path) -> None:
+    adapted = fl.lora(model(), "backbone", rank=2)
+    for tree in (None, mx.zeros(2), {"other": mx.zeros(2)}, fl.nn.Linear(2, 3)):
+        assert "fl.lora" not in refused(tmp_path, {"m": tree}, {"m": adapted}, strict=strict)
+        assert "fl.lora" not in refused(tmp_path, {"m": adapted}, {"m": tree}, strict=strict)
+    for plain in (model(), {"x": model()}):
+        assert refused(tmp_path, plain, adapted).endswith(ALONE)
+    with pytest.raises(ValueError, match="not in model") as raised:
+        adapted.load_weights({"vectors.float32": mx.zeros(3)})
+    assert "fl.lora" not in str(raised.value)
+
+
+@pytest.mark.parametrize("inside", ["like", "{'m': like}", "(like, None)", "[[like]]"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_packed_model_of_one_alone(inside: str, strict: bool, tmp_path: Path) -> None:
+    plain, adapted = model(), fl.lora(model(), "backbone", rank=2)
+    for each in (plain, adapted):
+        packed = fl.optim.pack(each)
+        for tree, like, code in ((packed, each, r"fl\.optim\.pack\(.*\)"), (each, packed, r".*\.unpack\(\)")):
+            outer = eval(inside, {"like": like})
+            text = refused(tmp_path, eval(inside, {"like": tree}), outer, strict=strict)
+            found = re.search(rf"The file has a (?:packed )?model.*: give like ({code}) there", text)
+            assert found, text
+            assert "fl.lora" not in text
+            remedied = eval(inside, {"like": eval(found[1], {"like": outer, "fl": fl})})
+            assert fl.tree.equal(fl.load(tmp_path / "run", remedied), eval(inside, {"like": tree}))
+
+
+def quantizable(*, quantized: bool, adapted: bool) -> Any:
+    made: Any = fl.nn.Sequential(fl.nn.Linear(32, 32), fl.nn.Linear(32, 32))
+    made = fl.quantize(made, group_size=32) if quantized else made
+    return fl.lora(made, "layers.1", rank=2) if adapted else made
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_adapters_around_quantized_layers(reverse: bool, tmp_path: Path) -> None:
+    trees = [quantizable(quantized=each, adapted=each) for each in (reverse, not reverse)]
+    texts = [refused(tmp_path, *trees)]
+    trees[0].save_weights(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="not in model") as raised:
+        trees[1].load_weights(tmp_path / "a.safetensors")
+    said = "quantize it as that was" if reverse else "load into a model with neither, and call fl.quantize"
+    assert all(said in text for text in (*texts, str(raised.value)))
+    # What is as well adapted, or as well quantized, has nothing of this.
+    for name in ("quantized", "adapted"):
+        pair = [quantizable(**{"quantized": True, "adapted": True, name: each}) for each in (False, True)]
+        assert ("fl.lora" in refused(tmp_path, *pair)) == (name == "adapted")
+    pair = [quantizable(quantized=each, adapted=not each) for each in (False, True)]
+    assert "fl.lora" not in refused(tmp_path, *pair)
+
+
+def test_adapters_alone() -> None:
+    adapted = fl.lora(model(), "backbone", rank=2)
+    given = {name: array for name, array in zip(fl.tree.paths(adapted), fl.tree.leaves(adapted), strict=True) if "lora" in name}
+    with pytest.raises(ValueError, match=r"They are adapters of LoRA, for a model that has them: fl.lora\(model\) or"):
+        model().load_weights(given)
+    assert fl.tree.equal(adapted.load_weights(given, strict=False), adapted)
+
+
 TIES = {"head.weight": "words.weight"}
 
 

@@ -75,6 +75,97 @@ def test_what_differs_besides_arrays_is_told_of_strict(tree: Any, like: Any, set
     assert fl.tree.equal(fl.tree.leaves(loaded), fl.tree.leaves(tree))
 
 
+class Block(fl.Module):
+    first: Layer
+    second: Layer
+    scale: float = fl.static(default=0.0)
+
+
+def blocks(*scales: tuple[Any, Any], own: float = 0.0) -> fl.nn.Sequential:
+    return fl.nn.Sequential(*[Block(Layer(mx.ones(2), one), Layer(mx.ones(2), two), own) for one, two in scales])
+
+
+@pytest.mark.parametrize("inside", ["like", "{'model': like, 'n': 1}", "[mx.ones(1), like]"])
+@pytest.mark.parametrize(
+    ("scales", "others", "setting"),
+    [
+        ([(5, 1)] * 3, [(1, 1)] * 3, ".at('layers.*.first.scale').set(5)"),
+        ([(5, 5)] * 3, [(1, 1)] * 3, ".at('layers.*.*.scale').set(5)"),
+        ([(5, 1), (1, 5)], [(1, 1)] * 2, ".at(['layers.0.first.scale', 'layers.1.second.scale']).set(5)"),
+        ([(5, 1), (5, 1), (1, 1)], [(1, 1)] * 3, ".at(['layers.0.first.scale', 'layers.1.first.scale']).set(5)"),
+        ([(5, 6)] * 2, [(1, 1)] * 2, ".at('layers.*.first.scale').set(5).at('layers.*.second.scale').set(6)"),
+        ([(5, 1)], [(1, 1)], ".at('layers.0.first.scale').set(5)"),
+    ],
+)
+def test_what_differs_in_the_same_way_is_set_at_once(
+    inside: str, scales: Any, others: Any, setting: str, tmp_path: Path
+) -> None:
+    tree, like = [eval(inside, {"like": blocks(*each), "mx": mx}) for each in (scales, others)]
+    text = refused(tree, like, tmp_path)
+    where = {"{": "like['model']", "[": "like[1]"}.get(inside[0], "like")
+    assert text.partition("as in ")[2] == where + setting
+    changed = eval(text.partition("as in ")[2], {"like": like})
+    fl.load(tmp_path / "a.safetensors", eval(inside, {"like": changed, "mx": mx}))
+
+
+def test_a_glob_fits_those_alone_that_differ(tmp_path: Path) -> None:
+    deep = [fl.nn.Sequential(Layer(mx.ones(2), each), fl.nn.Sequential(Layer(mx.ones(2), each))) for each in (2, 1)]
+    assert refused(*deep, tmp_path).endswith("as in like.at('**.scale').set(2)")
+    for own in (0.0, 3.0):  # what the blocks have by that name is another value
+        text = refused(blocks((2, 2), own=3.0), blocks((1, 1), own=own), tmp_path)
+        changed = eval(text.partition("as in ")[2], {"like": blocks((1, 1), own=own)})
+        assert changed.layers[0].scale == 3.0
+        assert fl.tree.equal(fl.load(tmp_path / "a.safetensors", changed), blocks((2, 2), own=3.0))
+
+
+def test_where_it_takes_too_long_to_say_one_is_told(tmp_path: Path) -> None:
+    scales = [(7, 1) if number % 3 else (1, 1) for number in range(90)]
+    text = refused(blocks(*scales), blocks(*[(1, 1)] * 90), tmp_path)
+    assert text.endswith("as in like.at('layers.1.first.scale').set(7)")
+
+
+def test_the_scale_of_adapters_is_set_at_once(tmp_path: Path) -> None:
+    model = fl.nn.Sequential(*[fl.nn.Sequential(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)) for _ in range(3)])
+    tree, like = [{"model": fl.lora(model, "layers.*.layers.1", rank=1, scale=scale)} for scale in (10.0, 20.0)]
+    text = refused(tree, like, tmp_path)
+    assert text.endswith("as in like['model'].at('layers.*.layers.1.scale').set(10.0)")
+    changed = eval(text.partition("as in ")[2], {"like": like})
+    assert fl.tree.equal(fl.load(tmp_path / "a.safetensors", {"model": changed}), tree)
+
+
+@pytest.mark.parametrize("evaluated", [(0, 1, 2), (0, 2), (1,)])
+@pytest.mark.parametrize("in_file", [True, False])
+def test_modules_in_another_mode_are_switched_at_once(evaluated: tuple[int, ...], in_file: bool, tmp_path: Path) -> None:
+    model = fl.nn.Sequential(*[fl.nn.Sequential(fl.nn.Linear(2, 2)) for _ in range(3)])
+    other = model
+    for number in evaluated:
+        other = other.at(f"layers.{number}").apply(lambda module: module.eval())
+    tree, like = ([other], [model]) if in_file else ([model], [other])
+    found = re.search(r"For the mode of the file give (.*) there$", refused(tree, like, tmp_path))
+    assert found
+    assert ("'layers.*'" in found[1]) == (len(evaluated) == 3)
+    assert fl.tree.equal(fl.load(tmp_path / "a.safetensors", [eval(found[1], {"like": like})]), tree)
+
+
+@pytest.mark.parametrize("rest", [{}, {"n": 1}, {"mask": mx.array([True])}])
+@pytest.mark.parametrize("strict", [True, False])
+def test_where_only_dtypes_differ_it_is_said_to_cast(rest: dict[str, Any], strict: bool, tmp_path: Path) -> None:
+    tree = {"w": mx.ones(2), "v": mx.ones(2)} | rest
+    like = {"w": mx.zeros(2, mx.bfloat16), "v": mx.zeros(2, mx.bfloat16)} | rest
+    text = refused(tree, like, tmp_path, strict=strict)
+    assert text.endswith("give like the dtypes that the file has, and cast what is loaded, as with .astype(...)")
+    assert "where=" not in text
+    assert fl.tree.equal(fl.load(tmp_path / "a.safetensors", {**like, "w": mx.zeros(2), "v": mx.zeros(2)}), tree)
+
+
+def test_what_is_left_when_others_are_left_out_is_in_the_file(tmp_path: Path) -> None:
+    tree, like = {"w": mx.ones(2), "v": mx.ones(2)}, {"w": mx.ones(3), "new": mx.ones(3)}
+    assert "where=" not in refused(tree, like, tmp_path, strict=False)
+    like = {"w": mx.ones(3), "v": mx.zeros(2), "new": mx.ones(3)}
+    where = eval(refused(tree, like, tmp_path, strict=False).partition("where=")[2])
+    assert fl.load(tmp_path / "a.safetensors", like, where=where, strict=False)[1].taken == ("v",)
+
+
 @pytest.mark.parametrize(("count", "others"), [(2, 0), (0, 2), (3, 1)])
 def test_a_list_that_has_grown_is_read_into_one_of_its_length(count: int, others: int, tmp_path: Path) -> None:
     tree = {"history": [0.5] * count, "w": mx.ones(2)}

@@ -9,9 +9,12 @@ from typing import Any
 
 from ..core.words import Path, keystr, listed
 from ..tree.selecting import Where
-from .description import KEYS, TIED, Fact, enclosing, is_container, is_leaf
+from .description import KEYS, NONE, Fact, array_kind, enclosing, is_container, is_leaf, shape_in
+from .ties import ties_in
 
 _ADAPTERS = ("lora_a", "lora_b")
+_WEIGHT, _SCALES = ".weight", ".scales"
+_PACKED = "frostleaf.optim.Packed"
 _SHOWN = 8
 
 _NOT_ADAPTED = (
@@ -28,7 +31,24 @@ _NOT_QUANTIZED = (
 _NOT_YET_QUANTIZED = (
     "\nThey are of a model that isn't quantized, and this one is: load into the model without that, and call fl.quantize then"
 )
+_NEITHER = (
+    "\nThey are of a quantized model with adapters, and this one is neither: quantize it as that was, with fl.quantize, and "
+    "make the adapters, fl.lora(model, where, rank=...), of the same layers and rank"
+)
+_NOT_YET_EITHER = (
+    "\nThey are of a model without adapters that is not quantized, and this one is quantized and has some: load into a model "
+    "with neither, and call fl.quantize and fl.lora then"
+)
+_ALONE = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
+_PACKED_IN_FILE = "\nThe file has a packed model{place}: give like {like} there"
+_PACKED_IN_LIKE = (
+    "\nThe file has a model{place} that is not packed: give like {like} there, and call fl.optim.pack on what is loaded"
+)
 _TIED_IN_FILE = "\nArrays are tied in the file: tie the same first, {advice}"
+_ONE_MODULE = (
+    "\n{target!r} is the same module as {source!r} in the file: make like from a model of MLX that has one at both places, or "
+    "read with strict=False, which reads it for both"
+)
 _TIED_IN_LIKE = "\nlike has ties that the file has not: load into the model without them, and tie what is loaded"
 _BELOW = "\nThe file has them below {places}: give {like} for like{where}, and take {taken} of what is loaded"
 _ABOVE = "\nThe file has them without {place!r}: give for like what is at {place!r} in it{where}"
@@ -72,14 +92,40 @@ def of_quantized(given: Set[str], wanted: Set[str]) -> str:
 
 
 def _of_adapters(given: Iterable[str], wanted: Iterable[str]) -> str:
-    has, has_to_have = (any(name.rpartition(".")[2] in _ADAPTERS for name in names) for names in (given, wanted))
-    if has == has_to_have:
+    """Return what to do if of two models, whose names are given, one has adapters around layers that the other has without.
+
+    An empty string is returned where neither has, or both have.
+    """
+    has, has_to_have = ({name.rpartition(".")[2]: name for name in names}.keys() & {*_ADAPTERS} for names in (given, wanted))
+    if bool(has) == bool(has_to_have):
         return ""
-    return _NOT_ADAPTED if has else _NOT_YET_ADAPTED
+    adapted, plain = ({*given}, {*wanted}) if has else ({*wanted}, {*given})
+    layers = sorted({name.rpartition(".")[0] for name in adapted if name.rpartition(".")[2] in _ADAPTERS})
+    if has and all(name.rpartition(".")[0] in layers for name in adapted):
+        return _ALONE
+    weights = [name.removesuffix(_WEIGHT) for name in plain if name.endswith(_WEIGHT)]
+    if not any(_ends_alike(layer, weight) for layer in layers[:_SHOWN] for weight in weights):
+        return ""
+    one, other = [any(name.endswith(_SCALES) for name in names) for names in (adapted, plain)]
+    if one == other:
+        return _NOT_ADAPTED if has else _NOT_YET_ADAPTED
+    if other:
+        return ""
+    return _NEITHER if has else _NOT_YET_EITHER
+
+
+def _ends_alike(one: str, other: str) -> bool:
+    """Return whether of two paths one is the other, or that of the same place in a larger tree."""
+    return f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
 
 
 def of_structure(
-    in_file: Sequence[Fact], in_like: Sequence[Fact], there: Sequence[Fact], wanted: Sequence[Fact], where: Where | None
+    in_file: Sequence[Fact],
+    in_like: Sequence[Fact],
+    there: Sequence[Fact],
+    wanted: Sequence[Fact],
+    where: Where | None,
+    strict: bool,
 ) -> str:
     """Return what to write if a file has another structure; an empty string if that can't be told.
 
@@ -89,8 +135,10 @@ def of_structure(
         there: Those of the first that are about what is selected.
         wanted: Those of the second that are.
         where: The selection.
+        strict: Whether the same has to be tied.
     """
-    advice = _of_ties(in_file, in_like, {fact.path for fact in (*there, *wanted)})
+    advice = _of_ties(in_file, in_like, {fact.path for fact in (*there, *wanted)}) if strict else ""
+    advice = advice or _of_packed(there, wanted, in_like)
     advice = advice or of_layers(_leaves(there), _leaves(wanted))
     return advice or _of_place(in_file, _leaves(in_file), _leaves(wanted), where)
 
@@ -100,32 +148,52 @@ def _leaves(facts: Iterable[Fact]) -> set[str]:
 
 
 def _of_ties(in_file: Sequence[Fact], in_like: Sequence[Fact], selected: Set[str]) -> str:
-    there, here = [_ties(facts, selected) for facts in (in_file, in_like)]
-    missing = {target: source for target, source in there.items() if here.get(target) != source}
+    there, here = [
+        {target: source for target, source in ties_in(facts).items() if target in selected} for facts in (in_file, in_like)
+    ]
+    kinds = {fact.path: shape_in(fact.text) for fact in in_like if not fact.aspect}
+    # Only what is of one shape, or of one class, can be one.
+    missing = [(target, source) for target, source in there.items() if here.get(target) != source and target in kinds]
+    missing = [(target, source) for target, source in missing if kinds[target] == kinds.get(source)]
+    arrays = {fact.path for fact in in_like if array_kind(fact) is not None}
+    pairs = [pair for pair in missing if pair[0] in arrays]
     ties: dict[str, dict[str, str]] = {}  # by the module that is to have them
-    for target, source in missing.items():
+    for target, source in pairs:
         where, name = place_in(target, in_like)
         above = target.removesuffix(name)
         if source.startswith(above):
             ties.setdefault(where, {})[name] = source.removeprefix(above)
-    if missing:
+    if pairs:
         calls = [f"{where}.tie({_shown(names)})" for where, names in ties.items()]
         return _TIED_IN_FILE.format(
-            advice=f"as in {listed(calls)}" if calls else f"of which all are in one module: {_shown(missing)}"
+            advice=f"as in {listed(calls)}" if calls else f"of which all are in one module: {_shown(dict(pairs))}"
         )
-    return _TIED_IN_LIKE if there != here else ""
+    if missing:
+        return _ONE_MODULE.format(target=missing[0][0], source=missing[0][1])
+    untied = {fact.path for fact in in_file if not fact.aspect and fact.text != NONE} | there.keys()
+    return _TIED_IN_LIKE if any(there.get(target) != source and target in untied for target, source in here.items()) else ""
+
+
+def _of_packed(there: Sequence[Fact], wanted: Sequence[Fact], like: Sequence[Fact]) -> str:
+    in_file, in_like = [{fact.path: fact.text for fact in facts if _is_module(fact)} for facts in (there, wanted)]
+    for path in [path for path in in_file if path in in_like]:
+        is_packed = [facts[path] == _PACKED for facts in (in_file, in_like)]
+        if is_packed[0] != is_packed[1]:
+            place, (outer, name) = f" at {path!r}" if path else "", place_in(path, like)
+            here = f"{outer}.at({name!r}).get()" if name else outer
+            if is_packed[0]:
+                return _PACKED_IN_FILE.format(place=place, like=f"fl.optim.pack({here})")
+            return _PACKED_IN_LIKE.format(place=place, like=f"{here}.unpack()")
+    return ""
+
+
+def _is_module(fact: Fact) -> bool:
+    return not (fact.aspect or fact.text == NONE or is_leaf(fact) or is_container(fact))
 
 
 def _shown(names: Mapping[str, str]) -> str:
     pairs = [f"{target!r}: {source!r}" for target, source in names.items()]
     return f"{{{', '.join(pairs[:_SHOWN])}{', ...' * (len(pairs) > _SHOWN)}}}"
-
-
-def _ties(facts: Sequence[Fact], selected: Set[str]) -> dict[str, str]:
-    """Return the places that are tied among those that are selected, and to what."""
-    pairs = [(fact.path, pair.split(" to ")) for fact in facts if fact.aspect == TIED for pair in fact.text.split(", ")]
-    ties = [[f"{path}.{name}".removeprefix(".") for name in pair] for path, pair in pairs]
-    return {target: source for target, source in ties if target in selected}
 
 
 def _of_place(in_file: Sequence[Fact], there: Set[str], names: Set[str], where: Where | None) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..core.words import listed
+from ..tree.selecting import matches_glob
 from .advice import place_in
 from .alignment import aligned, is_moved
 from .description import Fact, array_kind, differences, enclosing, is_container, is_leaf, is_value
@@ -14,6 +15,7 @@ from .packed import PACKED_ADVICE, otherwise_packed
 
 _LONGEST = 1000
 _CANDIDATES = 10
+_SETTINGS = 4
 _LITERAL = re.compile(r"-?[\d.][\w.+-]*|True|False|None|'[^'\\]{0,40}'")
 
 _OTHER_STRUCTURE = "the tree in the file doesn't have the structure of like:\n{differences}"
@@ -35,7 +37,7 @@ _SAME_ARRAYS = (
     "\nThe arrays and numbers have the same names and kinds: strict=False reads them, keeps all else as like has it, and "
     "reports where that differs"
 )
-_SET_FIRST = ". To have what the file has, build like with it, or put it there first, as in {where}.set({value})"
+_SET_FIRST = ". To have what the file has, build like with it, or put it there first, as in {set}"
 _HELD_BY_ALL = (
     ". To have what the file has, build like with it: many modules hold what differs in {path!r}. If what is read doesn't "
     "compute with that, as with the number of layers, strict=False is right"
@@ -75,21 +77,24 @@ def complaint(
         origins: The names in the file by those in ``like``, where these are others.
         foreign: The modules whose arrays mean something else in the file, and for each the static value that tells so.
     """
-    reason, remedy = _complaint(in_file, in_like, strict, like)
+    common = _leaves(in_file).keys() & _leaves(in_like).keys()
+    told, packed = ("", []) if file == like else otherwise_packed(file, like, common, origins)
+    reason, remedy = _complaint(in_file, in_like, strict, like, packed)
     if reason and foreign:
         deciding = [[fact for fact in facts if fact.path in foreign.values()] for facts in (in_file, in_like)]
         rest = without_meaning([*_leaves(in_like).values()], foreign)
         advice = _OTHER_MEANING.format(paths=listed(map(repr, foreign.values())), advice=_REST if rest else _NO_REST)
         return reason if rest else _told(_OTHER_STRUCTURE, *deciding), advice
-    if file == like:  # so is what is packed
+    if not packed:
         return reason, remedy
-    told, names = otherwise_packed(file, like, _leaves(in_file).keys() & _leaves(in_like).keys(), origins)
-    if not names:
-        return reason, remedy
-    return reason or told, PACKED_ADVICE + _leave_out(names, _leaves(in_like))
+    if reason and not strict:  # which says what to leave out
+        return reason, PACKED_ADVICE
+    return reason or told, PACKED_ADVICE + _leave_out(packed, _leaves(in_file), _leaves(in_like), like)
 
 
-def _complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact]) -> tuple[str, str]:
+def _complaint(
+    in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, like: Sequence[Fact], packed: Sequence[str]
+) -> tuple[str, str]:
     if strict:
         if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
             return "", ""
@@ -99,7 +104,9 @@ def _complaint(in_file: Sequence[Fact], in_like: Sequence[Fact], strict: bool, l
     other = [path for path in common if saved[path] != wanted[path]]
     if other:
         one, two = [saved[path] for path in other], [wanted[path] for path in other]
-        return _told(_OTHER_KINDS, one, two, advice=_leave_out(other, wanted)), _remedy(one, two, like)
+        remedy = _remedy(one, two, like)
+        left_out = "" if remedy == _OTHER_DTYPES else _leave_out([*dict.fromkeys([*other, *packed])], saved, wanted, like)
+        return _told(_OTHER_KINDS, one, two, advice=left_out), remedy
     if common:
         return "", ""
     return _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()]), _renaming(saved, wanted)
@@ -109,13 +116,16 @@ def _leaves(facts: Sequence[Fact]) -> dict[str, Fact]:
     return {fact.path: fact for fact in facts if is_leaf(fact)}
 
 
-def _leave_out(names: Sequence[str], wanted: Mapping[str, Fact]) -> str:
-    """Return what selects all that is wanted but some names; an empty string if that is nothing, or takes too long to say."""
+def _leave_out(names: Sequence[str], saved: Mapping[str, Fact], wanted: Mapping[str, Fact], like: Sequence[Fact]) -> str:
+    """Return what selects all that both have but some names; an empty string if that is nothing, or takes too long to say."""
     left_out = {*names}
-    left = [fact for path, fact in wanted.items() if path not in left_out]
+    left = [fact for path, fact in wanted.items() if path in saved and path not in left_out]
     function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
-    # A function is asked about arrays alone.
-    parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
+    if _leaves(like).keys() <= wanted.keys():
+        # A function is asked about arrays alone.
+        parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
+    else:  # of what is selected
+        parts = [repr(fact.path) for fact in left]
     where = f"[{', '.join(parts)}]" if len(parts) > 1 else "".join(parts)
     return f", or leave it out by where={where}" if 0 < len(where) <= _LONGEST else ""
 
@@ -176,29 +186,72 @@ def _lengthening(pairs: _Pairs) -> str:
 
 
 def _switching(pairs: _Pairs, like: Sequence[Fact]) -> str:
-    """Return how to put a module of ``like`` into the mode that it has in the file; an empty string if none has another."""
-    modes = {path: None for path, aspect in pairs if aspect == "mode"}
+    """Return how to put modules of ``like`` into the mode that they have in the file; an empty string if none has another."""
+    modes = {path: pairs[path, aspect][0] is not None for path, aspect in pairs if aspect == "mode"}
     outer = [path for path in modes if modes.keys().isdisjoint(enclosing(path))]
     if not outer:
         return ""
     # What is said of a mode is that it is evaluation.
-    call = "eval()" if pairs[outer[0], "mode"][0] else "train()"
-    where, name = place_in(outer[0], like)
-    switched = f"{where}.at({name!r}).apply(lambda module: module.{call})" if name else f"{where}.{call}"
-    return _SWITCH.format(switched=switched, more=f", and so at {len(outer) - 1:,} more" * (len(outer) > 1))
+    call = "eval()" if modes[outer[0]] else "train()"
+    where, selector, count = _selecting([path for path in outer if modes[path] == modes[outer[0]]], like)
+    switched = f"{where}.at({selector}).apply(lambda module: module.{call})" if selector else f"{where}.{call}"
+    more = len(outer) - count
+    return _SWITCH.format(switched=switched, more=f", and so at {more:,} more" * (more > 0))
 
 
 def _setting(pairs: _Pairs, like: Sequence[Fact]) -> str:
-    """Return how to put a static value of the file into ``like``; an empty string if nothing differs that can be put there."""
+    """Return how to put static values of the file into ``like``; an empty string if nothing differs that can be put there."""
+    groups: dict[tuple[str, ...], list[str]] = {}  # the places that differ in the same way
     for (path, aspect), (one, other) in pairs.items():
         if aspect != "static" or one is None or other is None:
             continue
         if "(" in other.text and sum(fact.aspect == "static" and fact.text == other.text for fact in like) > 1:
+            if groups:
+                break
             return _HELD_BY_ALL.format(path=path)
-        where, name = place_in(path, like)
-        value = one.text if _LITERAL.fullmatch(one.text) else "..."
-        return _SET_FIRST.format(where=f"{where}.at({name!r})", value=value)
-    return ""
+        groups.setdefault((place_in(path, like)[0], path.rpartition(".")[2], one.text, other.text), []).append(path)
+    if not groups:
+        return ""
+    first = next(iter(groups))[0]
+    calls = ""
+    for (where, _, text, _), paths in [*groups.items()][:_SETTINGS]:
+        if where == first:
+            calls += f".at({_selecting(paths, like)[1]}).set({text if _LITERAL.fullmatch(text) else '...'})"
+    return _SET_FIRST.format(set=first + calls)
+
+
+def _selecting(paths: Sequence[str], like: Sequence[Fact]) -> tuple[str, str, int]:
+    """Return the code for a module of ``like``, the code that selects those of some places that are in there, and their count.
+
+    That is a glob where one fits these places alone, or a list; the first place if that takes too long to say. It is an empty
+    text if the first place is the module itself.
+    """
+    where, name = place_in(paths[0], like)
+    if not name:
+        return where, "", 1
+    above = paths[0].removesuffix(name)
+    names = [path.removeprefix(above) for path in paths if path.startswith(above)]
+    if len(names) > 1:
+        there = {fact.path.removeprefix(above) for fact in like if fact.path.startswith(above)}
+        fitting = (glob for glob in _globs(names) if {*filter(_matches(glob), there)} == {*names})
+        selector = repr(next(fitting, names))
+        if len(selector) <= _LONGEST:
+            return where, selector, len(names)
+    return where, repr(name), 1
+
+
+def _globs(names: Sequence[str]) -> Iterator[str]:
+    """Yield globs that fit some names: with a star for each part in which they differ, and for all before the last part."""
+    parts = [name.split(".") for name in names]
+    if len({*map(len, parts)}) == 1:
+        yield ".".join([each[0] if len({*each}) == 1 else "*" for each in zip(*parts, strict=True)])
+    if len({each[-1] for each in parts}) == 1:
+        yield f"**.{parts[0][-1]}"
+
+
+def _matches(glob: str) -> Callable[[str], bool]:
+    matches = matches_glob(glob)
+    return lambda name: matches(tuple(name.split(".")))
 
 
 def _told(message: str, in_file: Sequence[Fact], in_like: Sequence[Fact], **others: str) -> str:

@@ -30,6 +30,7 @@ _LINES = 6
 _LONGEST = 80
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 KEYS, TIED = "keys", "tied"
+STRUCTURE = "frostleaf.structure"  # the key of the header's metadata under which a checkpoint has its facts
 TRAINING, _EVALUATION = "training", "evaluation"
 
 
@@ -109,7 +110,7 @@ def describe_tree(structure: Structure, leaves: Iterable[mx.array], *, built_in:
     return Description(facts, arrays, values, writer.unknown, writer.is_lasting)
 
 
-ARRAY, _VALUE, _NONE = "array ", "a Python ", "None"
+ARRAY, _VALUE, NONE = "array ", "a Python ", "None"
 ROOT = "the root"
 
 
@@ -118,9 +119,29 @@ def facts_text(facts: list[Fact]) -> str:
     return json.dumps(facts, separators=(",", ":"))
 
 
+def read_facts(header: safetensors.Header) -> list[Fact]:
+    """Return the facts about the tree in a checkpoint, whose header may be of any file.
+
+    Raises:
+        CheckpointError: If the header says no such facts. The message names the file.
+    """
+    given = safetensors.parse_json(header.metadata.get(STRUCTURE, ""), header.file)
+    well_formed = isinstance(given, list) and all(
+        isinstance(fact, list) and len(fact) == 3 and all(isinstance(text, str) for text in fact) for fact in given
+    )
+    if not well_formed:
+        safetensors.fail(header.file, f"the header's {STRUCTURE} isn't what it should be")
+    return [Fact(*fact) for fact in given]
+
+
 def array_kind(fact: Fact) -> str | None:
     """Return the dtype and the shape of the array that a fact is about; ``None`` if it is about something else."""
     return fact.text.removeprefix(ARRAY) if not fact.aspect and fact.text.startswith(ARRAY) else None
+
+
+def shape_in(text: str) -> str:
+    """Return what the text about an array says of its shape; of anything else the text."""
+    return text.partition("[")[2] if text.startswith(ARRAY) else text
 
 
 def value_kind(value: Any) -> str:
@@ -206,7 +227,7 @@ def _is_filled(one: str | None, other: str | None, aspect: str) -> bool:
     """Return whether there is an array in the file only, or an object that no line shows, such as one that counts tokens."""
     if aspect == "static" and one and other:
         return min(len(one), len(other)) > _LONGEST
-    return other == _NONE and _is_array(one)
+    return other == NONE and _is_array(one)
 
 
 def _is_array(text: str | None) -> bool:
@@ -300,7 +321,7 @@ class Writer:
     def facts_of(self, name: str, shape: Any, fallback: Fallback) -> list[Fact]:
         """Return the facts about one place of a tree: a node without its children, ``None``, or a static value."""
         if shape is None:
-            return [Fact(name, "", "None")]
+            return [Fact(name, "", NONE)]
         if isinstance(shape, Static):
             return [Fact(name, "", self.canonical(shape.value, fallback))]
         kind, metadata, _ = shape

@@ -8,12 +8,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from .description import STRUCTURE, TIED, name_in_file, read_facts
 from .first_bytes import identify
 from .gguf import GGUF_DTYPES, MAX_AXES, read_gguf
 from .npz import fits_npz, read_npz, write_npz
 from .parts import PARTS, Opened, read_opened
 from .safetensors import fail
 from .sharing import read_sharing
+from .ties import tied_names
 
 ENDINGS = (".npz", ".safetensors", ".gguf")
 
@@ -81,6 +83,27 @@ def _read_safetensors(opened: Opened) -> dict[str, mx.array]:
         fail(opened.header.file, f"can't be read by MLX: {error}")
     arrays: dict[str, mx.array] = {name: loaded[each][name] for name, each in files.items()}
     return read_sharing(opened.header.file, arrays.keys(), opened.header.metadata).spread(arrays)
+
+
+def tied_names_in(file: str) -> dict[str, str]:
+    """Return for each tied place of the tree in a file of :func:`frostleaf.save` the name under which its array is read.
+
+    Of any other file there are none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it is not a complete file of its format.
+    """
+    return read_opened(file, _tied_names) if identify(file)[0] == ".safetensors" else {}
+
+
+def _tied_names(opened: Opened) -> dict[str, str]:
+    if PARTS in opened.header.metadata:
+        opened.complete()
+    if f'"{TIED}"' not in opened.header.metadata.get(STRUCTURE, ""):
+        return {}
+    names = tied_names(read_facts(opened.header))
+    return {name_in_file(name): name_in_file(source) for name, source in names.items()}
 
 
 def check_arrays(arrays: Mapping[str, mx.array], ending: str, file: str) -> None:

@@ -28,10 +28,10 @@ _OF_WEIGHTS = "is a directory: of weights, model.load_weights({path!r}) reads th
 
 def part_of(path: str) -> str | None:
     """Return the path of the head of the checkpoint that a file is named as a part of; ``None`` if it isn't so named."""
-    return _head_of(path) if path.endswith(_ENDING) else None
+    return head_of(path) if path.endswith(_ENDING) else None
 
 
-def _head_of(path: str) -> str | None:
+def head_of(path: str) -> str | None:
     """Return the path of the head of the checkpoint whose files a file is named as one of, or stands among."""
     directory = os.path.dirname(path)
     for place in (path, directory):
@@ -57,7 +57,7 @@ def refusal_of_format(path: str) -> str:
     found, other = identify(path)
     if other or found == _ENDING or not (found or path.endswith((_INDEX, ".npz", ".gguf"))):
         return other
-    head = _head_of(path)
+    head = head_of(path)
     return (_OF_HEAD if head and os.path.exists(head) else _OTHER).format(path=path, head=head)
 
 

@@ -25,7 +25,18 @@ from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .complaints import complaint
 from .describing import Describer
-from .description import Fact, array_kind, describe_tree, facts_text, is_leaf, is_value, name_in_file, value_kind
+from .description import (
+    STRUCTURE,
+    Fact,
+    array_kind,
+    describe_tree,
+    facts_text,
+    is_leaf,
+    is_value,
+    name_in_file,
+    read_facts,
+    value_kind,
+)
 from .divided import warn_of_parts
 from .habits import refusal_in_load, refusal_in_save, refusal_without_like
 from .meanings import other_meanings, with_deciding, without_meaning
@@ -38,6 +49,7 @@ from .renaming import Rename, renamed
 from .safetensors import CheckpointError, fail, parse_json
 from .scalars import decode_value, encode_value
 from .sharing import COPIES, SHARED, Sharing, find_sharing, read_sharing
+from .ties import with_tied
 
 T = TypeVar("T")
 
@@ -46,8 +58,8 @@ T = TypeVar("T")
 VERSION, WITH_SHARING, WITH_PARTS = "1", "2", "3"
 _SHOWN = 3
 # The keys of the header's metadata.
-_FORMAT, _STRUCTURE, _VALUES, _METADATA = "frostleaf", "frostleaf.structure", "frostleaf.values", "frostleaf.metadata"
-DESCRIBING = (_STRUCTURE, SHARED, COPIES)  # which are the same as long as the tree's structure is
+_FORMAT, _VALUES, _METADATA = "frostleaf", "frostleaf.values", "frostleaf.metadata"
+DESCRIBING = (STRUCTURE, SHARED, COPIES)  # which are the same as long as the tree's structure is
 
 
 class OtherStructureError(CheckpointError):
@@ -103,7 +115,8 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: Mapping[str, Any] | 
 
     It is a safetensors file with a checksum for each array and one for the header. Other tools read its arrays under the names
     of :func:`frostleaf.tree.paths`, each under the first of its names; the header's metadata ``frostleaf.shared`` and
-    ``frostleaf.copies`` have, as JSON, the others and the names that they lead to. :meth:`Module.load_weights` knows them all.
+    ``frostleaf.copies`` have, as JSON, the others and the names that they lead to, and ``frostleaf.structure`` says what is
+    tied in a module (:meth:`Module.tie`) and stands there once. :meth:`Module.load_weights` knows them all.
 
     The random state of ``mx.random`` is an array too: put ``mx.random.state[0]`` in the tree, and write
     ``mx.random.state[0][:] = tree["random"]`` to continue from it.
@@ -193,8 +206,8 @@ def load(
             that of ``like``, the same objects. Default: everything.
         strict: With ``False``, read what both trees have under one name, whatever else they have, and return a
             :class:`LoadReport` as well, whose ``differs`` has where static values, modes and what is frozen do. The rest is
-            that of ``like``, and so is the structure. What an optimizer remembers is read for the same rule alone. Default:
-            ``True``.
+            that of ``like``, and so is the structure. A place that is tied in the file and not in ``like`` gets the array of
+            its source. What an optimizer remembers is read for the same rule alone. Default: ``True``.
         rename: A function from the dotted name of an array or number in the file to that in ``like``, or a mapping, which may
             leave out names that stay; ``None`` for a name leaves it out. What holds them follows: ``rename=lambda name:
             name.replace("encoder.", "backbone.")`` reads a layer of a model and of an optimizer's state. It is asked about what
@@ -257,6 +270,9 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         contents = _read_contents(opened, facts)
         in_file = with_new_names(contents.facts, rename)
         there, ours, origins = renamed(in_file, facts, rename)
+        if not strict:
+            there, sources = with_tied(there, ours, contents.facts, rename)
+            origins = origins | sources
         foreign = other_meanings(flat.structure, there, ours)
         selected, wanted = select(there, ours)
         if strict:
@@ -266,7 +282,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins, foreign)
         if reason:
             advice = of_maker(flat.structure.static_values(), in_file)
-            advice = advice or of_structure(there, ours, selected, wanted, where) or remedy
+            advice = advice or of_structure(there, ours, selected, wanted, where, strict) or remedy
             raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             names = flat.structure.leaf_names()
@@ -364,7 +380,7 @@ def take_snapshot(tree: Any, metadata: Mapping[str, Any] | None, describer: Desc
         warnings.warn(_UNCOMPARED.format(places=shown, more=more), UncomparedValueWarning, stacklevel=level_of_caller())
     header_metadata = {
         _FORMAT: VERSION,
-        _STRUCTURE: text,
+        STRUCTURE: text,
         _VALUES: json.dumps([encode_value(value) for value in values]),
         _METADATA: _encode_metadata(metadata),
     }
@@ -406,7 +422,7 @@ class _Contents(NamedTuple):
 def _read_contents(opened: Opened, likely: list[Fact]) -> _Contents:
     """Return what a file says of itself. No facts are made if they are the likely ones."""
     header, sharing = _read_header(opened)
-    facts = likely if header.metadata.get(_STRUCTURE) == facts_text(likely) else _facts(header)
+    facts = likely if header.metadata.get(STRUCTURE) == facts_text(likely) else read_facts(header)
     kind_of = functools.cache(shape_and_dtype)
     entries = {name: header.entries[sharing.stored(name)] for name in (*header.entries, *sharing.copies, *sharing.shared)}
     in_file = {name: kind_of(entry.shape, entry.dtype) for name, entry in entries.items()}
@@ -453,14 +469,6 @@ def _fail_at(header: safetensors.Header, key: str) -> NoReturn:
 def versioned(metadata: Mapping[str, str], version: str) -> dict[str, str]:
     """Return a header's metadata with the version that those who read it have to know."""
     return {**metadata, _FORMAT: version}
-
-
-def _facts(header: safetensors.Header) -> list[Fact]:
-    given = parse_json(header.metadata.get(_STRUCTURE, ""), header.file)
-    well_formed = isinstance(given, list) and all(
-        isinstance(fact, list) and len(fact) == 3 and all(isinstance(text, str) for text in fact) for fact in given
-    )
-    return [Fact(*fact) for fact in given] if well_formed else _fail_at(header, _STRUCTURE)
 
 
 def _values(header: safetensors.Header) -> list[Any]:

@@ -25,10 +25,11 @@ from . import formats, sharded
 from .advice import of_layers, prefixes_of
 from .atomic import atomic_write, require_path
 from .divided import parts_in, warn_of_parts
-from .names import refusal_of_part, require_there
+from .names import head_of, refusal_of_part, require_there
 from .renaming import Rename as Rename
 from .renaming import new_names
 from .safetensors import fail
+from .ties import followed
 
 
 class UnmatchedWeightsWarning(UserWarning):
@@ -57,6 +58,8 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     given = _read(file_or_weights)
     weights, origins = _rename(given, rename)
     current = _named_parameters(module)
+    if missing := current.keys() - weights.keys():
+        weights = _with_tied(weights, given, origins, current, followed(_ties_in(file_or_weights), missing, rename))
     weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
     for name, value in new.items():
@@ -83,15 +86,11 @@ _NO_WEIGHTS = (
     "nothing was loaded, as there are no weights. Of a checkpoint in several files mx.load reads the head, which has names "
     "alone: give load_weights its path"
 )
-_ADAPTERS = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
 
 
 def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping[str, str], rename: Rename | None) -> str:
     names = listed([f"{name!r:.80}{nearest(name, wanted)}" for name in sorted(given)[:_SUGGESTIONS]], _SUGGESTIONS - 2)
-    advice = _renaming_advice(given, wanted, origins, rename)
-    if not advice and all(name.endswith((".lora_a", ".lora_b")) for name in given):
-        advice = _ADAPTERS
-    advice = advice or of_layers(given, wanted)
+    advice = _renaming_advice(given, wanted, origins, rename) or of_layers(given, wanted)
     return _UNMATCHED.format(count=len(given), kind=type(module).__name__, names=names, advice=advice)
 
 
@@ -177,6 +176,30 @@ def _read(source: Any) -> dict[str, Any]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     _refuse_parts([name])
     return formats.read_file(name)
+
+
+def _ties_in(source: Any) -> dict[str, str]:
+    """Return for the names of tied places in files the names in these for what is there."""
+    several = isinstance(source, list | tuple) and all(map(_is_file, source))
+    paths = [os.fspath(each) for each in (source if several else [source]) if isinstance(each, str | os.PathLike)]
+    # What is tied in a checkpoint its head says, which stands beside the directory of its weights.
+    files = [head_of(path) or (os.path.join(path, sharded.SINGLE) if os.path.isdir(path) else path) for path in paths]
+    there = [file for file in files if os.path.exists(file) and not file.endswith(sharded.INDEX_ENDING)]
+    return {name: place for file in there for name, place in formats.tied_names_in(file).items()}
+
+
+def _with_tied(
+    weights: dict[str, Any],
+    given: Mapping[str, Any],
+    origins: Mapping[str, str],
+    current: Mapping[str, mx.array],
+    ties: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the weights with those for other places that are tied to what is given, where that has their shape."""
+    pairs = [(name, given[source]) for name, source in ties.items() if source in given]
+    tied = {name: array for name, array in pairs if array.shape == current[name].shape}
+    read = {ties[name] for name in tied}  # by other names, and may have no place of their own
+    return {name: value for name, value in weights.items() if name in current or origins.get(name, name) not in read} | tied
 
 
 def _refuse_parts(files: Iterable[str]) -> None:
@@ -274,7 +297,7 @@ def _check_placeholders(module: Node, loaded: Mapping[str, Any]) -> None:
         raise ValueError(_NOT_SAVED.format(names=listed(remaining), name=remaining[0]))
 
 
-_TIED = "{name}, which is tied to {source!r}, whose array is used: rename={{{given!r}: None}} leaves it out"
+_TIED = "{name}, which is tied to {source!r}, whose array is used: {leave_out} leaves it out"
 
 
 _DIVIDED = (
@@ -294,7 +317,7 @@ def _check_weights(
     extra, missing = weights.keys() - current.keys(), current.keys() - weights.keys()
     divided = _DIVIDED if parts_in(flat_of(module).structure) else ""
     if extra:
-        names = _listed(extra, missing or current, origins, tied_places(module))
+        names = _listed(extra, missing or current, origins, tied_places(module), rename)
         advice = (
             divided
             or _renaming_advice(weights.keys(), current.keys(), origins, rename)
@@ -366,13 +389,20 @@ def _tying_advice(module: Node, missing: Set[str], weights: Mapping[str, Any]) -
 
 
 def _listed(
-    names: Iterable[str], others: Iterable[str], origins: Mapping[str, str], tied: Mapping[str, str] = MappingProxyType({})
+    names: Iterable[str],
+    others: Iterable[str],
+    origins: Mapping[str, str],
+    tied: Mapping[str, str] = MappingProxyType({}),
+    rename: Rename | None = None,
 ) -> str:
     lines = []
     ordered = sorted(names)
     for count, name in enumerate(ordered[:_LINES]):
         if name in tied:
-            lines.append(_TIED.format(name=name, source=tied[name], given=origins.get(name, name)))
+            given = origins.get(name, name)
+            # A mapping would take the place of a function that gives other names.
+            leave_out = f"a rename that gives None for {given!r}" if callable(rename) else f"rename={{{given!r}: None}}"
+            lines.append(_TIED.format(name=name, source=tied[name], leave_out=leave_out))
             continue
         origin = f" (given as {origins[name]!r})" if origins.get(name, name) != name else ""
         lines.append(f"{name}{origin}{nearest(name, others) if count < _SUGGESTIONS else ''}")

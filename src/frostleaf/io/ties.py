@@ -1,0 +1,68 @@
+"""The places that are tied in a tree that a file describes: it has their arrays, and numbers, under other names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+
+from .description import NONE, TIED, Fact, enclosing, is_leaf, shape_in
+from .renaming import Rename, new_names
+
+
+def ties_in(facts: Iterable[Fact]) -> dict[str, str]:
+    """Return the tied places of a tree and to what they are tied: arrays and modules."""
+    pairs = [(fact.path, pair.split(" to ")) for fact in facts if fact.aspect == TIED for pair in fact.text.split(", ")]
+    # A key of a dict may have these words in it.
+    named = [[f"{path}.{name}".removeprefix(".") for name in pair] for path, pair in pairs if len(pair) == 2]
+    return {each[0]: each[1] for each in named}
+
+
+def tied_names(facts: Sequence[Fact]) -> dict[str, str]:
+    """Return for the name of each array and number at a tied place, or in a tied module, the name that the file has for it."""
+    ties = ties_in(facts)
+    found = {fact.path: fact.path for fact in facts if is_leaf(fact)}
+    # What is tied in a module is so at the other places of that module.
+    inside = {target: [each for each in ties if f"{each}.".startswith(f"{source}.")] for target, source in ties.items()}
+    try:
+        order = [*TopologicalSorter(inside).static_order()]
+    except CycleError:  # a forged file says that a module is in itself
+        return {}
+    for target in order:
+        below = [name for name in found if f"{name}.".startswith(f"{ties[target]}.")]
+        found |= {target + name[len(ties[target]) :]: found[name] for name in below}
+    return {name: place for name, place in found.items() if name != place}
+
+
+def followed(ties: Mapping[str, str], missing: Iterable[str], rename: Rename | None) -> dict[str, str]:
+    """Return for each missing name that is a tied place's the name that the file has for what is there.
+
+    Args:
+        ties: What :func:`tied_names` returns.
+        missing: The names that a tree has, and a file has not under new names.
+        rename: What gives the new names, which is asked about tied places as well.
+    """
+    names = {name: name for name in ties} if rename is None else new_names(ties, rename)
+    return {name: ties[names[name]] for name in missing if name in names}
+
+
+def with_tied(
+    there: Sequence[Fact], like: Sequence[Fact], in_file: Sequence[Fact], rename: Rename | None
+) -> tuple[Sequence[Fact], dict[str, str]]:
+    """Return the facts about a tree in a file with those about what ``like`` has at its tied places, and by name their sources.
+
+    What is of another shape there, as a new head is, is not the array of the source.
+
+    Args:
+        there: The facts, under new names.
+        like: The facts about the tree that is compared with it.
+        in_file: The facts, under the names that the file has.
+        rename: What gave the new names.
+    """
+    known = {fact.path for fact in there if is_leaf(fact)}
+    missing = [fact.path for fact in like if is_leaf(fact) and fact.path not in known]
+    sources = followed(tied_names(in_file), missing, rename) if missing else {}
+    texts, wanted = [{fact.path: fact.text for fact in facts if is_leaf(fact)} for facts in (in_file, like)]
+    sources = {name: source for name, source in sources.items() if shape_in(texts[source]) == shape_in(wanted[name])}
+    nothing = {each for name in sources for each in (*enclosing(name), name)}  # is said of what is tied, and around these
+    rest = [fact for fact in there if fact.text != NONE or fact.path not in nothing]
+    return [*rest, *[Fact(name, "", texts[source]) for name, source in sources.items()]], sources
