@@ -82,6 +82,8 @@ def refusal_of_arguments(names: Sequence[str]) -> str:
 
 def refusal_without_tree(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives ``Checkpointer.save`` no tree, but perhaps the parts of one by name."""
+    if names and names[0] in _OF_SAVE:
+        return refusal_in_save(names)
     parts = ", ".join(f"{name!r}: {name}" for name in names)
     return f"save() takes a step and a tree: write save(step, {'{' + parts + '}' if parts else 'tree'})"
 
