@@ -222,6 +222,7 @@ def attempt(call: Call, argument: Any) -> None:
         call(argument)
 
 
+@pytest.mark.filterwarnings("ignore:the model has another shape:frostleaf.UnmatchedWeightsWarning")
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_changes_its_receiver(name: str) -> None:
     @law_for_each

@@ -127,6 +127,7 @@ def test_update_shares_what_it_does_not_name(selection: tuple[fl.Module, set[Pat
 
 
 @pytest.mark.filterwarnings("ignore:nothing was loaded, as there are no weights:frostleaf.UnmatchedWeightsWarning")
+@pytest.mark.filterwarnings("ignore:the model has another shape:frostleaf.UnmatchedWeightsWarning")
 @law
 @given(selections())
 def test_load_weights_shares_what_it_does_not_name(selection: tuple[fl.Module, set[Path]]) -> None:
