@@ -66,6 +66,9 @@ def test_slots_of_another_rule_are_not_selected_either(where: Any, tmp_path: Pat
     with pytest.raises(fl.OtherStructureError, match=r"1\.rule \(static\): 'SGD' in the file, 'RMSprop' in like\nThe numbers"):
         fl.load(tmp_path / "run", like, where=where)
     assert fl.load(tmp_path / "run", like, where="0.**")[1] is like[1]
+    with pytest.raises(fl.OtherStructureError) as caught:
+        fl.load(tmp_path / "run", (fl.nn.Linear(3, 2), like[1]), where="0.**")
+    assert "rule" not in str(caught.value)
 
 
 @pytest.mark.parametrize("strict", [True, False])

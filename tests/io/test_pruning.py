@@ -272,8 +272,8 @@ def test_a_step_stays_as_long_as_one_of_the_checkpointers_of_a_process_wants_it(
     by_accuracy = fl.Checkpointer(tmp_path, keep=1, best="accuracy", mode="max")
     milestones = fl.Checkpointer(tmp_path, keep=None, every=5)
     for step in range(13):
-        metrics = {"loss": abs(step - 3), "accuracy": -abs(step - 6)}
-        for checkpoints in (by_loss, by_accuracy, milestones):
+        given = [{"loss": abs(step - 3)}, {"accuracy": -abs(step - 6)}, None]
+        for checkpoints, metrics in zip((by_loss, by_accuracy, milestones), given, strict=True):
             checkpoints.save(step, tree(step), metrics)
             if waits:
                 checkpoints.wait()
@@ -282,6 +282,7 @@ def test_a_step_stays_as_long_as_one_of_the_checkpointers_of_a_process_wants_it(
     wanted = {0, 3, 5, 6, 10, 12}
     assert wanted <= {*by_loss.steps()} <= {*wanted, 11}  # which goes when the one who saved it last saves again
     assert (by_loss.best_step(), by_accuracy.best_step()) == (3, 6)
+    assert milestones.metrics(10) == {"loss": 7, "accuracy": -4}
     assert not left_over(tmp_path)
     for step in by_loss.steps():
         assert restored(tmp_path, step) == step

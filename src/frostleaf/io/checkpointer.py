@@ -100,10 +100,10 @@ class Checkpointer:
     after others have saved restores first; only those that begin together, within a minute, need not. Each process removes
     only its own checkpoints, and those that existed when it first saved if nobody else was saving then, so that a run that is
     started again goes on pruning. A process that has saved and lives on keeps its own, though it saves no more. Within one
-    process, a step that several save stays as long as one of them keeps it. Whoever restores and goes on from there takes over
-    what other Checkpointers of the process saved, so that a cell can be run again. A run keeps what an earlier run kept as its
-    best, by whatever metric, and nothing else that it would not keep itself: milestones, with ``keep=None`` and their own
-    ``every``, have a directory of their own.
+    process, a step that several save has the metrics of all, and stays as long as one of them keeps it. Whoever restores and
+    goes on from there takes over what other Checkpointers of the process saved, so that a cell can be run again. A run keeps
+    what an earlier run kept as its best, by whatever metric, and nothing else that it would not keep itself: milestones, with
+    ``keep=None`` and their own ``every``, have a directory of their own.
 
     With a group of several processes, rank 0 writes and reads, and tells the others what it finds or fails with: all see
     the same and no disk is shared. All ranks call each method, alike: what differs, in the values of arrays too, is a

@@ -73,6 +73,8 @@ class Saving:
         self._own: dict[int, Entry] = {}
         # Those that may be there, as they were begun: when, and what they replace.
         self._begun: dict[int, tuple[int, Entry | None]] = {}
+        # The last of these.
+        self._writing: int | None = None
         # What may belong to those of them that could not be read.
         self._of_unclear: dict[int, list[str]] = {}
         # Files that belong to none that is there. Removing them is tried until it succeeds.
@@ -124,13 +126,14 @@ class Saving:
                 self.lock, self._own = None, {}
             raise
         now = max([time.time_ns(), *(each.time + 1 for each in self._own.values())])
-        summary: dict[str, Any] = {STEP: step, TIME: now, METRICS: metrics}
+        summary: dict[str, Any] = {STEP: step, TIME: now, METRICS: {**self._metrics_of_others(step), **metrics}}
         if self._policy.best is not None:
             summary[BEST] = self._policy.best
         snapshot, flat = take_snapshot(tree, summary, self._describer), flat_of(tree)
         objects = dict(zip(snapshot.arrays, flat.leaves, strict=True))
         known, watched = self.arrays.look_up(objects, snapshot.arrays)
         draft = Draft(snapshot, self._directory.new_beside(step), summary, flat.structure, known, self.arrays.last)
+        self._writing = step
         self.background.start(f"saving step {step}", partial(self._write, step, draft, watched), lock)
 
     def _hold(self) -> DirectoryLock:
@@ -167,6 +170,16 @@ class Saving:
         elif later and alone:
             self.last_step = latest_of({step: entry for step, entry in entries.items() if step in later})
         return lock
+
+    def _metrics_of_others(self, step: int) -> dict[str, Any]:
+        """Return the metrics with which others of this process, who go on, have saved a step that is to be replaced."""
+        metrics: dict[str, Any] = {}
+        for other in self._others():
+            if other._writing == step:
+                other.background.finish()
+            if other.lock is not None and step in other._own:
+                metrics |= other._own[step].metrics
+        return metrics
 
     def _saved_since(self) -> set[int]:
         """Return the steps that others have saved since this one restored or saved."""

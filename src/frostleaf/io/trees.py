@@ -277,6 +277,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         selected, wanted = select(there, ours)
         if strict:
             selected, wanted = with_deciding(selected, there, foreign), with_deciding(wanted, ours, foreign)
+            foreign = {holder: path for holder, path in foreign.items() if any(fact.path == path for fact in wanted)}
         else:
             there, selected = without_meaning(there, foreign), without_meaning(selected, foreign)
         reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins, foreign)
