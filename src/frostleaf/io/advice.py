@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.words import Path, keystr, listed
 from ..tree.selecting import Where
-from .description import KEYS, NONE, Fact, array_kind, enclosing, is_container, is_leaf, shape_in
+from .description import KEYS, NONE, Fact, array_kind, enclosing, is_container, is_object, leaves_in, shape_in
 from .ties import ties_in
 
 _ADAPTERS = ("lora_a", "lora_b")
@@ -67,7 +67,7 @@ def of_maker(values: Iterable[tuple[Path, Any]], in_file: Sequence[Fact]) -> str
         values: The static values in ``like``, with their paths.
         in_file: All facts about the tree in the file.
     """
-    holders = {above for fact in in_file if is_leaf(fact) for above in enclosing(fact.path)}
+    holders = {above for leaf in leaves_in(in_file) for above in enclosing(leaf)}
     for path, value in values:
         if keystr(path) in holders and isinstance(value, type | FunctionType | partial):
             kind = "the class" if isinstance(value, type) else "the function"
@@ -139,19 +139,15 @@ def of_structure(
     """
     advice = _of_ties(in_file, in_like, {fact.path for fact in (*there, *wanted)}) if strict else ""
     advice = advice or _of_packed(there, wanted, in_like)
-    advice = advice or of_layers(_leaves(there), _leaves(wanted))
-    return advice or _of_place(in_file, _leaves(in_file), _leaves(wanted), where)
-
-
-def _leaves(facts: Iterable[Fact]) -> set[str]:
-    return {fact.path for fact in facts if is_leaf(fact)}
+    advice = advice or of_layers(leaves_in(there).keys(), leaves_in(wanted).keys())
+    return advice or _of_place(in_file, leaves_in(in_file).keys(), leaves_in(wanted).keys(), where)
 
 
 def _of_ties(in_file: Sequence[Fact], in_like: Sequence[Fact], selected: Set[str]) -> str:
     there, here = [
         {target: source for target, source in ties_in(facts).items() if target in selected} for facts in (in_file, in_like)
     ]
-    kinds = {fact.path: shape_in(fact.text) for fact in in_like if not fact.aspect}
+    kinds = {fact.path: shape_in(fact) for fact in in_like if not fact.aspect}
     # Only what is of one shape, or of one class, can be one.
     missing = [(target, source) for target, source in there.items() if here.get(target) != source and target in kinds]
     missing = [(target, source) for target, source in missing if kinds[target] == kinds.get(source)]
@@ -175,7 +171,9 @@ def _of_ties(in_file: Sequence[Fact], in_like: Sequence[Fact], selected: Set[str
 
 
 def _of_packed(there: Sequence[Fact], wanted: Sequence[Fact], like: Sequence[Fact]) -> str:
-    in_file, in_like = [{fact.path: fact.text for fact in facts if _is_module(fact)} for facts in (there, wanted)]
+    in_file, in_like = [
+        {fact.path: fact.text for fact in facts if is_object(fact) and fact.text != NONE} for facts in (there, wanted)
+    ]
     for path in [path for path in in_file if path in in_like]:
         is_packed = [facts[path] == _PACKED for facts in (in_file, in_like)]
         if is_packed[0] != is_packed[1]:
@@ -185,10 +183,6 @@ def _of_packed(there: Sequence[Fact], wanted: Sequence[Fact], like: Sequence[Fac
                 return _PACKED_IN_FILE.format(place=place, like=f"fl.optim.pack({here})")
             return _PACKED_IN_LIKE.format(place=place, like=f"{here}.unpack()")
     return ""
-
-
-def _is_module(fact: Fact) -> bool:
-    return not (fact.aspect or fact.text == NONE or is_leaf(fact) or is_container(fact))
 
 
 def _shown(names: Mapping[str, str]) -> str:

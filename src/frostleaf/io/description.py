@@ -139,9 +139,9 @@ def array_kind(fact: Fact) -> str | None:
     return fact.text.removeprefix(ARRAY) if not fact.aspect and fact.text.startswith(ARRAY) else None
 
 
-def shape_in(text: str) -> str:
-    """Return what the text about an array says of its shape; of anything else the text."""
-    return text.partition("[")[2] if text.startswith(ARRAY) else text
+def shape_in(fact: Fact) -> str:
+    """Return what a fact about an array says of its shape; of anything else the text."""
+    return fact.text.partition("[")[2] if fact.text.startswith(ARRAY) else fact.text
 
 
 def value_kind(value: Any) -> str:
@@ -159,12 +159,22 @@ def is_leaf(fact: Fact) -> bool:
     return not fact.aspect and fact.text.startswith((ARRAY, _VALUE))
 
 
+def leaves_in(facts: Iterable[Fact]) -> dict[str, Fact]:
+    """Return the facts about what a file holds besides its description, by path."""
+    return {fact.path: fact for fact in facts if is_leaf(fact)}
+
+
 _CONTAINER = re.compile(r"(?:list|tuple) of \d+|dict|OrderedDict|mappingproxy")
 
 
 def is_container(fact: Fact) -> bool:
     """Return whether a fact is about one of Python's containers."""
     return not fact.aspect and _CONTAINER.fullmatch(fact.text) is not None
+
+
+def is_object(fact: Fact) -> bool:
+    """Return whether a fact is about what is neither such a leaf nor such a container: a module, a function, ``None``."""
+    return not (fact.aspect or is_leaf(fact) or is_container(fact))
 
 
 _FILLED = (

@@ -33,6 +33,7 @@ from .description import (
     facts_text,
     is_leaf,
     is_value,
+    leaves_in,
     name_in_file,
     read_facts,
     value_kind,
@@ -311,10 +312,10 @@ _WHAT_HOLDS = " In the file that is what like is: give like={like}, and take {ta
 def _what_holds(path: str | os.PathLike[str], facts: list[Fact], where: Where | None) -> str:
     """Return what to give, where ``like`` is what is selected in the file, rather than what holds it; else an empty string."""
     place = where.removesuffix(".**") if isinstance(where, str) else ""
-    ours = {fact.path for fact in facts if is_leaf(fact)}
+    ours = leaves_in(facts).keys()
     with suppress(OSError, CheckpointError):
         there = read_opened(path, lambda opened: _read_contents(opened, []).facts)
-        inside = {fact.path.removeprefix(f"{place}.") for fact in there if is_leaf(fact) and fact.path.startswith(f"{place}.")}
+        inside = {path.removeprefix(f"{place}.") for path in leaves_in(there) if path.startswith(f"{place}.")}
         if place and ours and inside == ours:
             names = [*map(repr, place.split("."))]
             like = "".join(f"{{{name}: " for name in names) + "like" + "}" * len(names)
