@@ -29,11 +29,12 @@ _NOT_QUANTIZED = (
     "that one was, and load into what that returns"
 )
 _NOT_YET_QUANTIZED = (
-    "\nThey are of a model that isn't quantized, and this one is: load into the model without that, and call fl.quantize then"
+    "\nThey are of a model that isn't quantized, and this one is: load into the model as it was before fl.quantize, and call "
+    "that then"
 )
 _NEITHER = (
-    "\nThey are of a quantized model with adapters, and this one is neither: quantize it as that was, with fl.quantize, and "
-    "make the adapters, fl.lora(model, where, rank=...), of the same layers and rank"
+    "\nThey are of a quantized model with adapters, and this one has none and is not quantized: quantize it as that was, with "
+    "fl.quantize, and make the adapters, fl.lora(model, where, rank=...), of the same layers and rank"
 )
 _NOT_YET_EITHER = (
     "\nThey are of a model without adapters that is not quantized, and this one is quantized and has some: load into a model "
@@ -52,8 +53,7 @@ _ONE_MODULE = (
 _TIED_IN_LIKE = "\nlike has ties that the file has not: load into the model without them, and tie what is loaded"
 _BELOW = "\nThe file has them below {places}: give {like} for like{where}, and take {taken} of what is loaded"
 _ABOVE = "\nThe file has them without {place!r}: give for like what is at {place!r} in it{where}"
-
-_HOLDER = " In the file that is what like is: give like={like}, and take {taken} of what is loaded"
+_HOLDER = " What is there in the file is what like is itself: give like={like}, and take {taken} of what is loaded"
 _NOT_MADE = (
     "\nlike has {kind} {name}{place}, and none of what it makes: give fl.eval_shape({name}) instead, with its arguments if it "
     "has any, as in fl.eval_shape({name}, 2, 3)"

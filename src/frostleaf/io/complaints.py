@@ -25,8 +25,8 @@ _FREEZE_LATER = (
 )
 _NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
 _OTHER_KINDS = (
-    "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
-    "the file has{advice}"
+    "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nGive like what the file "
+    "has there{advice}"
 )
 _MOVED = (
     "\nWhat is of the same class name may have moved to another module: strict=False reads by the names of arrays and numbers, "

@@ -95,8 +95,8 @@ def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping
 
 
 _UNLIKE = (
-    "the model has another shape, or integers for floats or the reverse, where these were loaded, as strict=False and MLX's "
-    "load whatever has the name: {names}.{advice}"
+    "these were loaded where the model has another shape, or integers for floats or the reverse, as with strict=False whatever "
+    "has the name is loaded, by MLX too: {names}.{advice}"
 )
 _LEFT_OUT = " For {name!r} to stay as it is, let rename give None for {given!r}, as rename={{{given!r}: None}} does"
 
