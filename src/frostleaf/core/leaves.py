@@ -10,7 +10,7 @@ from attrs import Attribute
 
 from .instance import Metadata
 from .levels import entries_of
-from .structure import Structure, child_specs, flat_of
+from .structure import Structure, child_specs
 from .words import Path
 
 
@@ -63,21 +63,3 @@ def kinds_below(spec: Any) -> Iterator[type]:
             if isinstance(child, tuple):
                 yield child[0]
                 yield from kinds_below(child)
-
-
-UNSEEN = "{function} needs the model itself, and not a {kind}, {advice}"
-
-
-def require_seen(function: str, tree: Any) -> None:
-    """Raise a ``TypeError`` if a function that looks for layers is given a tree in which a model is kept without them."""
-    for kind in _unseen_in(tree):
-        raise TypeError(UNSEEN.format(function=function, kind=kind.__name__, advice=kind._unseen))
-
-
-def unseen_in(tree: Any) -> str:
-    """Return what to write if a model in a tree is kept without its layers and names, and nothing if none is."""
-    return next((kind._unseen for kind in _unseen_in(tree)), "")
-
-
-def _unseen_in(tree: Any) -> Iterator[Any]:
-    return (kind for kind in (type(tree), *kinds_below(flat_of(tree).structure)) if getattr(kind, "_unseen", None))

@@ -15,9 +15,10 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
 from ..core.instance import metadata_of
-from ..core.leaves import leaf_spans, unseen_in
+from ..core.leaves import leaf_spans
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
+from ..core.unseen import advice_for_unseen
 from ..core.words import (
     BUILD_AGAIN,
     Path,
@@ -280,7 +281,7 @@ def require_found(tree: Any, found: Found) -> None:
         suggestion = nearest_class(where, [*dict.fromkeys(_classes_in(tree))])
     elif asked := asked_for(where, [*_classes_in(tree)]):
         suggestion = ASKED.format(cls=asked[0])
-    unseen = f", {whole}" if (whole := unseen_in(tree)) else ""
+    unseen = f", {advice}" if (advice := advice_for_unseen(tree)) else ""
     raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{unseen}{suggestion}.")
 
 
