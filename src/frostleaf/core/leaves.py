@@ -10,7 +10,7 @@ from attrs import Attribute
 
 from .instance import Metadata
 from .levels import entries_of
-from .structure import Structure, child_specs
+from .structure import Structure, child_specs, flat_of
 from .words import Path
 
 
@@ -63,3 +63,26 @@ def kinds_below(spec: Any) -> Iterator[type]:
             if isinstance(child, tuple):
                 yield child[0]
                 yield from kinds_below(child)
+
+
+_UNSEEN = "{function} needs the model itself, and not a {kind}, {advice}"
+
+
+def require_seen(function: str, tree: Any) -> None:
+    """Require that a function which looks for layers is given a tree that shows them.
+
+    Raises:
+        TypeError: If a model in it is kept without; the message says what to write.
+    """
+    for kind in _unseen_in(tree):
+        raise TypeError(_UNSEEN.format(function=function, kind=kind.__name__, advice=kind._unseen))
+
+
+def advice_for_unseen(tree: Any) -> str:
+    """Return what to write if a model in a tree is kept without its layers; an empty string if none is."""
+    return next((kind._unseen for kind in _unseen_in(tree)), "")
+
+
+def _unseen_in(tree: Any) -> Iterator[Any]:
+    """Yield the classes of a tree that keep a model without its layers and names."""
+    return (kind for kind in (type(tree), *kinds_below(flat_of(tree).structure)) if getattr(kind, "_unseen", None))

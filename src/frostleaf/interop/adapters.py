@@ -14,10 +14,10 @@ from ..core.construction import evolve
 from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.instance import Metadata, Ties, metadata_of
+from ..core.leaves import require_seen
 from ..core.shapes import LEAF, ShapeDtypeStruct
 from ..core.sharing import with_values
 from ..core.structure import Structure, flat_of, specs_in
-from ..core.unseen import require_seen
 from ..core.words import Path, class_name, describe, keystr, listed, with_article
 from ..edits.freezing import freeze, trainable, with_frozen
 from ..edits.views import named_modules

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from ..core.instance import Metadata
+from ..core.leaves import require_seen
 from ..core.sharing import change_modules, remade
-from ..core.unseen import require_seen
 from ..core.words import class_name
 from ..transforms.shards import Divided
 from .layout import Wrapped, is_module

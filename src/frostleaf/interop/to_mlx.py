@@ -7,8 +7,8 @@ from typing import Any
 from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
+from ..core.leaves import require_seen
 from ..core.structure import flat_of, require_numbers
-from ..core.unseen import require_seen
 from ..core.words import describe
 from .live import module_of
 from .surface import class_for

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.hidden import cache_classes
-from ..core.unseen import require_seen
+from ..core.leaves import require_seen
 from ..core.words import describe
 from .cache import Cache, KVCache, RotatingKVCache, padded
 from .cache_growing import GrowingCache

@@ -12,11 +12,11 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.dropped import returns_copy
+from ..core.leaves import require_seen
 from ..core.levels import one_level
 from ..core.registration import NAMESPACE
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of
-from ..core.unseen import require_seen
 from ..core.words import Path, class_name, describe, keystr, listed
 from ..transforms.eval_shape import eval_shape
 from ..tree.selecting import warn_if_asked_in_vain

@@ -9,8 +9,8 @@ import attrs
 import mlx.core as mx
 
 from ..core.fields import buffer, static
+from ..core.leaves import require_seen
 from ..core.structure import Structure
-from ..core.unseen import require_seen
 from ..core.words import describe, dtype_name
 from ..edits.freezing import trainable
 from ..module import Module

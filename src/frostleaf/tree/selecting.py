@@ -15,10 +15,9 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
 from ..core.instance import metadata_of
-from ..core.leaves import leaf_spans
+from ..core.leaves import advice_for_unseen, leaf_spans
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
-from ..core.unseen import advice_for_unseen
 from ..core.words import (
     BUILD_AGAIN,
     Path,
