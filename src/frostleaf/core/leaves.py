@@ -65,24 +65,19 @@ def kinds_below(spec: Any) -> Iterator[type]:
                 yield from kinds_below(child)
 
 
-_UNSEEN = "{function} needs the model itself, and not a {kind}, {advice}"
+UNSEEN = "{function} needs the model itself, and not a {kind}, {advice}"
 
 
 def require_seen(function: str, tree: Any) -> None:
-    """Require that a function which looks for layers is given a tree that shows them.
-
-    Raises:
-        TypeError: If a model in it is kept without; the message says what to write.
-    """
+    """Raise a ``TypeError`` if a function that looks for layers is given a tree in which a model is kept without them."""
     for kind in _unseen_in(tree):
-        raise TypeError(_UNSEEN.format(function=function, kind=kind.__name__, advice=kind._unseen))
+        raise TypeError(UNSEEN.format(function=function, kind=kind.__name__, advice=kind._unseen))
 
 
-def advice_for_unseen(tree: Any) -> str:
-    """Return what to write if a model in a tree is kept without its layers; an empty string if none is."""
+def unseen_in(tree: Any) -> str:
+    """Return what to write if a model in a tree is kept without its layers and names, and nothing if none is."""
     return next((kind._unseen for kind in _unseen_in(tree)), "")
 
 
 def _unseen_in(tree: Any) -> Iterator[Any]:
-    """Yield the classes of a tree that keep a model without its layers and names."""
     return (kind for kind in (type(tree), *kinds_below(flat_of(tree).structure)) if getattr(kind, "_unseen", None))

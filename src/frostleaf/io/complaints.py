@@ -9,7 +9,8 @@ from ..core.words import listed
 from ..tree.selecting import matches_glob
 from .advice import place_in
 from .alignment import aligned, is_moved
-from .description import Fact, array_kind, differences, enclosing, is_container, is_leaf, is_value, leaves_in
+from .description import Fact, array_kind, enclosing, is_container, is_leaf, is_value, leaves_in
+from .differences import differences
 from .meanings import without_meaning
 from .packed import PACKED_ADVICE, otherwise_packed
 

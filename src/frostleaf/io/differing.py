@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 
 from .alignment import aligned, is_moved
-from .description import Fact, array_kind, enclosing, is_object, outer_modes, shown_place
+from .description import Fact, array_kind, enclosing, is_object
+from .differences import outer_modes, shown_place
 
 
 def differing(in_file: Sequence[Fact], in_like: Sequence[Fact], parameters: Set[str]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .description import Fact, differences, enclosing
+from .description import Fact, enclosing
+from .differences import differences
 
 # What says which arrays lie in the vectors of a packed model, or of an optimizer's state.
 _LAYOUT = re.compile(r"frostleaf\.optim\.(?:packing\.)?(?:TrainedArrays|_Layout)\(")

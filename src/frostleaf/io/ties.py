@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from .description import NONE, TIED, Fact, enclosing, leaves_in, shape_in
+from .description import NONE, TIED, Fact, enclosing, is_leaf, leaves_in, shape_in
 from .renaming import Rename, new_names
 
 
@@ -20,7 +20,7 @@ def ties_in(facts: Iterable[Fact]) -> dict[str, str]:
 def tied_names(facts: Sequence[Fact]) -> dict[str, str]:
     """Return for the name of each array and number at a tied place, or in a tied module, the name that the file has for it."""
     ties = ties_in(facts)
-    found = {path: path for path in leaves_in(facts)}
+    found = {fact.path: fact.path for fact in facts if is_leaf(fact)}
     # What is tied in a module is so at the other places of that module.
     inside = {target: [each for each in ties if f"{each}.".startswith(f"{source}.")] for target, source in ties.items()}
     try:

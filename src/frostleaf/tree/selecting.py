@@ -15,7 +15,7 @@ from mlx.nn.layers.base import Module as MLXModule
 
 from ..core.definition import Node
 from ..core.instance import metadata_of
-from ..core.leaves import advice_for_unseen, leaf_spans
+from ..core.leaves import leaf_spans, unseen_in
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.words import (
@@ -280,7 +280,7 @@ def require_found(tree: Any, found: Found) -> None:
         suggestion = nearest_class(where, [*dict.fromkeys(_classes_in(tree))])
     elif asked := asked_for(where, [*_classes_in(tree)]):
         suggestion = ASKED.format(cls=asked[0])
-    unseen = f", {advice}" if (advice := advice_for_unseen(tree)) else ""
+    unseen = f", {whole}" if (whole := unseen_in(tree)) else ""
     raise LookupError(f"{describe(where)} selects nothing in this {type(tree).__name__}{unseen}{suggestion}.")
 
 
