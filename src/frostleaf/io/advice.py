@@ -40,7 +40,7 @@ _NOT_YET_EITHER = (
     "\nThey are of a model without adapters that is not quantized, and this one is quantized and has some: load into a model "
     "with neither, and call fl.quantize and fl.lora then"
 )
-_ALONE = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
+_ALONE = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)"
 _PACKED_IN_FILE = "\nThe file has a packed model{place}: give like {like} there"
 _PACKED_IN_LIKE = (
     "\nThe file has a model{place} that is not packed: give like {like} there, and call fl.optim.pack on what is loaded"
