@@ -240,12 +240,12 @@ def load(
     """
     name = require_path(path, "fl.load(path, like)")
     require_bool("strict", strict)
-    _require_file(name)
+    _require_tree(name)
     return placed(like, read(name, like, where, strict, rename))  # type: ignore[no-any-return]
 
 
-def _require_file(path: str) -> None:
-    """Say what to open, where a path is not that of a saved tree."""
+def _require_tree(path: str) -> None:
+    """Raise an error that says what to open if a path is not that of a saved tree."""
     require_there(path)
     reason = refusal_of_directory(path) if os.path.isdir(path) else refusal_of_part(path) or refusal_of_format(path)
     if reason:
@@ -311,7 +311,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     {'epoch': 3}
     """
     name = require_path(path, "fl.load_metadata(path)")
-    _require_file(name)
+    _require_tree(name)
     header = read_opened(name, lambda opened: opened.header)
     _require_version(header)
     safetensors.read_checksums(header)
