@@ -275,7 +275,7 @@ def test_a_quantized_model_for_one_that_is_not_or_the_reverse(make: Any, options
         plain.load_weights(tmp_path / "small.safetensors")
     assert re.search(words, refused(tmp_path, small, plain))
     assert fl.tree.equal(fl.quantize(make(), **options).load_weights(tmp_path / "small.safetensors"), small)
-    words = "isn't quantized, and this one is: load into the model without that, and call fl.quantize then"
+    words = "isn't quantized, and this one is: load into the model as it was before fl.quantize, and call that then"
     with pytest.raises(ValueError, match=rf"Missing . parameters(.|\n)*{words}"):
         small.load_weights(tmp_path / "plain.safetensors")
     assert words in refused(tmp_path, plain, small)

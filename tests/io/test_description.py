@@ -33,7 +33,7 @@ import pytest
 
 import frostleaf as fl
 from frostleaf.core.structure import flat_of
-from frostleaf.io import description
+from frostleaf.io import description, differences
 from frostleaf.io import trees as io_trees
 
 
@@ -328,7 +328,7 @@ def parts(tree: Any) -> tuple[list[mx.array], Any]:
 
 def test_of_long_texts_the_end_is_shown_where_one_goes_on() -> None:
     shown = (f"...{'x' * 20}", f"...{'x' * 20}yz")
-    assert description._excerpts("x" * 300, "x" * 300 + "yz") == shown
+    assert differences._excerpts("x" * 300, "x" * 300 + "yz") == shown
 
 
 def test_flags_are_described_by_their_value_as_only_newer_pythons_name_a_combination() -> None:
@@ -342,7 +342,7 @@ def test_the_differences_of_large_trees_are_found_soon() -> None:
         return [fact for at in places for fact in (description.Fact(at, "keys", kind), description.Fact(f"{at}.w", "", kind))]
 
     start = time.perf_counter()
-    lines = description.differences(facts("a"), facts("b"))
+    lines = differences.differences(facts("a"), facts("b"))
     assert time.perf_counter() - start < 5  # it was minutes where each place was compared with each
     assert lines[0] == "layers.0.w: a in the file, b in like"
     assert lines[-1] == "and 19,994 more"
@@ -350,7 +350,7 @@ def test_the_differences_of_large_trees_are_found_soon() -> None:
 
 def test_the_nearest_names_are_looked_for_a_few_times_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(description, "nearest", lambda name, names: asked.append(name) or "")
+    monkeypatch.setattr(differences, "nearest", lambda name, names: asked.append(name) or "")
     assert len(reason(tmp_path, {f"a{number}": W for number in range(30)}, {f"b{number}": W for number in range(30)})) == 7
     assert asked == [f"a{number}" for number in range(5)]
 

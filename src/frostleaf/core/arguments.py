@@ -6,12 +6,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import attrs
-
 from .words import describe
 
-# The default of an argument that must be given, so that its message can say what to write.
-MISSING: Any = attrs.NOTHING
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def require_bool(name: str, value: Any) -> bool:
@@ -25,19 +23,15 @@ def require_bool(name: str, value: Any) -> bool:
     return value
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
 def refusing(
-    reason: Callable[[Sequence[str]], str], without: Callable[[Sequence[str]], str] | None = None
+    unknown: Callable[[Sequence[str]], str], missing: Callable[[Sequence[str]], str] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator: arguments that a function doesn't have, as other libraries have them, are a ``TypeError``.
+    """Return a decorator of a function that says what to write to one who gives it arguments that other libraries have.
 
     Args:
-        reason: Returns its message for their names.
-        without: Returns the message, for these names, of the ``TypeError`` where an argument is left out that has no default.
-            Default: Python's.
+        unknown: Returns the message of the ``TypeError`` for names that the function has no arguments of.
+        missing: Returns that of the ``TypeError`` where an argument without a default is left out, for such names as well, of
+            which there may be none. Default: Python's message.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -48,10 +42,10 @@ def refusing(
         @functools.wraps(function)
         def checked(*args: P.args, **given: P.kwargs) -> R:
             others = [name for name in given if name not in names]
-            if without is not None and not given.keys() >= {*needed[len(args) :]}:
-                raise TypeError(without(others))
+            if missing is not None and not given.keys() >= {*needed[len(args) :]}:
+                raise TypeError(missing(others))
             if others:
-                raise TypeError(reason(others))
+                raise TypeError(unknown(others))
             return function(*args, **given)
 
         return checked

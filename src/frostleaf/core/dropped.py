@@ -121,7 +121,7 @@ def require_no_search(method: str, caller: FrameType | None) -> None:
 
 
 def require_no_training(caller: FrameType | None) -> None:
-    """Raise a ``TypeError`` if code of MLX asks for what is trained, which it would update in place, if there is anything."""
+    """Raise a ``TypeError`` if ``mlx.nn.value_and_grad`` asks for what is trained, which it would update in place."""
     module = str(caller.f_globals.get("__name__")) if caller else ""
     if module == "mlx.nn.utils":
         raise TypeError(DROPPED_BY_MLX.format(caller=module, method="Module.update", write=_INSTEAD[module]))

@@ -199,13 +199,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; the nearest is {close[0]!r}" if close else ""
 
 
-def by_name(names: Mapping[str, str]) -> dict[str, str]:
-    """Return what to say for each name, from names by what to say for them.
+def by_name(names_by_advice: Mapping[str, str]) -> dict[str, str]:
+    """Return the advice for each name, from the names, with blanks between them, by the advice for them.
 
     >>> by_name({"give a": "x y", "give b": "z"})
     {'x': 'give a', 'y': 'give a', 'z': 'give b'}
     """
-    return {name: advice for advice, listed in names.items() for name in listed.split()}
+    return {name: advice for advice, names in names_by_advice.items() for name in names.split()}
 
 
 def nearest_paths(path: str, paths: Iterable[str]) -> str:
@@ -225,17 +225,22 @@ def nearest_glob(where: str, paths: Iterable[str]) -> str:
     return f". The nearest glob is {meant!r}"
 
 
-NAMESAKE = ", whose layers of that name are {other}: select by that class, not by {cls}"
-KIN = ", which has layers of {others}: select by {such}"
+_NAMESAKE = ", whose layers of that name are {other}: select by that class, not by {cls}"
+_KIN = ", which has layers of {others}: select by {such}"
 
 
 def nearest_class(where: type, kinds: Sequence[type]) -> str:
-    """Say which classes of a tree have the name of another, or are made of it, as a quantized layer is; or return nothing."""
+    """Say which classes of a tree have the name of another or are made of it, like quantized layers; or return an empty string.
+
+    Args:
+        where: The other, of which the tree has no instance.
+        kinds: The classes of the tree.
+    """
     for kind in kinds:
         if kind.__name__ == where.__name__:
-            return NAMESAKE.format(cls=_full_name(where), other=_full_name(kind))
+            return _NAMESAKE.format(cls=_full_name(where), other=_full_name(kind))
     made = [_full_name(kind) for kind in kinds if kind.__name__.endswith(where.__name__)]
-    return KIN.format(others=listed(made, separator=" and "), such="that" if len(made) == 1 else "these") if made else ""
+    return _KIN.format(others=listed(made, separator=" and "), such="that" if len(made) == 1 else "these") if made else ""
 
 
 def _full_name(cls: type) -> str:

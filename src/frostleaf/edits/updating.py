@@ -166,6 +166,19 @@ _DESCEND: Any = object()
 _MODULE = "sub-module"
 
 
+def _children_for(new: Mapping[Any, Any], target: Any, what: str) -> Mapping[Any, Any]:
+    """Return what a mapping may name in a target: in a module its own children, so that what is kept is the same object."""
+    if not isinstance(target, Node):
+        return target if isinstance(target, Mapping) else {}
+    # A tied module may be named at either place, an array at its source.
+    whole = dict(zip(target.__frostleaf__.children, children_in_fields(target), strict=True))
+    children = whole if what == _MODULE else children_of(target)
+    # MLX has an empty branch for each string of a list.
+    static = {name: getattr(target, name) for name in new.keys() & target.__frostleaf__.static}
+    branches = {name: each for name, each in static.items() if isinstance(each, list | tuple | Mapping)}
+    return {name: each for name, each in children.items() if is_content(each)} | branches
+
+
 def _replacements(
     target: Any, new: Any, strict: bool, new_leaf: Callable[[Any, Any, Path], Any], what: str, path: Path = ()
 ) -> Iterator[tuple[Path, Any]]:
@@ -183,22 +196,12 @@ def _replacements(
         numbered = isinstance(new, list | tuple) and [*named] == [*range(len(named))]
         target = [*named.values()] if numbered else named
     if isinstance(new, Mapping):
-        # A module's own children, not MLX's view of them, so that what is kept is the same object.
-        children: Any = target
-        there: Any = target if isinstance(target, Mapping) else ()
-        if isinstance(target, Node):  # a tied module may be named at either place, an array at its source
-            whole = dict(zip(target.__frostleaf__.children, children_in_fields(target), strict=True))
-            children = whole if what == _MODULE else children_of(target)
-            there = [name for name, each in children.items() if is_content(each)]
-            if others := new.keys() & target.__frostleaf__.static:  # MLX has an empty branch for each string of a list
-                static = {name: getattr(target, name) for name in others}
-                branches = {name: each for name, each in static.items() if isinstance(each, list | tuple | Mapping)}
-                children, there = {**children, **branches}, [*there, *branches]
+        children: Any = _children_for(new, target, what)
         for name in new:
-            if strict and name not in there:
-                near = nearest(str(name), map(str, there))
+            if strict and name not in children:
+                near = nearest(str(name), map(str, children))
                 raise ValueError(f'Module does not have {what} named "{name}"{at}{near}.')
-        pairs = [(name, value) for name, value in new.items() if name in there]
+        pairs = [(name, value) for name, value in new.items() if name in children]
     elif isinstance(new, list | tuple) and isinstance(target, tuple | list):
         children = target
         if strict and len(new) > len(target):

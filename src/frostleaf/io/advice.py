@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.words import Path, keystr, listed
 from ..tree.selecting import Where
-from .description import KEYS, NONE, Fact, array_kind, enclosing, is_container, is_leaf, shape_in
+from .description import KEYS, NONE, Fact, array_kind, enclosing, is_container, is_object, leaves_in, shape_in
 from .ties import ties_in
 
 _ADAPTERS = ("lora_a", "lora_b")
@@ -29,17 +29,18 @@ _NOT_QUANTIZED = (
     "that one was, and load into what that returns"
 )
 _NOT_YET_QUANTIZED = (
-    "\nThey are of a model that isn't quantized, and this one is: load into the model without that, and call fl.quantize then"
+    "\nThey are of a model that isn't quantized, and this one is: load into the model as it was before fl.quantize, and call "
+    "that then"
 )
 _NEITHER = (
-    "\nThey are of a quantized model with adapters, and this one is neither: quantize it as that was, with fl.quantize, and "
-    "make the adapters, fl.lora(model, where, rank=...), of the same layers and rank"
+    "\nThey are of a quantized model with adapters, and this one has none and is not quantized: quantize it as that was, with "
+    "fl.quantize, and make the adapters, fl.lora(model, where, rank=...), of the same layers and rank"
 )
 _NOT_YET_EITHER = (
     "\nThey are of a model without adapters that is not quantized, and this one is quantized and has some: load into a model "
     "with neither, and call fl.quantize and fl.lora then"
 )
-_ALONE = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)."
+_ALONE = "\nThey are adapters of LoRA, for a model that has them: fl.lora(model) or fl.load_adapters(model, path)"
 _PACKED_IN_FILE = "\nThe file has a packed model{place}: give like {like} there"
 _PACKED_IN_LIKE = (
     "\nThe file has a model{place} that is not packed: give like {like} there, and call fl.optim.pack on what is loaded"
@@ -52,22 +53,21 @@ _ONE_MODULE = (
 _TIED_IN_LIKE = "\nlike has ties that the file has not: load into the model without them, and tie what is loaded"
 _BELOW = "\nThe file has them below {places}: give {like} for like{where}, and take {taken} of what is loaded"
 _ABOVE = "\nThe file has them without {place!r}: give for like what is at {place!r} in it{where}"
-
-
+_HOLDER = " What is there in the file is what like is itself: give like={like}, and take {taken} of what is loaded"
 _NOT_MADE = (
     "\nlike has {kind} {name}{place}, and none of what it makes: give fl.eval_shape({name}) instead, with its arguments if it "
     "has any, as in fl.eval_shape({name}, 2, 3)"
 )
 
 
-def of_maker(values: Iterable[tuple[Path, Any]], in_file: Sequence[Fact]) -> str:
+def of_maker(values: Iterable[tuple[Path, Any]], file: Sequence[Fact]) -> str:
     """Return what to write if ``like`` has a class or function where the file has what one makes; an empty string otherwise.
 
     Args:
         values: The static values in ``like``, with their paths.
-        in_file: All facts about the tree in the file.
+        file: All facts about the tree in the file.
     """
-    holders = {above for fact in in_file if is_leaf(fact) for above in enclosing(fact.path)}
+    holders = {above for leaf in leaves_in(file) for above in enclosing(leaf)}
     for path, value in values:
         if keystr(path) in holders and isinstance(value, type | FunctionType | partial):
             kind = "the class" if isinstance(value, type) else "the function"
@@ -75,6 +75,23 @@ def of_maker(values: Iterable[tuple[Path, Any]], in_file: Sequence[Fact]) -> str
             place = f" at {keystr(path)!r:.80}" if path else ""
             return _NOT_MADE.format(kind=kind, name=name if name.isidentifier() else "make", place=place)
     return ""
+
+
+def of_holder(file: Sequence[Fact], like: Sequence[Fact], where: Where | None) -> str:
+    """Return what to write if ``like`` is what is selected in the file, rather than what holds it; an empty string otherwise.
+
+    Args:
+        file: All facts about the tree in the file.
+        like: All facts about ``like``.
+        where: The selection.
+    """
+    place = where.removesuffix(".**") if isinstance(where, str) else ""
+    inside = {leaf.removeprefix(f"{place}.") for leaf in leaves_in(file) if leaf.startswith(f"{place}.")}
+    if not place or not inside or inside != leaves_in(like).keys():
+        return ""
+    names = [*map(repr, place.split("."))]
+    held = "".join(f"{{{name}: " for name in names) + "like" + "}" * len(names)
+    return _HOLDER.format(like=held, taken="".join(f"[{name}]" for name in names))
 
 
 def of_layers(given: Set[str], wanted: Set[str]) -> str:
@@ -122,44 +139,44 @@ def _ends_alike(one: str, other: str) -> bool:
 def of_structure(
     in_file: Sequence[Fact],
     in_like: Sequence[Fact],
-    there: Sequence[Fact],
-    wanted: Sequence[Fact],
-    where: Where | None,
     strict: bool,
+    file: Sequence[Fact],
+    like: Sequence[Fact],
+    where: Where | None,
 ) -> str:
     """Return what to write if a file has another structure; an empty string if that can't be told.
 
     Args:
-        in_file: All facts about the tree in the file.
-        in_like: All facts about ``like``.
-        there: Those of the first that are about what is selected.
-        wanted: Those of the second that are.
-        where: The selection.
+        in_file: The facts about what is selected of the tree in the file.
+        in_like: Those about what is selected of ``like``.
         strict: Whether the same has to be tied.
+        file: All facts about the tree in the file.
+        like: All facts about ``like``.
+        where: The selection.
     """
-    advice = _of_ties(in_file, in_like, {fact.path for fact in (*there, *wanted)}) if strict else ""
-    advice = advice or _of_packed(there, wanted, in_like)
-    advice = advice or of_layers(_leaves(there), _leaves(wanted))
-    return advice or _of_place(in_file, _leaves(in_file), _leaves(wanted), where)
+    saved, wanted = leaves_in(in_file).keys(), leaves_in(in_like).keys()
+    advice = _of_ties(file, like, {fact.path for fact in (*in_file, *in_like)}) if strict else ""
+    return (
+        advice
+        or _of_packed(in_file, in_like, like)
+        or of_layers(saved, wanted)
+        or _of_place(file, leaves_in(file).keys(), wanted, where)
+    )
 
 
-def _leaves(facts: Iterable[Fact]) -> set[str]:
-    return {fact.path for fact in facts if is_leaf(fact)}
-
-
-def _of_ties(in_file: Sequence[Fact], in_like: Sequence[Fact], selected: Set[str]) -> str:
+def _of_ties(file: Sequence[Fact], like: Sequence[Fact], selected: Set[str]) -> str:
     there, here = [
-        {target: source for target, source in ties_in(facts).items() if target in selected} for facts in (in_file, in_like)
+        {target: source for target, source in ties_in(facts).items() if target in selected} for facts in (file, like)
     ]
-    kinds = {fact.path: shape_in(fact.text) for fact in in_like if not fact.aspect}
+    kinds = {fact.path: shape_in(fact) for fact in like if not fact.aspect}
     # Only what is of one shape, or of one class, can be one.
     missing = [(target, source) for target, source in there.items() if here.get(target) != source and target in kinds]
     missing = [(target, source) for target, source in missing if kinds[target] == kinds.get(source)]
-    arrays = {fact.path for fact in in_like if array_kind(fact) is not None}
+    arrays = {fact.path for fact in like if array_kind(fact) is not None}
     pairs = [pair for pair in missing if pair[0] in arrays]
     ties: dict[str, dict[str, str]] = {}  # by the module that is to have them
     for target, source in pairs:
-        where, name = place_in(target, in_like)
+        where, name = place_in(target, like)
         above = target.removesuffix(name)
         if source.startswith(above):
             ties.setdefault(where, {})[name] = source.removeprefix(above)
@@ -170,14 +187,16 @@ def _of_ties(in_file: Sequence[Fact], in_like: Sequence[Fact], selected: Set[str
         )
     if missing:
         return _ONE_MODULE.format(target=missing[0][0], source=missing[0][1])
-    untied = {fact.path for fact in in_file if not fact.aspect and fact.text != NONE} | there.keys()
+    untied = {fact.path for fact in file if not fact.aspect and fact.text != NONE} | there.keys()
     return _TIED_IN_LIKE if any(there.get(target) != source and target in untied for target, source in here.items()) else ""
 
 
-def _of_packed(there: Sequence[Fact], wanted: Sequence[Fact], like: Sequence[Fact]) -> str:
-    in_file, in_like = [{fact.path: fact.text for fact in facts if _is_module(fact)} for facts in (there, wanted)]
-    for path in [path for path in in_file if path in in_like]:
-        is_packed = [facts[path] == _PACKED for facts in (in_file, in_like)]
+def _of_packed(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[Fact]) -> str:
+    there, wanted = [
+        {fact.path: fact.text for fact in facts if is_object(fact) and fact.text != NONE} for facts in (in_file, in_like)
+    ]
+    for path in [path for path in there if path in wanted]:
+        is_packed = [facts[path] == _PACKED for facts in (there, wanted)]
         if is_packed[0] != is_packed[1]:
             place, (outer, name) = f" at {path!r}" if path else "", place_in(path, like)
             here = f"{outer}.at({name!r}).get()" if name else outer
@@ -187,23 +206,19 @@ def _of_packed(there: Sequence[Fact], wanted: Sequence[Fact], like: Sequence[Fac
     return ""
 
 
-def _is_module(fact: Fact) -> bool:
-    return not (fact.aspect or fact.text == NONE or is_leaf(fact) or is_container(fact))
-
-
 def _shown(names: Mapping[str, str]) -> str:
     pairs = [f"{target!r}: {source!r}" for target, source in names.items()]
     return f"{{{', '.join(pairs[:_SHOWN])}{', ...' * (len(pairs) > _SHOWN)}}}"
 
 
-def _of_place(in_file: Sequence[Fact], there: Set[str], names: Set[str], where: Where | None) -> str:
+def _of_place(file: Sequence[Fact], there: Set[str], names: Set[str], where: Where | None) -> str:
     if not names or not names.isdisjoint(there):
         return ""
     places = [prefix.removesuffix(".") for prefix in prefixes_of(there, names)]
     if places:
         like, taken = "model", ""
         for path, entry in _steps(places[0]):
-            like, access = _held(in_file, path, entry, like)
+            like, access = _held(file, path, entry, like)
             taken = access + taken
         selected = f"{places[0]}.{where}" if isinstance(where, str) else places[0]
         selected = f", where={selected!r}" if isinstance(where, str | None) else ""
@@ -222,9 +237,9 @@ def _steps(place: str) -> list[tuple[str, str]]:
     return [(".".join(entries[:at]), entries[at]) for at in reversed(range(len(entries)))]
 
 
-def _held(in_file: Sequence[Fact], path: str, entry: str, inner: str) -> tuple[str, str]:
+def _held(file: Sequence[Fact], path: str, entry: str, inner: str) -> tuple[str, str]:
     """Return how to write a container as the file has it at a path, with something in it, and how to take that out again."""
-    about = {fact.aspect: fact.text for fact in in_file if fact.path == path}
+    about = {fact.aspect: fact.text for fact in file if fact.path == path}
     kind = about.get("", "").split(" ")[0]
     if inner and kind in ("tuple", "list") and entry.isdecimal():
         items = ", ".join([*["None"] * int(entry), inner])

@@ -75,11 +75,11 @@ class Checkpointer:
     An array that has not changed since the last checkpoint is not written again, nor looked at if it is the same object: what
     is frozen costs nothing, and what has changed its bytes and about 100 for its name, dtype and shape. The checkpoint then has
     a directory besides, ``step-00000010-*``, in Hugging Face's layout of a model: files of arrays, and an index of them for
-    other programs, whose ``weight_map`` says which file has each: an older file may have an older version, too, and comes
-    before in the order of the names, so that a program that reads all files in any order, as mlx-lm does, may not have this
-    directory: ``save_weights`` writes one for it. Files in which checkpoints agree are hard links, so that each checkpoint has
-    all it needs under its own step, can be removed by itself, and only the file system counts who needs what, whoever crashes.
-    Without hard links all is written each time, and a warning says so; a tool that copies them as files makes a larger
+    other programs, whose ``weight_map`` says which file has each. An older file may have an older version of an array, too, and
+    comes before in the order of the names. So a program that reads all files in any order, as mlx-lm does, must not be given
+    this directory: ``save_weights`` writes one for it. Files in which checkpoints agree are hard links, so that each checkpoint
+    has all it needs under its own step, can be removed by itself, and only the file system counts who needs what, whoever
+    crashes. Without hard links all is written each time, and a warning says so; a tool that copies them as files makes a larger
     directory.
 
     A file is shared by a checkpoint that needs three quarters of it or more. What it needs of others is written once more, into

@@ -9,7 +9,8 @@ from ..core.words import listed
 from ..tree.selecting import matches_glob
 from .advice import place_in
 from .alignment import aligned, is_moved
-from .description import Fact, array_kind, differences, enclosing, is_container, is_leaf, is_value
+from .description import Fact, array_kind, enclosing, is_container, is_leaf, is_value, leaves_in
+from .differences import differences
 from .meanings import without_meaning
 from .packed import PACKED_ADVICE, otherwise_packed
 
@@ -25,8 +26,8 @@ _FREEZE_LATER = (
 )
 _NOTHING_COMMON = "nothing in the file has the name of anything in like:\n{differences}"
 _OTHER_KINDS = (
-    "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nLet like have there what "
-    "the file has{advice}"
+    "strict=False reads what has the same name, and some of that is of another kind:\n{differences}\nGive like what the file "
+    "has there{advice}"
 )
 _MOVED = (
     "\nWhat is of the same class name may have moved to another module: strict=False reads by the names of arrays and numbers, "
@@ -77,19 +78,19 @@ def complaint(
         origins: The names in the file by those in ``like``, where these are others.
         foreign: The modules whose arrays mean something else in the file, and for each the static value that tells so.
     """
-    common = _leaves(in_file).keys() & _leaves(in_like).keys()
+    common = leaves_in(in_file).keys() & leaves_in(in_like).keys()
     told, packed = ("", []) if file == like else otherwise_packed(file, like, common, origins)
     reason, remedy = _complaint(in_file, in_like, strict, like, packed)
     if reason and foreign:
         deciding = [[fact for fact in facts if fact.path in foreign.values()] for facts in (in_file, in_like)]
-        rest = without_meaning([*_leaves(in_like).values()], foreign)
+        rest = without_meaning([*leaves_in(in_like).values()], foreign)
         advice = _OTHER_MEANING.format(paths=listed(map(repr, foreign.values())), advice=_REST if rest else _NO_REST)
         return reason if rest else _told(_OTHER_STRUCTURE, *deciding), advice
     if not packed:
         return reason, remedy
     if reason and not strict:  # which says what to leave out
         return reason, PACKED_ADVICE
-    return reason or told, PACKED_ADVICE + _leave_out(packed, _leaves(in_file), _leaves(in_like), like)
+    return reason or told, PACKED_ADVICE + _leave_out(packed, leaves_in(in_file), leaves_in(in_like), like)
 
 
 def _complaint(
@@ -99,7 +100,7 @@ def _complaint(
         if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
             return "", ""
         return _told(_OTHER_STRUCTURE, there, in_like), _remedy(there, in_like, like)
-    saved, wanted = _leaves(in_file), _leaves(in_like)
+    saved, wanted = leaves_in(in_file), leaves_in(in_like)
     common = [path for path in wanted if path in saved]
     other = [path for path in common if saved[path] != wanted[path]]
     if other:
@@ -112,16 +113,12 @@ def _complaint(
     return _told(_NOTHING_COMMON, [*saved.values()], [*wanted.values()]), _renaming(saved, wanted)
 
 
-def _leaves(facts: Sequence[Fact]) -> dict[str, Fact]:
-    return {fact.path: fact for fact in facts if is_leaf(fact)}
-
-
 def _leave_out(names: Sequence[str], saved: Mapping[str, Fact], wanted: Mapping[str, Fact], like: Sequence[Fact]) -> str:
     """Return what selects all that both have but some names; an empty string if that is nothing, or takes too long to say."""
     left_out = {*names}
     left = [fact for path, fact in wanted.items() if path in saved and path not in left_out]
     function = f"lambda path, array: path not in [{', '.join(map(repr, names))}]"
-    if _leaves(like).keys() <= wanted.keys():
+    if leaves_in(like).keys() <= wanted.keys():
         # A function is asked about arrays alone.
         parts = [function] * any(not is_value(fact) for fact in left) + [repr(fact.path) for fact in left if is_value(fact)]
     else:  # of what is selected
@@ -147,7 +144,7 @@ def _remedy(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[Fac
     kinds = [[fact and array_kind(fact) for fact in pair] for pair in pairs.values()]
     if all(one and other and one.partition("[")[2] == other.partition("[")[2] for one, other in kinds):
         return _OTHER_DTYPES
-    saved, read = _leaves(in_file), _leaves(in_like)
+    saved, read = leaves_in(in_file), leaves_in(in_like)
     if len(saved) + len(read) < sum(map(is_leaf, [*in_file, *in_like])):  # two have one name
         return ""
     if saved.keys().isdisjoint(read):

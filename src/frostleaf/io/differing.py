@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 
 from .alignment import aligned, is_moved
-from .description import Fact, array_kind, enclosing, is_container, is_leaf, outer_modes, shown_place
+from .description import Fact, array_kind, enclosing, is_object
+from .differences import outer_modes, shown_place
 
 
 def differing(in_file: Sequence[Fact], in_like: Sequence[Fact], parameters: Set[str]) -> tuple[str, ...]:
@@ -17,7 +18,7 @@ def differing(in_file: Sequence[Fact], in_like: Sequence[Fact], parameters: Set[
         parameters: The names of the arrays of the latter that can be frozen.
     """
     there = aligned(in_file, in_like)
-    both = {fact.path for fact in there if _is_module(fact)} & {fact.path for fact in in_like if _is_module(fact)}
+    both = {fact.path for fact in there if is_object(fact)} & {fact.path for fact in in_like if is_object(fact)}
     return (*_static(there, in_like), *_modes(there, in_like, both), *_frozen(there, in_like, both, parameters))
 
 
@@ -37,19 +38,14 @@ def _static(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> dict[str, None]
 
 def _are_unlike(one: Fact, other: Fact) -> bool:
     """Return whether two facts are about a function, or a module, and another."""
-    return _is_module(one) and _is_module(other) and not is_moved(one.text, other.text)
-
-
-def _is_module(fact: Fact) -> bool:
-    """Return whether a fact is about what a function or a module is."""
-    return not fact.aspect and not is_leaf(fact) and not is_container(fact)
+    return is_object(one) and is_object(other) and not is_moved(one.text, other.text)
 
 
 def _modes(in_file: Sequence[Fact], in_like: Sequence[Fact], both: Set[str]) -> Iterator[str]:
     """Yield the modules that are in another mode: the outermost of those that are in the same."""
     there, wanted = [{fact.path for fact in facts if fact.aspect == "mode"} & both for facts in (in_file, in_like)]
     unlike = there ^ wanted
-    modes = {fact.path: fact.path in there for fact in in_like if _is_module(fact) and fact.path in unlike}
+    modes = {fact.path: fact.path in there for fact in in_like if is_object(fact) and fact.path in unlike}
     yield from [shown_place(path, "mode") for path, outer in outer_modes(modes).items() if outer is None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..core.words import by_name, nearest
 
@@ -33,17 +33,28 @@ NO_LIKE = (
 _KNOWN = "path", "like", "where", "strict", "rename"
 
 
+def refusal(function: str, name: str, instead: Mapping[str, str], otherwise: str) -> str:
+    """Return what is to be said to one who gives a function an argument that it doesn't have.
+
+    Args:
+        function: The function.
+        name: The name of the argument.
+        instead: What to write, by the names for which that is known.
+        otherwise: How the message ends for another name.
+    """
+    ending = f": {instead[name]}" if name in instead else otherwise
+    return f"{function} takes no argument {name!r:.80}{ending:.800}"
+
+
 def refusal_in_save(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives arguments that ``save`` doesn't have: trees, most likely."""
     trees = ", ".join(f"{name!r}: ..." for name in names)
-    advice = _OF_SAVE.get(names[0], f"give one tree, as in fl.save(path, {{{trees}}})")
-    return f"fl.save takes no argument {names[0]!r:.80}: {advice:.800}"
+    return refusal("fl.save", names[0], _OF_SAVE, f": give one tree, as in fl.save(path, {{{trees}}})")
 
 
 def refusal_in_load(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives arguments that ``load`` doesn't have."""
-    advice = f": {_OF_LOAD[names[0]]}" if names[0] in _OF_LOAD else nearest(names[0], _KNOWN)
-    return f"fl.load takes no argument {names[0]!r:.80}{advice}"
+    return refusal("fl.load", names[0], _OF_LOAD, nearest(names[0], _KNOWN))
 
 
 def refusal_without_like(names: Sequence[str]) -> str:

@@ -26,13 +26,8 @@ _OF_CHECKPOINTS = "is a directory of checkpoints: fl.Checkpointer({path!r}).rest
 _OF_WEIGHTS = "is a directory: of weights, model.load_weights({path!r}) reads them"
 
 
-def part_of(path: str) -> str | None:
-    """Return the path of the head of the checkpoint that a file is named as a part of; ``None`` if it isn't so named."""
-    return head_of(path) if path.endswith(_ENDING) else None
-
-
 def head_of(path: str) -> str | None:
-    """Return the path of the head of the checkpoint whose files a file is named as one of, or stands among."""
+    """Return the path of a checkpoint's head for that of a file which is one of its parts by its name, or its directory's."""
     directory = os.path.dirname(path)
     for place in (path, directory):
         found = BESIDE.fullmatch(os.path.basename(place))
@@ -43,7 +38,7 @@ def head_of(path: str) -> str | None:
 
 def refusal_of_part(path: str) -> str:
     """Return why a file is not to be read by itself, or with others; an empty string if it is no part of a checkpoint."""
-    head = part_of(path)
+    head = head_of(path) if path.endswith(_ENDING) else None
     if head is None:
         return ""
     there = os.path.exists(head)
@@ -51,7 +46,11 @@ def refusal_of_part(path: str) -> str:
 
 
 def refusal_of_format(path: str) -> str:
-    """Return what reads a file whose name or first bytes are those of something else than a tree; else an empty string."""
+    """Return what reads a file whose name or first bytes are those of something else than a tree; else an empty string.
+
+    Raises:
+        CheckpointError: If it is a directory, a pipe or a device.
+    """
     if not os.path.exists(path):
         return ""
     found, other = identify(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.words import by_name, nearest
-from .habits import NO_LIKE
+from .habits import NO_LIKE, refusal
 
 # Of methods and attributes.
 INSTEAD = {
@@ -69,15 +69,13 @@ _OF_SAVE = by_name(
         "put it into the tree, as json.dumps(...) of it": "custom_metadata metadata",
     }
 )
-_RESTORE = "its arguments are like, step, where and strict"
+_RESTORE = "its arguments are like, step, where, strict and rename"
 _OF_RESTORE = by_name({_LIKE: "args items item target restore_kwargs abstract_state"})
 
 
 def refusal_of_arguments(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives arguments that ``Checkpointer`` doesn't have."""
-    name = names[0]
-    advice = f": {_ARGUMENTS[name]}" if name in _ARGUMENTS else nearest(name, _KNOWN)
-    return f"Checkpointer() takes no argument {name!r}{advice}"
+    return refusal("Checkpointer()", names[0], _ARGUMENTS, nearest(names[0], _KNOWN))
 
 
 def refusal_without_tree(names: Sequence[str]) -> str:
@@ -85,18 +83,19 @@ def refusal_without_tree(names: Sequence[str]) -> str:
     if names and names[0] in _OF_SAVE:
         return refusal_in_save(names)
     parts = ", ".join(f"{name!r}: {name}" for name in names)
-    return f"save() takes a step and a tree: write save(step, {'{' + parts + '}' if parts else 'tree'})"
+    tree = f"{{{parts:.800}}}" if parts else "tree"
+    return f"save() takes a step and a tree: write save(step, {tree})"
 
 
 def refusal_in_save(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives arguments that ``Checkpointer.save`` doesn't have: metrics, most likely."""
     metrics = ", ".join(f"{name!r}: ..." for name in names)
-    return f"save() takes no argument {names[0]!r}: {_OF_SAVE.get(names[0], f'give metrics={{{metrics}}}')}"
+    return refusal("save()", names[0], _OF_SAVE, f": give metrics={{{metrics}}}")
 
 
 def refusal_in_restore(names: Sequence[str]) -> str:
     """Return what is to be said to one who gives arguments that ``Checkpointer.restore`` doesn't have."""
-    return f"restore() takes no argument {names[0]!r}: {_OF_RESTORE.get(names[0], _RESTORE)}"
+    return refusal("restore()", names[0], _OF_RESTORE, f": {_RESTORE}")
 
 
 def refusal_without_like(names: Sequence[str]) -> str:

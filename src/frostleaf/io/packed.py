@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .description import Fact, differences, enclosing
+from .description import Fact, enclosing
+from .differences import differences
 
 # What says which arrays lie in the vectors of a packed model, or of an optimizer's state.
 _LAYOUT = re.compile(r"frostleaf\.optim\.(?:packing\.)?(?:TrainedArrays|_Layout)\(")
@@ -14,10 +15,10 @@ _PACKED = {"vectors", "large", "rest"}
 
 _OTHER_ARRAYS = "what is packed end to end is of other arrays in the file than in like, or of these in another order:\n{lines}"
 PACKED_ADVICE = (
-    "\nstrict=False would read the numbers in the file's order, as those of other arrays: give like the arrays that were saved "
-    "in their order, as opt.init(model) of the model then, with rename= for those that have other names now, which is asked "
-    "about each as if it were not packed, and go on with opt.adapt(state, model), which carries over by name, or with "
-    "model.unpack() of a packed model"
+    "\nstrict=False would read the numbers in the file's order, as those of other arrays. To go on by name, by "
+    "opt.adapt(state, model), or model.unpack() of a packed model, first give like the arrays of the file in their order, such "
+    "as opt.init(model) of the model as it was, with rename= for those that have other names now (it is asked about each as if "
+    "it were not packed)"
 )
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
+import attrs
+
 from ..core.instance import Metadata
 from ..core.structure import Static, flat_of, specs_in
 from ..core.words import Path, describe, keystr, listed
@@ -80,39 +82,60 @@ def selection(like: Any, where: Where | None) -> Select:
             leaves.add(keystr(path))
         elif isinstance(spec[1], Metadata):
             modules.add(keystr(path))
-    holders = names - leaves
-    # A function can't be asked about what only a file has.
-    asks = any(functions_in(where))
+    return _Selection(inside, outside, names - leaves, modules, globs, any(functions_in(where)))
 
-    def fits_glob(fact: Fact) -> bool:
-        path = tuple(fact.path.split(".")) if fact.path else ()
-        return any(
-            is_leaf(fact) and matches(path) if of_leaves else any(matches(path[:length]) for length in range(1, len(path) + 1))
-            for matches, of_leaves in globs
-        )
 
-    def is_known(fact: Fact) -> bool:
-        return fact.path in inside or fact.path in outside
+@attrs.frozen
+class _Selection:
+    """What is selected in a tree, and by that in the tree in a file.
 
-    def is_selected(fact: Fact) -> bool:
-        # A dot in a name may be one of a key: what like has by that name is known, and what only the file has may be in there.
-        return fact.path in inside if is_known(fact) else not holders.isdisjoint(enclosing(fact.path)) or fits_glob(fact)
+    Attributes:
+        inside: The paths of what is selected, with all that is in there.
+        outside: Those of all else in the tree.
+        holders: Those of what is selected that holds arrays and numbers.
+        modules: Those of all modules.
+        globs: What tells whether a glob fits a path, and whether it selects arrays and numbers alone.
+        asks: Whether a function selects, which can't be asked about what only a file has.
+    """
 
-    def whole(facts: Iterable[Fact]) -> set[str]:
-        return modules - _holders_of(fact for fact in facts if not (is_selected(fact) or (asks and not is_known(fact))))
+    inside: Set[str]
+    outside: Set[str]
+    holders: Set[str]
+    modules: Set[str]
+    globs: Sequence[tuple[Callable[[Path], bool], bool]]
+    asks: bool
 
-    def select(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
-        selected = whole(in_file) & whole(in_like) & _holders_of(filter(is_selected, in_like))
+    def __call__(self, in_file: Sequence[Fact], in_like: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
+        selected = self._whole(in_file) & self._whole(in_like) & _holders_of(filter(self._selects, in_like))
 
         def picked(fact: Fact) -> bool:
-            if is_selected(fact):
+            if self._selects(fact):
                 return True
             is_of_module = not selected.isdisjoint([*enclosing(fact.path), fact.path])
-            return is_of_module and not (is_leaf(fact) and is_known(fact))
+            return is_of_module and not (is_leaf(fact) and self._knows(fact))
 
         return [*filter(picked, in_file)], [*filter(picked, in_like)]
 
-    return select
+    def _selects(self, fact: Fact) -> bool:
+        # A dot in a name may be one of a key: what like has by that name is known, and what only the file has may be in there.
+        if self._knows(fact):
+            return fact.path in self.inside
+        return not self.holders.isdisjoint(enclosing(fact.path)) or self._fits_glob(fact)
+
+    def _knows(self, fact: Fact) -> bool:
+        return fact.path in self.inside or fact.path in self.outside
+
+    def _fits_glob(self, fact: Fact) -> bool:
+        path = tuple(fact.path.split(".")) if fact.path else ()
+        return any(
+            is_leaf(fact) and matches(path) if of_leaves else any(matches(path[:length]) for length in range(1, len(path) + 1))
+            for matches, of_leaves in self.globs
+        )
+
+    def _whole(self, facts: Iterable[Fact]) -> set[str]:
+        """Return the modules all of whose arrays are selected."""
+        left = [fact for fact in facts if not (self._selects(fact) or (self.asks and not self._knows(fact)))]
+        return {*self.modules} - _holders_of(left)
 
 
 def _holders_of(facts: Iterable[Fact]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from ..core.words import describe
 from .description import KEYS, TIED, Fact, enclosing, is_container, is_leaf
@@ -63,11 +63,25 @@ def renamed(
     """
     if rename is None:
         return facts, like, {}
-    origins = new_names([fact.path for fact in facts if is_leaf(fact)], rename)
+    leaves = [fact.path for fact in facts if is_leaf(fact)]
+    origins = new_names(leaves, rename)
     given = {old: new for new, old in origins.items()}
+    places, parted = _places(leaves, given)
+    whole = [fact for fact in facts if not (is_container(fact) and fact.path in parted)]
+    pairs = [(fact, given.get(fact.path) if is_leaf(fact) else _place(fact.path, places, parted)) for fact in whole]
+
+    def new_name(name: str) -> str | None:
+        return given.get(name) or _place(name, places, parted)
+
+    new_facts = [_named(fact, path, new_name) for fact, path in pairs if path is not None]
+    return _of_both(new_facts, like), _of_both(like, new_facts), origins
+
+
+def _places(leaves: Iterable[str], given: Mapping[str, str]) -> tuple[dict[str, str | None], set[str]]:
+    """Return where all goes that holds leaves which are not left out, if these agree, and what something doesn't follow."""
     moved: dict[str, set[str]] = {}
-    parted: set[str] = set()  # what holds something that doesn't follow it
-    for old in [fact.path for fact in facts if is_leaf(fact)]:
+    parted: set[str] = set()
+    for old in leaves:
         new = given.get(old)
         if new is None:
             parted.update(enclosing(old))
@@ -79,33 +93,34 @@ def renamed(
                 found.add(f".{new}".removesuffix(below)[1:])
             else:
                 parted.add(path)
-    places = {path: min(found) for path, found in moved.items() if len(found) == 1}
-    places |= {path: path for path in moved if path not in places and path not in {*places.values()}}
+    places = {path: min(found) if len(found) == 1 else None for path, found in moved.items()}
+    taken = {*places.values()}
+    return {path: path if new is None and path not in taken else new for path, new in places.items()}, parted
 
-    def place(path: str) -> str | None:
-        around = [*enclosing(path), path]
-        above = next((each for each in reversed(around) if each in moved), None)
-        left_out = any(each in parted and each not in moved for each in around)
-        if left_out or above is None or above not in places:
-            return None
-        return f"{places[above]}.{path[len(above) :].removeprefix('.')}".strip(".")
 
-    def named(fact: Fact, path: str) -> Fact:
-        if fact.aspect not in _NAMING:
-            return fact._replace(path=path)
-        above, below = [f"{each}." if each else "" for each in (fact.path, path)]
-        parts = _BETWEEN.split(fact.text)
-        for at, name in enumerate(parts[::2]):
-            new = given.get(above + name) or place(above + name) or ""
-            parts[2 * at] = new.removeprefix(below) if new.startswith(below) else name
-        return Fact(path, fact.aspect, "".join(parts) if fact.aspect == TIED else ", ".join(sorted(parts[::2])))
+def _place(path: str, places: Mapping[str, str | None], parted: Set[str]) -> str | None:
+    """Return where what is at a path goes; ``None`` if it is left out, or that can't be told."""
+    around = [*enclosing(path), path]
+    above = next((each for each in reversed(around) if each in places), None)
+    left_out = any(each in parted and each not in places for each in around)
+    if left_out or above is None or (place := places[above]) is None:
+        return None
+    return f"{place}.{path[len(above) :].removeprefix('.')}".strip(".")
 
-    whole = [fact for fact in facts if not (is_container(fact) and fact.path in parted)]
-    pairs = [(fact, given.get(fact.path) if is_leaf(fact) else place(fact.path)) for fact in whole]
-    new_facts = [named(fact, path) for fact, path in pairs if path is not None]
-    return _of_both(new_facts, like), _of_both(like, new_facts), origins
+
+def _named(fact: Fact, path: str, new_name: Callable[[str], str | None]) -> Fact:
+    """Return a fact about what has another path now, in which names of what is in there are the new ones."""
+    if fact.aspect not in _NAMING:
+        return fact._replace(path=path)
+    above, below = [f"{each}." if each else "" for each in (fact.path, path)]
+    parts = _BETWEEN.split(fact.text)
+    for at, name in enumerate(parts[::2]):
+        new = new_name(above + name) or ""
+        parts[2 * at] = new.removeprefix(below) if new.startswith(below) else name
+    return Fact(path, fact.aspect, "".join(parts) if fact.aspect == TIED else ", ".join(sorted(parts[::2])))
 
 
 def _of_both(facts: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
+    """Return facts without those about containers that others say nothing of, and about keys."""
     paths = {fact.path for fact in others if fact.aspect != KEYS}
     return [fact for fact in facts if fact.aspect != KEYS and (fact.path in paths or not is_container(fact))]

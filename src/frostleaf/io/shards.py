@@ -77,24 +77,11 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
         draft: What to write.
     """
     snapshot, beside, summary, structure, known, last = draft
-    checksums_known = {name: place.checksum for name, place in known.items()}
-    # An array at several places keeps the name that it has in a file already.
-    in_files = {name for name, place in {**last, **known}.items() if place.name == name}
-    sharing, checksums = find_sharing(snapshot.arrays, checksums_known, in_files)
-    equal = {name: place for name in checksums if (place := _place_of(name, checksums[name], draft)) is not None}
-    # For other programs each object has its name, unless its bytes are in a file under the other name already.
-    for name, other in sharing.copies.items():
-        place = _place_of(name, checksums[other], draft)
-        if place is not None:
-            equal[name] = place
-        if place is not None or other not in equal:
-            checksums[name] = checksums[other]
-    sharing = sharing._replace(copies={name: other for name, other in sharing.copies.items() if name not in checksums})
+    sharing, checksums, equal = _to_store(draft)
     arrays = {name: snapshot.arrays[name] for name in checksums}
     metadata = {**snapshot.metadata, **sharing.texts()}
-    files = _Files(
-        head, beside, {os.path.dirname(path) for shard in {place.shard for place in last.values()} for path in shard.paths[-2:]}
-    )
+    shards = {place.shard for place in last.values()}
+    files = _Files(head, beside, {os.path.dirname(path) for shard in shards for path in shard.paths[-2:]})
     try:
         linked = files.link(_worth_sharing(equal.values()))
         places = {name: place.at(linked[place.file]) for name, place in equal.items() if place.file in linked}
@@ -122,6 +109,24 @@ def write_checkpoint(head: str, draft: Draft) -> Written:
             files.remove()
         raise
     return Written({name: places[sharing.stored(name)] for name in snapshot.arrays}, files.names, files.refusal)
+
+
+def _to_store(draft: Draft) -> tuple[Sharing, dict[str, int], dict[str, Place]]:
+    """Return what is stored under other names, the checksum of each array to be stored, and where that is in a file already."""
+    arrays, known, last = draft.snapshot.arrays, draft.known, draft.last
+    # An array at several places keeps the name that it has in a file already.
+    in_files = {name for name, place in {**last, **known}.items() if place.name == name}
+    sharing, checksums = find_sharing(arrays, {name: place.checksum for name, place in known.items()}, in_files)
+    equal = {name: place for name in checksums if (place := _place_of(name, checksums[name], draft)) is not None}
+    # For other programs each object has its name, unless its bytes are in a file under the other name already.
+    for name, other in sharing.copies.items():
+        place = _place_of(name, checksums[other], draft)
+        if place is not None:
+            equal[name] = place
+        if place is not None or other not in equal:
+            checksums[name] = checksums[other]
+    copies = {name: other for name, other in sharing.copies.items() if name not in checksums}
+    return sharing._replace(copies=copies), checksums, equal
 
 
 def _place_of(name: str, checksum: int, draft: Draft) -> Place | None:

@@ -14,7 +14,8 @@ from ..core.instance import Instance
 from ..core.structure import Flat, Structure, child_specs
 from ..core.words import describe, dtype_name, listed, shape_and_dtype
 from ..tree.prefixes import argument, broadcast_prefix
-from .description import ARRAY, ROOT, Fact, describe_tree, differences
+from .description import ARRAY, ROOT, Fact, describe_tree
+from .differences import differences
 
 # What the trees of a call are called in messages.
 _GIVEN = "the arguments"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from .description import NONE, TIED, Fact, enclosing, is_leaf, shape_in
+from .description import NONE, TIED, Fact, enclosing, is_leaf, leaves_in, shape_in
 from .renaming import Rename, new_names
 
 
@@ -58,11 +58,10 @@ def with_tied(
         in_file: The facts, under the names that the file has.
         rename: What gave the new names.
     """
-    known = {fact.path for fact in there if is_leaf(fact)}
-    missing = [fact.path for fact in like if is_leaf(fact) and fact.path not in known]
+    known, stored, wanted = map(leaves_in, (there, in_file, like))
+    missing = [path for path in wanted if path not in known]
     sources = followed(tied_names(in_file), missing, rename) if missing else {}
-    texts, wanted = [{fact.path: fact.text for fact in facts if is_leaf(fact)} for facts in (in_file, like)]
-    sources = {name: source for name, source in sources.items() if shape_in(texts[source]) == shape_in(wanted[name])}
+    sources = {name: source for name, source in sources.items() if shape_in(stored[source]) == shape_in(wanted[name])}
     nothing = {each for name in sources for each in (*enclosing(name), name)}  # is said of what is tied, and around these
     rest = [fact for fact in there if fact.text != NONE or fact.path not in nothing]
-    return [*rest, *[Fact(name, "", texts[source]) for name, source in sources.items()]], sources
+    return [*rest, *[Fact(name, "", stored[source].text) for name, source in sources.items()]], sources

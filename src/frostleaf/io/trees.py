@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, overload
 
@@ -20,10 +20,10 @@ from ..edits.freezing import parameter_names
 from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
-from .advice import of_maker, of_structure
+from .advice import of_holder
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
-from .complaints import complaint
+from .comparing import compared
 from .describing import Describer
 from .description import (
     STRUCTURE,
@@ -39,17 +39,14 @@ from .description import (
 )
 from .divided import warn_of_parts
 from .habits import refusal_in_load, refusal_in_save, refusal_without_like
-from .meanings import other_meanings, with_deciding, without_meaning
 from .names import refusal_of_directory, refusal_of_format, refusal_of_part, require_there
-from .packed_names import with_new_names
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
 from .placing import Read, placed
-from .renaming import Rename, renamed
+from .renaming import Rename
 from .safetensors import CheckpointError, fail, parse_json
 from .scalars import decode_value, encode_value
 from .sharing import COPIES, SHARED, Sharing, find_sharing, read_sharing
-from .ties import with_tied
 
 T = TypeVar("T")
 
@@ -243,12 +240,12 @@ def load(
     """
     name = require_path(path, "fl.load(path, like)")
     require_bool("strict", strict)
-    _require_file(name)
+    _require_tree(name)
     return placed(like, read(name, like, where, strict, rename))  # type: ignore[no-any-return]
 
 
-def _require_file(path: str) -> None:
-    """Say what to open, where a path is not that of a saved tree."""
+def _require_tree(path: str) -> None:
+    """Raise an error that says what to open if a path is not that of a saved tree."""
     require_there(path)
     reason = refusal_of_directory(path) if os.path.isdir(path) else refusal_of_part(path) or refusal_of_format(path)
     if reason:
@@ -262,64 +259,41 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
     try:
         select = selection(like, where)
     except LookupError as error:
-        if advice := _what_holds(path, facts, where):
+        if advice := _holder_in(path, facts, where):
             raise LookupError(f"{error}{advice}") from None
         raise
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
-        in_file = with_new_names(contents.facts, rename)
-        there, ours, origins = renamed(in_file, facts, rename)
-        if not strict:
-            there, sources = with_tied(there, ours, contents.facts, rename)
-            origins = origins | sources
-        foreign = other_meanings(flat.structure, there, ours)
-        selected, wanted = select(there, ours)
-        if strict:
-            selected, wanted = with_deciding(selected, there, foreign), with_deciding(wanted, ours, foreign)
-            foreign = {holder: path for holder, path in foreign.items() if any(fact.path == path for fact in wanted)}
-        else:
-            there, selected = without_meaning(there, foreign), without_meaning(selected, foreign)
-        reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins, foreign)
-        if reason:
-            advice = of_maker(flat.structure.static_values(), in_file)
-            advice = advice or of_structure(there, ours, selected, wanted, where, strict) or remedy
-            raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
+        found = compared(contents.facts, facts, flat.structure, select, where, strict, rename)
+        if found.reason:
+            raise OtherStructureError(f"{contents.header.file}: {found.reason}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             names = flat.structure.leaf_names()
             return Read(_read_arrays(opened, contents, names), contents.values, stored=names)
-        report = report_of(contents.header.file, there, selected, wanted, where, parameter_names(flat.structure))
-        values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
-        taken = {name: origins.get(name, name) for name in report.taken}
-        places = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
-        stored = [old for old in taken.values() if old not in values]
-        numbers = [values[old] for old in taken.values() if old in values]
-        report = report._replace(left=_left(contents.facts, taken.values()))
-        return Read(_read_arrays(opened, contents, stored), numbers, places, None if strict else report, stored)
+        parameters = parameter_names(flat.structure)
+        report = report_of(contents.header.file, found.in_file, found.selected, found.wanted, where, parameters)
+        return _read_taken(opened, contents, report, found.origins, strict)
 
     return read_opened(path, read_all)
 
 
-def _left(facts: Iterable[Fact], taken: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of what is not taken of a file, as they are there."""
-    names = {*taken}
-    return tuple([fact.path for fact in facts if is_leaf(fact) and fact.path not in names])
+def _read_taken(opened: Opened, contents: _Contents, report: LoadReport, origins: Mapping[str, str], strict: bool) -> Read:
+    """Return what a report says is taken of a file, which is reported by the names that the file has for what is left."""
+    values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
+    taken = {name: origins.get(name, name) for name in report.taken}
+    places = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first
+    stored = [old for old in taken.values() if old not in values]
+    numbers = [values[old] for old in taken.values() if old in values]
+    read = {*taken.values()}
+    left = tuple([fact.path for fact in contents.facts if is_leaf(fact) and fact.path not in read])
+    return Read(_read_arrays(opened, contents, stored), numbers, places, None if strict else report._replace(left=left), stored)
 
 
-_WHAT_HOLDS = " In the file that is what like is: give like={like}, and take {taken} of what is loaded"
-
-
-def _what_holds(path: str | os.PathLike[str], facts: list[Fact], where: Where | None) -> str:
-    """Return what to give, where ``like`` is what is selected in the file, rather than what holds it; else an empty string."""
-    place = where.removesuffix(".**") if isinstance(where, str) else ""
-    ours = {fact.path for fact in facts if is_leaf(fact)}
+def _holder_in(path: str | os.PathLike[str], like: Sequence[Fact], where: Where | None) -> str:
+    """Return what to write where ``like`` is what is selected in a file, rather than what holds it; else an empty string."""
     with suppress(OSError, CheckpointError):
-        there = read_opened(path, lambda opened: _read_contents(opened, []).facts)
-        inside = {fact.path.removeprefix(f"{place}.") for fact in there if is_leaf(fact) and fact.path.startswith(f"{place}.")}
-        if place and ours and inside == ours:
-            names = [*map(repr, place.split("."))]
-            like = "".join(f"{{{name}: " for name in names) + "like" + "}" * len(names)
-            return _WHAT_HOLDS.format(like=like, taken="".join(f"[{name}]" for name in names))
+        return of_holder(read_opened(path, lambda opened: _read_contents(opened, []).facts), like, where)
     return ""
 
 
@@ -337,7 +311,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     {'epoch': 3}
     """
     name = require_path(path, "fl.load_metadata(path)")
-    _require_file(name)
+    _require_tree(name)
     header = read_opened(name, lambda opened: opened.header)
     _require_version(header)
     safetensors.read_checksums(header)

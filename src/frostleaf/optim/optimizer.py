@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import compress
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import attrs
 import mlx.core as mx
 
-from ..core.arguments import MISSING
 from ..core.definition import Node
 from ..core.dropped import returns_copy
 from ..core.fields import is_bare
@@ -108,6 +108,10 @@ IN_THE_STATE = (
 )
 
 
+# The default of an argument that must be given, so that its message can say what to write.
+_MISSING: Any = attrs.NOTHING
+
+
 class State(Module):
     """The base of what optimizers remember."""
 
@@ -161,7 +165,7 @@ class Optimizer(Node):
         return self._init(parameters)
 
     @returns_copy("model, state = opt.update(model, grads, state)")
-    def update(self, model: T, grads: Any, state: S = MISSING) -> tuple[T, S]:
+    def update(self, model: T, grads: Any, state: S = _MISSING) -> tuple[T, S]:
         """Take one step: return the model and the state after it.
 
         MLX computes them when they are needed. ``fl.eval(model, state)`` computes them now; ``mx.eval`` can't look into them.
@@ -194,7 +198,7 @@ class Optimizer(Node):
         >>> params, state.step
         ({'w': array(2, dtype=float32)}, array(1, dtype=uint64))
         """
-        if state is MISSING:
+        if state is _MISSING:
             raise TypeError(NO_STATE.format(optimizer=type(self).__name__))
         last = flat_of(self).structure.remember(Last)
         if not last.is_averaged:
