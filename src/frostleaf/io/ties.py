@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from .description import NONE, TIED, Fact, enclosing, is_leaf, shape_in
-from .renaming import Rename, new_names
+from .renaming import Rename, new_names, renaming
 
 
 def ties_in(facts: Iterable[Fact]) -> dict[str, str]:
@@ -58,9 +58,16 @@ def followed(ties: Mapping[str, str], missing: Iterable[str], rename: Rename | N
         ties: What :func:`tied_names` returns.
         missing: The names that a tree has, and a file has not under new names.
         rename: What gives the new names, which is asked about tied places as well.
+
+    Raises:
+        TypeError: As :func:`renaming` says.
+        ValueError: If two of these that have different sources become one that is missing.
     """
-    names = {name: name for name in ties} if rename is None else new_names(ties, rename)
-    return {name: ties[names[name]] for name in missing if name in names}
+    wanted, new_name = {*missing}, renaming({} if rename is None else rename)
+    news = {name: new_name(name) for name in ties}
+    # Several places of one array may well become one.
+    needed = {(news[name], source): name for name, source in ties.items() if news[name] in wanted}
+    return {new: ties[name] for new, name in new_names(needed.values(), news).items()}
 
 
 def with_tied(
