@@ -7,6 +7,8 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -90,6 +92,30 @@ def test_few_heads_are_read_to_learn_which_was_saved_last(
     monkeypatch.setattr(directories, "read_summary", counted)
     assert Directory(str(tmp_path)).latest() == (0 if going_back else 19)
     assert len(heads) <= 2
+
+
+@pytest.mark.parametrize("by", [10**6, DAY])
+@pytest.mark.parametrize("first", range(1, 6))
+def test_the_last_step_is_found_after_the_clock_was_set_back(
+    first: int, by: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {step: DAY + step - by * (step >= first) for step in range(6)}
+    saved = 0
+    for step in changed:
+        saved = max(saved + 1, changed[step])  # a run says that it saves later than before
+        saved_at(tmp_path, step, saved)
+    there = Directory(str(tmp_path))
+    heads, real = {there.head(step): changed[step] for step in changed}, os.stat
+
+    def stat(path: str) -> Any:
+        found = real(path)
+        said = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**{**said, "st_ctime_ns": heads[path]}) if path in heads else found
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "stat", stat)
+        found = [step for _, step in there.from_the_latest()]
+    assert found == [5, 4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,17 @@ def test_a_packed_model_follows(tmp_path: Path) -> None:
         assert report.differs == ("layout",)  # it says of which classes the modules are
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("make", [fl.optim.pack, lambda model: fl.optim.flatten(ADAM).init(model)])
+def test_what_is_packed_goes_with_its_vectors(make: Any, strict: bool, tmp_path: Path) -> None:
+    saved = {"old": make(net(Old)), "n": 1}
+    fl.save(tmp_path / "a", saved)
+    names = [name for name in (*fl.tree.paths(saved), "old.step") if name.startswith("old.")]
+    rename = {name: name.replace("old.", "new.") for name in names}
+    loaded = fl.load(tmp_path / "a", {"new": make(net(Old)), "n": 0}, rename=rename, strict=strict)
+    assert fl.tree.equal(loaded if strict else loaded[0], {"new": saved["old"], "n": 1})
+
+
 STATES = {"flattened": fl.optim.flatten(ADAM).init, "packed": fl.optim.pack, "large": fl.optim.flatten(ADAM, max_size=0).init}
 
 

@@ -122,6 +122,34 @@ def test_renaming_asks_about_tied_places(rename: Any, taken: Any, new: Any, tmp_
     assert all(fl.tree.equal(arrays[name], model.words.weight) for name in taken)
 
 
+class Many(fl.Module):
+    a: mx.array
+    b: mx.array
+    tied_to_a: Any
+    also_to_a: Any
+    tied_to_b: Any
+
+
+@pytest.mark.parametrize("read", ["load", "load_weights"])
+def test_tied_places_that_become_one_are_told_apart_only_where_they_have_to_be(read: str, tmp_path: Path) -> None:
+    def loaded(rename: dict[str, str]) -> list[int]:
+        like = fl.nn.Sequential(mx.array([0]), mx.array([0]))
+        if read == "load":
+            model, _ = fl.load(file, like, strict=False, rename=rename)
+        else:
+            model = like.load_weights(file, strict=False, rename=rename)
+        return [int(each.item()) for each in model.layers]
+
+    model = Many(*[mx.array([number]) for number in range(1, 6)])
+    file = saved(tmp_path, model.tie({"tied_to_a": "a", "also_to_a": "a", "tied_to_b": "b"}))
+    second = {"b": "layers.1"}
+    assert loaded({**second, "tied_to_a": "layers.0", "also_to_a": "layers.0"}) == [1, 2]
+    assert loaded({**second, "tied_to_a": "other", "tied_to_b": "other"}) == [0, 2]
+    assert loaded({"a": "layers.0", "tied_to_a": "layers.0", "tied_to_b": "layers.0"}) == [1, 0]
+    with pytest.raises(ValueError, match=r"rename gives 'layers\.0' for 'tied_to_a' and for 'tied_to_b'"):
+        loaded({**second, "tied_to_a": "layers.0", "tied_to_b": "layers.0"})
+
+
 def test_renaming_is_not_asked_where_nothing_is_missing(tmp_path: Path) -> None:
     file, table = saved(tmp_path, tied(1)), {WORDS: WORDS, "norm": "norm"}
     assert fl.load(file, tied(2), rename=lambda name: table[name], strict=False)[1].new == ()

@@ -5,6 +5,7 @@ import pickle
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -421,3 +422,32 @@ def test_what_is_for_the_model_says_to_unpack_it_first(use, max_size, tmp_path, 
 def test_a_misspelt_name_of_a_vector_is_said():
     with pytest.raises(LookupError, match=r"The nearest paths are 'vectors.float32'"):
         optim.pack(fl.nn.Linear(2, 2)).at("vectors.flaot32").get()
+
+
+class Unseen(fl.Module):
+    layers: Any
+    _unseen: int = fl.static(default=1)
+
+
+class OfMLX(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+
+
+class Holder:
+    def __init__(self):
+        self.layers, self.array = ["one", "two"], mx.ones(2)
+
+
+@pytest.mark.parametrize("model", [OfMLX(), Holder(), Unseen([fl.nn.Linear(2, 2)] * 2)], ids=lambda model: type(model).__name__)
+def test_any_model_gets_a_cache_that_is_not_packed(model):
+    assert len(fl.nn.make_cache(model, 4)) == 2
+
+
+@pytest.mark.parametrize("beside", [OfMLX(), Holder()], ids=lambda beside: type(beside).__name__)
+def test_a_model_is_quantized_and_converted_whatever_stands_beside_it(beside):
+    assert fl.quantize({"model": fl.nn.Linear(64, 2), "other": beside})["other"] is beside
+    converted = fl.convert({"model": Unseen([fl.from_mlx(nn.Linear(2, 2))]), "other": beside})
+    assert type(converted["model"].layers[0]) is fl.nn.Linear
+    assert converted["other"] is beside

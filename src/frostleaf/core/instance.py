@@ -212,7 +212,7 @@ class Instance:
 
     __frostleaf__: ClassVar[Definition]
     # Of a class that keeps a model in another form, without its layers and names: what to write for the model.
-    _unseen: ClassVar[str | None] = None
+    __frostleaf_unseen__: ClassVar[str | None] = None
 
     if not TYPE_CHECKING:  # a checker that saw this would take every name for an attribute
 

@@ -9,8 +9,8 @@ import mlx.core as mx
 from attrs import Attribute
 
 from .instance import Metadata
-from .levels import entries_of
-from .structure import Structure, child_specs, flat_of
+from .levels import entries_of, one_level
+from .structure import Structure, child_specs
 from .words import Path
 
 
@@ -71,13 +71,19 @@ UNSEEN = "{function} needs the model itself, and not a {kind}, {advice}"
 def require_seen(function: str, tree: Any) -> None:
     """Raise a ``TypeError`` if a function that looks for layers is given a tree in which a model is kept without them."""
     for kind in _unseen_in(tree):
-        raise TypeError(UNSEEN.format(function=function, kind=kind.__name__, advice=kind._unseen))
+        raise TypeError(UNSEEN.format(function=function, kind=kind.__name__, advice=kind.__frostleaf_unseen__))
 
 
 def unseen_in(tree: Any) -> str:
     """Return what to write if a model in a tree is kept without its layers and names, and nothing if none is."""
-    return next((kind._unseen for kind in _unseen_in(tree)), "")
+    return next((kind.__frostleaf_unseen__ for kind in _unseen_in(tree)), "")
 
 
 def _unseen_in(tree: Any) -> Iterator[Any]:
-    return (kind for kind in (type(tree), *kinds_below(flat_of(tree).structure)) if getattr(kind, "_unseen", None))
+    # Without asking more of a tree than that: it may hold objects, which those who look for layers pass over.
+    level = one_level(tree)
+    if level is not None:
+        if getattr(type(tree), "__frostleaf_unseen__", None):
+            yield type(tree)
+        for child in level[1]:
+            yield from _unseen_in(child)

@@ -174,9 +174,10 @@ def _of_ties(file: Sequence[Fact], like: Sequence[Fact], selected: Set[str]) -> 
     missing = [(target, source) for target, source in missing if kinds[target] == kinds.get(source)]
     arrays = {fact.path for fact in like if array_kind(fact) is not None}
     pairs = [pair for pair in missing if pair[0] in arrays]
+    containers = containers_in(like)
     ties: dict[str, dict[str, str]] = {}  # by the module that is to have them
     for target, source in pairs:
-        where, name = place_in(target, like)
+        where, name = place_in(target, containers)
         above = target.removesuffix(name)
         if source.startswith(above):
             ties.setdefault(where, {})[name] = source.removeprefix(above)
@@ -198,7 +199,7 @@ def _of_packed(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[
     for path in [path for path in there if path in wanted]:
         is_packed = [facts[path] == _PACKED for facts in (there, wanted)]
         if is_packed[0] != is_packed[1]:
-            place, (outer, name) = f" at {path!r}" if path else "", place_in(path, like)
+            place, (outer, name) = f" at {path!r}" if path else "", place_in(path, containers_in(like))
             here = f"{outer}.at({name!r}).get()" if name else outer
             if is_packed[0]:
                 return _PACKED_IN_FILE.format(place=place, like=f"fl.optim.pack({here})")
@@ -256,9 +257,18 @@ def prefixes_of(longer: Set[str], names: Set[str]) -> list[str]:
     return [prefix for prefix in sorted(prefixes) if all(prefix + name in longer for name in names)]
 
 
-def place_in(path: str, like: Sequence[Fact]) -> tuple[str, str]:
-    """Return the code for the outermost module around a place of ``like``, and the name of the place in there."""
-    containers = {fact.path for fact in like if is_container(fact)}
+def containers_in(facts: Iterable[Fact]) -> set[str]:
+    """Return the paths of the lists, tuples and dicts of a tree."""
+    return {fact.path for fact in facts if is_container(fact)}
+
+
+def place_in(path: str, containers: Set[str]) -> tuple[str, str]:
+    """Return the code for the outermost module around a place of ``like``, and the name of the place in there.
+
+    Args:
+        path: The place.
+        containers: The paths of those of ``like``.
+    """
     where, above, names = "like", "", path.split(".") if path else []
     while names and above in containers:
         name = names.pop(0)

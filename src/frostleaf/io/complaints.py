@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..core.words import listed
 from ..tree.selecting import matches_glob
-from .advice import place_in
+from .advice import containers_in, place_in
 from .alignment import aligned, is_moved
 from .description import Fact, array_kind, enclosing, is_container, is_leaf, is_value, leaves_in
 from .differences import differences
@@ -198,15 +199,16 @@ def _switching(pairs: _Pairs, like: Sequence[Fact]) -> str:
 
 def _setting(pairs: _Pairs, like: Sequence[Fact]) -> str:
     """Return how to put static values of the file into ``like``; an empty string if nothing differs that can be put there."""
+    containers, held = containers_in(like), Counter([fact.text for fact in like if fact.aspect == "static"])
     groups: dict[tuple[str, ...], list[str]] = {}  # the places that differ in the same way
     for (path, aspect), (one, other) in pairs.items():
         if aspect != "static" or one is None or other is None:
             continue
-        if "(" in other.text and sum(fact.aspect == "static" and fact.text == other.text for fact in like) > 1:
+        if "(" in other.text and held[other.text] > 1:
             if groups:
                 break
             return _HELD_BY_ALL.format(path=path)
-        groups.setdefault((place_in(path, like)[0], path.rpartition(".")[2], one.text, other.text), []).append(path)
+        groups.setdefault((place_in(path, containers)[0], path.rpartition(".")[2], one.text, other.text), []).append(path)
     if not groups:
         return ""
     first = next(iter(groups))[0]
@@ -223,7 +225,7 @@ def _selecting(paths: Sequence[str], like: Sequence[Fact]) -> tuple[str, str, in
     That is a glob where one fits these places alone, or a list; the first place if that takes too long to say. It is an empty
     text if the first place is the module itself.
     """
-    where, name = place_in(paths[0], like)
+    where, name = place_in(paths[0], containers_in(like))
     if not name:
         return where, "", 1
     above = paths[0].removesuffix(name)

@@ -69,4 +69,4 @@ def _frozen_arrays(facts: Sequence[Fact], names: Set[str]) -> set[str]:
     covered = {
         f"{fact.path}.{name}".removeprefix(".") for fact in facts if fact.aspect == "frozen" for name in fact.text.split(", ")
     }
-    return {name for name in names if not covered.isdisjoint([*enclosing(name), name])}
+    return {name for name in names if not covered.isdisjoint([*enclosing(name), name])} if covered else set()

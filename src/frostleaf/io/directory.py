@@ -118,13 +118,16 @@ class Directory:
         """Yield the times and steps of what there is, from the one that was saved last, reading as few heads as that takes.
 
         What was changed last is read first. No other can have been saved after it was changed, which is when it was written, or
-        later, whatever tools have done to it.
+        later, whatever tools have done to it. Only where the clock was set back is one said to be saved later than that, and
+        then the last step is, which is why that is read too.
         """
         unread: list[tuple[float, int, str]] = []
         for step, head in self._heads().items():
             with suppress(FileNotFoundError):
                 unread.append((os.stat(head).st_ctime_ns, step, head))
         unread.sort()
+        if len(unread) > 1:
+            unread.append(unread.pop(unread.index(max(unread, key=lambda each: each[1]))))
         found: list[tuple[int, int, bool]] = []  # a heap, of negative numbers and whether it is known when it was saved
         while unread or found:
             if unread and (not found or not found[0][2] or unread[-1][0] >= -found[0][0]):

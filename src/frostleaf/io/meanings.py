@@ -32,14 +32,18 @@ def other_meanings(structure: Structure, in_file: Iterable[Fact], in_like: Itera
 
 def without_meaning(facts: Sequence[Fact], foreign: Mapping[str, str]) -> list[Fact]:
     """Return facts without those about arrays and numbers that some modules hold."""
-    return [fact for fact in facts if not (is_leaf(fact) and any(path in foreign for path in enclosing(fact.path)))]
+    return [fact for fact in facts if not (is_leaf(fact) and _holders(fact, foreign))]
 
 
 def with_deciding(facts: Sequence[Fact], others: Iterable[Fact], foreign: Mapping[str, str]) -> list[Fact]:
     """Return facts with those of others that tell what the arrays among them mean."""
-    held = {path for fact in facts if is_leaf(fact) for path in enclosing(fact.path) if path in foreign}
+    held = {path for fact in facts if is_leaf(fact) for path in _holders(fact, foreign)}
     missing = {foreign[path] for path in held} - {fact.path for fact in facts if fact.aspect == "static"}
     return [*facts, *[fact for fact in others if fact.aspect == "static" and fact.path in missing]]
+
+
+def _holders(fact: Fact, foreign: Mapping[str, str]) -> list[str]:
+    return [path for path in enclosing(fact.path) if path in foreign] if foreign else []
 
 
 def _is_of_module(spec: object) -> bool:

@@ -45,8 +45,11 @@ def _with_new_names(fact: Fact, leaves: Sequence[str], new_name: Callable[[str],
 
     def renamed(found: re.Match[str]) -> str:
         name = ast.literal_eval(found[0])
-        new = {_between(place + start, new_name(f"{above}{start}{name}{end}"), end) for end in ends}
-        return ascii(new.pop() if len(new) == 1 else None)
+        olds = {end: f"{above}{start}{name}{end}" for end in ends}
+        news = {end: new_name(old) for end, old in olds.items()}
+        # What has no other name goes with what holds it.
+        inner = {name if news[end] == olds[end] else _between(place + start, news[end], end) for end in ends}
+        return ascii(inner.pop() if len(inner) == 1 else None)
 
     if of_model is None:
         return fact._replace(text=_NAME_IN_STATE.sub(renamed, fact.text))

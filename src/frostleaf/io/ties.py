@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from .description import NONE, TIED, Fact, enclosing, is_leaf, leaves_in, shape_in
-from .renaming import Rename, new_names
+from .renaming import Rename, new_names, renaming
 
 
 def ties_in(facts: Iterable[Fact]) -> dict[str, str]:
@@ -20,17 +20,35 @@ def ties_in(facts: Iterable[Fact]) -> dict[str, str]:
 def tied_names(facts: Sequence[Fact]) -> dict[str, str]:
     """Return for the name of each array and number at a tied place, or in a tied module, the name that the file has for it."""
     ties = ties_in(facts)
-    found = {fact.path: fact.path for fact in facts if is_leaf(fact)}
     # What is tied in a module is so at the other places of that module.
-    inside = {target: [each for each in ties if f"{each}.".startswith(f"{source}.")] for target, source in ties.items()}
+    inside, below = _Below(ties.values()), _Below(ties.values())
+    inside.add(ties)
     try:
-        order = [*TopologicalSorter(inside).static_order()]
+        order = [*TopologicalSorter({target: inside[source] for target, source in ties.items()}).static_order()]
     except CycleError:  # a forged file says that a module is in itself
         return {}
+    found = {fact.path: fact.path for fact in facts if is_leaf(fact)}
+    below.add(found)
     for target in order:
-        below = [name for name in found if f"{name}.".startswith(f"{ties[target]}.")]
-        found |= {target + name[len(ties[target]) :]: found[name] for name in below}
+        source = ties[target]
+        new = {target + name[len(source) :]: found[name] for name in below[source]}
+        below.add(new.keys() - found.keys())
+        found |= new
     return {name: place for name, place in found.items() if name != place}
+
+
+class _Below(dict[str, list[str]]):
+    """Which of the names that were added are at each of some paths, or below it."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        super().__init__({path: [] for path in paths})
+
+    def add(self, names: Iterable[str]) -> None:
+        """Add names, each of which is new."""
+        for name in names:
+            for path in (*enclosing(name), name):
+                if path in self:
+                    self[path].append(name)
 
 
 def followed(ties: Mapping[str, str], missing: Iterable[str], rename: Rename | None) -> dict[str, str]:
@@ -40,9 +58,16 @@ def followed(ties: Mapping[str, str], missing: Iterable[str], rename: Rename | N
         ties: What :func:`tied_names` returns.
         missing: The names that a tree has, and a file has not under new names.
         rename: What gives the new names, which is asked about tied places as well.
+
+    Raises:
+        TypeError: As :func:`renaming` says.
+        ValueError: If two of these that have different sources become one that is missing.
     """
-    names = {name: name for name in ties} if rename is None else new_names(ties, rename)
-    return {name: ties[names[name]] for name in missing if name in names}
+    wanted, new_name = {*missing}, renaming({} if rename is None else rename)
+    news = {name: new_name(name) for name in ties}
+    # Several places of one array may well become one.
+    needed = {(news[name], source): name for name, source in ties.items() if news[name] in wanted}
+    return {new: ties[name] for new, name in new_names(needed.values(), news).items()}
 
 
 def with_tied(

@@ -75,7 +75,7 @@ class Packed(Module, Generic[T]):
     rest: tuple[mx.array, ...] = buffer(cast=True)  # frozen parameters among them
     layout: _Layout = static()
 
-    _unseen = "whose arrays are laid end to end: write packed.unpack() first"
+    __frostleaf_unseen__ = "whose arrays are laid end to end: write packed.unpack() first"
     __call__ = _of_the_model("a call")
     load_weights = _of_the_model("load_weights")
     map_modules = _of_the_model("map_modules")
