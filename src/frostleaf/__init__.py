@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .io.partial import LoadReport
     from .io.safetensors import CheckpointError
     from .io.trees import OtherStructureError, UncomparedValueWarning, load, load_metadata, save
-    from .io.weights import UnmatchedWeightsWarning
+    from .io.unmatched import UnmatchedWeightsWarning
     from .nn.dtypes import default_dtype
     from .nn.generation import generate
     from .nn.quantization import quantize
@@ -73,7 +73,7 @@ else:
             "io.partial": "LoadReport",
             "io.safetensors": "CheckpointError",
             "io.trees": "OtherStructureError UncomparedValueWarning load load_metadata save",
-            "io.weights": "UnmatchedWeightsWarning",
+            "io.unmatched": "UnmatchedWeightsWarning",
             "nn.dtypes": "default_dtype",
             "nn.generation": "generate",
             "nn.quantization": "quantize",

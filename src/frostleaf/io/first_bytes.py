@@ -24,8 +24,8 @@ _OTHERS = (
     ),
     (
         rb"version https://git-lfs",
-        "is a pointer of Git LFS to a file that was not fetched: git lfs pull, in the repository that was cloned, puts the file "
-        "in its place",
+        "is a pointer of Git LFS to a file that was not fetched: git lfs pull, in the repository that was cloned, puts it in "
+        "its place",
     ),
     (rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:[\xa1-\xbf]|\xd9.)[ -~]", f"is MessagePack, as Flax writes: {_READ}"),
 )

@@ -45,11 +45,12 @@ from .packed_names import with_new_names
 from .partial import LoadReport, report_of, selection
 from .parts import Opened, read_opened
 from .placing import Read, placed
-from .renaming import Rename, renamed
+from .renaming import Rename, noting, renamed, unused_names
 from .safetensors import CheckpointError, fail, parse_json
 from .scalars import decode_value, encode_value
 from .sharing import COPIES, SHARED, Sharing, find_sharing, read_sharing
-from .ties import with_tied
+from .ties import tied_names, with_tied
+from .unmatched import UnmatchedWeightsWarning
 
 T = TypeVar("T")
 
@@ -223,6 +224,9 @@ def load(
         LookupError: If ``where`` selects nothing; the message suggests the nearest paths.
         ValueError: If ``where`` selects by the name of a tied place, or names are not unique.
 
+    Warns:
+        UnmatchedWeightsWarning: If a mapping ``rename`` has a name for one that the file has not, and not all was found.
+
     >>> import frostleaf as fl, mlx.core as mx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     fl.save(f"{folder}/a.safetensors", {"weight": mx.array([1.0, 2.0]), "n": 1})
@@ -268,10 +272,12 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
-        in_file = with_new_names(contents.facts, rename)
-        there, ours, origins = renamed(in_file, facts, rename)
+        asked: set[str] = set()
+        noted = None if rename is None else noting(rename, asked)
+        in_file = with_new_names(contents.facts, noted)
+        there, ours, origins = renamed(in_file, facts, noted)
         if not strict:
-            there, sources = with_tied(there, ours, contents.facts, rename)
+            there, sources = with_tied(there, ours, contents.facts, noted)
             origins = origins | sources
         foreign = other_meanings(flat.structure, there, ours)
         selected, wanted = select(there, ours)
@@ -280,14 +286,18 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         else:
             there, selected = without_meaning(there, foreign), without_meaning(selected, foreign)
         reason, remedy = complaint(selected, wanted, strict, in_file, facts, origins, foreign)
+        unused = unused_names(rename, asked | tied_names(contents.facts).keys())
         if reason:
             advice = of_maker(flat.structure.static_values(), in_file)
             advice = advice or of_structure(there, ours, selected, wanted, where, strict) or remedy
-            raise OtherStructureError(f"{contents.header.file}: {reason}{advice}")
+            told = f"\n{unused}" if unused else ""
+            raise OtherStructureError(f"{contents.header.file}: {reason}{told}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
             names = flat.structure.leaf_names()
             return Read(_read_arrays(opened, contents, names), contents.values, stored=names)
         report = report_of(contents.header.file, there, selected, wanted, where, parameter_names(flat.structure))
+        if unused and report.new:
+            warnings.warn(unused, UnmatchedWeightsWarning, stacklevel=level_of_caller())
         values = dict(zip([fact.path for fact in contents.facts if is_value(fact)], contents.values, strict=True))
         taken = {name: origins.get(name, name) for name in report.taken}
         places = sorted(taken, key=lambda name: taken[name] in values)  # the arrays first

@@ -27,29 +27,15 @@ from .atomic import atomic_write, require_path
 from .divided import parts_in, warn_of_parts
 from .names import head_of, refusal_of_part, require_there
 from .renaming import Rename as Rename
-from .renaming import new_names
+from .renaming import new_names, unused_names
 from .safetensors import fail
 from .ties import followed
-
-
-class UnmatchedWeightsWarning(UserWarning):
-    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing, or what is none for its place.
-
-    Nothing is loaded if no weight has the name of a parameter, or there is none. An array is none for its place if the model
-    has another shape there, or integers where it has floating-point numbers, or the reverse.
-
-    >>> import frostleaf as fl, mlx.core as mx, warnings
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always")
-    ...     model = fl.nn.Linear(1, 1).load_weights({"w": mx.ones((1, 1))}, strict=False)
-    >>> caught[0].category.__name__
-    'UnmatchedWeightsWarning'
-    """
-
+from .unmatched import UnmatchedWeightsWarning
 
 N = TypeVar("N", bound=Node)
 
 _LINES = 8
+_KINDS = (mx.floating, mx.complexfloating)
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 
 
@@ -58,8 +44,10 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     given = _read(file_or_weights)
     weights, origins = _rename(given, rename)
     current = _named_parameters(module)
-    if missing := current.keys() - weights.keys():
-        weights = _with_tied(weights, given, origins, current, followed(_ties_in(file_or_weights), missing, rename))
+    missing = current.keys() - weights.keys()
+    ties = _ties_in(file_or_weights) if missing else {}
+    if missing:
+        weights = _with_tied(weights, given, origins, current, followed(ties, missing, rename))
     weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
     for name, value in new.items():
@@ -68,11 +56,14 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     if strict:
         _check_weights(module, weights, current, origins, rename, file_or_weights)
         _check_placeholders(module, current)
-    elif current and not new and (weights or not given):
-        message = _unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS
-        warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
-    elif unlike := [name for name in new if _is_unlike(new[name], current[name])]:
-        message = _unlike(module, unlike, weights, current, origins)
+    if current and not new and (weights or not given):
+        told = [_unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS]
+    else:
+        unlike = [name for name in new if _is_unlike(new[name], current[name])]
+        told = [_unlike(module, unlike, weights, current, origins, strict)] if unlike else []
+        if len(new) < len(current) and (unused := unused_names(rename, given.keys() | ties.keys())):
+            told.append(unused)
+    for message in told:
         warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
 
     flat = flat_of(module)
@@ -95,27 +86,32 @@ def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping
 
 
 _UNLIKE = (
-    "the model has another shape, or integers for floats or the reverse, where these were loaded, as strict=False and MLX's "
-    "load whatever has the name: {names}.{advice}"
+    "the model has another shape, or another kind of numbers (integers, floats or complex ones), where these were loaded, as "
+    "MLX loads whatever has the name: {names}.{advice}"
 )
-_LEFT_OUT = " For {name!r} to stay as it is, let rename give None for {given!r}, as rename={{{given!r}: None}} does"
+_LEFT_OUT = " For {name!r} to stay as it is, let rename give None for {given!r}, as rename={{{given!r}: None}}{strict} does"
 
 
 def _is_unlike(new: mx.array, old: mx.array | ShapeDtypeStruct) -> bool:
     """Return whether an array is none for the place of another: not if both have one number, or the place has none yet."""
     if not old.size or new.size == old.size == 1:
         return False
-    return new.shape != old.shape or mx.issubdtype(new.dtype, mx.inexact) != mx.issubdtype(old.dtype, mx.inexact)
+    return new.shape != old.shape or any(mx.issubdtype(new.dtype, kind) != mx.issubdtype(old.dtype, kind) for kind in _KINDS)
 
 
 def _unlike(
-    module: Node, unlike: list[str], weights: Mapping[str, Any], current: Mapping[str, Any], origins: Mapping[str, str]
+    module: Node,
+    unlike: list[str],
+    weights: Mapping[str, Any],
+    current: Mapping[str, Any],
+    origins: Mapping[str, str],
+    strict: bool,
 ) -> str:
     kinds = [[shape_and_dtype(arrays[name].shape, arrays[name].dtype) for arrays in (weights, current)] for name in unlike]
     names = [f"{name!r:.80} {new} for {old}" for name, (new, old) in zip(unlike, kinds, strict=True)]
     name = unlike[0]
     advice = _DIVIDED if parts_in(flat_of(module).structure) else of_layers(weights.keys(), current.keys())
-    advice = advice or _LEFT_OUT.format(name=name, given=origins.get(name, name))
+    advice = advice or _LEFT_OUT.format(name=name, given=origins.get(name, name), strict=" with strict=False" * strict)
     return _UNLIKE.format(names=listed(names, _SUGGESTIONS - 2), advice=advice)
 
 
@@ -337,17 +333,11 @@ def _check_weights(
             )
 
 
-_UNUSED = (
-    "rename has {names}, and no weight has such a name. A dict renames whole names, and a function may rename a part of each"
-)
-
-
 def _renaming_advice(given: Set[str], wanted: Set[str], origins: Mapping[str, str], rename: Rename | None) -> str:
     """Return what to say about ``rename`` to one whose weights have other names than the model's."""
     if isinstance(rename, Mapping):
-        # What is left out may well be in other files only.
-        unused = [name for name, new in rename.items() if new is not None and name not in origins.values()]
-        return f"\n{_UNUSED.format(names=listed(map(repr, unused)))}." if unused else ""
+        unused = unused_names(rename, {*origins.values()})
+        return f"\n{unused}." if unused else ""
     if rename is None and (prefix := next(iter(prefixes_of(given, wanted - given)), "")):
         is_whole = all(prefix + name in given for name in wanted)
         others = (
