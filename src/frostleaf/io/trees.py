@@ -20,7 +20,7 @@ from ..edits.freezing import parameter_names
 from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
-from .advice import of_maker, of_structure
+from .advice import of_maker, of_packed_part, of_structure
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .complaints import complaint
@@ -266,9 +266,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
     try:
         select = selection(like, where)
     except LookupError as error:
-        if advice := _what_holds(path, facts, where):
-            raise LookupError(f"{error}{advice}") from None
-        raise
+        raise LookupError(_in_vain(path, facts, where, str(error))) from None
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
@@ -289,7 +287,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
         unused = unused_names(rename, asked | tied_names(contents.facts).keys())
         if reason:
             advice = of_maker(flat.structure.static_values(), in_file)
-            advice = advice or of_structure(there, ours, selected, wanted, where, strict) or remedy
+            advice = advice or of_structure(there, facts, selected, wanted, where, strict) or remedy
             told = f"\n{unused}" if unused else ""
             raise OtherStructureError(f"{contents.header.file}: {reason}{told}{advice}")
         if strict and where is None and rename is None and are_in_one_order(contents.facts, facts):
@@ -318,18 +316,20 @@ def _left(facts: Iterable[Fact], taken: Iterable[str]) -> tuple[str, ...]:
 _WHAT_HOLDS = " In the file that is what like is: give like={like}, and take {taken} of what is loaded"
 
 
-def _what_holds(path: str | os.PathLike[str], facts: list[Fact], where: Where | None) -> str:
-    """Return what to give, where ``like`` is what is selected in the file, rather than what holds it; else an empty string."""
+def _in_vain(path: str | os.PathLike[str], facts: list[Fact], where: Where | None, error: str) -> str:
+    """Return what is said of a selection that selects nothing in ``like``, with what to give where the file has it."""
     place = where.removesuffix(".**") if isinstance(where, str) else ""
     ours = {fact.path for fact in facts if is_leaf(fact)}
     with suppress(OSError, CheckpointError):
         there = read_opened(path, lambda opened: _read_contents(opened, []).facts)
+        if place and (whole := of_packed_part(there, [place])):
+            return f"{where!r} selects nothing in like. {whole}"
         inside = {fact.path.removeprefix(f"{place}.") for fact in there if is_leaf(fact) and fact.path.startswith(f"{place}.")}
         if place and ours and inside == ours:
             names = [*map(repr, place.split("."))]
             like = "".join(f"{{{name}: " for name in names) + "like" + "}" * len(names)
-            return _WHAT_HOLDS.format(like=like, taken="".join(f"[{name}]" for name in names))
-    return ""
+            return error + _WHAT_HOLDS.format(like=like, taken="".join(f"[{name}]" for name in names))
+    return error
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
