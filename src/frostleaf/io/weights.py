@@ -94,7 +94,7 @@ _LEFT_OUT = " For {name!r} to stay as it is, let rename give None for {given!r},
 
 def _is_unlike(new: mx.array, old: mx.array | ShapeDtypeStruct) -> bool:
     """Return whether an array is none for the place of another: not if both have one number, or the place has none yet."""
-    if not old.size or new.size == old.size == 1:
+    if (new.shape == old.shape and new.dtype == old.dtype) or not old.size or new.size == old.size == 1:
         return False
     return new.shape != old.shape or any(mx.issubdtype(new.dtype, kind) != mx.issubdtype(old.dtype, kind) for kind in _KINDS)
 
