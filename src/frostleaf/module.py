@@ -462,8 +462,8 @@ class Module(Keyed, Node, ShownTree):
             TypeError: If ``file_or_weights`` or ``rename`` is something else.
 
         Warns:
-            UnmatchedWeightsWarning: If not ``strict`` and nothing is read, or something where the model has another shape, or
-                integers for floating-point numbers or the reverse.
+            UnmatchedWeightsWarning: If something is read for another kind of numbers; if not ``strict`` and nothing is read, or
+                for another shape, or a mapping ``rename`` names what isn't there.
 
         >>> import frostleaf as fl, mlx.core as mx
         >>> given = {"fc.W": mx.ones((2, 1)), "fc.b": mx.ones(2)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,113 @@ def test_models_that_are_both_quantized_or_not_are_told_nothing_of_that(tmp_path
     for one, two in ((plain, other), (fl.quantize(plain, 32), fl.quantize(other, 32)), (fl.quantize(plain, 32), other)):
         assert "quantize" not in refused(tmp_path, one, two)
     assert "quantize" not in refused(tmp_path, plain, plain.at("head").set(fl.nn.Linear(32, 4)))
+
+
+class Block(fl.Module):
+    inside: fl.nn.Linear
+    dropout: fl.nn.Dropout
+    head: fl.nn.Linear
+
+
+def block(rate: float = 0.5) -> Any:
+    return Block(fl.nn.Linear(2, 2), fl.nn.Dropout(rate), fl.nn.Linear(2, 3))
+
+
+def switched(module: Any, *paths: str, mode: bool) -> Any:
+    return module.at([*paths]).apply(lambda each: each.train(mode))
+
+
+MODES = {
+    "training": block(),
+    "evaluation": block().eval(),
+    "a part": switched(block(), "head", mode=False),
+    "two": switched(block(), "head", "dropout", mode=False),
+    "all but one": switched(block().eval(), "inside", mode=True),
+}
+
+
+@pytest.mark.parametrize("inside", ["like", "{'m': like}", "(1, {'m': [like]})"])
+@pytest.mark.parametrize(("one", "other"), [*itertools.permutations(MODES, 2)])
+def test_a_packed_model_in_another_mode(one: str, other: str, inside: str, tmp_path: Path) -> None:
+    trees = [eval(inside, {"like": fl.optim.pack(MODES[name])}) for name in (one, other)]
+    tree, like = trees
+    fl.save(tmp_path / "run", tree)
+    for _ in range(4):
+        text = refused(tmp_path, tree, like)
+        assert "layout').set" not in text
+        assert len(text.splitlines()[1]) < 150
+        assert "in evaluation mode" in text
+        code = re.search(r"give like (fl\.optim\.pack\(.*\)) there$", text)
+        assert code is not None, text
+        like = eval(inside, {"like": eval(code[1], {"like": like, "fl": fl})})
+        if fl.tree.structure(like) == fl.tree.structure(tree):
+            break
+    assert fl.tree.equal(fl.load(tmp_path / "run", like), tree)
+
+
+def test_a_packed_model_of_other_modules(tmp_path: Path) -> None:
+    text = refused(tmp_path, {"m": fl.optim.pack(block())}, {"m": fl.optim.pack(block(0.25).eval())})
+    assert "m.layout (static): dropout.p static 0.5 in the file" in text
+    assert text.endswith("The packed model at 'm' is of other modules than like's: pack one that is as in the file")
+
+
+def test_the_layout_of_a_packed_model_is_not_set() -> None:
+    packed = fl.optim.pack(block())
+    for call in (lambda: packed.at("layout").set(1), lambda: packed.replace(layout=None)):
+        with pytest.raises(TypeError, match=r"the layout says where each array is, .*: write fl.optim.pack\(model\)"):
+            call()
+    assert packed.replace(layout=packed.layout) is packed
+
+
+@pytest.mark.parametrize("rename", [lambda name: name, {}])
+def test_a_model_that_is_packed_in_one_alone_with_other_names(rename: Any, tmp_path: Path) -> None:
+    plain, packed = block(), fl.optim.pack(block())
+    for tree, like in ((plain, packed), (packed, plain)):
+        fl.save(tmp_path / "run", {"m": tree})
+        with pytest.raises(fl.OtherStructureError) as raised:
+            fl.load(tmp_path / "run", {"m": like}, rename=rename)
+        code = re.search(r"give like (.*?) there", str(raised.value))
+        assert code is not None
+        remedied = {"m": eval(code[1], {"like": {"m": like}, "fl": fl})}
+        assert fl.tree.equal(fl.load(tmp_path / "run", remedied, rename=rename), {"m": tree})
+
+
+@pytest.mark.parametrize("where", ["m.head.**", "m.head", "m.head.weight"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_part_of_a_packed_model(where: str, packed: bool, tmp_path: Path) -> None:
+    model, other = block(), block()
+    fl.save(tmp_path / "run", {"m": fl.optim.pack(model), "n": 1})
+    like = {"m": fl.optim.pack(other) if packed else other, "n": 0}
+    with pytest.raises((LookupError, fl.OtherStructureError)) as raised:
+        fl.load(tmp_path / "run", like, where=where)
+    text = str(raised.value)
+    assert "The file has a packed model at 'm', which is read whole: give like fl.optim.pack(model) there" in text
+    assert "unpack() first" not in text
+    whole = eval(re.search(r"with where=('.*?')", text)[1])  # type: ignore[index]
+    loaded = fl.load(tmp_path / "run", {"m": fl.optim.pack(other), "n": 0}, where=whole)
+    assert fl.tree.equal(loaded["m"].unpack().head, model.head)
+    fl.save(tmp_path / "alone", fl.optim.pack(model))
+    with pytest.raises((LookupError, fl.OtherStructureError), match="The file is a packed model, which is read whole"):
+        fl.load(tmp_path / "alone", like["m"], where=where.removeprefix("m."))
+
+
+def test_the_vectors_of_a_packed_model_are_none_of_its_parts_that_are_missing(tmp_path: Path) -> None:
+    fl.save(tmp_path / "run", {"m": fl.optim.pack(block()), "n": 1})
+    for where in ("m.vectors.float16", "m.large.**", "x.head"):
+        with pytest.raises(LookupError) as raised:
+            fl.load(tmp_path / "run", {"m": fl.optim.pack(block()), "n": 1}, where=where)
+        assert "read whole" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_weights_of_a_packed_model(dtype: mx.Dtype, tmp_path: Path) -> None:
+    model = block().astype(dtype)
+    fl.save(tmp_path / "run", fl.optim.pack(model))
+    with pytest.raises(ValueError, match=r"They are of a packed model \(fl.optim.pack\)") as raised:
+        block().load_weights(tmp_path / "run")
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=r"They are of a packed model \(fl.optim.pack\)"):
+        _ = block().load_weights(tmp_path / "run", strict=False)
+    code = re.search(r"as in (fl\.load\(.*?\)\)),", str(raised.value))
+    assert code is not None
+    names = {"fl": fl, "file": tmp_path / "run", "model": block().astype(dtype)}
+    assert fl.tree.equal(eval(code[1], names).unpack(), model)

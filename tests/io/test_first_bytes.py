@@ -61,6 +61,18 @@ def test_files_of_other_programs_are_told_as_what_they_are(kind: str, name: str,
             read(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["model", "model.bin", "model.safetensors", "model.npz", "model.gguf"])
+def test_a_pointer_of_git_lfs_is_told_of_the_command_that_fetches_the_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    for read in (linear().load_weights, lambda file: fl.load(file, linear()), fl.load_metadata):
+        with pytest.raises(fl.CheckpointError, match=r"a pointer of Git LFS .* git lfs pull"):
+            read(tmp_path / name)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    for given in (tmp_path, [tmp_path / "model.safetensors"]):
+        with pytest.raises(fl.CheckpointError, match=r"a pointer of Git LFS .* git lfs pull"):
+            linear().load_weights(given)
+
+
 def test_what_the_message_of_arrays_without_names_says_works(tmp_path: Path) -> None:
     weight, file = mx.ones((2, 2)), str(tmp_path / "a.eqx")
     OTHERS["without names"](Path(file))

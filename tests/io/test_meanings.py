@@ -86,3 +86,31 @@ def test_renamed_slots_are_of_the_rule_that_they_were(tmp_path: Path) -> None:
     assert report.taken == ("n",)
     assert report.differs == ("new.rule",)
     assert fl.tree.equal(loaded, {**like, "n": 1})
+
+
+@pytest.mark.parametrize("around", ["alone", "averaged", "in a chain"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("flat_in_file", [False, True])
+def test_the_state_of_a_flattened_optimizer_is_none_of_another(
+    flat_in_file: bool, packed: bool, around: str, tmp_path: Path
+) -> None:
+    plain, flat = [AROUND[around](opt) for opt in (fl.optim.Adam(0.1), fl.optim.flatten(fl.optim.Adam(0.1)))]
+    one, other = (flat, plain) if flat_in_file else (plain, flat)
+    model, state = trained(one)
+    fl.save(tmp_path / "run", {"m": model, "s": state})
+    begun = other.init(fl.optim.pack(MODEL) if packed and other is flat else MODEL)
+    like = {"m": MODEL, "s": begun}
+    with pytest.raises(fl.OtherStructureError) as raised:
+        fl.load(tmp_path / "run", like)
+    words = "state of fl.optim.flatten(opt) there" if flat_in_file else "state of opt rather than of fl.optim.flatten(opt)"
+    assert words in str(raised.value)
+    assert "strict=False" not in str(raised.value)
+    loaded, report = fl.load(tmp_path / "run", like, strict=False)
+    assert fl.tree.equal(loaded["m"], model)
+    fl.eval(loaded)
+    moved = [name for name in report.taken if name.startswith("s.") and ".average." not in name]
+    assert moved == []
+    with pytest.raises(fl.OtherStructureError, match="flattened"):
+        fl.load(tmp_path / "run", like, where="s" if around != "averaged" else "s.inner", strict=False)
+    # What is said works.
+    assert fl.tree.equal(fl.load(tmp_path / "run", {"m": MODEL, "s": one.init(MODEL)}), {"m": model, "s": state})

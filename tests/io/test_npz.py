@@ -31,6 +31,17 @@ def test_numpy_reads_what_was_written(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[name], np.asarray(array))
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">i8", ">c8", ">f2"])
+def test_the_remedy_for_another_order_of_bytes_works(dtype: str, tmp_path: Path) -> None:
+    array = np.arange(6).astype(dtype)
+    np.savez(tmp_path / "x.npz", a=array)
+    with pytest.raises(fl.CheckpointError, match=r"which MLX doesn't have: write it with array\.astype") as error:
+        read_npz(str(tmp_path / "x.npz"))
+    code = str(error.value).partition("write it with ")[2].partition(",")[0]
+    np.savez(tmp_path / "x.npz", a=eval(code, {"array": array}))
+    assert read_npz(str(tmp_path / "x.npz"))["a"].tolist() == array.tolist()
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_what_numpy_wrote_is_read_as_mlx_reads_it(save: Any, order: Any, tmp_path: Path) -> None:

@@ -119,6 +119,46 @@ def test_the_name_in_the_file_is_the_one_to_leave_out() -> None:
         _ = fl.nn.Linear(2, 2).load_weights({"w": mx.ones(3), "bias": mx.ones(2)}, False, rename={"w": "weight"})
 
 
+def quantized(**options: Any) -> Any:
+    return fl.quantize(fl.nn.Linear(32, 32, bias=False), 32, 8, **options)
+
+
+STRICT_KINDS: dict[str, tuple[Any, dict[str, mx.array], str]] = {
+    "integers": (fl.nn.Linear(3, 2), {"weight": mx.ones((2, 3), mx.int32), "bias": mx.zeros(2)}, r"i32\[2,3\] for f32\[2,3\]"),
+    "bool": (fl.nn.Linear(3, 2), {"weight": mx.ones((2, 3), mx.bool_), "bias": mx.zeros(2)}, r"bool\[2,3\] for f32\[2,3\]"),
+    "complex": (fl.nn.Linear(3, 2), {"weight": mx.ones((2, 3), mx.complex64), "bias": mx.zeros(2)}, r"c64\[2,3\] for f32"),
+    "floats": (
+        quantized(),
+        {"weight": mx.ones((32, 8)), "scales": mx.ones((32, 1)), "biases": mx.ones((32, 1))},
+        r"f32\[32,8\] for u32\[32,8\]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("blank", [True, False])
+@pytest.mark.parametrize("kind", STRICT_KINDS)
+def test_another_kind_of_numbers_is_told_in_strict_mode_as_well_and_loaded_as_by_mlx(
+    kind: str, blank: bool, strict: bool
+) -> None:
+    model, weights, words = STRICT_KINDS[kind]
+    given = fl.eval_shape(lambda: model) if blank else model
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=f"another kind of numbers .*'weight' {words}") as seen:
+        loaded = given.load_weights(weights, strict)
+    assert [warning.filename for warning in seen] == [__file__]
+    for name, array in weights.items():
+        assert getattr(loaded, name) is array
+    theirs = fl.to_mlx(model)
+    theirs.load_weights([*weights.items()], strict=strict)
+    assert fl.tree.equal(loaded.weight, theirs.weight)
+    code = re.search(r"as rename=(\{.*?\})( with strict=False)? does$", str(seen[0].message))
+    assert code is not None
+    assert bool(code[2]) == strict
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.load_weights(weights, strict=False, rename=eval(code[1])).weight is model.weight
+
+
 def test_packed_weights_are_told_of_quantize_and_many_are_counted() -> None:
     model = wide()
     small = fl.quantize(model, 32, 8)
@@ -141,7 +181,7 @@ class Odd(fl.Module):
     ids: mx.array
 
 
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32, mx.complex64])
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
 def test_other_floats_integers_and_arrays_of_one_are_not_told(dtype: mx.Dtype) -> None:
     odd = Odd(mx.array(1.0), mx.zeros(0), mx.zeros(2, mx.bool_), mx.zeros(2, mx.int32))
     given = {"scale": mx.ones(1, dtype), "later": mx.ones((2, 2)), "mask": mx.ones(2, mx.uint8), "ids": mx.ones(2, mx.int64)}
@@ -149,6 +189,12 @@ def test_other_floats_integers_and_arrays_of_one_are_not_told(dtype: mx.Dtype) -
         warnings.simplefilter("error")
         _ = odd.load_weights(given, strict=False)
         _ = fl.nn.Linear(2, 2).load_weights({"weight": mx.ones((2, 2), dtype)}, strict=False)
+        _ = fl.nn.Linear(2, 2).load_weights({"weight": mx.ones((2, 2), dtype), "bias": mx.ones(2)})
+        kinds = [dict(zip(fl.tree.paths(each), fl.tree.leaves(each), strict=True)) for each in (odd, quantized())]
+        _ = odd.load_weights({**kinds[0], "scale": mx.ones((), mx.int32)})
+        _ = odd.load_weights({**kinds[0], "mask": mx.ones(2, mx.uint8), "scale": mx.ones((), dtype)})
+        _ = quantized().load_weights(kinds[1])
+        _ = fl.nn.Linear(2, 2).astype(mx.complex64).load_weights({"bias": mx.ones(2, mx.complex64)}, strict=False)
         _ = fl.eval_shape(lambda: odd).load_weights({"scale": mx.ones(())}, False)
         nets = fl.from_mlx(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm(2)))
         _ = nets.load_weights(dict(zip(fl.tree.paths(nets), fl.tree.leaves(nets), strict=True)), strict=False)
@@ -158,3 +204,65 @@ def test_the_names_of_one_alone_are_found_as_the_docstring_says(tmp_path: Path) 
     model = fl.nn.Linear(2, 2)
     mx.savez(tmp_path / "a.npz", weight=mx.ones((2, 2)), other=mx.ones(1))
     assert mx.load(str(tmp_path / "a.npz")).keys() ^ {*fl.tree.paths(model)} == {"bias", "other"}
+
+
+NAMES = {"enc.W": mx.ones((2, 2)), "bias": mx.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [
+        ({"encoder.W": "weight"}, r"rename has 'encoder.W', .*; the nearest is 'enc.W'\. A dict renames whole names"),
+        ({"enc": "x", "bias": "bias"}, r"rename has 'enc', and no weight has such a name.* a function may rename a part"),
+        ({1: "weight", "enc.W": "weight2"}, r"rename has 1, and"),
+        ({str(number) * 200: "weight" for number in range(9)}, r"and 6 more, and no weight"),
+    ],
+)
+def test_a_name_in_rename_that_names_nothing_is_told(rename: Any, words: str, tmp_path: Path) -> None:
+    model = fl.nn.Linear(2, 2)
+    mx.save_safetensors(str(tmp_path / "a.safetensors"), NAMES)
+    for given in (NAMES, tmp_path / "a.safetensors"):
+        with pytest.warns(fl.UnmatchedWeightsWarning, match=words) as seen:
+            loaded = model.load_weights(given, strict=False, rename=rename)
+        assert loaded.weight is model.weight
+        assert loaded.bias.tolist() == [1, 1]
+        assert [warning.filename for warning in seen] == [__file__]
+        assert len(str(seen[0].message)) < 500
+    fl.save(tmp_path / "b", NAMES)
+    like = {"weight": mx.zeros((2, 2)), "bias": mx.zeros(2)}
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=words) as seen:
+        read, _ = fl.load(tmp_path / "b", like, strict=False, rename=rename)
+    assert read["weight"] is like["weight"]
+    assert [warning.filename for warning in seen] == [__file__]
+    with pytest.raises(fl.OtherStructureError, match=words):
+        fl.load(tmp_path / "b", like, rename=rename)
+    with fl.Checkpointer(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, NAMES)
+        with pytest.warns(fl.UnmatchedWeightsWarning, match=words):
+            _ = checkpoints.restore(like, strict=False, rename=rename)
+
+
+class Tied(fl.Module):
+    a: fl.nn.Linear
+    b: fl.nn.Linear
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_name_in_rename_that_names_something_is_not_told(strict: bool, tmp_path: Path) -> None:
+    tied = Tied(fl.nn.Linear(2, 2), fl.nn.Linear(2, 2)).tie({"b.weight": "a.weight"})
+    packed, adam = fl.optim.pack(tied), fl.optim.flatten(fl.optim.Adam(1e-3))
+    fl.save(tmp_path / "tied", tied)
+    fl.save(tmp_path / "all", {"m": packed, "s": adam.init(tied)})
+    fl.save(tmp_path / "old", {"a": mx.ones(1), "left": mx.ones(1)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _ = tied.load_weights(tmp_path / "tied", strict, rename={"b.weight": "b.weight", "x": None})
+        _ = fl.load(tmp_path / "tied", tied, strict=strict, rename={"b.weight": "b.weight", "x": None})
+        names = {"m.a.weight": "m.a.weight", "s.slots.a.bias.m": "s.slots.a.bias.m"}
+        _ = fl.load(tmp_path / "all", {"m": packed, "s": adam.init(tied)}, strict=strict, rename=names)
+        # What was renamed once, and saved since, is given the same call.
+        like = {"a": mx.ones(1), "left": mx.ones(1), **({} if strict else {"c": mx.ones(1)})}
+        _ = fl.load(tmp_path / "old", like, strict=strict, rename={"old": "a"})
+        # All that is asked for was found, and each of several files has some of the names.
+        _ = fl.load(tmp_path / "old", {"a": mx.ones(1), "left": mx.ones(1)}, strict=strict, rename={"old": "b"})
+        _ = fl.nn.Linear(2, 2).load_weights({"weight": mx.ones((2, 2)), "bias": mx.ones(2)}, strict, rename={"w": "weight"})

@@ -165,6 +165,22 @@ def test_what_is_frozen_or_in_evaluation_mode_stays_so() -> None:
     assert "parts.down.a.bias" in dict(tree_flatten(part.unfreeze().trainable_parameters()))
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("shapes", [False, True])
+def test_each_layer_keeps_the_mode_of_the_one_that_it_replaces(wrapped: bool, shapes: bool) -> None:
+    whole = fl.from_mlx(net(mlx.nn)) if wrapped else net(fl.nn)
+    model = whole.eval().at("head").apply(lambda layer: layer.train())
+    for before in (model, fl.convert(model)) if wrapped else (model,):
+        small = fl.quantize(fl.eval_shape(lambda model=before: model) if shapes else before)
+        modes, then = [{path: module.training for path, module in each.named_modules()} for each in (small, before)]
+        assert modes == then
+        assert (modes["head"], modes["layers.0"]) == (True, False)
+        assert "Quantized" in type(small.head).__name__
+        converted = {path: module.training for path, module in fl.convert(small).named_modules()}
+        assert converted == then
+    assert fl.tree.structure(fl.quantize(whole.eval())) == fl.tree.structure(fl.quantize(whole).eval())
+
+
 def test_the_input_as_well() -> None:
     def made(nn: Any) -> Any:
         mx.random.seed(4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from types import FunctionType
@@ -10,11 +11,13 @@ from typing import Any
 from ..core.words import Path, keystr, listed
 from ..tree.selecting import Where
 from .description import KEYS, NONE, Fact, array_kind, enclosing, is_container, is_object, leaves_in, shape_in
+from .packed import layouts_in, modes_in, modules_apart
 from .ties import ties_in
 
 _ADAPTERS = ("lora_a", "lora_b")
 _WEIGHT, _SCALES = ".weight", ".scales"
 _PACKED = "frostleaf.optim.Packed"
+_STATE, _FLATTENED = "frostleaf.optim.OptimizerState", "frostleaf.optim.FlattenedState"
 _SHOWN = 8
 
 _NOT_ADAPTED = (
@@ -45,6 +48,29 @@ _PACKED_IN_FILE = "\nThe file has a packed model{place}: give like {like} there"
 _PACKED_IN_LIKE = (
     "\nThe file has a model{place} that is not packed: give like {like} there, and call fl.optim.pack on what is loaded"
 )
+_PACKED_NAMES = re.compile(r"(?:.*\.)?vectors\.(?:b?float|complex)\d+")
+_OF_PACKED = (
+    "\nThey are of a packed model (fl.optim.pack), which fl.save wrote: load it as it was saved, as in "
+    "fl.load(file, fl.optim.pack(model)), and take .unpack() of it"
+)
+_PACKED_WHOLE = (
+    "The file has a packed model{place}, which is read whole: give like fl.optim.pack(model) there, with where={path!r}, and "
+    "take what is wanted of the .unpack() of what is loaded"
+)
+_PACKED_ALL = (
+    "The file is a packed model, which is read whole: give like fl.optim.pack(model), without where=, and take what is wanted "
+    "of the .unpack() of what is loaded"
+)
+_FLATTENED_IN_FILE = (
+    "\nThe file has the state of a flattened optimizer{place}: give like the state of fl.optim.flatten(opt) there, and go on "
+    "with that optimizer, as what an array remembers lies elsewhere in it"
+)
+_FLATTENED_IN_LIKE = (
+    "\nThe file has the state of an optimizer{place} that is not flattened: give like the state of opt rather than of "
+    "fl.optim.flatten(opt) there, and go on with opt, as what an array remembers lies elsewhere in it"
+)
+_OTHER_MODULES = "\nThe packed model{place} is of other modules than like's: pack one that is as in the file"
+_OTHER_MODES = "\nModules of the packed model{place} are in another mode: give like fl.optim.pack({here}) there"
 _TIED_IN_FILE = "\nArrays are tied in the file: tie the same first, {advice}"
 _ONE_MODULE = (
     "\n{target!r} is the same module as {source!r} in the file: make like from a model of MLX that has one at both places, or "
@@ -95,8 +121,13 @@ def of_holder(file: Sequence[Fact], like: Sequence[Fact], where: Where | None) -
 
 
 def of_layers(given: Set[str], wanted: Set[str]) -> str:
-    """Return what to do if of two models, whose names are given, one has adapters, or is quantized; else an empty string."""
-    return _of_adapters(given, wanted) or of_quantized(given, wanted)
+    """Return what to do if of two models, whose names are given, one is packed, has adapters or is quantized; else nothing."""
+    return _of_packed_names(given, wanted) or _of_adapters(given, wanted) or of_quantized(given, wanted)
+
+
+def _of_packed_names(given: Iterable[str], wanted: Iterable[str]) -> str:
+    are_packed = [any(_PACKED_NAMES.fullmatch(name) for name in names) for names in (given, wanted)]
+    return _OF_PACKED if are_packed == [True, False] else ""
 
 
 def of_quantized(given: Set[str], wanted: Set[str]) -> str:
@@ -156,12 +187,11 @@ def of_structure(
     """
     saved, wanted = leaves_in(in_file).keys(), leaves_in(in_like).keys()
     advice = _of_ties(file, like, {fact.path for fact in (*in_file, *in_like)}) if strict else ""
-    return (
-        advice
-        or _of_packed(in_file, in_like, like)
-        or of_layers(saved, wanted)
-        or _of_place(file, leaves_in(file).keys(), wanted, where)
-    )
+    advice = advice or _of_packed(in_file, in_like, like) or _of_layouts(in_file, in_like, like)
+    advice = advice or _of_states(in_file, in_like)
+    if not advice and (whole := of_packed_part(file, wanted)):
+        return f"\n{whole}"
+    return advice or of_layers(saved, wanted) or _of_place(file, leaves_in(file).keys(), wanted, where)
 
 
 def _of_ties(file: Sequence[Fact], like: Sequence[Fact], selected: Set[str]) -> str:
@@ -199,12 +229,56 @@ def _of_packed(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[
     for path in [path for path in there if path in wanted]:
         is_packed = [facts[path] == _PACKED for facts in (there, wanted)]
         if is_packed[0] != is_packed[1]:
-            place, (outer, name) = f" at {path!r}" if path else "", place_in(path, containers_in(like))
-            here = f"{outer}.at({name!r}).get()" if name else outer
+            place, here = f" at {path!r}" if path else "", _taken(path, like)
             if is_packed[0]:
                 return _PACKED_IN_FILE.format(place=place, like=f"fl.optim.pack({here})")
             return _PACKED_IN_LIKE.format(place=place, like=f"{here}.unpack()")
     return ""
+
+
+def _of_layouts(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[Fact]) -> str:
+    there, wanted = layouts_in(in_file), layouts_in(in_like)
+    for path in there:
+        apart = path in wanted and there[path] != wanted[path] and modules_apart(there[path], wanted[path])
+        if apart:
+            holder = path.rpartition(".")[0]
+            place = f" at {holder!r}" if holder else ""
+            pairs = [(modes_in(parts), call) for parts, call in zip(apart, ("eval", "train"), strict=True)]
+            calls = ""
+            # First what is around the others, as a call sets all in there.
+            for outer, call in sorted([pair for pair in pairs if pair[0]], key=lambda pair: min(map(len, pair[0]))):
+                calls += f".{call}()" if outer == [""] else f".at({outer}).apply(lambda module: module.{call}())"
+            if not calls or any(" mode " not in part for part in (*apart[0], *apart[1])):
+                return _OTHER_MODULES.format(place=place)
+            return _OTHER_MODES.format(place=place, here=f"{_taken(holder, like)}.unpack(){calls}")
+    return ""
+
+
+def _of_states(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> str:
+    there, wanted = [{fact.path: fact.text for fact in facts if is_object(fact)} for facts in (in_file, in_like)]
+    for path in [path for path in there if path in wanted]:
+        kinds = there[path], wanted[path]
+        place = f" at {path!r}" if path else ""
+        if kinds in ((_STATE, _FLATTENED), (_FLATTENED, _STATE)):
+            return (_FLATTENED_IN_FILE if kinds[0] == _FLATTENED else _FLATTENED_IN_LIKE).format(place=place)
+    return ""
+
+
+def of_packed_part(in_file: Iterable[Fact], names: Iterable[str]) -> str:
+    """Return what to write to read a part of a packed model, if all of some names are in one that a file has; else nothing."""
+    for fact in in_file:
+        if is_object(fact) and fact.text == _PACKED:
+            above = f"{fact.path}." if fact.path else ""
+            own = tuple([f"{above}{part}." for part in ("vectors", "large", "rest")])
+            if all(name.startswith(above) and not f"{name}.".startswith(own) for name in names):
+                place = f" at {fact.path!r}"
+                return _PACKED_WHOLE.format(place=place, path=fact.path) if fact.path else _PACKED_ALL
+    return ""
+
+
+def _taken(path: str, like: Sequence[Fact]) -> str:
+    outer, name = place_in(path, containers_in(like))
+    return f"{outer}.at({name!r}).get()" if name else outer
 
 
 def _shown(names: Mapping[str, str]) -> str:

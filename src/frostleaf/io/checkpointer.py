@@ -307,7 +307,9 @@ class Checkpointer:
     def best_step(self) -> int | None:
         """Return the step with the best metric, or ``None`` if none has it. Of equal ones it is the one saved first.
 
-        ``nan`` is never the best. With ``None`` for a step, :meth:`restore` restores the latest.
+        ``nan`` is never the best. With ``None`` for a step, :meth:`restore` restores the latest. While another process saves,
+        the best may be another, and this one removed, before it is restored: one that polls a run's directory catches
+        :class:`frostleaf.NoCheckpointError` around ``restore(like, best_step())`` and asks again.
 
         Raises:
             ValueError: If the name of the metric was not given as ``best=``.

@@ -13,8 +13,8 @@ from .description import Fact
 from .meanings import other_meanings, with_deciding, without_meaning
 from .packed_names import with_new_names
 from .partial import Select
-from .renaming import Rename, renamed
-from .ties import with_tied
+from .renaming import Rename, noting, renamed, unused_names
+from .ties import tied_names, with_tied
 
 
 class Compared(NamedTuple):
@@ -26,6 +26,7 @@ class Compared(NamedTuple):
         selected: Those of them that are about what is selected.
         wanted: The facts about what is selected of the other tree.
         origins: The names in the file by these names, where they are others.
+        unused: What to say of names in ``rename`` that the file has not; an empty string if there are none.
     """
 
     reason: str
@@ -33,6 +34,7 @@ class Compared(NamedTuple):
     selected: Sequence[Fact]
     wanted: Sequence[Fact]
     origins: Mapping[str, str]
+    unused: str
 
 
 def compared(
@@ -59,10 +61,12 @@ def compared(
         TypeError: If ``rename`` is or gives something else.
         ValueError: If it gives one name twice.
     """
-    file = with_new_names(stored, rename)
-    in_file, in_like, origins = renamed(file, like, rename)
+    asked: set[str] = set()
+    noted = None if rename is None else noting(rename, asked)
+    file = with_new_names(stored, noted)
+    in_file, in_like, origins = renamed(file, like, noted)
     if not strict:
-        in_file, sources = with_tied(in_file, in_like, stored, rename)
+        in_file, sources = with_tied(in_file, in_like, stored, noted)
         origins = origins | sources
     foreign = other_meanings(structure, in_file, in_like)
     selected, wanted = select(in_file, in_like)
@@ -72,7 +76,9 @@ def compared(
     else:
         in_file, selected = without_meaning(in_file, foreign), without_meaning(selected, foreign)
     reason, remedy = complaint(selected, wanted, strict, file, like, origins, foreign)
+    unused = unused_names(rename, asked | tied_names(stored).keys())
     if reason:
         advice = of_maker(structure.static_values(), file)
+        reason += f"\n{unused}" if unused else ""
         reason += advice or of_structure(selected, wanted, strict, in_file, in_like, where) or remedy
-    return Compared(reason, in_file, selected, wanted, origins)
+    return Compared(reason, in_file, selected, wanted, origins, unused)

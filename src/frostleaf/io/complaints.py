@@ -13,7 +13,7 @@ from .alignment import aligned, is_moved
 from .description import Fact, array_kind, enclosing, is_container, is_leaf, is_value, leaves_in
 from .differences import differences
 from .meanings import without_meaning
-from .packed import PACKED_ADVICE, otherwise_packed
+from .packed import PACKED_ADVICE, otherwise_packed, readable
 
 _LONGEST = 1000
 _CANDIDATES = 10
@@ -100,7 +100,7 @@ def _complaint(
     if strict:
         if in_file == in_like or sorted(there := aligned(in_file, in_like)) == sorted(in_like):
             return "", ""
-        return _told(_OTHER_STRUCTURE, there, in_like), _remedy(there, in_like, like)
+        return _told(_OTHER_STRUCTURE, *readable(there, in_like)), _remedy(there, in_like, like)
     saved, wanted = leaves_in(in_file), leaves_in(in_like)
     common = [path for path in wanted if path in saved]
     other = [path for path in common if saved[path] != wanted[path]]

@@ -22,6 +22,11 @@ _OTHERS = (
         "has arrays without names, as mx.save, np.save and Equinox write: give load_weights a dict of dotted names and arrays, "
         "such as {'weight': mx.load(file, format='npy')}",
     ),
+    (
+        rb"version https://git-lfs",
+        "is a pointer of Git LFS to a file that was not fetched: git lfs pull, in the repository that was cloned, puts it in "
+        "its place",
+    ),
     (rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:[\xa1-\xbf]|\xd9.)[ -~]", f"is MessagePack, as Flax writes: {_READ}"),
 )
 _FORMATS = ((rb".{8}\{", ".safetensors"), (rb"PK(?:\x03\x04|\x05\x06)", ".npz"), (rb"GGUF", ".gguf"))

@@ -14,6 +14,8 @@ from .description import Fact, enclosing, is_leaf
 def other_meanings(structure: Structure, in_file: Iterable[Fact], in_like: Iterable[Fact]) -> dict[str, str]:
     """Return the modules whose arrays mean something else in a file, and for each the static value that tells so, as paths.
 
+    Where the class tells so, that is the path of the module.
+
     Args:
         structure: That of the tree into which the file is read.
         in_file: The facts about the tree in the file.
@@ -27,7 +29,14 @@ def other_meanings(structure: Structure, in_file: Iterable[Fact], in_like: Itera
         {fact.path: fact.text for fact in facts if fact.aspect == "static" and fact.path in deciding}
         for facts in (in_file, in_like)
     ]
-    return {deciding[path]: path for path in wanted if path in there and there[path] != wanted[path]}
+    both = [path for path in wanted if path in there]
+    kinds, own = [
+        {fact.path: fact.text.rpartition(".")[2] for fact in facts if not fact.aspect and fact.path in deciding.values()}
+        for facts in (in_file, in_like)
+    ]
+    # As a flattened optimizer's state has the step of a plain one's, and its moments under other names.
+    unlike = {deciding[path]: deciding[path] for path in both if kinds.get(deciding[path]) != own.get(deciding[path])}
+    return unlike | {deciding[path]: path for path in both if there[path] != wanted[path]}
 
 
 def without_meaning(facts: Sequence[Fact], foreign: Mapping[str, str]) -> list[Fact]:

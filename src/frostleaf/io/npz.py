@@ -90,7 +90,7 @@ def _read_npy(stream: IO[bytes], name: str, size: int) -> mx.array:
         raise ValueError(f"{name!r:.80} isn't a .npy file")
     dtype = _DTYPES.get(descr) if isinstance(descr, str) else None
     if dtype is None:
-        raise ValueError(f"array {name!r:.80} has the dtype {descr!r:.80}, which MLX doesn't have")
+        raise ValueError(f"array {name!r:.80} has the dtype {descr!r:.80}, which MLX doesn't have{_advice(descr)}")
     expected, given = math.prod(shape) * dtype.size, size - 8 - width - length
     if expected != given:
         described = f"array {name!r:.80} of dtype {descr} and shape {shape}"
@@ -98,6 +98,12 @@ def _read_npy(stream: IO[bytes], name: str, size: int) -> mx.array:
     array = mx.zeros(shape[::-1] if transposed else shape, dtype, stream=mx.cpu)
     _read_into(array, stream, name)
     return array.transpose() if transposed and array.ndim > 1 else array
+
+
+def _advice(descr: Any) -> str:
+    """Return what to do about a dtype that MLX has in the other order of bytes; an empty string for another."""
+    little = f"<{descr[1:]}" if isinstance(descr, str) and descr.startswith(">") else ""
+    return f": write it with array.astype({little!r}), in the order of bytes that MLX reads" if little in _DTYPES else ""
 
 
 def _read_into(array: mx.array, stream: IO[bytes], name: str) -> None:

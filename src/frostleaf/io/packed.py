@@ -46,6 +46,43 @@ def layouts_in(facts: Sequence[Fact]) -> dict[str, Fact]:
     return {fact.path: fact for fact in facts if fact.aspect == "static" and _LAYOUT.match(fact.text)}
 
 
+_STRUCTURE = re.compile(r"structure=\((.*)\), places=", re.DOTALL)
+_EVALUATION = " mode evaluation"
+
+
+def modules_apart(one: Fact, other: Fact) -> tuple[list[str], list[str]] | None:
+    """Return what each of two packed models has of its modules, and the other not; ``None`` if they have other arrays."""
+    if one.text.rpartition("; ")[2] != other.text.rpartition("; ")[2]:
+        return None
+    found = [_STRUCTURE.search(fact.text) for fact in (one, other)]
+    there, wanted = [found[1].split("; ") if found else [] for found in found]
+    return [each for each in there if each not in wanted], [each for each in wanted if each not in there]
+
+
+def modes_in(parts: Sequence[str]) -> list[str]:
+    """Return of what a packed model has of its modules which are in evaluation mode: the outermost of these, by path."""
+    paths = [each.removesuffix(_EVALUATION) for each in parts if each.endswith(_EVALUATION)]
+    return [path for path in paths if not {*enclosing(path)} & {*paths}]
+
+
+def readable(in_file: Sequence[Fact], in_like: Sequence[Fact]) -> tuple[Sequence[Fact], Sequence[Fact]]:
+    """Return the facts, which say of the modules of packed models only what differs."""
+    there, wanted = layouts_in(in_file), layouts_in(in_like)
+    for path in there.keys() & wanted.keys():
+        if there[path] != wanted[path] and (apart := modules_apart(there[path], wanted[path])):
+            in_file, in_like = [
+                [fact._replace(text=_told(parts)) if fact.path == path and fact.aspect == "static" else fact for fact in facts]
+                for facts, parts in zip((in_file, in_like), apart, strict=True)
+            ]
+    return in_file, in_like
+
+
+def _told(parts: Sequence[str]) -> str:
+    modes = modes_in(parts)
+    told = [f"{path or 'the model'} in evaluation mode" for path in modes]
+    return ", ".join([*told, *[each for each in parts if not each.endswith(_EVALUATION)]]) or "the others"
+
+
 def _nearest(facts: Sequence[Fact], layouts: Mapping[str, Fact]) -> Callable[[str], list[tuple[str, str]]]:
     """Return the function that gives, for a name, what is packed in the innermost state or model around it that packs."""
     packing = {fact.path for fact in facts if not fact.aspect and fact.text.startswith(_PACKING)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
-from ..core.words import describe
+from ..core.words import describe, listed, nearest
 from .description import KEYS, TIED, Fact, enclosing, is_container, is_leaf
 
 # What says something of arrays by their names in what it is about.
@@ -31,6 +31,36 @@ def renaming(rename: Rename) -> Callable[[str], str | None]:
         return new
 
     return new_name
+
+
+_UNUSED = (
+    "rename has {names}, and no weight has such a name{near}. A dict renames whole names, and a function may rename a part of "
+    "each"
+)
+_SHOWN = 3
+
+
+def unused_names(rename: Rename | None, names: Set[str]) -> str:
+    """Return what to say of names in a mapping that a file has not; an empty string if there are none.
+
+    One that is to be left out may be in other files, and what has its new name already may have been saved since.
+    """
+    if not isinstance(rename, Mapping):
+        return ""
+    unused = [old for old, new in rename.items() if new is not None and old not in names and new not in names]
+    near = "".join([nearest(str(old), names) for old in unused[:_SHOWN]])
+    return _UNUSED.format(names=listed([f"{old!r:.80}" for old in unused], _SHOWN), near=near) if unused else ""
+
+
+def noting(rename: Rename, asked: set[str]) -> Callable[[str], str | None]:
+    """Return the function that :func:`renaming` does, which notes what it is asked about."""
+    new_name = renaming(rename)
+
+    def noted(name: str) -> str | None:
+        asked.add(name)
+        return new_name(name)
+
+    return noted
 
 
 def new_names(names: Iterable[str], rename: Rename) -> dict[str, str]:

@@ -20,7 +20,7 @@ from ..edits.freezing import parameter_names
 from ..transforms import evaluation
 from ..tree.selecting import Where
 from . import safetensors
-from .advice import of_holder
+from .advice import of_holder, of_packed_part
 from .alignment import are_in_one_order
 from .atomic import atomic_write, require_path
 from .comparing import compared
@@ -47,6 +47,7 @@ from .renaming import Rename
 from .safetensors import CheckpointError, fail, parse_json
 from .scalars import decode_value, encode_value
 from .sharing import COPIES, SHARED, Sharing, find_sharing, read_sharing
+from .unmatched import UnmatchedWeightsWarning
 
 T = TypeVar("T")
 
@@ -220,6 +221,9 @@ def load(
         LookupError: If ``where`` selects nothing; the message suggests the nearest paths.
         ValueError: If ``where`` selects by the name of a tied place, or names are not unique.
 
+    Warns:
+        UnmatchedWeightsWarning: If a mapping ``rename`` has a name for one that the file has not, and not all was found.
+
     >>> import frostleaf as fl, mlx.core as mx, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     fl.save(f"{folder}/a.safetensors", {"weight": mx.array([1.0, 2.0]), "n": 1})
@@ -259,9 +263,7 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
     try:
         select = selection(like, where)
     except LookupError as error:
-        if advice := _holder_in(path, facts, where):
-            raise LookupError(f"{error}{advice}") from None
-        raise
+        raise LookupError(_in_vain(path, facts, where, str(error))) from None
 
     def read_all(opened: Opened) -> Read:
         contents = _read_contents(opened, facts)
@@ -273,6 +275,8 @@ def read(path: str | os.PathLike[str], like: Any, where: Where | None, strict: b
             return Read(_read_arrays(opened, contents, names), contents.values, stored=names)
         parameters = parameter_names(flat.structure)
         report = report_of(contents.header.file, found.in_file, found.selected, found.wanted, where, parameters)
+        if found.unused and report.new:
+            warnings.warn(found.unused, UnmatchedWeightsWarning, stacklevel=level_of_caller())
         return _read_taken(opened, contents, report, found.origins, strict)
 
     return read_opened(path, read_all)
@@ -290,11 +294,15 @@ def _read_taken(opened: Opened, contents: _Contents, report: LoadReport, origins
     return Read(_read_arrays(opened, contents, stored), numbers, places, None if strict else report._replace(left=left), stored)
 
 
-def _holder_in(path: str | os.PathLike[str], like: Sequence[Fact], where: Where | None) -> str:
-    """Return what to write where ``like`` is what is selected in a file, rather than what holds it; else an empty string."""
+def _in_vain(path: str | os.PathLike[str], like: Sequence[Fact], where: Where | None, error: str) -> str:
+    """Return what is said of a selection that selects nothing in ``like``, with what to give where the file has it."""
+    place = where.removesuffix(".**") if isinstance(where, str) else ""
     with suppress(OSError, CheckpointError):
-        return of_holder(read_opened(path, lambda opened: _read_contents(opened, []).facts), like, where)
-    return ""
+        file = read_opened(path, lambda opened: _read_contents(opened, []).facts)
+        if place and (whole := of_packed_part(file, [place])):
+            return f"{where!r} selects nothing in like. {whole}"
+        return error + of_holder(file, like, where)
+    return error
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -17,17 +17,19 @@ from ..tree.walk import at_path, tied_places
 from . import sharded
 from .advice import of_layers, prefixes_of
 from .divided import parts_in
-from .renaming import Rename
+from .renaming import Rename, unused_names
 
 _LINES = 8
+_KINDS = (mx.floating, mx.complexfloating)
 _SUGGESTIONS = 5  # each takes as long as comparing one name with all others
 
 
 class UnmatchedWeightsWarning(UserWarning):
-    """:meth:`Module.load_weights` with ``strict=False`` has loaded nothing, or what is none for its place.
+    """:meth:`Module.load_weights` has loaded nothing, or what is none for its place, or a name in ``rename`` names nothing.
 
-    Nothing is loaded if no weight has the name of a parameter, or there is none. An array is none for its place if the model
-    has another shape there, or integers where it has floating-point numbers, or the reverse.
+    Nothing is loaded, with ``strict=False``, if no weight has the name of a parameter, or there is none. An array is none for
+    its place if the model has another shape there, which ``strict`` refuses, or another kind of numbers: integers, floats or
+    complex ones. Of a mapping ``rename``, where not all was found, :func:`load` and :meth:`Checkpointer.restore` warn as well.
 
     >>> import frostleaf as fl, mlx.core as mx, warnings
     >>> with warnings.catch_warnings(record=True) as caught:
@@ -51,8 +53,10 @@ def warn_of_unmatched(
     current: Mapping[str, mx.array],
     origins: Mapping[str, str],
     rename: Rename | None,
+    strict: bool,
+    named: Set[str],
 ) -> None:
-    """Warn if no weight has the name of a parameter, or what has it is none for its place.
+    """Warn if no weight has the name of a parameter, or what has it is none for its place, or ``rename`` has other names.
 
     Args:
         module: The model.
@@ -60,21 +64,22 @@ def warn_of_unmatched(
         current: The model's parameters by name.
         origins: The names under which the weights were given, where these are others.
         rename: What gave the model's names.
+        strict: Whether all names and shapes are the same.
+        named: The names that ``rename`` can be asked about.
 
     Warns:
         UnmatchedWeightsWarning: In that case.
     """
     matching = [name for name in current if name in weights]
-    unlike = [name for name in matching if _is_unlike(weights[name], current[name])]
-    if current and not weights:
-        message = _NO_WEIGHTS
-    elif current and not matching:
-        message = _unmatched(module, weights.keys(), current.keys(), origins, rename)
-    elif unlike:
-        message = _unlike(module, unlike, weights, current, origins)
+    if current and not matching and (weights or not named):  # else all were left out
+        told = [_unmatched(module, weights.keys(), current.keys(), origins, rename) if weights else _NO_WEIGHTS]
     else:
-        return
-    warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
+        unlike = [name for name in matching if _is_unlike(weights[name], current[name])]
+        told = [_unlike(module, unlike, weights, current, origins, strict)] if unlike else []
+        if len(matching) < len(current) and (unused := unused_names(rename, named)):
+            told.append(unused)
+    for message in told:
+        warnings.warn(message, UnmatchedWeightsWarning, stacklevel=level_of_caller())
 
 
 def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping[str, str], rename: Rename | None) -> str:
@@ -84,26 +89,33 @@ def _unmatched(module: Node, given: Set[str], wanted: Set[str], origins: Mapping
 
 
 _UNLIKE = (
-    "the model has another shape, or integers for floats or the reverse, where strict=False has loaded what has the name, as "
-    "MLX does: {names}.{advice}"
+    "the model has another shape, or another kind of numbers (integers, floats or complex ones), where these were loaded, as "
+    "MLX loads whatever has the name: {names}.{advice}"
 )
-_LEFT_OUT = " For {name!r} to stay as it is, let rename give None for {given!r}, as rename={{{given!r}: None}} does"
+_LEFT_OUT = " For {name!r} to stay as it is, let rename give None for {given!r}, as rename={{{given!r}: None}}{strict} does"
 
 
 def _is_unlike(new: mx.array, old: mx.array | ShapeDtypeStruct) -> bool:
     """Return whether an array is none for the place of another: not if both have one number, or the place has none yet."""
-    if not old.size or new.size == old.size == 1:
+    if (new.shape == old.shape and new.dtype == old.dtype) or not old.size or new.size == old.size == 1:
         return False
-    return new.shape != old.shape or mx.issubdtype(new.dtype, mx.inexact) != mx.issubdtype(old.dtype, mx.inexact)
+    return new.shape != old.shape or any(mx.issubdtype(new.dtype, kind) != mx.issubdtype(old.dtype, kind) for kind in _KINDS)
 
 
 def _unlike(
-    module: Node, names: list[str], weights: Mapping[str, Any], current: Mapping[str, Any], origins: Mapping[str, str]
+    module: Node,
+    names: list[str],
+    weights: Mapping[str, Any],
+    current: Mapping[str, Any],
+    origins: Mapping[str, str],
+    strict: bool,
 ) -> str:
     kinds = [[shape_and_dtype(arrays[name].shape, arrays[name].dtype) for arrays in (weights, current)] for name in names]
     shown = [f"{name!r:.80} {new} for {old}" for name, (new, old) in zip(names, kinds, strict=True)]
     advice = _DIVIDED if parts_in(flat_of(module).structure) else of_layers(weights.keys(), current.keys())
-    advice = advice or _LEFT_OUT.format(name=names[0], given=origins.get(names[0], names[0]))
+    advice = advice or _LEFT_OUT.format(
+        name=names[0], given=origins.get(names[0], names[0]), strict=" with strict=False" * strict
+    )
     return _UNLIKE.format(names=listed(shown, _SUGGESTIONS - 2), advice=advice)
 
 
@@ -179,17 +191,11 @@ def require_matching(
             )
 
 
-_UNUSED = (
-    "rename has {names}, and no weight has such a name. A dict renames whole names, and a function may rename a part of each"
-)
-
-
 def _renaming_advice(given: Set[str], wanted: Set[str], origins: Mapping[str, str], rename: Rename | None) -> str:
     """Return what to say about ``rename`` to one whose weights have other names than the model's."""
     if isinstance(rename, Mapping):
-        # What is left out may well be in other files only.
-        unused = [name for name, new in rename.items() if new is not None and name not in origins.values()]
-        return f"\n{_UNUSED.format(names=listed(map(repr, unused)))}." if unused else ""
+        unused = unused_names(rename, {*origins.values()})
+        return f"\n{unused}." if unused else ""
     if rename is None and (prefix := next(iter(prefixes_of(given, wanted - given)), "")):
         is_whole = all(prefix + name in given for name in wanted)
         others = (

@@ -37,8 +37,10 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     given = _read(file_or_weights)
     weights, origins = _rename(given, rename)
     current = _named_parameters(module)
-    if missing := current.keys() - weights.keys():
-        weights = _with_tied(weights, given, origins, current, followed(_ties_in(file_or_weights), missing, rename))
+    missing = current.keys() - weights.keys()
+    ties = _ties_in(file_or_weights) if missing else {}
+    if missing:
+        weights = _with_tied(weights, given, origins, current, followed(ties, missing, rename))
     weights = _without_tied(module, weights, current) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
     for name, value in new.items():
@@ -47,8 +49,7 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     if strict:
         require_matching(module, weights, current, origins, rename, file_or_weights)
         require_no_shapes(module, current)
-    elif weights or not given:  # else all were left out
-        warn_of_unmatched(module, weights, current, origins, rename)
+    warn_of_unmatched(module, weights, current, origins, rename, strict, given.keys() | ties.keys())
 
     flat = flat_of(module)
     named = zip(flat.structure.leaf_names(), flat.leaves, flat.structure.remember(persistent), strict=True)

@@ -12,12 +12,14 @@ from mlx.nn.layers.base import Module as MLXModule
 from ..core.arguments import require_callable
 from ..core.definition import Node
 from ..core.dropped import returns_copy
+from ..core.instance import metadata_of
 from ..core.leaves import require_seen
 from ..core.levels import one_level
 from ..core.registration import NAMESPACE
 from ..core.shapes import ShapeDtypeStruct
 from ..core.structure import flat_of
 from ..core.words import Path, class_name, describe, keystr, listed
+from ..edits.modes import train
 from ..transforms.eval_shape import eval_shape
 from ..tree.selecting import warn_if_asked_in_vain
 from ..tree.walk import Descend, rewrite
@@ -39,7 +41,7 @@ def quantize(
 
     A layer is a module that holds no other. Its method ``to_quantized`` quantizes it; :class:`frostleaf.nn.Linear` and
     :class:`frostleaf.nn.Embedding` have one. A layer that the model holds at several places is quantized once and is one object
-    there again; a model may itself be such a layer. Frozen biases stay frozen, and evaluation mode stays on.
+    there again; a model may itself be such a layer. Frozen biases stay frozen, and each layer keeps its mode.
 
     Nothing is computed yet. ``fl.eval(small, at_once=0)`` computes it layer by layer; if the first model is not referenced any
     more, that frees each weight as soon as it is quantized.
@@ -133,10 +135,11 @@ def _given(answer: Any, options: dict[str, Any], name: str, layer: Any) -> dict[
 def _quantized(layer: Any, given: dict[str, Any], name: str) -> Any:
     shapes_only = any(isinstance(leaf, ShapeDtypeStruct) for leaf in flat_of(layer).leaves)
     try:
-        return eval_shape(type(layer).to_quantized, layer, **given) if shapes_only else layer.to_quantized(**given)
+        made = eval_shape(type(layer).to_quantized, layer, **given) if shapes_only else layer.to_quantized(**given)
     except (ValueError, NotImplementedError) as error:
         kind = ValueError if isinstance(error, ValueError) else NotImplementedError
         reason = str(error).rstrip(".")
         raise kind(
             f"can't quantize {name}: {reason}. Give a class_predicate that returns False for it, or other options"
         ) from error
+    return train(made, metadata_of(layer).training)

@@ -88,6 +88,8 @@ def accumulate(opt: Optimizer, n: int) -> Accumulate:
     Gradients may be averaged over ranks outside or inside, ``accumulate(chain(average_gradients, opt), n)``: the steps are the
     same up to rounding, and each update exchanges. Inside, the sum in the state is each rank's own: keep that of a whole step.
 
+    To go on from a state of ``opt`` alone, write ``accumulate(opt, n).init(model).replace(inner=state)``.
+
     Args:
         opt: Any optimizer.
         n: The number of updates in a step.

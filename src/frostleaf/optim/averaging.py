@@ -85,6 +85,8 @@ def ema(opt: Optimizer, decay: float) -> EMA:
     ``averaged`` is the same. Polyak and
     Juditsky, `Acceleration of stochastic approximation by averaging <https://doi.org/10.1137/0330046>`_, 1992, for the idea.
 
+    To go on from a state of ``opt`` alone, write ``ema(opt, decay).init(model).replace(inner=state)``.
+
     Args:
         opt: Any optimizer.
         decay: :math:`\beta`, from 0 to 1, such as ``0.999``.

@@ -114,6 +114,7 @@ def flatten(opt: Rule, *, max_size: int = 4096, elementwise: bool | None = None)
 
     They are laid end to end, one vector for each dtype, in its state and while it updates. For many small arrays a step then
     hands over fewer arrays and starts fewer kernels. A model that stays packed between steps, see :func:`pack`, saves the most.
+    A state of ``opt`` and one of this can't become each other: a run goes on with the one that it began with.
 
     Args:
         opt: An optimizer whose rule updates every number by itself: SGD, RMSprop, Adagrad, AdaDelta, Adam, AdamW, Adamax, Lion.

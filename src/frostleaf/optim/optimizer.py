@@ -22,6 +22,7 @@ from ..display.text import text
 from ..edits.freezing import unfrozen
 from ..module import Module
 from .agreeing import Given, agreed_update, settling
+from .crossing import advice_on_state
 from .last import Last
 from .parameters import Parameters, parameters_of, telling, with_gradients, with_parameters
 
@@ -392,7 +393,8 @@ class Optimizer(Node):
     def _require_state(self, state: Any, method: str) -> None:
         """Raise a ``TypeError`` unless this is a state of such an optimizer, for any model."""
         if type(state) is not self.__state__:
-            raise TypeError(NOT_A_STATE.format(optimizer=type(self).__name__, method=method, given=describe(state)))
+            given = describe(state) + (advice_on_state(self, state) if method == "adapt" else "")
+            raise TypeError(NOT_A_STATE.format(optimizer=type(self).__name__, method=method, given=given))
 
     @classmethod
     def _instead_of_setting(cls, name: str) -> str:

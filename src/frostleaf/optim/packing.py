@@ -42,6 +42,11 @@ class _Layout:
         return [shape for each, shape in zip(self.places, self.shapes, strict=True) if each == place]
 
 
+def _require_layout(packed: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, _Layout):
+        raise TypeError(f"the layout says where each array is, and was given as {describe(value)}: write fl.optim.pack(model)")
+
+
 KEEPS_MODE = "packed modules keep the mode in which they were packed: write packed.unpack().eval(), not packed.eval()"
 
 
@@ -73,7 +78,7 @@ class Packed(Module, Generic[T]):
     vectors: Mapping[str, mx.array]
     large: tuple[mx.array, ...]
     rest: tuple[mx.array, ...] = buffer(cast=True)  # frozen parameters among them
-    layout: _Layout = static()
+    layout: _Layout = static(validator=_require_layout)
 
     __frostleaf_unseen__ = "whose arrays are laid end to end: write packed.unpack() first"
     __call__ = _of_the_model("a call")

@@ -22,6 +22,7 @@ from ..transforms.jit.passing import graph_of
 from ..transforms.jit.standing import given_for
 from .adapting import old_or_fresh
 from .contents import Contents, Known, Slots, renewed, slots_of, static_in, take_apart
+from .crossing import advice_on_rule
 from .optimizer import NOT_A_STATE, Optimizer, State
 from .parameters import Parameters
 
@@ -323,6 +324,7 @@ def require_rule_of(state: OptimizerState, opt: Rule, name: str, method: str) ->
     rule = static_in(state, "rule")
     if rule != opt.rule.__name__:
         given = f"the state of {rule}, where the rule is {opt.rule.__name__}"
+        given += advice_on_rule(rule, opt.rule.__name__) if method == "adapt" else ""
         raise TypeError(NOT_A_STATE.format(optimizer=name, method=method, given=given))
 
 
