@@ -76,7 +76,7 @@ def compared(
     else:
         in_file, selected = without_meaning(in_file, foreign), without_meaning(selected, foreign)
     reason, remedy = complaint(selected, wanted, strict, file, like, origins, foreign)
-    unused = unused_names(rename, asked | tied_names(stored).keys())
+    unused = "" if rename is None else unused_names(rename, asked | tied_names(stored).keys())
     if reason:
         advice = of_maker(structure.static_values(), file)
         reason += f"\n{unused}" if unused else ""
