@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn
 import pytest
 
 import frostleaf as fl
@@ -72,3 +73,21 @@ def test_gradients_of_what_is_frozen_have_no_place_to_be_lost() -> None:
 def test_gradients_of_a_model_that_is_tied_the_other_way_are_the_same() -> None:
     after = step(SGD, TIED, fl.grad(loss)(TIED.untie().tie({"layers.0.weight": "layers.1.weight"})))
     assert mx.allclose(after.layers[1].weight, step(SGD, TIED, fl.grad(loss)(TIED)).layers[0].weight)
+
+
+class Theirs(mlx.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.head = mlx.nn.Embedding(5, 2), mlx.nn.Linear(2, 5, bias=False)
+
+    def __call__(self, words: mx.array) -> mx.array:
+        return self.head(self.emb(words))
+
+
+def test_so_are_those_of_a_wrapped_model() -> None:
+    plain = fl.from_mlx(Theirs())
+    tied = plain.tie({"head.weight": "emb.weight"})
+    for model, other in ((plain, tied), (tied, plain)):
+        with pytest.raises(ValueError, match=r"head\.weight is tied to emb\.weight in"):
+            step(SGD, model, fl.grad(loss)(other))
+        step(SGD, model, fl.grad(loss)(model))
