@@ -451,7 +451,7 @@ class Module(Keyed, Node, ShownTree):
                 doesn't know, into float16.
             strict: Whether names, types and shapes must be exactly those of the model's parameters. Otherwise other names are
                 ignored, and shapes, as by MLX. ``mx.load(file).keys() ^ {*fl.tree.paths(model)}`` are the names of one alone.
-                Default: ``True``.
+                What has the name of a tied place is for its source, unless that has something else. Default: ``True``.
             rename: A function from a name in the file to the model's name, or a mapping, which may leave out names that stay.
                 ``None`` for a name leaves its array out. Default: the names are the same.
 

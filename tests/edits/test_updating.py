@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+import mlx
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.utils
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from twins import MODELS, Bag, Block, Linear, Norm, Nothing, Stack, Twin, linear, outcome, same, subject, twin
@@ -463,3 +466,68 @@ def test_the_advice_of_load_weights_works_for_the_parameters_of_mlx() -> None:
     with pytest.raises(TypeError, match="For nested dicts of arrays, such as parameters\\(\\) returns, there is update"):
         target.load_weights(source.parameters())
     assert fl.tree.equal(target.update(source.parameters()), fl.from_mlx(source))
+
+
+class Held(fl.Module):
+    emb: Any
+    head: Any
+    more: Any
+
+
+def held() -> Held:
+    model = Held(fl.nn.Embedding(3, 2), fl.nn.Linear(2, 3, bias=False), {"a": mx.zeros((3, 2)), "b": (mx.zeros((3, 2)),)})
+    return model.tie(dict.fromkeys(("head.weight", "more.a", "more.b.0"), "emb.weight"))
+
+
+@pytest.mark.parametrize("new", [{"head": {"weight": NEW}}, {"more": {"a": NEW}}, {"more": {"b": [NEW]}}], ids=["0", "1", "2"])
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_tied_place_says_where_to_update(new: Any, outer: bool) -> None:
+    model: Any = fl.nn.Sequential(held()) if outer else held()
+    place = "layers.0.emb.weight" if outer else "emb.weight"
+    with pytest.raises(ValueError, match=rf"It is tied to '{place}': update that, and both places have it\.$"):
+        model.update({"layers": [new]} if outer else new)
+    array = mx.ones((3, 2))
+    after = model.update(mlx.utils.tree_unflatten([(place, array)]))
+    inner = after.layers[0] if outer else after
+    assert inner.head.weight is inner.more["a"] is inner.more["b"][0] is array
+
+
+LOAD, NESTED = r"model\.load_weights\(\{.*?\}, strict=False\)", r"mlx\.utils\.tree_unflatten\(\[.*?\]\)"
+
+
+def code_in(error: Any, pattern: str, **names: Any) -> Any:
+    found = re.search(pattern, str(error.value))
+    assert found is not None, error.value
+    return eval(found[0].replace("...", "value"), {"mlx": mlx, **names})
+
+
+@pytest.mark.parametrize("name", ["layers.1.weight", "layers.0.weight"])
+def test_the_name_of_an_array_with_dots_says_what_takes_it(name: str) -> None:
+    model = fl.nn.Sequential(fl.nn.Embedding(3, 2), fl.nn.Linear(2, 3, bias=False)).tie({"layers.0.weight": "layers.1.weight"})
+    value = mx.ones((3, 2))
+    with pytest.raises(ValueError, match=f'named "{name}"') as raised:
+        model.update({name: value})
+    assert ("It is tied to 'layers.1.weight'" in str(raised.value)) == (name == "layers.0.weight")
+    assert code_in(raised, LOAD, model=model, value=value).layers[0].weight is value
+    assert model.update(code_in(raised, NESTED, value=value)).layers[0].weight is value
+    with pytest.raises(ValueError, match="tree_unflatten") as raised:
+        fl.nn.Sequential(model).update({"layers": [{name: value}]})
+    nested = code_in(raised, NESTED, value=value)
+    assert fl.nn.Sequential(model).update(nested).layers[0].layers[0].weight is value
+
+
+def test_the_name_of_a_module_with_dots_says_what_takes_it() -> None:
+    model, new = fl.nn.Sequential(fl.nn.Embedding(3, 2), fl.nn.Linear(2, 3)), fl.nn.Linear(2, 4)
+    for update, value in ((model.update_modules, new), (model.update, {"weight": new.weight})):
+        with pytest.raises(ValueError, match=r'named "layers\.1"') as raised:
+            update({"layers.1": value})
+        assert "load_weights" not in str(raised.value)
+        assert update(code_in(raised, NESTED, value=value)).layers[1].weight is new.weight
+
+
+@pytest.mark.parametrize("new", [{"hed.weight": NEW}, {"a.b": NEW}, {"hed": NEW}], ids=["0", "1", "2"])
+def test_a_name_that_leads_nowhere_gets_no_such_advice(new: Any) -> None:
+    with pytest.raises(ValueError, match="Module does not have parameter named") as raised:
+        held().update(new)
+    assert "tree_unflatten" not in str(raised.value)
+    assert "tied" not in str(raised.value)

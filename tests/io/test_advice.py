@@ -175,6 +175,47 @@ def test_adapters_alone() -> None:
 TIES = {"head.weight": "words.weight"}
 
 
+@pytest.mark.parametrize("inside", [lambda tree: tree, lambda tree: {"x": tree}, lambda tree: [0, (1, tree)]])
+@pytest.mark.parametrize("where", [None, "**"])
+def test_ties_the_other_way_round(inside: Any, where: Any, tmp_path: Path) -> None:
+    tied, like = words().tie(TIES), words().tie({"words.weight": "head.weight"})
+    message = refused(tmp_path, inside(tied), inside(like), where=where)
+    code = message.partition("strict=True takes like with those of the file, as in ")[2]
+    mended = eval(code, {"like": inside(like)})
+    assert fl.tree.structure(mended) == fl.tree.structure(tied)
+    assert fl.tree.equal(fl.load(tmp_path / "run", inside(mended), where=where), inside(tied))
+    loaded = fl.load(tmp_path / "run", inside(like), where=where, strict=False)[0]
+    assert fl.tree.structure(loaded) == fl.tree.structure(inside(like))
+    assert [leaf.tolist() for leaf in fl.tree.leaves(loaded)][:1] == [leaf.tolist() for leaf in fl.tree.leaves(inside(tied))][
+        :1
+    ]
+
+
+def test_three_places_that_are_tied_to_another_of_them(tmp_path: Path) -> None:
+    tree = fl.nn.Sequential(*[fl.nn.Linear(2, 2, bias=False) for _ in range(4)])
+
+    def tied(first: int, *others: int) -> fl.nn.Sequential:
+        return tree.tie({f"layers.{number}.weight": f"layers.{first}.weight" for number in others})
+
+    for model, like in itertools.permutations([tied(0, 1, 2), tied(1, 0, 2), tied(2, 1, 0), tied(2, 0), tied(0, 1), tree], 2):
+        given, message = like, "."
+        for _ in range(3):
+            fl.save(tmp_path / "run", model)
+            try:
+                loaded = fl.load(tmp_path / "run", given)
+            except fl.OtherStructureError as error:
+                message = str(error)
+            else:
+                assert fl.tree.equal(loaded, model)
+                break
+            if "like has ties that the file has not: load into the model without them" in message:
+                given = given.untie()
+            else:
+                given = eval(re.search(r"as in (like\..*)$", message)[1], {"like": given})  # type: ignore[index]
+        else:
+            pytest.fail(message)
+
+
 def test_ties_of_one_alone(tmp_path: Path) -> None:
     like = words()
     tied = like.tie(TIES)

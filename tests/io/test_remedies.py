@@ -71,7 +71,7 @@ AROUND: dict[str, Callable[[Any], Any]] = {
 }
 
 CODE = {
-    "put": r"as in (like\S*?\.(?:at|tie)\(.*)$|For the mode of the file give (.*?) there|packed.*: give like (.*?) there",
+    "put": r"as in (like\S*?\.(?:at|tie|untie)\(.*)$|For the mode of the file give (.*?) there|packed.*: give like (.*?) there",
     "around": r"give (.*) for like(?:, where=.*)?, and take \S* of what is loaded",
     "inside": r"give for like what is at ('.*?') in it",
     "where": r"leave it out by where=(.*)$",
@@ -233,7 +233,10 @@ def follow_weights(model: Any, given: Any, options: dict[str, Any], used: set[st
 @pytest.mark.parametrize("strict", [True, False])
 def test_what_is_said_of_weights_works(strict: bool, tmp_path: Path) -> None:
     used: set[str] = set()
-    names = ("plain", "tied", "adapted", "tied and adapted", "quantized", "quantized and adapted", "deeper", "no head")
+    names = (
+        *("plain", "tied", "tied the other way", "adapted", "tied and adapted"),
+        *("quantized", "quantized and adapted", "deeper", "no head"),
+    )
     for one in names:
         named = dict(zip(fl.tree.paths(MODELS[one]), fl.tree.leaves(MODELS[one]), strict=True))
         below = {f"model.{name}": array for name, array in named.items()}

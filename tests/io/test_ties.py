@@ -258,6 +258,59 @@ def test_load_weights_of_a_part_of_the_tree(strict: bool, tmp_path: Path) -> Non
         like.load_weights(file, rename=lambda name: None if "head" in name else below(name))
 
 
+OTHER_WAY = {WORDS: HEAD}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("ending", [".safetensors", ".npz", "/"])
+def test_weights_of_a_model_that_is_tied_the_other_way_round(ending: str, strict: bool, tmp_path: Path) -> None:
+    model, like = tied(1), words(2).tie(OTHER_WAY)
+    file = f"{tmp_path}/a{ending}"
+    for one, other in ((model, like), (words(1).tie(OTHER_WAY), tied(2))):
+        one.save_weights(file)
+        loaded = other.load_weights(file, strict)
+        assert loaded.head.weight is loaded.words.weight
+        assert fl.tree.equal(loaded.words.weight, one.words.weight)
+        assert fl.tree.structure(loaded) == fl.tree.structure(other)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_under_the_names_of_several_tied_places(strict: bool) -> None:
+    like = Twice({"a": mx.zeros(2), "b": mx.zeros(2)}, {"c": mx.zeros(2)}).tie({"one.b": "one.a", "two.c": "one.a"})
+    for given in ({"one.b": mx.ones(2)}, {"two.c": mx.ones(2)}, {"one.b": mx.ones(2), "two.c": mx.ones(2)}):
+        assert like.load_weights(given, strict).one["a"].tolist() == [1, 1]
+    unlike = {"one.b": mx.ones(2), "two.c": mx.zeros(2)}
+    if strict:
+        with pytest.raises(ValueError, match=r"two.c, which is tied to 'one.a', whose array is used: rename=\{'two.c': None\}"):
+            like.load_weights(unlike)
+    assert like.load_weights(unlike, strict, rename={"two.c": None}).one["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_under_both_names_of_what_is_tied(strict: bool, tmp_path: Path) -> None:
+    model = tied(1)
+    arrays = {WORDS: model.words.weight, HEAD: mx.array(model.words.weight), "norm": model.norm}
+    mx.save_safetensors(f"{tmp_path}/a.safetensors", arrays)
+    for like in (tied(2), words(2).tie(OTHER_WAY)):
+        assert fl.tree.equal(like.load_weights(f"{tmp_path}/a.safetensors", strict).words, tied(1).words)
+
+
+def test_a_tied_place_of_another_shape_is_told_as_its_source_is() -> None:
+    like = words(2).tie(OTHER_WAY)
+    given = {WORDS: mx.zeros((7, 3)), "norm": like.norm}
+    with pytest.raises(ValueError, match=r"Expected shape \(5, 3\) but received shape \(7, 3\) for parameter head.weight"):
+        like.load_weights(given)
+    with pytest.warns(fl.UnmatchedWeightsWarning, match=r"For 'head.weight' to stay.*rename=\{'words.weight': None\}"):
+        assert like.load_weights(given, strict=False).head.weight is given[WORDS]
+    assert like.load_weights(given, strict=False, rename={WORDS: None}).head.weight is like.head.weight
+
+
+def test_a_source_that_is_left_out_stays_as_it_is() -> None:
+    like, given = tied(2), {WORDS: mx.ones((5, 3)), HEAD: mx.ones((5, 3)), "norm": mx.zeros(2)}
+    assert like.load_weights(given, strict=False, rename={WORDS: None}).head.weight is like.head.weight
+    assert like.load_weights(given, strict=False, rename={WORDS: HEAD, HEAD: None}).head.weight is given[WORDS]
+
+
 @pytest.mark.parametrize("rename", [None, {}, lambda name: name.removeprefix("m.")])
 def test_what_leaves_out_a_tied_name_goes_with_the_renaming(rename: Any) -> None:
     start = "m." if callable(rename) else ""

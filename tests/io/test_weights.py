@@ -531,16 +531,21 @@ class Tied(fl.Module):
 
 def test_a_name_that_is_tied_says_to_what_and_how_to_leave_it_out() -> None:
     tied = Tied(fl.nn.Embedding(3, 2), fl.nn.Linear(2, 3, bias=False)).tie({"head.weight": "emb.weight"})
-    weights = {"emb.weight": mx.ones((3, 2)), "head.weight": mx.ones((3, 2))}
+    weights = {"emb.weight": mx.ones((3, 2)), "head.weight": mx.zeros((3, 2))}
     said = "head.weight, which is tied to 'emb.weight', whose array is used: rename={{{!r}: None}} leaves it out"
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         tied.load_weights(weights)
     assert str(raised.value) == f"Received 1 parameters not in model: \n{said.format('head.weight')}."
-    renamed = {"emb.weight": weights["emb.weight"], "out": mx.ones((3, 2))}
+    renamed = {"emb.weight": weights["emb.weight"], "out": mx.zeros((3, 2))}
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         tied.load_weights(renamed, rename={"out": "head.weight"})
     assert said.format("out") in str(raised.value)
     assert tied.load_weights(weights, rename={"head.weight": None}).head.weight is weights["emb.weight"]
+    both = {"in": weights["emb.weight"], "out": mx.zeros((3, 2))}
+    with pytest.raises(ValueError, match="leaves it out") as raised:
+        tied.load_weights(both, rename={"in": "emb.weight", "out": "head.weight"})
+    code = str(raised.value).partition("whose array is used: rename=")[2].removesuffix(" leaves it out.")
+    assert tied.load_weights(both, rename=eval(code)).head.weight is both["in"]
 
 
 @pytest.mark.parametrize("strict", [True, False])

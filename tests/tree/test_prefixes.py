@@ -112,3 +112,78 @@ def test_gradients_of_mlx_go_with_our_parameters():
     stepped = fl.tree.map(lambda array, gradient: array - gradient, ours.parameters(), gradients)
     expected = mlx.utils.tree_map(lambda array, gradient: array - gradient, model.parameters(), gradients)
     assert fl.tree.equal(ours.update(stepped), ours.update(expected))
+
+
+def word_model() -> fl.nn.Sequential:
+    return fl.nn.Sequential(fl.nn.Embedding(5, 2), fl.nn.Linear(2, 5, bias=False))
+
+
+TIES = {"layers.1.weight": "layers.0.weight"}
+PLAIN = word_model()
+TIED = PLAIN.tie(TIES)
+REVERSED = PLAIN.tie({"layers.0.weight": "layers.1.weight"})
+AROUND_TIES = {"": lambda model: model, "m.0.": lambda model: {"m": [model, None]}}
+ALIGNED = {
+    "map": lambda tree, other: fl.tree.map(lambda one, two: one + two, tree, other),
+    "map_with_path": lambda tree, other: fl.tree.map_with_path(lambda path, one, two: one + two, tree, other),
+    "apply_updates": fl.optim.apply_updates,
+    "jvp": lambda tree, other: fl.jvp(lambda tree: sum(leaf.sum() for leaf in fl.tree.leaves(tree)), [tree], [other]),
+    "vmap": lambda tree, other: fl.vmap(lambda tree: 0, in_axes=(fl.tree.map(lambda _: 0, other),))(tree),
+}
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+@pytest.mark.parametrize("place", AROUND_TIES)
+@pytest.mark.parametrize("tied_first", [True, False])
+def test_a_value_for_one_of_two_places_that_are_tied_in_one_tree_alone_is_an_error(name, place, tied_first):
+    around, call = AROUND_TIES[place], ALIGNED[name]
+    one, other = map(around, (TIED, PLAIN) if tied_first else (PLAIN, TIED))
+    if name == "vmap" and tied_first:
+        call(one, other)  # both places have the same number
+        return
+    with pytest.raises(ValueError, match="has other ties than the tree it goes with") as raised:
+        call(one, other)
+    message = str(raised.value)
+    path = f"0.{place}" * (name == "vmap") or place  # which begins with the number of the argument
+    assert f"{path}layers.1.weight is tied to {path}layers.0.weight in " in message
+    assert ("in the tree alone" in message) == tied_first
+    tie, untie = re.search(r"(\.tie\(.*?\)), or in neither, (\.untie\(.*?\)):", message).groups()
+    for remedy, model in ((tie, PLAIN), (untie, TIED)):
+        mended = eval(f"model{remedy}", {"model": model})
+        call(*map(around, (TIED, mended) if model is PLAIN else (PLAIN, mended)))
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_a_tree_that_is_tied_the_other_way_has_the_same_values(name):
+    call = ALIGNED[name]
+    call(TIED, REVERSED)
+    if name == "map":
+        assert fl.tree.equal(call(TIED, REVERSED), fl.tree.map(lambda leaf: 2 * leaf, TIED).at("layers.0.weight").set(
+            TIED.layers[0].weight + REVERSED.layers[1].weight))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        TIED.freeze(),
+        TIED.eval(),
+        fl.grad(lambda model: model(mx.array([1])).sum())(TIED),
+        fl.tree.map(lambda _: None, PLAIN),
+        fl.tree.map(lambda _: None, TIED),
+        PLAIN.replace(layers=(PLAIN.layers[0], PLAIN.layers[1].replace(weight=PLAIN.layers[0].weight))),
+        REVERSED.replace(layers=(REVERSED.layers[0], REVERSED.layers[1])),
+    ],
+    ids=["frozen", "evaluated", "gradients", "none", "none of the tied", "one array at both", "reversed"],
+)
+def test_trees_that_lose_nothing_by_their_ties_go_together(other):
+    found = fl.tree.map(lambda one, two: two, TIED, other)
+    assert fl.tree.leaves(found) == fl.tree.leaves(other)[:1] or all(
+        one is two for one, two in zip(fl.tree.leaves(found), fl.tree.leaves(other), strict=False)
+    )
+
+
+def test_a_module_around_says_where_to_tie():
+    inner = [fl.nn.Sequential(each) for each in (TIED, PLAIN)]
+    with pytest.raises(ValueError, match=re.escape("layers.0.layers.1.weight is tied to layers.0.layers.0.weight")) as raised:
+        fl.tree.map(max, *inner)
+    assert "Tie the same in both at 'layers.0', .tie({'layers.1.weight'" in str(raised.value)

@@ -20,7 +20,7 @@ from ..core.structure import Structure, flat_of
 from ..core.words import Path, describe, keystr, nearest
 from ..tree.comparison import equal
 from ..tree.selecting import warn_if_asked_in_vain
-from ..tree.walk import rewrite, tied_leaves
+from ..tree.walk import rewrite, tied_leaves, tied_places
 from .views import Filter, filter_and_map, is_content, node_children, parameters
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def update(module: N, parameters: Any, strict: bool) -> N:
     parameters = _as_parameters(parameters)
     if strict and flat_of(module).structure.remember(has_ties):
         parameters = _without_tied(parameters, tied_leaves(module, of_mlx=True))
-    new = dict(_replacements(module, parameters, strict, new_leaf, "parameter"))
+    new = dict(_replacements(module, parameters, strict, new_leaf, "parameter", lambda path: _advice(module, path)))
     return with_values(module, new)  # type: ignore[no-any-return]
 
 
@@ -130,7 +130,7 @@ def update_modules(module: N, modules: Any, strict: bool) -> N:
             raise ValueError(_INVALID.format(kind=type(new).__name__, path=keystr(path)))
         return _DESCEND
 
-    new = dict(_replacements(module, modules, strict, new_leaf, _MODULE))
+    new = dict(_replacements(module, modules, strict, new_leaf, _MODULE, lambda path: _advice(module, path)))
     return with_values(module, new)  # type: ignore[no-any-return]
 
 
@@ -162,6 +162,21 @@ def _may_stand_for_module(value: Any) -> bool:
     return is_content(value) or (callable(value) and not isinstance(value, type))
 
 
+_AT_SOURCE = " It is tied to {source!r}: update that, and both places have it."
+_DOTTED = " Names with dots are for load_weights: model.load_weights({{{name!r}: ...}}, strict=False)."
+_NESTED = " Dicts are nested here, as mlx.utils.tree_unflatten([({name!r}, ...)]) returns them."
+
+
+def _advice(module: Node, path: Path) -> str:
+    """Return what to say of a path where a module has nothing of its own: to what it is tied, and how to give dotted names."""
+    name, sources = keystr(path), tied_places(module)
+    told = _AT_SOURCE.format(source=sources[name]) if name in sources else ""
+    name, names = sources.get(name, name), flat_of(module).structure.leaf_names()
+    if path and "." in str(path[-1]) and any(f"{each}.".startswith(f"{name}.") for each in names):
+        told += f"{_DOTTED if name in names else ''}{_NESTED}".format(name=name)
+    return told
+
+
 _DESCEND: Any = object()
 _MODULE = "sub-module"
 
@@ -180,11 +195,18 @@ def _children_for(new: Mapping[Any, Any], target: Any, what: str) -> Mapping[Any
 
 
 def _replacements(
-    target: Any, new: Any, strict: bool, new_leaf: Callable[[Any, Any, Path], Any], what: str, path: Path = ()
+    target: Any,
+    new: Any,
+    strict: bool,
+    new_leaf: Callable[[Any, Any, Path], Any],
+    what: str,
+    advice: Callable[[Path], str],
+    path: Path = (),
 ) -> Iterator[tuple[Path, Any]]:
     """Yield the path of everything in ``target`` that ``new`` names, and what ``new_leaf`` makes of it.
 
-    If strict, names that ``target`` doesn't have and values that can't be there are errors, in MLX's words.
+    If strict, names that ``target`` doesn't have and values that can't be there are errors, in MLX's words and with what
+    ``advice`` says of the path.
     """
     at = f" in {keystr(path)}" if path else ""
     if isinstance(new, Node) or (isinstance(new, MLXModule) and what != _MODULE):
@@ -199,8 +221,8 @@ def _replacements(
         children: Any = _children_for(new, target, what)
         for name in new:
             if strict and name not in children:
-                near = nearest(str(name), map(str, children))
-                raise ValueError(f'Module does not have {what} named "{name}"{at}{near}.')
+                near, told = nearest(str(name), map(str, children)), advice((*path, name))
+                raise ValueError(f'Module does not have {what} named "{name}"{at}{near}.{told}')
         pairs = [(name, value) for name, value in new.items() if name in children]
     elif isinstance(new, list | tuple) and isinstance(target, tuple | list):
         children = target
@@ -208,13 +230,13 @@ def _replacements(
             raise ValueError(f"List index {len(target)} is out of bounds for destination of length {len(target)}{at}.")
         pairs = list(enumerate(new))[: len(target)]
     elif strict:
-        raise ValueError(f"Received invalid type: {type(new).__name__}{at}.")
+        raise ValueError(f"Received invalid type: {type(new).__name__}{at}.{advice(path)}")
     else:
         return
     for name, value in pairs:
         below = (*path, name)
         replacement = new_leaf(children[name], value, below)
         if replacement is _DESCEND:
-            yield from _replacements(children[name], value, strict, new_leaf, what, below)
+            yield from _replacements(children[name], value, strict, new_leaf, what, advice, below)
         else:
             yield below, replacement

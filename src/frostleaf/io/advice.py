@@ -76,6 +76,10 @@ _ONE_MODULE = (
     "\n{target!r} is the same module as {source!r} in the file: make like from a model of MLX that has one at both places, or "
     "read with strict=False, which reads it for both"
 )
+_TURNED = (
+    "\nlike is tied the other way round than the file: strict=False keeps the ties of like, and strict=True takes like with "
+    "those of the file, as in {advice}"
+)
 _TIED_IN_LIKE = "\nlike has ties that the file has not: load into the model without them, and tie what is loaded"
 _BELOW = "\nThe file has them below {places}: give {like} for like{where}, and take {taken} of what is loaded"
 _ABOVE = "\nThe file has them without {place!r}: give for like what is at {place!r} in it{where}"
@@ -198,28 +202,57 @@ def _of_ties(file: Sequence[Fact], like: Sequence[Fact], selected: Set[str]) -> 
     there, here = [
         {target: source for target, source in ties_in(facts).items() if target in selected} for facts in (file, like)
     ]
-    kinds = {fact.path: shape_in(fact) for fact in like if not fact.aspect}
+    kinds = {fact.path: shape_in(fact) for fact in like if not fact.aspect and fact.text != NONE}
     # Only what is of one shape, or of one class, can be one.
-    missing = [(target, source) for target, source in there.items() if here.get(target) != source and target in kinds]
+    missing = [(target, source) for target, source in there.items() if not _is_one(target, source, here) and target in kinds]
     missing = [(target, source) for target, source in missing if kinds[target] == kinds.get(source)]
     arrays = {fact.path for fact in like if array_kind(fact) is not None}
     pairs = [pair for pair in missing if pair[0] in arrays]
-    containers = containers_in(like)
-    ties: dict[str, dict[str, str]] = {}  # by the module that is to have them
-    for target, source in pairs:
-        where, name = place_in(target, containers)
-        above = target.removesuffix(name)
-        if source.startswith(above):
-            ties.setdefault(where, {})[name] = source.removeprefix(above)
     if pairs:
-        calls = [f"{where}.tie({_shown(names)})" for where, names in ties.items()]
+        targets = {target for target, _ in pairs}
+        calls = _calls([tie for tie in here.items() if tie[1] in targets], pairs, like)
         return _TIED_IN_FILE.format(
             advice=f"as in {listed(calls)}" if calls else f"of which all are in one module: {_shown(dict(pairs))}"
         )
     if missing:
         return _ONE_MODULE.format(target=missing[0][0], source=missing[0][1])
+    if calls := _turned(there, here, arrays | {fact.path for fact in file if array_kind(fact) is not None}, like):
+        return _TURNED.format(advice=listed(calls))
     untied = {fact.path for fact in file if not fact.aspect and fact.text != NONE} | there.keys()
     return _TIED_IN_LIKE if any(there.get(target) != source and target in untied for target, source in here.items()) else ""
+
+
+def _is_one(place: str, other: str, ties: Mapping[str, str]) -> bool:
+    """Return whether two places are tied, whichever is the source."""
+    return ties.get(place, place) == ties.get(other, other)
+
+
+def _turned(there: Mapping[str, str], here: Mapping[str, str], arrays: Set[str], like: Sequence[Fact]) -> list[str]:
+    """Return how to give ``like`` the ties of the file, if they differ in nothing but which of the places is the source."""
+    untied, tied = [
+        [(target, source) for target, source in ties.items() if others.get(target) != source]
+        for ties, others in ((here, there), (there, here))
+    ]
+    is_alike = all(_is_one(*pair, there) for pair in untied) and all(_is_one(*pair, here) for pair in tied)
+    return _calls(untied, tied, like) if is_alike and all(arrays & {*pair} for pair in untied + tied) else []
+
+
+def _calls(untied: Iterable[tuple[str, str]], tied: Iterable[tuple[str, str]], like: Sequence[Fact]) -> list[str]:
+    """Return the code that takes some ties of ``like`` away, and ties others."""
+    away = {where: f".untie({', '.join(map(repr, names))})" for where, names in _by_module(untied, like).items()}
+    return [f"{where}{away.get(where, '')}.tie({_shown(names)})" for where, names in _by_module(tied, like).items()]
+
+
+def _by_module(ties: Iterable[tuple[str, str]], like: Sequence[Fact]) -> dict[str, dict[str, str]]:
+    """Return ties by the code for the module that is to have them, with names in there."""
+    containers = containers_in(like)
+    found: dict[str, dict[str, str]] = {}
+    for target, source in ties:
+        where, name = place_in(target, containers)
+        above = target.removesuffix(name)
+        if source.startswith(above):
+            found.setdefault(where, {})[name] = source.removeprefix(above)
+    return found
 
 
 def _of_packed(in_file: Sequence[Fact], in_like: Sequence[Fact], like: Sequence[Fact]) -> str:

@@ -248,8 +248,10 @@ def _listed(
     for count, name in enumerate(ordered[:_LINES]):
         if name in tied:
             given = origins.get(name, name)
-            # A mapping would take the place of a function that gives other names.
-            leave_out = f"a rename that gives None for {given!r}" if callable(rename) else f"rename={{{given!r}: None}}"
+            # What is printed takes the place of the rename that gives other names.
+            names_given = None if callable(rename) else {**(rename or {}), given: None}
+            fits = names_given is not None and len(names_given) <= _LINES
+            leave_out = f"rename={names_given}" if fits else f"a rename that gives None for {given!r}"
             lines.append(_TIED.format(name=name, source=tied[name], leave_out=leave_out))
             continue
         origin = f" (given as {origins[name]!r})" if origins.get(name, name) != name else ""

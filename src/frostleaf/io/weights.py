@@ -41,7 +41,11 @@ def load_weights(module: N, file_or_weights: Any, strict: bool, rename: Rename |
     ties = _ties_in(file_or_weights) if missing else {}
     if missing:
         weights = _with_tied(weights, given, origins, current, followed(ties, missing, rename))
-    weights = _without_tied(module, weights, current) if strict else weights
+    if weights.keys() - current.keys() and (tied := _tied_names(module)):
+        # With strict=False a source that is left out is to stay as it is.
+        left_out = set() if strict or rename is None else given.keys() - origins.values()
+        weights, origins = _at_sources(weights, origins, current.keys() - left_out, tied)
+        weights = _without_tied(weights, tied) if strict else weights
     new = {name: weights[name] for name in current if name in weights}
     for name, value in new.items():
         if not isinstance(value, mx.array):
@@ -72,7 +76,7 @@ def save_weights(module: Node, file: str | os.PathLike[str], max_shard_bytes: in
     in_shards = max_shard_bytes is not None or os.path.isdir(name) or name.endswith(os.sep)
     ending = "" if in_shards else formats.ending_of(name, ", with a slash at the end if it is to be made")
     arrays = _named_parameters(module)
-    arrays |= {target: arrays[source] for target, source in _tied_names(module).items() if source in arrays}
+    arrays |= {target: arrays[source] for target, source in _tied_names(module, of_mlx=True).items() if source in arrays}
     for parameter, array in arrays.items():
         if isinstance(array, ShapeDtypeStruct):
             raise ValueError(f"can't save {parameter}, which is a ShapeDtypeStruct and has no numbers")
@@ -190,11 +194,14 @@ def _named_parameters(module: Node) -> dict[str, mx.array]:
     return named
 
 
-def _tied_names(module: Node) -> dict[str, str]:
-    """Map the names that MLX has for arrays at several places, and the tree has not, to those that the tree has."""
+def _tied_names(module: Node, of_mlx: bool = False) -> dict[str, str]:
+    """Map the names of tied places to those that the tree has for what is there.
+
+    With ``of_mlx`` only those in modules that stand for ones of MLX, which has the arrays under both names.
+    """
     if not flat_of(module).structure.remember(has_ties):
         return {}
-    ties = tied_leaves(module, of_mlx=True)
+    ties = tied_leaves(module, of_mlx)
     return {keystr(target): keystr(source) for target, source in ties.items() if _is_saved(module, target)}
 
 
@@ -207,9 +214,25 @@ def _is_saved(tree: Any, path: Path) -> bool:
     return True
 
 
-def _without_tied(module: Node, weights: dict[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what a file of MLX has under a second name, where it is the same as under the first."""
-    ties = _tied_names(module) if weights.keys() - current.keys() else {}
+def _at_sources(
+    weights: Mapping[str, Any], origins: Mapping[str, str], wanted: Set[str], ties: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the weights, and their original names, with what is named after a tied place under the name of its source.
+
+    That is so where nothing else has the name of the source, as in a file of a model that is tied the other way round.
+    """
+    found: dict[str, str] = {}
+    for target, source in ties.items():
+        if target in weights and source in wanted and source not in weights:
+            found.setdefault(source, target)
+    moved = {*found.values()}
+    rest = {name: value for name, value in weights.items() if name not in moved}
+    places = {source: origins.get(target, target) for source, target in found.items()}
+    return rest | {source: weights[target] for source, target in found.items()}, {**origins, **places}
+
+
+def _without_tied(weights: dict[str, Any], ties: Mapping[str, str]) -> dict[str, Any]:
+    """Leave out what a file has under a second name, as those of MLX do, where it is the same as under the first."""
     same = {name for name, source in ties.items() if name in weights and source in weights and _is_same(weights, name, source)}
     return {name: value for name, value in weights.items() if name not in same}
 

@@ -35,6 +35,8 @@ PACKED_GRADIENTS = (
 )
 PACKED_NAMES = "parts of a packed model can't be selected, since its arrays are laid end to end. Train the model unpacked"
 
+_OF_THE_MODEL = "Take the gradient of the model that is updated: grads = fl.grad(loss_fn)(model, ...)"
+
 
 @attrs.frozen
 class Parameters:
@@ -140,7 +142,7 @@ def with_gradients(parameters: Parameters, grads: Any) -> tuple[Parameters, dict
         tree = model.unpack()
         if isinstance(grads, Packed):
             raise ValueError(PACKED_GRADIENTS.format(inside=describe(tree)))
-        found = flatten_up_to(tree, grads, "the gradient")
+        found = flatten_up_to(tree, grads, "the gradient", _OF_THE_MODEL)
         for name, leaf, place, gradient in zip(_names(tree), flatten(tree)[0], model.layout.places, found, strict=True):
             if place != REST:
                 _check_gradient(name, leaf, gradient)
@@ -151,7 +153,7 @@ def with_gradients(parameters: Parameters, grads: Any) -> tuple[Parameters, dict
         gradients = dict(zip(arrays, flat.leaves, strict=True))
         return with_alike(parameters, gradients), gradients
     names = parameters.flat.structure.leaf_names() if parameters.flat else _names(model)
-    named = zip(names, flatten_up_to(model, grads, "the gradient"), strict=True)
+    named = zip(names, flatten_up_to(model, grads, "the gradient", _OF_THE_MODEL), strict=True)
     gradients = {name: gradient for name, gradient in named if name in arrays}
     if are_of_kinds(gradients, tuple(arrays), parameters.kinds):
         return with_alike(parameters, gradients), gradients

@@ -9,15 +9,21 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..core.hidden import is_foreign_array
-from ..core.instance import Metadata, children_in_fields, level_of, metadata_of
+from ..core.instance import Instance, Metadata, Ties, children_in_fields, level_of, metadata_of
 from ..core.levels import Recipe, entries_of, one_level
 from ..core.shapes import LEAF
 from ..core.structure import flat_of
 from ..core.ties import taken_out
 from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, listed
+from .walk import at_path
+
+_TIE_ALIKE = (
+    "Tie the same in both{place}, .tie({{{target!r}: {source!r}}}), or in neither, .untie({target!r}): what is tied has one "
+    "value at both places"
+)
 
 
-def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
+def flatten_up_to(tree: Any, other: Any, what: str, tie_alike: str = _TIE_ALIKE) -> list[Any]:
     """Return what another tree of the same structure has for each array: a leaf, a subtree, or ``None``.
 
     Args:
@@ -25,13 +31,14 @@ def flatten_up_to(tree: Any, other: Any, what: str) -> list[Any]:
         other: A tree with the same nodes. The order of a dict's items does not matter. Static values are ignored, but where
             ``tree`` has one there may be no array.
         what: What to call ``other`` in an error.
+        tie_alike: What to write if other places are tied in it. Default: how to tie the same.
 
     Raises:
-        ValueError: If a node or ``None`` is something else in ``other``, or an array stands for a static value; the message
-            names the path.
+        ValueError: If a node or ``None`` is something else in ``other``, an array stands for a static value, or a value would
+            be lost or used twice because other places are tied; the message names the path.
     """
     found: list[Any] = []
-    _align(tree, other, _same_node, what, (), found)
+    _align(tree, other, _same_node, what, tie_alike, (), found)
     return found
 
 
@@ -45,10 +52,11 @@ def broadcast_prefix(prefix: Any, tree: Any, what: str) -> Iterator[tuple[Path, 
         what: What to call ``prefix`` in an error.
 
     Raises:
-        ValueError: If ``prefix`` has something else instead of a node; the message names the path.
+        ValueError: If ``prefix`` has something else instead of a node, or a value for one of two places alone that are tied in
+            one of the two trees; the message names the path.
     """
     found: list[Any] = []
-    _align(tree, prefix, _prefix_node, what, (), found)
+    _align(tree, prefix, _prefix_node, what, _TIE_ALIKE, (), found)
     flat = flat_of(tree, hidden=True)  # what a prefix may go with is for the caller to say
     return zip(flat.structure.leaf_paths(), flat.leaves, found, strict=True)
 
@@ -64,7 +72,13 @@ def argument(path: Path) -> str:
 
 
 def _align(
-    tree: Any, other: Any, children_of: Callable[[Any, Any, Any], Sequence[Any] | None], what: str, path: Path, found: list[Any]
+    tree: Any,
+    other: Any,
+    children_of: Callable[[Any, Any, Any], Sequence[Any] | None],
+    what: str,
+    tie_alike: str,
+    path: Path,
+    found: list[Any],
 ) -> None:
     """Append to ``found`` what ``other`` has for each array in ``tree``."""
     if isinstance(tree, LEAF):
@@ -87,13 +101,46 @@ def _align(
         mismatch = f"At {place}: {given} where there is {expected}."
         raise ValueError(f"{what} does not have the structure of the tree it goes with. {mismatch}{advice}")
     if node is not None:
+        if isinstance(tree, Instance) and isinstance(other, Instance):
+            _require_ties(tree, other, what, tie_alike, path)
         for child, value, entry in zip(node[1], values, entries_of(type(tree), node[0]), strict=True):
             if value is _NOTHING:
                 found += [None] * len(flat_of(child).leaves)
             elif type(child) is mx.array:
                 found.append(value)
             else:
-                _align(child, value, children_of, what, (*path, entry), found)
+                _align(child, value, children_of, what, tie_alike, (*path, entry), found)
+
+
+_OTHER_TIES = "{what} has other ties than the tree it goes with: {target} is tied to {source} in {which} alone. {advice}."
+
+
+def _require_ties(tree: Instance, other: Instance, what: str, tie_alike: str, path: Path) -> None:
+    """Require that what ``other`` has at two places is for two arrays of ``tree``, and what it has at one for one."""
+    ours, theirs = metadata_of(tree).ties, metadata_of(other).ties
+    if ours == theirs:
+        return
+    for which, ties, others in (("the tree", ours, dict(theirs)), (what, theirs, dict(ours))):
+        for target, source in ties:
+            is_one = others.get(target, target) == others.get(source, source)
+            value = at_path(other, target)
+            is_lost = which == what or value is not at_path(other, source)
+            if not is_one and is_lost and _is_something(value) and all(_is_compared(tree, each) for each in (target, source)):
+                names = {"target": keystr(target), "source": keystr(source)}
+                advice = tie_alike.format(place=f" at {keystr(path)!r}" if path else "", **names)
+                full = {name: keystr((*path, inside)) for name, inside in names.items()}
+                raise ValueError(_OTHER_TIES.format(what=what, which=which, advice=advice, **full))
+
+
+def _is_something(value: Any) -> bool:
+    """Return whether there is a value, or a module with arrays in it."""
+    return bool(flat_of(value, hidden=True).leaves) if isinstance(value, Instance) else value is not None
+
+
+def _is_compared(tree: Instance, path: Path) -> bool:
+    """Return whether what is at a path counts: not what a module of MLX keeps for itself, which :func:`_by_name` leaves out."""
+    definition = tree.__frostleaf__
+    return not hasattr(type(tree), "__mlx__") or path[0] in definition.parameters
 
 
 def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
@@ -123,8 +170,7 @@ def _same_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
         # A copy that is frozen, in another mode, or tied at other places has the same arrays.
         if there[0].static_key != node[0].static_key:
             return None
-        ties = node[0].ties
-        return there[1] if there[0].ties == ties else taken_out(type(tree), children_in_fields(other), ties)
+        return _children(other, node[0].ties)
     return there[1] if there[0] == node[0] and len(there[1]) == len(node[1]) else None
 
 
@@ -138,14 +184,17 @@ def _by_name(tree: Any, other: Any) -> Sequence[Any]:
     Both stand for modules of one class of MLX, whose code may set other attributes in each call, and keep more or less in its
     private containers.
     """
-    ties, definition = metadata_of(tree).ties, tree.__frostleaf__
-    children = (
-        level_of(other)[1] if metadata_of(other).ties == ties else taken_out(type(other), children_in_fields(other), ties)
-    )
-    values = dict(zip(other.__frostleaf__.children, children, strict=True))
+    definition = tree.__frostleaf__
+    values = dict(zip(other.__frostleaf__.children, _children(other, metadata_of(tree).ties), strict=True))
     own = zip(definition.children, level_of(tree)[1], strict=True)
     compared = {name for name, child in own if name in definition.parameters or isinstance(child, LEAF)}
     return [values.get(name, _NOTHING) if name in compared else _NOTHING for name in definition.children]
+
+
+def _children(node: Any, ties: Ties) -> Sequence[Any]:
+    """Return the children of a module as they would be if these were its ties."""
+    metadata, children = level_of(node)
+    return children if metadata.ties == ties else taken_out(type(node), children_in_fields(node), ties)
 
 
 def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
@@ -156,7 +205,8 @@ def _prefix_node(tree: Any, node: Any, other: Any) -> Sequence[Any] | None:
     there = one_level(other)
     if there is None or _kind(other) is not _kind(tree):
         return None
-    values = dict(zip(entries_of(type(other), there[0]), there[1], strict=True))
+    children = _children(other, node[0].ties) if isinstance(node[0], Metadata) else there[1]
+    values = dict(zip(entries_of(type(other), there[0]), children, strict=True))
     return [values[entry] for entry in entries] if values.keys() == set(entries) else None
 
 
