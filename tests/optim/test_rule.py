@@ -8,6 +8,7 @@ from optim.stacks import gradients_of
 
 import frostleaf as fl
 from frostleaf import optim
+from frostleaf.optim.crossing import advice_on_rule
 from frostleaf.optim.optimizer import NOT_A_STATE
 from frostleaf.optim.rule import DIFFERENTIATED, NOT_A_RATE, NOT_A_SCHEDULE, TRACED
 from frostleaf.optim.rules import NOT_A_PAIR
@@ -227,7 +228,8 @@ def test_the_state_of_another_rule_is_refused_though_it_looks_alike(theirs):
     }.items():
         with pytest.raises(TypeError) as raised:
             call()
-        assert str(raised.value) == NOT_A_STATE.format(optimizer="SGD", method=method, given=given)
+        advice = advice_on_rule(theirs.__name__, "SGD") if method == "adapt" else ""
+        assert str(raised.value) == NOT_A_STATE.format(optimizer="SGD", method=method, given=given) + advice
 
 
 class Halving(mlx.optimizers.Optimizer):

@@ -122,7 +122,6 @@ TIES = {"layers.1.weight": "layers.0.weight"}
 PLAIN = word_model()
 TIED = PLAIN.tie(TIES)
 REVERSED = PLAIN.tie({"layers.0.weight": "layers.1.weight"})
-AROUND_TIES = {"": lambda model: model, "m.0.": lambda model: {"m": [model, None]}}
 ALIGNED = {
     "map": lambda tree, other: fl.tree.map(lambda one, two: one + two, tree, other),
     "map_with_path": lambda tree, other: fl.tree.map_with_path(lambda path, one, two: one + two, tree, other),
@@ -130,27 +129,6 @@ ALIGNED = {
     "jvp": lambda tree, other: fl.jvp(lambda tree: sum(leaf.sum() for leaf in fl.tree.leaves(tree)), [tree], [other]),
     "vmap": lambda tree, other: fl.vmap(lambda tree: 0, in_axes=(fl.tree.map(lambda _: 0, other),))(tree),
 }
-
-
-@pytest.mark.parametrize("name", ALIGNED)
-@pytest.mark.parametrize("place", AROUND_TIES)
-@pytest.mark.parametrize("tied_first", [True, False])
-def test_a_value_for_one_of_two_places_that_are_tied_in_one_tree_alone_is_an_error(name, place, tied_first):
-    around, call = AROUND_TIES[place], ALIGNED[name]
-    one, other = map(around, (TIED, PLAIN) if tied_first else (PLAIN, TIED))
-    if name == "vmap" and tied_first:
-        call(one, other)  # both places have the same number
-        return
-    with pytest.raises(ValueError, match="has other ties than the tree it goes with") as raised:
-        call(one, other)
-    message = str(raised.value)
-    path = f"0.{place}" * (name == "vmap") or place  # which begins with the number of the argument
-    assert f"{path}layers.1.weight is tied to {path}layers.0.weight in " in message
-    assert ("in the tree alone" in message) == tied_first
-    tie, untie = re.search(r"(\.tie\(.*?\)), or in neither, (\.untie\(.*?\)):", message).groups()
-    for remedy, model in ((tie, PLAIN), (untie, TIED)):
-        mended = eval(f"model{remedy}", {"model": model})
-        call(*map(around, (TIED, mended) if model is PLAIN else (PLAIN, mended)))
 
 
 @pytest.mark.parametrize("name", ALIGNED)
@@ -180,10 +158,3 @@ def test_trees_that_lose_nothing_by_their_ties_go_together(other):
     assert fl.tree.leaves(found) == fl.tree.leaves(other)[:1] or all(
         one is two for one, two in zip(fl.tree.leaves(found), fl.tree.leaves(other), strict=False)
     )
-
-
-def test_a_module_around_says_where_to_tie():
-    inner = [fl.nn.Sequential(each) for each in (TIED, PLAIN)]
-    with pytest.raises(ValueError, match=re.escape("layers.0.layers.1.weight is tied to layers.0.layers.0.weight")) as raised:
-        fl.tree.map(max, *inner)
-    assert "Tie the same in both at 'layers.0', .tie({'layers.1.weight'" in str(raised.value)

@@ -113,8 +113,8 @@ def map(function: Callable[..., Any], tree: T, *rest: Any) -> T:
 
     Raises:
         TypeError: If the tree is in the place of the function, or the function can't take a ``None`` of ``rest``.
-        ValueError: If a tree of ``rest`` has another structure, other places that are tied (:meth:`Module.tie`), or an array
-            where the first has a static value, such as a number; the message shows where.
+        ValueError: If a tree of ``rest`` has another structure, or an array where the first has a static value, such as a
+            number; the message shows where.
 
     >>> import frostleaf as fl, mlx.core as mx
     >>> fl.tree.map(lambda a, b: (a + b).item(), {"x": mx.array(1), "n": 7}, {"x": mx.array(2), "n": 8})

@@ -17,13 +17,8 @@ from ..core.ties import taken_out
 from ..core.words import BUILD_AGAIN, Path, describe, is_defined_again, keystr, listed
 from .walk import at_path
 
-_TIE_ALIKE = (
-    "Tie the same in both{place}, .tie({{{target!r}: {source!r}}}), or in neither, .untie({target!r}): what is tied has one "
-    "value at both places"
-)
 
-
-def flatten_up_to(tree: Any, other: Any, what: str, tie_alike: str = _TIE_ALIKE) -> list[Any]:
+def flatten_up_to(tree: Any, other: Any, what: str, tie_alike: str | None = None) -> list[Any]:
     """Return what another tree of the same structure has for each array: a leaf, a subtree, or ``None``.
 
     Args:
@@ -31,11 +26,12 @@ def flatten_up_to(tree: Any, other: Any, what: str, tie_alike: str = _TIE_ALIKE)
         other: A tree with the same nodes. The order of a dict's items does not matter. Static values are ignored, but where
             ``tree`` has one there may be no array.
         what: What to call ``other`` in an error.
-        tie_alike: What to write if other places are tied in it. Default: how to tie the same.
+        tie_alike: What to write if other places are tied in it, so that a value would be lost or used twice. Default: those
+            that are tied in ``tree`` count.
 
     Raises:
-        ValueError: If a node or ``None`` is something else in ``other``, an array stands for a static value, or a value would
-            be lost or used twice because other places are tied; the message names the path.
+        ValueError: If a node or ``None`` is something else in ``other``, an array stands for a static value, or other places
+            are tied where that matters; the message names the path.
     """
     found: list[Any] = []
     _align(tree, other, _same_node, what, tie_alike, (), found)
@@ -52,11 +48,10 @@ def broadcast_prefix(prefix: Any, tree: Any, what: str) -> Iterator[tuple[Path, 
         what: What to call ``prefix`` in an error.
 
     Raises:
-        ValueError: If ``prefix`` has something else instead of a node, or a value for one of two places alone that are tied in
-            one of the two trees; the message names the path.
+        ValueError: If ``prefix`` has something else instead of a node; the message names the path.
     """
     found: list[Any] = []
-    _align(tree, prefix, _prefix_node, what, _TIE_ALIKE, (), found)
+    _align(tree, prefix, _prefix_node, what, None, (), found)
     flat = flat_of(tree, hidden=True)  # what a prefix may go with is for the caller to say
     return zip(flat.structure.leaf_paths(), flat.leaves, found, strict=True)
 
@@ -76,7 +71,7 @@ def _align(
     other: Any,
     children_of: Callable[[Any, Any, Any], Sequence[Any] | None],
     what: str,
-    tie_alike: str,
+    tie_alike: str | None,
     path: Path,
     found: list[Any],
 ) -> None:
@@ -101,7 +96,7 @@ def _align(
         mismatch = f"At {place}: {given} where there is {expected}."
         raise ValueError(f"{what} does not have the structure of the tree it goes with. {mismatch}{advice}")
     if node is not None:
-        if isinstance(tree, Instance) and isinstance(other, Instance):
+        if tie_alike is not None and isinstance(tree, Instance) and isinstance(other, Instance):
             _require_ties(tree, other, what, tie_alike, path)
         for child, value, entry in zip(node[1], values, entries_of(type(tree), node[0]), strict=True):
             if value is _NOTHING:
@@ -126,10 +121,8 @@ def _require_ties(tree: Instance, other: Instance, what: str, tie_alike: str, pa
             value = at_path(other, target)
             is_lost = which == what or value is not at_path(other, source)
             if not is_one and is_lost and _is_something(value) and all(_is_compared(tree, each) for each in (target, source)):
-                names = {"target": keystr(target), "source": keystr(source)}
-                advice = tie_alike.format(place=f" at {keystr(path)!r}" if path else "", **names)
-                full = {name: keystr((*path, inside)) for name, inside in names.items()}
-                raise ValueError(_OTHER_TIES.format(what=what, which=which, advice=advice, **full))
+                places = {"target": keystr((*path, *target)), "source": keystr((*path, *source))}
+                raise ValueError(_OTHER_TIES.format(what=what, which=which, advice=tie_alike, **places))
 
 
 def _is_something(value: Any) -> bool:
