@@ -141,9 +141,12 @@ with ThreadPoolExecutor(1) as pool:
 
 
 def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program on the CPU."""
+    """Run a program on the CPU.
+
+    What it prints is written at once, as MLX now and then ends a process that has compiled in another thread while it exits.
+    """
     program = f"import mlx.core as mx\nmx.set_default_device(mx.cpu)\n{program}\nprint('the end')"
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-u", "-c", program]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
