@@ -17,6 +17,18 @@ from frostleaf.io.sharded import INDEX
 LIKE = {"w": mx.zeros(3)}
 
 
+class Old(fl.Module):
+    encoder: fl.nn.Linear
+    head: fl.nn.Linear
+
+
+class New(fl.Module):
+    """What the other has, with another name for a layer."""
+
+    backbone: fl.nn.Linear
+    head: fl.nn.Linear
+
+
 def tree(step: int) -> dict[str, mx.array]:
     return {"w": mx.full(3, float(step))}
 

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from checkpoints import New, Old
 
 import frostleaf as fl
 
@@ -211,16 +212,6 @@ def test_a_selection_is_told_the_same(tmp_path: Path) -> None:
     text = refused({"a": Layer(mx.ones(2), 3), "b": mx.ones(4)}, like, tmp_path, where="a.**")
     assert text.endswith("as in like['a'].at('scale').set(3)")
     assert re.search(r"a\.scale \(static\): 3 in the file, 1 in like", text)
-
-
-class Old(fl.Module):
-    encoder: fl.nn.Linear
-    head: fl.nn.Linear
-
-
-class New(fl.Module):
-    backbone: fl.nn.Linear
-    head: fl.nn.Linear
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import New, Old
 
 import frostleaf as fl
-
-
-class Old(fl.Module):
-    encoder: fl.nn.Linear
-    head: fl.nn.Linear
-
-
-class New(fl.Module):
-    backbone: fl.nn.Linear
-    head: fl.nn.Linear
 
 
 class Reordered(fl.Module):
