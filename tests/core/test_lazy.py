@@ -43,6 +43,11 @@ def test_a_layer_loads_its_own_file_and_what_that_needs():
     assert not {"activations", "convolution", "pooling", "recurrent", "transformer", "normalization"} & layers
 
 
+def test_an_optimizer_and_a_compiled_step_load_nothing_of_files():
+    loaded = loaded_by("import frostleaf as fl\nfl.nn.Linear, fl.optim.AdamW(1e-3), fl.value_and_grad, fl.jit")
+    assert [name for name in loaded if name.startswith("frostleaf.io.")] == []
+
+
 def test_listing_the_names_loads_nothing():
     loaded = loaded_by("import frostleaf as fl\nassert 'Linear' in dir(fl.nn) and 'AdamW' in dir(fl.optim)")
     assert [name for name in loaded if name.startswith(("frostleaf.nn.", "frostleaf.optim."))] == []

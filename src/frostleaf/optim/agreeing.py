@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import io
 from ..core.structure import Kind, Structure, flat_of, specs_in
 from ..core.words import shape_and_dtype
-from ..io.alike import said_of_structure
 from ..transforms.agreement import Said, agreed, settled
 from ..transforms.context import setting
 from ..transforms.group import Group
@@ -66,7 +66,7 @@ class _Known:
         found = [spec for _, spec in specs_in(structure) if isinstance(spec, tuple) and issubclass(spec[0], Exchanging)]
         group: Group | None = found[0][1].static["group"] if found else None
         self.group = group if group is not None and group.size() > 1 else None
-        self._facts = said_of_structure(Structure(found[0], 0)) if self.group else {}
+        self._facts = io.alike.said_of_structure(Structure(found[0], 0)) if self.group else {}
         self._last: tuple[Any, Said] = None, {}
 
     def said_of(self, parameters: Parameters, gradients: Mapping[str, mx.array]) -> Said:
